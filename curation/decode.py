@@ -1,0 +1,380 @@
+"""Open a video safely, iterate its frames, read frames at given times: the one place that touches PyAV for reading.
+
+Time is pts times time base everywhere; nothing here divides a frame index by a frame rate.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, BinaryIO
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+from curation.config import Config
+from curation.errors import SourceError
+
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2",
+    "matroska,webm",
+    "avi",
+    "mpegts",
+    "mpeg",
+    "flv",
+    "ogg",
+    "asf",
+    "mxf",
+)
+"""FFmpeg demuxers that may open an input. No playlist, concat, network or image-sequence format is among them."""
+
+_AUDIO_CONTAINERS = ("mp3", "wav", "flac", "aac", "ac3", "aiff")
+"""Opened only to say that they hold no video."""
+
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<SMIL", b"v=0\r", b"v=0\n")
+_PLANAR_420 = ("yuv420p", "yuvj420p")
+_READ_AHEAD_BYTES = 1 << 20
+
+
+class Limits(Config):
+    """What an input may ask of us. Videos are hostile until proven otherwise."""
+
+    max_bytes: int = 64 << 30
+    max_duration_s: float = 6 * 3600
+    max_pixels: int = 8192 * 4352
+    max_streams: int = 32
+    timeout_s: float = 3600.0
+    memory_bytes: int = 4 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What the container and the first frame say. Sizes are displayed ones: rotation and pixel aspect applied."""
+
+    container: str
+    codec: str
+    pixel_format: str
+    width: int
+    height: int
+    coded_width: int
+    coded_height: int
+    rotation: int
+    """Clockwise degrees (0, 90, 180, 270) by which a decoded frame is turned to be upright."""
+    sample_aspect_ratio: Fraction
+    fps: float | None
+    """The container's average rate; None where it states none."""
+    duration_s: float | None
+    time_base: Fraction
+    audio: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One decoded frame: its place in display order, its pts in the stream's time base, and the picture."""
+
+    index: int
+    pts: int
+    picture: av.VideoFrame
+
+
+@dataclass(slots=True)
+class PacketIndex:
+    """The video packets as they passed, in decode order. `pts` is None where the container gives none."""
+
+    pts: list[int | None] = field(default_factory=list)
+    is_key: list[bool] = field(default_factory=list)
+    damaged_pts: list[int] = field(default_factory=list)
+    """Timestamps of packets that the decoder refused, and of frames it marked as corrupt."""
+    ended_early: str | None = None
+    """Why reading stopped before the end of the stream, if it did."""
+
+
+class Video:
+    """An open video. Use as a context manager; iterate `frames()` once, or `frames_between()` as often as needed.
+
+    Raises SourceError (not_video, unsupported_container, no_video_stream, too_large, too_long, decode_error).
+    """
+
+    def __init__(self, file: BinaryIO, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
+        head = file.read(4096)
+        file.seek(0)
+        self._container = _open_container(file, head)
+        try:
+            self.stream = _video_stream(self._container, self._limits)
+            self.stream.thread_count = 1
+            self.stream.codec_context.options = {"max_pixels": str(self._limits.max_pixels)}
+            self.packets = PacketIndex()
+            self._first = self._decode_first()
+            self.info = _describe(self._container, self.stream, self._first, self._limits)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Video":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._container.close()
+
+    @property
+    def codec_context(self) -> Any:
+        return self.stream.codec_context
+
+    def demux(self, start_pts: int) -> Iterator[av.Packet]:
+        """Packets in decode order from the keyframe at or before `start_pts` on. Data packets only."""
+        self._seek(start_pts)
+        for packet in self._container.demux(self.stream):
+            if packet.size:
+                yield packet
+
+    def frames(self) -> Iterator[Frame]:
+        """Every decodable frame in display order, filling `self.packets` on the way.
+
+        A packet that cannot be decoded is noted and passed over; a stream that breaks off ends the iteration,
+        with the reason in `self.packets.ended_early`.
+        """
+        self._seek(None)
+        index, last_pts = 0, None
+        for picture in self._decode_all():
+            pts = picture.pts
+            if pts is None or (last_pts is not None and pts <= last_pts):
+                continue
+            if self._too_late(pts):
+                raise SourceError("too_long", _too_long(pts * self.stream.time_base, self._limits))
+            yield Frame(index, pts, picture)
+            index, last_pts = index + 1, pts
+
+    def frames_between(self, start_pts: int, end_pts: int) -> Iterator[Frame]:
+        """Frames with start_pts <= pts < end_pts in display order; `index` counts from the first of them."""
+        for attempt in ("indexed", "from_the_start"):
+            self._seek(start_pts if attempt == "indexed" else None)
+            index = 0
+            for picture in self._decode_all(note=False):
+                if picture.pts is None or (index == 0 and picture.pts < start_pts):
+                    continue
+                if index == 0 and picture.pts > start_pts and attempt == "indexed":
+                    break  # the seek landed too late: a container index that cannot be trusted
+                if picture.pts >= end_pts:
+                    return
+                yield Frame(index, picture.pts, picture)
+                index += 1
+            else:
+                return
+
+    def _seek(self, pts: int | None) -> None:
+        if pts is not None:
+            self._container.seek(pts, stream=self.stream, backward=True, any_frame=False)
+        else:
+            start = self.stream.start_time or 0
+            with suppress(av.FFmpegError):
+                self._container.seek(min(start, 0), stream=self.stream, backward=True, any_frame=False)
+        self.stream.codec_context.flush_buffers()
+
+    def _decode_first(self) -> av.VideoFrame:
+        for picture in self._decode_all(note=False):
+            return picture
+        raise SourceError("decode_error", f"no frame of the {self.codec_context.name} stream could be decoded")
+
+    def _decode_all(self, *, note: bool = True) -> Iterator[av.VideoFrame]:
+        seen = PacketIndex()
+        if note:
+            self.packets = seen
+        packets = self._container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except (av.FFmpegError, OSError) as error:
+                seen.ended_early = f"reading stopped: {error.strerror or error}"
+                return
+            if packet is None:
+                return
+            if packet.size:
+                seen.pts.append(packet.pts)
+                seen.is_key.append(packet.is_keyframe)
+            try:
+                for picture in packet.decode():
+                    if picture.is_corrupt and picture.pts is not None:
+                        seen.damaged_pts.append(picture.pts)
+                    yield picture
+            except (av.error.InvalidDataError, av.error.UndefinedError, av.error.ArgumentError) as error:
+                stamp = packet.pts if packet.pts is not None else packet.dts
+                if stamp is not None:
+                    seen.damaged_pts.append(stamp)
+                elif not packet.size:
+                    seen.ended_early = f"the decoder failed at the end of the stream: {error.strerror}"
+
+    def _too_late(self, pts: int) -> bool:
+        elapsed = (pts - (self.stream.start_time or 0)) * self.stream.time_base
+        return bool(elapsed > self._limits.max_duration_s)
+
+
+def _open_container(file: BinaryIO, head: bytes) -> Any:
+    if not head:
+        raise SourceError("empty", "the file holds no bytes")
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLISTS):
+        raise SourceError("unsupported_container", "this is a playlist or a list of other files, not a video")
+    options = {"format_whitelist": ",".join((*CONTAINERS, *_AUDIO_CONTAINERS)), "protocol_whitelist": "none"}
+    try:
+        return av.open(file, options=options, buffer_size=_READ_AHEAD_BYTES, metadata_errors="replace")
+    except av.error.ArgumentError as error:
+        allowed = ", ".join(name.split(",")[0] for name in CONTAINERS)
+        raise SourceError(
+            "unsupported_container", f"FFmpeg takes it for a format that is not allowed ({allowed} are)"
+        ) from error
+    except (av.FFmpegError, OSError, ValueError) as error:
+        if _looks_like_media(head):
+            raise SourceError(
+                "decode_error", f"the container is damaged or cut short, its index cannot be read ({error})"
+            ) from error
+        raise SourceError("not_video", "the content is no media file that FFmpeg recognises") from error
+
+
+def _looks_like_media(head: bytes) -> bool:
+    return (
+        head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide")
+        or head[:4] == b"\x1aE\xdf\xa3"
+        or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
+        or head[:3] == b"FLV"
+        or head[:4] == b"OggS"
+        or (head[0] == 0x47 and head[188:189] == b"\x47")
+    )
+
+
+def _video_stream(container: Any, limits: Limits) -> Any:
+    if len(container.streams) > limits.max_streams:
+        raise SourceError("too_large", f"{len(container.streams)} streams, at most {limits.max_streams} are allowed")
+    still = av.stream.Disposition.attached_pic
+    streams = [s for s in container.streams.video if not s.disposition & still]
+    if not streams:
+        kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+        raise SourceError("no_video_stream", f"the file holds {kinds} but no video stream")
+    stream = max(streams, key=lambda s: bool(s.disposition & av.stream.Disposition.default))
+    context = stream.codec_context
+    if context is None:
+        raise SourceError("decode_error", "the video stream uses a codec that this build of FFmpeg does not know")
+    if context.width * context.height > limits.max_pixels:
+        raise SourceError(
+            "too_large",
+            f"frames of {context.width}x{context.height} pixels, at most {limits.max_pixels:,} pixels are allowed",
+        )
+    return stream
+
+
+def _describe(container: Any, stream: Any, first: av.VideoFrame, limits: Limits) -> VideoInfo:
+    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    if not Fraction(1, 10) <= aspect <= 10:
+        aspect = Fraction(1)
+    rotation = -round(first.rotation / 90) * 90 % 360
+    width, height = max(1, round(first.width * aspect)), first.height
+    if rotation in (90, 270):
+        width, height = height, width
+    duration_s = None
+    if stream.duration is not None:
+        duration_s = float(stream.duration * stream.time_base)
+    elif container.duration is not None:
+        duration_s = container.duration / av.time_base
+    if duration_s is not None and duration_s > limits.max_duration_s:
+        raise SourceError("too_long", _too_long(duration_s, limits))
+    return VideoInfo(
+        container=container.format.name,
+        codec=stream.codec_context.codec.canonical_name,
+        pixel_format=stream.codec_context.pix_fmt or first.format.name,
+        width=width,
+        height=height,
+        coded_width=first.width,
+        coded_height=first.height,
+        rotation=rotation,
+        sample_aspect_ratio=aspect,
+        fps=float(stream.average_rate) if stream.average_rate else None,
+        duration_s=duration_s,
+        time_base=stream.time_base,
+        audio=bool(container.streams.audio),
+    )
+
+
+def _too_long(seconds: Fraction | float, limits: Limits) -> str:
+    return f"{float(seconds):.0f} s of video, at most {limits.max_duration_s:.0f} s are allowed"
+
+
+def even_size(width: int, height: int, *, long_side_px: int) -> tuple[int, int]:
+    """(width, height) shrunk so that the longer side is at most `long_side_px`; even numbers, never enlarged."""
+    scale = min(1.0, long_side_px / max(width, height))
+    return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
+
+
+class Shrinker:
+    """Makes small pictures out of decoded frames, reading the planes directly where the layout allows.
+
+    8-bit 4:2:0 frames are resized plane by plane (a few times cheaper than a full colour conversion); every other
+    pixel format goes through swscale once, at the small size.
+    """
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def i420(self, picture: av.VideoFrame, width: int, height: int) -> list[NDArray[np.uint8]]:
+        """Planes Y (height, width), U and V (height / 2, width / 2), uint8, in coded orientation."""
+        if picture.format.name not in _PLANAR_420:
+            picture = self._resized(picture, width, height)
+        sizes = ((width, height), (width // 2, height // 2), (width // 2, height // 2))
+        return [cv2.resize(_plane(picture, i), size, interpolation=cv2.INTER_LINEAR) for i, size in enumerate(sizes)]
+
+    def small_bgr(self, picture: av.VideoFrame, *, long_side_px: int = 160) -> NDArray[np.uint8]:
+        """(height, width, 3) uint8 BGR in coded orientation, for cut detection: cheap rather than exact in colour."""
+        width, height = even_size(picture.width, picture.height, long_side_px=long_side_px)
+        if picture.format.name not in _PLANAR_420:
+            picture = self._resized(picture, width, height)
+        planes = [cv2.resize(_plane(picture, i), (width, height), interpolation=cv2.INTER_LINEAR) for i in range(3)]
+        return cv2.cvtColor(cv2.merge(planes), cv2.COLOR_YUV2BGR)  # type: ignore[return-value]
+
+    def upright_bgr(self, picture: av.VideoFrame, info: VideoInfo, *, long_side_px: int) -> NDArray[np.uint8]:
+        """(height, width, 3) uint8 BGR as displayed: turned upright, square pixels, matrix and range respected."""
+        width, height = even_size(info.width, info.height, long_side_px=long_side_px)
+        if info.rotation in (90, 270):
+            width, height = height, width
+        planes = self.i420(picture, width, height)
+        small = av.VideoFrame.from_ndarray(
+            np.concatenate([p.reshape(-1) for p in planes]).reshape(height * 3 // 2, width), "yuv420p"
+        )
+        small.colorspace, small.color_range = _color(picture, info)
+        bgr = self._reformatter.reformat(
+            small,
+            format="bgr24",
+            src_colorspace=small.colorspace,
+            src_color_range=small.color_range,
+            threads=1,
+        ).to_ndarray()
+        return turn_upright(bgr, info.rotation)
+
+    def _resized(self, picture: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
+        return self._reformatter.reformat(
+            picture, width, height, "yuv420p", interpolation=Interpolation.BILINEAR, threads=1
+        )
+
+
+def turn_upright(image_HWC: NDArray[np.uint8], rotation: int) -> NDArray[np.uint8]:
+    """Turn a decoded picture clockwise by `rotation` degrees (0, 90, 180, 270)."""
+    turns = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+    return cv2.rotate(image_HWC, turns[rotation]) if rotation else image_HWC  # type: ignore[return-value]
+
+
+def _color(picture: av.VideoFrame, info: VideoInfo) -> tuple[int, int]:
+    """Matrix and range; where the stream is silent, BT.709 from 720 lines on and BT.601 below, limited range."""
+    unspecified_matrix, bt709, bt601 = 2, 1, 5
+    matrix = int(picture.colorspace)
+    if matrix == unspecified_matrix:
+        matrix = bt709 if min(info.width, info.height) >= 720 else bt601
+    full = picture.format.name.startswith("yuvj") or int(picture.color_range) == 2
+    return matrix, 2 if full else 1
+
+
+def _plane(picture: av.VideoFrame, i: int) -> NDArray[np.uint8]:
+    plane = picture.planes[i]
+    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]

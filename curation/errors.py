@@ -1,0 +1,39 @@
+"""The two kinds of failure: a source that cannot be used (a row with its reason), and a user's mistake."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+ERROR_KINDS: Mapping[str, str] = MappingProxyType(
+    {
+        "missing": "nothing is at this address",
+        "unreadable": "it is there but cannot be read (permission, a folder, a failing store)",
+        "empty": "the file holds no bytes, or its video stream no frame",
+        "not_video": "the content is no media file that can be recognised",
+        "no_video_stream": "a media file without a moving picture (audio only, cover art)",
+        "unsupported_container": "a container or playlist format that is not on the allow-list",
+        "too_large": "more bytes, pixels or streams than the limits allow",
+        "too_long": "longer than the limits allow",
+        "decode_error": "the decoder could read no usable footage",
+        "timeout": "the scan did not finish within its time limit",
+        "out_of_memory": "the scan needed more than its memory limit",
+        "crashed": "native code took the scanning process down",
+    }
+)
+"""Every value `error_kind` can have, and what it means."""
+
+
+class SourceError(Exception):
+    """A source that cannot be curated. Becomes one rejected row in `sources`, never the end of a run."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        assert kind in ERROR_KINDS, kind
+        super().__init__(kind, message)
+        self.kind = kind
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
+
+
+class UserError(ValueError):
+    """A request that cannot be carried out; the message says what came, what was expected, what to do."""

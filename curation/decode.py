@@ -39,6 +39,10 @@ _PLANAR_420 = ("yuv420p", "yuvj420p")
 _READ_AHEAD_BYTES = 1 << 20
 
 
+Image = NDArray[Any]
+"""uint8 pixels, (height, width) or (height, width, 3); what the three channels are is said where it is made."""
+
+
 class Limits(Config):
     """What an input may ask of us. Videos are hostile until proven otherwise."""
 
@@ -319,22 +323,35 @@ class Shrinker:
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
 
-    def i420(self, picture: av.VideoFrame, width: int, height: int) -> list[NDArray[np.uint8]]:
+    def i420(self, picture: av.VideoFrame, width: int, height: int) -> list[Image]:
         """Planes Y (height, width), U and V (height / 2, width / 2), uint8, in coded orientation."""
         if picture.format.name not in _PLANAR_420:
             picture = self._resized(picture, width, height)
         sizes = ((width, height), (width // 2, height // 2), (width // 2, height // 2))
         return [cv2.resize(_plane(picture, i), size, interpolation=cv2.INTER_LINEAR) for i, size in enumerate(sizes)]
 
-    def small_bgr(self, picture: av.VideoFrame, *, long_side_px: int = 160) -> NDArray[np.uint8]:
+    def small_bgr(self, picture: av.VideoFrame, *, long_side_px: int = 160) -> Image:
         """(height, width, 3) uint8 BGR in coded orientation, for cut detection: cheap rather than exact in colour."""
         width, height = even_size(picture.width, picture.height, long_side_px=long_side_px)
         if picture.format.name not in _PLANAR_420:
             picture = self._resized(picture, width, height)
         planes = [cv2.resize(_plane(picture, i), (width, height), interpolation=cv2.INTER_LINEAR) for i in range(3)]
-        return cv2.cvtColor(cv2.merge(planes), cv2.COLOR_YUV2BGR)  # type: ignore[return-value]
+        return cv2.cvtColor(cv2.merge(planes), cv2.COLOR_YUV2BGR)
 
-    def upright_bgr(self, picture: av.VideoFrame, info: VideoInfo, *, long_side_px: int) -> NDArray[np.uint8]:
+    def luma(self, picture: av.VideoFrame, info: VideoInfo, *, short_side_px: int) -> Image:
+        """(height, width) uint8 luma with square pixels, in coded orientation, properly filtered: for optical flow."""
+        width, height = (info.height, info.width) if info.rotation in (90, 270) else (info.width, info.height)
+        scale = short_side_px / min(width, height)
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        if picture.format.name not in _PLANAR_420:
+            picture = self._resized(picture, 2 * size[0], 2 * size[1])
+        luma = _plane(picture, 0)
+        # Area averaging by a whole factor is several times cheaper than by a broken one, so go there in two steps.
+        factor = 3 if min(luma.shape) >= 3 * short_side_px else 1
+        luma = cv2.resize(luma, (size[0] * factor, size[1] * factor), interpolation=cv2.INTER_LINEAR)
+        return cv2.resize(luma, size, interpolation=cv2.INTER_AREA)
+
+    def upright_bgr(self, picture: av.VideoFrame, info: VideoInfo, *, long_side_px: int) -> Image:
         """(height, width, 3) uint8 BGR as displayed: turned upright, square pixels, matrix and range respected."""
         width, height = even_size(info.width, info.height, long_side_px=long_side_px)
         if info.rotation in (90, 270):
@@ -359,10 +376,10 @@ class Shrinker:
         )
 
 
-def turn_upright(image_HWC: NDArray[np.uint8], rotation: int) -> NDArray[np.uint8]:
+def turn_upright(image_HWC: Image, rotation: int) -> Image:
     """Turn a decoded picture clockwise by `rotation` degrees (0, 90, 180, 270)."""
     turns = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
-    return cv2.rotate(image_HWC, turns[rotation]) if rotation else image_HWC  # type: ignore[return-value]
+    return cv2.rotate(image_HWC, turns[rotation]) if rotation else image_HWC
 
 
 def _color(picture: av.VideoFrame, info: VideoInfo) -> tuple[int, int]:
@@ -375,6 +392,6 @@ def _color(picture: av.VideoFrame, info: VideoInfo) -> tuple[int, int]:
     return matrix, 2 if full else 1
 
 
-def _plane(picture: av.VideoFrame, i: int) -> NDArray[np.uint8]:
+def _plane(picture: av.VideoFrame, i: int) -> Image:
     plane = picture.planes[i]
-    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+    return np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]

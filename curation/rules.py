@@ -1,0 +1,149 @@
+"""Selection rules as a person writes them: bounds per column, by value or by percentile, and one SQL condition.
+
+Percentages drop the worst share of the clips that have the score, as the paper does (3.3, App. E.2.2).
+"""
+
+import re
+from collections.abc import Hashable
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AllowInfNan, Field, Strict, ValidationError, field_validator, model_validator
+
+from curation import storage
+from curation.config import Config, unknown_name
+from curation.errors import UserError
+
+_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+
+_Number = Annotated[float, Strict(), AllowInfNan(False)]
+
+
+class Rule(Config):
+    """Bounds on one column; a clip stays when it passes all of them. A clip on a bound stays."""
+
+    drop_lowest: str | None = None
+    """A percentage, such as "25%": of the clips that have the score, that share with the lowest goes."""
+    drop_highest: str | None = None
+    """A percentage, such as "25%": of the clips that have the score, that share with the highest goes."""
+    min: _Number | None = None
+    max: _Number | None = None
+    unscored: Literal["drop", "keep"] = "drop"
+    """What becomes of clips without the score."""
+
+    @field_validator("drop_lowest", "drop_highest", mode="before")
+    @classmethod
+    def _is_percentage(cls, value: Any) -> Any:
+        if value is None:
+            return value
+        found = _PERCENT.fullmatch(value) if isinstance(value, str) else None
+        if not found or float(found[1]) >= 100:
+            raise ValueError(f"expected a percentage from 0% to below 100%, such as '25%', came {value!r}")
+        return f"{found[1]}%"
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> "Rule":
+        if not self.bounds():
+            raise ValueError("this rule asks for nothing: give drop_lowest, drop_highest, min or max")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}: no clip can pass")
+        if share(self.drop_lowest or "0%") + share(self.drop_highest or "0%") >= 1:
+            raise ValueError(
+                f"drop_lowest {self.drop_lowest} and drop_highest {self.drop_highest} together leave no clip"
+            )
+        return self
+
+    def bounds(self) -> dict[str, str | float]:
+        """The bounds that are given, by name: percentages as text, values as numbers."""
+        names = ("drop_lowest", "drop_highest", "min", "max")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def ranks(self) -> bool:
+        """Whether a bound depends on the other clips."""
+        return self.drop_lowest is not None or self.drop_highest is not None
+
+
+class Rules(Config):
+    """A named set of rules. Their order changes the funnel, never which clips are chosen."""
+
+    name: str
+    rules: dict[str, Rule] = Field(default_factory=dict)
+    where: str | None = None
+    """An SQL condition on the joined view; a clip for which it is unknown (null) counts as unscored and goes."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_file_name(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"a name is made of letters, digits, '-' and '_', came {name!r}")
+        return name
+
+    def named(self, name: str) -> "Rules":
+        """The same rules under another name. Raises UserError for a name that cannot be a file's."""
+        return parse_rules({**self.as_given(), "name": name}, origin="--name")
+
+    def as_given(self) -> dict[str, Any]:
+        """What was asked for, as plain values without defaults: what a rules file would hold."""
+        return self.model_dump(exclude_defaults=True)
+
+
+def share(percentage: str) -> Fraction:
+    """A checked percentage as an exact share: "12.5%" is 1/8."""
+    return Fraction(percentage.rstrip("%")) / 100
+
+
+def load_rules(source: str, presets: Path | None = None) -> Rules:
+    """Rules from a YAML file (any address that fsspec knows), or by the name of a preset in the folder `presets`.
+
+    Without a `name` inside, the file's own name is taken. Raises UserError that says what is wrong and where.
+    """
+    if "/" not in source and not source.endswith((".yaml", ".yml")):
+        known = sorted(file.stem for file in presets.glob("*.yaml")) if presets else []
+        if presets is None or source not in known:
+            raise UserError(unknown_name("preset", source, known))
+        source = str(presets / f"{source}.yaml")
+    fs, path = storage.filesystem(source)
+    try:
+        text = storage.read_bytes(fs, path).decode()
+        values = yaml.load(text, Loader=_UniqueKeys)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {source}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{source} is no valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{source} should hold name, rules and where, came {type(values).__name__}")
+    return parse_rules({"name": Path(path).stem, **values}, origin=source)
+
+
+def parse_rules(values: dict[str, Any], *, origin: str) -> Rules:
+    """Rules from plain values. Raises UserError with one line per mistake, each led by its place."""
+    try:
+        return Rules.model_validate(values)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in mistake['loc']) or 'rules'}: {_sentence(mistake['msg'])}"
+            for mistake in error.errors()
+        ]
+        raise UserError(f"{origin}: " + "\n  ".join(lines)) from error
+
+
+def _sentence(message: str) -> str:
+    return message.removeprefix("Value error, ")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Plain YAML in which the same key twice is a mistake, not a silent choice of the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is there twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)

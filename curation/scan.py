@@ -1,0 +1,314 @@
+"""The one pass over a source: its cuts, its motion, and the pictures that every other scorer looks at.
+
+Each frame is decoded once. Pictures are kept at most a quarter of a second apart until the clips are known, so no
+second pass is needed to get the first, middle and last frame of each.
+"""
+
+import tempfile
+import time
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from curation.config import Config
+from curation.cuts import CutConfig, CutDetector, Transition
+from curation.decode import Frame, Image, Limits, PacketIndex, Shrinker, Video, VideoInfo
+from curation.errors import SourceError
+from curation.motion import MotionConfig, MotionMeter
+from curation.sources import Source, open_source
+from curation.spans import COPY_CODECS, COPY_CONTAINERS, Span, SpanConfig, SpanPlan, Timeline, plan_spans
+
+_SPOOL_IN_MEMORY_BYTES = 32 << 20
+_JPEG_QUALITY = 92
+
+
+class ScanConfig(Config):
+    """Settings of the scan, each owned by the module that uses it."""
+
+    cuts: CutConfig = Field(default_factory=CutConfig)
+    spans: SpanConfig = Field(default_factory=SpanConfig)
+    motion: MotionConfig = Field(default_factory=MotionConfig)
+    limits: Limits = Field(default_factory=Limits)
+    picture_long_side_px: int = 640
+    picture_spacing_s: float = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """What one pass found: a `sources` row; per clip a `clips` row and three JPEG pictures (first, middle, last)."""
+
+    source: dict[str, Any]
+    clips: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[tuple[bytes, ...]] = field(default_factory=list)
+
+
+def scan(source: Source, config: ScanConfig | None = None) -> Scan:
+    """Decode a source once and describe it.
+
+    Raises SourceError where nothing of it can be used. Runs native code on untrusted bytes: call it through
+    `curation.isolation.Isolated` unless the file is your own.
+    """
+    config = config or ScanConfig()
+    started_s = time.process_time()
+    if source.error is not None:
+        raise source.error
+    if source.size_bytes is not None and source.size_bytes > config.limits.max_bytes:
+        raise SourceError("too_large", f"{source.size_bytes:,} bytes, at most {config.limits.max_bytes:,} are allowed")
+    with open_source(source.uri) as file, _PictureSpool() as spool, Video(file, config.limits) as video:
+        one_pass = _OnePass(video, config, spool)
+        result = one_pass.describe(source)
+    result.source["scan_cpu_s"] = time.process_time() - started_s
+    return result
+
+
+def rejected(source: Source, error: SourceError) -> Scan:
+    """The scan of a source that could not be scanned: one row that says why."""
+    row = _identity(source) | {"status": "rejected", "error_kind": error.kind, "error": error.message, "clips": 0}
+    return Scan(source=row)
+
+
+class _OnePass:
+    """Runs all that looks at every frame, then turns what they say into rows."""
+
+    def __init__(self, video: Video, config: ScanConfig, spool: "_PictureSpool") -> None:
+        self._video, self._config, self._spool = video, config, spool
+        self._shrinker = Shrinker()
+        self._cuts = CutDetector(config.cuts)
+        self._motion = MotionMeter(config.motion)
+        self._frame_pts: list[int] = []
+        self._key_pts: list[int] = []
+        self._last_duration = 0
+        for frame in video.frames():
+            self._look_at(frame)
+        if not self._frame_pts:
+            raise SourceError("decode_error", "the stream has no frame with a timestamp")
+
+    def _look_at(self, frame: Frame) -> None:
+        time_base, picture = self._video.info.time_base, frame.picture
+        time_s = float(frame.pts * time_base)
+        self._cuts.push(frame.index, frame.pts, time_s, self._shrinker.small_bgr(picture))
+        if self._motion.wants(time_s):
+            luma = self._shrinker.luma(picture, self._video.info, short_side_px=self._config.motion.short_side_px)
+            self._motion.push(frame.pts, time_s, luma)
+        interval_s = float((frame.pts - self._frame_pts[-1]) * time_base) if self._frame_pts else 0.0
+        if self._spool.due(time_s, interval_s, self._config.picture_spacing_s):
+            long_side_px = self._config.picture_long_side_px
+            bgr = self._shrinker.upright_bgr(picture, self._video.info, long_side_px=long_side_px)
+            self._spool.add(frame.pts, time_s, bgr)
+        if picture.key_frame:
+            self._key_pts.append(frame.pts)
+        self._frame_pts.append(frame.pts)
+        self._last_duration = picture.duration or 0
+
+    def describe(self, source: Source) -> Scan:
+        info, packets = self._video.info, self._video.packets
+        timeline = self._timeline()
+        damage = _damage(timeline, packets)
+        transitions = _merge(self._cuts.finish(), damage)
+        plan = plan_spans(timeline, transitions, self._config.spans)
+        row = _identity(source) | _source_columns(info, timeline, packets, plan)
+        row["note"] = _note(info, timeline, packets, plan, self._config.spans)
+        row["transitions"] = [
+            {
+                "kind": t.kind,
+                "start_frame": t.start_frame,
+                "end_frame": t.end_frame,
+                "start_s": float(t.start_pts * timeline.time_base),
+                "end_s": float(t.end_pts * timeline.time_base),
+            }
+            for t in transitions
+        ]
+        clips, pictures = [], []
+        for span in plan.spans:
+            clip = _clip_columns(source, info, timeline, span)
+            clip["motion"], clip["motion_error"] = self._motion.between(span.start_pts, span.end_pts)
+            clip["picture_pts"], jpegs = self._spool.first_middle_last(span.start_pts, span.end_pts)
+            clips.append(clip)
+            pictures.append(jpegs)
+        return Scan(source=row, clips=clips, pictures=pictures)
+
+    def _timeline(self) -> Timeline:
+        info, packets = self._video.info, self._video.packets
+        frame_pts = np.array(self._frame_pts, np.int64)
+        duration = self._last_duration or (int(np.median(np.diff(frame_pts))) if len(frame_pts) > 1 else 1)
+        stamped = [pts for pts in packets.pts if pts is not None]
+        complete = len(stamped) == len(packets.pts)
+        flagged = {pts for pts, key in zip(packets.pts, packets.is_key, strict=True) if key}
+        return Timeline(
+            time_base=info.time_base,
+            frame_pts=frame_pts,
+            end_pts=int(frame_pts[-1]) + duration,
+            key_pts=np.array([pts for pts in self._key_pts if pts in flagged], np.int64),
+            packet_pts=np.array(stamped if complete else [], np.int64),
+            copyable=complete and info.container in COPY_CONTAINERS and info.codec in COPY_CODECS,
+        )
+
+
+class _PictureSpool:
+    """Candidate pictures as JPEG, in memory while they are few and in a temporary file when a shot goes on and on."""
+
+    def __init__(self) -> None:
+        self._file: BinaryIO = tempfile.SpooledTemporaryFile(_SPOOL_IN_MEMORY_BYTES)  # type: ignore[assignment] # noqa: SIM115
+        self._pts: list[int] = []
+        self._ends: list[int] = [0]
+        self._last_s = float("-inf")
+
+    def __enter__(self) -> "_PictureSpool":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+    def due(self, time_s: float, interval_s: float, spacing_s: float) -> bool:
+        """Whether waiting for the next frame would leave a gap of more than `spacing_s`."""
+        return time_s + interval_s - self._last_s > spacing_s + 1e-6
+
+    def add(self, pts: int, time_s: float, picture_HWC: Image) -> None:
+        _, jpeg = cv2.imencode(".jpg", picture_HWC, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+        self._file.write(jpeg.tobytes())
+        self._pts.append(pts)
+        self._ends.append(self._ends[-1] + len(jpeg))
+        self._last_s = time_s
+
+    def first_middle_last(self, start_pts: int, end_pts: int) -> tuple[list[int], tuple[bytes, ...]]:
+        """pts and JPEG bytes of the pictures nearest to the start, the middle and the end of a clip, within it."""
+        low, high = np.searchsorted(self._pts, (start_pts, end_pts))
+        if low == high:
+            return [], ()
+        inside = np.array(self._pts[low:high])
+        middle = low + int(np.argmin(np.abs(inside - (start_pts + end_pts) / 2)))
+        chosen = [int(low), middle, int(high) - 1]
+        return [self._pts[i] for i in chosen], tuple(self._read(i) for i in chosen)
+
+    def _read(self, i: int) -> bytes:
+        self._file.seek(self._ends[i])
+        return self._file.read(self._ends[i + 1] - self._ends[i])
+
+
+def _damage(timeline: Timeline, packets: PacketIndex) -> list[Transition]:
+    """What cannot be trusted: from the last frame decoded before a bad packet to the next keyframe."""
+    stretches = []
+    decode_order = [pts for pts in packets.pts if pts is not None]
+    for bad in sorted(set(packets.damaged_pts)):
+        place = decode_order.index(bad) if bad in decode_order else len(decode_order)
+        before = [pts for pts in decode_order[:place] if pts < bad]
+        start = timeline.frame_at(max(before) + 1) if before else 0
+        later_keys = timeline.key_pts[timeline.key_pts > bad]
+        end = timeline.frame_at(int(later_keys[0])) if len(later_keys) else len(timeline.frame_pts)
+        stretches.append((start, end))
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(stretches):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return [
+        Transition(
+            kind="damage", start_frame=a, end_frame=b, start_pts=timeline.bound_pts(a), end_pts=timeline.bound_pts(b)
+        )
+        for a, b in merged
+    ]
+
+
+def _merge(cuts: list[Transition], damage: list[Transition]) -> list[Transition]:
+    """Both in order; a cut seen inside a damaged stretch is an effect of the damage."""
+
+    def overlaps(cut: Transition) -> bool:
+        return any(d.start_frame <= cut.end_frame and cut.start_frame <= d.end_frame for d in damage)
+
+    return sorted([c for c in cuts if not overlaps(c)] + damage, key=lambda t: (t.start_frame, t.end_frame))
+
+
+def _identity(source: Source) -> dict[str, Any]:
+    return {
+        "source_id": source.source_id,
+        "uri": source.uri,
+        "size_bytes": source.size_bytes,
+        "mark": source.mark,
+        "error_kind": None,
+        "error": None,
+    }
+
+
+def _source_columns(info: VideoInfo, timeline: Timeline, packets: PacketIndex, plan: SpanPlan) -> dict[str, Any]:
+    fps, variable = _frame_rate(timeline, 0, len(timeline.frame_pts))
+    return {
+        "container": info.container,
+        "codec": info.codec,
+        "pixel_format": info.pixel_format,
+        "width": info.width,
+        "height": info.height,
+        "rotation": info.rotation,
+        "fps": fps,
+        "variable_fps": variable,
+        "duration_s": timeline.seconds(0, len(timeline.frame_pts)),
+        "start_s": float(timeline.bound_pts(0) * timeline.time_base),
+        "frames": len(timeline.frame_pts),
+        "keyframes": len(timeline.key_pts),
+        "audio": info.audio,
+        "status": "ok",
+        "clips": len(plan.spans),
+        "clip_s": plan.clip_s,
+        "lost_transition_s": plan.lost_transition_s,
+        "lost_short_s": plan.lost_short_s,
+        "lost_keyframe_s": plan.lost_keyframe_s,
+        "lost_damage_s": plan.lost_damage_s,
+    }
+
+
+def _clip_columns(source: Source, info: VideoInfo, timeline: Timeline, span: Span) -> dict[str, Any]:
+    fps, variable = _frame_rate(timeline, span.start_frame, span.start_frame + span.frames)
+    base = timeline.time_base
+    bounds = ("cut_start", "cut_end", "start", "end")
+    return {
+        "clip_id": f"{source.source_id}-{span.start_pts}-{span.end_pts}".replace("--", "-m"),
+        "source_id": source.source_id,
+        "uri": source.uri,
+        "take": span.take,
+        "time_base_num": base.numerator,
+        "time_base_den": base.denominator,
+        **{f"{bound}_pts": getattr(span, f"{bound}_pts") for bound in bounds},
+        **{f"{bound}_s": float(getattr(span, f"{bound}_pts") * base) for bound in bounds},
+        "duration_s": float((span.end_pts - span.start_pts) * base),
+        "start_frame": span.start_frame,
+        "frames": span.frames,
+        "fps": fps,
+        "variable_fps": variable,
+        "width": info.width,
+        "height": info.height,
+        "codec": info.codec,
+        "captions": [{"source": "list", "text": caption} for caption in source.captions],
+    }
+
+
+def _frame_rate(timeline: Timeline, first: int, last: int) -> tuple[float | None, bool]:
+    """(frames - 1) / (last pts - first pts), and whether more than 1 % of the intervals stray from the median."""
+    intervals: NDArray[np.int64] = np.diff(timeline.frame_pts[first:last])
+    if not len(intervals):
+        return None, False
+    fps = len(intervals) / float(int(intervals.sum()) * timeline.time_base)
+    median = float(np.median(intervals))
+    stray = np.abs(intervals - median) > max(1.5, 0.1 * median)  # 1.5 ticks: rounding to a coarse time base
+    return fps, bool(stray.mean() > 0.01)
+
+
+def _note(info: VideoInfo, timeline: Timeline, packets: PacketIndex, plan: SpanPlan, config: SpanConfig) -> str | None:
+    """What a reader should know of a source that is ok but not whole, or that gave no clip."""
+    notes = []
+    if packets.damaged_pts:
+        notes.append(f"{len(set(packets.damaged_pts))} damaged packets or frames were left out")
+    decoded_s = timeline.seconds(0, len(timeline.frame_pts))
+    if packets.ended_early or (info.duration_s is not None and decoded_s < info.duration_s - 1):
+        promised = f" of the {info.duration_s:.1f} s it promises" if info.duration_s else ""
+        reason = f" ({packets.ended_early})" if packets.ended_early else ""
+        notes.append(f"only {decoded_s:.1f} s{promised} could be read{reason}")
+    if not plan.spans:
+        why = f"no shot gives a clip of {config.min_s:g} s"
+        if config.take == "copy" and plan.lost_keyframe_s:
+            why += " that starts on a keyframe and can be copied"
+        notes.append(why)
+    return "; ".join(notes) or None

@@ -1,0 +1,144 @@
+"""On-screen text: share of the frame covered by detected text boxes (paper 3.1 and App. C, with CRAFT there).
+
+The detector is PP-OCR's, through rapidocr, alone: what the text says does not matter here.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from shapely import Polygon, box, union_all
+
+from curation.columns import column
+from curation.config import Config
+from curation.decode import Image
+from curation.scores.base import ClipView
+
+
+class TextConfig(Config):
+    """Settings of the text detector."""
+
+    long_side_px: int = 640
+    min_confidence: float = 0.6
+    giant_share: float = 0.25
+    """A box whose shorter side exceeds this share of the frame's has to be confirmed at half scale."""
+    giant_confidence: float = 0.8
+    giant_overlap: float = 0.7
+
+
+class TextArea:
+    """Scorer `text_area`: union of the text boxes over the frame's area, for each of three frames, and the largest.
+
+    PP-OCR has a trap: on many frames without text it takes the whole picture, or its most salient object, for one
+    giant letter. Real giant text comes out the same when the picture is shown at half size on a canvas of the same
+    size; these phantoms do not.
+    """
+
+    name = "text_area"
+    columns = (
+        column(
+            "text_area",
+            pa.float32(),
+            "share of the frame covered by text boxes, the largest of three frames; 0 is no text",
+            unit="share, 0 to 1",
+            better="lower",
+        ),
+        column(
+            "text_area_frames",
+            pa.list_(pa.float32()),
+            "the same share in the first, middle and last frame",
+            unit="share, 0 to 1",
+        ),
+        column("text_area_error", pa.string(), "why text_area is null"),
+    )
+
+    def __init__(self, config: TextConfig | None = None) -> None:
+        self._config = config or TextConfig()
+        self._engine: Any = None
+
+    def load(self, device: str = "cpu") -> None:
+        """Load the detector that comes inside rapidocr's wheel; it runs on the CPU whatever `device` says."""
+        from rapidocr import RapidOCR
+
+        one_thread = {f"EngineConfig.onnxruntime.{kind}_op_num_threads": 1 for kind in ("intra", "inter")}
+        self._engine = RapidOCR(
+            params={
+                "Global.use_cls": False,
+                "Global.use_rec": False,
+                "Global.log_level": "error",
+                "Global.use_vertical_padding": False,
+                "Det.limit_type": "max",
+                "Det.limit_side_len": self._config.long_side_px,
+                "Det.box_thresh": self._config.min_confidence,
+                **one_thread,
+            }
+        )
+
+    def score(self, batch: Sequence[ClipView]) -> list[dict[str, Any]]:
+        """Columns text_area, text_area_frames, text_area_error per clip."""
+        return [self._score_clip(clip) for clip in batch]
+
+    def _score_clip(self, clip: ClipView) -> dict[str, Any]:
+        try:
+            areas = [self.area(picture) for picture in clip.pictures]
+        except Exception as error:  # a detector that fails on one clip must not end the batch
+            return {"text_area": None, "text_area_frames": None, "text_area_error": f"{type(error).__name__}: {error}"}
+        if not areas:
+            return {"text_area": None, "text_area_frames": None, "text_area_error": "the clip has no pictures"}
+        return {"text_area": max(areas), "text_area_frames": areas, "text_area_error": None}
+
+    def area(self, picture_HWC: Image) -> float:
+        """Share (0 to 1) of one BGR picture that is covered by the union of its text boxes."""
+        height, width = picture_HWC.shape[:2]
+        covered = union_all([polygon for polygon, _ in self._boxes(picture_HWC)])
+        return float(covered.intersection(box(0, 0, width, height)).area / (height * width))
+
+    def _boxes(self, picture_HWC: Image) -> list[tuple[Polygon, float]]:
+        found = self._detect(picture_HWC)
+        giant_px = self._config.giant_share * min(picture_HWC.shape[:2])
+        giants = [b for b in found if _shorter_side(b[0]) > giant_px]
+        if not giants:
+            return found
+        confirmed = [b for b in self._detect_at_half_size(picture_HWC) if b[1] >= self._config.giant_confidence]
+        kept = [
+            giant
+            for giant in giants
+            if giant[1] >= self._config.giant_confidence
+            and any(_overlap(giant[0], polygon) >= self._config.giant_overlap for polygon, _ in confirmed)
+        ]
+        return [b for b in found if b not in giants] + kept
+
+    def _detect(self, picture_HWC: Image) -> list[tuple[Polygon, float]]:
+        assert self._engine is not None, "load() comes before score()"
+        result = self._engine(np.ascontiguousarray(picture_HWC), use_det=True, use_cls=False, use_rec=False)
+        if result.boxes is None:
+            return []
+        return [
+            (Polygon(corners).buffer(0), float(confidence))
+            for corners, confidence in zip(result.boxes, result.scores, strict=True)
+        ]
+
+    def _detect_at_half_size(self, picture_HWC: Image) -> list[tuple[Polygon, float]]:
+        """Boxes found in the picture at half size, in the coordinates of the full one."""
+        height, width = picture_HWC.shape[:2]
+        half = cv2.resize(picture_HWC, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+        top, left = (height - half.shape[0]) // 2, (width - half.shape[1]) // 2
+        bottom, right = height - half.shape[0] - top, width - half.shape[1] - left
+        canvas = cv2.copyMakeBorder(half, top, bottom, left, right, cv2.BORDER_REPLICATE)
+        return [
+            (Polygon((np.array(polygon.exterior.coords) - (left, top)) * 2), confidence)
+            for polygon, confidence in self._detect(canvas)
+        ]
+
+
+def _shorter_side(polygon: Polygon) -> float:
+    corners = np.array(polygon.minimum_rotated_rectangle.exterior.coords)
+    return float(np.linalg.norm(np.diff(corners, axis=0), axis=1)[:2].min())
+
+
+def _overlap(first: Polygon, second: Polygon) -> float:
+    """Intersection over union."""
+    union = first.union(second).area
+    return first.intersection(second).area / union if union else 0.0

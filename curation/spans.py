@@ -1,0 +1,230 @@
+"""Cuts + keyframes + length limits -> clip spans, keyframe-aware as in the paper (section 3.1, App. C).
+
+A span is a row, not a file: exact start and end timestamps in the source's own time base, and how the clip will be
+taken: `copy` (packets unchanged, from a keyframe on) or `encode` (frame-exact).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from curation.config import Config
+from curation.cuts import Transition
+
+COPY_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+"""Containers whose packets go into MP4 byte for byte (transport streams and AVI would have to be rewritten)."""
+COPY_CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4")
+
+
+class SpanConfig(Config):
+    """Limits of a clip and how it is taken."""
+
+    min_s: float = Field(2.0, gt=0)
+    max_s: float = Field(20.0, gt=0)
+    take: Literal["auto", "copy", "encode"] = "auto"
+    copy_loss_s: float = Field(0.5, ge=0)
+    """`auto` copies where snapping to keyframes costs at most this much footage, and encodes otherwise."""
+    gradual_margin_s: float = Field(0.1, ge=0)
+    """Extra footage left out on both sides of a gradual transition, whose ends no detector knows to the frame."""
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> "SpanConfig":
+        if self.max_s < 2 * self.min_s:
+            raise ValueError(f"max_s ({self.max_s}) must be at least twice min_s ({self.min_s}), to divide long shots")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeline:
+    """What a scan learned about time in one source; all pts in `time_base`."""
+
+    time_base: Fraction
+    frame_pts: NDArray[np.int64]
+    """Display order, strictly rising."""
+    end_pts: int
+    """pts of the last frame plus its duration."""
+    key_pts: NDArray[np.int64]
+    """Frames from which decoding can start: keyframes by the packet's flag and by the decoder's word."""
+    packet_pts: NDArray[np.int64]
+    """Decode order; empty where the container does not say, and nothing can be copied then."""
+    copyable: bool
+    """Whether container and codec go into MP4 unchanged."""
+
+    def bound_pts(self, frame: int) -> int:
+        """The pts at which `frame` starts; for frame == number of frames, the end of the video."""
+        return int(self.frame_pts[frame]) if frame < len(self.frame_pts) else self.end_pts
+
+    def seconds(self, first_frame: int, last_frame: int) -> float:
+        """Duration of the frames first_frame <= i < last_frame."""
+        return float((self.bound_pts(last_frame) - self.bound_pts(first_frame)) * self.time_base)
+
+    def frame_at(self, pts: int) -> int:
+        """Index of the first frame at or after `pts`."""
+        return int(np.searchsorted(self.frame_pts, pts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """One clip: what the cuts asked for (`cut_*`), what is taken (`start`, `end`, exclusive), and how."""
+
+    cut_start_pts: int
+    cut_end_pts: int
+    start_pts: int
+    end_pts: int
+    start_frame: int
+    frames: int
+    take: Literal["copy", "encode"]
+
+
+@dataclass(kw_only=True)
+class SpanPlan:
+    """All clips of a source and where the rest of its footage went, in seconds; they add up to its duration."""
+
+    spans: list[Span] = field(default_factory=list)
+    clip_s: float = 0.0
+    lost_transition_s: float = 0.0
+    lost_damage_s: float = 0.0
+    lost_short_s: float = 0.0
+    lost_keyframe_s: float = 0.0
+
+
+def plan_spans(timeline: Timeline, transitions: Sequence[Transition], config: SpanConfig | None = None) -> SpanPlan:
+    """Divide a video into clips that hold frames of one shot only.
+
+    `transitions` are sorted and do not overlap. Shots shorter than `min_s` are left out, longer than `max_s` divided.
+    """
+    config = config or SpanConfig()
+    plan = SpanPlan()
+    for first, last in _shots(timeline, transitions, config, plan):
+        if timeline.seconds(first, last) < config.min_s:
+            plan.lost_short_s += timeline.seconds(first, last)
+            continue
+        for piece_first, piece_last in _divide(timeline, first, last, config):
+            _take(timeline, piece_first, piece_last, config, plan)
+    return plan
+
+
+def _shots(
+    timeline: Timeline, transitions: Sequence[Transition], config: SpanConfig, plan: SpanPlan
+) -> list[tuple[int, int]]:
+    """Frame ranges [first, last) between transitions; what the transitions take away is booked in `plan`."""
+    frames = len(timeline.frame_pts)
+    margin_pts = round(config.gradual_margin_s / timeline.time_base)
+    shots, first = [], 0
+    for transition in transitions:
+        last, next_first = transition.start_frame, transition.end_frame
+        if transition.kind != "hard":
+            last = timeline.frame_at(timeline.bound_pts(last) - margin_pts) if last else 0
+            next_first = timeline.frame_at(timeline.bound_pts(next_first) + margin_pts)
+        last, next_first = max(first, last), min(frames, max(first, next_first))
+        lost = timeline.seconds(last, next_first)
+        if transition.kind == "damage":
+            plan.lost_damage_s += lost
+        else:
+            plan.lost_transition_s += lost
+        shots.append((first, last))
+        first = next_first
+    shots.append((first, frames))
+    return [(a, b) for a, b in shots if b > a]
+
+
+def _divide(timeline: Timeline, first: int, last: int, config: SpanConfig) -> list[tuple[int, int]]:
+    """Cut a long shot into even pieces of at most `max_s`, at keyframes where there is one near, so both can copy."""
+    pieces = []
+    while (remaining_s := timeline.seconds(first, last)) > config.max_s:
+        target_s = remaining_s / np.ceil(remaining_s / config.max_s)
+        start_pts = timeline.bound_pts(first)
+        target_pts = start_pts + round(target_s / timeline.time_base)
+        boundary = timeline.frame_at(target_pts + 1) - 1
+        if config.take != "encode" and timeline.copyable:
+            lowest = start_pts + max(target_s / 2, config.min_s) / timeline.time_base
+            highest = start_pts + config.max_s / timeline.time_base
+            highest = min(highest, timeline.bound_pts(last) - config.min_s / timeline.time_base)
+            keys = timeline.key_pts[(timeline.key_pts >= lowest) & (timeline.key_pts <= highest)]
+            if len(keys):
+                boundary = timeline.frame_at(int(keys[np.argmin(np.abs(keys - target_pts))]))
+        boundary = min(max(boundary, first + 1), last)
+        pieces.append((first, boundary))
+        first = boundary
+    if first < last:
+        pieces.append((first, last))
+    return pieces
+
+
+def _take(timeline: Timeline, first: int, last: int, config: SpanConfig, plan: SpanPlan) -> None:
+    """Add the clip [first, last) to the plan, copied or encoded, or book it as lost."""
+    wanted_s = timeline.seconds(first, last)
+    start, end, take = first, last, "encode"
+    if config.take != "encode" and timeline.copyable:
+        copy_first, copy_last = _copy_range(timeline, first, last)
+        copied_s = timeline.seconds(copy_first, copy_last)
+        near = wanted_s - copied_s <= config.copy_loss_s or config.take == "copy"
+        if near and copied_s >= config.min_s:
+            start, end, take = copy_first, copy_last, "copy"
+    if wanted_s < config.min_s:
+        plan.lost_short_s += wanted_s
+        return
+    if config.take == "copy" and take != "copy":
+        plan.lost_keyframe_s += wanted_s
+        return
+    taken_s = timeline.seconds(start, end)
+    plan.clip_s += taken_s
+    plan.lost_keyframe_s += wanted_s - taken_s
+    plan.spans.append(
+        Span(
+            cut_start_pts=timeline.bound_pts(first),
+            cut_end_pts=timeline.bound_pts(last),
+            start_pts=timeline.bound_pts(start),
+            end_pts=timeline.bound_pts(end),
+            start_frame=start,
+            frames=end - start,
+            take=take,  # type: ignore[arg-type]
+        )
+    )
+
+
+def _copy_range(timeline: Timeline, first: int, last: int) -> tuple[int, int]:
+    """The frames that a copy gives: from the first keyframe on, to the last frame decodable from within the shot."""
+    start_pts, end_pts = timeline.bound_pts(first), timeline.bound_pts(last)
+    keys = timeline.key_pts[(timeline.key_pts >= start_pts) & (timeline.key_pts < end_pts)]
+    if not len(keys):
+        return first, first
+    start = timeline.frame_at(int(keys[0]))
+    return start, start + count_copied(timeline, int(keys[0]), end_pts)
+
+
+def count_copied(timeline: Timeline, key_pts: int, end_pts: int) -> int:
+    """How many frames from `key_pts` on come out when packets are copied up to, in decode order, `end_pts`.
+
+    A frame before `end_pts` can refer to a later frame that is stored before it; the packets before the first one at
+    or beyond `end_pts` refer to nothing beyond. Of these, frames count only up to the first gap in display order.
+    """
+    packets = copied_packets(timeline.packet_pts, key_pts, end_pts)
+    start = timeline.frame_at(key_pts)
+    expected = timeline.frame_pts[start : start + len(packets)]
+    held = np.isin(expected, packets)
+    if held.all() and len(held) == len(packets):
+        return len(packets)
+    gap = int(np.argmin(held)) if not held.all() else len(held)
+    if gap == 0:
+        return 0
+    return count_copied(timeline, key_pts, timeline.bound_pts(start + gap))
+
+
+def copied_packets(packet_pts: NDArray[np.int64], key_pts: int, end_pts: int) -> NDArray[np.int64]:
+    """pts, in decode order, of the packets that make up the copy of [key_pts, end_pts).
+
+    Pictures that lead the keyframe (shown before it, stored after it) belong to the previous group and are left out.
+    """
+    begin = np.flatnonzero(packet_pts == key_pts)
+    if not len(begin):
+        return packet_pts[:0]
+    rest = packet_pts[begin[0] :]
+    beyond = np.flatnonzero(rest >= end_pts)
+    rest = rest[: beyond[0]] if len(beyond) else rest
+    return rest[rest >= key_pts]

@@ -1,0 +1,306 @@
+"""The dataset folder: Parquet parts that are whole or absent, and the joined view of them.
+
+A part is committed by its file in `sources/`, written last; clips and previews without it do not count.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curation import storage
+from curation.errors import UserError
+from curation.schemas import CLIPS, PREVIEWS, SOURCES
+
+FORMAT_VERSION = 1
+"""Raised when a reader of the older format would misread the folder. All parts of a table have the same columns."""
+
+_DESCRIPTION = "dataset.json"
+_SCORES = "scores"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+SCHEMAS: Mapping[str, pa.Schema] = {"sources": SOURCES, "clips": CLIPS, "previews": PREVIEWS}
+
+
+class Dataset:
+    """One dataset folder, local or in an object store. Making the object touches nothing; it can be pickled."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.fs, self.path = storage.filesystem(url)
+        try:
+            self.path.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the name of a dataset folder must be valid UTF-8, came {url!r}") from error
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.url!r})"
+
+    def open(self) -> "Dataset":
+        """Check that a dataset is there. Raises UserError if not, or if its format is newer than this code."""
+        self.description()
+        return self
+
+    def create_or_open(self, config: Mapping[str, Any]) -> "Dataset":
+        """Start a dataset with this configuration (any JSON values), or go on with the one that is there.
+
+        Raises UserError when the folder cannot be written, holds other files, or holds a dataset that was made
+        with another configuration (the message shows the difference key by key).
+        """
+        wanted = json.loads(_canonical(config))
+        found = self._read_description()
+        if found is None:
+            self._create(wanted)
+            return self
+        if found.get("columns") != _columns():
+            raise UserError(
+                f"{self.url} was made by a release with other columns:\n"
+                + _listed(_differences(found.get("columns") or {}, _columns()))
+                + "\nGive a new --out, or go on with that release."
+            )
+        if found["fingerprint"] != fingerprint(wanted):
+            raise UserError(
+                f"{self.url} was made with another configuration:\n"
+                + _listed(_differences(found["config"], wanted))
+                + "\nClips of two configurations do not mix: give a new --out, or the old configuration."
+            )
+        self._check_writable()
+        return self
+
+    def description(self) -> dict[str, Any]:
+        """What dataset.json says: format_version, fingerprint, config. Raises UserError where there is none."""
+        found = self._read_description()
+        if found is None:
+            raise UserError(f"{self.url} is no dataset: it holds no {_DESCRIPTION}. `clipmill curate` makes one.")
+        return found
+
+    def file(self, *parts: str) -> str:
+        """The path, inside `fs`, of something in this folder."""
+        return "/".join((self.path, *parts))
+
+    def write_part(self, table_name: str, part: str, table: pa.Table) -> None:
+        """Write one Parquet part, whole or not at all; the same name again replaces it.
+
+        `table_name` is "previews", "clips", "sources" (write them in this order: the sources part is what commits
+        the three), or "scores/NAME" with a `clip_id` column. A table that does not fit its schema is a ValueError.
+        """
+        if table_name in SCHEMAS:
+            table = _fitted(table, SCHEMAS[table_name])
+        elif not (table_name.startswith(f"{_SCORES}/") and _NAME.fullmatch(table_name[len(_SCORES) + 1 :])):
+            raise ValueError(f"no table is called {table_name!r}")
+        elif "clip_id" not in table.column_names:
+            raise ValueError(f"{table_name} needs a clip_id column, came with {table.column_names}")
+        with storage.atomic_write(self.fs, self.file(table_name, f"{part}.parquet")) as file:
+            pq.write_table(table, file, compression="zstd")
+
+    def parts(self, table_name: str) -> list[str]:
+        """Names of the committed parts of a table, sorted."""
+        if table_name in SCHEMAS:
+            # Listed first: whatever is committed by now has its other parts in place.
+            committed = self._present("sources")
+            return sorted(committed if table_name == "sources" else committed & self._present(table_name))
+        return sorted(self._present(table_name))
+
+    def remove_unfinished(self) -> list[str]:
+        """Remove parts that were never committed, and temporary files; say which.
+
+        Only for when no run writes into this dataset.
+        """
+        committed, removed = self._present("sources"), []
+        for table_name in SCHEMAS:
+            for part in sorted(self._present(table_name) - committed):
+                removed.append(self.file(table_name, f"{part}.parquet"))
+                storage.remove(self.fs, removed[-1])
+            removed += storage.remove_leftovers(self.fs, self.file(table_name))
+        return removed + storage.remove_leftovers(self.fs, self.path)
+
+    def source_ids(self) -> set[str]:
+        """Ids of all committed sources, usable or rejected: what a rerun need not do again."""
+        with self.connect() as connection:
+            return {row[0] for row in connection.execute("SELECT source_id FROM sources").fetchall()}
+
+    def score_names(self) -> list[str]:
+        """Names of the scorers that were added under scores/."""
+        folders = storage.list_folders(self.fs, self.file(_SCORES))
+        names = [folder.rpartition("/")[2] for folder in folders]
+        return [name for name in names if _NAME.fullmatch(name) and self.parts(f"{_SCORES}/{name}")]
+
+    def connect(self, *, memory: str = "1GiB") -> duckdb.DuckDBPyConnection:
+        """A DuckDB connection that sees the committed parts as views.
+
+        Views: `sources`, `clips`, one `scores_NAME` per added scorer, and `joined`, a row per clip with every
+        column of the three (see `joined_query`). Close it when done; larger queries than `memory` spill to disk.
+        """
+        spill = os.path.join(tempfile.gettempdir(), f"clipmill-{uuid.uuid4().hex[:12]}")
+        connection = duckdb.connect(
+            config={
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+                "memory_limit": memory,
+                "preserve_insertion_order": False,
+                "temp_directory": spill,
+            }
+        )
+        if not storage.is_local(self.fs):
+            connection.register_filesystem(self.fs)
+        for table_name in ("sources", "clips"):
+            self._create_view(connection, table_name, table_name)
+        for name in self.score_names():
+            self._create_view(connection, f"{_SCORES}_{name}", f"{_SCORES}/{name}")
+        connection.execute(f"CREATE VIEW joined AS {joined_query(connection)}")
+        return connection
+
+    def _read_description(self) -> dict[str, Any] | None:
+        try:
+            content = storage.read_bytes(self.fs, self.file(_DESCRIPTION))
+        except FileNotFoundError:
+            return None
+        try:
+            found = dict(json.loads(content))
+            version = int(found["format_version"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{self.url}/{_DESCRIPTION} is damaged: {error!r}") from error
+        if version > FORMAT_VERSION:
+            raise UserError(
+                f"{self.url} has dataset format {version}, this clipmill reads up to {FORMAT_VERSION}: upgrade it."
+            )
+        return found
+
+    def _create(self, config: dict[str, Any]) -> None:
+        entries = storage.list_files(self.fs, self.path) + storage.list_folders(self.fs, self.path)
+        if entries:
+            names = ", ".join(repr(entry.rpartition("/")[2]) for entry in entries[:3])
+            raise UserError(f"{self.url} is no dataset but holds other files ({names}): give an empty or a new folder.")
+        description = {
+            "format": "clipmill dataset",
+            "format_version": FORMAT_VERSION,
+            "fingerprint": fingerprint(config),
+            "config": config,
+            "columns": _columns(),
+        }
+        content = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+        storage.write_bytes(self.fs, self.file(_DESCRIPTION), content.encode())
+
+    def _check_writable(self) -> None:
+        probe = self.file(".writable.tmp")
+        storage.write_bytes(self.fs, probe, b"")
+        storage.remove(self.fs, probe)
+
+    def _present(self, table_name: str) -> set[str]:
+        files = storage.list_files(self.fs, self.file(table_name), ".parquet")
+        return {file.rpartition("/")[2].removesuffix(".parquet") for file in files}
+
+    def _create_view(self, connection: duckdb.DuckDBPyConnection, view: str, table_name: str) -> None:
+        files = [self.file(table_name, f"{part}.parquet") for part in self.parts(table_name)]
+        if files:
+            listed = ", ".join(_literal(_no_glob(storage.address(self.fs, file))) for file in files)
+            rows = f"read_parquet([{listed}])"
+        else:
+            connection.register(f"_empty_{view}", SCHEMAS[table_name].empty_table())
+            rows = f"_empty_{view}"
+        connection.execute(f"CREATE VIEW {quoted(view)} AS SELECT * FROM {rows}")
+
+
+def part_name(source_ids: Iterable[str]) -> str:
+    """The name of the part that holds these sources: the same sources, in any order, give the same name."""
+    return hashlib.sha256("\n".join(sorted(source_ids)).encode()).hexdigest()[:16]
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """sha256, in hex, of a configuration's canonical JSON (sorted keys, no spaces)."""
+    return hashlib.sha256(_canonical(config).encode()).hexdigest()
+
+
+def joined_columns(connection: duckdb.DuckDBPyConnection) -> dict[str, tuple[str, str, str]]:
+    """Column of the joined view -> (view it comes from, its name there, its DuckDB type), in order.
+
+    A name that is taken (clips come first, then sources, then scores by name) is left out for sources and gets
+    its scorer's name in front for scores.
+    """
+    views = [row[0] for row in connection.execute("SELECT view_name FROM duckdb_views()").fetchall()]
+    score_views = sorted(view for view in views if view.startswith(f"{_SCORES}_"))
+    columns: dict[str, tuple[str, str, str]] = {}
+    taken: set[str] = set()  # SQL names do not tell upper from lower case
+    for view in ("clips", "sources", *score_views):
+        for name, kind, *_ in connection.execute(f"DESCRIBE {quoted(view)}").fetchall():
+            if name.lower() not in taken:
+                columns[name] = (view, name, kind)
+            elif view in score_views and name.lower() != "clip_id":
+                columns[f"{view.removeprefix(f'{_SCORES}_')}_{name}"] = (view, name, kind)
+        taken |= {column.lower() for column in columns}
+    return columns
+
+
+def joined_query(connection: duckdb.DuckDBPyConnection, columns: Iterable[str] | None = None) -> str:
+    """SQL for the joined view, or for some columns of it; tables that those columns do not need are not joined."""
+    known = joined_columns(connection)
+    wanted = list(known) if columns is None else list(dict.fromkeys(columns))
+    selected = ", ".join(f"{quoted(known[c][0])}.{quoted(known[c][1])} AS {quoted(c)}" for c in wanted)
+    joins = "".join(
+        f" LEFT JOIN {quoted(view)} USING ({'source_id' if view == 'sources' else 'clip_id'})"
+        for view in dict.fromkeys(known[c][0] for c in wanted)
+        if view != "clips"
+    )
+    return f"SELECT {selected} FROM clips{joins}"
+
+
+def quoted(name: str) -> str:
+    """A name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    if table.column_names != schema.names:
+        missing, extra = set(schema.names) - set(table.column_names), set(table.column_names) - set(schema.names)
+        if missing or extra:
+            raise ValueError(f"columns missing: {sorted(missing)}, unknown: {sorted(extra)}")
+    return table.select(schema.names).cast(schema)
+
+
+def _canonical(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    old, new = dict(_leaves(was)), dict(_leaves(now))
+    return [
+        f"{key}: was {_shown(old, key)}, now {_shown(new, key)}"
+        for key in sorted(old.keys() | new.keys())
+        if _shown(old, key) != _shown(new, key)
+    ]
+
+
+def _columns() -> dict[str, dict[str, str]]:
+    return {name: {field.name: str(field.type) for field in schema} for name, schema in SCHEMAS.items()}
+
+
+def _listed(lines: Iterable[str]) -> str:
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _shown(leaves: Mapping[str, Any], key: str) -> str:
+    return json.dumps(leaves[key], ensure_ascii=False) if key in leaves else "absent"
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _no_glob(path: str) -> str:
+    """A path in which DuckDB finds no pattern: each wildcard becomes a set of one character."""
+    return re.sub(r"[*?\[]", lambda found: f"[{found.group()}]", path)

@@ -1,0 +1,191 @@
+"""Rules -> tests: every percentage becomes a number, every rule an SQL expression that judges a clip.
+
+A percentage's threshold is over the clips that have the score, on the unfiltered set (paper 3.3, App. E.2.2).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from curation.condition import read_condition
+from curation.config import unknown_name
+from curation.errors import UserError
+from curation.rules import Rule, Rules, share
+from curation.tables import joined_columns, joined_query, quoted
+
+COMING_SCORES: Mapping[str, str] = {
+    "similarity": "CLIP similarity of frames and caption",
+    "aesthetic": "LAION aesthetic score",
+}
+"""Columns of scorers that a coming release brings."""
+
+WHERE = "where"
+KEPT, REMOVED, UNSCORED = 0, 1, 2
+"""What a test says of a clip."""
+
+_NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL", "U")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Test:
+    """One rule, ready to run: `outcome` is SQL over the joined view that gives KEPT, REMOVED or UNSCORED."""
+
+    name: str
+    """The column, or "where"."""
+    columns: frozenset[str]
+    """The columns of the joined view that `outcome` reads."""
+    outcome: str
+    keeps_unscored: bool = False
+    thresholds: Mapping[str, float | None] = field(default_factory=dict)
+    """Each bound of the rule as a number; None where no clip has the score."""
+
+    def keeps(self, outcome: int) -> bool:
+        """Whether a clip with this outcome goes on."""
+        return outcome == KEPT or (outcome == UNSCORED and self.keeps_unscored)
+
+    def resolved(self) -> dict[str, float]:
+        """The strictest bounds, as `min` and `max`."""
+        lower, upper = self._bounds("drop_lowest", "min"), self._bounds("drop_highest", "max")
+        return ({"min": max(lower)} if lower else {}) | ({"max": min(upper)} if upper else {})
+
+    def _bounds(self, *names: str) -> list[float]:
+        return [bound for name in names if (bound := self.thresholds.get(name)) is not None]
+
+
+def tests_of(
+    connection: duckdb.DuckDBPyConnection, rules: Rules, *, allow_missing: bool
+) -> tuple[list[Test], dict[str, str]]:
+    """The tests of all rules that can run, in order, and for each of the others the reason why not.
+
+    There are others only with `allow_missing`. Raises UserError for a column that is not there or holds no
+    numbers, and for a `where` that is not one boolean condition.
+    """
+    known = joined_columns(connection)
+    scored: dict[str, _Score] = {}
+    skipped: dict[str, str] = {}
+    for name in rules.rules:
+        if name in known:
+            scored[name] = _Score.of(name, known[name][2])
+        elif allow_missing:
+            skipped[name] = f"there is no column {name!r}"
+        else:
+            raise UserError(_no_column(name, list(known)))
+    where = None
+    if rules.where is not None:
+        condition = read_condition(connection, rules.where, known)
+        if not condition.missing:
+            outcome = f"WHEN {condition.sql} THEN {KEPT} WHEN {condition.sql} IS NULL THEN {UNSCORED} ELSE {REMOVED}"
+            where = Test(name=WHERE, columns=condition.columns, outcome=f"CASE {outcome} END")
+        elif allow_missing:
+            skipped[WHERE] = f"there is no column {condition.missing[0]!r}"
+        else:
+            coming = [_no_column(name, list(known)) for name in condition.missing if name in COMING_SCORES]
+            raise UserError(f"where: {coming[0] if coming else condition.complaint}")
+    values = _scores(connection, [s for name, s in scored.items() if rules.rules[name].ranks()])
+    tests = [_test(s, rules.rules[name], values.pop(name, _NO_SCORES)) for name, s in scored.items()]
+    return [*tests, *([where] if where else [])], skipped
+
+
+@dataclass(frozen=True)
+class _Score:
+    """A numeric column; NaN and infinity count as no score."""
+
+    name: str
+    kind: str
+
+    @classmethod
+    def of(cls, name: str, kind: str) -> "_Score":
+        if not kind.startswith(_NUMBERS) or kind.endswith("]"):
+            raise UserError(f"the rule on {name!r} needs a column of numbers, this one holds {kind}: use `where`")
+        return cls(name, kind)
+
+    @property
+    def sql(self) -> str:
+        column = quoted(self.name)
+        if self.kind not in ("FLOAT", "DOUBLE"):
+            return f"{column}::DOUBLE"
+        return f"CASE WHEN isfinite({column}) THEN {column} END"
+
+    def representable(self, bound: float, *, up: bool | None = None) -> float:
+        """The bound as the column can hold it, so that a score of 0.07 passes `max: 0.07` in single precision.
+
+        A percentile that falls between two neighbouring numbers goes to the one that changes no outcome (`up` for
+        a lower bound): the resolved number then chooses the very same clips.
+        """
+        if self.kind != "FLOAT":
+            return bound
+        nearest = np.float32(bound)
+        if up is True and nearest < bound:
+            nearest = np.nextafter(nearest, np.float32(np.inf))
+        if up is False and nearest > bound:
+            nearest = np.nextafter(nearest, np.float32(-np.inf))
+        return float(nearest)
+
+
+_NO_SCORES: NDArray[Any] = np.empty(0)
+
+
+def _scores(connection: duckdb.DuckDBPyConnection, columns: Sequence[_Score]) -> dict[str, NDArray[Any]]:
+    if not columns:
+        return {}
+    listed = ", ".join(f"{column.sql} AS {quoted(column.name)}" for column in columns)
+    rows = joined_query(connection, [column.name for column in columns])
+    found = connection.execute(f"SELECT {listed} FROM ({rows})").fetchnumpy()
+    return {name: np.ma.compressed(found.pop(name)) for name in list(found)}
+
+
+def _test(score: _Score, rule: Rule, values: NDArray[Any]) -> Test:
+    thresholds: dict[str, float | None] = {}
+    for name, percentage, up in (
+        ("drop_lowest", rule.drop_lowest, True),
+        ("drop_highest", rule.drop_highest, False),
+    ):
+        if percentage is not None:
+            at = percentile(values, share(percentage) if up else 1 - share(percentage))
+            thresholds[name] = None if at is None else score.representable(at, up=up)
+    for name, bound in (("min", rule.min), ("max", rule.max)):
+        if bound is not None:
+            thresholds[name] = score.representable(bound)
+    test = Test(
+        name=score.name,
+        columns=frozenset({score.name}),
+        outcome="",
+        keeps_unscored=rule.unscored == "keep",
+        thresholds=thresholds,
+    )
+    compare = {"min": "<", "max": ">"}
+    # As text: a bare decimal literal would be rounded twice on its way to a double.
+    outside = [f"({score.sql})::DOUBLE {compare[k]} '{v!r}'::DOUBLE" for k, v in test.resolved().items()]
+    outcome = f"WHEN {score.sql} IS NULL THEN {UNSCORED} WHEN {' OR '.join(outside) or 'false'} THEN {REMOVED}"
+    return replace(test, outcome=f"CASE {outcome} ELSE {KEPT} END")
+
+
+def percentile(scores: NDArray[Any], at: Fraction) -> float | None:
+    """The value below which the share `at` of the scores lies, linear between neighbours; None without scores.
+
+    `scores` (N,) is reordered. The place is an exact fraction: in floating point, the lowest 7 % of 101 clips
+    would end just above the eighth clip instead of on it.
+    """
+    if not len(scores):
+        return None
+    place = at * (len(scores) - 1)
+    below, above = math.floor(place), math.ceil(place)
+    scores.partition(sorted({below, above}))
+    low, high = float(scores[below]), float(scores[above])
+    return min(high, low + (high - low) * float(place - below))
+
+
+def _no_column(name: str, known: list[str]) -> str:
+    if name not in COMING_SCORES:
+        return unknown_name("column", name, known)
+    return (
+        f"there is no column {name!r} in this dataset: the {COMING_SCORES[name]} comes with a later release. Leave "
+        f"the rule out, give --allow-missing, or bring your own scores: Parquet files with clip_id and {name} in "
+        f"scores/{name}/ of the dataset."
+    )

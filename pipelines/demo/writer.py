@@ -1,0 +1,147 @@
+"""Encode pictures into a video file, the same bytes each time: single-threaded, no dates or versions inside."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import Colorspace, VideoReformatter
+from numpy.typing import NDArray
+
+CONTAINERS = MappingProxyType({"h264": "mp4", "hevc": "mp4", "mpeg4": "mp4", "av1": "mkv", "vp9": "webm"})
+"""The usual container (file name ending) of each codec that can be written."""
+
+_ENCODERS = MappingProxyType(
+    {"h264": "libx264", "hevc": "libx265", "mpeg4": "mpeg4", "av1": "libsvtav1", "vp9": "libvpx-vp9"}
+)
+_BT709, _BT601, _LIMITED_RANGE = 1, 6, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How a video is stored. Raises ValueError for what this writer cannot write."""
+
+    codec: str = "h264"
+    container: str = ""
+    """File name ending: mp4, mov, mkv, webm or ts. Empty: the codec's usual one."""
+    pixel_format: str = "yuv420p"
+    crf: int = 20
+    """Quality on libx264's scale, lower is better; turned into about the same for the other codecs."""
+    keyframe_s: float = 2.0
+    """Longest distance between keyframes."""
+    keyframes_at_cuts: bool = True
+    """Let the encoder (h264, hevc, mpeg4) put more keyframes where the picture changes."""
+    b_frames: int = 3
+    open_gop: bool = False
+    """h264, hevc: frames before a keyframe may refer to frames after it."""
+    rotation: int = 0
+    """Clockwise degrees by which a player turns the stored pictures: 0, 90, 180, 270."""
+    sample_aspect_ratio: Fraction = Fraction(1)
+
+    def __post_init__(self) -> None:
+        if self.codec not in _ENCODERS:
+            raise ValueError(f"unknown codec {self.codec!r}, expected one of {', '.join(_ENCODERS)}")
+        if self.rotation not in (0, 90, 180, 270):
+            raise ValueError(f"rotation is {self.rotation}, expected 0, 90, 180 or 270")
+        if self.rotation and self.ending_of_file not in ("mp4", "mov", "mkv"):
+            raise ValueError(f"a {self.ending_of_file} file cannot hold a rotation, expected mp4, mov or mkv")
+
+    @property
+    def ending_of_file(self) -> str:
+        return self.container or CONTAINERS[self.codec]
+
+
+def coded_size(width: int, height: int, encoding: Encoding) -> tuple[int, int]:
+    """(width, height) of the stored pictures of a video displayed at `width` x `height`; both even."""
+    if encoding.rotation in (90, 270):
+        width, height = height, width
+    return round(width / encoding.sample_aspect_ratio / 2) * 2, round(height / 2) * 2
+
+
+def write_video(
+    path: Path,
+    pictures: Iterable[NDArray[np.uint8]],
+    pts: Iterable[int],
+    *,
+    time_base: Fraction,
+    fps: Fraction,
+    width: int,
+    height: int,
+    encoding: Encoding,
+) -> None:
+    """Write upright (height, width, 3) uint8 BGR pictures of square pixels, shown at `pts` in units of `time_base`.
+
+    fps: the nominal rate; the encoder plans bits and keyframes by it.
+    """
+    os.environ.setdefault("SVT_LOG", "1")  # else the AV1 encoder chats on stderr
+    stored_width, stored_height = coded_size(width, height, encoding)
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
+        stream: Any = container.add_stream(_ENCODERS[encoding.codec], rate=fps, options=_options(encoding, fps))
+        context = stream.codec_context
+        context.width, context.height = stored_width, stored_height
+        context.pix_fmt = encoding.pixel_format
+        context.time_base = time_base
+        context.thread_count = 1
+        context.gop_size = _keyframe_frames(encoding, fps)
+        context.sample_aspect_ratio = encoding.sample_aspect_ratio
+        high_definition = min(width, height) >= 720
+        context.colorspace = context.color_primaries = _BT709 if high_definition else _BT601
+        context.color_trc, context.color_range = context.colorspace, _LIMITED_RANGE
+        if encoding.codec == "mpeg4":
+            context.max_b_frames = encoding.b_frames
+            context.qmin = context.qmax = max(2, encoding.crf // 6)
+        if encoding.rotation:
+            stream.set_display_rotation(-encoding.rotation)
+        reformatter = VideoReformatter()
+        for picture, stamp in zip(pictures, pts, strict=True):
+            frame = av.VideoFrame.from_ndarray(_as_stored(picture, stored_width, stored_height, encoding), "bgr24")
+            stored = reformatter.reformat(
+                frame,
+                format=encoding.pixel_format,
+                dst_colorspace=Colorspace.ITU709 if high_definition else Colorspace.ITU601,
+                threads=1,
+            )
+            stored.pts, stored.time_base = stamp, time_base
+            container.mux(context.encode(stored))
+        container.mux(context.encode(None))
+
+
+def _as_stored(picture: NDArray[np.uint8], width: int, height: int, encoding: Encoding) -> NDArray[np.uint8]:
+    turns = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
+    turned = cv2.rotate(picture, turns[encoding.rotation]) if encoding.rotation else picture
+    if turned.shape[:2] != (height, width):
+        turned = cv2.resize(turned, (width, height), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(turned, np.uint8)
+
+
+def _keyframe_frames(encoding: Encoding, fps: Fraction) -> int:
+    return max(1, round(encoding.keyframe_s * fps))
+
+
+def _options(encoding: Encoding, fps: Fraction) -> dict[str, str]:
+    crf, keyframe = str(encoding.crf), _keyframe_frames(encoding, fps)
+    looser_crf = str(min(63, encoding.crf + 10))
+    scenecut = 40 if encoding.keyframes_at_cuts else 0
+    open_gop = int(encoding.open_gop)
+    if encoding.codec == "h264":
+        # mbtree makes libx264's choices differ from run to run on flat black frames.
+        params = f"scenecut={scenecut}:open-gop={open_gop}:bframes={encoding.b_frames}:keyint={keyframe}:mbtree=0"
+        return {"preset": "veryfast", "crf": crf, "x264-params": params}
+    if encoding.codec == "hevc":
+        params = (
+            f"log-level=none:pools=none:frame-threads=1:info=0:scenecut={scenecut}:open-gop={open_gop}:"
+            f"bframes={encoding.b_frames}:keyint={keyframe}"
+        )
+        return {"preset": "ultrafast", "crf": crf, "x265-params": params}
+    if encoding.codec == "av1":
+        return {"preset": "11", "crf": looser_crf, "svtav1-params": "lp=1"}
+    if encoding.codec == "vp9":
+        profile = "2" if "10" in encoding.pixel_format else "0"
+        return {"deadline": "realtime", "cpu-used": "8", "crf": looser_crf, "b": "0", "profile": profile}
+    return {"sc_threshold": "0" if encoding.keyframes_at_cuts else "1000000000"}

@@ -1,0 +1,86 @@
+"""What the pipeline sees in a video, without any dataset: probe, transitions, clips, scores."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+
+from curation.errors import SourceError
+from curation.isolation import Isolated
+from curation.scan import Scan, rejected, scan
+from curation.scores import SCORERS, ClipView, Scorer
+from curation.sources import Source, list_sources
+from pipelines.config import CurateConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """One video as `clipmill inspect --json` prints it; a hard cut has start_frame == end_frame."""
+
+    uri: str
+    source: dict[str, Any]
+    transitions: list[dict[str, Any]] = field(default_factory=list)
+    clips: list[dict[str, Any]] = field(default_factory=list)
+    error_kind: str | None = None
+    error: str | None = None
+
+
+def inspect(inputs: Sequence[str], config: CurateConfig | None = None) -> Iterator[Inspection]:
+    """Scan and score every input on this machine, one after another, each in a child process with limits."""
+    config = config or CurateConfig()
+    scorers = load_scorers(config)
+    with Isolated(config.limits) as child:
+        for source in list_sources(inputs):
+            found = scan_safely(child, source, config)
+            score_clips(scorers, [found])
+            row = dict(found.source)
+            transitions = row.pop("transitions", None) or []
+            yield Inspection(
+                uri=source.uri,
+                source=row,
+                transitions=transitions,
+                clips=found.clips,
+                error_kind=row.pop("error_kind"),
+                error=row.pop("error"),
+            )
+
+
+def scan_safely(child: Isolated, source: Source, config: CurateConfig) -> Scan:
+    """Scan in the child process. Whatever happens there, the answer is a scan: a rejected one says why."""
+    try:
+        return child.run(scan, source, config)
+    except SourceError as error:
+        return rejected(source, error)
+
+
+def load_scorers(config: CurateConfig, device: str = "cpu") -> list[Scorer]:
+    """Every registered scorer with its settings, models loaded."""
+    scorers = [kind(getattr(config, name)) for name, kind in SCORERS.items()]
+    for scorer in scorers:
+        scorer.load(device)
+    return scorers
+
+
+def score_clips(scorers: Sequence[Scorer], scans: Sequence[Scan]) -> None:
+    """Add every scorer's columns to the clips of the scans, as one batch over all of them."""
+    clips = [clip for found in scans for clip in found.clips]
+    pictures = [jpegs for found in scans for jpegs in found.pictures]
+    views = [
+        ClipView(
+            pictures=tuple(decode_jpeg(jpeg) for jpeg in jpegs),
+            captions=tuple(caption["text"] for caption in clip["captions"]),
+        )
+        for clip, jpegs in zip(clips, pictures, strict=True)
+    ]
+    for scorer in scorers:
+        for clip, columns in zip(clips, scorer.score(views), strict=True):
+            clip.update(columns)
+
+
+def decode_jpeg(jpeg: bytes) -> Any:
+    """(height, width, 3) uint8 BGR."""
+    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    assert picture is not None, "a picture that the scan itself compressed"
+    return picture

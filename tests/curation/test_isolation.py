@@ -1,0 +1,254 @@
+"""Every way in which native code can fail ends as a SourceError in the parent, and no child is left behind."""
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from curation.decode import Limits
+from curation.errors import SourceError, UserError
+from curation.isolation import Isolated
+
+LIMITS = Limits(timeout_s=20, memory_bytes=1 << 30)
+OVER_THE_LIMIT = 3 << 29
+
+
+@pytest.fixture(scope="module")
+def isolated() -> Iterator[Isolated]:
+    with Isolated(LIMITS) as isolated:
+        yield isolated
+
+
+def child_pid() -> int:
+    return os.getpid()
+
+
+def opencv_threads() -> int:
+    return cv2.getNumThreads()
+
+
+def main_module() -> str:
+    return getattr(sys.modules["__main__"], "__file__", "none")
+
+
+def reject(kind: str, message: str) -> None:
+    raise SourceError(kind, message)
+
+
+def reject_the_request() -> None:
+    raise UserError("no such preset")
+
+
+class Unpicklable(Exception):
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+        self.lock = threading.Lock()
+
+
+def raise_unpicklable() -> None:
+    raise Unpicklable(1, 2)
+
+
+def read_address_zero() -> None:
+    ctypes.string_at(0)
+
+
+def leave(code: int) -> None:
+    os._exit(code)
+
+
+def die_in_a_used_child(marker: Path) -> str:
+    """As if an earlier source had damaged the heap: dies at the first attempt only."""
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return "fine in a fresh child"
+
+
+def sleep_for_ever() -> None:
+    while True:
+        time.sleep(1000)
+
+
+def spin_holding_the_interpreter() -> None:
+    """A regular expression that backtracks for ages in C, without ever releasing the GIL."""
+    re.match(r"(a+)+$", "a" * 64 + "b")
+
+
+def fill_python() -> int:
+    return len(bytearray(OVER_THE_LIMIT))
+
+
+def fill_numpy() -> int:
+    return int(np.ones(OVER_THE_LIMIT, np.uint8)[-1])
+
+
+def fill_opencv() -> int:
+    return len(cv2.resize(np.zeros((8, 8), np.uint8), (1 << 15, OVER_THE_LIMIT >> 15)))
+
+
+def fill_ffmpeg() -> int:
+    return len([av.VideoFrame(8192, 8192, "yuv444p") for _ in range(OVER_THE_LIMIT >> 27)])
+
+
+def fill_ffmpeg_and_blame_the_file() -> None:
+    try:
+        fill_ffmpeg()
+    except av.FFmpegError as error:
+        raise SourceError("decode_error", "the container is damaged") from error
+
+
+def test_a_result_comes_back_and_the_child_serves_again(isolated: Isolated) -> None:
+    assert isolated.run(divmod, 17, 5) == (3, 2)
+    first = isolated.run(child_pid)
+    assert first != os.getpid()
+    assert isolated.run(child_pid) == first
+
+
+def test_the_child_does_not_run_the_main_script_again(isolated: Isolated) -> None:
+    parent = getattr(sys.modules["__main__"], "__file__", None)
+    assert parent is not None
+    assert isolated.run(main_module) != parent
+
+
+def test_opencv_has_one_thread(isolated: Isolated) -> None:
+    assert isolated.run(opencv_threads) == 1
+
+
+@pytest.mark.parametrize("kind", ["too_large", "timeout"])
+def test_a_rejected_source_keeps_its_kind(isolated: Isolated, kind: str) -> None:
+    with pytest.raises(SourceError, match="16384x16384") as caught:
+        isolated.run(reject, kind, "frames of 16384x16384 pixels")
+    assert caught.value.kind == kind
+
+
+def test_a_mistake_of_the_user_stays_one(isolated: Isolated) -> None:
+    with pytest.raises(UserError, match="no such preset"):
+        isolated.run(reject_the_request)
+
+
+def test_any_other_exception_says_what_and_where(isolated: Isolated) -> None:
+    with pytest.raises(SourceError, match=r"Unpicklable in test_isolation.py:\d+: 1 and 2") as caught:
+        isolated.run(raise_unpicklable)
+    assert caught.value.kind == "crashed"
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "said"),
+    [(read_address_zero, (), "SIGSEGV"), (leave, (3,), "code 3"), (leave, (0,), "code 0")],
+)
+def test_a_dying_child_is_a_crash_and_is_replaced(
+    isolated: Isolated, function: object, args: tuple[int, ...], said: str
+) -> None:
+    before = isolated.run(child_pid)
+    with pytest.raises(SourceError, match=said) as caught:
+        isolated.run(function, *args)
+    assert caught.value.kind == "crashed"
+    assert isolated.run(child_pid) != before
+
+
+def test_only_a_fresh_child_convicts_a_source(isolated: Isolated, tmp_path: Path) -> None:
+    isolated.run(child_pid)
+    assert isolated.run(die_in_a_used_child, tmp_path / "marker") == "fine in a fresh child"
+
+
+def test_a_child_that_died_between_two_calls_is_replaced(isolated: Isolated) -> None:
+    before = isolated.run(child_pid)
+    os.kill(before, signal.SIGKILL)
+    assert isolated.run(child_pid) != before
+
+
+@pytest.mark.parametrize("fill", [fill_python, fill_numpy, fill_opencv, fill_ffmpeg, fill_ffmpeg_and_blame_the_file])
+def test_more_memory_than_allowed(isolated: Isolated, fill: object) -> None:
+    with pytest.raises(SourceError, match="more than 1 GiB") as caught:
+        isolated.run(fill)
+    assert caught.value.kind == "out_of_memory"
+
+
+@pytest.mark.parametrize("hang", [sleep_for_ever, spin_holding_the_interpreter])
+def test_a_hanging_child_is_killed(hang: object) -> None:
+    with Isolated(Limits(timeout_s=0.2)) as isolated:
+        before = isolated.run(child_pid)
+        with pytest.raises(SourceError, match=r"after 0.2 s") as caught:
+            isolated.run(hang)
+        assert caught.value.kind == "timeout"
+        assert isolated.run(child_pid) != before
+    assert gone(before)
+
+
+def test_an_interrupted_call_leaves_no_answer_behind(isolated: Isolated) -> None:
+    isolated.run(child_pid)
+    timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        isolated.run(sleep_for_ever)
+    assert isolated.run(divmod, 17, 5) == (3, 2)
+
+
+def test_a_child_that_cannot_start_convicts_no_source() -> None:
+    with Isolated(Limits(memory_bytes=1 << 20)) as isolated, pytest.raises(RuntimeError, match="could not start"):
+        isolated.run(child_pid)
+
+
+def test_a_function_of_the_main_script_is_refused(isolated: Isolated) -> None:
+    def function() -> None: ...
+
+    function.__module__ = "__main__"
+    with pytest.raises(ValueError, match="__main__"):
+        isolated.run(function)
+
+
+def test_leaving_the_context_stops_a_busy_child() -> None:
+    with Isolated(LIMITS) as isolated:
+        pid = isolated.run(child_pid)
+    assert gone(pid)
+
+
+PARENT = """
+import sys, time
+from curation.isolation import Isolated
+from tests.curation.test_isolation import LIMITS, child_pid, spin_holding_the_interpreter
+isolated = Isolated(LIMITS)
+print(isolated.run(child_pid), flush=True)
+isolated.run(spin_holding_the_interpreter)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_no_child_outlives_its_parent(how: signal.Signals) -> None:
+    """The script has no main guard, and the child is busy in C when its parent dies."""
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        if how == signal.SIGINT:
+            os.killpg(parent.pid, how)  # what Ctrl-C in a terminal does
+        else:
+            parent.send_signal(how)
+    assert gone(child)
+
+
+def gone(pid: int) -> bool:
+    """Whether the process ends; waits for it, and fails through the test's own time limit rather than a clock."""
+    with suppress(ProcessLookupError, FileNotFoundError):
+        while Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+            time.sleep(0.01)
+    return True

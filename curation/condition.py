@@ -12,7 +12,6 @@ from curation.errors import UserError
 _REFUSED = {
     "SUBQUERY": "a query inside the condition",
     "STAR": "'*' or COLUMNS()",
-    "PARAMETER": "a parameter such as ? or $1",
     "WINDOW": "a window function",
 }
 
@@ -37,7 +36,7 @@ def read_condition(connection: duckdb.DuckDBPyConnection, text: str, known: Iter
     expression = _parsed(connection, text)
     for node in _nodes(expression):
         if node.get("class") in _REFUSED:
-            raise UserError(f"where: {_REFUSED[node['class']]} is not allowed in a condition, came {text!r}")
+            raise UserError(f"where: {_REFUSED[node['class']]} is not allowed, came {text!r}")
     names = {
         name.lower()
         for node in _nodes(expression)
@@ -47,7 +46,7 @@ def read_condition(connection: duckdb.DuckDBPyConnection, text: str, known: Iter
     columns = frozenset(column for column in known if column.lower() in names)
     sql = f"(\n{text}\n)"  # the line ends keep a comment in the text from hiding the bracket
     try:
-        kind = connection.execute(f"DESCRIBE SELECT {sql} FROM joined").fetchall()[0][1]
+        kind = connection.execute(f"DESCRIBE SELECT {sql} FROM joined WHERE {sql}").fetchall()[0][1]
     except duckdb.Error as error:
         missing = tuple(sorted(names - {column.lower() for column in columns} - {"joined"}))
         if isinstance(error, duckdb.BinderException) and missing:

@@ -16,7 +16,7 @@ from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
 
 from curation.config import Config
 from curation.fades import BlankRun, BlankRuns, fade_bounds
-from curation.gradual import Sample, changed_share, comes_back, distance, find_gradual, measure, mixing_bounds, same_scene, thumb
+from curation.gradual import Sample, changed_share, comes_back, distance, dissolve_bounds, find_gradual, measure, same_scene, thumb, wiped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +41,10 @@ class CutConfig(Config):
     hard_content: float = Field(10.0, gt=0)
     """Every frame: the least content change of a hard cut; a change of slide has 14, a change of shot 20 and more."""
     fast_fps: float = Field(4.0, gt=0)
-    fast_content: float = Field(20.0, gt=0)
+    fast_content: float = Field(15.0, gt=0)
     """Proposes short dissolves and wipes."""
     slow_fps: float = Field(1.0, gt=0)
-    slow_content: float = Field(15.0, gt=0)
+    slow_content: float = Field(10.0, gt=0)
     """Proposes long dissolves."""
     changed_share: float = Field(0.5, gt=0, lt=1)
     """A new shot changes at least this share of the textured picture; an inset or a jump within one changes less."""
@@ -184,7 +184,7 @@ class CutDetector:
                 after = [s.picture for s in samples[offset:] if s.time_s <= time_s + c.flash_s]
                 if (
                     changed_share(before[-1], after[0]) >= c.changed_share
-                    and not comes_back(before, after)
+                    and not comes_back(before, after, distance(before[-1], after[0]))
                     and not same_scene(before[-1], after[0])
                 ):
                     self._cuts.append(self._proposed[0])
@@ -208,32 +208,40 @@ class CutDetector:
 
     def _search(self, stretch: list[Sample]) -> None:
         c = self._config
-        if not stretch or stretch[-1].time_s - stretch[0].time_s < c.gradual_min_s:
+        if len(stretch) < 6 or stretch[-1].time_s - stretch[0].time_s < c.gradual_min_s:
             return
         times = np.array([s.time_s for s in stretch])
+        detail = np.array([s.detail for s in stretch]).T
         picks = np.unique(np.searchsorted(times, np.arange(times[0], times[-1], 1 / _SAMPLES_PER_S)).clip(0, len(times) - 1))
         found = find_gradual(
             np.stack([thumb(stretch[i].picture) for i in picks]),
             times[picks],
-            np.array([stretch[i].detail for i in picks]),
+            detail[:, picks],
             min_s=c.gradual_min_s,
             max_s=c.gradual_max_s,
             min_change=c.gradual_change,
         )
         pictures = [s.picture for s in stretch]
-        taken: list[tuple[int, int]] = []
-        for _, i, j in found:
-            first, last = int(picks[i]), int(picks[j])
-            if any(first < b and a < last for a, b in taken):
+        step = int(picks[1] - picks[0])
+        failed: list[tuple[int, int]] = []
+        for candidate in found:
+            old, new = int(picks[candidate.old]), int(picks[candidate.new])
+            if any(stretch[old].index < s.end and s.start < stretch[new].index for s in self._dissolves):
                 continue
-            taken.append((first, last))
-            if changed_share(pictures[first], pictures[last]) < c.changed_share or same_scene(pictures[first], pictures[last]):
+            if any(abs(old - a) <= 2 * step and abs(new - b) <= 2 * step for a, b in failed):
                 continue
-            start, end = mixing_bounds(pictures, first, last)
-            start, end = max(start - 1, 0), min(end + 1, len(stretch) - 1)
-            span = _Span("dissolve", stretch[start].index, stretch[end].index)
-            if all(span.end < s.start or span.start > s.end for s in self._dissolves):
-                self._dissolves.append(span)
+            if not (
+                (candidate.dips or wiped(pictures[old], pictures[(old + new) // 2], pictures[new]))
+                and changed_share(pictures[old], pictures[new]) >= c.changed_share
+                and not same_scene(pictures[old], pictures[new])
+            ):
+                failed.append((old, new))
+                continue
+            if candidate.dips:
+                old, new = dissolve_bounds(stretch, old, new, reach=2 * step)
+            margin = 1 + (new - old) // 10
+            old, new = max(old + 1 - margin, 0), min(new + margin, len(stretch) - 1)
+            self._dissolves.append(_Span("dissolve", stretch[old].index, stretch[new].index))
 
     def _add_fade(self, run: BlankRun) -> None:
         bounds = fade_bounds(run, self._cut_set.__contains__, flash_s=self._config.flash_s)

@@ -3,6 +3,7 @@
 Time is pts times time base everywhere; nothing here divides a frame index by a frame rate.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ CONTAINERS = (
 _AUDIO_CONTAINERS = ("mp3", "wav", "flac", "aac", "ac3", "aiff")
 """Opened only to say that they hold no video."""
 
+_OPTIONS = {"format_whitelist": ",".join((*CONTAINERS, *_AUDIO_CONTAINERS)), "protocol_whitelist": "none"}
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<SMIL", b"v=0\r", b"v=0\n")
 _PLANAR_420 = ("yuv420p", "yuvj420p")
 _READ_AHEAD_BYTES = 1 << 20
@@ -108,7 +110,7 @@ class Video:
         file.seek(0)
         self._container = _open_container(file, head)
         try:
-            self.stream = _video_stream(self._container, self._limits)
+            self.stream = _video_stream(self._container, file, self._limits)
             self.stream.thread_count = 1
             self.stream.codec_context.options = {"max_pixels": str(self._limits.max_pixels)}
             self.packets = PacketIndex()
@@ -224,9 +226,8 @@ def _open_container(file: BinaryIO, head: bytes) -> Any:
         raise SourceError("empty", "the file holds no bytes")
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLISTS):
         raise SourceError("unsupported_container", "this is a playlist or a list of other files, not a video")
-    options = {"format_whitelist": ",".join((*CONTAINERS, *_AUDIO_CONTAINERS)), "protocol_whitelist": "none"}
     try:
-        return av.open(file, options=options, buffer_size=_READ_AHEAD_BYTES, metadata_errors="replace")
+        return av.open(file, options=_OPTIONS, buffer_size=_READ_AHEAD_BYTES, metadata_errors="replace")
     except av.error.ArgumentError as error:
         allowed = ", ".join(name.split(",")[0] for name in CONTAINERS)
         raise SourceError(
@@ -251,7 +252,7 @@ def _looks_like_media(head: bytes) -> bool:
     )
 
 
-def _video_stream(container: Any, limits: Limits) -> Any:
+def _video_stream(container: Any, file: BinaryIO, limits: Limits) -> Any:
     if len(container.streams) > limits.max_streams:
         raise SourceError("too_large", f"{len(container.streams)} streams, at most {limits.max_streams} are allowed")
     still = av.stream.Disposition.attached_pic
@@ -263,12 +264,27 @@ def _video_stream(container: Any, limits: Limits) -> Any:
     context = stream.codec_context
     if context is None:
         raise SourceError("decode_error", "the video stream uses a codec that this build of FFmpeg does not know")
-    if context.width * context.height > limits.max_pixels:
+    size = (context.width, context.height) if context.width else _refused_size(file)
+    if size is None:
+        raise SourceError("decode_error", f"the {context.name} stream does not say how large its frames are")
+    if size[0] * size[1] > limits.max_pixels:
         raise SourceError(
-            "too_large",
-            f"frames of {context.width}x{context.height} pixels, at most {limits.max_pixels:,} pixels are allowed",
+            "too_large", f"frames of {size[0]}x{size[1]} pixels, at most {limits.max_pixels:,} pixels are allowed"
         )
     return stream
+
+
+def _refused_size(file: BinaryIO) -> tuple[int, int] | None:
+    """The frame size that FFmpeg itself finds too large to allocate; it says so in its log alone."""
+    file.seek(0)
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as messages, suppress(av.FFmpegError), av.open(file, options=_OPTIONS):
+            pass
+    finally:
+        av.logging.set_level(None)
+    sizes = [re.search(r"Picture size (\d+)x(\d+) is invalid", text) for _, _, text in messages]
+    return next(((int(m[1]), int(m[2])) for m in sizes if m), None)
 
 
 def _describe(container: Any, stream: Any, first: av.VideoFrame, limits: Limits) -> VideoInfo:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from curation.gradual import Picture, Sample, comes_back, fade_length
+from curation.gradual import Picture, Sample, comes_back, distance, fade_length
 
 _FADE_S = 3.0
 _MAX_BEFORE = 4
@@ -44,7 +44,7 @@ class BlankRuns:
                 before = [s for s in recent if s.time_s >= sample.time_s - _FADE_S and s is not sample]
                 self._run = BlankRun(kind, before, sample, sample, sample)
             self._run.last = sample
-            if sample.contrast < self._run.blankest.contrast:
+            if _content(sample, kind) < _content(self._run.blankest, kind):
                 self._run.blankest = sample
         complete = []
         for run in list(self._waiting):
@@ -82,6 +82,11 @@ class BlankRuns:
         return "black" if self._title_contrast is None else None
 
 
+def _content(sample: Sample, kind: str) -> float:
+    # A letterbox around a white picture has contrast but little texture; black noise has texture but no contrast.
+    return sample.contrast if kind == "black" else sample.texture
+
+
 def fade_bounds(
     run: BlankRun, is_cut: Callable[[int], bool], *, flash_s: float
 ) -> tuple[int, int] | None:
@@ -98,7 +103,8 @@ def fade_bounds(
     out = _length(run.blankest.picture, before)
     back = _length(run.blankest.picture, after)
     short = run.last.time_s - run.first.time_s < flash_s and out + back < 4
-    if short and before and after and comes_back(_pictures(before[out:][:4]), _pictures(after[back:][:4])):
+    old, new = _pictures(before[out : out + 4]), _pictures(after[back : back + 4])
+    if short and old and new and comes_back(old, new, distance(old[0], run.blankest.picture)):
         return None
     return start - out, stop + back
 

@@ -6,9 +6,12 @@ old value to its new one. A moving camera does not: its pictures wander. Sizes: 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
@@ -20,10 +23,16 @@ _TEXTURED = 4.0
 _CHANGED = 8.0
 _THUMB_SIZE = (32, 18)
 _PARTS = 4
-_STRAIGHT = 0.85
-_BENT = 0.6
-_DIP = 0.25
+_LARGEST_PART = 0.45
+_STRAIGHT = 0.5
+_BENT = 0.25
+_CLEAR = (0.5, 1.25, 0.15)
+_EXACT = (0.7, 1.2, 0.05)
+_PIECES_SIZE = (8, 6)
+_PURE = 0.8
 _SAME = 0.4
+_SAME_COLOURS = 20.0
+_COLOURS_SIZE = (6, 4)
 _FINE_PX = 9
 
 
@@ -41,8 +50,8 @@ class Sample:
     """Share of pixels at or below the level of black."""
     texture: float
     """Mean gradient, each clipped at 16 so that a hard edge such as a letterbox weighs little."""
-    detail: float
-    """Mean squared gradient."""
+    detail: tuple[float, float]
+    """Mean squared gradient, across and down. A pan blurs one of them; a dissolve takes from both."""
 
 
 def measure(index: int, time_s: float, bgr_HWC: NDArray[np.uint8], *, dark_level: int) -> Sample:
@@ -53,7 +62,8 @@ def measure(index: int, time_s: float, bgr_HWC: NDArray[np.uint8], *, dark_level
         size = max(1, round(width * scale)), max(1, round(height * scale))
         bgr_HWC = cv2.resize(bgr_HWC, size, interpolation=cv2.INTER_AREA)
     gray = cv2.cvtColor(bgr_HWC, cv2.COLOR_BGR2GRAY)
-    gradient = cv2.absdiff(gray[:, 1:], gray[:, :-1])
+    across = cv2.absdiff(gray[:, 1:], gray[:, :-1])
+    down = cv2.absdiff(gray[1:], gray[:-1])
     mean, std = cv2.meanStdDev(gray)
     return Sample(
         index=index,
@@ -62,8 +72,8 @@ def measure(index: int, time_s: float, bgr_HWC: NDArray[np.uint8], *, dark_level
         brightness=float(mean[0, 0]),
         contrast=float(std[0, 0]),
         dark=1 - cv2.countNonZero(cv2.threshold(gray, dark_level, 255, cv2.THRESH_BINARY)[1]) / gray.size,
-        texture=cv2.mean(cv2.min(gradient, 16))[0],
-        detail=cv2.norm(gradient, cv2.NORM_L2SQR) / gradient.size,
+        texture=cv2.mean(cv2.min(across, 16))[0],
+        detail=(cv2.norm(across, cv2.NORM_L2SQR) / gray.size, cv2.norm(down, cv2.NORM_L2SQR) / gray.size),
     )
 
 
@@ -96,10 +106,9 @@ def _blocks(picture_HWC: Picture) -> NDArray[np.float32]:
     return blocks.reshape(rows, columns, -1).astype(np.float32)
 
 
-def comes_back(before: Sequence[Picture], after: Sequence[Picture]) -> bool:
-    """Whether some picture after the change looks like one before it: a flash or a dropped frame, not a cut."""
-    jump = distance(before[-1], after[0])
-    return min(distance(a, b) for a in before for b in after) < jump / 2
+def comes_back(before: Sequence[Picture], after: Sequence[Picture], change: float) -> bool:
+    """Whether some picture after a change of this size looks like one before it: a flash, or a dropped frame."""
+    return any(distance(a, b) < change / 2 for a in before for b in after)
 
 
 def fade_length(blank_HWC: Picture, pictures: Sequence[Picture], times_s: Sequence[float]) -> int:
@@ -125,49 +134,119 @@ def thumb(picture_HWC: Picture) -> NDArray[np.float32]:
     return cv2.resize(gray, _THUMB_SIZE, interpolation=cv2.INTER_AREA).astype(np.float32).reshape(-1)
 
 
+class Candidate(NamedTuple):
+    """A stretch of samples that may be a gradual change: the last of the old shot and the first of the new one."""
+
+    score: float
+    old: int
+    new: int
+    dips: bool
+
+
 def find_gradual(
     thumbs_NP: NDArray[np.float32],
     times_N: NDArray[np.float64],
-    detail_N: NDArray[np.float64],
+    detail_2N: NDArray[np.float64],
     *,
     min_s: float,
     max_s: float,
     min_change: float,
-) -> list[tuple[float, int, int]]:
-    """Likely dissolves and wipes among samples of one stretch without cuts, best first, as (score, old, new).
+) -> list[Candidate]:
+    """Likely dissolves and wipes among samples of one stretch without cuts, best first.
 
-    `old` is the last sample of the old shot and `new` the first of the new one; `detail_N` is each sample's mean
-    squared gradient. Two signs together: the pictures move straight from one to the other, and the detail dips on
-    the way, as it does when two unrelated pictures are laid over each other.
+    `old` is the last sample of the old shot and `new` the first of the new one; `detail_2N` is each sample's mean
+    squared gradient. While two unrelated pictures of detail A and B are laid over each other with the share x of the
+    second, the detail is (1-x)^2 A + x^2 B, however they move: a dip of known shape below the straight line from A
+    to B. A pan keeps its detail. A blurred whip pan loses more than this.
     """
     n = len(times_N)
-    steps = np.stack([np.abs(thumbs_NP - t).mean(1) for t in thumbs_NP])
+    interval_s = float(np.median(np.diff(times_N)))
+    longest = min(n - 1, round(max_s / interval_s))
+    change = [np.abs(thumbs_NP[lag:] - thumbs_NP[: n - lag]).mean(1) for lag in range(longest + 1)]
     found = []
-    for i in range(n):
-        first = int(np.searchsorted(times_N, times_N[i] + min_s, "left"))
-        last = int(np.searchsorted(times_N, times_N[i] + max_s, "right"))
-        for j in range(max(first, i + _PARTS), min(last, n)):
-            if steps[i, j] < min_change:
-                continue
-            marks = np.linspace(i, j, _PARTS + 1).round().astype(int)
-            path = steps[marks[:-1], marks[1:]]
-            straight = steps[i, j] / path.sum()
-            ends = (detail_N[i] + detail_N[j]) / 2
-            dip = 1 - detail_N[marks[1:-1]].min() / max(ends, 1.0)
-            if straight >= _STRAIGHT or (straight >= _BENT and dip >= _DIP):
-                found.append((float(steps[i, j] * straight**2), i, j))
+    for length in range(max(_PARTS, round(min_s / interval_s)), longest + 1):
+        marks = np.linspace(0, length, _PARTS + 1).round().astype(int)
+        parts = np.stack([change[b - a][a : n - length + a] for a, b in pairwise(marks)])
+        straight = change[length] / np.maximum(parts.sum(0), 1e-9)
+        even = parts.max(0) <= _LARGEST_PART * parts.sum(0)
+        rows = np.flatnonzero(even & (straight >= _BENT) & (change[length] >= min_change))
+        if not len(rows):
+            continue
+        depth, left = dip_fit(
+            sliding_window_view(times_N, length + 1)[rows],
+            sliding_window_view(detail_2N, length + 1, axis=1)[:, rows],
+        )
+        clear = straight[rows] >= _STRAIGHT
+        dips = (clear & is_dip(depth, left, _CLEAR)) | is_dip(depth, left, _EXACT)
+        score = change[length][rows] * straight[rows] ** 2 * np.where(dips, 1 - left.max(0), 0.7)
+        found += [
+            Candidate(float(score[k]), int(rows[k]), int(rows[k]) + length, bool(dips[k]))
+            for k in np.flatnonzero(dips | clear)
+        ]
     return sorted(found, reverse=True)
+
+
+def dip_fit(
+    times_MN: NDArray[np.float64], detail_2MN: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How detail dips from the first to the last sample of each row: depth_2M, and the share left_2M unexplained.
+
+    The depth is 1 where two unrelated pictures dissolve, 0 where there is no dip.
+    """
+    first, last = detail_2MN[..., :1], detail_2MN[..., -1:]
+    share_MN = (times_MN - times_MN[:, :1]) / (times_MN[:, -1:] - times_MN[:, :1])
+    dip = share_MN * (1 - share_MN) * (first + last)
+    below = (1 - share_MN) * first + share_MN * last - detail_2MN
+    size = np.maximum((dip * dip).sum(-1), 1e-9)
+    depth = (below * dip).sum(-1) / size
+    left = ((below - depth[..., None] * dip) ** 2).sum(-1) / np.maximum(depth**2 * size, 1e-9)
+    return depth, left
+
+
+def is_dip(
+    depth_2M: NDArray[np.float64], left_2M: NDArray[np.float64], limits: tuple[float, float, float]
+) -> NDArray[np.bool_]:
+    """Whether both directions dip between the two depths and leave no more than the third number unexplained."""
+    shallow, deep, most_left = limits
+    return ((depth_2M >= shallow) & (depth_2M <= deep) & (left_2M <= most_left)).all(0)
+
+
+def wiped(old_HWC: Picture, middle_HWC: Picture, new_HWC: Picture) -> bool:
+    """Whether the middle picture is put together from large pieces of the two others, as half way in a wipe."""
+    to_old, to_new, between = (
+        cv2.absdiff(a, b).mean(2).astype(np.float32)
+        for a, b in ((middle_HWC, old_HWC), (middle_HWC, new_HWC), (old_HWC, new_HWC))
+    )
+    if cv2.mean(cv2.min(to_old, to_new))[0] > 0.25 * cv2.mean(between)[0]:
+        return False
+    tells = (between > _CHANGED).astype(np.float32)
+    weight, of_old = (
+        cv2.resize(m, _PIECES_SIZE, interpolation=cv2.INTER_AREA) for m in (tells, tells * (to_old < to_new))
+    )
+    pure = np.abs(2 * of_old - weight).sum() / max(float(weight.sum()), 1e-3)
+    return bool(pure >= _PURE and 0.25 <= of_old.sum() / max(float(weight.sum()), 1e-3) <= 0.75)
 
 
 def same_scene(a_HWC: Picture, b_HWC: Picture) -> bool:
     """Whether the middle of one picture is found, perhaps moved, in the other: a camera motion, no new shot."""
-    a, b = _structure(a_HWC), _structure(b_HWC)
-    height, width = a.shape
-    rows, columns = slice(height // 5, height - height // 5), slice(width // 5, width - width // 5)
-    return any(
-        float(cv2.matchTemplate(whole, part[rows, columns], cv2.TM_CCOEFF_NORMED).max()) > _SAME
-        for whole, part in ((a, b), (b, a))
-    )
+    return _found_in(a_HWC, b_HWC) or _found_in(b_HWC, a_HWC)
+
+
+def _found_in(part_HWC: Picture, whole_HWC: Picture) -> bool:
+    height, width = part_HWC.shape[:2]
+    rows, columns = height // 5, width // 5
+    middle = slice(rows, height - rows), slice(columns, width - columns)
+    likeness = cv2.matchTemplate(_structure(whole_HWC), _structure(part_HWC)[middle], cv2.TM_CCOEFF_NORMED)
+    _, best, _, (left, top) = cv2.minMaxLoc(likeness)
+    if best < _SAME:
+        return False
+    here = part_HWC[middle]
+    there = whole_HWC[top : top + here.shape[0], left : left + here.shape[1]]
+    return distance(_colours(here), _colours(there)) < _SAME_COLOURS
+
+
+def _colours(picture_HWC: Picture) -> Picture:
+    return cv2.resize(picture_HWC, _COLOURS_SIZE, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
 def _structure(picture_HWC: Picture) -> NDArray[np.float32]:
@@ -175,17 +254,17 @@ def _structure(picture_HWC: Picture) -> NDArray[np.float32]:
     return gray - cv2.blur(gray, (_FINE_PX, _FINE_PX))
 
 
-def mixing_bounds(pictures: Sequence[Picture], first: int, last: int) -> tuple[int, int]:
-    """Narrow (first, last) to the mixed frames between them.
-
-    Each frame is placed on the way from pictures[first] (0) to pictures[last] (1). Returns the index of the first
-    frame past 4 % and of the first frame from which all are past 96 %.
-    """
-    a = pictures[first].astype(np.float32)
-    way = pictures[last].astype(np.float32) - a
-    length = max(float((way * way).sum()), 1.0)
-    place = np.array([float(((p - a) * way).sum()) / length for p in pictures[first : last + 1]])
-    start = int(np.argmax(place > 0.04))
-    below = np.flatnonzero(place < 0.96)
-    end = int(below[-1]) + 1 if len(below) else last - first
-    return first + start, first + end
+def dissolve_bounds(
+    samples: Sequence[Sample], first: int, last: int, *, reach: int
+) -> tuple[int, int]:
+    """The dissolve or wipe around (first, last) frame by frame: its last old and first new frame."""
+    times = np.array([s.time_s for s in samples])
+    detail = np.array([s.detail for s in samples]).T
+    best, bounds = (0.0, 0), (first, last)
+    for a in range(max(0, first - reach), min(first + reach, last - 3) + 1):
+        for b in range(max(a + 3, last - reach), min(len(times) - 1, last + reach) + 1):
+            depth, left = dip_fit(times[None, a : b + 1], detail[:, None, a : b + 1])
+            fit = round(1 - float(left.max()), 2), b - a
+            if is_dip(depth, left, _CLEAR)[0] and fit > best:
+                best, bounds = fit, (a, b)
+    return bounds

@@ -23,7 +23,7 @@ class MotionConfig(Config):
     short_baseline_s: float = 1 / 12
     slow_percent_per_s: float = 6.0
     """Below this speed the long baseline, one sampling interval, is used."""
-    short_side_px: int = 72
+    short_side_px: int = 64
 
 
 @dataclass(slots=True)

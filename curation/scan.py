@@ -77,6 +77,7 @@ class _OnePass:
     def __init__(self, video: Video, config: ScanConfig, spool: "_PictureSpool") -> None:
         self._video, self._config, self._spool = video, config, spool
         self._shrinker = Shrinker()
+        self._tick_s = float(video.info.time_base)
         self._cuts = CutDetector(config.cuts)
         self._motion = MotionMeter(config.motion)
         self._frame_pts: list[int] = []
@@ -88,13 +89,12 @@ class _OnePass:
             raise SourceError("decode_error", "the stream has no frame with a timestamp")
 
     def _look_at(self, frame: Frame) -> None:
-        time_base, picture = self._video.info.time_base, frame.picture
-        time_s = float(frame.pts * time_base)
+        picture, time_s = frame.picture, frame.pts * self._tick_s
         self._cuts.push(frame.index, frame.pts, time_s, self._shrinker.small_bgr(picture))
         if self._motion.wants(time_s):
             luma = self._shrinker.luma(picture, self._video.info, short_side_px=self._config.motion.short_side_px)
             self._motion.push(frame.pts, time_s, luma)
-        interval_s = float((frame.pts - self._frame_pts[-1]) * time_base) if self._frame_pts else 0.0
+        interval_s = (frame.pts - self._frame_pts[-1]) * self._tick_s if self._frame_pts else 0.0
         if self._spool.due(time_s, interval_s, self._config.picture_spacing_s):
             long_side_px = self._config.picture_long_side_px
             bgr = self._shrinker.upright_bgr(picture, self._video.info, long_side_px=long_side_px)

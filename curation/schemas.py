@@ -1,8 +1,12 @@
 """The columns of the tables: each field's metadata says what it means, in which unit, and which way is better.
 
-docs/format.md is generated from here.
+The tables in docs/format.md are written from here: `python -m curation.schemas docs/format.md`.
 """
 
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
 import pyarrow as pa
@@ -113,6 +117,18 @@ PREVIEWS = pa.schema(
 """Small pictures of each clip, for looking at."""
 
 
+SCHEMAS: Mapping[str, pa.Schema] = MappingProxyType({"sources": SOURCES, "clips": CLIPS, "previews": PREVIEWS})
+
+
+def with_column_tables(document: str) -> str:
+    """A Markdown document with each block `<!-- columns of NAME -->` ... `<!-- end -->` written anew."""
+    for name, schema in SCHEMAS.items():
+        start, end = f"<!-- columns of {name} -->\n", "<!-- end -->"
+        before, _, rest = document.partition(start)
+        document = before + start + columns_table(schema) + end + rest.partition(end)[2]
+    return document
+
+
 def columns_table(schema: pa.Schema) -> str:
     """The columns of a schema as a Markdown table: name, type, unit, which way is better, meaning."""
     lines = ["| column | type | unit | better | meaning |", "| --- | --- | --- | --- | --- |"]
@@ -121,3 +137,8 @@ def columns_table(schema: pa.Schema) -> str:
         cells = (f"`{field.name}`", f"`{field.type}`", about["unit"], about["better"], about["meaning"])
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        Path(name).write_text(with_column_tables(Path(name).read_text()))

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import duckdb
 import pyarrow as pa
@@ -87,7 +87,7 @@ def select(dataset: Dataset, rules: Rules, *, name: str | None = None, allow_mis
     """
     rules = rules.named(name) if name else rules
     description = dataset.description()
-    with _as_user_error(dataset), dataset.connect() as connection:
+    with _as_user_error(dataset, rules.where), dataset.connect() as connection:
         tests, skipped = tests_of(connection, rules, allow_missing=allow_missing)
         counts = _count(connection, tests)
         chosen = [code for code in counts if _passes(tests, code)]
@@ -261,7 +261,9 @@ def _write_clips(
 
 
 def _batches(connection: duckdb.DuckDBPyConnection, query: str, rows: int) -> pa.RecordBatchReader:
-    return cast(pa.RecordBatchReader, connection.execute(query).to_arrow_reader(rows))
+    relation = connection.sql(query)
+    assert relation is not None
+    return relation.to_arrow_reader(rows)
 
 
 def _resolved_rules(rules: Rules, tests: Sequence[Test]) -> dict[str, Any]:
@@ -279,8 +281,9 @@ def _path(dataset: Dataset, name: str, suffix: str) -> str:
 
 
 @contextmanager
-def _as_user_error(dataset: Dataset) -> Iterator[None]:
+def _as_user_error(dataset: Dataset, where: str | None = None) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        raise UserError(f"the query over {dataset.url} failed: {sentence(error)}") from error
+        condition = f" (where: {where!r})" if where else ""
+        raise UserError(f"the query over {dataset.url} failed: {sentence(error)}{condition}") from error

@@ -18,7 +18,21 @@ import pyarrow.parquet as pq
 
 from curation import storage
 from curation.errors import UserError
-from curation.schemas import CLIPS, PREVIEWS, SOURCES
+from curation.schemas import CLIPS, PREVIEWS, SCHEMAS, SOURCES
+
+__all__ = [
+    "CLIPS",
+    "FORMAT_VERSION",
+    "PREVIEWS",
+    "SCHEMAS",
+    "SOURCES",
+    "Dataset",
+    "fingerprint",
+    "joined_columns",
+    "joined_query",
+    "part_name",
+    "quoted",
+]
 
 FORMAT_VERSION = 1
 """Raised when a reader of the older format would misread the folder. All parts of a table have the same columns."""
@@ -26,7 +40,6 @@ FORMAT_VERSION = 1
 _DESCRIPTION = "dataset.json"
 _SCORES = "scores"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
-SCHEMAS: Mapping[str, pa.Schema] = {"sources": SOURCES, "clips": CLIPS, "previews": PREVIEWS}
 
 
 class Dataset:

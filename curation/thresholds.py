@@ -29,7 +29,21 @@ WHERE = "where"
 KEPT, REMOVED, UNSCORED = 0, 1, 2
 """What a test says of a clip."""
 
-_NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL", "U")
+_NUMBERS = (
+    "TINYINT",
+    "SMALLINT",
+    "INTEGER",
+    "BIGINT",
+    "HUGEINT",
+    "FLOAT",
+    "DOUBLE",
+    "DECIMAL",
+    "UTINYINT",
+    "USMALLINT",
+    "UINTEGER",
+    "UBIGINT",
+    "UHUGEINT",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +81,7 @@ def tests_of(
     numbers, and for a `where` that is not one boolean condition.
     """
     known = joined_columns(connection)
+    numeric = [name for name, (_, _, kind) in known.items() if _is_number(kind)]
     scored: dict[str, _Score] = {}
     skipped: dict[str, str] = {}
     for name in rules.rules:
@@ -75,7 +90,7 @@ def tests_of(
         elif allow_missing:
             skipped[name] = f"there is no column {name!r}"
         else:
-            raise UserError(_no_column(name, list(known)))
+            raise UserError(_no_column(name, numeric))
     where = None
     if rules.where is not None:
         condition = read_condition(connection, rules.where, known)
@@ -85,7 +100,7 @@ def tests_of(
         elif allow_missing:
             skipped[WHERE] = f"there is no column {condition.missing[0]!r}"
         else:
-            coming = [_no_column(name, list(known)) for name in condition.missing if name in COMING_SCORES]
+            coming = [_no_column(name, numeric) for name in condition.missing if name in COMING_SCORES]
             raise UserError(f"where: {coming[0] if coming else condition.complaint}")
     values = _scores(connection, [s for name, s in scored.items() if rules.rules[name].ranks()])
     tests = [_test(s, rules.rules[name], values.pop(name, _NO_SCORES)) for name, s in scored.items()]
@@ -101,7 +116,7 @@ class _Score:
 
     @classmethod
     def of(cls, name: str, kind: str) -> "_Score":
-        if not kind.startswith(_NUMBERS) or kind.endswith("]"):
+        if not _is_number(kind):
             raise UserError(f"the rule on {name!r} needs a column of numbers, this one holds {kind}: use `where`")
         return cls(name, kind)
 
@@ -181,9 +196,13 @@ def percentile(scores: NDArray[Any], at: Fraction) -> float | None:
     return min(high, low + (high - low) * float(place - below))
 
 
-def _no_column(name: str, known: list[str]) -> str:
+def _is_number(kind: str) -> bool:
+    return kind.startswith(_NUMBERS) and not kind.endswith("]")
+
+
+def _no_column(name: str, numeric: list[str]) -> str:
     if name not in COMING_SCORES:
-        return unknown_name("column", name, known)
+        return unknown_name("column of numbers", name, numeric)
     return (
         f"there is no column {name!r} in this dataset: the {COMING_SCORES[name]} comes with a later release. Leave "
         f"the rule out, give --allow-missing, or bring your own scores: Parquet files with clip_id and {name} in "

@@ -42,8 +42,8 @@ _TEXTS = (
     "Chapter two",
     "Where does the road\nlead from here?",
     "Don't look back now",
-    "THE END",
-    "Previously",
+    "Open all night",
+    "Take the last train",
 )
 
 
@@ -65,12 +65,12 @@ def _video(seed: int, index: int, short_side_px: int, *, long: bool) -> VideoSpe
     shots = 2 if long else int(rng.integers(3, 6))
     kinds = _turns(rng, _CUTS)
     cuts = tuple(_cut(rng, next(kinds)) for _ in range(shots - 1))
-    durations_s = [rng.uniform(*bounds) for bounds, _ in zip(_turns(rng, _DURATIONS_S), range(shots), strict=False)]
+    lengths_s = [rng.uniform(*bounds) for bounds, _ in zip(_turns(rng, _DURATIONS_S), range(shots), strict=False)]
     if long:
-        durations_s[0] = _LONG_SHOT_S
+        lengths_s[0] = _LONG_SHOT_S
     return VideoSpec(
         **settings,
-        shots=tuple(_shots(rng, durations_s, width, height, float(settings["fps"]))),
+        shots=tuple(_shots(rng, lengths_s, (width, height), float(settings["fps"]))),
         cuts=cuts,
         opening=Cut(kind="black", duration_s=0.6) if index % 4 == 1 else None,
         ending=Cut(kind="black", duration_s=0.8) if index % 4 == 2 else None,
@@ -90,11 +90,11 @@ def _cut(rng: np.random.Generator, kind: str) -> Cut:
     return Cut() if kind == "hard" else Cut(kind=kind, duration_s=round(float(rng.uniform(0.4, 1.5)), 2))
 
 
-def _shots(rng: np.random.Generator, durations_s: list[float], width: int, height: int, fps: float) -> Iterator[Shot]:
+def _shots(rng: np.random.Generator, lengths_s: list[float], size: tuple[int, int], fps: float) -> Iterator[Shot]:
     colors, backgrounds = _turns(rng, BACKGROUND_TONES), _turns(rng, BACKGROUNDS)
     shapes, motions, cameras = _turns(rng, SHAPES), _turns(rng, SHAPE_MOTIONS), _turns(rng, _CAMERAS)
-    for duration_s in durations_s:
-        color, camera, duration_s = next(colors), next(cameras), round(float(duration_s), 2)
+    for length_s in lengths_s:
+        color, camera, duration_s = next(colors), next(cameras), round(float(length_s), 2)
         shape = next(shapes) if rng.random() < 0.65 else None
         fitting = [name for name in SHAPE_COLORS if contrast(name, color) >= LEAST_CONTRAST]
         text = str(rng.choice(_TEXTS)) if rng.random() < 0.3 else None
@@ -103,7 +103,7 @@ def _shots(rng: np.random.Generator, durations_s: list[float], width: int, heigh
             background=next(backgrounds),
             background_color=color,
             camera=camera,
-            speed_px=_speed_px(rng, camera, duration_s, width, height, fps),
+            speed_px=round(_speed_px_per_s(rng, camera, duration_s, size) / fps, 3),
             heading_deg=float(rng.integers(0, 8) * 45),
             shape=shape,
             shape_color=str(rng.choice(fitting)),
@@ -119,12 +119,11 @@ def _shots(rng: np.random.Generator, durations_s: list[float], width: int, heigh
         )
 
 
-def _speed_px(rng: np.random.Generator, camera: str, duration_s: float, width: int, height: int, fps: float) -> float:
+def _speed_px_per_s(rng: np.random.Generator, camera: str, duration_s: float, size: tuple[int, int]) -> float:
     if camera == "pan":
-        percent_per_s = float(np.exp(rng.uniform(np.log(4), np.log(60))))
-        return round(percent_per_s / 100 * min(width, height) / fps, 3)
+        return float(np.exp(rng.uniform(np.log(0.04), np.log(0.6)))) * min(size)
     if camera == "zoom":
         seconds = duration_s + 3  # as long as it can be seen, with a transition on either side
-        per_frame = np.log(rng.uniform(1.3, 2.2)) / (seconds * fps) * mean_distance_px(width, height)
-        return round(float(per_frame * rng.choice([-1, 1])), 3)
+        rate = np.log(rng.uniform(1.3, 2.2)) / seconds
+        return float(rate * mean_distance_px(*size) * rng.choice([-1, 1]))
     return 0.0

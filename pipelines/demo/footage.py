@@ -5,6 +5,7 @@ python -m pipelines.demo.footage OUT [--videos N] [--seed S]
 """
 
 import argparse
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def render(spec: VideoSpec, folder: Path) -> Truth:
     times_s = [float((stamp - pts[0]) * time_base) for stamp in pts]
     timeline = Timeline(spec, spans, times_s)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{spec.name}.{spec.ending_of_file}"
+    path = folder / f"{spec.name}.{spec.suffix}"
     write_video(
         path,
         timeline.pictures(),
@@ -136,14 +137,14 @@ def _shot_truth(spec: VideoSpec, span: Span, timeline: Timeline, seconds: list[f
     )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Render a corpus into a folder and say what it holds."""
     parser = argparse.ArgumentParser(description="Render a corpus of videos with known truth.")
     parser.add_argument("out", type=Path, help="folder to write into")
     parser.add_argument("--videos", type=int, default=12, help="how many videos (default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another corpus (default: 0)")
     parser.add_argument("--short-side-px", type=int, default=180, help="size of the videos (default: 180)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     for spec in corpus_specs(seed=arguments.seed, videos=arguments.videos, short_side_px=arguments.short_side_px):
         truth = render(spec, arguments.out)
         print(

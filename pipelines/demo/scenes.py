@@ -105,7 +105,7 @@ def _wavy(ground: _Ground) -> Field:
 
 
 def _cloudy(ground: _Ground) -> Field:
-    return _soft(ground.noise(70, 6, 4), 1.1)
+    return _soft(ground.noise(70, 6, 4) + 0.35 * ground.noise(16, 4, 6), 0.9)
 
 
 def _dotted(ground: _Ground) -> Field:
@@ -169,10 +169,11 @@ def background(kind: str, color: str, *, width: int, height: int, unit_px: float
     relief = cv2.GaussianBlur(pattern, (0, 0), unit_px) * 5 + grain * 0.55
     light_x, light_y = _LIGHT_DIRECTION
     slope = cv2.Sobel(relief, cv2.CV_32F, 1, 0) * light_x + cv2.Sobel(relief, cv2.CV_32F, 0, 1) * light_y
-    tone = 0.12 + 0.7 * pattern + 0.055 * grain + 0.09 * flat.noise(150, 70, 5)
-    tone = np.clip(tone - np.tanh(slope * 0.35 * unit_px**0.5) * 0.17, 0, 1)
+    tone = 0.12 + 0.7 * pattern + 0.065 * grain + 0.09 * flat.noise(150, 70, 5)
+    # A little past the two tones is allowed: flat clipped areas would have no detail to follow.
+    tone = np.clip(tone - np.tanh(slope * 0.35 * unit_px**0.5) * 0.17, -0.12, 1.1)
     deep, light = (np.array(rgb[::-1], np.float32) for rgb in BACKGROUND_TONES[color])
-    return (deep + (light - deep) * tone[:, :, None] + 0.5).astype(np.uint8)
+    return np.clip(deep + (light - deep) * tone[:, :, None] + 0.5, 0, 255).astype(np.uint8)
 
 
 def contrast(shape_color: str, background_color: str) -> float:
@@ -182,10 +183,10 @@ def contrast(shape_color: str, background_color: str) -> float:
     return float(min(np.linalg.norm(fill - tone) for tone in tones))
 
 
-def _regular(corners: int, radii: tuple[float, ...], turn_deg: float) -> NDArray[np.float64]:
+def _regular(corners: int, radii: tuple[float, ...], turn_deg: float, *, drop: float = 0.0) -> NDArray[np.float64]:
     angles = np.deg2rad(turn_deg) + np.arange(corners) * (2 * np.pi / corners)
     radius = np.resize(radii, corners)
-    return np.stack([np.cos(angles) * radius, np.sin(angles) * radius], 1)
+    return np.stack([np.cos(angles) * radius, np.sin(angles) * radius + drop], 1)
 
 
 def _heart() -> NDArray[np.float64]:
@@ -198,8 +199,8 @@ SHAPES: MappingProxyType[str, NDArray[np.float64]] = MappingProxyType(
     {
         "circle": _regular(180, (0.95,), 0),
         "square": _regular(4, (1.18,), 45),
-        "triangle": _regular(3, (1.12,), -90) + (0, 0.2),
-        "star": _regular(10, (1.05, 0.46), -90) + (0, 0.05),
+        "triangle": _regular(3, (1.12,), -90, drop=0.2),
+        "star": _regular(10, (1.05, 0.46), -90, drop=0.05),
         "heart": _heart(),
     }
 )
@@ -225,7 +226,7 @@ def shape_sprite(shape: str, color: str, *, size_px: float) -> Field:
     shade = (ramp[:, None] + ramp[None, :]) / 2 + slope * (radius * 0.01)
     fill = np.array(SHAPE_COLORS[color][::-1], np.float32)
     lit = np.clip(fill * shade[:, :, None] + np.clip(shade - 1.05, 0, 1)[:, :, None] * 140, 0, 255)
-    fallen = np.float32([[1, 0, radius * 0.06], [0, 1, radius * 0.12]])
+    fallen = np.array([[1, 0, radius * 0.06], [0, 1, radius * 0.12]])
     shadow = cv2.warpAffine(cv2.GaussianBlur(alpha, (0, 0), radius * 0.08), fallen, (side, side)) * 0.42
     cover = alpha + shadow * (1 - alpha)
     sprite = np.dstack([lit * alpha[:, :, None], cover]).astype(np.float32)
@@ -266,7 +267,7 @@ def lettering(text: str, *, width: int, height: int, size: float, place: str) ->
         boxes.append((left, upper, left + across, upper + down))
         np.maximum(ink, letters, out=ink)
         np.maximum(rim, _drawn(line, font, middle, (width, height), max(1, round(font_px / 16))), out=rim)
-    layer = _rimmed(ink.astype(np.float32) / 255, rim.astype(np.float32) / 255, glow_px=max(1.0, font_px / 7))
+    layer = _rimmed(ink, rim, glow_px=max(1.0, font_px / 7))
     rows = np.flatnonzero(layer[:, :, 3].max(axis=1) > 0.004)
     strip = layer[rows[0] : rows[-1] + 1]
     return Lettering(layer=strip, top_px=int(rows[0]), boxes=tuple(boxes))
@@ -284,7 +285,8 @@ def _drawn(
     return np.asarray(canvas)
 
 
-def _rimmed(ink: Field, rim: Field, *, glow_px: float) -> Field:
+def _rimmed(letters: Picture, outline: Picture, *, glow_px: float) -> Field:
+    ink, rim = (mask.astype(np.float32) / np.float32(255) for mask in (letters, outline))
     edge = np.maximum(rim * 0.85, cv2.GaussianBlur(rim, (0, 0), glow_px) * 0.55)
     white, navy = (np.array(bgr, np.float32) for bgr in ((250, 252, 255), (34, 24, 20)))
     color = ink[:, :, None] * white + ((1 - ink) * edge)[:, :, None] * navy

@@ -228,8 +228,8 @@ class ShotPainter:
         """The view with `texels` pixels of the full texture per pixel, blended from the two nearest levels."""
         depth = float(np.log2(max(1.0, texels)))
         views = []
-        for level in (int(depth), int(depth) + 1):
-            level = min(level, len(self._levels) - 1)
+        deepest = len(self._levels) - 1
+        for level in (min(int(depth), deepest), min(int(depth) + 1, deepest)):
             step = texels / 2**level
             middle = (np.array(self._levels[0].shape[1::-1]) - 1) / 2 / 2**level
             views.append(_window(self._levels[level], step, middle - step * (np.array(self._size) - 1) / 2, self._size))
@@ -246,8 +246,9 @@ def mean_distance_px(width: int, height: int) -> float:
 def _window(texture: Picture, step: float, corner: Vector, size: tuple[int, int]) -> Picture:
     """`size` pixels of a texture from `corner` (x, y) on, `step` texels apart."""
     to_texture = np.array([[step, 0, corner[0]], [0, step, corner[1]]])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(texture, to_texture, size, flags=flags, borderMode=cv2.BORDER_REFLECT)  # type: ignore[return-value]
+    flags, border = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, cv2.BORDER_REFLECT
+    view = cv2.warpAffine(texture, to_texture, size, flags=flags, borderMode=border)
+    return view  # type: ignore[return-value]
 
 
 def _lay_sprite(picture: Picture, sprite: Field, center: Vector) -> None:

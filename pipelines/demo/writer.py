@@ -47,13 +47,18 @@ class Encoding:
     def __post_init__(self) -> None:
         if self.codec not in _ENCODERS:
             raise ValueError(f"unknown codec {self.codec!r}, expected one of {', '.join(_ENCODERS)}")
+        formats = [known.name for known in av.codec.Codec(_ENCODERS[self.codec], "w").video_formats or ()]
+        if self.pixel_format not in formats:
+            raise ValueError(
+                f"{self.codec} is not written as {self.pixel_format!r}, expected one of {', '.join(formats)}"
+            )
         if self.rotation not in (0, 90, 180, 270):
             raise ValueError(f"rotation is {self.rotation}, expected 0, 90, 180 or 270")
-        if self.rotation and self.ending_of_file not in ("mp4", "mov", "mkv"):
-            raise ValueError(f"a {self.ending_of_file} file cannot hold a rotation, expected mp4, mov or mkv")
+        if self.rotation and self.suffix not in ("mp4", "mov", "mkv"):
+            raise ValueError(f"a {self.suffix} file cannot hold a rotation, expected mp4, mov or mkv")
 
     @property
-    def ending_of_file(self) -> str:
+    def suffix(self) -> str:
         return self.container or CONTAINERS[self.codec]
 
 
@@ -79,7 +84,8 @@ def write_video(
 
     fps: the nominal rate; the encoder plans bits and keyframes by it.
     """
-    os.environ.setdefault("SVT_LOG", "1")  # else the AV1 encoder chats on stderr
+    if encoding.codec == "av1":
+        os.environ.setdefault("SVT_LOG", "1")  # errors only: by default its encoder chats on stderr
     stored_width, stored_height = coded_size(width, height, encoding)
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
         stream: Any = container.add_stream(_ENCODERS[encoding.codec], rate=fps, options=_options(encoding, fps))
@@ -142,6 +148,5 @@ def _options(encoding: Encoding, fps: Fraction) -> dict[str, str]:
     if encoding.codec == "av1":
         return {"preset": "11", "crf": looser_crf, "svtav1-params": "lp=1"}
     if encoding.codec == "vp9":
-        profile = "2" if "10" in encoding.pixel_format else "0"
-        return {"deadline": "realtime", "cpu-used": "8", "crf": looser_crf, "b": "0", "profile": profile}
+        return {"deadline": "realtime", "cpu-used": "8", "crf": looser_crf, "b": "0"}
     return {"sc_threshold": "0" if encoding.keyframes_at_cuts else "1000000000"}

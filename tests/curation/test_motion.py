@@ -48,7 +48,7 @@ def test_non_square_pixels_count_as_displayed(tmp_path: Path):
 
 def test_a_clip_without_two_measured_frames_has_no_motion_and_says_why():
     meter = MotionMeter()
-    luma = np.zeros((72, 128), np.uint8)
+    luma = np.zeros((64, 114), np.uint8)
     for i in range(30):
         if meter.wants(i / 30):
             meter.push(i, i / 30, luma)
@@ -62,5 +62,5 @@ def test_frames_that_are_not_wanted_are_few():
     for i in range(600):
         if meter.wants(i / 60):
             wanted += 1
-            meter.push(i, i / 60, np.zeros((72, 128), np.uint8))
+            meter.push(i, i / 60, np.zeros((64, 114), np.uint8))
     assert wanted <= 2 * 2 * 10 + 2

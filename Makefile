@@ -1,0 +1,41 @@
+# Everything a newcomer needs: `make demo`, `make test`. Both set up .venv by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+VIDEOS ?=
+DEMO ?= demo
+
+.PHONY: help setup demo test check format clean
+
+help:
+	@echo "make demo                 curate a small rendered corpus into shards (in ./$(DEMO))"
+	@echo "make demo VIDEOS=folder   curate your own videos the same way"
+	@echo "make test                 run the tests"
+	@echo "make check                lint, types, import rules"
+	@echo "make format               format the code"
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[s3,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python -m pipelines.demo $(if $(VIDEOS),--videos '$(VIDEOS)') --out '$(DEMO)'
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,65 @@
+"""What a scan costs, in CPU time of one plain single-threaded decode of the same file.
+
+Run: python -m benchmarks.scan [--runs N]. Beside it, PySceneDetect's own detection alone.
+"""
+
+import argparse
+from pathlib import Path
+
+import av
+import cv2
+from scenedetect import AdaptiveDetector, detect
+
+from benchmarks.common import interleaved, real_videos, report
+from curation.scan import scan
+from curation.sources import list_sources
+
+SUMMED = ("v2d_test", "psd_testvideo", "cc_test_video_30s", "dj_video1", "dj_video3")
+UNSCANNABLE = ("dec_corrupted",)
+
+
+def decode(path: Path) -> None:
+    """Every frame, one thread, nothing done with it."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        for _ in container.decode(stream):
+            pass
+
+
+def measure(path: Path, runs: int) -> dict[str, float]:
+    """Median CPU seconds of decode, scan and PySceneDetect on one file."""
+    (source,) = list_sources([str(path)])
+    seconds = interleaved(runs, decode=lambda: decode(path), scan=lambda: scan(source))
+    try:
+        seconds |= interleaved(1, scenedetect=lambda: detect(str(path), AdaptiveDetector()))
+    except Exception:  # its OpenCV reader opens fewer formats than PyAV
+        seconds["scenedetect"] = float("nan")
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=3, help="runs of each, of which the median counts")
+    runs = parser.parse_args().runs
+    cv2.setNumThreads(1)
+    paths = sorted(p for p in real_videos().iterdir() if p.suffix in (".mp4", ".mkv") and p.stem not in UNSCANNABLE)
+    seconds = {path.stem: measure(path, runs) for path in paths}
+    total = {kind: sum(seconds[name][kind] for name in SUMMED) for kind in ("decode", "scan", "scenedetect")}
+    rows = [*sorted(seconds.items(), key=lambda item: item[0] not in SUMMED), ("sum of the first five", total)]
+    report(
+        "CPU seconds of one scan and of one plain decode",
+        ("file", "decode s", "scan s", "scan / decode", "PySceneDetect s", "PySceneDetect / decode"),
+        (
+            (name, s["decode"], s["scan"], s["scan"] / s["decode"], s["scenedetect"], s["scenedetect"] / s["decode"])
+            for name, s in rows
+        ),
+        {
+            "ratio": round(total["scan"] / total["decode"], 3),
+            "files": {name: round(s["scan"] / s["decode"], 3) for name, s in seconds.items()},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

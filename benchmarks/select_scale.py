@@ -1,0 +1,142 @@
+"""`select` over ten million clips: seconds and peak memory, in a process of its own.
+
+    python -m benchmarks.select_scale [--clips N]
+
+Two runs: rules on columns of the clips table, and the same with one more score joined from scores/.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.table import Table
+
+from curation.rules import parse_rules
+from curation.select import select
+from curation.tables import CLIPS, SOURCES, Dataset
+
+_CLIPS = 10_000_000
+_PARTS = 50
+_CLIPS_PER_SOURCE = 20
+_RULES = {
+    "motion": {"drop_lowest": "25%"},
+    "text_area": {"drop_highest": "25%", "max": 0.07},
+    "duration_s": {"min": 2.0},
+}
+_JOINED_RULES = {**_RULES, "aesthetic": {"drop_lowest": "25%"}}
+
+
+def measure(clips: int = _CLIPS) -> dict[str, float]:
+    """Build a dataset of `clips` rows in a temporary folder and select from it; seconds and peak GiB of each run."""
+    with tempfile.TemporaryDirectory(prefix="clipmill-select-") as folder:
+        _build(folder, clips)
+        plain, joined = (_in_child(folder, name) for name in ("plain", "joined"))
+    return {
+        "select_10m_s": plain["seconds"],
+        "select_10m_peak_gib": plain["peak_gib"],
+        "select_10m_joined_s": joined["seconds"],
+        "select_10m_joined_peak_gib": joined["peak_gib"],
+        "rows": clips,
+        "selected": plain["selected"],
+        "selected_joined": joined["selected"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clips", type=int, default=_CLIPS)
+    parser.add_argument("--select", nargs=2, metavar=("DATASET", "RULES"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.select:
+        print(json.dumps(_select(*options.select)))
+        return
+    figures = measure(options.clips)
+    table = Table(title=f"select over {options.clips:,} clips in {_PARTS} parts")
+    for heading in ("rules on", "selected", "seconds", "peak GiB", "goal"):
+        table.add_column(heading, justify="left" if heading == "rules on" else "right")
+    for what, end in (("clips table", ""), ("clips table and a joined score", "_joined")):
+        seconds, peak = figures[f"select_10m{end}_s"], figures[f"select_10m{end}_peak_gib"]
+        selected = f"{figures[f'selected{end}']:,}"
+        table.add_row(what, selected, f"{seconds:.1f}", f"{peak:.2f}", "" if end else "10 s, 2 GiB")
+    Console().print(table)
+    print(json.dumps(figures))
+
+
+def _in_child(folder: str, rules: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.select_scale", "--select", folder, rules]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _select(folder: str, name: str) -> dict[str, float]:
+    chosen = {"plain": _RULES, "joined": _JOINED_RULES}[name]
+    rules = parse_rules({"name": name, "rules": chosen, "where": "width >= 512"}, origin=name)
+    start = time.perf_counter()
+    selection = select(Dataset(folder), rules)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "peak_gib": _peak_bytes() / 2**30, "selected": selection.clips}
+
+
+def _peak_bytes() -> int:
+    """Peak resident memory of this process. /proc counts from exec on, getrusage may count the parent's too."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _build(folder: str, clips: int) -> None:
+    dataset = Dataset(folder).create_or_open({"benchmark": "select_scale", "clips": clips})
+    bounds = np.linspace(0, clips, _PARTS + 1).astype(int)
+    for part, (first, last) in enumerate(pairwise(bounds)):
+        table = _clips(np.random.default_rng(part), int(first), int(last))
+        dataset.write_part("clips", f"{part:04d}", table)
+        scores = pa.table({"clip_id": table["clip_id"], "aesthetic": table["duration_s"].cast(pa.float32())})
+        dataset.write_part("scores/aesthetic", f"{part:04d}", scores)
+        ids = pc.unique(table["source_id"])
+        dataset.write_part("sources", f"{part:04d}", _filled(SOURCES, {"source_id": ids}, len(ids)))
+
+
+def _clips(random: np.random.Generator, first: int, last: int) -> pa.Table:
+    rows = last - first
+    number = np.arange(first, last)
+    duration_s = random.uniform(1.0, 20.0, rows)
+    start_pts = number % _CLIPS_PER_SOURCE * 300_000
+    end_pts = start_pts + (duration_s * 12_800).astype(np.int64)
+    # Ids as real ones look: a hash, so that they are not in order across the parts.
+    mixed = (number // _CLIPS_PER_SOURCE + 1).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    source_id = pa.array([f"{value:016x}" for value in mixed.tolist()])
+    text = [pa.array(values).cast(pa.string()) for values in (start_pts, end_pts)]
+    motion = pa.array(random.gamma(2.0, 3.0, rows).astype(np.float32), mask=random.random(rows) < 0.01)
+    text_area = np.maximum(0, random.normal(-0.02, 0.05, rows)).astype(np.float32)
+    columns = {
+        "clip_id": pc.binary_join_element_wise(source_id, *text, "-"),
+        "source_id": source_id,
+        "uri": pc.binary_join_element_wise("s3://bucket/videos/", source_id, ".mp4", ""),
+        "start_pts": start_pts,
+        "end_pts": end_pts,
+        "duration_s": duration_s,
+        "width": random.choice(np.array([426, 640, 1280, 1920], np.int32), rows),
+        "motion": motion,
+        "text_area": text_area,
+    }
+    return _filled(CLIPS, columns, rows)
+
+
+def _filled(schema: pa.Schema, columns: dict[str, object], rows: int) -> pa.Table:
+    return pa.table({f.name: columns.get(f.name, pa.nulls(rows, f.type)) for f in schema})
+
+
+if __name__ == "__main__":
+    main()

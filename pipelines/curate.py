@@ -1,0 +1,192 @@
+"""Raw videos in, scored clips in a table: the curation half of the paper (section 3.1), streamed through Ray Data.
+
+    inputs -> scan (cuts, motion, pictures) -> model scorers -> one committed part after another
+
+What passes between the stages is rows and three small pictures per clip, never a video.
+"""
+
+import json
+import pickle
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
+
+from curation import storage
+from curation.errors import UserError
+from curation.isolation import Isolated
+from curation.scan import Scan
+from curation.sources import Source, list_sources
+from curation.tables import CLIPS, PREVIEWS, SOURCES, Dataset, part_name
+from pipelines.cluster import cluster_cpus, connected
+from pipelines.config import CurateConfig
+from pipelines.inspect import load_scorers, scan_safely, score_clips
+from pipelines.progress import Reporter
+from pipelines.status import Status, status
+
+_RUN_FILE = "run.json"
+_PART_SOURCE_BYTES = 2 << 30
+_PARTS_AT_LEAST = 64
+_SOURCES_PER_PART = 256
+_SOURCES_PER_SCORING = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurateResult:
+    """What one run did, and what the dataset holds now."""
+
+    dataset: str
+    sources_given: int
+    sources_done_before: int
+    sources_done_now: int
+    wall_s: float
+    status: Status
+
+
+def curate(
+    inputs: Sequence[str],
+    out: str,
+    *,
+    config: CurateConfig | None = None,
+    limit: int | None = None,
+    address: str | None = None,
+    quiet: bool = False,
+) -> CurateResult:
+    """Curate videos into the dataset folder `out`; run again to do only what is missing.
+
+    `inputs` as `curation.sources.list_sources` takes them, at most `limit` of them; `address` of a Ray cluster.
+    Raises UserError: nothing given or usable, another configuration, `out` not writable.
+    """
+    config, started_s = config or CurateConfig(), time.monotonic()
+    sources = list(islice(list_sources(inputs), limit))
+    if not sources:
+        raise UserError(f"no usable input: nothing that looks like a video in {', '.join(inputs) or 'no input'}")
+    dataset = Dataset(out).create_or_open(config.model_dump(mode="json"))
+    run = _take_over(dataset)
+    dataset.remove_unfinished()
+    done = dataset.source_ids()
+    todo = [source for source in sources if source.source_id not in done]
+    with (
+        connected(address) if todo else _nothing(),
+        Reporter("curate", len(todo), unit="sources", quiet=quiet) as report,
+    ):
+        clips = 0
+        for committed in _stream(todo, dataset, config, run):
+            clips += committed["clips"]
+            report.advance(committed["sources"], f"{clips:,} clips")
+    found = status(dataset)
+    if not found.sources_ok:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in found.rejected.items())
+        raise UserError(f"no usable input: all {found.sources} sources were rejected ({kinds}); see {out}")
+    return CurateResult(
+        dataset=out,
+        sources_given=len(sources),
+        sources_done_before=len(sources) - len(todo),
+        sources_done_now=len(todo),
+        wall_s=time.monotonic() - started_s,
+        status=found,
+    )
+
+
+def _stream(todo: Sequence[Source], dataset: Dataset, config: CurateConfig, run: str) -> Iterator[dict[str, int]]:
+    """The graph. Yields {"sources", "clips"} for every part as it is committed."""
+    if not todo:
+        return
+    cpus = cluster_cpus()
+    rows = [{"source": pickle.dumps(source)} for source in todo]
+    scans = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        ScanSource, fn_constructor_args=(config,), num_cpus=1, compute=ActorPoolStrategy(min_size=1, max_size=cpus)
+    )
+    scored = scans.map_batches(
+        ScoreClips,
+        fn_constructor_args=(config,),
+        batch_size=_SOURCES_PER_SCORING,
+        num_cpus=0,
+        compute=ActorPoolStrategy(min_size=1, max_size=cpus),
+    )
+    written = scored.map_batches(
+        WritePart, fn_constructor_args=(dataset, run), batch_size=_part_size(todo), num_cpus=0, concurrency=1
+    )
+    yield from written.iter_rows()
+
+
+class ScanSource:
+    """Stage 1, on CPUs: every source in a child process with limits; a rejected one is a row like the others."""
+
+    def __init__(self, config: CurateConfig) -> None:
+        self._config = config
+        self._child = Isolated(config.limits)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        source: Source = pickle.loads(row["source"])
+        return {"scan": pickle.dumps(scan_safely(self._child, source, self._config))}
+
+
+class ScoreClips:
+    """Stage 2: model scorers over the clips of several sources at once; pictures leave it as small previews."""
+
+    def __init__(self, config: CurateConfig) -> None:
+        self._scorers = load_scorers(config)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        scans: list[Scan] = [pickle.loads(scan) for scan in batch["scan"]]
+        score_clips(self._scorers, scans)
+        for scan in scans:
+            scan.pictures[:] = [tuple(preview(jpeg) for jpeg in jpegs) for jpegs in scan.pictures]
+        return {"scan": [pickle.dumps(scan) for scan in scans]}
+
+
+class WritePart:
+    """Stage 3: the rows of some sources become one part, committed by its sources file, written last."""
+
+    def __init__(self, dataset: Dataset, run: str) -> None:
+        self._dataset, self._run = dataset, run
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        scans: list[Scan] = [pickle.loads(scan) for scan in batch["scan"]]
+        clips = [clip for scan in scans for clip in scan.clips]
+        previews = [
+            dict(zip(PREVIEWS.names, (clip["clip_id"], *jpegs), strict=True))
+            for scan in scans
+            for clip, jpegs in zip(scan.clips, scan.pictures, strict=True)
+        ]
+        part = part_name(scan.source["source_id"] for scan in scans)
+        self._dataset.write_part("previews", part, pa.Table.from_pylist(previews, PREVIEWS))
+        self._dataset.write_part("clips", part, pa.Table.from_pylist(clips, CLIPS))
+        _check_still_ours(self._dataset, self._run)
+        self._dataset.write_part("sources", part, pa.Table.from_pylist([scan.source for scan in scans], SOURCES))
+        return {"sources": [len(scans)], "clips": [len(clips)]}
+
+
+def preview(jpeg: bytes) -> bytes:
+    """A JPEG at half the size of a scorer's picture, for people to look at."""
+    small = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_REDUCED_COLOR_2)
+    assert small is not None, "a picture that the scan itself compressed"
+    return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1])
+
+
+def _part_size(todo: Sequence[Source]) -> int:
+    """Sources per part: few files for many small sources, and little to do again when a run is killed."""
+    mean_bytes = max(1, sum(source.size_bytes or 0 for source in todo) // len(todo))
+    return max(1, min(_SOURCES_PER_PART, len(todo) // _PARTS_AT_LEAST, _PART_SOURCE_BYTES // mean_bytes))
+
+
+def _take_over(dataset: Dataset) -> str:
+    """Make this run the one that may commit. What an older one still has under way fails at its next commit."""
+    run = uuid.uuid4().hex
+    storage.write_bytes(dataset.fs, dataset.file(_RUN_FILE), json.dumps({"run": run}).encode())
+    return run
+
+
+def _check_still_ours(dataset: Dataset, run: str) -> None:
+    current = json.loads(storage.read_bytes(dataset.fs, dataset.file(_RUN_FILE)))["run"]
+    if current != run:
+        raise UserError(f"another run has taken over {dataset.url}; this one stops here and loses nothing")

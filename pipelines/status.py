@@ -1,0 +1,80 @@
+"""What a dataset holds: counts that reconcile, from its tables."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from curation.select import Selection, load_selection, selection_names
+from curation.tables import Dataset
+
+_LOSSES = ("lost_transition_s", "lost_short_s", "lost_keyframe_s", "lost_damage_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """sources = sources_ok + rejected; video_s = clip_s + lost_s. Times in seconds, CPU seconds where it says so."""
+
+    dataset: str
+    sources: int
+    sources_ok: int
+    rejected: dict[str, int]
+    """error_kind -> sources."""
+    clips: int
+    takes: dict[str, int]
+    """copy and encode -> clips."""
+    video_s: float
+    clip_s: float
+    lost_s: dict[str, float]
+    scan_cpu_s: float
+    score_cpu_s: float
+    unscored: dict[str, int]
+    """Score column -> clips without it."""
+    selections: list[Selection] = field(default_factory=list)
+    shards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Shard folder -> its index."""
+
+
+def status(dataset: Dataset) -> Status:
+    """Read the counts. Raises UserError where there is no dataset."""
+    dataset.open()
+    with dataset.connect() as connection:
+
+        def counts(query: str) -> dict[str, int]:
+            return dict(connection.execute(query).fetchall())
+
+        sums = ", ".join(
+            f"coalesce(sum({c}), 0)" for c in ("duration_s", "clip_s", "scan_cpu_s", "score_cpu_s", *_LOSSES)
+        )
+        totals = connection.execute(f"SELECT count(*), count_if(status = 'ok'), {sums} FROM sources").fetchone()
+        rejected = counts(
+            "SELECT error_kind, count(*) FROM sources WHERE status = 'rejected' GROUP BY 1 ORDER BY 2 DESC, 1"
+        )
+        takes = counts("SELECT take, count(*) FROM clips GROUP BY 1 ORDER BY 1")
+        errors = [row[0] for row in connection.execute("DESCRIBE clips").fetchall() if row[0].endswith("_error")]
+        unscored = {
+            e.removesuffix("_error"): connection.execute(
+                f"SELECT count(*) FROM clips WHERE {e} IS NOT NULL"
+            ).fetchone()[0]
+            for e in errors
+        }  # type: ignore[index]
+    assert totals is not None
+    sources, ok, video_s, clip_s, scan_cpu_s, score_cpu_s, *lost = totals
+    return Status(
+        dataset=dataset.url,
+        sources=sources,
+        sources_ok=ok,
+        rejected=rejected,
+        clips=sum(takes.values()),
+        takes=takes,
+        video_s=video_s,
+        clip_s=clip_s,
+        lost_s=dict(zip((name.removeprefix("lost_").removesuffix("_s") for name in _LOSSES), lost, strict=True)),
+        scan_cpu_s=scan_cpu_s,
+        score_cpu_s=score_cpu_s,
+        unscored=unscored,
+        selections=[load_selection(dataset, name) for name in selection_names(dataset)],
+        shards=_shards(dataset),
+    )
+
+
+def _shards(dataset: Dataset) -> dict[str, dict[str, Any]]:
+    return {}

@@ -1,6 +1,6 @@
 """Fades through black, white or another blank picture: each blank run, widened to where both shots stand in full."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 from curation.gradual import Picture, Sample, comes_back, distance, fade_length
@@ -87,9 +87,7 @@ def _content(sample: Sample, kind: str) -> float:
     return sample.contrast if kind == "black" else sample.texture
 
 
-def fade_bounds(
-    run: BlankRun, is_cut: Callable[[int], bool], *, flash_s: float
-) -> tuple[int, int] | None:
+def fade_bounds(run: BlankRun, cuts: Set[int], *, flash_s: float) -> tuple[int, int] | None:
     """(first changed frame, first frame that is fully the next shot) of the fade around a blank run, or None.
 
     None for a flash or a blink after which the same picture returns, and for a plain surface in a shot.
@@ -97,8 +95,8 @@ def fade_bounds(
     before, after = run.before[::-1], run.after
     if run.kind != "black" and not (_stands_out(run, before) and _stands_out(run, after)):
         return None
-    before = before[: next((i for i, s in enumerate(before) if is_cut(s.index + 1) and i > 0), len(before))]
-    after = after[: next((i for i, s in enumerate(after) if is_cut(s.index) and i > 0), len(after))]
+    before = before[: next((i for i, s in enumerate(before) if s.index + 1 in cuts and i > 0), len(before))]
+    after = after[: next((i for i, s in enumerate(after) if s.index in cuts and i > 0), len(after))]
     start, stop = run.first.index, run.last.index + 1
     out = _length(run.blankest.picture, before)
     back = _length(run.blankest.picture, after)

@@ -18,6 +18,8 @@ Picture = NDArray[np.uint8]
 """(H, W, 3) BGR, some 80 pixels on the long side."""
 
 _LONG_SIDE_PX = 80
+_BLACK = 32
+"""Brightness up to which a pixel counts as black; in limited range black itself is 16."""
 _BLOCK_PX = 5
 _TEXTURED = 4.0
 _CHANGED = 8.0
@@ -30,6 +32,7 @@ _CLEAR = (0.5, 1.25, 0.15)
 _EXACT = (0.7, 1.2, 0.05)
 _PIECES_SIZE = (8, 6)
 _PURE = 0.8
+_FOREIGN = 0.3
 _SAME = 0.4
 _SAME_COLOURS = 20.0
 _COLOURS_SIZE = (6, 4)
@@ -54,13 +57,17 @@ class Sample:
     """Mean squared gradient, across and down. A pan blurs one of them; a dissolve takes from both."""
 
 
-def measure(index: int, time_s: float, bgr_HWC: NDArray[np.uint8], *, dark_level: int) -> Sample:
-    """Shrink a picture to 80 pixels on the long side and measure it."""
+def sample_size(bgr_HWC: NDArray[np.uint8]) -> tuple[int, int]:
+    """(width, height) of the samples of a video: 80 pixels on the long side, never enlarged, at least 4."""
     height, width = bgr_HWC.shape[:2]
-    scale = _LONG_SIDE_PX / max(height, width)
-    if scale < 1:
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        bgr_HWC = cv2.resize(bgr_HWC, size, interpolation=cv2.INTER_AREA)
+    scale = min(1.0, _LONG_SIDE_PX / max(height, width))
+    return max(4, round(width * scale)), max(4, round(height * scale))
+
+
+def measure(index: int, time_s: float, bgr_HWC: NDArray[np.uint8], size: tuple[int, int]) -> Sample:
+    """Shrink a picture to `size` (width, height) and measure it."""
+    if bgr_HWC.shape[1::-1] != size:
+        bgr_HWC = cv2.resize(bgr_HWC, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
     gray = cv2.cvtColor(bgr_HWC, cv2.COLOR_BGR2GRAY)
     across = cv2.absdiff(gray[:, 1:], gray[:, :-1])
     down = cv2.absdiff(gray[1:], gray[:-1])
@@ -71,7 +78,7 @@ def measure(index: int, time_s: float, bgr_HWC: NDArray[np.uint8], *, dark_level
         picture=bgr_HWC,
         brightness=float(mean[0, 0]),
         contrast=float(std[0, 0]),
-        dark=1 - cv2.countNonZero(cv2.threshold(gray, dark_level, 255, cv2.THRESH_BINARY)[1]) / gray.size,
+        dark=1 - cv2.countNonZero(cv2.threshold(gray, _BLACK, 255, cv2.THRESH_BINARY)[1]) / gray.size,
         texture=cv2.mean(cv2.min(across, 16))[0],
         detail=(cv2.norm(across, cv2.NORM_L2SQR) / gray.size, cv2.norm(down, cv2.NORM_L2SQR) / gray.size),
     )
@@ -213,18 +220,17 @@ def is_dip(
 
 def wiped(old_HWC: Picture, middle_HWC: Picture, new_HWC: Picture) -> bool:
     """Whether the middle picture is put together from large pieces of the two others, as half way in a wipe."""
-    to_old, to_new, between = (
-        cv2.absdiff(a, b).mean(2).astype(np.float32)
-        for a, b in ((middle_HWC, old_HWC), (middle_HWC, new_HWC), (old_HWC, new_HWC))
-    )
-    if cv2.mean(cv2.min(to_old, to_new))[0] > 0.25 * cv2.mean(between)[0]:
+    old, middle, new = (cv2.cvtColor(p, cv2.COLOR_BGR2GRAY) for p in (old_HWC, middle_HWC, new_HWC))
+    to_old, to_new, between = cv2.absdiff(middle, old), cv2.absdiff(middle, new), cv2.absdiff(old, new)
+    if cv2.mean(cv2.min(to_old, to_new))[0] > _FOREIGN * cv2.mean(between)[0]:
         return False
     tells = (between > _CHANGED).astype(np.float32)
     weight, of_old = (
-        cv2.resize(m, _PIECES_SIZE, interpolation=cv2.INTER_AREA) for m in (tells, tells * (to_old < to_new))
+        cv2.resize(part, _PIECES_SIZE, interpolation=cv2.INTER_AREA) for part in (tells, tells * (to_old < to_new))
     )
-    pure = np.abs(2 * of_old - weight).sum() / max(float(weight.sum()), 1e-3)
-    return bool(pure >= _PURE and 0.25 <= of_old.sum() / max(float(weight.sum()), 1e-3) <= 0.75)
+    total = max(float(weight.sum()), 1e-3)
+    pure = float(np.abs(2 * of_old - weight).sum()) / total
+    return pure >= _PURE and 0.25 <= float(of_old.sum()) / total <= 0.75
 
 
 def same_scene(a_HWC: Picture, b_HWC: Picture) -> bool:
@@ -254,9 +260,7 @@ def _structure(picture_HWC: Picture) -> NDArray[np.float32]:
     return gray - cv2.blur(gray, (_FINE_PX, _FINE_PX))
 
 
-def dissolve_bounds(
-    samples: Sequence[Sample], first: int, last: int, *, reach: int
-) -> tuple[int, int]:
+def dissolve_bounds(samples: Sequence[Sample], first: int, last: int, *, reach: int) -> tuple[int, int]:
     """The dissolve or wipe around (first, last) frame by frame: its last old and first new frame."""
     times = np.array([s.time_s for s in samples])
     detail = np.array([s.detail for s in samples]).T

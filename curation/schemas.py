@@ -48,7 +48,7 @@ SOURCES = pa.schema(
         column("status", pa.string(), "ok or rejected"),
         column("error_kind", pa.string(), "why a source was rejected, from a fixed set of kinds"),
         column("error", pa.string(), "a sentence that says what was wrong with a rejected source"),
-        column("damage", pa.string(), "what was unreadable in a source that is otherwise ok"),
+        column("note", pa.string(), "what to know of a source that is ok: unreadable parts, or why it gave no clip"),
         column("clips", pa.int64(), "clips taken from this source"),
         column("clip_s", pa.float64(), "footage in those clips", unit="s"),
         column("lost_transition_s", pa.float64(), "footage lost to transitions", unit="s"),

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 from pydantic import Field
@@ -21,7 +21,7 @@ from webdataset.writer import TarWriter
 from curation import storage
 from curation.errors import SourceError, UserError
 from curation.schemas import CLIPS, SOURCES
-from curation.scores import SCORERS
+from curation.scores import SCORERS, Scorer
 from curation.takes import Clip, Kind, Take, TakeConfig, take_clips
 
 FORMAT_VERSION = 1
@@ -32,7 +32,7 @@ _COPY_BYTES = 1 << 20
 
 _SPAN = ("start_pts", "end_pts", "start_s", "end_s", "duration_s", "start_frame")
 _CUTS = ("cut_start_pts", "cut_end_pts", "cut_start_s", "cut_end_s")
-_SCORES = {"motion", *(column.name for scorer in SCORERS.values() for column in scorer.columns)}
+_SCORES = {"motion", *(column.name for scorer in SCORERS.values() for column in cast(type[Scorer], scorer).columns)}
 _NO_SCORES = {*CLIPS.names, *SOURCES.names} - _SCORES
 
 

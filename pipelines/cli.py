@@ -5,18 +5,21 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 from rich.console import Console
 
 from curation.errors import UserError
+from curation.tables import Dataset
 from pipelines import render
 from pipelines.config import CurateConfig
 from pipelines.inspect import inspect as inspect_videos
+from pipelines.select import DEFAULT_PRESET
+from pipelines.select import select as select_clips
+from pipelines.status import status as read_status
 
-DONE, FAILED, BAD_REQUEST, NOTHING_CAME_OUT, INTERRUPTED = 0, 1, 2, 3, 130
+BAD_REQUEST, NOTHING_CAME_OUT = 2, 3
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 failed on the way (run the same command again: what is done stays done); 2 a request that
@@ -46,18 +49,105 @@ ConfigFile = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output, on stdout alone.")]
 
 
-@app.command()
+DatasetFolder = Annotated[str, typer.Argument(help="Dataset folder, local or any fsspec URL.", show_default=False)]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster to run on; without it, RAY_ADDRESS or this machine.", show_default=False),
+]
+
+
+@app.command(epilog=EXIT_CODES)
+def curate(
+    inputs: Inputs,
+    out: Annotated[str, typer.Option(help="Dataset folder, local or any fsspec URL.", show_default=False)],
+    config: ConfigFile = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take at most this many inputs.", show_default=False)] = None,
+    address: Address = None,
+) -> None:
+    """Find the shots of every video, score every clip, and write the tables of a dataset.
+
+    Run the same command again after an interruption: only what is missing is done. Bad videos are rows with a
+    reason in the sources table and stop nothing.
+    """
+    from pipelines.curate import curate as run
+
+    result = run(inputs, out, config=_config(config), limit=limit, address=address)
+    render.print_curation(console(), result)
+    if not result.status.clips:
+        _nothing_came_out("no clip came out: see the reasons above")
+
+
+@app.command(epilog=EXIT_CODES)
+def select(
+    dataset: DatasetFolder,
+    preset: Annotated[str, typer.Option(help="Rules that come along, by name.")] = DEFAULT_PRESET,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with your own rules instead.", show_default=False)
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the selection; by default the rules' own.", show_default=False)
+    ] = None,
+    allow_missing: Annotated[bool, typer.Option(help="Skip rules on columns that the dataset does not have.")] = False,
+) -> None:
+    """Choose clips by rules, by value or by percentile, and show what each rule removed."""
+    selection = select_clips(dataset, str(config) if config else preset, name=name, allow_missing=allow_missing)
+    render.print_selection(console(), selection)
+    if selection.empty:
+        _nothing_came_out("no clip passed: loosen the rules that removed the most")
+
+
+@app.command(epilog=EXIT_CODES)
+def shard(  # noqa: PLR0917
+    dataset: DatasetFolder,
+    selection: Annotated[str, typer.Option(help="Name of the selection to write.", show_default=False)],
+    images: Annotated[bool, typer.Option(help="Middle frames as JPEG, for image pretraining.")] = False,
+    clips_per_shard: Annotated[int, typer.Option(min=1, help="Samples in one clip shard.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the shuffle across sources.")] = 0,
+    address: Address = None,
+) -> None:
+    """Write the selected clips as WebDataset shards: DATASET/shards/SELECTION/*.tar and index.json."""
+    from curation.shards import ShardConfig
+    from pipelines.shard import shard as run
+
+    settings = ShardConfig(clips_per_shard=clips_per_shard, seed=seed)
+    result = run(dataset, selection, images=images, config=settings, address=address)
+    render.print_shards(console(), result)
+    if not result.index["totals"]["samples"]:
+        _nothing_came_out("no clip could be taken: see the index")
+
+
+@app.command(epilog=EXIT_CODES)
+def status(dataset: DatasetFolder, as_json: AsJson = False) -> None:
+    """Show what a dataset holds: sources, clips, selections and shards."""
+    found = read_status(Dataset(dataset))
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        render.print_status(console(), found)
+
+
+@app.command(epilog=EXIT_CODES)
 def inspect(videos: Inputs, config: ConfigFile = None, as_json: AsJson = False) -> None:
     """Show what the pipeline sees in a video: probe, transitions, clips, scores. Writes nothing."""
-    console, usable = Console(), 0
+    usable = 0
     for seen in inspect_videos(videos, _config(config)):
         usable += seen.error_kind is None
         if as_json:
             print(json.dumps(asdict(seen)), flush=True)
         else:
-            render.print_inspection(console, seen)
+            render.print_inspection(console(), seen)
     if not usable:
         raise UserError("no usable input: see the reason for each above")
+
+
+def console() -> Console:
+    """Standard output; wide enough for the tables where it is no terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=110)
+
+
+def _nothing_came_out(sentence: str) -> NoReturn:
+    _complain(sentence)
+    raise typer.Exit(NOTHING_CAME_OUT)
 
 
 def _config(path: Path | None) -> CurateConfig:
@@ -65,20 +155,13 @@ def _config(path: Path | None) -> CurateConfig:
 
 
 def main() -> None:
-    """Run the command line and exit with one of the codes above; errors of the user's are one sentence on stderr."""
+    """Run the command line and exit with one of the codes above; a user's mistake is one sentence on stderr."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        code = BAD_REQUEST
+        app()
     except UserError as error:
         _complain(str(error))
-        code = BAD_REQUEST
-    except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted; run the same command again to go on")
-        code = INTERRUPTED
-    sys.exit(code if isinstance(code, int) else DONE)
+        sys.exit(BAD_REQUEST)
 
 
 def _interrupt(*_: Any) -> None:

@@ -5,9 +5,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import ray
-from ray.data import DataContext
-
 from curation.errors import UserError
 
 
@@ -18,6 +15,8 @@ def connected(address: str | None = None) -> Iterator[None]:
     `address` (or the environment's RAY_ADDRESS) names a cluster; without one a local Ray with all CPUs is started.
     Raises UserError when the cluster cannot be reached.
     """
+    import ray  # here, so that commands which need no cluster start at once
+
     if ray.is_initialized():
         _settle()
         yield
@@ -47,11 +46,15 @@ def usable_cpus() -> int:
 
 def cluster_cpus() -> int:
     """CPUs of the connected cluster, at least 1."""
+    import ray
+
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def _settle() -> None:
     """One progress display (ours), no log files of statistics, and patience with long videos."""
+    from ray.data import DataContext
+
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

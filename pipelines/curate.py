@@ -10,15 +10,13 @@ import pickle
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
-import ray
-from ray.data import ActorPoolStrategy
 
 from curation import storage
 from curation.errors import UserError
@@ -74,14 +72,12 @@ def curate(
     dataset.remove_unfinished()
     done = dataset.source_ids()
     todo = [source for source in sources if source.source_id not in done]
-    with (
-        connected(address) if todo else _nothing(),
-        Reporter("curate", len(todo), unit="sources", quiet=quiet) as report,
-    ):
-        clips = 0
-        for committed in _stream(todo, dataset, config, run):
-            clips += committed["clips"]
-            report.advance(committed["sources"], f"{clips:,} clips")
+    if todo:
+        with connected(address), Reporter("curate", len(todo), unit="sources", quiet=quiet) as report:
+            clips = 0
+            for committed in _stream(todo, dataset, config, run):
+                clips += committed["clips"]
+                report.advance(committed["sources"], f"{clips:,} clips")
     found = status(dataset)
     if not found.sources_ok:
         kinds = ", ".join(f"{count} {kind}" for kind, count in found.rejected.items())
@@ -98,12 +94,16 @@ def curate(
 
 def _stream(todo: Sequence[Source], dataset: Dataset, config: CurateConfig, run: str) -> Iterator[dict[str, int]]:
     """The graph. Yields {"sources", "clips"} for every part as it is committed."""
-    if not todo:
-        return
+    import ray
+    from ray.data import ActorPoolStrategy
+
     cpus = cluster_cpus()
     rows = [{"source": pickle.dumps(source)} for source in todo]
     scans = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        ScanSource, fn_constructor_args=(config,), num_cpus=1, compute=ActorPoolStrategy(min_size=1, max_size=cpus)
+        ScanSource,  # type: ignore[arg-type]  # a class is what Ray Data asks for with an actor pool
+        fn_constructor_args=(config,),
+        num_cpus=1,
+        compute=ActorPoolStrategy(min_size=1, max_size=cpus),
     )
     scored = scans.map_batches(
         ScoreClips,
@@ -139,9 +139,7 @@ class ScoreClips:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         scans: list[Scan] = [pickle.loads(scan) for scan in batch["scan"]]
         score_clips(self._scorers, scans)
-        for scan in scans:
-            scan.pictures[:] = [tuple(preview(jpeg) for jpeg in jpegs) for jpegs in scan.pictures]
-        return {"scan": [pickle.dumps(scan) for scan in scans]}
+        return {"scan": [pickle.dumps(replace(scan, pictures=_previews(scan))) for scan in scans]}
 
 
 class WritePart:
@@ -166,7 +164,11 @@ class WritePart:
         return {"sources": [len(scans)], "clips": [len(clips)]}
 
 
-def preview(jpeg: bytes) -> bytes:
+def _previews(scan: Scan) -> list[tuple[bytes, ...]]:
+    return [tuple(_preview(jpeg) for jpeg in jpegs) for jpegs in scan.pictures]
+
+
+def _preview(jpeg: bytes) -> bytes:
     """A JPEG at half the size of a scorer's picture, for people to look at."""
     small = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_REDUCED_COLOR_2)
     assert small is not None, "a picture that the scan itself compressed"

@@ -1,5 +1,6 @@
 """What the pipeline sees in a video, without any dataset: probe, transitions, clips, scores."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,19 +65,24 @@ def load_scorers(config: CurateConfig, device: str = "cpu") -> list[Scorer]:
 
 
 def score_clips(scorers: Sequence[Scorer], scans: Sequence[Scan]) -> None:
-    """Add every scorer's columns to the clips of the scans, as one batch over all of them."""
-    clips = [clip for found in scans for clip in found.clips]
-    pictures = [jpegs for found in scans for jpegs in found.pictures]
+    """Add every scorer's columns to the clips of the scans, as one batch over all of them, and what that cost."""
     views = [
         ClipView(
             pictures=tuple(decode_jpeg(jpeg) for jpeg in jpegs),
             captions=tuple(caption["text"] for caption in clip["captions"]),
         )
-        for clip, jpegs in zip(clips, pictures, strict=True)
+        for found in scans
+        for clip, jpegs in zip(found.clips, found.pictures, strict=True)
     ]
-    for scorer in scorers:
-        for clip, columns in zip(clips, scorer.score(views), strict=True):
-            clip.update(columns)
+    started_s = time.process_time()
+    scores = [scorer.score(views) for scorer in scorers]
+    seconds_per_clip = (time.process_time() - started_s) / max(1, len(views))
+    rows = zip(*scores, strict=True)
+    for found in scans:
+        found.source["score_cpu_s"] = seconds_per_clip * len(found.clips)
+        for clip in found.clips:
+            for columns in next(rows):
+                clip.update(columns)
 
 
 def decode_jpeg(jpeg: bytes) -> Any:

@@ -8,17 +8,29 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from curation.errors import ERROR_KINDS
+from curation.select import Selection, funnel_rows
+from pipelines.curate import CurateResult
 from pipelines.inspect import Inspection
+from pipelines.shard import ShardRun
+from pipelines.status import Status
+
+LOSSES = {
+    "transition": "fades, dissolves and other transitions",
+    "short": "shots too short",
+    "keyframe": "snapping to keyframes",
+    "damage": "unreadable parts",
+}
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
     """A table whose numeric columns are right-aligned; None is shown as a dash."""
-    rows = [list(row) for row in rows]
+    cells = [list(row) for row in rows]
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(columns):
-        numeric = all(isinstance(row[i], int | float | None) for row in rows) and rows
+        numeric = all(isinstance(row[i], int | float | None) for row in cells) and bool(cells)
         grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
+    for row in cells:
         grid.add_row(*(Text(_cell(value)) for value in row))
     return grid
 
@@ -92,7 +104,7 @@ def _probe_line(source: Mapping[str, Any]) -> str:
 
 
 def _clip_cells(clip: Mapping[str, Any]) -> tuple[Any, ...]:
-    lost_s = (clip["cut_end_s"] - clip["cut_start_s"]) - clip["duration_s"]
+    lost_s = round((clip["cut_end_s"] - clip["cut_start_s"]) - clip["duration_s"], 3) + 0.0
     return (
         clip["start_s"],
         clip["end_s"],
@@ -103,3 +115,98 @@ def _clip_cells(clip: Mapping[str, Any]) -> tuple[Any, ...]:
         clip["motion"],
         f"{clip['text_area']:.3f}" if clip.get("text_area") is not None else None,
     )
+
+
+def print_curation(console: Console, result: CurateResult) -> None:
+    """What a curation run did: what came in, what was rejected and why, what clips came out, and at what speed."""
+    found = result.status
+    rows: list[tuple[str, Any, str]] = [
+        ("sources", found.sources, f"{result.sources_done_now} scanned now, {result.sources_done_before} before"),
+        ("  ok", found.sources_ok, f"{duration(found.video_s)} of video"),
+        *((f"  {kind}", count, f"rejected: {ERROR_KINDS[kind]}") for kind, count in found.rejected.items()),
+        ("clips", found.clips, ", ".join(f"{count} to {take}" for take, count in found.takes.items())),
+        ("  footage", None, f"{duration(found.clip_s)}, {share(found.clip_s, found.video_s)} of all"),
+        *((f"  lost: {LOSSES[why]}", None, duration(lost)) for why, lost in found.lost_s.items() if lost > 0.05),
+        *((f"  without {name}", count, "see the error column") for name, count in found.unscored.items() if count),
+        ("seconds", None, f"{result.wall_s:.1f} s for this run"),
+        ("speed", None, _speed(found)),
+    ]
+    console.print(table(f"curated into {printable(result.dataset)}", ("", "count", ""), rows))
+
+
+def _speed(found: Status) -> str:
+    cpu_s = found.scan_cpu_s + found.score_cpu_s
+    if not cpu_s:
+        return "nothing was scanned"
+    scan = f"scan alone {found.video_s / found.scan_cpu_s:.1f}" if found.scan_cpu_s else "no scan"
+    return f"{found.video_s / cpu_s:.1f} s of video per CPU-second ({scan})"
+
+
+def print_selection(console: Console, selection: Selection) -> None:
+    """The funnel: what each rule asked, what that meant in numbers, and what it removed."""
+    rows = [
+        (
+            step["rule"],
+            (step["skipped"] and f"skipped: {step['skipped']}") or _thresholds(step),
+            step["removed_alone"],
+            step["removed"],
+            step["unscored_dropped"],
+            step["clips_left"],
+            duration(step["seconds_left"]),
+        )
+        for step in funnel_rows(selection)
+    ]
+    title = f"selection {selection.name}: {selection.clips:,} of {selection.total_clips:,} clips"
+    console.print(table(title, ("rule", "asked", "alone", "removed", "unscored", "left", "footage left"), rows))
+
+
+def _thresholds(step: Mapping[str, Any]) -> str:
+    numbers = ", ".join(f"{k} {v:.4g}" for k, v in step["thresholds"].items() if v is not None)
+    return f"{step['asked']}" + (f"  ({numbers})" if numbers else "")
+
+
+def print_shards(console: Console, run: ShardRun) -> None:
+    """What the shards hold and which clips could not be taken."""
+    totals = run.index["totals"]
+    rows: list[tuple[str, Any, str]] = [
+        ("shards", totals["shards"], f"{run.written} written now, {run.kept} in place before"),
+        ("samples", totals["samples"], duration(totals["duration_s"])),
+        ("bytes", None, size(totals["bytes"])),
+        ("seconds", None, f"{run.wall_s:.1f} s"),
+    ]
+    if totals["failed"]:
+        rows.append(("failed", totals["failed"], f"first: {run.index['failed'][0]['error']}"))
+    console.print(table(f"shards in {printable(run.folder)}", ("", "count", ""), rows))
+
+
+def print_status(console: Console, found: Status) -> None:
+    """A dataset as a whole."""
+    rows: list[tuple[str, Any, str]] = [
+        ("sources", found.sources, f"{found.sources_ok} ok, {duration(found.video_s)}"),
+        *((f"  {kind}", count, ERROR_KINDS[kind]) for kind, count in found.rejected.items()),
+        ("clips", found.clips, duration(found.clip_s)),
+        *((f"  without {name}", count, "see the error column") for name, count in found.unscored.items() if count),
+        *((f"selection {s.name}", s.clips, duration(s.seconds)) for s in found.selections),
+        *(
+            (
+                f"shards {name}",
+                index["totals"]["samples"],
+                f"{index['totals']['shards']} files, {size(index['totals']['bytes'])}",
+            )
+            for name, index in found.shards.items()
+        ),
+    ]
+    console.print(table(printable(found.dataset), ("", "count", ""), rows))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
+
+
+def share(part: float, whole: float) -> str:
+    """A part of a whole in percent."""
+    return f"{100 * part / whole:.0f} %" if whole else "nothing"

@@ -1,8 +1,10 @@
 """What a dataset holds: counts that reconcile, from its tables."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from curation import storage
 from curation.select import Selection, load_selection, selection_names
 from curation.tables import Dataset
 
@@ -50,13 +52,10 @@ def status(dataset: Dataset) -> Status:
         )
         takes = counts("SELECT take, count(*) FROM clips GROUP BY 1 ORDER BY 1")
         errors = [row[0] for row in connection.execute("DESCRIBE clips").fetchall() if row[0].endswith("_error")]
-        unscored = {
-            e.removesuffix("_error"): connection.execute(
-                f"SELECT count(*) FROM clips WHERE {e} IS NOT NULL"
-            ).fetchone()[0]
-            for e in errors
-        }  # type: ignore[index]
+        missing = ", ".join(f"count({error})" for error in errors)
+        unscored = connection.execute(f"SELECT {missing} FROM clips").fetchone()
     assert totals is not None
+    assert unscored is not None
     sources, ok, video_s, clip_s, scan_cpu_s, score_cpu_s, *lost = totals
     return Status(
         dataset=dataset.url,
@@ -70,11 +69,18 @@ def status(dataset: Dataset) -> Status:
         lost_s=dict(zip((name.removeprefix("lost_").removesuffix("_s") for name in _LOSSES), lost, strict=True)),
         scan_cpu_s=scan_cpu_s,
         score_cpu_s=score_cpu_s,
-        unscored=unscored,
+        unscored={e.removesuffix("_error"): n for e, n in zip(errors, unscored, strict=True)},
         selections=[load_selection(dataset, name) for name in selection_names(dataset)],
         shards=_shards(dataset),
     )
 
 
 def _shards(dataset: Dataset) -> dict[str, dict[str, Any]]:
-    return {}
+    indexes = {}
+    for folder in storage.list_folders(dataset.fs, dataset.file("shards")):
+        try:
+            index = json.loads(storage.read_bytes(dataset.fs, f"{folder}/index.json"))
+        except FileNotFoundError:
+            continue  # begun, not finished
+        indexes[folder.rpartition("/")[2]] = {key: index[key] for key in ("kind", "selection", "totals")}
+    return indexes

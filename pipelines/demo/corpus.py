@@ -59,7 +59,8 @@ def _video(seed: int, index: int, short_side_px: int, *, long: bool) -> VideoSpe
     rng = np.random.default_rng([seed, index])
     settings = dict(_STORAGE[index % len(_STORAGE)])
     aspect = settings.pop("aspect", Fraction(16, 9))
-    width, height = (round(short_side_px * side / 2) * 2 for side in (max(aspect, 1), max(1 / aspect, 1)))
+    long_side_px = round(short_side_px * max(aspect, 1 / aspect) / 8) * 8  # eighths: wide pixels fit as well
+    width, height = (long_side_px, short_side_px) if aspect > 1 else (short_side_px, long_side_px)
     settings["name"] = f"{index:03d}-{settings['name']}"
     settings.update(width=width, height=height, fps=settings.get("fps", Fraction(24)))
     shots = 2 if long else int(rng.integers(3, 6))

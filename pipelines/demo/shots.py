@@ -247,8 +247,7 @@ def _window(texture: Picture, step: float, corner: Vector, size: tuple[int, int]
     """`size` pixels of a texture from `corner` (x, y) on, `step` texels apart."""
     to_texture = np.array([[step, 0, corner[0]], [0, step, corner[1]]])
     flags, border = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, cv2.BORDER_REFLECT
-    view = cv2.warpAffine(texture, to_texture, size, flags=flags, borderMode=border)
-    return view  # type: ignore[return-value]
+    return cv2.warpAffine(texture, to_texture, size, flags=flags, borderMode=border)  # type: ignore[return-value]
 
 
 def _lay_sprite(picture: Picture, sprite: Field, center: Vector) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from pipelines.demo.scenes import Picture
 from pipelines.demo.shots import Shot, ShotPainter
 from pipelines.demo.truth import FlashTruth
-from pipelines.demo.writer import Encoding
+from pipelines.demo.writer import Encoding, coded_size
 
 CUTS = ("hard", "dissolve", "black", "white", "wipe")
 
@@ -67,6 +67,9 @@ class VideoSpec(Encoding):
                 raise ValueError(f"a video cannot open or end with {edge.kind!r}, expected black or white")
         if self.width % 2 or self.height % 2:
             raise ValueError(f"sizes must be even, {self.width}x{self.height} came")
+        across = self.height if self.rotation in (90, 270) else self.width
+        if coded_size(self.width, self.height, self)[0] * self.sample_aspect_ratio != across:
+            raise ValueError(f"{across} px cannot be stored as whole, even pixels {self.sample_aspect_ratio} wide")
 
 
 @dataclass(frozen=True, kw_only=True)

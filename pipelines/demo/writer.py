@@ -84,38 +84,43 @@ def write_video(
 
     fps: the nominal rate; the encoder plans bits and keyframes by it.
     """
-    if encoding.codec == "av1":
-        os.environ.setdefault("SVT_LOG", "1")  # errors only: by default its encoder chats on stderr
     stored_width, stored_height = coded_size(width, height, encoding)
+    colorspace = Colorspace.ITU709 if min(width, height) >= 720 else Colorspace.ITU601
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
-        stream: Any = container.add_stream(_ENCODERS[encoding.codec], rate=fps, options=_options(encoding, fps))
+        stream = _add_stream(container, encoding, fps)
         context = stream.codec_context
-        context.width, context.height = stored_width, stored_height
-        context.pix_fmt = encoding.pixel_format
-        context.time_base = time_base
-        context.thread_count = 1
-        context.gop_size = _keyframe_frames(encoding, fps)
-        context.sample_aspect_ratio = encoding.sample_aspect_ratio
-        high_definition = min(width, height) >= 720
-        context.colorspace = context.color_primaries = _BT709 if high_definition else _BT601
-        context.color_trc, context.color_range = context.colorspace, _LIMITED_RANGE
-        if encoding.codec == "mpeg4":
-            context.max_b_frames = encoding.b_frames
-            context.qmin = context.qmax = max(2, encoding.crf // 6)
-        if encoding.rotation:
-            stream.set_display_rotation(-encoding.rotation)
+        context.width, context.height, context.time_base = stored_width, stored_height, time_base
+        tag = _BT709 if colorspace == Colorspace.ITU709 else _BT601
+        context.colorspace = context.color_primaries = context.color_trc = tag
+        context.color_range = _LIMITED_RANGE
         reformatter = VideoReformatter()
         for picture, stamp in zip(pictures, pts, strict=True):
             frame = av.VideoFrame.from_ndarray(_as_stored(picture, stored_width, stored_height, encoding), "bgr24")
             stored = reformatter.reformat(
                 frame,
                 format=encoding.pixel_format,
-                dst_colorspace=Colorspace.ITU709 if high_definition else Colorspace.ITU601,
+                dst_colorspace=colorspace,
                 threads=1,
             )
             stored.pts, stored.time_base = stamp, time_base
             container.mux(context.encode(stored))
         container.mux(context.encode(None))
+
+
+def _add_stream(container: Any, encoding: Encoding, fps: Fraction) -> Any:
+    if encoding.codec == "av1":
+        os.environ.setdefault("SVT_LOG", "1")  # errors only: by default its encoder chats on stderr
+    stream = container.add_stream(_ENCODERS[encoding.codec], rate=fps, options=_options(encoding, fps))
+    context = stream.codec_context
+    context.pix_fmt, context.thread_count = encoding.pixel_format, 1
+    context.gop_size = _keyframe_frames(encoding, fps)
+    context.sample_aspect_ratio = encoding.sample_aspect_ratio
+    if encoding.codec == "mpeg4":
+        context.max_b_frames = encoding.b_frames
+        context.qmin = context.qmax = max(2, encoding.crf // 6)
+    if encoding.rotation:
+        stream.set_display_rotation(-encoding.rotation)
+    return stream
 
 
 def _as_stored(picture: NDArray[np.uint8], width: int, height: int, encoding: Encoding) -> NDArray[np.uint8]:

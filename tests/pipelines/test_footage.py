@@ -334,6 +334,7 @@ def test_keyframes_come_as_asked(tmp_path: Path) -> None:
         (lambda: VideoSpec(name="v", shots=(SEA,), cuts=(Cut(),)), "one fewer than shots"),
         (lambda: VideoSpec(name="v", shots=(SEA,), ending=Cut()), "cannot open or end"),
         (lambda: VideoSpec(name="v", shots=(SEA,), width=321), "must be even"),
+        (lambda: VideoSpec(name="v", shots=(SEA,), sample_aspect_ratio=Fraction(7, 5)), "whole, even pixels"),
         (lambda: VideoSpec(name="v", shots=(SEA,), codec="h263"), "unknown codec 'h263'"),
         (lambda: VideoSpec(name="v", shots=(SEA,), codec="mpeg4", pixel_format="yuv420p10le"), "is not written as"),
         (lambda: VideoSpec(name="v", shots=(SEA,), codec="vp9", rotation=90), "cannot hold a rotation"),
@@ -364,6 +365,10 @@ def test_a_corpus_has_everything_in_it() -> None:
         for one, other in pairwise(spec.shots):
             assert one.background_color != other.background_color
     assert corpus_specs(seed=0, videos=5) == specs[:5]
+    for short_side_px in (72, 90, 120, 240, 360, 480):
+        sizes = {(s.width, s.height) for s in corpus_specs(seed=0, videos=24, short_side_px=short_side_px)}
+        assert {min(size) for size in sizes} == {short_side_px}
+        assert len(sizes) == 3
     assert corpus_specs(seed=1, videos=5) != specs[:5]
     assert len({spec.name for spec in specs}) == 24
 

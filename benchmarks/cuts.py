@@ -1,0 +1,155 @@
+"""How well transitions are found, by kind, on real and on rendered footage, beside PySceneDetect's two defaults.
+
+Run: python -m benchmarks.cuts [--rendered N]. Every detector gets the same small pictures. A detection counts for a
+label when its middle lies within the labelled span widened by two frames; several in one gradual span count once.
+"Leaked" are mixed frames of a labelled transition that the detection leaves to the clips beside it.
+"""
+
+import argparse
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import cv2
+from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, SceneDetector
+
+from benchmarks.common import real_videos, report
+from curation.cuts import CutDetector
+from curation.decode import Shrinker, Video
+from pipelines.demo.footage import corpus
+
+SLACK_FRAMES = 2
+OURS = "clipmill"
+Span = tuple[str, int, int]
+"""Kind, first changed frame, first frame of the next shot."""
+
+
+@dataclass
+class Case:
+    """A video and its labels. Detections within `ignore` count neither way."""
+
+    path: Path
+    labels: list[Span]
+    ignore: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass
+class Count:
+    """What was found of one kind. A false detection counts for the kind that it claims to be."""
+
+    found: int = 0
+    missed: int = 0
+    false: int = 0
+    leaked: int = 0
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Precision, recall and F1, 0..1; 1 where there was nothing to find or nothing was claimed."""
+        precision = self.found / (self.found + self.false) if self.found + self.false else 1.0
+        recall = self.found / (self.found + self.missed) if self.found + self.missed else 1.0
+        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        return {"precision": round(precision, 3), "recall": round(recall, 3), "f1": round(f1, 3)}
+
+
+def real_cases(folder: Path) -> Iterator[Case]:
+    """The videos that cuts.json labels."""
+    for name, entry in json.loads((folder / "cuts.json").read_text()).items():
+        if not name.startswith("_"):
+            labels = [(kind, start, end) for kind, start, end in entry["cuts"]]
+            yield Case(folder / name, labels, [(start, end) for start, end in entry["ignore"]])
+
+
+def rendered_cases(folder: Path, videos: int) -> Iterator[Case]:
+    """Rendered footage with its truth; a wipe is labelled apart from a dissolve."""
+    for truth in corpus(folder, seed=7, videos=videos):
+        labels = [(t.effect, t.start_frame, t.end_frame) for t in truth.transitions]
+        yield Case(folder / truth.file, labels)
+
+
+def detect(path: Path) -> tuple[dict[str, list[Span]], float, int]:
+    """What each detector finds in a video; the CPU seconds of ours alone; the number of frames."""
+    ours = CutDetector()
+    others: dict[str, SceneDetector] = {"ContentDetector": ContentDetector(), "AdaptiveDetector": AdaptiveDetector()}
+    found: dict[str, list[Span]] = defaultdict(list)
+    shrinker, seconds, frames = Shrinker(), 0.0, 0
+    with path.open("rb") as file, Video(file) as video:
+        tick_s = float(video.info.time_base)
+        for frame in video.frames():
+            picture = shrinker.small_bgr(frame.picture)
+            before = process_time()
+            ours.push(frame.index, frame.pts, frame.pts * tick_s, picture)
+            seconds += process_time() - before
+            for name, detector in others.items():
+                cuts = detector.process_frame(FrameTimecode(frame.index, video.info.fps or 25.0), picture)
+                found[name] += [("hard", cut.frame_num, cut.frame_num) for cut in cuts]
+            frames += 1
+    before = process_time()
+    found[OURS] = [(t.kind, t.start_frame, t.end_frame) for t in ours.finish()]
+    return found, seconds + process_time() - before, frames
+
+
+def count(case: Case, found: Sequence[Span], counts: dict[str, Count]) -> None:
+    """Add one video's matches to `counts`, by the kind of the label."""
+
+    def within(span: Span, start: int, end: int) -> bool:
+        return start - SLACK_FRAMES <= (span[1] + span[2]) / 2 <= end + SLACK_FRAMES
+
+    for kind, start, end in case.labels:
+        hits = [span for span in found if within(span, start, end)]
+        counts[kind].found += bool(hits)
+        counts[kind].missed += not hits
+        if hits and end > start:
+            covered = {frame for span in hits for frame in range(span[1], span[2])}
+            counts[kind].leaked += len(set(range(start, end)) - covered)
+    known = [(start, end) for _, start, end in case.labels] + case.ignore
+    for span in found:
+        if not any(within(span, start, end) for start, end in known):
+            counts[span[0]].false += 1
+
+
+def total(counts: dict[str, Count]) -> Count:
+    return Count(*(sum(getattr(c, name) for c in counts.values()) for name in ("found", "missed", "false", "leaked")))
+
+
+def measure(cases: Iterator[Case]) -> tuple[dict[str, dict[str, Count]], float]:
+    """Counts by detector and kind, and the CPU milliseconds per frame of ours."""
+    counts: dict[str, dict[str, Count]] = defaultdict(lambda: defaultdict(Count))
+    seconds, frames = 0.0, 0
+    for case in cases:
+        found, case_seconds, case_frames = detect(case.path)
+        seconds, frames = seconds + case_seconds, frames + case_frames
+        for detector in (OURS, "ContentDetector", "AdaptiveDetector"):
+            count(case, found[detector], counts[detector])
+    return counts, 1000 * seconds / max(1, frames)
+
+
+def rows(footage: str, counts: dict[str, dict[str, Count]]) -> Iterator[tuple[Any, ...]]:
+    for detector, by_kind in counts.items():
+        kinds = sorted(by_kind.items()) if detector == OURS else []
+        for kind, c in [*kinds, ("all", total(by_kind))]:
+            yield footage, detector, kind, c.found, c.missed, c.false, *c.figures.values(), c.leaked
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rendered", type=int, default=24, help="how many videos to render")
+    videos = parser.parse_args().rendered
+    cv2.setNumThreads(1)
+    real, real_ms = measure(real_cases(real_videos()))
+    with tempfile.TemporaryDirectory() as folder:
+        rendered, rendered_ms = measure(rendered_cases(Path(folder), videos))
+    report(
+        f"Transitions; ours costs {real_ms:.2f} ms per real frame and {rendered_ms:.2f} ms per rendered frame",
+        ("footage", "detector", "kind", "found", "missed", "false", "precision", "recall", "F1", "leaked frames"),
+        (*rows("real", real), *rows("rendered", rendered)),
+        {"real": total(real[OURS]).figures, "rendered": total(rendered[OURS]).figures},
+    )
+
+
+if __name__ == "__main__":
+    main()

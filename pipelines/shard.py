@@ -1,0 +1,105 @@
+"""A selection becomes WebDataset shards, one Ray actor call per shard; a rerun writes what is missing or broken."""
+
+import pickle
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from curation.errors import UserError
+from curation.isolation import Isolated
+from curation.select import load_selection, selected_clips
+from curation.shards import (
+    ShardConfig,
+    ShardPlan,
+    ShardResult,
+    check_shard,
+    plan_shards,
+    start_shards,
+    write_index,
+    write_shard,
+)
+from curation.tables import Dataset
+from pipelines.cluster import cluster_cpus, connected
+from pipelines.progress import Reporter
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRun:
+    """What one run did: how many shards it wrote, how many were in place, and the index over all of them."""
+
+    folder: str
+    written: int
+    kept: int
+    wall_s: float
+    index: dict[str, Any]
+
+
+def shard(
+    dataset: str,
+    selection: str,
+    *,
+    images: bool = False,
+    config: ShardConfig | None = None,
+    address: str | None = None,
+    quiet: bool = False,
+) -> ShardRun:
+    """Write the selected clips (or, with `images`, their middle frames) to `shards/SELECTION[-images]/`.
+
+    Raises UserError: no such selection, an empty one, a folder that holds shards of something else or is not
+    writable. Clips that cannot be taken any more are listed in the index with their reason.
+    """
+    config, started_s = config or ShardConfig(), time.monotonic()
+    data = Dataset(dataset).open()
+    if load_selection(data, selection).empty:
+        raise UserError(f"the selection {selection!r} holds no clips, so there is nothing to shard")
+    rows = pa.Table.from_batches(selected_clips(data, selection))
+    plans = plan_shards(rows, kind="images" if images else "clips", config=config)
+    folder = f"{dataset.rstrip('/')}/shards/{selection}{'-images' if images else ''}"
+    start_shards(folder, plans, selection=selection, config=config)
+    kept = {plan.name: result for plan in plans if (result := _usable(plan, folder))}
+    todo = [plan for plan in plans if plan.name not in kept]
+    results = list(kept.values())
+    if todo:
+        with connected(address), Reporter("shard", len(todo), unit="shards", quiet=quiet) as report:
+            for result in _stream(todo, folder, selection, config):
+                results.append(result)
+                report.advance(1, f"{sum(r.samples for r in results):,} samples")
+    index = write_index(folder, plans, results, selection=selection, config=config)
+    return ShardRun(folder=folder, written=len(todo), kept=len(kept), wall_s=time.monotonic() - started_s, index=index)
+
+
+def _usable(plan: ShardPlan, folder: str) -> ShardResult | None:
+    """The shard as recorded, if it is in place and whole; one with failed clips is tried again."""
+    result = check_shard(plan, folder).result
+    return result if result and not result.failed else None
+
+
+def _stream(todo: Sequence[ShardPlan], folder: str, selection: str, config: ShardConfig) -> Iterator[ShardResult]:
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    rows = [{"plan": pickle.dumps(plan)} for plan in todo]
+    written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        WriteShard,  # type: ignore[arg-type]  # a class is what Ray Data asks for with an actor pool
+        fn_constructor_args=(folder, selection, config),
+        num_cpus=1,
+        compute=ActorPoolStrategy(min_size=1, max_size=cluster_cpus()),
+    )
+    for row in written.iter_rows():
+        yield pickle.loads(row["result"])
+
+
+class WriteShard:
+    """Writes one planned shard; what touches the videos runs in a child process with limits."""
+
+    def __init__(self, folder: str, selection: str, config: ShardConfig) -> None:
+        self._folder, self._selection, self._config = folder, selection, config
+        self._child = Isolated(config.limits)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        plan: ShardPlan = pickle.loads(row["plan"])
+        result = write_shard(plan, self._folder, selection=self._selection, config=self._config, run=self._child.run)
+        return {"result": pickle.dumps(result)}

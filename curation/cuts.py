@@ -54,14 +54,14 @@ class Transition:
 class CutConfig(Config):
     """Thresholds of the cascade.
 
-    "Content" is scenedetect's measure: the mean change of hue, saturation and brightness between two pictures, in
-    8-bit levels.
+    "Content" is scenedetect's measure of how much two pictures differ, here of their brightness alone, in 8-bit
+    levels: with hue and saturation, black-and-white footage would only score a third.
     """
 
     hard_ratio: float = Field(2.0, gt=1)
     """Every frame: how far a change stands out from the changes of the two frames before and after."""
     hard_content: float = Field(10.0, gt=0)
-    """Every frame: the least content change of a hard cut. A new slide has 14, a new shot mostly over 20."""
+    """Every frame: the least content change of a hard cut. A change of slide has 15 to 20, of shot mostly over 20."""
     fast_fps: float = Field(4.0, gt=0)
     fast_content: float = Field(15.0, gt=0)
     """Rate and threshold that propose short dissolves and wipes."""
@@ -126,11 +126,11 @@ class CutDetector:
     def __init__(self, config: CutConfig | None = None) -> None:
         c = self._config = config or CutConfig()
         self._every_frame = AdaptiveDetector(
-            adaptive_threshold=c.hard_ratio, min_scene_len=1, window_width=2, min_content_val=c.hard_content
+            adaptive_threshold=c.hard_ratio, min_scene_len=1, window_width=2, min_content_val=c.hard_content, luma_only=True
         )
         self._slow = [
-            _SlowDetector(1 / c.fast_fps, ContentDetector(threshold=c.fast_content, min_scene_len=0)),
-            _SlowDetector(1 / c.slow_fps, ContentDetector(threshold=c.slow_content, min_scene_len=0)),
+            _SlowDetector(1 / c.fast_fps, ContentDetector(threshold=c.fast_content, min_scene_len=0, luma_only=True)),
+            _SlowDetector(1 / c.slow_fps, ContentDetector(threshold=c.slow_content, min_scene_len=0, luma_only=True)),
         ]
         self._blanks = BlankRuns(dark_share=c.dark_share, flat_texture=c.flat_texture)
         self._size: tuple[int, int] | None = None

@@ -234,7 +234,10 @@ def wiped(old_HWC: Picture, middle_HWC: Picture, new_HWC: Picture) -> bool:
 
 
 def same_scene(a_HWC: Picture, b_HWC: Picture) -> bool:
-    """Whether the middle of one picture is found, perhaps moved, in the other: a camera motion, no new shot."""
+    """Whether the middle of one picture is found, perhaps moved, in the other: a camera motion, no new shot.
+
+    The light may change in between, the colours may not.
+    """
     return _found_in(a_HWC, b_HWC) or _found_in(b_HWC, a_HWC)
 
 
@@ -248,11 +251,13 @@ def _found_in(part_HWC: Picture, whole_HWC: Picture) -> bool:
         return False
     here = part_HWC[middle]
     there = whole_HWC[top : top + here.shape[0], left : left + here.shape[1]]
-    return distance(_colours(here), _colours(there)) < _SAME_COLOURS
+    a, b = _colours(here), _colours(there)
+    light = float((a * b).sum()) / max(float((b * b).sum()), 1.0)
+    return float(np.abs(a - light * b).mean()) < _SAME_COLOURS
 
 
-def _colours(picture_HWC: Picture) -> Picture:
-    return cv2.resize(picture_HWC, _COLOURS_SIZE, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+def _colours(picture_HWC: Picture) -> NDArray[np.float32]:
+    return cv2.resize(picture_HWC, _COLOURS_SIZE, interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
 def _structure(picture_HWC: Picture) -> NDArray[np.float32]:

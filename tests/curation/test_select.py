@@ -320,7 +320,7 @@ rule_sets = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(scores, scores, scores), max_size=40), rule_sets, st.randoms())
 def test_funnel_reconciles_in_any_order_of_rules(
     tmp_path_factory: pytest.TempPathFactory, clips: list[tuple], asked: dict[str, Any], random: Any

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
-from curation.rules import parse_rules
+from curation.rules import Rules
 from curation.select import select
 from curation.tables import CLIPS, SOURCES, Dataset
 
@@ -80,7 +80,7 @@ def _in_child(folder: str, rules: str) -> dict[str, float]:
 
 def _select(folder: str, name: str) -> dict[str, float]:
     chosen = {"plain": _RULES, "joined": _JOINED_RULES}[name]
-    rules = parse_rules({"name": name, "rules": chosen, "where": "width >= 512"}, origin=name)
+    rules = Rules.from_values({"name": name, "rules": chosen, "where": "width >= 512"}, origin=name)
     start = time.perf_counter()
     selection = select(Dataset(folder), rules)
     seconds = time.perf_counter() - start

@@ -60,8 +60,8 @@ class CutConfig(Config):
 
     hard_ratio: float = Field(2.0, gt=1)
     """Every frame: how far a change stands out from the changes of the two frames before and after."""
-    hard_content: float = Field(10.0, gt=0)
-    """Every frame: the least content change of a hard cut. A change of slide has 15 to 20, of shot mostly over 20."""
+    hard_content: float = Field(8.0, gt=0)
+    """Every frame: the least content change of a hard cut. A change of slide has 9 to 16, of shot mostly over 20."""
     fast_fps: float = Field(4.0, gt=0)
     fast_content: float = Field(15.0, gt=0)
     """Rate and threshold that propose short dissolves and wipes."""
@@ -87,6 +87,7 @@ _WINDOW_S = 7.0
 _LOOK_AHEAD_S = 3.5
 _SAMPLES_PER_S = 12.0
 _LEAST_SAMPLES = 6
+_FLASH_FRAMES = 2
 _REPEATED = 0.5
 """Two pictures closer than this many levels are one picture shown twice (24 fps in a 60 fps file, a still slide)."""
 _REPEATED_S = 0.2
@@ -126,7 +127,11 @@ class CutDetector:
     def __init__(self, config: CutConfig | None = None) -> None:
         c = self._config = config or CutConfig()
         self._every_frame = AdaptiveDetector(
-            adaptive_threshold=c.hard_ratio, min_scene_len=1, window_width=2, min_content_val=c.hard_content, luma_only=True
+            adaptive_threshold=c.hard_ratio,
+            min_scene_len=1,
+            window_width=2,
+            min_content_val=c.hard_content,
+            luma_only=True,
         )
         self._slow = [
             _SlowDetector(1 / c.fast_fps, ContentDetector(threshold=c.fast_content, min_scene_len=0, luma_only=True)),
@@ -211,7 +216,8 @@ class CutDetector:
         """Decide on the proposed hard cuts up to this time."""
         while self._proposed:
             place = self._proposed[0] - self._window[0].index
-            if place > 0 and self._window[place].time_s > until_s:
+            future = len(self._window) - place
+            if place > 0 and until_s < np.inf and (self._window[place].time_s > until_s or future <= _FLASH_FRAMES):
                 return
             if place > 0 and self._is_cut(place):
                 self._cuts.add(self._proposed[0])
@@ -221,8 +227,11 @@ class CutDetector:
         window, flash_s = list(self._window), self._config.flash_s
         time_s = window[place].time_s
         before = [s.picture for s in window[:place] if s.time_s >= time_s - flash_s]
-        before = before or [window[place - 1].picture]
         after = [s.picture for s in window[place:] if s.time_s <= time_s + flash_s]
+        if len(before) <= _FLASH_FRAMES:  # at few frames per second a flash of one frame lasts longer
+            before = [s.picture for s in window[max(0, place - _FLASH_FRAMES - 1) : place]]
+        if len(after) <= _FLASH_FRAMES:
+            after = [s.picture for s in window[place : place + _FLASH_FRAMES + 1]]
         old, new = before[-1], after[0]
         return self._is_new_shot(old, new) and not comes_back(before, after, distance(old, new))
 

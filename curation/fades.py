@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from curation.gradual import Picture, Sample, comes_back, distance, fade_length
 
 _FADE_S = 3.0
-_MAX_BEFORE = 4
+"""Longest way from a blank picture to the full shot that is followed."""
 _RISE = 3.0
 """A bright blank picture is a fade only if the shots beside it have this many times its texture."""
 
@@ -41,7 +41,7 @@ class BlankRuns:
             self._run = None
         if kind is not None:
             if self._run is None:
-                before = [s for s in recent if s.time_s >= sample.time_s - _FADE_S and s is not sample]
+                before = [s for s in recent if s.time_s >= sample.time_s - _FADE_S]
                 self._run = BlankRun(kind, before, sample, sample, sample)
             self._run.last = sample
             if _content(sample, kind) < _content(self._run.blankest, kind):
@@ -68,6 +68,7 @@ class BlankRuns:
         return "white" if sample.brightness >= 128 * (1 - sample.dark) else "dissolve"
 
     def _blank_kind(self, sample: Sample) -> str | None:
+        """As `kind`, but a title that appears on black is a shot, until it has faded to half its contrast."""
         kind = self.kind(sample)
         if kind != "black":
             self._title_contrast = None

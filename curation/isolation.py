@@ -37,8 +37,8 @@ _PR_SET_PDEATHSIG = 1
 class Isolated:
     """A child process that runs one function at a time, and is replaced when it hangs or dies.
 
-    A context manager. The child serves many calls, so its imports are paid once. Use it from one thread: the kernel
-    kills the child when the thread that started it ends, so that no child outlives a parent killed with -9.
+    A context manager. The child serves many calls, so its imports are paid once. Use it from one thread: the
+    kernel kills the child when the thread that started it ends, so none outlives a parent killed with -9.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
@@ -60,9 +60,9 @@ class Isolated:
     def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `function` in the child. It and its arguments are pickled; it must not come from `__main__`.
 
-        Raises SourceError: "timeout", "out_of_memory", "crashed", or as the function raised it. Any other exception of
-        the function becomes "crashed" with its type, message and place, except UserError, which stays. RuntimeError:
-        the child cannot even start, which is no fault of the source.
+        Raises SourceError: "timeout", "out_of_memory", "crashed", or as the function raised it. Any other
+        exception of the function becomes "crashed" with its type, message and place, except UserError, which
+        stays. RuntimeError: the child cannot even start, which is no fault of the source.
         """
         if function.__module__ == "__main__":
             raise ValueError(f"{function.__qualname__} comes from __main__, which the child does not import")
@@ -133,7 +133,7 @@ def _verdict(death: _ChildDied, limits: Limits) -> SourceError | RuntimeError:
     if code == _OUT_OF_MEMORY_EXIT:
         return SourceError("out_of_memory", f"needed more than {limits.memory_bytes / 2**30:g} GiB of memory")
     if code == -signal.SIGKILL:
-        return SourceError("crashed", "the process was killed by SIGKILL; most often the machine is out of memory")
+        return SourceError("crashed", "killed by SIGKILL; most often the machine is out of memory")
     if code < 0:
         return SourceError("crashed", f"native code was killed by {signal.Signals(-code).name}")
     return SourceError("crashed", f"the process exited by itself with code {code}")
@@ -191,8 +191,8 @@ def _out_of_memory(error: BaseException | None) -> bool:
 class _Process(SpawnProcess):
     """A spawned process that leaves the parent's `__main__` alone.
 
-    Plain spawn runs the parent's main script again in every child: inside a Ray worker that is an import of Ray,
-    and a script without the `if __name__ == "__main__"` guard would start itself over.
+    Plain spawn runs the parent's main script again in every child: inside a Ray worker that is an import of
+    Ray, and a script without the `if __name__ == "__main__"` guard would start itself over.
     """
 
     _starting = threading.Lock()

@@ -4,16 +4,13 @@ Percentages drop the worst share of the clips that have the score, as the paper 
 """
 
 import re
-from collections.abc import Hashable
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AllowInfNan, Field, Strict, ValidationError, field_validator, model_validator
+from pydantic import AllowInfNan, Field, Strict, field_validator, model_validator
 
-from curation import storage
-from curation.config import Config, unknown_name
+from curation.config import Config, read_yaml, unknown_name
 from curation.errors import UserError
 
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
@@ -83,7 +80,7 @@ class Rules(Config):
 
     def named(self, name: str) -> "Rules":
         """The same rules under another name. Raises UserError for a name that cannot be a file's."""
-        return parse_rules({**self.as_given(), "name": name}, origin="--name")
+        return Rules.from_values({**self.as_given(), "name": name}, origin="--name")
 
     def as_given(self) -> dict[str, Any]:
         """What was asked for, as plain values without defaults: what a rules file would hold."""
@@ -105,45 +102,7 @@ def load_rules(source: str, presets: Path | None = None) -> Rules:
         if presets is None or source not in known:
             raise UserError(unknown_name("preset", source, known))
         source = str(presets / f"{source}.yaml")
-    fs, path = storage.filesystem(source)
-    try:
-        text = storage.read_bytes(fs, path).decode()
-        values = yaml.load(text, Loader=_UniqueKeys)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {source}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{source} is no valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{source} should hold name, rules and where, came {type(values).__name__}")
-    return parse_rules({"name": Path(path).stem, **values}, origin=source)
-
-
-def parse_rules(values: dict[str, Any], *, origin: str) -> Rules:
-    """Rules from plain values. Raises UserError with one line per mistake, each led by its place."""
-    try:
-        return Rules.model_validate(values)
-    except ValidationError as error:
-        lines = [
-            f"{'.'.join(str(part) for part in mistake['loc']) or 'rules'}: {_sentence(mistake['msg'])}"
-            for mistake in error.errors()
-        ]
-        raise UserError(f"{origin}: " + "\n  ".join(lines)) from error
-
-
-def _sentence(message: str) -> str:
-    return message.removeprefix("Value error, ")
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Plain YAML in which the same key twice is a mistake, not a silent choice of the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is there twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
+    values = read_yaml(source)
+    if not values:
+        raise UserError(f"{source} is empty: expected name, rules and where")
+    return Rules.from_values({"name": Path(source).stem, **values}, origin=source)

@@ -293,6 +293,7 @@ class _Encoder:
             "preset": self._preset,
             "crf": str(self._crf),
             "flags": "+psnr",
+            "mbtree": "0",
             "forced-idr": "1",
             "sc_threshold": "0",
         }

@@ -151,7 +151,7 @@ def _nothing_came_out(sentence: str) -> NoReturn:
 
 
 def _config(path: Path | None) -> CurateConfig:
-    return CurateConfig.from_file(path) if path else CurateConfig()
+    return CurateConfig.from_file(str(path)) if path else CurateConfig()
 
 
 def main() -> None:

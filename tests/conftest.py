@@ -1,9 +1,21 @@
 """Fixtures shared by all tests: real footage, one Ray per session, a local object store."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from pipelines.cluster import connected
+
+pytest_plugins = ["tests.s3"]
+
+
+@pytest.fixture(scope="session")
+def local_ray(s3_endpoint: str) -> Iterator[None]:
+    """One Ray for all tests that need one. It starts after the object store, whose address its workers inherit."""
+    with connected():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -95,6 +95,11 @@ def test_hard_cut_next_to_the_ends(place: int) -> None:
     assert spans(found(pictures)) == [("hard", place, place)]
 
 
+def test_cut_in_black_and_white_footage() -> None:
+    pictures = [cv2.merge([p[..., 1] // 2 + 60] * 3) for p in shot(1, 40) + shot(2, 40)]
+    assert spans(found(pictures)) == [("hard", 40, 40)]
+
+
 def test_change_of_slide_is_a_cut() -> None:
     slides = []
     for lines in (["Why", "one", "two and three"], ["Data at scale", "something else", "entirely"]):
@@ -105,13 +110,14 @@ def test_change_of_slide_is_a_cut() -> None:
     assert spans(found(slides)) == [("hard", 60, 60)]
 
 
+@pytest.mark.parametrize("fps", [6, 25, 60])
 @pytest.mark.parametrize("frames", [1, 2])
 @pytest.mark.parametrize("level", [0, 255])
-def test_flash_or_dropped_picture_is_no_cut(frames: int, level: int) -> None:
+def test_flash_or_dropped_picture_is_no_cut(fps: int, frames: int, level: int) -> None:
     pictures = shot(1, 80)
     for i in range(40, 40 + frames):
         pictures[i] = blend(pictures[i], flat(level), 0.9)
-    assert found(pictures) == []
+    assert found(pictures, fps) == []
 
 
 @pytest.mark.parametrize("speed_px", [3.0, 6.0])

@@ -1,4 +1,4 @@
-"""Every way in which native code can fail ends as a SourceError in the parent, and no child is left behind."""
+"""Every way in which native code can fail ends as a SourceError in the parent; no child is left behind."""
 
 import ctypes
 import os
@@ -198,7 +198,10 @@ def test_an_interrupted_call_leaves_no_answer_behind(isolated: Isolated) -> None
 
 
 def test_a_child_that_cannot_start_convicts_no_source() -> None:
-    with Isolated(Limits(memory_bytes=1 << 20)) as isolated, pytest.raises(RuntimeError, match="could not start"):
+    with (
+        Isolated(Limits(memory_bytes=1 << 20)) as isolated,
+        pytest.raises(RuntimeError, match="could not start"),
+    ):
         isolated.run(child_pid)
 
 
@@ -247,7 +250,7 @@ def test_no_child_outlives_its_parent(how: signal.Signals) -> None:
 
 
 def gone(pid: int) -> bool:
-    """Whether the process ends; waits for it, and fails through the test's own time limit rather than a clock."""
+    """Waits until the process has ended; if it never does, the time limit of the test says so."""
     with suppress(ProcessLookupError, FileNotFoundError):
         while Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
             time.sleep(0.01)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.errors import UserError
-from curation.rules import Rules, load_rules, parse_rules
+from curation.rules import Rules, load_rules
 from curation.select import Selection, funnel_rows, load_selection, select, selected_clips, selection_names
 from curation.tables import CLIPS, SOURCES, Dataset
 from curation.thresholds import percentile
@@ -37,7 +37,7 @@ def make(url: str, clips: Sequence[dict[str, Any]], *, parts: int = 2) -> Datase
 
 
 def rules(where: str | None = None, **columns: dict[str, Any]) -> Rules:
-    return parse_rules({"name": "test", "rules": columns, "where": where}, origin="test")
+    return Rules.from_values({"name": "test", "rules": columns, "where": where}, origin="test")
 
 
 def chosen(dataset: Dataset, name: str = "test") -> list[str]:
@@ -258,7 +258,7 @@ def test_rules_files(tmp_path: Path) -> None:
         ("rules: {motion: {min: 1}, motion: {min: 2}}", "twice"),
         ("rules: [", "YAML"),
         ("- motion", "came list"),
-        ("", "came NoneType"),
+        ("", "is empty"),
         ("rulez: {}", "'rules'"),
         ("rules: {motion: }", "motion"),
     ]:
@@ -342,7 +342,7 @@ def test_funnel_reconciles_in_any_order_of_rules(
 
     resolved = selection.resolved["rules"].values()
     if all("min" in rule and rule["min"] <= rule.get("max", math.inf) for rule in resolved):
-        with_numbers = parse_rules({**selection.resolved, "name": "resolved"}, origin="test")
+        with_numbers = Rules.from_values({**selection.resolved, "name": "resolved"}, origin="test")
         assert select(dataset, with_numbers).clips_sha256 == selection.clips_sha256
 
     ranked = {step.rule: step for step in selection.funnel}

@@ -1,0 +1,162 @@
+"""Curate, select and shard through Ray, on disk and on an object store, with good and bad inputs."""
+
+import json
+from pathlib import Path
+
+import fsspec
+import pytest
+import webdataset
+
+from curation.config import Config
+from curation.decode import Limits
+from curation.errors import UserError
+from curation.rules import Rules
+from curation.spans import SpanConfig
+from curation.tables import Dataset
+from pipelines import CurateConfig, curate, select, shard, status
+from tests.pipelines.corpora import content, good_and_bad, many_small
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+MOVING = Rules(name="moving", rules={"motion": {"min": 0.5}})
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str | None]]:
+    folder = tmp_path_factory.mktemp("mixed")
+    return folder, good_and_bad(folder)
+
+
+@pytest.fixture(scope="module")
+def dataset(mixed, tmp_path_factory: pytest.TempPathFactory, local_ray) -> str:
+    out = str(tmp_path_factory.mktemp("out") / "dataset")
+    curate([str(mixed[0]), str(mixed[0] / "gone.mp4")], out, quiet=True)
+    return out
+
+
+def test_every_input_is_one_row_with_its_reason(mixed, dataset: str):
+    with Dataset(dataset).connect() as connection:
+        rows = connection.execute("SELECT uri, status, error_kind, error, clips FROM sources").fetchall()
+        clips = connection.execute("SELECT source_id, count(*) FROM clips GROUP BY 1").fetchall()
+    found = {Path(uri).name: kind for uri, _, kind, _, _ in rows}
+    assert found == mixed[1] | {"gone.mp4": "missing"}
+    for _, state, kind, error, count in rows:
+        assert (state, bool(error), count > 0) == (("ok", False, True) if kind is None else ("rejected", True, False))
+    assert sum(count for _, count in clips) == sum(count for *_, count in rows)
+
+
+def test_every_clip_has_every_score_or_a_reason(dataset: str):
+    with Dataset(dataset).connect() as connection:
+        for score in ("motion", "text_area"):
+            query = f"SELECT count(*) FROM clips WHERE ({score} IS NULL) = ({score}_error IS NULL)"
+            assert connection.execute(query).fetchone() == (0,)
+        previews = Dataset(dataset).parts("previews")
+        assert previews == Dataset(dataset).parts("sources")
+
+
+def test_a_rerun_does_nothing_and_a_new_input_is_added(mixed, dataset: str):
+    before = content(dataset)
+    again = curate([str(mixed[0])], dataset, quiet=True)
+    assert again.sources_done_now == 0
+    assert content(dataset) == before
+
+
+def test_another_configuration_is_refused_with_the_difference(mixed, dataset: str):
+    config = CurateConfig(spans=SpanConfig(min_s=3.0))
+    with pytest.raises(UserError, match=r"spans\.min_s: was 2\.0, now 3\.0"):
+        curate([str(mixed[0])], dataset, config=config, quiet=True)
+
+
+def test_nothing_usable_is_an_error_that_says_why(tmp_path: Path):
+    (tmp_path / "a.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no usable input.*1 empty"):
+        curate([str(tmp_path / "a.mp4")], str(tmp_path / "out"), quiet=True)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match="no usable input"):
+        curate([str(tmp_path / "nothing")], str(tmp_path / "out2"), quiet=True)
+
+
+def test_limit_takes_the_first_inputs(tmp_path: Path):
+    folder = many_small(tmp_path / "in", 3)
+    result = curate([str(folder)], str(tmp_path / "out"), limit=2, quiet=True)
+    assert result.status.sources == 2
+    result = curate([str(folder)], str(tmp_path / "out"), quiet=True)
+    assert (result.sources_done_before, result.sources_done_now) == (2, 1)
+
+
+def test_a_source_that_takes_too_long_or_too_much_memory_costs_one_row(tmp_path: Path):
+    folder = many_small(tmp_path / "in", 2)
+    out = str(tmp_path / "out")
+    with pytest.raises(UserError, match="2 timeout"):
+        curate([str(folder)], out, config=CurateConfig(limits=Limits(timeout_s=0.01)), quiet=True)
+    out = str(tmp_path / "out2")
+    with pytest.raises(UserError, match="2 out_of_memory"):
+        curate([str(folder)], out, config=CurateConfig(limits=Limits(memory_bytes=150 << 20)), quiet=True)
+
+
+def test_shards_hold_the_selected_clips_and_read_with_plain_webdataset(dataset: str):
+    selection = select(dataset, MOVING)
+    assert 0 < selection.clips <= selection.total_clips
+    run = shard(dataset, "moving", quiet=True)
+    assert run.index["failed"] == []
+    assert run.index["totals"]["samples"] == selection.clips
+    tars = sorted(str(path) for path in Path(run.folder).glob("*.tar"))
+    samples = list(webdataset.WebDataset(tars, shardshuffle=False))
+    assert len(samples) == selection.clips
+    assert all({"mp4", "txt", "json"} <= sample.keys() for sample in samples)
+    assert shard(dataset, "moving", quiet=True).written == 0
+    images = shard(dataset, "moving", images=True, quiet=True)
+    assert images.index["totals"]["samples"] == selection.clips
+    assert {name: index["kind"] for name, index in status(Dataset(dataset)).shards.items()} == {
+        "moving": "clips",
+        "moving-images": "images",
+    }
+
+
+def test_a_broken_shard_is_written_again(dataset: str):
+    select(dataset, MOVING, name="mended")
+    run = shard(dataset, "mended", quiet=True)
+    tar = next(Path(run.folder).glob("*.tar"))
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[: len(whole) // 2])
+    assert shard(dataset, "mended", quiet=True).written == 1
+    assert tar.read_bytes() == whole
+
+
+def test_captions_from_a_list_reach_the_shards(tmp_path: Path):
+    folder = many_small(tmp_path / "in", 2)
+    (tmp_path / "list.csv").write_text("path,caption\nin/0000.mp4,a grey texture drifts\nin/0001.mp4,\n")
+    out = str(tmp_path / "out")
+    curate([str(tmp_path / "list.csv")], out, quiet=True)
+    select(out, Rules(name="all", rules={"duration_s": {"min": 0}}))
+    run = shard(out, "all", quiet=True)
+    captions = [s["txt"].decode() for s in webdataset.WebDataset(f"{run.folder}/clips-000000.tar", shardshuffle=False)]
+    assert sorted(captions) == ["", "a grey texture drifts"]
+
+
+def test_everything_on_an_object_store(tmp_path: Path, s3_url: str):
+    folder = many_small(tmp_path / "in", 4)
+    store = fsspec.filesystem("s3")
+    store.put(str(folder), f"{s3_url}/videos", recursive=True)
+    out = f"{s3_url}/dataset"
+    result = curate([f"{s3_url}/videos"], out, quiet=True)
+    assert (result.status.sources_ok, result.status.clips) == (4, 4)
+    assert curate([f"{s3_url}/videos/*.mp4"], out, quiet=True).sources_done_now == 0
+    selection = select(out, MOVING)
+    assert selection.clips == 4
+    run = shard(out, "moving", quiet=True)
+    assert run.index["totals"]["samples"] == 4
+    index = json.loads(store.cat(f"{out}/shards/moving/index.json"))
+    assert index["totals"] == run.index["totals"]
+    assert not [path for path in store.find(out) if ".tmp" in path]
+
+
+def test_a_configuration_file_with_an_unknown_key_names_the_nearest(tmp_path: Path):
+    file = tmp_path / "config.yaml"
+    file.write_text("spans: {min_sec: 3}\n")
+    with pytest.raises(UserError, match="min_sec.*Did you mean 'min_s'"):
+        CurateConfig.from_file(str(file))
+    file.write_text("spans: {min_s: -1}\n")
+    with pytest.raises(UserError, match=r"spans\.min_s: .*greater than 0"):
+        CurateConfig.from_file(str(file))
+    assert issubclass(CurateConfig, Config)

@@ -22,6 +22,7 @@ from curation import storage
 from curation.errors import SourceError, UserError
 from curation.schemas import CLIPS, SOURCES
 from curation.scores import SCORERS, Scorer
+from curation.tables import _differences
 from curation.takes import Clip, Kind, Take, TakeConfig, take_clips
 
 FORMAT_VERSION = 1
@@ -127,7 +128,7 @@ def plan_shards(clips: pa.Table | Iterable[Clip], *, kind: Kind, config: ShardCo
 
 
 def start_shards(folder_url: str, plans: Sequence[ShardPlan], *, selection: str, config: ShardConfig) -> None:
-    """Note in the folder what is going to be written there, or check that it is what was begun there before.
+    """Note in plan.json what is going to be written there, or check that it is what was begun there before.
 
     Raises UserError, with the difference, when the folder holds shards of other clips, columns or settings. Removes
     what a killed run left behind; no other run may write there.
@@ -141,15 +142,10 @@ def start_shards(folder_url: str, plans: Sequence[ShardPlan], *, selection: str,
         return
     except ValueError as error:
         raise UserError(f"{folder_url}/{_PLAN} is damaged: {error}. Remove the folder, or write elsewhere.") from error
-    differences = [
-        f"  {key}: was {json.dumps(found.get(key))}, now {json.dumps(wanted.get(key))}"
-        for key in sorted(found.keys() | wanted.keys())
-        if found.get(key) != wanted.get(key)
-    ]
-    if differences:
+    if found != wanted:
         raise UserError(
             f"{folder_url} holds shards of something else:\n"
-            + "\n".join(differences)
+            + "\n".join(f"  {line}" for line in _differences(found, wanted))
             + "\nGive the selection a new name, go back to the old settings, or remove that folder."
         )
     storage.remove_leftovers(fs, folder)
@@ -222,7 +218,7 @@ def write_index(
     totals = ("samples", "duration_s", "bytes")
     index = _plan(plans, selection, config) | {
         "shards": [{key: getattr(r, key) for key in ("name", *totals, "sha256")} for r in ordered],
-        "totals": {key: sum(getattr(r, key) for r in ordered) for key in totals}
+        "totals": {key: round(sum(getattr(r, key) for r in ordered), 6) for key in totals}
         | {"shards": len(ordered), "failed": sum(len(r.failed) for r in ordered)},
         "failed": [asdict(clip) | {"shard": r.name} for r in ordered for clip in r.failed],
     }
@@ -260,7 +256,7 @@ def _plan(plans: Sequence[ShardPlan], selection: str, config: ShardConfig) -> di
         "kind": plans[0].kind if plans else None,
         "clips": sum(plan.clips.num_rows for plan in plans),
         "clips_sha256": ids.hexdigest(),
-        "columns": plans[0].clips.column_names if plans else [],
+        "columns": {f.name: str(f.type) for f in plans[0].clips.schema} if plans else {},
         "config": config.model_dump(exclude={"limits"}),
     }
 

@@ -6,7 +6,7 @@ The paper cuts its clips in the same keyframe-aware way (section 3.1, App. C). N
 import io
 import math
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -138,6 +138,8 @@ def middle_picture(video: Video, clip: Clip, config: TakeConfig) -> Take:
 
     Raises SourceError when there is no frame with that timestamp.
     """
+    if not clip["picture_pts"]:
+        raise SourceError("decode_error", "the scan kept no picture of this clip")
     pts = clip["picture_pts"][1]
     frame = next(video.frames_between(pts, clip["end_pts"]), None)
     if frame is None or frame.pts != pts:
@@ -214,7 +216,7 @@ def _encode_in_one_pass(
         yield clip, encoder, failure or _attempt(encoder.finish)
 
 
-def _attempt(step: Any, *args: Any) -> SourceError | None:
+def _attempt(step: Callable[..., None], *args: Any) -> SourceError | None:
     try:
         step(*args)
     except SourceError as error:
@@ -292,8 +294,8 @@ class _Encoder:
         options = {
             "preset": self._preset,
             "crf": str(self._crf),
-            "flags": "+psnr",
-            "mbtree": "0",
+            "flags": "+psnr",  # each packet tells how far it is from its frame
+            "mbtree": "0",  # x264's AVX-512 code for it reads stray memory: other bytes on every run
             "forced-idr": "1",
             "sc_threshold": "0",
         }

@@ -42,6 +42,8 @@ class Upright:
         )
         for tag in ("colorspace", "color_range", "color_primaries", "color_trc"):
             setattr(shaped, tag, getattr(picture, tag))
+        if picture.format.name == "yuvj420p":
+            shaped.color_range = ColorRange.JPEG
         return shaped
 
     def _converted(self, picture: av.VideoFrame, width: int, height: int) -> av.VideoFrame:

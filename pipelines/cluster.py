@@ -44,13 +44,6 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def cluster_cpus() -> int:
-    """CPUs of the connected cluster, at least 1."""
-    import ray
-
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-
 def _settle() -> None:
     """One progress display (ours), no log files of statistics, and patience with long videos."""
     from ray.data import DataContext

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -22,9 +23,10 @@ from curation import storage
 from curation.errors import UserError
 from curation.isolation import Isolated
 from curation.scan import Scan
+from curation.scores import Scorer
 from curation.sources import Source, list_sources
 from curation.tables import CLIPS, PREVIEWS, SOURCES, Dataset, part_name
-from pipelines.cluster import cluster_cpus, connected
+from pipelines.cluster import connected
 from pipelines.config import CurateConfig
 from pipelines.inspect import load_scorers, scan_safely, score_clips
 from pipelines.progress import Reporter
@@ -95,73 +97,57 @@ def curate(
 def _stream(todo: Sequence[Source], dataset: Dataset, config: CurateConfig, run: str) -> Iterator[dict[str, int]]:
     """The graph. Yields {"sources", "clips"} for every part as it is committed."""
     import ray
-    from ray.data import ActorPoolStrategy
 
-    cpus = cluster_cpus()
     rows = [{"source": pickle.dumps(source)} for source in todo]
-    scans = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        ScanSource,  # type: ignore[arg-type]  # a class is what Ray Data asks for with an actor pool
-        fn_constructor_args=(config,),
-        num_cpus=1,
-        compute=ActorPoolStrategy(min_size=1, max_size=cpus),
-    )
-    scored = scans.map_batches(
-        ScoreClips,
-        fn_constructor_args=(config,),
-        batch_size=_SOURCES_PER_SCORING,
-        num_cpus=0,
-        compute=ActorPoolStrategy(min_size=1, max_size=cpus),
-    )
-    written = scored.map_batches(
-        WritePart, fn_constructor_args=(dataset, run), batch_size=_part_size(todo), num_cpus=0, concurrency=1
-    )
+    # Unequal num_cpus keep the stages apart: Ray Data would run equal ones as one, a whole batch in one task.
+    scans = ray.data.from_items(rows, override_num_blocks=len(rows)).map(scan_source, fn_args=(config,), num_cpus=1)
+    scored = scans.map_batches(score_sources, fn_args=(config,), batch_size=_SOURCES_PER_SCORING, num_cpus=0.9)
+    written = scored.map_batches(write_part, fn_args=(dataset, run), batch_size=_part_size(todo), num_cpus=0.1)
     yield from written.iter_rows()
 
 
-class ScanSource:
-    """Stage 1, on CPUs: every source in a child process with limits; a rejected one is a row like the others."""
-
-    def __init__(self, config: CurateConfig) -> None:
-        self._config = config
-        self._child = Isolated(config.limits)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        source: Source = pickle.loads(row["source"])
-        return {"scan": pickle.dumps(scan_safely(self._child, source, self._config))}
+def scan_source(row: dict[str, Any], config: CurateConfig) -> dict[str, Any]:
+    """Stage 1: one source, in a child process with limits; a rejected one is a row like the others."""
+    source: Source = pickle.loads(row["source"])
+    return {"scan": pickle.dumps(scan_safely(_child(config), source, config))}
 
 
-class ScoreClips:
+def score_sources(batch: dict[str, Any], config: CurateConfig) -> dict[str, Any]:
     """Stage 2: model scorers over the clips of several sources at once; pictures leave it as small previews."""
-
-    def __init__(self, config: CurateConfig) -> None:
-        self._scorers = load_scorers(config)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        scans: list[Scan] = [pickle.loads(scan) for scan in batch["scan"]]
-        score_clips(self._scorers, scans)
-        return {"scan": [pickle.dumps(replace(scan, pictures=_previews(scan))) for scan in scans]}
+    scans: list[Scan] = [pickle.loads(scan) for scan in batch["scan"]]
+    score_clips(_scorers(config), scans)
+    return {"scan": [pickle.dumps(replace(scan, pictures=_previews(scan))) for scan in scans]}
 
 
-class WritePart:
+def write_part(batch: dict[str, Any], dataset: Dataset, run: str) -> dict[str, Any]:
     """Stage 3: the rows of some sources become one part, committed by its sources file, written last."""
+    scans: list[Scan] = [pickle.loads(scan) for scan in batch["scan"]]
+    clips = [clip for scan in scans for clip in scan.clips]
+    previews = [
+        dict(zip(PREVIEWS.names, (clip["clip_id"], *jpegs), strict=True))
+        for scan in scans
+        for clip, jpegs in zip(scan.clips, scan.pictures, strict=True)
+    ]
+    part = part_name(scan.source["source_id"] for scan in scans)
+    dataset.write_part("previews", part, pa.Table.from_pylist(previews, PREVIEWS))
+    dataset.write_part("clips", part, pa.Table.from_pylist(clips, CLIPS))
+    _check_still_ours(dataset, run)
+    dataset.write_part("sources", part, pa.Table.from_pylist([scan.source for scan in scans], SOURCES))
+    return {"sources": [len(scans)], "clips": [len(clips)]}
 
-    def __init__(self, dataset: Dataset, run: str) -> None:
-        self._dataset, self._run = dataset, run
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        scans: list[Scan] = [pickle.loads(scan) for scan in batch["scan"]]
-        clips = [clip for scan in scans for clip in scan.clips]
-        previews = [
-            dict(zip(PREVIEWS.names, (clip["clip_id"], *jpegs), strict=True))
-            for scan in scans
-            for clip, jpegs in zip(scan.clips, scan.pictures, strict=True)
-        ]
-        part = part_name(scan.source["source_id"] for scan in scans)
-        self._dataset.write_part("previews", part, pa.Table.from_pylist(previews, PREVIEWS))
-        self._dataset.write_part("clips", part, pa.Table.from_pylist(clips, CLIPS))
-        _check_still_ours(self._dataset, self._run)
-        self._dataset.write_part("sources", part, pa.Table.from_pylist([scan.source for scan in scans], SOURCES))
-        return {"sources": [len(scans)], "clips": [len(clips)]}
+# Ray keeps worker processes from task to task, so the child and the models live as long as a worker does. Tasks start
+# in half the time of actor pools, and when a node dies another node simply runs them.
+
+
+@lru_cache(maxsize=1)
+def _child(config: CurateConfig) -> Isolated:
+    return Isolated(config.limits)
+
+
+@lru_cache(maxsize=1)
+def _scorers(config: CurateConfig) -> list[Scorer]:
+    return load_scorers(config)
 
 
 def _previews(scan: Scan) -> list[tuple[bytes, ...]]:

@@ -4,6 +4,7 @@ import pickle
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from curation.shards import (
     write_shard,
 )
 from curation.tables import Dataset
-from pipelines.cluster import cluster_cpus, connected
+from pipelines.cluster import connected
 from pipelines.progress import Reporter
 
 
@@ -79,27 +80,22 @@ def _usable(plan: ShardPlan, folder: str) -> ShardResult | None:
 
 def _stream(todo: Sequence[ShardPlan], folder: str, selection: str, config: ShardConfig) -> Iterator[ShardResult]:
     import ray
-    from ray.data import ActorPoolStrategy
 
     rows = [{"plan": pickle.dumps(plan)} for plan in todo]
     written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        WriteShard,  # type: ignore[arg-type]  # a class is what Ray Data asks for with an actor pool
-        fn_constructor_args=(folder, selection, config),
-        num_cpus=1,
-        compute=ActorPoolStrategy(min_size=1, max_size=cluster_cpus()),
+        write_planned, fn_args=(folder, selection, config), num_cpus=1
     )
     for row in written.iter_rows():
         yield pickle.loads(row["result"])
 
 
-class WriteShard:
-    """Writes one planned shard; what touches the videos runs in a child process with limits."""
+def write_planned(row: dict[str, Any], folder: str, selection: str, config: ShardConfig) -> dict[str, Any]:
+    """Write one planned shard; what touches the videos runs in a child process with limits."""
+    plan: ShardPlan = pickle.loads(row["plan"])
+    result = write_shard(plan, folder, selection=selection, config=config, run=_child(config).run)
+    return {"result": pickle.dumps(result)}
 
-    def __init__(self, folder: str, selection: str, config: ShardConfig) -> None:
-        self._folder, self._selection, self._config = folder, selection, config
-        self._child = Isolated(config.limits)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        plan: ShardPlan = pickle.loads(row["plan"])
-        result = write_shard(plan, self._folder, selection=self._selection, config=self._config, run=self._child.run)
-        return {"result": pickle.dumps(result)}
+@lru_cache(maxsize=1)
+def _child(config: ShardConfig) -> Isolated:
+    return Isolated(config.limits)

@@ -196,6 +196,8 @@ class Video:
         while True:
             try:
                 packet = next(packets, None)
+            except MemoryError:
+                raise
             except (av.FFmpegError, OSError) as error:
                 seen.ended_early = f"reading stopped: {error.strerror or error}"
                 return
@@ -210,11 +212,16 @@ class Video:
                         seen.damaged_pts.append(picture.pts)
                     yield picture
             except (av.error.InvalidDataError, av.error.UndefinedError, av.error.ArgumentError) as error:
+                self._assure_memory()
                 stamp = packet.pts if packet.pts is not None else packet.dts
                 if stamp is not None:
                     seen.damaged_pts.append(stamp)
                 elif not packet.size:
                     seen.ended_early = f"the decoder failed at the end of the stream: {error.strerror}"
+
+    def _assure_memory(self) -> None:
+        """Raise MemoryError if two frames cannot be allocated: decoders report that, too, as invalid data."""
+        np.empty(2 * 4 * self.codec_context.width * self.codec_context.height, np.uint8)
 
     def _too_late(self, pts: int) -> bool:
         elapsed = (pts - (self.stream.start_time or 0)) * self.stream.time_base

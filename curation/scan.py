@@ -144,8 +144,15 @@ class _OnePass:
             end_pts=int(frame_pts[-1]) + duration,
             key_pts=np.array([pts for pts in self._key_pts if pts in flagged], np.int64),
             packet_pts=np.array(stamped if complete else [], np.int64),
-            copyable=complete and info.container in COPY_CONTAINERS and info.codec in COPY_CODECS,
+            copyable=complete and self._fits_mp4(),
         )
+
+    def _fits_mp4(self) -> bool:
+        """Whether the packets can go into an MP4 as they are."""
+        info, extradata = self._video.info, bytes(self._video.codec_context.extradata or b"")
+        # Start codes instead of lengths between the units (Annex B) would have to be rewritten.
+        annex_b = info.codec in ("h264", "hevc") and not extradata.startswith(b"\x01")
+        return info.container in COPY_CONTAINERS and info.codec in COPY_CODECS and not annex_b
 
 
 class _PictureSpool:

@@ -22,7 +22,7 @@ from curation import storage
 from curation.errors import SourceError, UserError
 from curation.schemas import CLIPS, SOURCES
 from curation.scores import SCORERS, Scorer
-from curation.tables import _differences
+from curation.tables import differences
 from curation.takes import Clip, Kind, Take, TakeConfig, take_clips
 
 FORMAT_VERSION = 1
@@ -145,7 +145,7 @@ def start_shards(folder_url: str, plans: Sequence[ShardPlan], *, selection: str,
     if found != wanted:
         raise UserError(
             f"{folder_url} holds shards of something else:\n"
-            + "\n".join(f"  {line}" for line in _differences(found, wanted))
+            + "\n".join(f"  {line}" for line in differences(found, wanted))
             + "\nGive the selection a new name, go back to the old settings, or remove that folder."
         )
     storage.remove_leftovers(fs, folder)

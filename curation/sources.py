@@ -70,7 +70,7 @@ def open_source(uri: str) -> BinaryIO:
     try:
         if is_local(fs):
             return open(path, "rb")
-        return fs.open(path, "rb", cache_type="readahead", block_size=8 << 20)  # type: ignore[no-any-return]
+        return fs.open(path, "rb", cache_type="readahead", block_size=8 << 20)
     except Exception as error:
         raise _unusable(error) from error
 

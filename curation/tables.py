@@ -27,6 +27,7 @@ __all__ = [
     "SCHEMAS",
     "SOURCES",
     "Dataset",
+    "differences",
     "fingerprint",
     "joined_columns",
     "joined_query",
@@ -75,13 +76,13 @@ class Dataset:
         if found.get("columns") != _columns():
             raise UserError(
                 f"{self.url} was made by a release with other columns:\n"
-                + _listed(_differences(found.get("columns") or {}, _columns()))
+                + _listed(differences(found.get("columns") or {}, _columns()))
                 + "\nGive a new --out, or go on with that release."
             )
         if found["fingerprint"] != fingerprint(wanted):
             raise UserError(
                 f"{self.url} was made with another configuration:\n"
-                + _listed(_differences(found["config"], wanted))
+                + _listed(differences(found["config"], wanted))
                 + "\nClips of two configurations do not mix: give a new --out, or the old configuration."
             )
         self._check_writable()
@@ -281,7 +282,8 @@ def _canonical(config: Mapping[str, Any]) -> str:
     return json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line per key whose value differs: `a.b: was 1, now 2`. Nested keys are joined by dots."""
     old, new = dict(_leaves(was)), dict(_leaves(now))
     return [
         f"{key}: was {_shown(old, key)}, now {_shown(new, key)}"

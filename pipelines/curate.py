@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
 
@@ -100,9 +100,13 @@ def _stream(todo: Sequence[Source], dataset: Dataset, config: CurateConfig, run:
 
     rows = [{"source": pickle.dumps(source)} for source in todo]
     # Unequal num_cpus keep the stages apart: Ray Data would run equal ones as one, a whole batch in one task.
-    scans = ray.data.from_items(rows, override_num_blocks=len(rows)).map(scan_source, fn_args=(config,), num_cpus=1)
-    scored = scans.map_batches(score_sources, fn_args=(config,), batch_size=_SOURCES_PER_SCORING, num_cpus=0.9)
-    written = scored.map_batches(write_part, fn_args=(dataset, run), batch_size=_part_size(todo), num_cpus=0.1)
+    scans = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        partial(scan_source, config=config), num_cpus=1
+    )
+    scored = scans.map_batches(partial(score_sources, config=config), batch_size=_SOURCES_PER_SCORING, num_cpus=0.9)
+    written = scored.map_batches(
+        partial(write_part, dataset=dataset, run=run), batch_size=_part_size(todo), num_cpus=0.1
+    )
     yield from written.iter_rows()
 
 

@@ -4,7 +4,7 @@ import pickle
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import pyarrow as pa
@@ -83,7 +83,7 @@ def _stream(todo: Sequence[ShardPlan], folder: str, selection: str, config: Shar
 
     rows = [{"plan": pickle.dumps(plan)} for plan in todo]
     written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        write_planned, fn_args=(folder, selection, config), num_cpus=1
+        partial(write_planned, folder=folder, selection=selection, config=config), num_cpus=1
     )
     for row in written.iter_rows():
         yield pickle.loads(row["result"])

@@ -29,7 +29,7 @@ class Scorer(Protocol):
     name: str
     """What the command line and the error columns call it."""
     columns: tuple[pa.Field, ...]
-    """The columns it fills, with meaning, unit and polarity in their metadata (see `curation.tables.column`)."""
+    """The columns it fills, with meaning, unit and polarity in their metadata (see `curation.columns.column`)."""
 
     def load(self, device: str) -> None:
         """Load models onto `device` ("cpu", "cuda"), once per process, before the first `score`."""

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 import webdataset
 
@@ -14,6 +15,7 @@ from curation.rules import Rules
 from curation.spans import SpanConfig
 from curation.tables import Dataset
 from pipelines import CurateConfig, curate, select, shard, status
+from tests.media import write_video
 from tests.pipelines.corpora import content, good_and_bad, many_small
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -89,9 +91,12 @@ def test_a_source_that_takes_too_long_or_too_much_memory_costs_one_row(tmp_path:
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match="2 timeout"):
         curate([str(folder)], out, config=CurateConfig(limits=Limits(timeout_s=0.01)), quiet=True)
-    out = str(tmp_path / "out2")
-    with pytest.raises(UserError, match="2 out_of_memory"):
-        curate([str(folder)], out, config=CurateConfig(limits=Limits(memory_bytes=150 << 20)), quiet=True)
+    giant = np.zeros((4096, 8192, 3), np.uint8)
+    path = write_video(tmp_path / "giant.mp4", [giant] * 3, options={"preset": "ultrafast"})
+    with pytest.raises(UserError, match="1 out_of_memory"):
+        curate(
+            [str(path)], str(tmp_path / "out2"), config=CurateConfig(limits=Limits(memory_bytes=300 << 20)), quiet=True
+        )
 
 
 def test_shards_hold_the_selected_clips_and_read_with_plain_webdataset(dataset: str):
@@ -124,7 +129,7 @@ def test_a_broken_shard_is_written_again(dataset: str):
 
 
 def test_captions_from_a_list_reach_the_shards(tmp_path: Path):
-    folder = many_small(tmp_path / "in", 2)
+    many_small(tmp_path / "in", 2)
     (tmp_path / "list.csv").write_text("path,caption\nin/0000.mp4,a grey texture drifts\nin/0001.mp4,\n")
     out = str(tmp_path / "out")
     curate([str(tmp_path / "list.csv")], out, quiet=True)
@@ -154,7 +159,7 @@ def test_everything_on_an_object_store(tmp_path: Path, s3_url: str):
 def test_a_configuration_file_with_an_unknown_key_names_the_nearest(tmp_path: Path):
     file = tmp_path / "config.yaml"
     file.write_text("spans: {min_sec: 3}\n")
-    with pytest.raises(UserError, match="min_sec.*Did you mean 'min_s'"):
+    with pytest.raises(UserError, match=r"min_sec.*Did you mean 'min_s'"):
         CurateConfig.from_file(str(file))
     file.write_text("spans: {min_s: -1}\n")
     with pytest.raises(UserError, match=r"spans\.min_s: .*greater than 0"):

@@ -1,0 +1,120 @@
+"""Exactly once, whatever dies: kill -9 the driver or a worker at random moments, run again, compare with a calm run."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from curation.rules import Rules
+from pipelines import curate, select, shard
+from tests.pipelines.corpora import content, many_small, shard_content
+
+SOURCES = 36
+EVERYTHING = Rules(name="all", rules={"duration_s": {"min": 0}})
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return many_small(tmp_path_factory.mktemp("kill") / "in", SOURCES)
+
+
+@pytest.fixture(scope="module")
+def calm(videos: Path, tmp_path_factory: pytest.TempPathFactory, local_ray) -> Path:
+    """A dataset made without any disturbance."""
+    out = tmp_path_factory.mktemp("calm") / "out"
+    curate([str(videos)], str(out), quiet=True)
+    select(str(out), EVERYTHING)
+    shard(str(out), "all", quiet=True)
+    return out
+
+
+def start(*arguments: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def wait_for(run: subprocess.Popen[bytes], folder: Path, suffix: str, count: int) -> None:
+    """Until that many files are in place, or the run is over."""
+    deadline = time.monotonic() + 120
+    while run.poll() is None and len(list(folder.glob(f"[!.]*{suffix}"))) < count:
+        assert time.monotonic() < deadline, "the run makes no progress"
+        time.sleep(0.01)
+
+
+def workers(driver: int) -> Iterator[tuple[int, str]]:
+    """(pid, name) of the Ray worker processes below a driver, and of the scanning children below those."""
+    parents: dict[int, tuple[int, str]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat, name = (entry / "stat").read_text(), (entry / "cmdline").read_bytes().split(b"\0")[0].decode()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1]), name
+    for pid, (parent, name) in parents.items():
+        above, is_below, below_worker = parent, False, False
+        while above in parents:
+            is_below |= above == driver
+            below_worker |= parents[above][1].startswith("ray::")
+            above = parents[above][0]
+        if is_below and (name.startswith("ray::") or below_worker):
+            yield pid, name
+
+
+def kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def test_kill_9_the_driver_at_random_moments(videos: Path, calm: Path, tmp_path: Path):
+    chance, out = random.Random(7), tmp_path / "out"
+    killed = 0
+    for parts in (0, chance.randrange(1, 8), chance.randrange(10, 20), chance.randrange(22, SOURCES - 4)):
+        run = start("curate", videos, "--out", out)
+        wait_for(run, out / "sources", ".parquet", parts)
+        time.sleep(chance.uniform(0, 0.5 if parts else 4.0))
+        killed += run.poll() is None
+        kill(run.pid)
+        run.wait()
+    assert killed >= 3
+    assert start("curate", videos, "--out", out).wait(180) == 0
+    assert content(str(out)) == content(str(calm))
+    assert start("curate", videos, "--out", out).wait(60) == 0
+    assert content(str(out)) == content(str(calm))
+
+    select(str(out), EVERYTHING)
+    sharding = ("shard", out, "--selection", "all", "--clips-per-shard", 6)
+    for shards in (1, 3):
+        run = start(*sharding)
+        wait_for(run, out / "shards" / "all", ".tar", shards)
+        kill(run.pid)
+        run.wait()
+    assert start(*sharding).wait(180) == 0
+    assert shard_content(out / "shards" / "all") == shard_content(calm / "shards" / "all")
+    assert not [path for path in out.rglob("*") if path.name.endswith(".tmp")]
+
+
+def test_kill_9_workers_and_scanning_children(videos: Path, calm: Path, tmp_path: Path):
+    chance, out = random.Random(11), tmp_path / "out"
+    run = start("curate", videos, "--out", out)
+    killed: list[str] = []
+    for parts in (0, 2, 10, 20):
+        wait_for(run, out / "sources", ".parquet", parts)
+        if not parts:
+            time.sleep(chance.uniform(2, 4))
+        found = sorted(workers(run.pid))
+        if run.poll() is None and found:
+            pid, name = chance.choice(found)
+            killed.append(name)
+            kill(pid)
+    assert run.wait(240) == 0
+    assert len(killed) >= 2
+    assert content(str(out)) == content(str(calm))

@@ -1,6 +1,6 @@
 """How well transitions are found, by kind, on real and on rendered footage, beside PySceneDetect's two defaults.
 
-Run: python -m benchmarks.cuts [--rendered N]. Every detector gets the same small pictures. A detection counts for a
+Run: python -m benchmarks.cuts [--rendered N]. Every detector gets small pictures. A detection counts for a
 label when its middle lies within the labelled span widened by two frames; several in one gradual span count once.
 "Leaked" are mixed frames of a labelled transition that the detection leaves to the clips beside it.
 """
@@ -80,12 +80,13 @@ def detect(path: Path) -> tuple[dict[str, list[Span]], float, int]:
     with path.open("rb") as file, Video(file) as video:
         tick_s = float(video.info.time_base)
         for frame in video.frames():
-            picture = shrinker.small_bgr(frame.picture)
+            luma = shrinker.small_luma(frame.picture)
+            bgr = shrinker.upright_bgr(frame.picture, video.info, long_side_px=160)
             before = process_time()
-            ours.push(frame.index, frame.pts, frame.pts * tick_s, picture)
+            ours.push(frame.index, frame.pts, frame.pts * tick_s, luma)
             seconds += process_time() - before
             for name, detector in others.items():
-                cuts = detector.process_frame(FrameTimecode(frame.index, video.info.fps or 25.0), picture)
+                cuts = detector.process_frame(FrameTimecode(frame.index, video.info.fps or 25.0), bgr)
                 found[name] += [("hard", cut.frame_num, cut.frame_num) for cut in cuts]
             frames += 1
     before = process_time()

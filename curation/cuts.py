@@ -19,6 +19,7 @@ from curation.config import Config
 from curation.fades import BlankRun, BlankRuns, fade_bounds
 from curation.gradual import (
     Candidate,
+    Picture,
     Sample,
     changed_share,
     comes_back,
@@ -93,6 +94,24 @@ _REPEATED = 0.5
 _REPEATED_S = 0.2
 
 
+class _LumaScore:
+    """Has a scenedetect detector compare luma pictures as they are, without a detour over colour."""
+
+    _last: Picture | None = None
+
+    def _calculate_frame_score(self, timecode: FrameTimecode, frame_img: Picture) -> float:
+        last, self._last = self._last, frame_img
+        return 0.0 if last is None else distance(last, frame_img)
+
+
+class _Adaptive(_LumaScore, AdaptiveDetector):
+    pass
+
+
+class _Content(_LumaScore, ContentDetector):
+    pass
+
+
 @dataclass(slots=True)
 class _SlowDetector:
     """A detector of the cascade that sees only some frames."""
@@ -126,16 +145,15 @@ class CutDetector:
 
     def __init__(self, config: CutConfig | None = None) -> None:
         c = self._config = config or CutConfig()
-        self._every_frame = AdaptiveDetector(
+        self._every_frame = _Adaptive(
             adaptive_threshold=c.hard_ratio,
             min_scene_len=1,
             window_width=2,
             min_content_val=c.hard_content,
-            luma_only=True,
         )
         self._slow = [
-            _SlowDetector(1 / c.fast_fps, ContentDetector(threshold=c.fast_content, min_scene_len=0, luma_only=True)),
-            _SlowDetector(1 / c.slow_fps, ContentDetector(threshold=c.slow_content, min_scene_len=0, luma_only=True)),
+            _SlowDetector(1 / c.fast_fps, _Content(threshold=c.fast_content, min_scene_len=0)),
+            _SlowDetector(1 / c.slow_fps, _Content(threshold=c.slow_content, min_scene_len=0)),
         ]
         self._blanks = BlankRuns(dark_share=c.dark_share, flat_texture=c.flat_texture)
         self._size: tuple[int, int] | None = None
@@ -148,15 +166,15 @@ class CutDetector:
         self._fades: list[_Span] = []
         self._dissolves: list[_Span] = []
 
-    def push(self, index: int, pts: int, time_s: float, bgr_HWC: NDArray[np.uint8]) -> None:
-        """Take the next frame: its pts, its time in seconds and a small picture of it, (H, W, 3) uint8 BGR.
+    def push(self, index: int, pts: int, time_s: float, luma_HW: NDArray[np.uint8]) -> None:
+        """Take the next frame: its pts, its time in seconds and its brightness as a small picture, (H, W) uint8.
 
-        Some 160 pixels on the long side are enough. Pictures of another size than the first are resized to it.
+        80 pixels on the long side are enough. Pictures of another size than the first are resized to it.
         """
         assert index == len(self._pts), "every frame is pushed, in display order"
         self._pts.append(pts)
-        self._size = self._size or sample_size(bgr_HWC)
-        sample = measure(index, time_s, bgr_HWC, self._size)
+        self._size = self._size or sample_size(luma_HW)
+        sample = measure(index, time_s, luma_HW, self._size)
         finished_runs = self._blanks.push(sample, self._window)
         self._window.append(sample)
         while self._window[0].time_s < time_s - _WINDOW_S:
@@ -235,15 +253,15 @@ class CutDetector:
         old, new = before[-1], after[0]
         return self._is_new_shot(old, new) and not comes_back(before, after, distance(old, new))
 
-    def _is_new_shot(self, old_HWC: NDArray[np.uint8], new_HWC: NDArray[np.uint8]) -> bool:
-        return changed_share(old_HWC, new_HWC) >= self._config.changed_share and not same_scene(old_HWC, new_HWC)
+    def _is_new_shot(self, old_HW: Picture, new_HW: Picture) -> bool:
+        return changed_share(old_HW, new_HW) >= self._config.changed_share and not same_scene(old_HW, new_HW)
 
     def _search(self, until_s: float) -> None:
         """Look for gradual changes in the window up to this time, between hard cuts and blank pictures."""
         self._search_due_s = None
         stretch: list[Sample] = []
         for sample in self._window:
-            blank = self._blanks.kind(sample) is not None
+            blank = self._blanks.is_blank(sample)
             if blank or sample.index in self._cuts or sample.time_s > until_s:
                 self._search_stretch(stretch)
                 stretch = []

@@ -37,3 +37,7 @@ class SourceError(Exception):
 
 class UserError(ValueError):
     """A request that cannot be carried out; the message says what came, what was expected, what to do."""
+
+
+class RunStopped(UserError):
+    """A run that could not go on (a full disk, another run in its place). What it did stays; run it again."""

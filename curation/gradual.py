@@ -16,10 +16,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
-"""(H, W, 3) BGR, some 80 pixels on the long side."""
+"""(H, W) luma, some 80 pixels on the long side."""
 
 _LONG_SIDE_PX = 80
-_BLACK = 32
+BLACK = 32
 """Brightness up to which a pixel counts as black; in limited range black itself is 16."""
 _STEEP = 16
 _BLOCK_PX = 5
@@ -70,45 +70,44 @@ class Sample:
     """Mean squared gradient, across and down. A pan blurs one of them; a dissolve takes from both."""
 
 
-def sample_size(bgr_HWC: NDArray[np.uint8]) -> tuple[int, int]:
+def sample_size(luma_HW: NDArray[np.uint8]) -> tuple[int, int]:
     """(width, height) of the samples of a video: 80 pixels on the long side, never enlarged, at least 4."""
-    height, width = bgr_HWC.shape[:2]
+    height, width = luma_HW.shape[:2]
     scale = min(1.0, _LONG_SIDE_PX / max(height, width))
     return max(4, round(width * scale)), max(4, round(height * scale))
 
 
-def measure(index: int, time_s: float, bgr_HWC: NDArray[np.uint8], size: tuple[int, int]) -> Sample:
+def measure(index: int, time_s: float, luma_HW: NDArray[np.uint8], size: tuple[int, int]) -> Sample:
     """Shrink a picture to `size` (width, height) and measure it."""
-    if bgr_HWC.shape[1::-1] != size:
-        bgr_HWC = cv2.resize(bgr_HWC, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-    gray = cv2.cvtColor(bgr_HWC, cv2.COLOR_BGR2GRAY)
-    across = cv2.absdiff(gray[:, 1:], gray[:, :-1])
-    down = cv2.absdiff(gray[1:], gray[:-1])
-    mean, std = cv2.meanStdDev(gray)
+    if luma_HW.shape[::-1] != size:
+        luma_HW = cv2.resize(luma_HW, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    across = cv2.absdiff(luma_HW[:, 1:], luma_HW[:, :-1])
+    down = cv2.absdiff(luma_HW[1:], luma_HW[:-1])
+    mean, std = cv2.meanStdDev(luma_HW)
     return Sample(
         index=index,
         time_s=time_s,
-        picture=bgr_HWC,
+        picture=luma_HW,
         brightness=float(mean[0, 0]),
         contrast=float(std[0, 0]),
-        dark=1 - cv2.countNonZero(cv2.threshold(gray, _BLACK, 255, cv2.THRESH_BINARY)[1]) / gray.size,
-        texture=float(np.minimum(across, _STEEP).mean()),
-        detail=(cv2.norm(across, cv2.NORM_L2SQR) / gray.size, cv2.norm(down, cv2.NORM_L2SQR) / gray.size),
+        dark=1 - cv2.countNonZero(cv2.threshold(luma_HW, BLACK, 255, cv2.THRESH_BINARY)[1]) / luma_HW.size,
+        texture=cv2.mean(cv2.threshold(across, _STEEP, 0, cv2.THRESH_TRUNC)[1])[0],
+        detail=(cv2.norm(across, cv2.NORM_L2SQR) / luma_HW.size, cv2.norm(down, cv2.NORM_L2SQR) / luma_HW.size),
     )
 
 
-def distance(a_HWC: Picture, b_HWC: Picture) -> float:
+def distance(a_HW: Picture, b_HW: Picture) -> float:
     """Mean absolute difference of two pictures, in 8-bit levels."""
-    return float(cv2.norm(a_HWC, b_HWC, cv2.NORM_L1)) / a_HWC.size
+    return float(cv2.norm(a_HW, b_HW, cv2.NORM_L1)) / a_HW.size
 
 
-def changed_share(a_HWC: Picture, b_HWC: Picture) -> float:
+def changed_share(a_HW: Picture, b_HW: Picture) -> float:
     """Share of the picture's textured blocks whose content is another in `b`: 0 the same scene, 1 all new.
 
     Blank areas that stay blank count neither way, so a change of slide is as large as a change of shot. A block that
     only got brighter or darker keeps its texture and is not changed.
     """
-    a, b = _blocks(a_HWC), _blocks(b_HWC)
+    a, b = _blocks(a_HW), _blocks(b_HW)
     a_mean, b_mean = a.mean(2, keepdims=True), b.mean(2, keepdims=True)
     a_std, b_std = a.std(2), b.std(2)
     difference = np.abs(a - b).mean(2)
@@ -118,10 +117,9 @@ def changed_share(a_HWC: Picture, b_HWC: Picture) -> float:
     return float(changed.sum() / max(1, (textured | (difference > _CHANGED)).sum()))
 
 
-def _blocks(picture_HWC: Picture) -> NDArray[np.float32]:
-    gray = cv2.cvtColor(picture_HWC, cv2.COLOR_BGR2GRAY)
-    rows, columns = (max(1, n // _BLOCK_PX) for n in gray.shape)
-    gray = cv2.resize(gray, (columns * _BLOCK_PX, rows * _BLOCK_PX), interpolation=cv2.INTER_AREA)
+def _blocks(picture_HW: Picture) -> NDArray[np.float32]:
+    rows, columns = (max(1, n // _BLOCK_PX) for n in picture_HW.shape)
+    gray = cv2.resize(picture_HW, (columns * _BLOCK_PX, rows * _BLOCK_PX), interpolation=cv2.INTER_AREA)
     blocks = gray.reshape(rows, _BLOCK_PX, columns, _BLOCK_PX).transpose(0, 2, 1, 3)
     return blocks.reshape(rows, columns, -1).astype(np.float32)
 
@@ -131,13 +129,13 @@ def comes_back(before: Sequence[Picture], after: Sequence[Picture], change: floa
     return any(distance(a, b) < change / 2 for a in before for b in after)
 
 
-def fade_length(blank_HWC: Picture, pictures: Sequence[Picture], times_s: Sequence[float]) -> int:
+def fade_length(blank_HW: Picture, pictures: Sequence[Picture], times_s: Sequence[float]) -> int:
     """How many of `pictures` (going away from the blank one, nearest first) belong to the fade.
 
     In a fade the distance from the blank picture grows steadily until the shot stands at full strength. The fade is
     over where the distance no longer grows by 5 % within a fifth of a second.
     """
-    away = np.array([distance(blank_HWC, picture) for picture in pictures])
+    away = np.array([distance(blank_HW, picture) for picture in pictures])
     if not len(away):
         return 0
     times = np.abs(np.asarray(times_s) - times_s[0])
@@ -148,10 +146,9 @@ def fade_length(blank_HWC: Picture, pictures: Sequence[Picture], times_s: Sequen
     return len(away)
 
 
-def thumb(picture_HWC: Picture) -> NDArray[np.float32]:
+def thumb(picture_HW: Picture) -> NDArray[np.float32]:
     """(576,) float32: the brightness of a picture at 32x18."""
-    gray = cv2.cvtColor(picture_HWC, cv2.COLOR_BGR2GRAY)
-    return cv2.resize(gray, _THUMB_SIZE, interpolation=cv2.INTER_AREA).astype(np.float32).reshape(-1)
+    return cv2.resize(picture_HW, _THUMB_SIZE, interpolation=cv2.INTER_AREA).astype(np.float32).reshape(-1)
 
 
 class Candidate(NamedTuple):
@@ -232,10 +229,10 @@ def is_dip(
     return within[0] & within[1]
 
 
-def wiped(old_HWC: Picture, middle_HWC: Picture, new_HWC: Picture) -> bool:
+def wiped(old_HW: Picture, middle_HW: Picture, new_HW: Picture) -> bool:
     """Whether the middle picture is put together from large pieces of the two others, as half way in a wipe."""
-    old, middle, new = (cv2.cvtColor(p, cv2.COLOR_BGR2GRAY) for p in (old_HWC, middle_HWC, new_HWC))
-    to_old, to_new, between = cv2.absdiff(middle, old), cv2.absdiff(middle, new), cv2.absdiff(old, new)
+    to_old, to_new = cv2.absdiff(middle_HW, old_HW), cv2.absdiff(middle_HW, new_HW)
+    between = cv2.absdiff(old_HW, new_HW)
     if cv2.mean(cv2.min(to_old, to_new))[0] > _FOREIGN * cv2.mean(between)[0]:
         return False
     tells = (between > _CHANGED).astype(np.float32)
@@ -247,35 +244,35 @@ def wiped(old_HWC: Picture, middle_HWC: Picture, new_HWC: Picture) -> bool:
     return pure >= _PURE and 0.25 <= float(of_old.sum()) / total <= 0.75
 
 
-def same_scene(a_HWC: Picture, b_HWC: Picture) -> bool:
+def same_scene(a_HW: Picture, b_HW: Picture) -> bool:
     """Whether the middle of one picture is found, perhaps moved, in the other: a camera motion, no new shot.
 
     The light may change in between, the colours may not.
     """
-    return _found_in(a_HWC, b_HWC) or _found_in(b_HWC, a_HWC)
+    return _found_in(a_HW, b_HW) or _found_in(b_HW, a_HW)
 
 
-def _found_in(part_HWC: Picture, whole_HWC: Picture) -> bool:
-    height, width = part_HWC.shape[:2]
+def _found_in(part_HW: Picture, whole_HW: Picture) -> bool:
+    height, width = part_HW.shape
     rows, columns = height // 5, width // 5
     middle = slice(rows, height - rows), slice(columns, width - columns)
-    likeness = cv2.matchTemplate(_structure(whole_HWC), _structure(part_HWC)[middle], cv2.TM_CCOEFF_NORMED)
+    likeness = cv2.matchTemplate(_structure(whole_HW), _structure(part_HW)[middle], cv2.TM_CCOEFF_NORMED)
     _, best, _, (left, top) = cv2.minMaxLoc(likeness)
     if best < _SAME:
         return False
-    here = part_HWC[middle]
-    there = whole_HWC[top : top + here.shape[0], left : left + here.shape[1]]
+    here = part_HW[middle]
+    there = whole_HW[top : top + here.shape[0], left : left + here.shape[1]]
     a, b = _colours(here), _colours(there)
     light = float((a * b).sum()) / max(float((b * b).sum()), 1.0)
     return float(np.abs(a - light * b).mean()) < _SAME_COLOURS
 
 
-def _colours(picture_HWC: Picture) -> NDArray[np.float32]:
-    return cv2.resize(picture_HWC, _COLOURS_SIZE, interpolation=cv2.INTER_AREA).astype(np.float32)
+def _colours(picture_HW: Picture) -> NDArray[np.float32]:
+    return cv2.resize(picture_HW, _COLOURS_SIZE, interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
-def _structure(picture_HWC: Picture) -> NDArray[np.float32]:
-    gray = cv2.cvtColor(picture_HWC, cv2.COLOR_BGR2GRAY).astype(np.float32)
+def _structure(picture_HW: Picture) -> NDArray[np.float32]:
+    gray = picture_HW.astype(np.float32)
     return gray - cv2.blur(gray, (_FINE_PX, _FINE_PX))
 
 

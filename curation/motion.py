@@ -23,6 +23,10 @@ class MotionConfig(Config):
     short_baseline_s: float = 1 / 12
     slow_percent_per_s: float = 6.0
     """Below this speed the long baseline, one sampling interval, is used."""
+    surely_slow_percent_per_s: float = 1.2
+    """A bound on the speed, far cheaper than the flow, that spares the flow over the short baseline."""
+    still_percent_per_s: float = 0.03
+    """And one that spares the flow altogether."""
     short_side_px: int = 64
 
 
@@ -56,7 +60,7 @@ class MotionMeter:
         if self._short_due(time_s):
             last = self._samples[-1]
             last.short_end_pts = pts
-            last.short_speed = _speed(last.luma, luma_HW, time_s - last.time_s)
+            last.short_speed = self._speed(last, time_s, luma_HW, self._config.surely_slow_percent_per_s)
         if time_s >= self._next_sample_s:
             self._finish_interval(pts, time_s, luma_HW)
             self._samples.append(_Sample(pts, time_s, luma_HW))
@@ -87,14 +91,30 @@ class MotionMeter:
         last = self._samples[-1]
         last.long_end_pts = pts
         slow = not last.short_speed >= self._config.slow_percent_per_s
-        last.long_speed = _speed(last.luma, luma_HW, time_s - last.time_s) if slow else last.short_speed
+        still = self._config.still_percent_per_s
+        last.long_speed = self._speed(last, time_s, luma_HW, still) if slow else last.short_speed
         last.luma = None
 
+    def _speed(self, since: _Sample, time_s: float, luma_HW: Image, estimate_up_to: float) -> float:
+        """Percent of the shorter side per second since a sample: by estimate if that is this low, else by flow."""
+        assert since.luma is not None
+        if since.luma.shape != luma_HW.shape:
+            return float("nan")
+        percent_per_px = 100 / min(luma_HW.shape) / (time_s - since.time_s)
+        estimate = percent_per_px * _normal_flow(since.luma, luma_HW)
+        return estimate if estimate <= estimate_up_to else percent_per_px * _flow(since.luma, luma_HW)
 
-def _speed(first_HW: Image | None, second_HW: Image, seconds: float) -> float:
-    assert first_HW is not None
-    if first_HW.shape != second_HW.shape:
-        return float("nan")
+
+def _normal_flow(first_HW: Image, second_HW: Image) -> float:
+    """Change over gradient: two thirds or so of the shift in pixels while that is small, and no less than 0.2 else."""
+    gradient = cv2.norm(first_HW[:, 1:], first_HW[:, :-1], cv2.NORM_L1) + cv2.norm(
+        first_HW[1:], first_HW[:-1], cv2.NORM_L1
+    )
+    return cv2.norm(first_HW, second_HW, cv2.NORM_L1) / max(gradient, 1.0)
+
+
+def _flow(first_HW: Image, second_HW: Image) -> float:
+    """Mean magnitude of the Farneback flow in pixels."""
     flow_HW2 = np.zeros((*first_HW.shape, 2), np.float32)
     cv2.calcOpticalFlowFarneback(
         first_HW,
@@ -108,5 +128,4 @@ def _speed(first_HW: Image | None, second_HW: Image, seconds: float) -> float:
         poly_sigma=1.2,
         flags=0,
     )
-    pixels = float(np.linalg.norm(flow_HW2, axis=2).mean())
-    return 100 * pixels / min(second_HW.shape) / seconds
+    return float(np.linalg.norm(flow_HW2, axis=2).mean())

@@ -90,7 +90,7 @@ class _OnePass:
 
     def _look_at(self, frame: Frame) -> None:
         picture, time_s = frame.picture, frame.pts * self._tick_s
-        self._cuts.push(frame.index, frame.pts, time_s, self._shrinker.small_bgr(picture))
+        self._cuts.push(frame.index, frame.pts, time_s, self._shrinker.small_luma(picture))
         if self._motion.wants(time_s):
             luma = self._shrinker.luma(picture, self._video.info, short_side_px=self._config.motion.short_side_px)
             self._motion.push(frame.pts, time_s, luma)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from curation.errors import UserError
+from curation.errors import RunStopped, UserError
 from curation.tables import Dataset
 from pipelines import render
 from pipelines.config import CurateConfig
@@ -19,7 +19,7 @@ from pipelines.select import DEFAULT_PRESET
 from pipelines.select import select as select_clips
 from pipelines.status import status as read_status
 
-BAD_REQUEST, NOTHING_CAME_OUT = 2, 3
+FAILED, BAD_REQUEST, NOTHING_CAME_OUT = 1, 2, 3
 
 EXIT_CODES = """
 Exit codes: 0 done; 1 failed on the way (run the same command again: what is done stays done); 2 a request that
@@ -161,7 +161,7 @@ def main() -> None:
         app()
     except UserError as error:
         _complain(str(error))
-        sys.exit(BAD_REQUEST)
+        sys.exit(FAILED if isinstance(error, RunStopped) else BAD_REQUEST)
 
 
 def _interrupt(*_: Any) -> None:
@@ -169,7 +169,8 @@ def _interrupt(*_: Any) -> None:
 
 
 def _complain(sentence: str) -> None:
-    Console(stderr=True).print(f"clipmill: {render.printable(sentence)}", style="red", highlight=False, markup=False)
+    text = "\n".join(render.printable(line) for line in sentence.splitlines())
+    Console(stderr=True).print(f"clipmill: {text}", style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

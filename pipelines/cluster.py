@@ -2,10 +2,13 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from curation.errors import UserError
+
+_CONNECT_TIMEOUT_S = 10.0
 
 
 @contextmanager
@@ -21,14 +24,14 @@ def connected(address: str | None = None) -> Iterator[None]:
         _settle()
         yield
         return
+    logging.getLogger("ray").setLevel(logging.ERROR)  # what goes wrong comes as an exception
     address = address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+            _assure_somebody_answers(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            ray.init(
-                num_cpus=usable_cpus(), include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
-            )
+            ray.init(num_cpus=usable_cpus(), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"the Ray cluster at {address!r}" if address else "a local Ray"
         raise UserError(f"cannot connect to {where}: {error}") from error
@@ -44,6 +47,16 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def _assure_somebody_answers(address: str) -> None:
+    """Raise ConnectionError at once for a host and port where nobody listens; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+        except OSError as error:
+            raise ConnectionError(f"nobody answers there ({error.strerror or error})") from error
+
+
 def _settle() -> None:
     """One progress display (ours), no log files of statistics, and patience with long videos."""
     from ray.data import DataContext
@@ -54,4 +67,4 @@ def _settle() -> None:
     context.enable_auto_log_stats = False
     context.execution_no_progress_timeout_s = -1  # by default half an hour without a finished block fails the job
     for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from curation import storage
-from curation.errors import UserError
+from curation.errors import RunStopped, UserError
 from curation.isolation import Isolated
 from curation.scan import Scan
 from curation.scores import Scorer
@@ -63,7 +63,7 @@ def curate(
     """Curate videos into the dataset folder `out`; run again to do only what is missing.
 
     `inputs` as `curation.sources.list_sources` takes them, at most `limit` of them; `address` of a Ray cluster.
-    Raises UserError: nothing given or usable, another configuration, `out` not writable.
+    Raises UserError: nothing given or usable, another configuration, `out` not writable; RunStopped: a full disk.
     """
     config, started_s = config or CurateConfig(), time.monotonic()
     sources = list(islice(list_sources(inputs), limit))
@@ -78,6 +78,8 @@ def curate(
         with connected(address), Reporter("curate", len(todo), unit="sources", quiet=quiet) as report:
             clips = 0
             for committed in _stream(todo, dataset, config, run):
+                if committed["error"]:
+                    raise RunStopped(committed["error"])
                 clips += committed["clips"]
                 report.advance(committed["sources"], f"{clips:,} clips")
     found = status(dataset)
@@ -94,8 +96,8 @@ def curate(
     )
 
 
-def _stream(todo: Sequence[Source], dataset: Dataset, config: CurateConfig, run: str) -> Iterator[dict[str, int]]:
-    """The graph. Yields {"sources", "clips"} for every part as it is committed."""
+def _stream(todo: Sequence[Source], dataset: Dataset, config: CurateConfig, run: str) -> Iterator[dict[str, Any]]:
+    """The graph. Yields {"sources", "clips", "error"} for every part as it is committed, or could not be."""
     import ray
 
     rows = [{"source": pickle.dumps(source)} for source in todo]
@@ -133,11 +135,14 @@ def write_part(batch: dict[str, Any], dataset: Dataset, run: str) -> dict[str, A
         for clip, jpegs in zip(scan.clips, scan.pictures, strict=True)
     ]
     part = part_name(scan.source["source_id"] for scan in scans)
-    dataset.write_part("previews", part, pa.Table.from_pylist(previews, PREVIEWS))
-    dataset.write_part("clips", part, pa.Table.from_pylist(clips, CLIPS))
-    _check_still_ours(dataset, run)
-    dataset.write_part("sources", part, pa.Table.from_pylist([scan.source for scan in scans], SOURCES))
-    return {"sources": [len(scans)], "clips": [len(clips)]}
+    try:
+        dataset.write_part("previews", part, pa.Table.from_pylist(previews, PREVIEWS))
+        dataset.write_part("clips", part, pa.Table.from_pylist(clips, CLIPS))
+        _check_still_ours(dataset, run)
+        dataset.write_part("sources", part, pa.Table.from_pylist([scan.source for scan in scans], SOURCES))
+    except UserError as error:
+        return {"sources": [0], "clips": [0], "error": [str(error)]}
+    return {"sources": [len(scans)], "clips": [len(clips)], "error": [None]}
 
 
 # Ray keeps worker processes from task to task, so the child and the models live as long as a worker does. Tasks start

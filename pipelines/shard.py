@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from curation.errors import UserError
+from curation.errors import RunStopped, UserError
 from curation.isolation import Isolated
 from curation.select import load_selection, selected_clips
 from curation.shards import (
@@ -50,7 +50,7 @@ def shard(
     """Write the selected clips (or, with `images`, their middle frames) to `shards/SELECTION[-images]/`.
 
     Raises UserError: no such selection, an empty one, a folder that holds shards of something else or is not
-    writable. Clips that cannot be taken any more are listed in the index with their reason.
+    writable; RunStopped: a full disk. Clips that cannot be taken any more are listed in the index with their reason.
     """
     config, started_s = config or ShardConfig(), time.monotonic()
     data = Dataset(dataset).open()
@@ -86,14 +86,19 @@ def _stream(todo: Sequence[ShardPlan], folder: str, selection: str, config: Shar
         partial(write_planned, folder=folder, selection=selection, config=config), num_cpus=1
     )
     for row in written.iter_rows():
+        if row["error"]:
+            raise RunStopped(row["error"])
         yield pickle.loads(row["result"])
 
 
 def write_planned(row: dict[str, Any], folder: str, selection: str, config: ShardConfig) -> dict[str, Any]:
     """Write one planned shard; what touches the videos runs in a child process with limits."""
     plan: ShardPlan = pickle.loads(row["plan"])
-    result = write_shard(plan, folder, selection=selection, config=config, run=_child(config).run)
-    return {"result": pickle.dumps(result)}
+    try:
+        result = write_shard(plan, folder, selection=selection, config=config, run=_child(config).run)
+    except UserError as error:
+        return {"result": b"", "error": str(error)}
+    return {"result": pickle.dumps(result), "error": None}
 
 
 @lru_cache(maxsize=1)

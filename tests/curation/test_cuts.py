@@ -57,11 +57,15 @@ def fade(pictures: Sequence[Picture], level: int) -> list[Picture]:
     return [blend(p, flat(level), (i + 1) / len(pictures)) for i, p in enumerate(pictures)]
 
 
+def luma(picture: Picture) -> Picture:
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)  # type: ignore[return-value]
+
+
 def found(pictures: Iterable[Picture], fps: float = 25.0, times_s: Sequence[float] | None = None) -> list[Transition]:
     detector = CutDetector()
     for i, picture in enumerate(pictures):
         time_s = times_s[i] if times_s else i / fps
-        detector.push(i, round(time_s * 90_000), time_s, picture)
+        detector.push(i, round(time_s * 90_000), time_s, luma(picture))
     return detector.finish()
 
 
@@ -199,6 +203,78 @@ def test_fades_that_open_and_end_a_video() -> None:
     assert 81 <= ending.start_frame <= 86
 
 
+def still(picture: Picture, frames: int) -> list[Picture]:
+    """A still picture with a little noise, as a decoder gives it."""
+    rng = np.random.default_rng(5)
+    return [cv2.add(picture, rng.integers(0, 2, picture.shape, np.uint8)) for _ in range(frames)]  # type: ignore[misc]
+
+
+def graphic(name: str) -> Picture:
+    """A picture that is dark, or has few edges, and yet shows something."""
+    picture = flat({"slide": 235, "quarter on grey": 90}.get(name, 16))
+    if name.startswith("quarter"):
+        picture[: HEIGHT // 2, : WIDTH // 2] = 235
+    elif name == "half":
+        picture[:, : WIDTH // 2] = 235
+    elif name == "logo":
+        cv2.circle(picture, (80, 45), 8, (30, 200, 240), -1)
+    elif name == "slide":
+        cv2.line(picture, (40, 45), (120, 45), (60, 60, 60), 2)
+    return picture
+
+
+GRAPHICS = ["quarter on black", "quarter on grey", "half", "logo", "slide"]
+
+
+@pytest.mark.parametrize("name", GRAPHICS)
+def test_a_still_graphic_is_no_fade(name: str) -> None:
+    assert found([graphic(name)] * 100) == []
+
+
+@pytest.mark.parametrize("name", GRAPHICS)
+@pytest.mark.parametrize("seconds", [2.5, 4.0, 9.0])
+def test_a_still_graphic_between_shots_is_a_shot(name: str, seconds: float) -> None:
+    frames = round(25 * seconds)
+    pictures = shot(1, 60) + [graphic(name)] * frames + shot(2, 60)
+    assert spans(found(pictures)) == [("hard", 60, 60), ("hard", 60 + frames, 60 + frames)]
+
+
+@pytest.mark.parametrize("fps", [10, 25, 60])
+def test_a_night_scene_is_no_fade(fps: int) -> None:
+    def night(i: int) -> Picture:
+        picture = flat(18)
+        for car in range(4):
+            place = int(40 * car + 50 * i / fps) % WIDTH
+            cv2.circle(picture, (place, 50 + 8 * car), 1, (200, 230, 240), -1)
+        return picture
+
+    assert found([night(i) for i in range(6 * fps)], fps) == []
+
+
+def test_a_fade_that_leads_into_a_title_ends_where_the_title_stands() -> None:
+    pictures = shot(1, 60)[:40] + fade(shot(1, 60)[40:], 16) + [flat(16)] * 5
+    title = graphic("logo")
+    pictures += fade([title] * 15, 16)[::-1] + still(title, 150)
+    (transition,) = found(pictures)
+    assert transition.kind == "black"
+    assert 36 <= transition.start_frame <= 41
+    assert 70 <= transition.end_frame <= 90
+
+
+@pytest.mark.parametrize(("level", "kind"), [(16, "black"), (235, "white")])
+@pytest.mark.parametrize("frames", [50, 250])
+def test_long_blank_footage_is_left_out(level: int, kind: str, frames: int) -> None:
+    assert spans(found(still(flat(level), frames))) == [(kind, 0, frames)]
+    assert spans(found(shot(1, 60) + still(flat(level), frames))) == [(kind, 60, 60 + frames)]
+    (faded,) = found(shot(1, 60) + fade(shot(1, 80)[60:], level) + still(flat(level), frames))
+    assert (faded.kind, faded.end_frame) == (kind, 80 + frames)
+    assert 56 <= faded.start_frame <= 61
+
+
+def test_a_blank_moment_without_any_shot_is_no_fade() -> None:
+    assert found([flat(round(level)) for level in np.linspace(16, 120, 24)]) == []
+
+
 def test_nothing_in_nothing_out() -> None:
     assert CutDetector().finish() == []
     assert found(shot(1, 1)) == []
@@ -211,7 +287,7 @@ def test_a_new_size_within_a_video_is_taken() -> None:
 
 def test_pictures_are_let_go() -> None:
     detector = CutDetector()
-    pictures = [cv2.resize(p, (80, 45)) for p in shot(1, 300, speed_px=0)]
+    pictures = [cv2.resize(luma(p), (80, 45)) for p in shot(1, 300, speed_px=0)]
     watched = [weakref.ref(p) for p in pictures]
     for i in range(300):
         detector.push(i, i, i / 25, pictures[i])
@@ -259,7 +335,7 @@ def test_real_footage_as_labelled(real_videos: Path, name: str) -> None:
     with (real_videos / name).open("rb") as file, Video(file) as video:
         for frame in video.frames():
             time_s = float(frame.pts * video.info.time_base)
-            detector.push(frame.index, frame.pts, time_s, shrinker.small_bgr(frame.picture))
+            detector.push(frame.index, frame.pts, time_s, shrinker.small_luma(frame.picture))
     transitions = detector.finish()
     assert [t.kind for t in transitions] == [kind for kind, _, _ in labels]
     for transition, (kind, start, end) in zip(transitions, labels, strict=True):

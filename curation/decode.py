@@ -198,9 +198,11 @@ class Video:
                 packet = next(packets, None)
             except MemoryError:
                 raise
-            except (av.FFmpegError, OSError) as error:
+            except av.FFmpegError as error:
                 seen.ended_early = f"reading stopped: {error.strerror or error}"
                 return
+            except OSError as error:  # of the disk or the store, not of the video
+                raise SourceError("unreadable", f"reading failed half way: {error}") from error
             if packet is None:
                 return
             if packet.size:
@@ -240,12 +242,16 @@ def _open_container(file: BinaryIO, head: bytes) -> Any:
         raise SourceError(
             "unsupported_container", f"FFmpeg takes it for a format that is not allowed ({allowed} are)"
         ) from error
-    except (av.FFmpegError, OSError, ValueError) as error:
+    except av.error.MemoryError:
+        raise
+    except (av.FFmpegError, ValueError) as error:
         if _looks_like_media(head):
             raise SourceError(
                 "decode_error", f"the container is damaged or cut short, its index cannot be read ({error})"
             ) from error
         raise SourceError("not_video", "the content is no media file that FFmpeg recognises") from error
+    except OSError as error:
+        raise SourceError("unreadable", f"reading failed: {error}") from error
 
 
 def _looks_like_media(head: bytes) -> bool:

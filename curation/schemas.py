@@ -43,7 +43,11 @@ SOURCES = pa.schema(
         column("duration_s", pa.float64(), "measured: first frame to end of the last frame", unit="s"),
         column("start_s", pa.float64(), "timestamp of the first frame; often not 0", unit="s"),
         column("frames", pa.int64(), "frames that could be decoded"),
-        column("keyframes", pa.int64(), "keyframes among the video packets"),
+        column(
+            "keyframes",
+            pa.int64(),
+            "frames from which decoding can start, by packet flag and decoder",
+        ),
         column("audio", pa.bool_(), "whether there is an audio stream"),
         column("status", pa.string(), "ok or rejected"),
         column("error_kind", pa.string(), "why a source was rejected, from a fixed set of kinds"),

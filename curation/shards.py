@@ -227,6 +227,12 @@ def write_index(
     return index
 
 
+def remove_index(folder_url: str) -> None:
+    """Take index.json away while shards are being written: where it is, all of them are there and whole."""
+    fs, folder = storage.filesystem(folder_url)
+    storage.remove(fs, f"{folder}/{_INDEX}")
+
+
 def _spread(ids: list[str], sources: list[str], rank: Mapping[str, int], seed: int) -> list[int]:
     """Row numbers in an order in which each source's clips are evenly spaced, from a random first place on."""
     by_source: dict[str, list[int]] = {}

@@ -14,6 +14,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation import storage
@@ -134,6 +135,21 @@ class Dataset:
                 storage.remove(self.fs, removed[-1])
             removed += storage.remove_leftovers(self.fs, self.file(table_name))
         return removed + storage.remove_leftovers(self.fs, self.path)
+
+    def forget_rejected(self) -> int:
+        """Take the rows of rejected sources out of their parts, so that a run takes them up again; say how many.
+
+        They have no clips, so each part stays whole. Only for when no run writes into this dataset.
+        """
+        forgotten = 0
+        for part in self.parts("sources"):
+            with self.fs.open(self.file("sources", f"{part}.parquet"), "rb") as file:
+                table = pq.read_table(file)
+            kept = table.filter(pc.not_equal(table["status"], "rejected"))
+            if kept.num_rows < table.num_rows:
+                forgotten += table.num_rows - kept.num_rows
+                self.write_part("sources", part, kept)
+        return forgotten
 
     def source_ids(self) -> set[str]:
         """Ids of all committed sources, usable or rejected: what a rerun need not do again."""

@@ -21,10 +21,10 @@ from pipelines.status import status as read_status
 
 FAILED, BAD_REQUEST, NOTHING_CAME_OUT = 1, 2, 3
 
-EXIT_CODES = """
-Exit codes: 0 done; 1 failed on the way (run the same command again: what is done stays done); 2 a request that
-cannot be carried out, or no usable input; 3 it ran, but the result is empty; 130 interrupted.
-"""
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 failed on the way (run the same command again: what is done stays done); 2 a request that "
+    "cannot be carried out, or no usable input; 3 it ran, but the result is empty; 130 interrupted."
+)
 
 app = typer.Typer(
     name="clipmill",
@@ -57,11 +57,14 @@ Address = Annotated[
 
 
 @app.command(epilog=EXIT_CODES)
-def curate(
+def curate(  # noqa: PLR0917
     inputs: Inputs,
     out: Annotated[str, typer.Option(help="Dataset folder, local or any fsspec URL.", show_default=False)],
     config: ConfigFile = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take at most this many inputs.", show_default=False)] = None,
+    retry_rejected: Annotated[
+        bool, typer.Option("--retry-rejected", help="Try sources again that an earlier run rejected.")
+    ] = False,
     address: Address = None,
 ) -> None:
     """Find the shots of every video, score every clip, and write the tables of a dataset.
@@ -71,7 +74,7 @@ def curate(
     """
     from pipelines.curate import curate as run
 
-    result = run(inputs, out, config=_config(config), limit=limit, address=address)
+    result = run(inputs, out, config=_config(config), limit=limit, retry_rejected=retry_rejected, address=address)
     render.print_curation(console(), result)
     if not result.status.clips:
         _nothing_came_out("no clip came out: see the reasons above")
@@ -87,7 +90,9 @@ def select(
     name: Annotated[
         str | None, typer.Option(help="Name of the selection; by default the rules' own.", show_default=False)
     ] = None,
-    allow_missing: Annotated[bool, typer.Option(help="Skip rules on columns that the dataset does not have.")] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Skip rules on columns that the dataset does not have.")
+    ] = False,
 ) -> None:
     """Choose clips by rules, by value or by percentile, and show what each rule removed."""
     selection = select_clips(dataset, str(config) if config else preset, name=name, allow_missing=allow_missing)
@@ -100,7 +105,7 @@ def select(
 def shard(  # noqa: PLR0917
     dataset: DatasetFolder,
     selection: Annotated[str, typer.Option(help="Name of the selection to write.", show_default=False)],
-    images: Annotated[bool, typer.Option(help="Middle frames as JPEG, for image pretraining.")] = False,
+    images: Annotated[bool, typer.Option("--images", help="Middle frames as JPEG, for image pretraining.")] = False,
     clips_per_shard: Annotated[int, typer.Option(min=1, help="Samples in one clip shard.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the shuffle across sources.")] = 0,
     address: Address = None,

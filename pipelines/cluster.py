@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,6 +28,7 @@ def connected(address: str | None = None) -> Iterator[None]:
         return
     logging.getLogger("ray").setLevel(logging.ERROR)  # what goes wrong comes as an exception
     address = address or os.environ.get("RAY_ADDRESS")
+    before = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             _assure_somebody_answers(address)
@@ -37,6 +40,8 @@ def connected(address: str | None = None) -> Iterator[None]:
         raise UserError(f"cannot connect to {where}: {error}") from error
     try:
         _settle()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray puts its own handler there, which ends in a stack trace
         yield
     finally:
         ray.shutdown()

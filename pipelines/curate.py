@@ -57,21 +57,26 @@ def curate(
     *,
     config: CurateConfig | None = None,
     limit: int | None = None,
+    retry_rejected: bool = False,
     address: str | None = None,
     quiet: bool = False,
 ) -> CurateResult:
     """Curate videos into the dataset folder `out`; run again to do only what is missing.
 
-    `inputs` as `curation.sources.list_sources` takes them, at most `limit` of them; `address` of a Ray cluster.
+    `inputs` as `curation.sources.list_sources` takes them, at most `limit` of them; `address` of a Ray cluster;
+    with `retry_rejected`, sources that an earlier run rejected (a store that failed, a limit too low) are tried again.
     Raises UserError: nothing given or usable, another configuration, `out` not writable; RunStopped: a full disk.
     """
     config, started_s = config or CurateConfig(), time.monotonic()
     sources = list(islice(list_sources(inputs), limit))
     if not sources:
         raise UserError(f"no usable input: nothing that looks like a video in {', '.join(inputs) or 'no input'}")
-    dataset = Dataset(out).create_or_open(config.model_dump(mode="json"))
+    # Limits decide which sources are rejected, not what is in a row: they may change between runs.
+    dataset = Dataset(out).create_or_open(config.model_dump(mode="json", exclude={"limits"}))
     run = _take_over(dataset)
     dataset.remove_unfinished()
+    if retry_rejected:
+        dataset.forget_rejected()
     done = dataset.source_ids()
     todo = [source for source in sources if source.source_id not in done]
     if todo:

@@ -9,12 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from curation.errors import ERROR_KINDS
+from curation.scores import SCORERS
 from curation.select import Selection, funnel_rows
 from pipelines.curate import CurateResult
 from pipelines.inspect import Inspection
 from pipelines.shard import ShardRun
 from pipelines.status import Status
 
+_SCORES = ("motion", *SCORERS)
 LOSSES = {
     "transition": "fades, dissolves and other transitions",
     "short": "shots too short",
@@ -84,7 +86,7 @@ def print_inspection(console: Console, seen: Inspection) -> None:
     console.print(
         table(
             "clips",
-            ("start s", "end s", "length s", "frames", "take", "lost s", "motion %/s", "text area"),
+            ("start s", "end s", "length s", "frames", "take", "lost s", *(name.replace("_", " ") for name in _SCORES)),
             (_clip_cells(clip) for clip in seen.clips),
         )
         if seen.clips
@@ -112,8 +114,7 @@ def _clip_cells(clip: Mapping[str, Any]) -> tuple[Any, ...]:
         clip["frames"],
         clip["take"],
         lost_s,
-        clip["motion"],
-        f"{clip['text_area']:.3f}" if clip.get("text_area") is not None else None,
+        *(f"{clip[name]:.3g}" if clip.get(name) is not None else None for name in _SCORES),
     )
 
 

@@ -1,8 +1,9 @@
-"""A selection becomes WebDataset shards, one Ray actor call per shard; a rerun writes what is missing or broken."""
+"""A selection becomes WebDataset shards, one Ray task per shard; a rerun writes what is missing or broken."""
 
 import pickle
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -18,6 +19,7 @@ from curation.shards import (
     ShardResult,
     check_shard,
     plan_shards,
+    remove_index,
     start_shards,
     write_index,
     write_shard,
@@ -25,6 +27,10 @@ from curation.shards import (
 from curation.tables import Dataset
 from pipelines.cluster import connected
 from pipelines.progress import Reporter
+
+_NOT_OF_THE_CLIP = ["scan_cpu_s", "score_cpu_s", "transitions", "note"]
+"""Columns of the joined view that a shard has no use for; timings would make equal shards differ."""
+_CHECKED_AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +62,18 @@ def shard(
     data = Dataset(dataset).open()
     if load_selection(data, selection).empty:
         raise UserError(f"the selection {selection!r} holds no clips, so there is nothing to shard")
-    rows = pa.Table.from_batches(selected_clips(data, selection))
+    batches = selected_clips(data, selection)
+    rows = pa.Table.from_batches(batch.drop_columns(_NOT_OF_THE_CLIP) for batch in batches)
     plans = plan_shards(rows, kind="images" if images else "clips", config=config)
     folder = f"{dataset.rstrip('/')}/shards/{selection}{'-images' if images else ''}"
     start_shards(folder, plans, selection=selection, config=config)
-    kept = {plan.name: result for plan in plans if (result := _usable(plan, folder))}
+    with ThreadPoolExecutor(_CHECKED_AT_ONCE) as pool:
+        checked = zip(plans, pool.map(lambda plan: _usable(plan, folder), plans), strict=True)
+        kept = {plan.name: result for plan, result in checked if result}
     todo = [plan for plan in plans if plan.name not in kept]
     results = list(kept.values())
     if todo:
+        remove_index(folder)
         with connected(address), Reporter("shard", len(todo), unit="shards", quiet=quiet) as report:
             for result in _stream(todo, folder, selection, config):
                 results.append(result)

@@ -20,7 +20,8 @@ from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, SceneD
 
 from benchmarks.common import real_videos, report
 from curation.cuts import CutDetector
-from curation.decode import Shrinker, Video
+from curation.decode import Video
+from curation.pictures import Shrinker
 from pipelines.demo.footage import corpus
 
 SLACK_FRAMES = 2

@@ -17,6 +17,8 @@ _RISE = 3.0
 """A bright blank picture is a fade only if the shots beside it have this many times its texture."""
 _EMPTY_CONTRAST = 2.5
 """A blank picture with a larger standard deviation shows something."""
+_OTHER_LEVEL = 30.0
+"""Two blank pictures are not the same from this difference in brightness on."""
 _STEADY_S = 2.0
 _SHOWN_S = 3.0
 """What it shows is a shot once it has stayed the same for the first time, or been there for the second."""
@@ -35,13 +37,18 @@ class BlankRun:
     blankest: Sample
     empty: bool = False
     """Whether some frame shows nothing at all."""
+    darkest: float = 255.0
+    brightest: float = 0.0
+    """Brightness of those two of its frames."""
     settled: bool = False
     """Whether what comes after it is still dark or flat, but stays."""
     after: list[Sample] = field(default_factory=list)
 
     @property
     def long_and_empty(self) -> bool:
-        return self.empty and self.last.time_s - self.first.time_s >= _LONG_S
+        """Whether it is blank footage rather than the middle of a fade."""
+        steady = self.brightest - self.darkest <= _OTHER_LEVEL
+        return self.empty and steady and self.last.time_s - self.first.time_s >= _LONG_S
 
 
 class BlankRuns:
@@ -76,6 +83,8 @@ class BlankRuns:
                 self._run = BlankRun(kind, before, sample, sample, sample)
             self._run.last = sample
             self._run.empty |= empty
+            self._run.darkest = min(self._run.darkest, sample.brightness)
+            self._run.brightest = max(self._run.brightest, sample.brightness)
             if _content(sample, kind) < _content(self._run.blankest, kind):
                 self._run.blankest = sample
         return self._complete(sample)
@@ -187,7 +196,7 @@ def fade_bounds(run: BlankRun, cuts: Set[int], *, flash_s: float) -> tuple[int, 
     """
     before, after = run.before[::-1], run.after
     start, stop = run.first.index, run.last.index + 1
-    if not any(s.contrast > _EMPTY_CONTRAST for s in (*before, *after)):
+    if not any(_differs(s, run.blankest) for s in (*before, *after)):
         return (start, stop) if run.long_and_empty else None
     surface = run.kind != "black" and not (_stands_out(run, before) and _stands_out(run, after))
     if surface and not run.long_and_empty:
@@ -203,6 +212,10 @@ def fade_bounds(run: BlankRun, cuts: Set[int], *, flash_s: float) -> tuple[int, 
     if short and old and new and comes_back(old, new, distance(old[0], run.blankest.picture)):
         return None
     return start - out, stop + back
+
+
+def _differs(sample: Sample, blank: Sample) -> bool:
+    return sample.contrast > _EMPTY_CONTRAST or abs(sample.brightness - blank.brightness) > _OTHER_LEVEL
 
 
 def _stands_out(run: BlankRun, beside: Sequence[Sample]) -> bool:

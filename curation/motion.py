@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from curation.config import Config
-from curation.decode import Image
+from curation.pictures import Image
 
 
 class MotionConfig(Config):

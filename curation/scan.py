@@ -16,9 +16,10 @@ from pydantic import Field
 
 from curation.config import Config
 from curation.cuts import CutConfig, CutDetector, Transition
-from curation.decode import Frame, Image, Limits, PacketIndex, Shrinker, Video, VideoInfo
+from curation.decode import Frame, Limits, PacketIndex, Video, VideoInfo
 from curation.errors import SourceError
 from curation.motion import MotionConfig, MotionMeter
+from curation.pictures import Image, Shrinker
 from curation.sources import Source, open_source
 from curation.spans import COPY_CODECS, COPY_CONTAINERS, Span, SpanConfig, SpanPlan, Timeline, plan_spans
 

@@ -18,8 +18,9 @@ import numpy as np
 from pydantic import Field
 
 from curation.config import Config
-from curation.decode import Frame, Limits, Shrinker, Video
+from curation.decode import Frame, Limits, Video
 from curation.errors import SourceError
+from curation.pictures import Shrinker
 from curation.sources import list_sources, open_source
 from curation.spans import copied_packets
 from curation.upright import Upright

@@ -7,9 +7,9 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-from curation.decode import VideoInfo, turn_upright
+from curation.decode import VideoInfo
+from curation.pictures import PLANAR_420, turn_upright
 
-_PLANAR_420 = ("yuv420p", "yuvj420p")
 _SCALING = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
@@ -30,7 +30,7 @@ class Upright:
         """The frame in shape, with the source's colour tags; RGB becomes BT.709, limited range."""
         width, height = self._size if self._stretched else (picture.width, picture.height)
         even = width % 2 == 0 and height % 2 == 0
-        planar = picture.format.name in _PLANAR_420
+        planar = picture.format.name in PLANAR_420
         if planar and even and not self._stretched and not self._rotation:
             return picture
         if not planar or self._stretched:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from curation.decode import Image
+from curation.pictures import Image
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from shapely import Polygon, box, union_all
 
 from curation.columns import column
 from curation.config import Config
-from curation.decode import Image
+from curation.pictures import Image
 from curation.scores.base import ClipView
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from curation.cuts import CutConfig, CutDetector, Transition
-from curation.decode import Shrinker, Video
+from curation.decode import Video
+from curation.pictures import Shrinker
 
 WIDTH, HEIGHT = 160, 90
 Picture = NDArray[np.uint8]
@@ -271,8 +272,15 @@ def test_long_blank_footage_is_left_out(level: int, kind: str, frames: int) -> N
     assert 56 <= faded.start_frame <= 61
 
 
-def test_a_blank_moment_without_any_shot_is_no_fade() -> None:
-    assert found([flat(round(level)) for level in np.linspace(16, 120, 24)]) == []
+@pytest.mark.parametrize("level", [16, 90, 235])
+def test_a_blank_moment_that_nothing_leads_into_is_no_fade(level: int) -> None:
+    assert found([flat(level)] * 20) == []
+
+
+def test_a_plain_field_that_turns_black_and_comes_back_is_a_fade() -> None:
+    levels = 125 - 109 * np.cos(np.linspace(0, 2 * np.pi, 101))
+    (opening, ending) = found([flat(round(level)) for level in levels])
+    assert (opening.kind, opening.start_frame, ending.kind, ending.end_frame) == ("black", 0, "black", 101)
 
 
 def test_nothing_in_nothing_out() -> None:

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from curation.decode import Shrinker, Video
+from curation.decode import Video
+from curation.pictures import Shrinker
 from curation.scores import ClipView
 from curation.scores.text import TextArea
 from tests.media import texture

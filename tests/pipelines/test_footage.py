@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from curation.decode import Shrinker, Video
+from curation.decode import Video
+from curation.pictures import Shrinker
 from pipelines.demo.corpus import corpus_specs
 from pipelines.demo.footage import corpus, main, render
 from pipelines.demo.scenes import BACKGROUND_TONES, BACKGROUNDS, LEAST_CONTRAST, SHAPE_COLORS, SHAPES, contrast

@@ -43,13 +43,13 @@ def tree_cpu_s() -> float:
 
 
 def footage(folder: Path, count: int) -> Path:
-    """`count` short videos of two shots each; a few are rendered, the rest are links to them."""
+    """`count` short videos of four shots, 16 s, each; a few are rendered, the rest are links to them."""
     folder.mkdir(parents=True)
     originals = folder.parent / "originals"
     if not originals.exists():
         for i in range(_DISTINCT):
-            shots = tuple(Shot(camera="pan", speed_px=1.0 + i, duration_s=4.0, seed=10 * i + j) for j in range(2))
-            render(VideoSpec(name=f"{i}", shots=shots, cuts=(Cut(kind="hard"),), fps=Fraction(24)), originals)
+            shots = tuple(Shot(camera="pan", speed_px=1.0 + i, duration_s=4.0, seed=10 * i + j) for j in range(4))
+            render(VideoSpec(name=f"{i}", shots=shots, cuts=(Cut(kind="hard"),) * 3, fps=Fraction(24)), originals)
     for i in range(count):
         (folder / f"{i:05d}.mp4").hardlink_to(originals / f"{i % _DISTINCT}.mp4")
     return folder

@@ -57,7 +57,7 @@ Address = Annotated[
 
 
 @app.command(epilog=EXIT_CODES)
-def curate(  # noqa: PLR0917
+def curate(
     inputs: Inputs,
     out: Annotated[str, typer.Option(help="Dataset folder, local or any fsspec URL.", show_default=False)],
     config: ConfigFile = None,
@@ -102,7 +102,7 @@ def select(
 
 
 @app.command(epilog=EXIT_CODES)
-def shard(  # noqa: PLR0917
+def shard(
     dataset: DatasetFolder,
     selection: Annotated[str, typer.Option(help="Name of the selection to write.", show_default=False)],
     images: Annotated[bool, typer.Option("--images", help="Middle frames as JPEG, for image pretraining.")] = False,

@@ -1,6 +1,6 @@
 """How results look on a terminal: small tables, and text from files made safe to print."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -38,7 +38,7 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> 
 
 
 def _cell(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:  # noqa: PLR0124  # NaN
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -133,6 +133,33 @@ def print_curation(console: Console, result: CurateResult) -> None:
         ("speed", None, _speed(found)),
     ]
     console.print(table(f"curated into {printable(result.dataset)}", ("", "count", ""), rows))
+
+
+def print_summary(
+    console: Console, curated: CurateResult, selection: Selection, shards: Sequence[ShardRun], wall_s: float
+) -> None:
+    """A whole run in one table: what came in, what became of it rule by rule, what came out, and at what speed."""
+    found = curated.status
+    rows: list[tuple[str, Any, str]] = [
+        ("sources", found.sources, f"{duration(found.video_s)} of video"),
+        *((f"  {kind}", count, f"rejected: {ERROR_KINDS[kind]}") for kind, count in found.rejected.items()),
+        ("clips", found.clips, f"{duration(found.clip_s)}, {share(found.clip_s, found.video_s)} of all footage"),
+        *(
+            (f"  kept by {step['rule']}", step["clips_left"], step["skipped"] or _thresholds(step))
+            for step in funnel_rows(selection)[1:]
+        ),
+        ("selected", selection.clips, duration(selection.seconds)),
+        *((f"{run.index['kind']} shards", run.index["totals"]["shards"], _shard_line(run)) for run in shards),
+        ("seconds", round(wall_s, 1), "wall time, all told"),
+        ("speed", None, _speed(found)),
+    ]
+    console.print(table("what happened", ("", "count", ""), rows))
+
+
+def _shard_line(run: ShardRun) -> str:
+    totals = run.index["totals"]
+    failed = f", {totals['failed']} clips failed" if totals["failed"] else ""
+    return f"{totals['samples']:,} samples, {size(totals['bytes'])}{failed}"
 
 
 def _speed(found: Status) -> str:

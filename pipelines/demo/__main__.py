@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 from curation.errors import UserError
@@ -9,7 +10,7 @@ from pipelines import curate, select, shard
 from pipelines.cli import console
 from pipelines.cluster import connected
 from pipelines.demo.footage import corpus
-from pipelines.render import print_curation, print_selection, print_shards, printable
+from pipelines.render import print_selection, print_summary, printable
 
 
 def main() -> None:
@@ -27,20 +28,29 @@ def main() -> None:
 
 def run(out: Path, videos: list[str], count: int) -> None:
     """The demo as a recipe: footage -> clips and scores -> selection -> shards."""
-    screen = console()
+    screen, started_s = console(), time.monotonic()
     dataset = str(out / ("rendered" if not videos else "yours"))
     if not videos:
         footage = out / "footage"
-        screen.print(f"rendering {count} videos with known content into {footage}")
+        screen.print(f"rendering {count} videos with known content, and two broken ones, into {footage}")
         corpus(footage, videos=count)
+        break_two(footage)
         videos = [str(footage)]
     with connected():
-        print_curation(screen, curate(videos, dataset))
+        curated = curate(videos, dataset)
         # The rules on aesthetics and caption similarity are skipped: their scorers come with a later release.
-        print_selection(screen, select(dataset, "svd-paper", allow_missing=True))
-        print_shards(screen, shard(dataset, "svd-paper"))
-        print_shards(screen, shard(dataset, "svd-paper", images=True))
-    screen.print(f"Look around: clipmill status {dataset}, tar tf {dataset}/shards/svd-paper/clips-000000.tar")
+        selection = select(dataset, "svd-paper", allow_missing=True)
+        print_selection(screen, selection)
+        shards = [shard(dataset, "svd-paper"), shard(dataset, "svd-paper", images=True)] if selection.clips else []
+    print_summary(screen, curated, selection, shards, time.monotonic() - started_s)
+    screen.print(f"Look around: clipmill status {dataset}; tar tf {dataset}/shards/svd-paper/clips-000000.tar")
+
+
+def break_two(folder: Path) -> None:
+    """What every real collection has: a file that is no video, and one whose download broke off."""
+    (folder / "not-a-video.mp4").write_text("This is a text file with a hopeful name.\n")
+    whole = next(folder.glob("*.mp4")).read_bytes()
+    (folder / "cut-short.mp4").write_bytes(whole[: len(whole) // 2])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,29 @@
+"""Stand-ins for a scan whose native code misbehaves; importable, so that they run in the scanning child."""
+
+import ctypes
+import os
+import time
+from typing import Any, NoReturn
+
+
+def hang(*_: Any) -> NoReturn:
+    """A decoder that never returns."""
+    while True:
+        time.sleep(1)
+
+
+def segfault(*_: Any) -> None:
+    """A decoder that takes its process down."""
+    ctypes.string_at(0)
+
+
+def leave(*_: Any) -> NoReturn:
+    """Native code that ends the process by itself."""
+    os._exit(3)
+
+
+def fill_memory(*_: Any) -> None:
+    """A decoder that allocates without end."""
+    kept = []
+    while True:
+        kept.append(bytearray(64 << 20))

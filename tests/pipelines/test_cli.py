@@ -1,0 +1,120 @@
+"""The command line as scripts see it: exit codes, JSON on stdout alone, one sentence on stderr, signals."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines import cli
+from tests.media import panning, write_video
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "in"
+    folder.mkdir()
+    write_video(folder / "a.mp4", panning(height=90, pixels_per_frame=1, frames=60))
+    (folder / "b.mp4").write_bytes(b"")
+    return folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """The exit code of a command, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["clipmill", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    return int(exit_info.value.code or 0)
+
+
+def test_the_whole_way(videos: Path, tmp_path: Path, monkeypatch, capsys, local_ray):
+    out = tmp_path / "out"
+    assert run(monkeypatch, "curate", videos, "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert "1 empty" not in printed
+    assert "rejected: the file holds no bytes" in printed
+    assert run(monkeypatch, "select", out) == 2
+    assert "aesthetic" in capsys.readouterr().err
+    assert run(monkeypatch, "select", out, "--allow-missing") == 0
+    assert "1 of 1 clips" in capsys.readouterr().out
+    assert run(monkeypatch, "shard", out, "--selection", "svd-paper") == 0
+    assert run(monkeypatch, "status", out, "--json") == 0
+    *_, line = capsys.readouterr().out.strip().splitlines()
+    found = json.loads(line)
+    assert (found["sources"], found["rejected"], found["clips"]) == (2, {"empty": 1}, 1)
+    assert found["shards"]["svd-paper"]["totals"]["samples"] == 1
+
+
+def test_a_selection_without_clips_has_its_own_exit_code(videos: Path, tmp_path: Path, monkeypatch, capsys, local_ray):
+    out, rules = tmp_path / "out", tmp_path / "none.yaml"
+    rules.write_text("rules: {motion: {min: 10000}}\n")
+    assert run(monkeypatch, "curate", videos, "--out", out) == 0
+    assert run(monkeypatch, "select", out, "--config", rules) == cli.NOTHING_CAME_OUT
+    assert "no clip passed" in capsys.readouterr().err
+    assert run(monkeypatch, "shard", out, "--selection", "none") == 2
+    assert "holds no clips" in capsys.readouterr().err
+
+
+def test_rejected_sources_are_tried_again_when_asked(videos: Path, tmp_path: Path, monkeypatch, capsys, local_ray):
+    out, config = tmp_path / "out", tmp_path / "hurry.yaml"
+    config.write_text("limits: {timeout_s: 0.01}\n")
+    assert run(monkeypatch, "curate", videos, "--out", out, "--config", config) == 2
+    assert run(monkeypatch, "curate", videos, "--out", out) == 2
+    assert run(monkeypatch, "curate", videos, "--out", out, "--retry-rejected") == 0
+    assert "2 scanned now, 0 before" in capsys.readouterr().out
+
+
+def test_inspect_prints_one_line_of_json_per_video(videos: Path, monkeypatch, capsys):
+    assert run(monkeypatch, "inspect", videos, "--json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["error_kind"] for line in lines] == [None, "empty"]
+    for line in lines:
+        assert list(line) == ["uri", "source", "transitions", "clips", "error_kind", "error"]
+    assert run(monkeypatch, "inspect", videos / "b.mp4") == 2
+    printed = capsys.readouterr()
+    assert "rejected, empty" in printed.out
+    assert "no usable input" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("curate", "{videos}", "--out", "/proc/nothing"), "cannot write"),
+        (("curate", "{videos}/*.mov", "--out", "{out}"), "no usable input"),
+        (("curate", "nothing.csv", "--out", "{out}"), "does not exist"),
+        (("curate", "{videos}", "--out", "{videos}"), "no dataset but holds other files"),
+        (("curate", "{videos}", "--out", "{out}", "--config", "none.yaml"), "there is no file"),
+        (("curate", "{videos}", "--out", "{out}", "--limit", "0"), "--limit"),
+        (("status", "{videos}"), "is no dataset"),
+        (("shard", "{videos}", "--selection", "x"), "is no dataset"),
+        (("curate",), "inputs"),
+        (("nonsense",), "nonsense"),
+    ],
+)
+def test_a_request_that_cannot_be_carried_out_is_2_and_a_sentence(
+    videos: Path, tmp_path: Path, monkeypatch, capsys, local_ray, arguments, sentence: str
+):
+    filled = [a.format(videos=videos, out=tmp_path / "out") for a in arguments]
+    assert run(monkeypatch, *filled) == cli.BAD_REQUEST
+    printed = capsys.readouterr()
+    assert sentence in printed.err
+    assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_130_and_leaves_nothing_behind(tmp_path: Path, how: signal.Signals):
+    (tmp_path / "in").mkdir()
+    for i in range(40):
+        write_video(tmp_path / "in" / f"{i}.mp4", panning(height=90, pixels_per_frame=1, frames=60, seed=i))
+    command = [sys.executable, "-m", "pipelines.cli", "curate", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    sources = tmp_path / "out" / "sources"
+    while process.poll() is None and not list(sources.glob("*.parquet")):
+        time.sleep(0.02)
+    process.send_signal(how)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err

@@ -1,0 +1,54 @@
+"""Inspect, and what becomes of a source whose decoder hangs, crashes or eats all memory."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from curation.decode import Limits
+from pipelines import CurateConfig, inspect
+from tests import faults
+from tests.media import panning, write_video
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    frames = panning(height=180, pixels_per_frame=2, frames=60) + panning(
+        height=180, pixels_per_frame=1, frames=60, seed=9
+    )
+    return write_video(tmp_path_factory.mktemp("inspect") / "two.mp4", frames)
+
+
+def test_a_video_is_described_without_a_dataset(video: Path):
+    (seen,) = inspect([str(video)])
+    assert (seen.uri, seen.error_kind, seen.error) == (str(video), None, None)
+    assert (seen.source["frames"], seen.source["width"]) == (120, 320)
+    (cut,) = seen.transitions
+    assert cut == {"kind": "hard", "start_frame": 60, "end_frame": 60, "start_s": 2.5, "end_s": 2.5}
+    assert [(clip["start_frame"], clip["frames"]) for clip in seen.clips] == [(0, 60), (60, 60)]
+    assert all(clip["text_area"] == 0 and clip["motion"] > 5 for clip in seen.clips)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "sentence"),
+    [
+        (faults.hang, "timeout", "1 s"),
+        (faults.segfault, "crashed", "SIGSEGV"),
+        (faults.leave, "crashed", "code 3"),
+        (faults.fill_memory, "out_of_memory", "GiB"),
+    ],
+)
+def test_native_code_that_misbehaves_costs_one_row(
+    video: Path, monkeypatch: pytest.MonkeyPatch, fault, kind: str, sentence: str
+):
+    monkeypatch.setattr(importlib.import_module("pipelines.inspect"), "scan", fault)
+    (seen,) = inspect([str(video)], CurateConfig(limits=Limits(timeout_s=1, memory_bytes=1 << 30)))
+    assert seen.error_kind == kind
+    assert sentence in (seen.error or "")
+    assert (seen.source["status"], seen.clips) == ("rejected", [])
+
+
+def test_the_next_source_goes_on_after_a_bad_one(video: Path, tmp_path: Path):
+    (tmp_path / "bad.mp4").write_bytes(b"nothing")
+    kinds = [seen.error_kind for seen in inspect([str(tmp_path / "bad.mp4"), str(video)])]
+    assert kinds == ["not_video", None]

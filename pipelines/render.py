@@ -144,12 +144,12 @@ def print_summary(
         ("sources", found.sources, f"{duration(found.video_s)} of video"),
         *((f"  {kind}", count, f"rejected: {ERROR_KINDS[kind]}") for kind, count in found.rejected.items()),
         ("clips", found.clips, f"{duration(found.clip_s)}, {share(found.clip_s, found.video_s)} of all footage"),
-        *(
-            (f"  kept by {step['rule']}", step["clips_left"], step["skipped"] or _thresholds(step))
-            for step in funnel_rows(selection)[1:]
-        ),
+        *((f"  kept by {step['rule']}", step["clips_left"], _asked(step)) for step in funnel_rows(selection)[1:]),
         ("selected", selection.clips, duration(selection.seconds)),
-        *((f"{run.index['kind']} shards", run.index["totals"]["shards"], _shard_line(run)) for run in shards),
+        *(
+            (f"{run.index['kind'].removesuffix('s')} shards", run.index["totals"]["shards"], _shard_line(run))
+            for run in shards
+        ),
         ("seconds", round(wall_s, 1), "wall time, all told"),
         ("speed", None, _speed(found)),
     ]
@@ -175,7 +175,7 @@ def print_selection(console: Console, selection: Selection) -> None:
     rows = [
         (
             step["rule"],
-            (step["skipped"] and f"skipped: {step['skipped']}") or _thresholds(step),
+            _asked(step),
             step["removed_alone"],
             step["removed"],
             step["unscored_dropped"],
@@ -188,7 +188,10 @@ def print_selection(console: Console, selection: Selection) -> None:
     console.print(table(title, ("rule", "asked", "alone", "removed", "unscored", "left", "footage left"), rows))
 
 
-def _thresholds(step: Mapping[str, Any]) -> str:
+def _asked(step: Mapping[str, Any]) -> str:
+    """What a rule asked for and what that came to in numbers, or why it was skipped."""
+    if step["skipped"]:
+        return f"skipped: {step['skipped']}"
     numbers = ", ".join(f"{k} {v:.4g}" for k, v in step["thresholds"].items() if v is not None)
     return f"{step['asked']}" + (f"  ({numbers})" if numbers else "")
 

@@ -32,6 +32,7 @@ from curation.gradual import (
     thumb,
     wiped,
 )
+from curation.wipes import Sweep, find_sweeps, wipe_bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,7 @@ _FLASH_FRAMES = 2
 _REPEATED = 0.5
 """Two pictures closer than this many levels are one picture shown twice (24 fps in a 60 fps file, a still slide)."""
 _REPEATED_S = 0.2
+_BESIDE_WIPE_S = 0.5
 
 
 class _LumaScore:
@@ -280,14 +282,11 @@ class CutDetector:
         picks = np.unique(np.searchsorted(times, wanted).clip(0, len(times) - 1))
         if len(picks) < _LEAST_SAMPLES:
             return
-        candidates = find_gradual(
-            np.stack([thumb(stretch[pick].picture) for pick in picks]),
-            times[picks],
-            np.array([stretch[pick].detail for pick in picks]).T,
-            min_s=c.gradual_min_s,
-            max_s=c.gradual_max_s,
-            min_change=c.gradual_change,
-        )
+        thumbs = np.stack([thumb(stretch[pick].picture) for pick in picks])
+        limits = {"min_s": c.gradual_min_s, "max_s": c.gradual_max_s, "min_change": c.gradual_change}
+        self._search_wipes(stretch, times, find_sweeps(thumbs, times[picks], **limits))
+        detail = np.array([stretch[pick].detail for pick in picks]).T
+        candidates = find_gradual(thumbs, times[picks], detail, **limits)
         step = int(np.median(np.diff(picks)))
         refused: list[tuple[int, int]] = []
         for candidate in candidates:
@@ -304,6 +303,22 @@ class CutDetector:
             margin = 1 + (new - old) // 10
             start, end = max(old + 1 - margin, 0), min(new + margin, len(stretch) - 1)
             self._dissolves.append(_Span("dissolve", stretch[start].index, stretch[end].index))
+
+    def _search_wipes(self, stretch: list[Sample], times: NDArray[np.float64], sweeps: list[Sweep]) -> None:
+        refused: list[Sweep] = []
+        for sweep in sweeps:
+            start, end = np.searchsorted(times, (sweep.start_s, sweep.end_s)).clip(0, len(times) - 1)
+            known = any(span.touches(stretch[start].index, stretch[end].index) for span in self._dissolves)
+            if known or any(sweep.resembles(other) for other in refused):
+                continue
+            refused.append(sweep)
+            if changed_share(stretch[start].picture, stretch[end].picture) < self._config.changed_share:
+                continue
+            first, last = np.searchsorted(times, (sweep.start_s - _BESIDE_WIPE_S, sweep.end_s + _BESIDE_WIPE_S))
+            around = stretch[first:last]
+            bounds = wipe_bounds([sample.picture for sample in around], times[first:last], sweep)
+            if bounds is not None and self._is_new_shot(*(around[i].picture for i in bounds)):
+                self._dissolves.append(_Span("dissolve", around[bounds[0]].index + 1, around[bounds[1]].index))
 
     def _is_gradual(self, stretch: list[Sample], old: int, new: int, candidate: Candidate) -> bool:
         first, middle, last = (stretch[i].picture for i in (old, (old + new) // 2, new))

@@ -34,6 +34,8 @@ _AUDIO_CONTAINERS = ("mp3", "wav", "flac", "aac", "ac3", "aiff")
 
 _OPTIONS = {"format_whitelist": ",".join((*CONTAINERS, *_AUDIO_CONTAINERS)), "protocol_whitelist": "none"}
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<SMIL", b"v=0\r", b"v=0\n")
+_JUMP_S = 1.0
+"""Timestamps that go back further than this begin something else: recordings that were joined end to end."""
 _READ_AHEAD_BYTES = 1 << 20
 
 
@@ -86,6 +88,8 @@ class PacketIndex:
     is_key: list[bool] = field(default_factory=list)
     damaged_pts: list[int] = field(default_factory=list)
     """Timestamps of packets that the decoder refused, and of frames it marked as corrupt."""
+    unordered: int = 0
+    """Frames without a timestamp, or not later than the frame before them, which were left out."""
     ended_early: str | None = None
     """Why reading stopped before the end of the stream, if it did."""
 
@@ -143,6 +147,10 @@ class Video:
         for picture in self._decode_all():
             pts = picture.pts
             if pts is None or (last_pts is not None and pts <= last_pts):
+                if pts is not None and (last_pts - pts) * self.stream.time_base > _JUMP_S:
+                    self.packets.ended_early = "the timestamps jump back there, what follows was left out"
+                    return
+                self.packets.unordered += 1
                 continue
             if self._too_late(pts):
                 raise SourceError("too_long", _too_long(pts * self.stream.time_base, self._limits))
@@ -153,16 +161,16 @@ class Video:
         """Frames with start_pts <= pts < end_pts in display order; `index` counts from the first of them."""
         for attempt in ("indexed", "from_the_start"):
             self._seek(start_pts if attempt == "indexed" else None)
-            index = 0
+            index, last_pts = 0, start_pts - 1
             for picture in self._decode_all(note=False):
-                if picture.pts is None or (index == 0 and picture.pts < start_pts):
+                if picture.pts is None or picture.pts <= last_pts:
                     continue
                 if index == 0 and picture.pts > start_pts and attempt == "indexed":
                     break  # the seek landed too late: a container index that cannot be trusted
                 if picture.pts >= end_pts:
                     return
                 yield Frame(index, picture.pts, picture)
-                index += 1
+                index, last_pts = index + 1, picture.pts
             else:
                 return
 
@@ -239,7 +247,7 @@ def _open_container(file: BinaryIO, head: bytes) -> Any:
     except (av.FFmpegError, ValueError) as error:
         if _looks_like_media(head):
             raise SourceError(
-                "decode_error", f"the container is damaged or cut short, its index cannot be read ({error})"
+                "decode_error", f"the container is damaged or cut short, its index cannot be read: {_reason(error)}"
             ) from error
         raise SourceError("not_video", "the content is no media file that FFmpeg recognises") from error
     except OSError as error:
@@ -265,7 +273,7 @@ def _video_stream(container: Any, file: BinaryIO, limits: Limits) -> Any:
     if not streams:
         kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
         raise SourceError("no_video_stream", f"the file holds {kinds} but no video stream")
-    stream = max(streams, key=lambda s: bool(s.disposition & av.stream.Disposition.default))
+    stream = max(streams, key=_preference)
     context = stream.codec_context
     if context is None:
         raise SourceError("decode_error", "the video stream uses a codec that this build of FFmpeg does not know")
@@ -277,6 +285,17 @@ def _video_stream(container: Any, file: BinaryIO, limits: Limits) -> Any:
             "too_large", f"frames of {size[0]}x{size[1]} pixels, at most {limits.max_pixels:,} pixels are allowed"
         )
     return stream
+
+
+def _preference(stream: Any) -> tuple[bool, int]:
+    """The container's default stream, and of several the one with the most pixels."""
+    context = stream.codec_context
+    return bool(stream.disposition & av.stream.Disposition.default), context.width * context.height if context else 0
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without numbers and paths."""
+    return (getattr(error, "strerror", None) or str(error)).rstrip(".")
 
 
 def _refused_size(file: BinaryIO) -> tuple[int, int] | None:

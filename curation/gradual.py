@@ -28,7 +28,7 @@ _TEXTURED = 4.0
 _CHANGED = 8.0
 """Mean difference, in 8-bit levels, from which a block or pixel has changed."""
 
-_THUMB_SIZE = (32, 18)
+THUMB_SIZE = (32, 18)
 _PARTS = 4
 _LARGEST_PART = 0.45
 """A gradual change takes a quarter of the way in a quarter of the time; a cut takes it all in one."""
@@ -148,7 +148,7 @@ def fade_length(blank_HW: Picture, pictures: Sequence[Picture], times_s: Sequenc
 
 def thumb(picture_HW: Picture) -> NDArray[np.float32]:
     """(576,) float32: the brightness of a picture at 32x18."""
-    return cv2.resize(picture_HW, _THUMB_SIZE, interpolation=cv2.INTER_AREA).astype(np.float32).reshape(-1)
+    return cv2.resize(picture_HW, THUMB_SIZE, interpolation=cv2.INTER_AREA).astype(np.float32).reshape(-1)
 
 
 class Candidate(NamedTuple):

@@ -81,6 +81,8 @@ class _OnePass:
         self._tick_s = float(video.info.time_base)
         self._cuts = CutDetector(config.cuts)
         self._motion = MotionMeter(config.motion)
+        self._previous: Frame | None = None
+        self._sizes: list[tuple[int, int, int]] = []
         self._frame_pts: list[int] = []
         self._key_pts: list[int] = []
         self._last_duration = 0
@@ -88,6 +90,7 @@ class _OnePass:
             self._look_at(frame)
         if not self._frame_pts:
             raise SourceError("decode_error", "the stream has no frame with a timestamp")
+        self._keep_picture(self._previous, float("inf"))
 
     def _look_at(self, frame: Frame) -> None:
         picture, time_s = frame.picture, frame.pts * self._tick_s
@@ -95,21 +98,27 @@ class _OnePass:
         if self._motion.wants(time_s):
             luma = self._shrinker.luma(picture, self._video.info, short_side_px=self._config.motion.short_side_px)
             self._motion.push(frame.pts, time_s, luma)
-        interval_s = (frame.pts - self._frame_pts[-1]) * self._tick_s if self._frame_pts else 0.0
-        if self._spool.due(time_s, interval_s, self._config.picture_spacing_s):
-            long_side_px = self._config.picture_long_side_px
-            bgr = self._shrinker.upright_bgr(picture, self._video.info, long_side_px=long_side_px)
-            self._spool.add(frame.pts, time_s, bgr)
+        self._keep_picture(self._previous, time_s)
+        self._previous = frame
+        if not self._sizes or self._sizes[-1][1:] != (picture.width, picture.height):
+            self._sizes.append((frame.index, picture.width, picture.height))
         if picture.key_frame:
             self._key_pts.append(frame.pts)
         self._frame_pts.append(frame.pts)
         self._last_duration = picture.duration or 0
 
+    def _keep_picture(self, frame: Frame | None, next_s: float) -> None:
+        """Keep a frame as a candidate picture if none was kept that lies near enough to the next frame."""
+        if frame is not None and self._spool.due(next_s, self._config.picture_spacing_s):
+            info, long_side_px = self._video.info, self._config.picture_long_side_px
+            bgr = self._shrinker.upright_bgr(frame.picture, info, long_side_px=long_side_px)
+            self._spool.add(frame.pts, frame.pts * self._tick_s, bgr)
+
     def describe(self, source: Source) -> Scan:
         info, packets = self._video.info, self._video.packets
         timeline = self._timeline()
         damage = _damage(timeline, packets)
-        transitions = _merge(self._cuts.finish(), damage)
+        transitions = _merge(self._cuts.finish(), [*damage, *self._size_changes(timeline)])
         plan = plan_spans(timeline, transitions, self._config.spans)
         row = _identity(source) | _source_columns(info, timeline, packets, plan)
         row["note"] = _note(info, timeline, packets, plan, self._config.spans)
@@ -125,12 +134,31 @@ class _OnePass:
         ]
         clips, pictures = [], []
         for span in plan.spans:
-            clip = _clip_columns(source, info, timeline, span)
+            clip = _clip_columns(source, info, timeline, span) | self._displayed_size(span)
             clip["motion"], clip["motion_error"] = self._motion.between(span.start_pts, span.end_pts)
             clip["picture_pts"], jpegs = self._spool.first_middle_last(span.start_pts, span.end_pts)
             clips.append(clip)
             pictures.append(jpegs)
         return Scan(source=row, clips=clips, pictures=pictures)
+
+    def _size_changes(self, timeline: Timeline) -> list[Transition]:
+        """Where the frame size changes another shot begins, whatever the pictures show."""
+        return [
+            Transition(
+                kind="hard",
+                start_frame=index,
+                end_frame=index,
+                start_pts=timeline.bound_pts(index),
+                end_pts=timeline.bound_pts(index),
+            )
+            for index, *_ in self._sizes[1:]
+        ]
+
+    def _displayed_size(self, span: Span) -> dict[str, int]:
+        info = self._video.info
+        width, height = next((w, h) for index, w, h in reversed(self._sizes) if index <= span.start_frame)
+        width = round(width * info.sample_aspect_ratio)
+        return {"width": height, "height": width} if info.rotation in (90, 270) else {"width": width, "height": height}
 
     def _timeline(self) -> Timeline:
         info, packets = self._video.info, self._video.packets
@@ -171,9 +199,9 @@ class _PictureSpool:
     def __exit__(self, *exc: object) -> None:
         self._file.close()
 
-    def due(self, time_s: float, interval_s: float, spacing_s: float) -> bool:
+    def due(self, next_s: float, spacing_s: float) -> bool:
         """Whether waiting for the next frame would leave a gap of more than `spacing_s`."""
-        return time_s + interval_s - self._last_s > spacing_s + 1e-6
+        return next_s - self._last_s > spacing_s + 1e-6
 
     def add(self, pts: int, time_s: float, picture_HWC: Image) -> None:
         _, jpeg = cv2.imencode(".jpg", picture_HWC, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
@@ -222,13 +250,13 @@ def _damage(timeline: Timeline, packets: PacketIndex) -> list[Transition]:
     ]
 
 
-def _merge(cuts: list[Transition], damage: list[Transition]) -> list[Transition]:
-    """Both in order; a cut seen inside a damaged stretch is an effect of the damage."""
+def _merge(seen: list[Transition], certain: list[Transition]) -> list[Transition]:
+    """Both in order. What was seen where the stream is damaged or changes its size is an effect of that."""
 
     def overlaps(cut: Transition) -> bool:
-        return any(d.start_frame <= cut.end_frame and cut.start_frame <= d.end_frame for d in damage)
+        return any(c.start_frame <= cut.end_frame and cut.start_frame <= c.end_frame for c in certain)
 
-    return sorted([c for c in cuts if not overlaps(c)] + damage, key=lambda t: (t.start_frame, t.end_frame))
+    return sorted([s for s in seen if not overlaps(s)] + certain, key=lambda t: (t.start_frame, t.end_frame))
 
 
 def _identity(source: Source) -> dict[str, Any]:
@@ -286,22 +314,20 @@ def _clip_columns(source: Source, info: VideoInfo, timeline: Timeline, span: Spa
         "frames": span.frames,
         "fps": fps,
         "variable_fps": variable,
-        "width": info.width,
-        "height": info.height,
         "codec": info.codec,
         "captions": [{"source": "list", "text": caption} for caption in source.captions],
     }
 
 
 def _frame_rate(timeline: Timeline, first: int, last: int) -> tuple[float | None, bool]:
-    """(frames - 1) / (last pts - first pts), and whether more than 1 % of the intervals stray from the median."""
+    """(frames - 1) / (last pts - first pts), and whether 1 % of the intervals stray from the median, or one far."""
     intervals: NDArray[np.int64] = np.diff(timeline.frame_pts[first:last])
     if not len(intervals):
         return None, False
     fps = len(intervals) / float(int(intervals.sum()) * timeline.time_base)
     median = float(np.median(intervals))
     stray = np.abs(intervals - median) > max(1.5, 0.1 * median)  # 1.5 ticks: rounding to a coarse time base
-    return fps, bool(stray.mean() > 0.01)
+    return fps, bool(stray.mean() > 0.01 or intervals.max() > 3 * median + 1.5)
 
 
 def _note(info: VideoInfo, timeline: Timeline, packets: PacketIndex, plan: SpanPlan, config: SpanConfig) -> str | None:
@@ -309,6 +335,8 @@ def _note(info: VideoInfo, timeline: Timeline, packets: PacketIndex, plan: SpanP
     notes = []
     if packets.damaged_pts:
         notes.append(f"{len(set(packets.damaged_pts))} damaged packets or frames were left out")
+    if packets.unordered:
+        notes.append(f"{packets.unordered} frames out of order were left out")
     decoded_s = timeline.seconds(0, len(timeline.frame_pts))
     if packets.ended_early or (info.duration_s is not None and decoded_s < info.duration_s - 1):
         promised = f" of the {info.duration_s:.1f} s it promises" if info.duration_s else ""
@@ -316,7 +344,11 @@ def _note(info: VideoInfo, timeline: Timeline, packets: PacketIndex, plan: SpanP
         notes.append(f"only {decoded_s:.1f} s{promised} could be read{reason}")
     if not plan.spans:
         why = f"no shot gives a clip of {config.min_s:g} s"
-        if config.take == "copy" and plan.lost_keyframe_s:
+        if config.take == "copy" and not timeline.copyable:
+            why = (
+                f"packets of {info.codec} in this container cannot be copied into an MP4; take: auto would encode them"
+            )
+        elif config.take == "copy" and plan.lost_keyframe_s:
             why += " that starts on a keyframe and can be copied"
         notes.append(why)
     return "; ".join(notes) or None

@@ -58,7 +58,9 @@ SOURCES = pa.schema(
         column("lost_transition_s", pa.float64(), "footage lost to transitions", unit="s"),
         column("lost_short_s", pa.float64(), "footage lost in shots that are too short", unit="s"),
         column("lost_keyframe_s", pa.float64(), "footage lost by starting on a keyframe", unit="s"),
-        column("lost_damage_s", pa.float64(), "footage lost to unreadable parts", unit="s"),
+        column(
+            "lost_damage_s", pa.float64(), "footage lost to unreadable parts and to gaps in the timestamps", unit="s"
+        ),
         column("transitions", pa.list_(_TRANSITION), "the transitions found, in order of time"),
         column("scan_cpu_s", pa.float64(), "CPU time of probe, cuts, motion and frame picking", unit="s"),
         column("score_cpu_s", pa.float64(), "CPU time of the other scorers", unit="s"),

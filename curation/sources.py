@@ -9,7 +9,7 @@ import os
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -53,15 +53,18 @@ class Source:
 
 
 def list_sources(inputs: Sequence[str]) -> Iterator[Source]:
-    """Every input once, in the order given; folders and globs in order of name.
+    """Every input once, in the order given, with all captions given for it; folders and globs in order of name.
 
     Raises UserError for a list without an address column, an unknown protocol, or a list that cannot be read.
     """
-    seen: set[str] = set()
+    found: dict[str, Source] = {}
     for source in _stat_all(_expand(inputs)):
-        if source.uri not in seen:
-            seen.add(source.uri)
-            yield source
+        if before := found.get(source.uri):
+            captions = dict.fromkeys((*before.captions, *source.captions))
+            found[source.uri] = replace(before, captions=tuple(captions))
+        else:
+            found[source.uri] = source
+    yield from found.values()
 
 
 def open_source(uri: str) -> BinaryIO:
@@ -168,15 +171,15 @@ def _list_rows(fs: fsspec.AbstractFileSystem, path: str, given: str) -> Iterator
     try:
         content = read_bytes(fs, path)
         if path.lower().endswith(".txt"):
-            lines = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
-            for line in lines:
-                if not line.startswith("#"):
+            for line in content.decode("utf-8-sig").split("\n"):
+                if line.strip() and not line.startswith("#"):
                     uri, _, caption = line.partition("\t")
                     yield uri.strip(), caption.strip() or None
             return
         if path.lower().endswith(".csv"):
             newlines = pa.csv.ParseOptions(newlines_in_values=True)
-            table = pa.csv.read_csv(io.BytesIO(content), parse_options=newlines)
+            as_text = pa.csv.ConvertOptions(column_types=dict.fromkeys((*_URI_COLUMNS, *_CAPTION_COLUMNS), pa.string()))
+            table = pa.csv.read_csv(io.BytesIO(content), parse_options=newlines, convert_options=as_text)
         else:
             table = pa.parquet.read_table(io.BytesIO(content))
     except FileNotFoundError as error:

@@ -130,7 +130,21 @@ def _shots(
         shots.append((first, last))
         first = next_first
     shots.append((first, frames))
-    return [(a, b) for a, b in shots if b > a]
+    return [piece for a, b in shots for piece in _without_gaps(timeline, a, b, config, plan)]
+
+
+def _without_gaps(
+    timeline: Timeline, first: int, last: int, config: SpanConfig, plan: SpanPlan
+) -> list[tuple[int, int]]:
+    """The shot without frames that stand longer than a clip may be: there the timestamps jump."""
+    bounds_pts = [*timeline.frame_pts[first:last].tolist(), timeline.bound_pts(last)]
+    too_long = config.max_s / timeline.time_base
+    pieces = []
+    for gap in first + np.flatnonzero(np.diff(bounds_pts) > too_long):
+        plan.lost_damage_s += timeline.seconds(int(gap), int(gap) + 1)
+        pieces.append((first, int(gap)))
+        first = int(gap) + 1
+    return [(a, b) for a, b in (*pieces, (first, last)) if b > a]
 
 
 def _divide(timeline: Timeline, first: int, last: int, config: SpanConfig) -> list[tuple[int, int]]:
@@ -202,18 +216,21 @@ def count_copied(timeline: Timeline, key_pts: int, end_pts: int) -> int:
     """How many frames from `key_pts` on come out when packets are copied up to, in decode order, `end_pts`.
 
     A frame before `end_pts` can refer to a later frame that is stored before it; the packets before the first one at
-    or beyond `end_pts` refer to nothing beyond. Of these, frames count only up to the first gap in display order.
+    or beyond `end_pts` refer to nothing beyond. Of these, frames count only up to the first gap in display order. 0
+    where the packets do not match the frames one to one.
     """
-    packets = copied_packets(timeline.packet_pts, key_pts, end_pts)
     start = timeline.frame_at(key_pts)
-    expected = timeline.frame_pts[start : start + len(packets)]
-    held = np.isin(expected, packets)
-    if held.all() and len(held) == len(packets):
-        return len(packets)
-    gap = int(np.argmin(held)) if not held.all() else len(held)
-    if gap == 0:
-        return 0
-    return count_copied(timeline, key_pts, timeline.bound_pts(start + gap))
+    while True:
+        packets = copied_packets(timeline.packet_pts, key_pts, end_pts)
+        if len(np.unique(packets)) < len(packets) or not np.isin(packets, timeline.frame_pts).all():
+            return 0  # packets that show nothing of their own, as an edit list makes them
+        expected = timeline.frame_pts[start : start + len(packets)]
+        held = np.isin(expected, packets)
+        if held.all():
+            return len(packets)
+        gap_pts = int(expected[np.argmin(held)])
+        assert gap_pts < end_pts, "a frame after the gap is held, so the gap lies before the end"
+        end_pts = gap_pts
 
 
 def copied_packets(packet_pts: NDArray[np.int64], key_pts: int, end_pts: int) -> NDArray[np.int64]:

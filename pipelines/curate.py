@@ -70,7 +70,7 @@ def curate(
     config, started_s = config or CurateConfig(), time.monotonic()
     sources = list(islice(list_sources(inputs), limit))
     if not sources:
-        raise UserError(f"no usable input: nothing that looks like a video in {', '.join(inputs) or 'no input'}")
+        raise UserError(f"no usable input: there is no video in {', '.join(inputs) or 'nothing'}")
     # Limits decide which sources are rejected, not what is in a row: they may change between runs.
     dataset = Dataset(out).create_or_open(config.model_dump(mode="json", exclude={"limits"}))
     run = _take_over(dataset)
@@ -135,7 +135,7 @@ def write_part(batch: dict[str, Any], dataset: Dataset, run: str) -> dict[str, A
     scans: list[Scan] = [pickle.loads(scan) for scan in batch["scan"]]
     clips = [clip for scan in scans for clip in scan.clips]
     previews = [
-        dict(zip(PREVIEWS.names, (clip["clip_id"], *jpegs), strict=True))
+        dict(zip(PREVIEWS.names, (clip["clip_id"], *(jpegs or (None, None, None))), strict=True))
         for scan in scans
         for clip, jpegs in zip(scan.clips, scan.pictures, strict=True)
     ]

@@ -60,7 +60,7 @@ def status(dataset: Dataset) -> Status:
     return Status(
         dataset=dataset.url,
         sources=sources,
-        sources_ok=ok,
+        sources_ok=ok or 0,
         rejected=rejected,
         clips=sum(takes.values()),
         takes=takes,

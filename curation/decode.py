@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import av
 import numpy as np
+from pydantic import Field
 
 from curation.config import Config
 from curation.errors import SourceError
@@ -42,12 +43,13 @@ _READ_AHEAD_BYTES = 1 << 20
 class Limits(Config):
     """What an input may ask of us. Videos are hostile until proven otherwise."""
 
-    max_bytes: int = 64 << 30
-    max_duration_s: float = 6 * 3600
-    max_pixels: int = 8192 * 4352
-    max_streams: int = 32
-    timeout_s: float = 3600.0
-    memory_bytes: int = 4 << 30
+    max_bytes: int = Field(64 << 30, gt=0)
+    max_duration_s: float = Field(6 * 3600, gt=0)
+    max_pixels: int = Field(8192 * 4352, gt=0)
+    max_streams: int = Field(32, gt=0)
+    timeout_s: float = Field(3600.0, gt=0, le=30 * 86400)
+    memory_bytes: int = Field(4 << 30, ge=64 << 20)
+    """Of the child process, libraries included: with much less than 256 MiB it cannot even start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ class Video:
         for picture in self._decode_all():
             pts = picture.pts
             if pts is None or (last_pts is not None and pts <= last_pts):
-                if pts is not None and (last_pts - pts) * self.stream.time_base > _JUMP_S:
+                if pts is not None and last_pts is not None and (last_pts - pts) * self.stream.time_base > _JUMP_S:
                     self.packets.ended_early = "the timestamps jump back there, what follows was left out"
                     return
                 self.packets.unordered += 1

@@ -16,7 +16,7 @@ ERROR_KINDS: Mapping[str, str] = MappingProxyType(
         "decode_error": "the decoder could read no usable footage",
         "timeout": "the scan did not finish within its time limit",
         "out_of_memory": "the scan needed more than its memory limit",
-        "crashed": "native code took the scanning process down",
+        "crashed": "the scanning process went down, or met an error that nobody expected",
     }
 )
 """Every value `error_kind` can have, and what it means."""

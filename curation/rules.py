@@ -92,17 +92,20 @@ def share(percentage: str) -> Fraction:
     return Fraction(percentage.rstrip("%")) / 100
 
 
-def load_rules(source: str, presets: Path | None = None) -> Rules:
-    """Rules from a YAML file (any address that fsspec knows), or by the name of a preset in the folder `presets`.
+def load_preset(name: str, presets: Path) -> Rules:
+    """Rules that come along, by name. Raises UserError that names those in the folder `presets`."""
+    known = sorted(file.stem for file in presets.glob("*.yaml"))
+    if name not in known:
+        raise UserError(unknown_name("preset", name, known))
+    return load_rules(str(presets / f"{name}.yaml"))
 
-    Without a `name` inside, the file's own name is taken. Raises UserError that says what is wrong and where.
+
+def load_rules(address: str) -> Rules:
+    """Rules from a YAML file (any address that fsspec knows). Without a `name` inside, the file's own name is taken.
+
+    Raises UserError that says what is wrong and where.
     """
-    if "/" not in source and not source.endswith((".yaml", ".yml")):
-        known = sorted(file.stem for file in presets.glob("*.yaml")) if presets else []
-        if presets is None or source not in known:
-            raise UserError(unknown_name("preset", source, known))
-        source = str(presets / f"{source}.yaml")
-    values = read_yaml(source)
+    values = read_yaml(address)
     if not values:
-        raise UserError(f"{source} is empty: expected name, rules and where")
-    return Rules.from_values({"name": Path(source).stem, **values}, origin=source)
+        raise UserError(f"{address} is empty: expected name, rules and where")
+    return Rules.from_values({"name": Path(address).stem, **values}, origin=address)

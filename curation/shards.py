@@ -106,7 +106,7 @@ def plan_shards(clips: pa.Table | Iterable[Clip], *, kind: Kind, config: ShardCo
     """Divide clips (rows of the joined view) into shards of even size, shuffled across sources.
 
     Each source's clips are spread evenly over all shards. The result depends on the clip ids and the seed only, not
-    on the order of the rows. Raises ValueError for a clip that comes twice.
+    on the order of the rows. Raises UserError for a clip that comes twice.
     """
     config = config or ShardConfig()
     table = clips if isinstance(clips, pa.Table) else pa.Table.from_pylist([dict(clip) for clip in clips])
@@ -114,7 +114,7 @@ def plan_shards(clips: pa.Table | Iterable[Clip], *, kind: Kind, config: ShardCo
         return []
     ids, sources = table["clip_id"].to_pylist(), table["source_id"].to_pylist()
     if len(set(ids)) < len(ids):
-        raise ValueError("a clip comes twice among the rows to be sharded")
+        raise UserError("a clip comes twice among the rows to be sharded: does a table in scores/ repeat a clip_id?")
     rank = {clip_id: _hash(config.seed, clip_id) for clip_id in ids}
     order = _spread(ids, sources, rank, config.seed)
     per_shard = config.clips_per_shard if kind == "clips" else config.images_per_shard

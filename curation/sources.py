@@ -19,7 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from curation.errors import SourceError, UserError
-from curation.storage import address, filesystem, is_local, read_bytes
+from curation.storage import address, explained, filesystem, is_local, read_bytes
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts"),
@@ -89,14 +89,19 @@ class _Candidate:
 def _expand(inputs: Iterable[str]) -> Iterator[_Candidate | Source]:
     for given in inputs:
         fs, path = _locate(given)
-        if path.lower().endswith(LIST_SUFFIXES):
-            yield from _read_list(fs, path, given)
-        elif _is_folder(fs, path):
-            yield from _list_folder(fs, path)
-        elif any(c in path for c in "*?[") and not fs.exists(path):
-            yield from _glob(fs, path, given)
-        else:
-            yield _Candidate(fs, path)
+        with explained("read", fs, path):
+            yield from _expand_one(fs, path, given)
+
+
+def _expand_one(fs: fsspec.AbstractFileSystem, path: str, given: str) -> Iterator[_Candidate | Source]:
+    if path.lower().endswith(LIST_SUFFIXES):
+        yield from _read_list(fs, path, given)
+    elif _is_folder(fs, path):
+        yield from _list_folder(fs, path)
+    elif any(c in path for c in "*?[") and not fs.exists(path):
+        yield from _glob(fs, path, given)
+    else:
+        yield _Candidate(fs, path)
 
 
 def _locate(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -156,11 +161,15 @@ def _is_video_name(path: str) -> bool:
     return posixpath.splitext(path)[1].lower() in VIDEO_SUFFIXES
 
 
-def _read_list(fs: fsspec.AbstractFileSystem, path: str, given: str) -> Iterator[_Candidate]:
+def _read_list(fs: fsspec.AbstractFileSystem, path: str, given: str) -> Iterator[_Candidate | Source]:
     folder = posixpath.dirname(path)
     for uri, caption in _list_rows(fs, path, given):
         if "://" in uri or posixpath.isabs(uri):
-            entry_fs, entry = _locate(uri)
+            try:
+                entry_fs, entry = _locate(uri)
+            except UserError as error:
+                yield Source(uri=uri, error=SourceError("unreadable", str(error)))
+                continue
         else:
             entry_fs, entry = fs, posixpath.normpath(posixpath.join(folder, uri))
         yield _Candidate(entry_fs, entry, (caption,) if caption else ())
@@ -193,11 +202,13 @@ def _list_rows(fs: fsspec.AbstractFileSystem, path: str, given: str) -> Iterator
             "the videos are"
         )
     caption_column = next((name for name in _CAPTION_COLUMNS if name in table.column_names), None)
-    uris = table.column(uri_column).to_pylist()
-    captions = table.column(caption_column).to_pylist() if caption_column else [None] * len(uris)
-    for uri, caption in zip(uris, captions, strict=True):
+    uris = table.column(table.column_names.index(uri_column)).to_pylist()
+    texts: list[object] = [None] * len(uris)
+    if caption_column:
+        texts = table.column(table.column_names.index(caption_column)).to_pylist()
+    for uri, text in zip(uris, texts, strict=True):
         if uri:
-            yield str(uri), str(caption).strip() if caption else None
+            yield str(uri), str(text).strip() if text else None
 
 
 def _stat_all(candidates: Iterable[_Candidate | Source]) -> Iterator[Source]:
@@ -219,8 +230,9 @@ def _stat(candidate: _Candidate | Source) -> Source:
     uri = _uri(fs, path)
     try:
         info = candidate.info or fs.info(path)
-        if info["type"] == "directory":
-            return Source(uri=uri, error=SourceError("unreadable", "this is a folder, not a file"))
+        if info["type"] != "file":
+            what = "a folder" if info["type"] == "directory" else "a device or a pipe"
+            return Source(uri=uri, error=SourceError("unreadable", f"this is {what}, not a file"))
         mark = str(os.stat(path).st_mtime_ns) if is_local(fs) else _mark(info)
     except Exception as error:
         return Source(uri=uri, captions=candidate.captions, error=_unusable(error))

@@ -59,13 +59,13 @@ def atomic_write(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[BinaryIO]
     """
     whole_object = not _protocols(fs).isdisjoint(_WHOLE_OBJECT_STORES)
     target = path if whole_object else _temporary_name(path)
-    with _explained("write", fs, path):
+    with explained("write", fs, path):
         if not whole_object:
             fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         file = _open_for_writing(fs, target)
     try:
         yield file
-        with _explained("write", fs, path):
+        with explained("write", fs, path):
             if is_local(fs):
                 file.flush()
                 os.fsync(file.fileno())
@@ -87,21 +87,21 @@ def write_bytes(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> Non
 
 def read_bytes(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
     """The whole content of a small file. Raises FileNotFoundError, or UserError when it cannot be read."""
-    with _explained("read", fs, path):
+    with explained("read", fs, path):
         content: bytes = fs.cat_file(path)
         return content
 
 
 def exists(fs: fsspec.AbstractFileSystem, path: str) -> bool:
     """Whether a file or folder is at `path` right now (no cached listing is asked)."""
-    with _explained("read", fs, path):
+    with explained("read", fs, path):
         fs.invalidate_cache(path)
         return bool(fs.exists(path))
 
 
 def remove(fs: fsspec.AbstractFileSystem, path: str) -> None:
     """Remove one file. That it is already gone is no error."""
-    with _explained("remove", fs, path), suppress(FileNotFoundError):
+    with explained("remove", fs, path), suppress(FileNotFoundError):
         fs.rm_file(path)
 
 
@@ -130,7 +130,7 @@ def remove_leftovers(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
 
 
 def _entries(fs: fsspec.AbstractFileSystem, folder: str, *, kind: str) -> list[str]:
-    with _explained("read", fs, folder):
+    with explained("read", fs, folder):
         fs.invalidate_cache(folder)
         try:
             entries = fs.ls(folder, detail=True)
@@ -189,7 +189,8 @@ def _abandon(fs: fsspec.AbstractFileSystem, file: Any, target: str, *, whole_obj
 
 
 @contextmanager
-def _explained(action: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[None]:
+def explained(action: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[None]:
+    """Turn what a disk, a store or its client raises in the block into a UserError that names the address."""
     try:
         yield
     except FileNotFoundError as error:

@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import duckdb
@@ -129,6 +129,10 @@ class Dataset:
         Only for when no run writes into this dataset.
         """
         committed, removed = self._present("sources"), []
+        for part in sorted(committed - self._present("clips")):  # as if it had never been: a run does it again
+            removed.append(self.file("sources", f"{part}.parquet"))
+            storage.remove(self.fs, removed[-1])
+            committed.discard(part)
         for table_name in SCHEMAS:
             for part in sorted(self._present(table_name) - committed):
                 removed.append(self.file(table_name, f"{part}.parquet"))
@@ -136,8 +140,8 @@ class Dataset:
             removed += storage.remove_leftovers(self.fs, self.file(table_name))
         return removed + storage.remove_leftovers(self.fs, self.path)
 
-    def forget_rejected(self) -> int:
-        """Take the rows of rejected sources out of their parts, so that a run takes them up again; say how many.
+    def forget_rejected(self, source_ids: Collection[str]) -> int:
+        """Take the rows of those of these sources that were rejected out of their parts; say how many.
 
         They have no clips, so each part stays whole. Only for when no run writes into this dataset.
         """
@@ -145,16 +149,17 @@ class Dataset:
         for part in self.parts("sources"):
             with self.fs.open(self.file("sources", f"{part}.parquet"), "rb") as file:
                 table = pq.read_table(file)
-            kept = table.filter(pc.not_equal(table["status"], "rejected"))
+            asked = pc.is_in(table["source_id"], pa.array(source_ids, pa.string()))
+            kept = table.filter(pc.invert(pc.and_(pc.equal(table["status"], "rejected"), asked)))
             if kept.num_rows < table.num_rows:
                 forgotten += table.num_rows - kept.num_rows
                 self.write_part("sources", part, kept)
         return forgotten
 
-    def source_ids(self) -> set[str]:
-        """Ids of all committed sources, usable or rejected: what a rerun need not do again."""
+    def statuses(self) -> dict[str, str]:
+        """source_id -> "ok" or "rejected" of all committed sources: what a rerun need not do again."""
         with self.connect() as connection:
-            return {row[0] for row in connection.execute("SELECT source_id FROM sources").fetchall()}
+            return dict(connection.execute("SELECT source_id, status FROM sources").fetchall())
 
     def score_names(self) -> list[str]:
         """Names of the scorers that were added under scores/."""

@@ -8,7 +8,6 @@ one. Sizes: N pictures, H rows, W columns; P pixels of a thumb; S strips of colu
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,13 +16,15 @@ from curation.gradual import THUMB_SIZE, Picture
 _STRIPS = 16
 _LONGER = 1.15
 """Each length of a wipe that is tried over the one before."""
+_SHORT, _SHIFTS = 8, (0.25, 0.75)
+"""A sweep of fewer samples is tried at half samples too."""
 _NOISE = 3.0
 """Change, in 8-bit levels, that a strip needs beside its usual one to stand out."""
 _MOST = 4.0
 """Times its usual change from which on a strip counts for no more."""
 _STANDS_OUT = 1.5
 _FEW, _FEW_STAND_OUT = 2, 0.8
-"""Least mean, over the strips, of the change under the edge over the usual one; all but a few have the second."""
+"""Least mean, over the strips, of the change under the edge over the usual one; all but two have the last."""
 
 _REACH = 0.15
 """How far both ends may lie from where the thumbs put them, as a share of the length."""
@@ -61,25 +62,29 @@ def find_sweeps(
     thumbs_NHW = thumbs_NP.reshape(-1, height, width)
     interval_s = float(np.median(np.diff(times_N)))
     lengths = min_s / interval_s * _LONGER ** np.arange(np.log(max_s / min_s) / np.log(_LONGER) + 1)
+    tried = [(length, shift) for length in lengths for shift in (_SHIFTS if length < _SHORT else (0.5,))]
     strip = np.arange(_STRIPS)
     found: list[Sweep] = []
     lag = 0
-    for length in lengths:
+    for length, shift in tried:
         if lag != max(1, round(length / _STRIPS)):
             lag = max(1, round(length / _STRIPS))
             change_NHW = np.abs(thumbs_NHW[lag:] - thumbs_NHW[:-lag])
             strips_NS4 = _standing_out(change_NHW)
-        delays = np.round(length * (strip + 0.5) / _STRIPS).astype(int)
+        delays = (length * (strip + 0.5) / _STRIPS + shift).astype(int)
         starts = np.arange(max(0, len(change_NHW) - delays[-1]))
         edges_NS4 = strips_NS4[starts[:, None] + delays, strip]
         scores = edges_NS4.mean(1)
-        for k, way in np.argwhere(scores >= _STANDS_OUT):
-            end = min(k + round(length), len(thumbs_NP) - 1)
-            changed = np.abs(thumbs_NP[end] - thumbs_NP[k]).mean() >= min_change
-            if changed and np.partition(edges_NS4[k, :, way], _FEW)[_FEW] >= _FEW_STAND_OUT:
-                start_s = float(times_N[k]) + lag / 2 * interval_s
-                end_s = start_s + float(length) * interval_s
-                found.append(Sweep(float(scores[k, way]), start_s, end_s, turned=way % 2 == 1, back=way >= 2))
+        at, ways = np.nonzero(scores >= _STANDS_OUT)
+        if not len(at):
+            continue
+        later = np.minimum(at + round(length), len(thumbs_NP) - 1)
+        changed = np.abs(thumbs_NP[later] - thumbs_NP[at]).mean(1) >= min_change
+        clear = np.partition(edges_NS4[at, :, ways], _FEW, axis=1)[:, _FEW] >= _FEW_STAND_OUT
+        for k, way in zip(at[changed & clear], ways[changed & clear], strict=True):
+            start_s = float(times_N[k]) + lag / 2 * interval_s
+            end_s = start_s + float(length) * interval_s
+            found.append(Sweep(float(scores[k, way]), start_s, end_s, turned=way % 2 == 1, back=way >= 2))
     return sorted(found, reverse=True)
 
 
@@ -100,8 +105,11 @@ def wipe_bounds(pictures: Sequence[Picture], times_N: NDArray[np.float64], sweep
 
     `pictures` are all frames of the sweep and about half a second on both sides.
     """
-    turned = [cv2.transpose(picture) for picture in pictures] if sweep.turned else pictures
-    pictures_NHW = np.stack(turned)[:, :, :: -1 if sweep.back else 1]
+    pictures_NHW = np.stack(pictures)
+    if sweep.turned:
+        pictures_NHW = pictures_NHW.transpose(0, 2, 1)
+    if sweep.back:
+        pictures_NHW = pictures_NHW[:, :, ::-1]
     first, last = np.interp((sweep.start_s, sweep.end_s), times_N, np.arange(len(times_N)))
     lag = max(1, round((last - first) / _STRIPS))
     if len(pictures) < lag + 3:
@@ -115,7 +123,7 @@ def wipe_bounds(pictures: Sequence[Picture], times_N: NDArray[np.float64], sweep
     edges = np.round(starts[:, None] + (ends - starts)[:, None] * way - lag / 2).astype(int).clip(0, len(change_NW) - 1)
     best = int(change_NW[edges, columns].mean(1).argmax())
     start, end = float(starts[best]), float(ends[best])
-    near = np.abs(np.arange(len(change_NW))[:, None] - edges[best]) <= lag
+    near = np.abs(np.arange(len(change_NW))[:, None] - edges[best]) <= min(lag, (last - first) / 8)
     peaks = np.where(near, change_NW, 0).max(0) > np.where(near, 0, change_NW).max(0)
     if end <= start or peaks.mean() < _PEAKS or _carries(pictures_NHW, start, end):
         return None

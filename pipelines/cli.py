@@ -4,13 +4,13 @@ import json
 import signal
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from curation.errors import RunStopped, UserError
+from curation.rules import load_rules
 from curation.tables import Dataset
 from pipelines import render
 from pipelines.config import CurateConfig
@@ -44,7 +44,7 @@ Inputs = Annotated[
     ),
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML with settings that differ from the defaults.", show_default=False)
+    str | None, typer.Option("--config", help="YAML with settings that differ from the defaults.", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output, on stdout alone.")]
 
@@ -83,9 +83,11 @@ def curate(
 @app.command(epilog=EXIT_CODES)
 def select(
     dataset: DatasetFolder,
-    preset: Annotated[str, typer.Option(help="Rules that come along, by name.")] = DEFAULT_PRESET,
+    preset: Annotated[
+        str | None, typer.Option(help=f"Rules that come along, by name; {DEFAULT_PRESET} if none.", show_default=False)
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file with your own rules instead.", show_default=False)
+        str | None, typer.Option(help="YAML file with your own rules instead.", show_default=False)
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the selection; by default the rules' own.", show_default=False)
@@ -95,7 +97,10 @@ def select(
     ] = False,
 ) -> None:
     """Choose clips by rules, by value or by percentile, and show what each rule removed."""
-    selection = select_clips(dataset, str(config) if config else preset, name=name, allow_missing=allow_missing)
+    if preset and config:
+        raise UserError("--preset and --config are two sets of rules: give one of them")
+    rules = load_rules(config) if config else preset or DEFAULT_PRESET
+    selection = select_clips(dataset, rules, name=name, allow_missing=allow_missing)
     render.print_selection(console(), selection)
     if selection.empty:
         _nothing_came_out("no clip passed: loosen the rules that removed the most")
@@ -151,12 +156,12 @@ def console() -> Console:
 
 
 def _nothing_came_out(sentence: str) -> NoReturn:
-    _complain(sentence)
+    complain(sentence)
     raise typer.Exit(NOTHING_CAME_OUT)
 
 
-def _config(path: Path | None) -> CurateConfig:
-    return CurateConfig.from_file(str(path)) if path else CurateConfig()
+def _config(address: str | None) -> CurateConfig:
+    return CurateConfig.from_file(address) if address else CurateConfig()
 
 
 def main() -> None:
@@ -165,7 +170,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        _complain(str(error))
+        complain(str(error))
         sys.exit(FAILED if isinstance(error, RunStopped) else BAD_REQUEST)
 
 
@@ -173,7 +178,8 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _complain(sentence: str) -> None:
+def complain(sentence: str) -> None:
+    """Say on stderr what is wrong."""
     text = "\n".join(render.printable(line) for line in sentence.splitlines())
     Console(stderr=True).print(f"clipmill: {text}", style="red", highlight=False, markup=False, soft_wrap=True)
 

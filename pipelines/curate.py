@@ -28,8 +28,8 @@ from curation.sources import Source, list_sources
 from curation.tables import CLIPS, PREVIEWS, SOURCES, Dataset, part_name
 from pipelines.cluster import connected
 from pipelines.config import CurateConfig
-from pipelines.inspect import load_scorers, scan_safely, score_clips
 from pipelines.progress import Reporter
+from pipelines.scoring import load_scorers, scan_safely, score_clips
 from pipelines.status import Status, status
 
 _RUN_FILE = "run.json"
@@ -37,6 +37,8 @@ _PART_SOURCE_BYTES = 2 << 30
 _PARTS_AT_LEAST = 64
 _SOURCES_PER_PART = 256
 _SOURCES_PER_SCORING = 4
+_TASKS_AT_MOST = 4096
+"""A task is a source; beyond this many a task takes several, for each costs the driver time and memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,22 +77,24 @@ def curate(
     dataset = Dataset(out).create_or_open(config.model_dump(mode="json", exclude={"limits"}))
     run = _take_over(dataset)
     dataset.remove_unfinished()
-    if retry_rejected:
-        dataset.forget_rejected()
-    done = dataset.source_ids()
-    todo = [source for source in sources if source.source_id not in done]
+    before = dataset.statuses()
+    ids = {source.source_id for source in sources}
+    again = {i for i in ids if retry_rejected and before.get(i) == "rejected"}
+    todo = [source for source in sources if source.source_id not in before or source.source_id in again]
     if todo:
         with connected(address), Reporter("curate", len(todo), unit="sources", quiet=quiet) as report:
+            dataset.forget_rejected(again)
             clips = 0
             for committed in _stream(todo, dataset, config, run):
                 if committed["error"]:
                     raise RunStopped(committed["error"])
                 clips += committed["clips"]
                 report.advance(committed["sources"], f"{clips:,} clips")
-    found = status(dataset)
-    if not found.sources_ok:
+        dataset.remove_unfinished()
+    found, now = status(dataset), dataset.statuses()
+    if not any(now.get(i) == "ok" for i in ids):
         kinds = ", ".join(f"{count} {kind}" for kind, count in found.rejected.items())
-        raise UserError(f"no usable input: all {found.sources} sources were rejected ({kinds}); see {out}")
+        raise UserError(f"no usable input: all {len(ids)} sources were rejected ({kinds}); see {out}")
     return CurateResult(
         dataset=out,
         sources_given=len(sources),
@@ -107,7 +111,7 @@ def _stream(todo: Sequence[Source], dataset: Dataset, config: CurateConfig, run:
 
     rows = [{"source": pickle.dumps(source)} for source in todo]
     # Unequal num_cpus keep the stages apart: Ray Data would run equal ones as one, a whole batch in one task.
-    scans = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+    scans = ray.data.from_items(rows, override_num_blocks=min(len(rows), _TASKS_AT_MOST)).map(
         partial(scan_source, config=config), num_cpus=1
     )
     scored = scans.map_batches(partial(score_sources, config=config), batch_size=_SOURCES_PER_SCORING, num_cpus=0.9)

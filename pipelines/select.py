@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from curation.rules import Rules, load_rules
+from curation.rules import Rules, load_preset, load_rules
 from curation.select import Selection
 from curation.select import select as select_clips
 from curation.tables import Dataset
@@ -14,10 +14,11 @@ DEFAULT_PRESET = "svd-paper"
 def select(
     dataset: str, rules: str | Rules = DEFAULT_PRESET, *, name: str | None = None, allow_missing: bool = False
 ) -> Selection:
-    """Choose clips of a dataset by rules: a preset's name, a YAML file, or `Rules`. Written under `name`.
+    """Choose clips of a dataset by rules: a preset's name, a .yaml file, or `Rules`. Written under `name`.
 
     Raises UserError for an unknown preset, column, key or a threshold out of range. An empty selection is written
     and returned: look at its `empty`.
     """
-    chosen = rules if isinstance(rules, Rules) else load_rules(rules, PRESETS)
-    return select_clips(Dataset(dataset).open(), chosen, name=name, allow_missing=allow_missing)
+    if isinstance(rules, str):
+        rules = load_rules(rules) if rules.endswith((".yaml", ".yml")) else load_preset(rules, PRESETS)
+    return select_clips(Dataset(dataset).open(), rules, name=name, allow_missing=allow_missing)

@@ -199,7 +199,7 @@ def test_an_interrupted_call_leaves_no_answer_behind(isolated: Isolated) -> None
 
 def test_a_child_that_cannot_start_convicts_no_source() -> None:
     with (
-        Isolated(Limits(memory_bytes=1 << 20)) as isolated,
+        Isolated(Limits(memory_bytes=64 << 20)) as isolated,
         pytest.raises(RuntimeError, match="could not start"),
     ):
         isolated.run(child_pid)

@@ -243,3 +243,45 @@ def test_the_clip_id_is_stable_and_holds_no_dot(tmp_path: Path, pan):
     first, second = scan_file(path), scan_file(path)
     assert [c["clip_id"] for c in first.clips] == [c["clip_id"] for c in second.clips]
     assert all("." not in c["clip_id"] and c["clip_id"].startswith(c["source_id"]) for c in first.clips)
+
+
+def inspect_pts(tmp_path: Path, pan: list[np.ndarray], milliseconds: list[int], **options: object) -> Scan:
+    path = write_video(tmp_path / "a.mkv", pan, pts=milliseconds, time_base=Fraction(1, 1000), **options)  # type: ignore[arg-type]
+    return scan_file(path)
+
+
+def test_a_jump_in_the_timestamps_lies_in_no_clip(tmp_path: Path, pan):
+    frames = pan + pan[::-1]
+    found = inspect_pts(tmp_path, frames, [40 * i + (98_000 if i >= 75 else 0) for i in range(150)])
+    assert [clip["frames"] for clip in found.clips] == [74, 75]
+    assert all(clip["duration_s"] < 20 for clip in found.clips)
+    assert found.source["lost_damage_s"] == pytest.approx(98.04)
+    assert found.source["variable_fps"]
+
+
+def test_a_picture_that_stands_still_for_seconds_is_seen_by_the_scorers(tmp_path: Path, pan):
+    """Three frames in a hurry, then one that stays: a clip of one frame needs its picture, too."""
+    other = [255 - frame for frame in pan]
+    found = inspect_pts(tmp_path, pan[:60] + other[:1] + pan[:60], [*range(0, 2400, 40), 2400, *range(9000, 11400, 40)])
+    assert all(len(jpegs) == 3 for jpegs in found.pictures)
+    assert all(clip["picture_pts"] for clip in found.clips)
+
+
+def test_a_change_of_size_is_a_cut_and_each_clip_has_its_own(tmp_path: Path, pan):
+    small = write_video(tmp_path / "small.ts", pan, options={"crf": "20", "bf": "0"})
+    large = panning(height=360, pixels_per_frame=2, frames=75)
+    options = {"crf": "20", "bf": "0", "output_ts_offset": "10"}
+    path = tmp_path / "both.ts"
+    later = write_video(tmp_path / "large.ts", large, pts=list(range(75, 150)), options=options)
+    path.write_bytes(small.read_bytes() + later.read_bytes())
+    found = scan_file(path)
+    assert [(clip["width"], clip["height"]) for clip in found.clips] == [(320, 180), (640, 360)]
+    assert [t["kind"] for t in found.source["transitions"]] == ["hard"]
+
+
+def test_recordings_joined_end_to_end_are_read_up_to_the_jump_back(tmp_path: Path, pan):
+    one = write_video(tmp_path / "one.ts", pan, options={"crf": "20", "bf": "0"}).read_bytes()
+    (tmp_path / "two.ts").write_bytes(one + one)
+    found = scan_file(tmp_path / "two.ts")
+    assert found.source["frames"] == 75
+    assert "jump back" in found.source["note"]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.errors import UserError
-from curation.rules import Rules, load_rules
+from curation.rules import Rules, load_preset, load_rules
 from curation.select import Selection, funnel_rows, load_selection, select, selected_clips, selection_names
 from curation.tables import CLIPS, SOURCES, Dataset
 from curation.thresholds import percentile
@@ -181,7 +181,7 @@ def test_missing_columns_can_be_allowed_and_are_said(ten: Dataset) -> None:
 
 
 def test_the_paper_preset(ten: Dataset) -> None:
-    preset = load_rules("svd-paper", PRESETS)
+    preset = load_preset("svd-paper", PRESETS)
     assert list(preset.rules) == ["motion", "aesthetic", "similarity", "text_area", "duration_s"]
     with pytest.raises(UserError, match="aesthetic"):
         select(ten, preset)
@@ -268,7 +268,7 @@ def test_rules_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no file"):
         load_rules(str(tmp_path / "nothing.yaml"))
     with pytest.raises(UserError, match="'svd-paper'"):
-        load_rules("svd-papers", PRESETS)
+        load_preset("svd-papers", PRESETS)
 
 
 def test_select_on_an_object_store(s3_url: str) -> None:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -103,3 +104,39 @@ def test_the_id_changes_with_the_file_and_only_then(tmp_path: Path):
 def test_an_unknown_protocol_is_refused():
     with pytest.raises(UserError, match="gopher"):
         list(list_sources(["gopher://host/a.mp4"]))
+
+
+def test_lists_keep_numbers_as_they_are_written_and_all_captions(tmp_path: Path):
+    touch(tmp_path / "007.mp4")
+    (tmp_path / "list.csv").write_text("path,caption\n007.mp4,007\n007.mp4,a spy\n")
+    (source,) = list_sources([str(tmp_path / "list.csv")])
+    assert (source.error, source.captions) == (None, ("007", "a spy"))
+    (tmp_path / "numbers.csv").write_text("path\n001\n")
+    (missing,) = list_sources([str(tmp_path / "numbers.csv")])
+    assert missing.uri.endswith("/001")
+
+
+def test_a_bad_line_in_a_list_is_one_row_and_strange_separators_are_text(tmp_path: Path):
+    touch(tmp_path / "a.mp4")
+    (tmp_path / "list.txt").write_text("gopher://x/y.mp4\na.mp4\tone\u2028caption\n", encoding="utf-8")
+    bad, good = list_sources([str(tmp_path / "list.txt")])
+    assert bad.error.kind == "unreadable"
+    assert good.captions == ("one\u2028caption",)
+    (tmp_path / "latin.csv").write_bytes("path,caption\na.mp4,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(UserError, match="cannot be read"):
+        list(list_sources([str(tmp_path / "latin.csv")]))
+
+
+def test_a_pipe_is_no_file(tmp_path: Path):
+    os.mkfifo(tmp_path / "x.mp4")
+    (source,) = list_sources([str(tmp_path)])
+    assert (source.error.kind, "pipe" in source.error.message) == ("unreadable", True)
+
+
+def test_a_store_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(UserError, match="cannot read s3://bucket"):
+        list(list_sources(["s3://bucket/*.mp4"]))
+    fsspec.get_filesystem_class("s3").clear_instance_cache()

@@ -119,6 +119,28 @@ def test_pictures_that_lead_an_open_keyframe_are_left_out():
     assert copied_packets(packets, 6, 10).tolist() == [6, 9, 7, 8]
 
 
+@pytest.mark.parametrize("packets", [[0, 1, 2, 2, 3], [0, 1, 1, 2, 3, 4]])
+def test_packets_that_do_not_match_the_frames_are_not_copied(packets: list[int]):
+    """An edit list leaves packets that show nothing, a coarse clock gives two packets one timestamp."""
+    line = timeline(5, [0], packets=packets)
+    assert count_copied(line, 0, 9) == 0
+    assert bounds(plan_spans(line, [], SpanConfig(min_s=0.1))) == [(0, 5, "encode")]
+
+
+def test_a_frame_that_stands_longer_than_a_clip_may_be_is_a_gap():
+    line = Timeline(
+        time_base=Fraction(1, FPS),
+        frame_pts=np.array([*range(60), *range(2000, 2060)]),
+        end_pts=2060,
+        key_pts=np.array([0, 2000]),
+        packet_pts=np.array([*range(60), *range(2000, 2060)]),
+        copyable=True,
+    )
+    plan = plan_spans(line, [])
+    assert bounds(plan) == [(0, 59, "copy"), (2000, 2060, "copy")]
+    assert plan.lost_damage_s == pytest.approx((2000 - 59) / FPS)
+
+
 def test_limits_that_cannot_divide_a_shot_are_refused():
     with pytest.raises(ValidationError, match="at least twice"):
         SpanConfig(min_s=11, max_s=20)
@@ -127,7 +149,7 @@ def test_limits_that_cannot_divide_a_shot_are_refused():
 @st.composite
 def situations(draw):
     frames = draw(st.integers(1, 900))
-    steps = draw(st.lists(st.integers(1, 5), min_size=frames, max_size=frames))
+    steps = draw(st.lists(st.sampled_from([1, 1, 2, 3, 5, 5, 400]), min_size=frames, max_size=frames))
     pts = np.cumsum(steps) + draw(st.integers(-50, 50))
     keys = sorted(draw(st.sets(st.integers(0, frames - 1), max_size=12)) | {0})
     edges = sorted(draw(st.sets(st.integers(0, frames), max_size=10)))

@@ -67,7 +67,7 @@ def rows(dataset: Dataset, query: str) -> list[tuple]:
 
 
 def test_only_committed_parts_count(dataset: Dataset) -> None:
-    assert dataset.source_ids() == {"aaaa", "bbbb"}
+    assert dataset.statuses().keys() == {"aaaa", "bbbb"}
     assert dataset.parts("clips") == sorted(part_name([s]) for s in ("aaaa", "bbbb"))
     assert rows(dataset, "SELECT count(*) FROM clips") == [(4,)]
     assert rows(dataset, "SELECT count(*) FROM joined") == [(4,)]
@@ -108,7 +108,7 @@ def test_tables_that_are_not_needed_are_not_joined(dataset: Dataset) -> None:
 
 def test_an_empty_dataset_has_all_columns(tmp_path: Path) -> None:
     dataset = Dataset(str(tmp_path / "new")).create_or_open({})
-    assert dataset.source_ids() == set()
+    assert dataset.statuses() == {}
     with dataset.connect() as connection:
         described = connection.execute("DESCRIBE clips").fetchall()
     assert [column[0] for column in described] == CLIPS.names
@@ -203,7 +203,7 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None
 
 
 def test_datasets_travel_to_other_processes(dataset: Dataset) -> None:
-    assert pickle.loads(pickle.dumps(dataset)).source_ids() == {"aaaa", "bbbb"}
+    assert pickle.loads(pickle.dumps(dataset)).statuses().keys() == {"aaaa", "bbbb"}
 
 
 def test_the_column_tables_of_the_document_are_up_to_date() -> None:

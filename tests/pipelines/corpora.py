@@ -13,7 +13,7 @@ from tests.media import panning, write_video
 
 
 def many_small(folder: Path, count: int) -> Path:
-    """`count` short videos that differ: few distinct ones, rendered once, in as many files as are asked for."""
+    """`count` short videos, each of another texture at one of five speeds."""
     folder.mkdir(parents=True)
     for i in range(count):
         frames = panning(height=90, pixels_per_frame=1 + i % 5, frames=60, seed=i)

@@ -1,6 +1,9 @@
 """Curate, select and shard through Ray, on disk and on an object store, with good and bad inputs."""
 
+import errno
+import importlib
 import json
+import pickle
 from pathlib import Path
 
 import fsspec
@@ -8,10 +11,11 @@ import numpy as np
 import pytest
 import webdataset
 
-from curation.config import Config
 from curation.decode import Limits
 from curation.errors import UserError
 from curation.rules import Rules
+from curation.scan import scan
+from curation.sources import list_sources
 from curation.spans import SpanConfig
 from curation.tables import Dataset
 from pipelines import CurateConfig, curate, select, shard, status
@@ -164,4 +168,59 @@ def test_a_configuration_file_with_an_unknown_key_names_the_nearest(tmp_path: Pa
     file.write_text("spans: {min_s: -1}\n")
     with pytest.raises(UserError, match=r"spans\.min_s: .*greater than 0"):
         CurateConfig.from_file(str(file))
-    assert issubclass(CurateConfig, Config)
+
+
+def scanned(folder: Path) -> dict[str, list[bytes]]:
+    """The batch that the last stage gets."""
+    return {"scan": [pickle.dumps(scan(source)) for source in list_sources([str(folder)])]}
+
+
+def test_a_run_that_was_overtaken_commits_nothing(tmp_path: Path):
+    stage = importlib.import_module("pipelines.curate")
+    batch = scanned(many_small(tmp_path / "in", 1))
+    dataset = Dataset(str(tmp_path / "out")).create_or_open({})
+    old, new = stage._take_over(dataset), stage._take_over(dataset)
+    assert "taken over" in stage.write_part(batch, dataset, old)["error"][0]
+    assert dataset.statuses() == {}
+    assert stage.write_part(batch, dataset, new)["error"] == [None]
+    assert len(dataset.statuses()) == 1
+
+
+def test_a_full_disk_stops_the_run_with_a_sentence_and_leaves_no_half_file(tmp_path: Path, monkeypatch):
+    stage = importlib.import_module("pipelines.curate")
+    batch = scanned(many_small(tmp_path / "in", 1))
+    dataset = Dataset(str(tmp_path / "out")).create_or_open({})
+    run = stage._take_over(dataset)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pyarrow.parquet.write_table", full)
+    (error,) = stage.write_part(batch, dataset, run)["error"]
+    assert "No space left" in error
+    assert not list((tmp_path / "out").rglob("*.parquet")) + list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_a_part_whose_clips_are_gone_is_done_again(tmp_path: Path):
+    folder, out = many_small(tmp_path / "in", 2), tmp_path / "out"
+    curate([str(folder)], str(out), quiet=True)
+    before = content(str(out))
+    next((out / "clips").glob("*.parquet")).unlink()
+    assert curate([str(folder)], str(out), quiet=True).sources_done_now == 1
+    assert content(str(out)) == before
+
+
+def test_only_rejected_sources_that_are_given_are_tried_again(tmp_path: Path):
+    for name in ("first", "second"):
+        many_small(tmp_path / name, 1)
+        (tmp_path / name / "bad.mp4").write_bytes(b"")
+        curate([str(tmp_path / name)], str(tmp_path / "out"), quiet=True)
+    result = curate([str(tmp_path / "second")], str(tmp_path / "out"), retry_rejected=True, quiet=True)
+    assert (result.sources_done_now, result.status.sources, result.status.rejected) == (1, 4, {"empty": 2})
+
+
+def test_nothing_usable_among_these_inputs_is_an_error_in_an_old_dataset_too(tmp_path: Path):
+    curate([str(many_small(tmp_path / "in", 1))], str(tmp_path / "out"), quiet=True)
+    (tmp_path / "bad.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match="no usable input"):
+        curate([str(tmp_path / "bad.mp4")], str(tmp_path / "out"), quiet=True)

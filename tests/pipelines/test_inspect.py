@@ -41,8 +41,9 @@ def test_a_video_is_described_without_a_dataset(video: Path):
 def test_native_code_that_misbehaves_costs_one_row(
     video: Path, monkeypatch: pytest.MonkeyPatch, fault, kind: str, sentence: str
 ):
-    monkeypatch.setattr(importlib.import_module("pipelines.inspect"), "scan", fault)
-    (seen,) = inspect([str(video)], CurateConfig(limits=Limits(timeout_s=1, memory_bytes=1 << 30)))
+    monkeypatch.setattr(importlib.import_module("pipelines.scoring"), "scan", fault)
+    limits = Limits(timeout_s=1 if fault is faults.hang else 60, memory_bytes=1 << 30)
+    (seen,) = inspect([str(video)], CurateConfig(limits=limits))
     assert seen.error_kind == kind
     assert sentence in (seen.error or "")
     assert (seen.source["status"], seen.clips) == ("rejected", [])

@@ -6,6 +6,7 @@ pictures around it, which turns down flashes, insets and camera motion, and give
 the blank pictures in their middle.
 """
 
+import bisect
 from array import array
 from collections import deque
 from dataclasses import dataclass
@@ -90,6 +91,10 @@ _LOOK_AHEAD_S = 3.5
 _SAMPLES_PER_S = 12.0
 _LEAST_SAMPLES = 6
 _FLASH_FRAMES = 2
+_KEPT_BEFORE = 4
+"""Frames before a proposed cut that are kept until it is decided, however long ago they were."""
+_HELD_S = 1.0
+"""A picture that stands for so long is a slide, not a flash."""
 _REPEATED = 0.5
 """Two pictures closer than this many levels are one picture shown twice (24 fps in a 60 fps file, a still slide)."""
 _REPEATED_S = 0.2
@@ -162,7 +167,7 @@ class CutDetector:
         self._pts = array("q")
         self._window: deque[Sample] = deque()
         self._shown: Sample | None = None
-        self._proposed: deque[int] = deque()
+        self._proposed: list[int] = []
         self._search_due_s: float | None = None
         self._cuts: set[int] = set()
         self._fades: list[_Span] = []
@@ -179,7 +184,8 @@ class CutDetector:
         sample = measure(index, time_s, luma_HW, self._size)
         finished_runs = self._blanks.push(sample, self._window)
         self._window.append(sample)
-        while self._window[0].time_s < time_s - _WINDOW_S:
+        needed = min([index - 6, *(place - _KEPT_BEFORE for place in self._proposed[:1])])
+        while self._window[0].index < needed and self._window[0].time_s < time_s - _WINDOW_S:
             self._window.popleft()
         self._propose(sample)
         self._check_cuts(time_s - self._config.flash_s)
@@ -224,13 +230,22 @@ class CutDetector:
         ):
             self._show(sample)
             self._shown = sample
+        last = self._window[-2] if len(self._window) > 1 else sample
+        held = sample.time_s - last.time_s >= _HELD_S
+        if held and distance(last.picture, sample.picture) >= self._config.hard_content:
+            self._add_proposal(sample.index)  # among slides each change is like the others, and none stands out
         slow_change = [slow.proposes(sample) for slow in self._slow]
         if any(slow_change) and self._search_due_s is None:
             self._search_due_s = sample.time_s + _LOOK_AHEAD_S
 
     def _show(self, sample: Sample) -> None:
         cuts = self._every_frame.process_frame(_timecode(sample), sample.picture)
-        self._proposed.extend(cut.frame_num for cut in cuts)
+        for cut in cuts:
+            self._add_proposal(cut.frame_num)
+
+    def _add_proposal(self, index: int) -> None:
+        if index not in self._proposed:
+            bisect.insort(self._proposed, index)
 
     def _check_cuts(self, until_s: float) -> None:
         """Decide on the proposed hard cuts up to this time."""
@@ -241,7 +256,7 @@ class CutDetector:
                 return
             if place > 0 and self._is_cut(place):
                 self._cuts.add(self._proposed[0])
-            self._proposed.popleft()
+            del self._proposed[0]
 
     def _is_cut(self, place: int) -> bool:
         window, flash_s = list(self._window), self._config.flash_s
@@ -249,9 +264,11 @@ class CutDetector:
         before = [s.picture for s in window[:place] if s.time_s >= time_s - flash_s]
         after = [s.picture for s in window[place:] if s.time_s <= time_s + flash_s]
         if len(before) <= _FLASH_FRAMES:  # at few frames per second a flash of one frame lasts longer
-            before = [s.picture for s in window[max(0, place - _FLASH_FRAMES - 1) : place]]
+            near = [s for s in window[max(0, place - _FLASH_FRAMES - 1) : place] if s.time_s > time_s - _HELD_S]
+            before = [s.picture for s in near or window[place - 1 : place]]
         if len(after) <= _FLASH_FRAMES:
-            after = [s.picture for s in window[place : place + _FLASH_FRAMES + 1]]
+            near = window[place : place + _FLASH_FRAMES + 1]
+            after = [s.picture for s in near if s.time_s < time_s + _HELD_S]
         old, new = before[-1], after[0]
         return self._is_new_shot(old, new) and not comes_back(before, after, distance(old, new))
 

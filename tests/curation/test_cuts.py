@@ -435,3 +435,27 @@ def test_real_footage_as_labelled(real_videos: Path, name: str) -> None:
             assert start <= transition.start_frame <= end
         else:
             assert start - 2 <= (transition.start_frame + transition.end_frame) / 2 <= end + 2
+
+
+def _detect_at(pictures: list[NDArray[np.uint8]], times_s: list[float]) -> list[int]:
+    detector = CutDetector()
+    for index, (picture, time_s) in enumerate(zip(pictures, times_s, strict=True)):
+        detector.push(index, round(time_s * 1000), time_s, luma(picture))
+    return [t.start_frame for t in detector.finish() if t.kind == "hard"]
+
+
+def test_cuts_after_pictures_that_stand_for_long_are_found() -> None:
+    """A screen recording: a second of movement, then one picture for nine seconds, then something else."""
+    pictures, times_s = [], []
+    for i in range(4):
+        pictures += shot(i, 30, speed_px=1.0)
+        times_s += [10 * i + j / 30 for j in range(30)]
+    assert _detect_at(pictures, times_s) == [30, 60, 90]
+
+
+@pytest.mark.parametrize("seconds", [1.5, 10.0])
+def test_every_slide_of_a_slow_slide_show_is_a_cut(seconds: float) -> None:
+    slides = [shot(i % 5, 1, speed_px=0.0)[0] for i in range(8)]
+    assert _detect_at(slides, [seconds * i for i in range(8)]) == list(range(1, 8))
+    back_and_forth = [slides[i % 2] for i in range(8)]
+    assert _detect_at(back_and_forth, [seconds * i for i in range(8)]) == list(range(1, 8))

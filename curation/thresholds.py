@@ -13,11 +13,12 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from curation.columns import bounds_of
 from curation.condition import read_condition
 from curation.config import unknown_name
 from curation.errors import UserError
 from curation.rules import Rule, Rules, share
-from curation.tables import joined_columns, joined_query, quoted
+from curation.tables import CLIPS, joined_columns, joined_query, quoted
 
 COMING_SCORES: Mapping[str, str] = {
     "similarity": "CLIP similarity of frames and caption",
@@ -78,7 +79,7 @@ def tests_of(
     """The tests of all rules that can run, in order, and for each of the others the reason why not.
 
     There are others only with `allow_missing`. Raises UserError for a column that is not there or holds no
-    numbers, and for a `where` that is not one boolean condition.
+    numbers, for a threshold beyond what its column can hold, and for a `where` that is not one boolean condition.
     """
     known = joined_columns(connection)
     numeric = [name for name, (_, _, kind) in known.items() if _is_number(kind)]
@@ -87,6 +88,7 @@ def tests_of(
     for name in rules.rules:
         if name in known:
             scored[name] = _Score.of(name, known[name][2])
+            _assure_possible(name, rules.rules[name])
         elif allow_missing:
             skipped[name] = f"there is no column {name!r}"
         else:
@@ -105,6 +107,14 @@ def tests_of(
     values = _scores(connection, [s for name, s in scored.items() if rules.rules[name].ranks()])
     tests = [_test(s, rules.rules[name], values.pop(name, _NO_SCORES)) for name, s in scored.items()]
     return [*tests, *([where] if where else [])], skipped
+
+
+def _assure_possible(name: str, rule: Rule) -> None:
+    """Refuse a threshold that means something else than was meant: 7 for 7 % of a share."""
+    bounds = bounds_of(CLIPS.field(name)) if name in CLIPS.names else None
+    for which, value in (("min", rule.min), ("max", rule.max)):
+        if bounds and value is not None and not bounds[0] <= value <= bounds[1]:
+            raise UserError(f"{name} lies between {bounds[0]:g} and {bounds[1]:g}, came {which} {value:g}")
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class TextArea:
             "share of the frame covered by text boxes, the largest of three frames; 0 is no text",
             unit="share, 0 to 1",
             better="lower",
+            bounds=(0, 1),
         ),
         column(
             "text_area_frames",

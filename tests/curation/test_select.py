@@ -316,7 +316,7 @@ bounds = st.fixed_dictionaries(
     },
 )
 rule_sets = st.fixed_dictionaries(
-    {"motion": bounds}, optional={"text_area": bounds, "fps": bounds, "where": st.just("motion + fps < 9")}
+    {"motion": bounds}, optional={"cut_start_s": bounds, "fps": bounds, "where": st.just("motion + fps < 9")}
 )
 
 
@@ -325,7 +325,7 @@ rule_sets = st.fixed_dictionaries(
 def test_funnel_reconciles_in_any_order_of_rules(
     tmp_path_factory: pytest.TempPathFactory, clips: list[tuple], asked: dict[str, Any], random: Any
 ) -> None:
-    columns = ("motion", "text_area", "fps")
+    columns = ("motion", "cut_start_s", "fps")
     rows = [dict(zip(columns, clip, strict=True)) for clip in clips]
     dataset = make(str(tmp_path_factory.mktemp("selection") / "d"), rows)
     where = asked.pop("where", None)
@@ -364,3 +364,9 @@ def check_reconciled(selection: Selection) -> None:
         seconds = step.seconds_left
     assert (left, seconds) == (selection.clips, selection.seconds)
     assert selection.seconds == 4.0 * selection.clips
+
+
+def test_a_threshold_beyond_what_a_column_can_hold_is_refused(ten: Dataset) -> None:
+    with pytest.raises(UserError, match="text_area lies between 0 and 1, came max 7"):
+        select(ten, rules(text_area={"max": 7}))
+    assert select(ten, rules(text_area={"max": 0.07})).total_clips == 10

@@ -222,7 +222,8 @@ def test_a_folder_of_something_else_is_refused_with_the_difference(tmp_path: Pat
 def test_limits_are_no_part_of_what_shards_are(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
     plans, *_ = write_all(tmp_path, clips)
     config = ShardConfig(clips_per_shard=4, limits={"timeout_s": 5})  # type: ignore[arg-type]
-    start_shards(str(tmp_path), plans, selection="s", config=config)
+    start_shards(str(tmp_path), plans, selection="s", config=config)  # raises if it took them for other shards
+    assert all(check_shard(plan, str(tmp_path)).problem is None for plan in plans)
 
 
 def test_a_vanished_source_costs_its_clips_only(tmp_path: Path, clips: list[dict[str, Any]]) -> None:

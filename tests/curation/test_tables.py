@@ -192,6 +192,7 @@ def test_a_folder_with_other_files_is_no_dataset(tmp_path: Path) -> None:
 def test_a_run_killed_at_the_very_start_can_be_run_again(tmp_path: Path) -> None:
     (tmp_path / ".dataset.json.0123456789ab.tmp").write_bytes(b"{")
     Dataset(str(tmp_path)).create_or_open({}).open()
+    assert Dataset(str(tmp_path)).statuses() == {}
 
 
 def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:

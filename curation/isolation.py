@@ -108,13 +108,11 @@ class _Child:
     def ask(self, call: tuple[Any, ...], timeout_s: float) -> _Outcome | None:
         """The outcome of the call; None when time is up, which runs from when all imports are done."""
         started = False
-        try:
+        with suppress(EOFError, ConnectionError):  # the pipe ends with the child: its exit code says why
             self._pipe.send(call)
             started = self._pipe.poll(_START_S) and self._pipe.recv()
             if started:
                 return self._pipe.recv() if self._pipe.poll(timeout_s) else None
-        except (EOFError, ConnectionError):
-            pass
         raise _ChildDied(self.kill(), started=started)
 
     def kill(self) -> int:

@@ -83,7 +83,8 @@ def curate(
     todo = [source for source in sources if source.source_id not in before or source.source_id in again]
     if todo:
         with connected(address), Reporter("curate", len(todo), unit="sources", quiet=quiet) as report:
-            dataset.forget_rejected(again)
+            if again:
+                dataset.forget_rejected(again)
             clips = 0
             for committed in _stream(todo, dataset, config, run):
                 if committed["error"]:

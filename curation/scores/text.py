@@ -54,6 +54,8 @@ class TextArea:
         ),
         column("text_area_error", pa.string(), "why text_area is null"),
     )
+    needs_embeddings = False
+    embedding_width: int | None = None
 
     def __init__(self, config: TextConfig | None = None) -> None:
         self._config = config or TextConfig()

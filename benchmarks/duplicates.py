@@ -147,13 +147,9 @@ def _write(dataset: Dataset, part: str, ids: list[str], rows_ND: NDArray[np.floa
         "duration_s": rng.uniform(1, 20, len(ids)),
         "embedding": pa.ListArray.from_arrays(pa.array(np.arange(len(ids) + 1) * _WIDTH, pa.int32()), flat),
     }
-    table = pa.table({field.name: columns.get(field.name, pa.nulls(len(ids), field.type)) for field in CLIPS})
-    dataset.write_part("clips", part, table)
-    dataset.write_part(
-        "sources",
-        part,
-        pa.table({f.name: columns[f.name] if f.name == "source_id" else pa.nulls(len(ids), f.type) for f in SOURCES}),
-    )
+    for name, schema in (("clips", CLIPS), ("sources", SOURCES)):
+        filled = {field.name: columns.get(field.name, pa.nulls(len(ids), field.type)) for field in schema}
+        dataset.write_part(name, part, pa.table(filled))
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -49,6 +49,10 @@ _PLACEHOLDERS = {
 }
 
 
+NOTHING_TO_MERGE = "nothing to merge"
+"""How the error of a merged caption begins where nothing failed: trying again would change nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Caption:
     """One caption of a clip. A caption that failed has no text, and says why."""

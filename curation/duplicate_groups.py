@@ -27,6 +27,8 @@ CLIP_COLUMNS = ("clip_id", "source_id", "width", "height", "aesthetic", "duratio
 _SLACK = 0.002
 """Inner products of fp16 vectors of length 1 are this near to their cosines, and more."""
 _EXACT_AT_ONCE = 4096
+_CELLS_PER_ROOT = 4
+"""Cells of the approximate index, for the square root of the clips."""
 _TRAINING_PER_CELL = 40
 
 
@@ -41,9 +43,9 @@ class DuplicatesConfig(Config):
     """A duplicate is at most this many times longer or shorter; None: its length does not matter."""
     order: tuple[Literal["resolution", "aesthetic", "duration"], ...] = ("resolution", "aesthetic", "duration")
     """What makes a clip better, the first first: more pixels, a higher score, more seconds. Ties go by clip_id."""
-    exact_up_to: int = Field(100_000, ge=0)
+    exact_up_to: int = Field(200_000, ge=0)
     """With more clips than this the search is approximate."""
-    probes: int = Field(16, ge=1)
+    probes: int = Field(8, ge=1)
     """Cells of the approximate index that are searched for each clip."""
     block_clips: int = Field(1024, ge=1)
     """Clips that are searched for at once."""
@@ -241,7 +243,7 @@ def _index(clips: RankedClips, searched: NDArray[np.int64], approximate: bool, c
     width = clips.embeddings_ND.shape[1]
     if not approximate:
         return faiss.IndexFlatIP(width)
-    cells = max(1, min(round(2 * math.sqrt(len(searched))), len(searched) // _TRAINING_PER_CELL))
+    cells = max(1, min(round(_CELLS_PER_ROOT * math.sqrt(len(searched))), len(searched) // _TRAINING_PER_CELL))
     index = faiss.IndexIVFScalarQuantizer(
         faiss.IndexFlatIP(width), width, cells, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
     )

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation import storage
+from curation.captions import NOTHING_TO_MERGE
 from curation.errors import UserError
 from curation.schemas import CLIPS, PREVIEWS, SCHEMAS, SOURCES
 
@@ -169,7 +170,8 @@ class Dataset:
         for part in self.parts("clips"):
             with self.fs.open(self.file("clips", f"{part}.parquet"), "rb") as file:
                 captions = pq.read_table(file, columns=["captions"])["captions"].to_pylist()
-            if any(c["source"] in origins and c["text"] is None for listed in captions for c in listed or ()):
+            tried = [c for listed in captions for c in listed or () if c["source"] in origins and c["text"] is None]
+            if any(not c["error"].startswith(NOTHING_TO_MERGE) for c in tried):
                 storage.remove(self.fs, self.file("sources", f"{part}.parquet"))
                 taken_back += 1
         if taken_back:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from curation import storage
+from curation.captions import NOTHING_TO_MERGE
 from curation.select import Selection, load_selection, selection_names
 from curation.tables import Dataset
 
@@ -60,6 +61,7 @@ def status(dataset: Dataset) -> Status:
         errors = [row[0] for row in connection.execute("DESCRIBE clips").fetchall() if row[0].endswith("_error")]
         failed = counts(
             "SELECT c.source, count(*) FROM (SELECT unnest(captions) AS c FROM clips) WHERE c.text IS NULL "
+            f"AND NOT starts_with(c.error, '{NOTHING_TO_MERGE}') "
             "GROUP BY 1 ORDER BY 1"
         )
         missing = ", ".join(f"count({error})" for error in errors)

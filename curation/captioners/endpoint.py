@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import cv2
 from pydantic import Field, JsonValue, field_validator
 
-from curation.captions import Caption
+from curation.captions import NOTHING_TO_MERGE, Caption
 from curation.config import Config
 from curation.errors import UserError
 from curation.pictures import Image
@@ -166,7 +166,7 @@ class MergedCaptioner(_EndpointCaptioner):
         if len(texts) < 2:
             came = f"one ({', '.join(texts.values())})" if texts else "none"
             failed = [f"{c.source} failed: {c.error}" for c in clip.captions if c.error and c.source != self.name]
-            raise NoCaption("; ".join((f"merging needs two different captions, came {came}", *failed)))
+            raise NoCaption("; ".join((f"{NOTHING_TO_MERGE}: it needs two different captions, came {came}", *failed)))
         two = "\n".join(json.dumps(text, ensure_ascii=False) for text in list(texts)[:2])
         return [{"type": "text", "text": f"{self._config.prompt}\n\n{two}"}]
 

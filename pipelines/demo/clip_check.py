@@ -228,7 +228,7 @@ def report(folder: Path = FOLDER, *, videos: int = 36, short_side_px: int = 180)
             f"  copies, {name}: cosine {own.mean():.3f}, 1 % below {np.quantile(own, 0.01):.3f}, least {own.min():.3f}"
         )
     copies = np.stack([clip_embeddings(altered[name]) for name in COPIES])
-    for threshold in np.arange(0.5, 0.96, 0.05):
+    for threshold in np.arange(0.76, 0.95, 0.02):
         figures = duplicates(clip_embeddings(originals), copies, float(threshold))
         print(
             f"  threshold {threshold:.2f}: {figures.copies_found:.1%} of copies found, "

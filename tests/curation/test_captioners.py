@@ -118,8 +118,10 @@ def test_merged_takes_another_caption_where_one_is_missing_and_none_alone():
     assert server.requests[0]["messages"][0]["content"][0]["text"].endswith('"a man"\n"holiday"')
     assert len(server.requests) == 1
     assert [c.text for c in rest] == [None, None, None, None]
-    assert rest[0].error == "merging needs two different captions, came one (coca); video failed: HTTP 500: no"
-    assert rest[1].error == "merging needs two different captions, came none"
+    assert rest[0].error == (
+        "nothing to merge: it needs two different captions, came one (coca); video failed: HTTP 500: no"
+    )
+    assert rest[1].error == "nothing to merge: it needs two different captions, came none"
 
 
 def test_captions_keep_the_order_of_the_clips_and_requests_stay_within_the_bound():

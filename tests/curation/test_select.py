@@ -186,7 +186,7 @@ def test_missing_columns_can_be_allowed_and_are_said(ten: Dataset) -> None:
 
 def test_the_paper_preset(ten: Dataset) -> None:
     preset = load_preset("svd-paper", PRESETS)
-    assert list(preset.rules) == ["motion", "aesthetic", "similarity", "text_area", "duplicate_rank", "duration_s"]
+    assert list(preset.rules) == ["duplicate_rank", "motion", "aesthetic", "similarity", "text_area", "duration_s"]
     with pytest.raises(UserError, match="aesthetic"):
         select(ten, preset)
     assert select(ten, preset, allow_missing=True).clips == 2  # motion >= 2.25, text_area <= 0.045

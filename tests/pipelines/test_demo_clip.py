@@ -29,7 +29,7 @@ from pipelines.demo.timeline import Cut, VideoSpec
 
 VIDEOS = 18
 TESTED_COPIES = ("low bitrate", "half the size", "cropped by 5 %", "with a logo")
-THRESHOLD = 0.8
+THRESHOLD = 0.88
 
 
 def quick(spec: VideoSpec) -> VideoSpec:
@@ -107,5 +107,5 @@ def test_copies_are_nearer_than_other_scenes(embedded: dict[str, Floats]) -> Non
     copies = np.stack([clip_embeddings(embedded[name]) for name in TESTED_COPIES])
     figures = duplicates(clip_embeddings(embedded[""]), copies, THRESHOLD)
     assert figures.copies_found >= 0.95
-    assert figures.pairs_apart >= 0.995
-    assert figures.clips_apart >= 0.97
+    assert figures.pairs_apart >= 0.998
+    assert figures.clips_apart >= 0.95

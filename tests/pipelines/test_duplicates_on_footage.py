@@ -21,7 +21,7 @@ from pipelines.demo.corpus import corpus_specs
 from pipelines.demo.footage import render
 from pipelines.demo.model import demo_config
 
-SEED, VIDEOS = HELD_BACK_SEED + 500_000, 8
+SEED, VIDEOS = HELD_BACK_SEED + 500_000, 6
 """Of another corpus than those from which the demo's threshold was chosen, and of none that its model has seen."""
 
 Scene = tuple[int, int]
@@ -94,7 +94,7 @@ def test_copies_are_found(clips: list[Seen], keeper_of: dict[str, str]) -> None:
         for copy in (clip for name, some in scene.items() if name for clip in some if groups):
             pairs += 1
             found += keeper_of[copy.row["clip_id"]] in groups
-    assert pairs >= 80
+    assert pairs >= 70
     assert found >= 0.95 * pairs
 
 
@@ -106,7 +106,7 @@ def test_different_scenes_stay_apart(clips: list[Seen], keeper_of: dict[str, str
 
 def test_a_smaller_copy_is_never_kept_instead_of_its_original(clips: list[Seen], keeper_of: dict[str, str]) -> None:
     small = {clip.row["clip_id"]: clip.scene for clip in clips if clip.copy == "half the size"}
-    assert len(small) >= 15
+    assert len(small) >= 12
     for clip in clips:
         if clip.copy == "":
             assert small.get(keeper_of[clip.row["clip_id"]]) != clip.scene

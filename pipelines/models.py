@@ -10,6 +10,7 @@ import numpy as np
 
 from curation.errors import UserError
 from curation.scan import Scan
+from curation.scores import Captioner
 from pipelines.config import CaptionersConfig, CurateConfig
 from pipelines.scoring import Models, caption_clips, load_captioners, load_models, score_clips
 
@@ -17,6 +18,8 @@ _SOURCES_PER_BATCH = 4
 _SOURCES_PER_GPU_BATCH = 16
 _LARGE_BYTES = 256 << 20
 _THREADS = 4
+_LEAST_CPUS_FOR_POOLS = 3
+"""One for the actor that captions, one for the one that scores, one for the scans."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,26 +84,30 @@ def with_models(scans: Any, config: CurateConfig, checked: CheckedModels) -> Any
 
     Small models live in the worker processes that also scan: tasks start in half the time of actor pools, and when a
     node dies another node simply runs them. Large ones would be loaded by every worker of a node, so they live in a
-    pool of actors: one to a GPU, or else one to some CPUs. Captioners have a pool of their own, whose size bounds the
-    requests in flight.
+    pool of actors: one to a GPU, or else one to some CPUs. On a machine so small that an actor, which keeps its CPU,
+    would leave none for the scans, all are tasks. How many caption at a time bounds the requests in flight.
     """
     import ray
 
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    roomy = cpus >= _LEAST_CPUS_FOR_POOLS
     captioners = [name for name, settings in config.captioners if settings is not None]
-    if captioners:
-        on_gpu = bool(gpus) and "coca" in captioners
-        size = gpus if on_gpu else 1
-        placed = _pool(size, gpu=0.5 if on_gpu else 0, cpus=1)
+    share = 0.5 if "coca" in captioners and checked.clip else 1.0
+    # Unequal num_cpus keep the stages apart: Ray Data would run equal ones as one, a whole batch in one task.
+    if "coca" in captioners and roomy:
+        size = max(1, gpus)
+        placed = _pool(size, gpu=share if gpus else 0, cpus=1)
         scans = scans.map_batches(_Captioning, fn_constructor_args=(config.sharing(size),), **placed)
-    if gpus and checked.clip:
-        placed = _pool(gpus, gpu=0.5 if "coca" in captioners else 1, cpus=1)
-    elif checked.clip_bytes > _LARGE_BYTES:
-        threads = min(_THREADS, max(1, cpus - 1))
-        placed = _pool(max(1, (cpus - 1) // threads), gpu=0, cpus=threads)
+    elif captioners:
+        alone = {"batch_size": _SOURCES_PER_BATCH, "num_cpus": 0.8, "concurrency": 1}
+        scans = scans.map_batches(partial(caption_sources, config=config), **alone)
+    if gpus and checked.clip and roomy:
+        placed = _pool(gpus, gpu=share, cpus=1)
+    elif checked.clip_bytes > _LARGE_BYTES and roomy:
+        threads = min(_THREADS, cpus - 2)
+        placed = _pool(max(1, (cpus - 2) // threads), gpu=0, cpus=threads)
     else:
-        # Unequal num_cpus keep the stages apart: Ray Data would run equal ones as one, a whole batch in one task.
         return scans.map_batches(partial(score_sources, config=config), batch_size=_SOURCES_PER_BATCH, num_cpus=0.9)
     return scans.map_batches(_Scoring, fn_constructor_args=(config,), **placed)
 
@@ -131,16 +138,30 @@ class _Scoring:
         return _scored(batch, self._models)
 
 
+def caption_sources(batch: dict[str, Any], config: CurateConfig) -> dict[str, Any]:
+    """Captions for the clips of several sources at once, by captioners that the worker process keeps."""
+    return _captioned(batch, _kept_captioners(config.captioners.model_dump_json()))
+
+
 class _Captioning:
-    """Captions for the clips of several sources at once."""
+    """The same as an actor."""
 
     def __init__(self, config: CurateConfig) -> None:
         self._captioners = load_captioners(config, _device())
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        scans: list[Scan] = [pickle.loads(scan) for scan in batch["scan"]]
-        caption_clips(self._captioners, scans)
-        return {"scan": [pickle.dumps(scan) for scan in scans]}
+        return _captioned(batch, self._captioners)
+
+
+@lru_cache(maxsize=1)
+def _kept_captioners(settings: str) -> list[Captioner]:
+    return load_captioners(CurateConfig(captioners=CaptionersConfig.model_validate_json(settings)))
+
+
+def _captioned(batch: dict[str, Any], captioners: list[Captioner]) -> dict[str, Any]:
+    scans: list[Scan] = [pickle.loads(scan) for scan in batch["scan"]]
+    caption_clips(captioners, scans)
+    return {"scan": [pickle.dumps(scan) for scan in scans]}
 
 
 @lru_cache(maxsize=1)

@@ -57,6 +57,8 @@ def test_scores_captions_and_embeddings_are_in_the_table(scored: str):
 
 def test_a_pool_of_actors_gives_the_same(scored: str, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("pipelines.models._LARGE_BYTES", 0)
+    monkeypatch.setattr("pipelines.models._LEAST_CPUS_FOR_POOLS", 0)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 3})  # two are there: one for the actor
     curate([str(videos)], str(tmp_path / "pool"), config=demo_config(), quiet=True)
     for one, other in zip(clips(scored), clips(tmp_path / "pool"), strict=True):
         assert one["similarity"] == pytest.approx(other["similarity"], abs=1e-5)

@@ -207,6 +207,7 @@ def _assure_reachable(repository: str, file: str = "") -> None:
 def _not_to_be_had(name: str, origin: str, error: Exception) -> UserError:
     from huggingface_hub.constants import HF_HUB_CACHE
 
+    single = f"{name.partition(' ')[0]}-quickgelu" if "openai" in origin else name.partition(" ")[0]
     repository = origin.rpartition("/")[0] if origin.count("/") > 1 else origin
     wanted = f"{' or '.join(WEIGHT_FILES)} of huggingface.co/{repository}"
     by_hand = f"`hf download {repository} --local-dir FOLDER`"
@@ -217,7 +218,8 @@ def _not_to_be_had(name: str, origin: str, error: Exception) -> UserError:
         f"  wanted: {wanted}\n"
         f"  looked in: {HF_HUB_CACHE} and the network\n"
         f"  without network: where there is one, {by_hand}; copy FOLDER to the same place on every node, and give "
-        "`clip: {model: FOLDER}` in the --config file (or a single file: `clip: {model: NAME, pretrained: FILE}`)\n"
+        "`clip: {model: FOLDER}` in the --config file (or a single file: "
+        f"`clip: {{model: {single}, pretrained: FILE}}`); an aesthetic head is fetched as well, see docs/cluster.md\n"
         "  or leave out the scores that need it: --without similarity,aesthetic"
     )
 

@@ -10,7 +10,7 @@ import pickle
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
@@ -29,7 +29,7 @@ from curation.tables import CLIPS, PREVIEWS, SOURCES, Dataset, part_name
 from pipelines.cluster import connected
 from pipelines.config import CurateConfig
 from pipelines.models import CheckedModels, check_models, with_models
-from pipelines.progress import Reporter
+from pipelines.progress import Reporter, note
 from pipelines.scoring import scan_safely
 from pipelines.status import Status, status
 
@@ -87,13 +87,13 @@ def curate(
         with connected(address):
             checked = check_models(config)  # before a dataset is made: it is a wish to be corrected, not a failed run
             dataset.create_or_open(config.described())
-            _keep_models(dataset, checked)
+            _keep_models(dataset, checked, config)
             run = _take_over(dataset)
             if again:
                 dataset.forget_rejected(again)
+            for notice in checked.notices:
+                note(notice)
             with Reporter("curate", len(todo), unit="sources", quiet=quiet) as report:
-                for notice in checked.notices:
-                    report.note(notice)
                 clips = 0
                 for committed in _stream(todo, dataset, config, run, checked):
                     if committed["error"]:
@@ -187,9 +187,10 @@ def _statuses(dataset: Dataset, config: CurateConfig, *, retry_captions: bool) -
     return dataset.statuses()
 
 
-def _keep_models(dataset: Dataset, checked: CheckedModels) -> None:
+def _keep_models(dataset: Dataset, checked: CheckedModels, config: CurateConfig) -> None:
     """Note which weights score this dataset, or check that they are those of the runs before."""
-    path, wanted = dataset.file(_MODELS_FILE), checked.described()
+    path, wanted = dataset.file(_MODELS_FILE), asdict(checked)
+    wanted["duplicates"] = config.duplicates and config.duplicates.model_dump(mode="json")
     try:
         found = json.loads(storage.read_bytes(dataset.fs, path))
     except FileNotFoundError:

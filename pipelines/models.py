@@ -18,6 +18,8 @@ _SOURCES_PER_BATCH = 4
 _SOURCES_PER_GPU_BATCH = 16
 _LARGE_BYTES = 256 << 20
 _THREADS = 4
+_NEARLY_ONE = 0.9
+"""Not the scans' number of CPUs: see `with_models`."""
 _LEAST_CPUS_FOR_POOLS = 3
 """One for the actor that captions, one for the one that scores, one for the scans."""
 
@@ -30,10 +32,6 @@ class CheckedModels:
     clip_digest: str | None
     clip_bytes: int
     notices: tuple[str, ...]
-
-    def described(self) -> dict[str, Any]:
-        """For models.json in the dataset."""
-        return {"clip": self.clip, "clip_digest": self.clip_digest, "notices": list(self.notices)}
 
 
 def check_models(config: CurateConfig) -> CheckedModels:
@@ -98,7 +96,9 @@ def with_models(scans: Any, config: CurateConfig, checked: CheckedModels) -> Any
     if "coca" in captioners and roomy:
         size = max(1, gpus)
         placed = _pool(size, gpu=share if gpus else 0, cpus=1)
-        scans = scans.map_batches(_Captioning, fn_constructor_args=(config.sharing(size),), **placed)
+        scans = scans.map_batches(
+            _Captioning, fn_constructor_args=(config.sharing(size),), **(placed | {"num_cpus": 0.8})
+        )
     elif captioners:
         alone = {"batch_size": _SOURCES_PER_BATCH, "num_cpus": 0.8, "concurrency": 1}
         scans = scans.map_batches(partial(caption_sources, config=config), **alone)
@@ -119,7 +119,7 @@ def _pool(size: int, *, gpu: float, cpus: int) -> dict[str, Any]:
         "compute": ActorPoolStrategy(min_size=1, max_size=size),
         "batch_size": _SOURCES_PER_GPU_BATCH if gpu else _SOURCES_PER_BATCH,
         "num_gpus": gpu or None,
-        "num_cpus": cpus,
+        "num_cpus": cpus if cpus > 1 else _NEARLY_ONE,
     }
 
 

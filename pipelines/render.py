@@ -190,7 +190,9 @@ def _shard_line(run: ShardRun) -> str:
 def _duplicate_rows(found: DuplicatesResult | None) -> list[tuple[str, Any, str]]:
     if not found:
         return []
-    return [("  duplicates", found.duplicates, f"of {found.groups:,} clips; rule `duplicate_rank: {{max: 0}}`")]
+    return [
+        ("  duplicates", found.duplicates, f"copies of {found.groups:,} other clips; rule `duplicate_rank: {{max: 0}}`")
+    ]
 
 
 def _caption_rows(found: Status) -> list[tuple[str, Any, str]]:

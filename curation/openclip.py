@@ -8,10 +8,12 @@ import hashlib
 import json
 import os
 import pickle
+import pickletools
 import socket
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
             return dict(load_file(path))
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
+        if not _wants_to_run_code(path, error):
+            raise UserError(f"{path} is no readable weight file: {_short(error)}") from error
         raise UserError(
             f"{path} is refused: it is a pickle that wants to run code when it is opened. Save its tensors alone, as "
             "safetensors, on a machine where you trust it."
@@ -150,9 +154,20 @@ def read_tensors(path: Path) -> dict[str, Any]:
         hint = " (a TorchScript archive has to be saved as safetensors first)" if "TorchScript" in str(error) else ""
         raise UserError(f"{path} is no readable weight file: {_short(error)}{hint}") from error
     found = found.get("state_dict", found) if isinstance(found, dict) else None
-    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(t, torch.Tensor) and isinstance(k, str) for k, t in found.items()
+    ):
         raise UserError(f"{path} holds no named tensors")
     return {key.removeprefix("module."): tensor for key, tensor in found.items()}
+
+
+def _wants_to_run_code(path: Path, error: Exception) -> bool:
+    """Whether it names functions to be called; other content is just not readable, such as half a download."""
+    if "Unsupported global" in str(error):
+        return True
+    with path.open("rb") as file, suppress(ValueError, IndexError, UnicodeDecodeError):
+        return any(code.name in ("GLOBAL", "STACK_GLOBAL", "INST") for code, _, _ in pickletools.genops(file))
+    return False
 
 
 def _from_folder(folder: Path, name: str | None = None) -> Weights:

@@ -29,8 +29,9 @@ class CheckedModels:
     """What the models of a run are, the same on every node."""
 
     clip: str | None
-    clip_digest: str | None
     clip_bytes: int
+    digests: dict[str, str]
+    """Model -> digest of its weights."""
     notices: tuple[str, ...]
 
 
@@ -46,7 +47,10 @@ def check_models(config: CurateConfig) -> CheckedModels:
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     check = ray.remote(num_cpus=0, max_retries=0)(_check)
     there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-    answers = ray.get([check.options(scheduling_strategy=place).remote(config) for place in there])
+    try:
+        answers = ray.get([check.options(scheduling_strategy=place).remote(config) for place in there])
+    except ray.exceptions.RayError as error:
+        raise UserError(f"the models could not be loaded on every node: {error}") from error
     found: dict[str, CheckedModels] = {}
     for node, answer in zip(nodes, answers, strict=True):
         name = node["NodeManagerAddress"]
@@ -54,25 +58,24 @@ def check_models(config: CurateConfig) -> CheckedModels:
             raise UserError(f"on node {name}: {answer}" if len(nodes) > 1 else answer)
         found[name] = answer
     first = next(iter(found.values()))
-    if any(models.clip_digest != first.clip_digest for models in found.values()):
-        each = "; ".join(f"{name} {models.clip_digest}" for name, models in found.items())
-        raise UserError(f"the weights of CLIP model {first.clip} are not the same on all nodes: {each}")
+    if any(models.digests != first.digests for models in found.values()):
+        each = "; ".join(f"{name} {models.digests}" for name, models in found.items())
+        raise UserError(f"the weights of the models are not the same on all nodes: {each}")
     return first
 
 
 def _check(config: CurateConfig) -> CheckedModels | str:
     try:
-        models = load_models(config)
-        load_captioners(config)
+        models, captioners = load_models(config), load_captioners(config)
     except UserError as error:
         return str(error)
-    if models.clip is None:
-        return CheckedModels(clip=None, clip_digest=None, clip_bytes=0, notices=())
-    weights = models.clip.weights
+    weights = models.clip.weights if models.clip else None
+    digests = {scorer.name: scorer.weights_digest for scorer in models.scorers if scorer.weights_digest}
+    digests |= {captioner.name: captioner.weights_digest for captioner in captioners if captioner.weights_digest}
     return CheckedModels(
-        clip=weights.name,
-        clip_digest=weights.digest(),
-        clip_bytes=weights.path.stat().st_size,
+        clip=weights.name if weights else None,
+        clip_bytes=weights.path.stat().st_size if weights else 0,
+        digests=digests | ({"clip": weights.digest()} if weights else {}),
         notices=tuple(models.notices),
     )
 
@@ -105,11 +108,19 @@ def with_models(scans: Any, config: CurateConfig, checked: CheckedModels) -> Any
     if gpus and checked.clip and roomy:
         placed = _pool(gpus, gpu=share, cpus=1)
     elif checked.clip_bytes > _LARGE_BYTES and roomy:
-        threads = min(_THREADS, cpus - 2)
-        placed = _pool(max(1, (cpus - 2) // threads), gpu=0, cpus=threads)
+        placed = _cpu_pool([int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]])
     else:
         return scans.map_batches(partial(score_sources, config=config), batch_size=_SOURCES_PER_BATCH, num_cpus=0.9)
     return scans.map_batches(_Scoring, fn_constructor_args=(config,), **placed)
+
+
+def _cpu_pool(node_cpus: list[int]) -> dict[str, Any]:
+    """As many actors as fit on the nodes, each on one of them, and two CPUs left for scans and captions."""
+    threads = max(1, min(_THREADS, max(node_cpus) if len(node_cpus) > 1 else node_cpus[0] - 2))
+    fitting = sum(cpus // threads for cpus in node_cpus)
+    while fitting > 1 and fitting * threads > sum(node_cpus) - 2:
+        fitting -= 1
+    return _pool(max(1, fitting), gpu=0, cpus=threads)
 
 
 def _pool(size: int, *, gpu: float, cpus: int) -> dict[str, Any]:

@@ -165,8 +165,14 @@ def _wants_to_run_code(path: Path, error: Exception) -> bool:
     """Whether it names functions to be called; other content is just not readable, such as half a download."""
     if "Unsupported global" in str(error):
         return True
-    with path.open("rb") as file, suppress(ValueError, IndexError, UnicodeDecodeError):
-        return any(code.name in ("GLOBAL", "STACK_GLOBAL", "INST") for code, _, _ in pickletools.genops(file))
+    with suppress(ValueError, IndexError, OSError):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+        else:
+            pickles = [path.read_bytes()]
+        calls = ("GLOBAL", "STACK_GLOBAL", "INST")
+        return any(code.name in calls for content in pickles for code, _, _ in pickletools.genops(content))
     return False
 
 

@@ -72,11 +72,14 @@ class AutoencoderConfig:
         for name in values:
             if name not in known:
                 raise ValueError(f"unknown field {name!r} of AutoencoderConfig{_nearest(name, known)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        arguments: dict[str, Any] = dict(values)
+        if "widths" in arguments:
+            arguments["widths"] = tuple(arguments["widths"])
+        return cls(**arguments)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, fit for JSON."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return asdict(self) | {"widths": list(self.widths)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,9 +154,9 @@ def _names(config: AutoencoderConfig, words: _Words) -> Iterator[tuple[str, str]
     yield from _layer("quant_conv", "quant_conv")
 
     before, attention, after = words.middle
-    for ours, theirs in ((0, before), (2, after)):
-        yield from _block(f"encoder.middle.{ours}", f"encoder.{theirs}", words, skip=False)
-        yield from _video_block(f"decoder.middle.{ours}", f"decoder.{theirs}", words, skip=False)
+    for index, theirs in ((0, before), (2, after)):
+        yield from _block(f"encoder.middle.{index}", f"encoder.{theirs}", words, skip=False)
+        yield from _video_block(f"decoder.middle.{index}", f"decoder.{theirs}", words, skip=False)
     for side in ("encoder", "decoder"):
         for ours, theirs in words.attention.items():
             yield from _layer(f"{side}.middle.1.{ours}", f"{side}.{attention}.{theirs}")

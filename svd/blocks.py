@@ -97,22 +97,22 @@ class Mix(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.constant_(self.factor, 0.5)
 
-    def forward(self, x: Tensor, temporal: Callable[[Tensor, Batch], Tensor], batch: Batch) -> Tensor:
-        """`x` (samples first) mixed with `temporal(x, batch)`.
+    def forward(self, x_BTSC: Tensor, temporal: Callable[[Tensor, Batch], Tensor], batch: Batch) -> Tensor:
+        """`x_BTSC` mixed with `temporal(x_BTSC, batch)`.
 
         Only videos go through `temporal`: an image is returned bit by bit, costs nothing, and can neither take a NaN
         from the temporal layers nor give them a gradient. Where `temporal` is the identity, so is this.
         """
         if batch.videos is None:
-            return self._mix(x, temporal(x, batch))
+            return self._mix(x_BTSC, temporal(x_BTSC, batch))
         if len(batch.videos) == 0:
-            return x
-        video = x[batch.videos]
-        return x.index_copy(0, batch.videos, self._mix(video, temporal(video, batch.only(batch.videos))))
+            return x_BTSC
+        video_BTSC = x_BTSC[batch.videos]
+        mixed_BTSC = self._mix(video_BTSC, temporal(video_BTSC, batch.only(batch.videos)))
+        return x_BTSC.index_copy(0, batch.videos, mixed_BTSC)
 
     def _mix(self, spatial: Tensor, temporal: Tensor) -> Tensor:
-        alpha = self.factor.sigmoid().to(spatial.dtype)
-        return torch.lerp(temporal.to(spatial.dtype), spatial, alpha)
+        return torch.lerp(temporal, spatial, self.factor.sigmoid().to(spatial.dtype))
 
 
 class Residual(nn.Module):
@@ -150,10 +150,13 @@ class SpaceTimeResidual(nn.Module):
         x_FCHW = self.spatial(x_FCHW, batch.embedding_BE)
         if self.temporal is None or self.mix is None:
             return x_FCHW
-        x_BTSC = tokens(x_FCHW).unflatten(0, (-1, batch.frames))
-        temporal = self.temporal
-        x_BCTS = self.mix(x_BTSC.permute(0, 3, 1, 2), lambda x, clips: temporal(x, clips.embedding_BE), batch)
-        return picture(x_BCTS.permute(0, 2, 3, 1).flatten(0, 1), x_FCHW.shape[-2:])
+        x_BTSC = self.mix(tokens(x_FCHW).unflatten(0, (-1, batch.frames)), self._over_time, batch)
+        return picture(x_BTSC.flatten(0, 1), x_FCHW.shape[-2:])
+
+    def _over_time(self, x_BTSC: Tensor, batch: Batch) -> Tensor:
+        assert self.temporal is not None
+        x_BCTS: Tensor = self.temporal(x_BTSC.permute(0, 3, 1, 2), batch.embedding_BE)
+        return x_BCTS.permute(0, 2, 3, 1)
 
 
 def tokens(x_FCHW: Tensor) -> Tensor:
@@ -196,8 +199,11 @@ class Attention(nn.Module):
             project(x_BTSC).flatten(2).unflatten(2, (-1, self.head_width)).transpose(1, 2)
             for project in (self.q, self.k, self.v)
         )
-        parts = zip(*(heads.split(MAX_HEADS, dim=1) for heads in (q, k, v)), strict=True)
-        attended = torch.cat([F.scaled_dot_product_attention(*part) for part in parts], dim=1)
+        if q.shape[1] <= MAX_HEADS:
+            attended = F.scaled_dot_product_attention(q, k, v)
+        else:
+            parts = zip(*(heads.split(MAX_HEADS, dim=1) for heads in (q, k, v)), strict=True)
+            attended = torch.cat([F.scaled_dot_product_attention(*part) for part in parts], dim=1)
         return self.out(attended.transpose(1, 2).reshape(x_BTSC.shape))
 
     def over_context(self, x_BLC: Tensor, context_BNC: Tensor) -> Tensor:
@@ -221,8 +227,11 @@ class FeedForward(nn.Module):
         self.narrow = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.widen(self.norm(x)).chunk(2, dim=-1)
-        return self.narrow(value * F.gelu(gate))
+        # Value and gate as two products: halves of one would be strided, and their gradients copied together again.
+        x = self.norm(x)
+        value_weight, gate_weight = self.widen.weight.chunk(2)
+        value_bias, gate_bias = self.widen.bias.chunk(2)
+        return self.narrow(F.linear(x, value_weight, value_bias) * F.gelu(F.linear(x, gate_weight, gate_bias)))
 
 
 class SpatialLayer(nn.Module):

@@ -32,6 +32,8 @@ def inflate(unet: UNet, config: UNetConfig, *, start: Start = "identity") -> UNe
     The new network has device and dtype of the old. Raises ValueError where `config` is no such extension of
     `unet.config`.
     """
+    if config.ids[: len(unet.config.ids)] != unet.config.ids:
+        raise ValueError(f"ids are added behind the existing ones {unet.config.ids}; {config.ids} came")
     old = unet.state_dict()
     reference = next(unet.parameters())
     with torch.device(reference.device):

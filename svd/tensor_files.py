@@ -47,7 +47,7 @@ def open_tensors(path: str | Path, files: ExitStack) -> dict[str, Stored]:
             file = files.enter_context(safe_open(shard, framework="pt", device="cpu"))
         except SafetensorError as error:
             raise WeightsError(f"{shard} is no safetensors file, or is cut short ({error}); fetch it again") from error
-        for name in file.keys():
+        for name in list(file.keys()):
             if name in stored:
                 raise WeightsError(f"{name} is in two shards of {path}; remove the one that is not of this network")
             part = file.get_slice(name)
@@ -94,14 +94,15 @@ def write_tensors(
 
     The library's writer would want all of them on the CPU, contiguous and converted, at once.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"} | dict(metadata or {})}
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"} | dict(metadata or {})}
     end = 0
     for name, tensor in tensors.items():
         kind = dtype or tensor.dtype
-        if kind not in CODES:
+        code = CODES.get(kind)
+        if code is None:
             raise ValueError(f"{name} is {kind}; weights are written as {', '.join(map(str, CODES))}")
         start, end = end, end + tensor.numel() * kind.itemsize
-        header[name] = {"dtype": CODES[kind], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     _replace(Path(path), _stream([len(text).to_bytes(8, "little"), text], tensors.values(), dtype))
@@ -116,7 +117,7 @@ def write_shards(
     `path` is the name without shards, such as unet/diffusion_pytorch_model.safetensors; if one file is enough, that is
     it, and there is no index. Returns the files written.
     """
-    path = Path(path)
+    base = Path(path)
     shards: list[dict[str, Tensor]] = [{}]
     room, total = shard_bytes, 0
     for name, tensor in tensors.items():
@@ -127,13 +128,13 @@ def write_shards(
         shards[-1][name] = tensor
         room, total = room - size, total + size
     if len(shards) == 1:
-        write_tensors(path, shards[0], dtype=dtype)
-        return [path]
-    files = [path.with_name(f"{path.stem}-{i:05}-of-{len(shards):05}{path.suffix}") for i in range(1, len(shards) + 1)]
+        write_tensors(base, shards[0], dtype=dtype)
+        return [base]
+    files = [base.with_name(f"{base.stem}-{i:05}-of-{len(shards):05}{base.suffix}") for i in range(1, len(shards) + 1)]
     for file, shard in zip(files, shards, strict=True):
         write_tensors(file, shard, dtype=dtype)
     where = {name: file.name for file, shard in zip(files, shards, strict=True) for name in shard}
-    index = path.with_name(f"{path.stem}{INDEX}")
+    index = base.with_name(f"{base.stem}{INDEX}")
     _replace(index, [json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2).encode()])
     return [*files, index]
 

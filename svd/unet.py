@@ -182,10 +182,11 @@ class UNet(nn.Module):
         }
         for name, (tensor, shape) in expected.items():
             if tensor is not None and not _fits(tensor.shape, shape):
-                raise ValueError(f"{name} is {tuple(tensor.shape)}; ({', '.join(map(str, shape))}) was expected")
+                wanted = ", ".join(map(str, shape))
+                raise ValueError(f"{name} is of shape [{', '.join(map(str, tensor.shape))}]; [{wanted}] was expected")
         if (ids is None) == bool(self.config.ids):
-            wanted = ", ".join(self.config.ids) if ids is None else "nothing: this network has no vector conditioning"
-            raise ValueError(f"ids_BK is {'missing' if ids is None else 'given'}; this network takes {wanted}")
+            takes = ", ".join(self.config.ids) or "no ids"
+            raise ValueError(f"ids_BK is {'missing' if ids is None else 'given'}; this network takes {takes}")
 
     def temporal_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Name and tensor of all that a video network has beyond its image network, the mixing factors included."""

@@ -88,7 +88,7 @@ def load_unet(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> UNet:
-    """The UNet of `config` with the weights of a file or folder; see `load`. `layout` None finds it out by the names."""
+    """The UNet of `config` with the weights of a file or folder; see `load`. Without `layout`, the names tell it."""
     with torch.device("meta"):
         unet = UNet(config)
     layout = layout or _layout(path, config)

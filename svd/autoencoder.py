@@ -148,7 +148,7 @@ class Autoencoder(nn.Module):
 
         `chunk_frames` decodes that many frames of a video at a time; peak memory follows it, not the video's length.
         A chunk is decoded as if it were the whole video: the temporal convolutions see zeros beyond its ends and the
-        temporal normalisations its frames alone, as in the released pipeline. So a join between chunks is a place where
+        temporal normalisations its frames alone, as in the released pipelines. So a join between chunks is a place where
         frames may flicker; few, long chunks are better. With chunk_frames >= T nothing changes. Chunks never reach
         from one video of the batch into the next.
 

@@ -148,9 +148,9 @@ class Autoencoder(nn.Module):
 
         `chunk_frames` decodes that many frames of a video at a time; peak memory follows it, not the video's length.
         A chunk is decoded as if it were the whole video: the temporal convolutions see zeros beyond its ends and the
-        temporal normalisations its frames alone, as in the released pipelines. So a join between chunks is a place where
-        frames may flicker; few, long chunks are better. With chunk_frames >= T nothing changes. Chunks never reach
-        from one video of the batch into the next.
+        temporal normalisations its frames alone, as in the released pipelines. So frames may flicker where two chunks
+        join; few, long chunks are better. With chunk_frames >= T nothing changes. A chunk never reaches from one video
+        of the batch into the next (in the pipeline of diffusers it can).
 
         `tiling`: decode large frames in overlapping tiles (see `svd.tiling`), sizes in latent pixels.
         Raises ValueError for latents of another layout.

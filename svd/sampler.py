@@ -1,7 +1,7 @@
 """From noise to video: Karras et al. (arXiv 2206.00364), algorithms 1 and 2, and guidance over frames (section 4.3).
 
 A denoiser here is any D(x, sigma_B) -> x0, of any layout whose first axis is the batch: `svd.noise.denoise` with the
-rest filled in.
+rest filled in. Sampling keeps no gradients.
 """
 
 import math
@@ -95,6 +95,7 @@ def sample_heun(
     return _sample(denoiser, x, sigmas, churn, noise, on_step, correct=True)
 
 
+@torch.no_grad()
 def _sample(
     denoiser: Denoiser,
     x: Tensor,

@@ -61,8 +61,8 @@ def _shards(path: Path) -> list[Path]:
         if not candidates:
             raise FileNotFoundError(f"no *.safetensors and no *{INDEX} in {path}")
         if len(candidates) > 1:
-            names = ", ".join(candidate.name for candidate in candidates[:4])
-            raise WeightsError(f"{path} holds {len(candidates)} sets of weights ({names}); name the file to read")
+            first = ", ".join(candidate.name for candidate in candidates[:4])
+            raise WeightsError(f"{path} holds {len(candidates)} sets of weights ({first}); name the file to read")
         return _shards(candidates[0])
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there")
@@ -94,7 +94,7 @@ def write_tensors(
 
     The library's writer would want all of them on the CPU, contiguous and converted, at once.
     """
-    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"} | dict(metadata or {})}
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, tensor in tensors.items():
         kind = dtype or tensor.dtype

@@ -1,6 +1,7 @@
 """Files of weights: names one to one, every layout and sharding back again, and what a wrong file is told."""
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 

@@ -56,24 +56,27 @@ class Embedding(nn.Sequential):
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm whose statistics are float32 (PyTorch's kernels accumulate so for every dtype) and whose output keeps
-    the input's dtype; autocast would widen the output to float32, and every activation after it."""
+    """GroupNorm over (., C, ., .) with float32 statistics (PyTorch's kernels accumulate so for every dtype) and the
+    input's dtype; autocast would widen the output to float32, and every activation after it.
+
+    It is computed with the channels first, then turned back: the CPU's kernel for channels last takes the variance as
+    a difference of two means, which is wrong by 2e-4 where the mean is ten times the deviation, and is no faster.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(x.device.type):
-            return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
-            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            normed = F.group_norm(x.contiguous(), self.num_groups, weight, bias, self.eps)
+        return normed.contiguous(memory_format=torch.channels_last)
 
 
 class LayerNorm(nn.LayerNorm):
     """LayerNorm, under autocast like `GroupNorm`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(x.device.type):
-            return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
-            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
 class TemporalConv(nn.Conv3d):

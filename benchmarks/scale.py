@@ -14,12 +14,13 @@ from pathlib import Path
 
 from benchmarks import select_scale
 from benchmarks.common import report
-from pipelines import curate
+from pipelines import CurateConfig, curate
 from pipelines.cluster import connected
 from pipelines.demo.footage import Cut, Shot, VideoSpec, render
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _DISTINCT = 5
+_CONFIG = CurateConfig(without=("aesthetic", "similarity"))
 
 
 def tree_cpu_s() -> float:
@@ -59,10 +60,10 @@ def cost_per_source(counts: list[int], work: Path) -> dict[int, tuple[float, flo
     """count -> (CPU seconds per source, wall seconds per source, peak memory of the driver in MiB)."""
     costs = {}
     with connected():
-        curate([str(footage(work / "warm", 8))], str(work / "warm-out"), quiet=True)
+        curate([str(footage(work / "warm", 8))], str(work / "warm-out"), config=_CONFIG, quiet=True)
         for count in counts:
             videos, before = footage(work / f"in-{count}", count), tree_cpu_s()
-            result = curate([str(videos)], str(work / f"out-{count}"), quiet=True)
+            result = curate([str(videos)], str(work / f"out-{count}"), config=_CONFIG, quiet=True)
             assert result.status.sources_ok == count
             peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             costs[count] = (tree_cpu_s() - before) / count, result.wall_s / count, peak_mib

@@ -4,7 +4,7 @@ Time is pts times time base everywhere; nothing here divides a frame index by a 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -71,6 +71,8 @@ class VideoInfo:
     duration_s: float | None
     time_base: Fraction
     audio: bool
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """The container's tags, as the file has them: untrusted text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +344,7 @@ def _describe(container: Any, stream: Any, first: av.VideoFrame, limits: Limits)
         duration_s=duration_s,
         time_base=stream.time_base,
         audio=bool(container.streams.audio),
+        metadata=dict(container.metadata),
     )
 
 

@@ -6,7 +6,7 @@ second pass is needed to get the first, middle and last frame of each.
 
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
 import cv2
@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from curation.captions import captions_between, read_captions
 from curation.config import Config
 from curation.cuts import CutConfig, CutDetector, Transition
 from curation.decode import Frame, Limits, PacketIndex, Video, VideoInfo
 from curation.errors import SourceError
+from curation.microconditioning import fps_id, motion_bucket
 from curation.motion import MotionConfig, MotionMeter
 from curation.pictures import Image, Shrinker
 from curation.sources import Source, open_source
@@ -36,6 +38,11 @@ class ScanConfig(Config):
     limits: Limits = Field(default_factory=Limits)
     picture_long_side_px: int = 640
     picture_spacing_s: float = 0.25
+
+
+    def scan_settings(self) -> "ScanConfig":
+        """These alone, of a configuration that holds more: a scanning child need not import the rest."""
+        return ScanConfig(**{name: getattr(self, name) for name in ScanConfig.model_fields})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +139,14 @@ class _OnePass:
             }
             for t in transitions
         ]
+        captions = read_captions(source, info.metadata)
         clips, pictures = [], []
         for span in plan.spans:
             clip = _clip_columns(source, info, timeline, span) | self._displayed_size(span)
             clip["motion"], clip["motion_error"] = self._motion.between(span.start_pts, span.end_pts)
+            clip["motion_bucket"] = motion_bucket(clip["motion"])
+            within_s = (clip["start_s"] - row["start_s"], clip["end_s"] - row["start_s"])
+            clip["captions"] = [asdict(caption) for caption in captions_between(captions, *within_s)]
             clip["picture_pts"], jpegs = self._spool.first_middle_last(span.start_pts, span.end_pts)
             clips.append(clip)
             pictures.append(jpegs)
@@ -314,8 +325,8 @@ def _clip_columns(source: Source, info: VideoInfo, timeline: Timeline, span: Spa
         "frames": span.frames,
         "fps": fps,
         "variable_fps": variable,
+        "fps_id": fps_id(fps),
         "codec": info.codec,
-        "captions": [{"source": "list", "text": caption} for caption in source.captions],
     }
 
 

@@ -11,6 +11,7 @@ from typing import cast
 
 import pyarrow as pa
 
+from curation.clip import EMBEDDING_COLUMNS
 from curation.columns import column
 from curation.scores import SCORERS, Scorer
 
@@ -23,7 +24,7 @@ _TRANSITION = pa.struct(
         ("end_s", pa.float64()),
     ]
 )
-_CAPTION = pa.struct([("source", pa.string()), ("text", pa.string())])
+_CAPTION = pa.struct([("source", pa.string()), ("text", pa.string()), ("error", pa.string())])
 
 
 SOURCES = pa.schema(
@@ -92,7 +93,11 @@ CLIPS = pa.schema(
         column("width", pa.int32(), "displayed width: rotation and pixel aspect applied", unit="px"),
         column("height", pa.int32(), "displayed height: rotation and pixel aspect applied", unit="px"),
         column("codec", pa.string(), "FFmpeg's name of the source's video codec"),
-        column("captions", pa.list_(_CAPTION), "captions, each with where it comes from"),
+        column(
+            "captions",
+            pa.list_(_CAPTION),
+            "captions, each with where it comes from; without text, and why, if it failed",
+        ),
         column(
             "motion",
             pa.float32(),
@@ -101,6 +106,9 @@ CLIPS = pa.schema(
             better="higher",
         ),
         column("motion_error", pa.string(), "why motion is null"),
+        column("motion_bucket", pa.int16(), "motion on SVD's scale for conditioning: 127 is 10 %/s", unit="0 to 255"),
+        column("fps_id", pa.int32(), "fps as SVD's conditioning takes it: rounded, minus 1"),
+        *EMBEDDING_COLUMNS,
         *(field for scorer in SCORERS.values() for field in cast(type[Scorer], scorer).columns),
         column(
             "picture_pts",

@@ -1,8 +1,9 @@
 """Selected spans -> WebDataset tar files: the plan, the writing of one shard, the check on a rerun, the index.
 
-A sample is `{clip_id}.mp4` (or `.jpg`), `.txt` (the first caption) and `.json` (span, shape, captions, scores,
-provenance). Each shard has a small record beside it, `clips-000000.json`, written after it: the tar's checksum is
-known to a rerun from there, and shards can be written on many machines that share nothing but the folder.
+A sample is `{clip_id}.mp4` (or `.jpg`), `.txt` (the first caption that has text) and `.json` (span, shape, captions,
+conditioning, scores, provenance). Each shard has a small record beside it, `clips-000000.json`, written after it: the
+tar's checksum is known to a rerun from there, and shards can be written on many machines that share nothing but the
+folder.
 """
 
 import hashlib
@@ -16,7 +17,6 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 from pydantic import Field
-from webdataset.writer import TarWriter
 
 from curation import storage
 from curation.errors import SourceError, UserError
@@ -160,6 +160,8 @@ def write_shard(
     calls the code that reads videos: pass `Isolated(config.limits).run`, so that a video which hangs or crashes the
     decoder costs its own clips only. Raises UserError when the folder cannot be written or is full.
     """
+    from webdataset.writer import TarWriter  # imports torch where there is one: not in children that only read videos
+
     config = config or ShardConfig()
     fs, folder = storage.filesystem(folder_url)
     samples, duration_s, failed = 0, 0.0, []
@@ -331,6 +333,7 @@ def _sample(row: Clip, take: Take, selection: str) -> dict[str, Any]:
         "cuts": {key: row[key] for key in _CUTS},
         "shape": take.shape | {key: row[key] for key in ("frames", "fps", "variable_fps") if take.suffix == "mp4"},
         "captions": captions,
+        "conditioning": {"fps_id": row["fps_id"], "motion_bucket": row["motion_bucket"]},
         "scores": {key: value for key, value in row.items() if _is_score(key, value)},
         "provenance": {
             "uri": row["uri"],
@@ -340,7 +343,7 @@ def _sample(row: Clip, take: Take, selection: str) -> dict[str, Any]:
             "clipmill": version("clipmill"),
         },
     }
-    caption = captions[0]["text"] if captions else ""
+    caption = next((c["text"] for c in captions if c["text"]), "")
     return {"__key__": row["clip_id"], take.suffix: take.content, "txt": caption.encode(), "json": _json(about)}
 
 

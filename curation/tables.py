@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation import storage
+from curation.captions import NOTHING_TO_MERGE
 from curation.errors import UserError
 from curation.schemas import CLIPS, PREVIEWS, SCHEMAS, SOURCES
 
@@ -62,6 +63,10 @@ class Dataset:
         """Check that a dataset is there. Raises UserError if not, or if its format is newer than this code."""
         self.description()
         return self
+
+    def exists(self) -> bool:
+        """Whether there is a dataset. Raises UserError if it is damaged, or newer than this code."""
+        return self._read_description() is not None
 
     def create_or_open(self, config: Mapping[str, Any]) -> "Dataset":
         """Start a dataset with this configuration (any JSON values), or go on with the one that is there.
@@ -156,6 +161,23 @@ class Dataset:
                 self.write_part("sources", part, kept)
         return forgotten
 
+    def forget_failed_captions(self, origins: Collection[str]) -> int:
+        """Take back the parts in which a caption of these origins failed; say how many. A run does them again.
+
+        Only for when no run writes into this dataset.
+        """
+        taken_back = 0
+        for part in self.parts("clips"):
+            with self.fs.open(self.file("clips", f"{part}.parquet"), "rb") as file:
+                captions = pq.read_table(file, columns=["captions"])["captions"].to_pylist()
+            tried = [c for listed in captions for c in listed or () if c["source"] in origins and c["text"] is None]
+            if any(not c["error"].startswith(NOTHING_TO_MERGE) for c in tried):
+                storage.remove(self.fs, self.file("sources", f"{part}.parquet"))
+                taken_back += 1
+        if taken_back:
+            self.remove_unfinished()
+        return taken_back
+
     def statuses(self) -> dict[str, str]:
         """source_id -> "ok" or "rejected" of all committed sources: what a rerun need not do again."""
         with self.connect() as connection:
@@ -238,7 +260,7 @@ class Dataset:
             listed = ", ".join(_literal(_no_glob(storage.address(self.fs, file))) for file in files)
             rows = f"read_parquet([{listed}])"
         else:
-            connection.register(f"_empty_{view}", SCHEMAS[table_name].empty_table())
+            connection.register(f"_empty_{view}", _without_halves(SCHEMAS[table_name]).empty_table())
             rows = f"_empty_{view}"
         connection.execute(f"CREATE VIEW {quoted(view)} AS SELECT * FROM {rows}")
 
@@ -289,6 +311,12 @@ def joined_query(connection: duckdb.DuckDBPyConnection, columns: Iterable[str] |
 def quoted(name: str) -> str:
     """A name as an SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def _without_halves(schema: pa.Schema) -> pa.Schema:
+    """The schema as DuckDB sees it in a file: it reads half floats from Parquet, but not from Arrow."""
+    single = pa.list_(pa.float32())
+    return pa.schema([f.with_type(single) if f.type == pa.list_(pa.float16()) else f for f in schema])
 
 
 def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -4,7 +4,7 @@ A percentage's threshold is over the clips that have the score, on the unfiltere
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -13,18 +13,17 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.columns import bounds_of
+from curation.columns import LEFT_OUT, bounds_of
 from curation.condition import read_condition
 from curation.config import unknown_name
 from curation.errors import UserError
 from curation.rules import Rule, Rules, share
 from curation.tables import CLIPS, joined_columns, joined_query, quoted
 
-COMING_SCORES: Mapping[str, str] = {
-    "similarity": "CLIP similarity of frames and caption",
-    "aesthetic": "LAION aesthetic score",
+MADE_BY: Mapping[str, str] = {
+    "duplicate_rank": "`clipmill duplicates DATASET` finds near-duplicates and adds it",
 }
-"""Columns of scorers that a coming release brings."""
+"""Columns that a command of their own adds to a dataset."""
 
 WHERE = "where"
 KEPT, REMOVED, UNSCORED = 0, 1, 2
@@ -93,6 +92,14 @@ def tests_of(
             skipped[name] = f"there is no column {name!r}"
         else:
             raise UserError(_no_column(name, numeric))
+    for name, why in _left_out(connection, scored, known).items():
+        if not allow_missing:
+            raise UserError(
+                f"no clip of this dataset has a score {name!r} ({why}): curate with it into a new folder, leave the "
+                "rule out, or give --allow-missing."
+            )
+        skipped[name] = f"no clip has it ({why})"
+        del scored[name]
     where = None
     if rules.where is not None:
         condition = read_condition(connection, rules.where, known)
@@ -102,11 +109,26 @@ def tests_of(
         elif allow_missing:
             skipped[WHERE] = f"there is no column {condition.missing[0]!r}"
         else:
-            coming = [_no_column(name, numeric) for name in condition.missing if name in COMING_SCORES]
-            raise UserError(f"where: {coming[0] if coming else condition.complaint}")
+            made = [_no_column(name, numeric) for name in condition.missing if name in MADE_BY]
+            raise UserError(f"where: {made[0] if made else condition.complaint}")
     values = _scores(connection, [s for name, s in scored.items() if rules.rules[name].ranks()])
     tests = [_test(s, rules.rules[name], values.pop(name, _NO_SCORES)) for name, s in scored.items()]
     return [*tests, *([where] if where else [])], skipped
+
+
+def _left_out(
+    connection: duckdb.DuckDBPyConnection, names: Iterable[str], known: Mapping[str, object]
+) -> dict[str, str]:
+    """Scores that the dataset was curated without -> what their error column says of it."""
+    errors = {name: f"{name}_error" for name in names if f"{name}_error" in known}
+    if not errors:
+        return {}
+    # The same reason in every clip: min and max come from the Parquet files' own statistics.
+    bounds = ", ".join(f"min({quoted(e)}), max({quoted(e)}), count({quoted(e)}) = count(*)" for e in errors.values())
+    found = connection.execute(f"SELECT {bounds} FROM ({joined_query(connection, errors.values())})").fetchone()
+    assert found is not None
+    reasons = zip(errors, found[::3], found[1::3], found[2::3], strict=True)
+    return {name: low for name, low, high, every in reasons if every and low == high and str(low).startswith(LEFT_OUT)}
 
 
 def _assure_possible(name: str, rule: Rule) -> None:
@@ -211,10 +233,9 @@ def _is_number(kind: str) -> bool:
 
 
 def _no_column(name: str, numeric: list[str]) -> str:
-    if name not in COMING_SCORES:
+    if name not in MADE_BY:
         return unknown_name("column of numbers", name, numeric)
     return (
-        f"there is no column {name!r} in this dataset: the {COMING_SCORES[name]} comes with a later release. Leave "
-        f"the rule out, give --allow-missing, or bring your own scores: Parquet files with clip_id and {name} in "
-        f"scores/{name}/ of the dataset."
+        f"there is no column {name!r} in this dataset: {MADE_BY[name]}. Do that first, leave the rule out, or give "
+        "--allow-missing."
     )

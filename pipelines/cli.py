@@ -1,4 +1,4 @@
-"""The command line: `clipmill curate | select | shard | status | inspect`."""
+"""The command line: `clipmill curate | duplicates | select | shard | status | inspect`."""
 
 import json
 import signal
@@ -9,8 +9,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from curation.captioners import CAPTIONERS
+from curation.config import unknown_name
+from curation.duplicates import DuplicatesConfig, find_duplicates
 from curation.errors import RunStopped, UserError
 from curation.rules import load_rules
+from curation.scores import SCORERS
 from curation.tables import Dataset
 from pipelines import render
 from pipelines.config import CurateConfig
@@ -19,11 +23,12 @@ from pipelines.select import DEFAULT_PRESET
 from pipelines.select import select as select_clips
 from pipelines.status import status as read_status
 
-FAILED, BAD_REQUEST, NOTHING_CAME_OUT = 1, 2, 3
+FAILED, BAD_REQUEST, NOTHING_CAME_OUT, CAPTIONS_FAILED = 1, 2, 3, 4
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 failed on the way (run the same command again: what is done stays done); 2 a request that "
-    "cannot be carried out, or no usable input; 3 it ran, but the result is empty; 130 interrupted."
+    "cannot be carried out, or no usable input; 3 it ran, but the result is empty; 4 it ran, but captions failed; "
+    "130 interrupted."
 )
 
 app = typer.Typer(
@@ -50,6 +55,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output, o
 
 
 DatasetFolder = Annotated[str, typer.Argument(help="Dataset folder, local or any fsspec URL.", show_default=False)]
+Without = Annotated[
+    str | None,
+    typer.Option(help=f"Scores to leave out, with commas between them: {', '.join(SCORERS)}.", show_default=False),
+]
 Address = Annotated[
     str | None,
     typer.Option(help="Ray cluster to run on; without it, RAY_ADDRESS or this machine.", show_default=False),
@@ -62,8 +71,12 @@ def curate(
     out: Annotated[str, typer.Option(help="Dataset folder, local or any fsspec URL.", show_default=False)],
     config: ConfigFile = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take at most this many inputs.", show_default=False)] = None,
+    without: Without = None,
     retry_rejected: Annotated[
         bool, typer.Option("--retry-rejected", help="Try sources again that an earlier run rejected.")
+    ] = False,
+    retry_captions: Annotated[
+        bool, typer.Option("--retry-captions", help="Do sources again near which a captioner failed.")
     ] = False,
     address: Address = None,
 ) -> None:
@@ -74,10 +87,48 @@ def curate(
     """
     from pipelines.curate import curate as run
 
-    result = run(inputs, out, config=_config(config), limit=limit, retry_rejected=retry_rejected, address=address)
+    settings = _config(config, without)
+    result = run(
+        inputs,
+        out,
+        config=settings,
+        limit=limit,
+        retry_rejected=retry_rejected,
+        retry_captions=retry_captions,
+        address=address,
+    )
     render.print_curation(console(), result)
     if not result.status.clips:
         _nothing_came_out("no clip came out: see the reasons above")
+    failed = {name: count for name, count in result.status.captions_failed.items() if name in CAPTIONERS}
+    if failed:
+        counts = ", ".join(f"{count:,} of {name}" for name, count in failed.items())
+        complain(
+            f"captions failed: {counts}. The clips are there with all else; the reasons are in their captions. Once "
+            "the cause is mended, run the same command with --retry-captions."
+        )
+        raise typer.Exit(CAPTIONS_FAILED)
+
+
+@app.command(epilog=EXIT_CODES)
+def duplicates(
+    dataset: DatasetFolder,
+    min_cosine: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Clips whose embeddings are at least this near.", show_default=False),
+    ] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Find re-uploads and re-encodings among the clips: the column duplicate_rank, 0 for the best of each group.
+
+    `clipmill curate` does this by itself; this is for other settings, and after tables were copied together.
+    """
+    settings = _config(config, None).duplicates or DuplicatesConfig()
+    if min_cosine is not None:
+        settings = DuplicatesConfig.from_values(
+            {**settings.model_dump(), "min_cosine": min_cosine}, origin="--min-cosine"
+        )
+    render.print_duplicates(console(), dataset, find_duplicates(Dataset(dataset).open(), settings))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -137,10 +188,10 @@ def status(dataset: DatasetFolder, as_json: AsJson = False) -> None:
 
 
 @app.command(epilog=EXIT_CODES)
-def inspect(videos: Inputs, config: ConfigFile = None, as_json: AsJson = False) -> None:
+def inspect(videos: Inputs, config: ConfigFile = None, without: Without = None, as_json: AsJson = False) -> None:
     """Show what the pipeline sees in a video: probe, transitions, clips, scores. Writes nothing."""
     usable = 0
-    for seen in inspect_videos(videos, _config(config)):
+    for seen in inspect_videos(videos, _config(config, without)):
         usable += seen.error_kind is None
         if as_json:
             print(json.dumps(asdict(seen)), flush=True)
@@ -160,8 +211,13 @@ def _nothing_came_out(sentence: str) -> NoReturn:
     raise typer.Exit(NOTHING_CAME_OUT)
 
 
-def _config(address: str | None) -> CurateConfig:
-    return CurateConfig.from_file(address) if address else CurateConfig()
+def _config(address: str | None, without: str | None) -> CurateConfig:
+    config = CurateConfig.from_file(address) if address else CurateConfig()
+    names = [name.strip() for name in without.split(",") if name.strip()] if without else []
+    for name in names:
+        if name not in SCORERS:
+            raise UserError(unknown_name("score", name, list(SCORERS)))
+    return config.model_copy(update={"without": tuple(sorted({*config.without, *names}))})
 
 
 def main() -> None:

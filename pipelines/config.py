@@ -1,12 +1,66 @@
 """What a curation run is configured with: one YAML file, unknown keys refused, all of it saved with the dataset."""
 
-from pydantic import Field
+from pathlib import Path
+from typing import Any
 
+from pydantic import Field, field_validator
+
+from curation.captioners.coca import CocaConfig
+from curation.captioners.endpoint import MergedConfig, VideoConfig
+from curation.clip import ClipConfig
+from curation.config import Config, unknown_name
+from curation.duplicates import DuplicatesConfig
 from curation.scan import ScanConfig
+from curation.scores import SCORERS
+from curation.scores.aesthetics import AestheticConfig
 from curation.scores.text import TextConfig
+
+
+class CaptionersConfig(Config):
+    """Captioners that run, in this order: each for which there are settings (`coca: {}` takes the defaults)."""
+
+    coca: CocaConfig | None = None
+    video: VideoConfig | None = None
+    merged: MergedConfig | None = None
 
 
 class CurateConfig(ScanConfig):
     """Everything that decides what a curated dataset holds: the scan's settings, and each scorer's under its name."""
 
+    captioners: CaptionersConfig = Field(default_factory=CaptionersConfig)
+    clip: ClipConfig = Field(default_factory=ClipConfig)
+    aesthetic: AestheticConfig = Field(default_factory=AestheticConfig)
     text_area: TextConfig = Field(default_factory=TextConfig)
+    duplicates: DuplicatesConfig | None = Field(default_factory=DuplicatesConfig)
+    """null: not looked for at the end of a run."""
+    without: tuple[str, ...] = ()
+    """Scores to leave out."""
+
+    @field_validator("without")
+    @classmethod
+    def _are_scores(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in SCORERS:
+                raise ValueError(unknown_name("score", name, list(SCORERS)))
+        return tuple(sorted(set(names)))
+
+    def sharing(self, workers: int) -> "CurateConfig":
+        """The same for one of several captioning workers: together they keep to the bounds on requests in flight."""
+        shared = {
+            name: settings.model_copy(update={"max_in_flight": max(1, settings.max_in_flight // workers)})
+            for name in ("video", "merged")
+            if (settings := getattr(self.captioners, name)) is not None
+        }
+        return self.model_copy(update={"captioners": self.captioners.model_copy(update=shared)})
+
+    def described(self) -> dict[str, Any]:
+        """What decides the rows of a dataset: without limits, addresses, batch sizes, and where files are kept."""
+        values = self.model_dump(mode="json", exclude={"limits": True, "duplicates": True, "clip": {"batch_size"}})
+        for section, key in (("clip", "model"), ("clip", "pretrained"), ("aesthetic", "head")):
+            given = values[section][key]
+            if given and Path(given).exists():
+                values[section][key] = Path(given).name
+        values["captioners"] = {
+            name: settings.described() for name, settings in self.captioners if settings is not None
+        }
+        return values

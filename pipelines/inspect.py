@@ -7,7 +7,7 @@ from typing import Any
 from curation.isolation import Isolated
 from curation.sources import list_sources
 from pipelines.config import CurateConfig
-from pipelines.scoring import load_scorers, scan_safely, score_clips
+from pipelines.scoring import caption_clips, load_captioners, load_models, scan_safely, score_clips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +25,12 @@ class Inspection:
 def inspect(inputs: Sequence[str], config: CurateConfig | None = None) -> Iterator[Inspection]:
     """Scan and score every input on this machine, one after another, each in a child process with limits."""
     config = config or CurateConfig()
-    scorers = load_scorers(config)
+    models, captioners = load_models(config), load_captioners(config)
     with Isolated(config.limits) as child:
         for source in list_sources(inputs):
             found = scan_safely(child, source, config)
-            score_clips(scorers, [found])
+            caption_clips(captioners, [found])
+            score_clips(models, [found])
             row = dict(found.source)
             transitions = row.pop("transitions", None) or []
             yield Inspection(

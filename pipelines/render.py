@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from curation.duplicates import DuplicatesResult
 from curation.errors import ERROR_KINDS
 from curation.scores import SCORERS
 from curation.select import Selection, funnel_rows
@@ -130,10 +131,33 @@ def print_curation(console: Console, result: CurateResult) -> None:
         ("  footage", None, f"{duration(found.clip_s)}, {share(found.clip_s, found.video_s)} of all"),
         *((f"  lost: {LOSSES[why]}", None, duration(lost)) for why, lost in found.lost_s.items() if lost > 0.05),
         *((f"  without {name}", count, "see the error column") for name, count in found.unscored.items() if count),
+        *_caption_rows(found),
+        *_duplicate_rows(result.duplicates),
+        *((f"  without {name}", None, "left out on purpose") for name in found.left_out),
         ("seconds", None, f"{result.wall_s:.1f} s for this run"),
         ("speed", None, _speed(found)),
     ]
     console.print(table(f"curated into {printable(result.dataset)}", ("", "count", ""), rows))
+
+
+def print_duplicates(console: Console, dataset: str, found: DuplicatesResult) -> None:
+    """What the search for near-duplicates came to."""
+    console.print(
+        table(
+            f"duplicates in {printable(dataset)}" + (" (nothing had changed)" if found.reused else ""),
+            ("", "count", ""),
+            [
+                ("clips", found.clips, "approximate search" if found.approximate else "every pair compared"),
+                (
+                    "kept",
+                    found.kept,
+                    f"{found.groups:,} with duplicates, at most {max(0, found.largest_group - 1):,} of one",
+                ),
+                ("duplicates", found.duplicates, "duplicate_rank 1 and more"),
+                ("  without embedding", found.without_embedding, "not compared"),
+            ],
+        )
+    )
 
 
 def print_summary(
@@ -161,6 +185,16 @@ def _shard_line(run: ShardRun) -> str:
     totals = run.index["totals"]
     failed = f", {totals['failed']} clips failed" if totals["failed"] else ""
     return f"{totals['samples']:,} samples, {size(totals['bytes'])}{failed}"
+
+
+def _duplicate_rows(found: DuplicatesResult | None) -> list[tuple[str, Any, str]]:
+    if not found:
+        return []
+    return [("  duplicates", found.duplicates, f"of {found.groups:,} clips; rule `duplicate_rank: {{max: 0}}`")]
+
+
+def _caption_rows(found: Status) -> list[tuple[str, Any, str]]:
+    return [(f"  {name} captions", count, "failed: see their error") for name, count in found.captions_failed.items()]
 
 
 def _speed(found: Status) -> str:
@@ -218,6 +252,9 @@ def print_status(console: Console, found: Status) -> None:
         *((f"  {kind}", count, ERROR_KINDS[kind]) for kind, count in found.rejected.items()),
         ("clips", found.clips, duration(found.clip_s)),
         *((f"  without {name}", count, "see the error column") for name, count in found.unscored.items() if count),
+        *((f"  without {name}", None, "left out on purpose") for name in found.left_out),
+        *_caption_rows(found),
+        *(("note", None, notice) for notice in found.notices),
         *((f"selection {s.name}", s.clips, duration(s.seconds)) for s in found.selections),
         *(
             (

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from curation.errors import UserError
 from curation.rules import Rules, load_preset, load_rules
 from curation.select import Selection
 from curation.select import select as select_clips
-from curation.tables import Dataset
+from curation.tables import Dataset, joined_columns, joined_query
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "svd-paper"
@@ -21,4 +22,21 @@ def select(
     """
     if isinstance(rules, str):
         rules = load_rules(rules) if rules.endswith((".yaml", ".yml")) else load_preset(rules, PRESETS)
-    return select_clips(Dataset(dataset).open(), rules, name=name, allow_missing=allow_missing)
+    opened = Dataset(dataset).open()
+    if "duplicate_rank" in rules.rules:
+        _assure_compared(opened)
+    return select_clips(opened, rules, name=name, allow_missing=allow_missing)
+
+
+def _assure_compared(dataset: Dataset) -> None:
+    """Refuse to take clips that came after duplicates were looked for as clips without a score."""
+    with dataset.connect() as connection:
+        if "duplicate_rank" not in joined_columns(connection):
+            return  # the rule itself says what to do
+        rows = joined_query(connection, ["embedding_error", "duplicate_rank"])
+        query = f"SELECT count(*) FROM ({rows}) WHERE embedding_error IS NULL AND duplicate_rank IS NULL"
+        (late,) = connection.execute(query).fetchone() or (0,)
+    if late:
+        raise UserError(
+            f"{late:,} clips were added after duplicates were looked for: run `clipmill duplicates {dataset.url}` first"
+        )

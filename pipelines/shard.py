@@ -28,7 +28,7 @@ from curation.tables import Dataset
 from pipelines.cluster import connected
 from pipelines.progress import Reporter
 
-_NOT_OF_THE_CLIP = ["scan_cpu_s", "score_cpu_s", "transitions", "note"]
+_NOT_OF_THE_CLIP = ["scan_cpu_s", "score_cpu_s", "transitions", "note", "embedding"]
 """Columns of the joined view that a shard has no use for; timings would make equal shards differ."""
 _CHECKED_AT_ONCE = 8
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from curation import storage
+from curation.captions import NOTHING_TO_MERGE
 from curation.select import Selection, load_selection, selection_names
 from curation.tables import Dataset
 
@@ -29,7 +30,13 @@ class Status:
     scan_cpu_s: float
     score_cpu_s: float
     unscored: dict[str, int]
-    """Score column -> clips without it."""
+    """Score column -> clips without it, but for scores that were left out on purpose."""
+    left_out: tuple[str, ...] = ()
+    """Scores that the dataset was curated without."""
+    captions_failed: dict[str, int] = field(default_factory=dict)
+    """Source of captions -> captions that failed."""
+    notices: tuple[str, ...] = ()
+    """What to know of the models that scored it."""
     selections: list[Selection] = field(default_factory=list)
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Shard folder -> its index."""
@@ -52,27 +59,44 @@ def status(dataset: Dataset) -> Status:
         )
         takes = counts("SELECT take, count(*) FROM clips GROUP BY 1 ORDER BY 1")
         errors = [row[0] for row in connection.execute("DESCRIBE clips").fetchall() if row[0].endswith("_error")]
+        failed = counts(
+            "SELECT c.source, count(*) FROM (SELECT unnest(captions) AS c FROM clips) WHERE c.text IS NULL "
+            f"AND NOT starts_with(c.error, '{NOTHING_TO_MERGE}') "
+            "GROUP BY 1 ORDER BY 1"
+        )
         missing = ", ".join(f"count({error})" for error in errors)
         unscored = connection.execute(f"SELECT {missing} FROM clips").fetchone()
     assert totals is not None
     assert unscored is not None
+    clips, counted = sum(takes.values()), dict(zip((e.removesuffix("_error") for e in errors), unscored, strict=True))
+    left_out = tuple(dataset.description()["config"].get("without", ()))
     sources, ok, video_s, clip_s, scan_cpu_s, score_cpu_s, *lost = totals
     return Status(
         dataset=dataset.url,
         sources=sources,
         sources_ok=ok or 0,
         rejected=rejected,
-        clips=sum(takes.values()),
+        clips=clips,
         takes=takes,
         video_s=video_s,
         clip_s=clip_s,
         lost_s=dict(zip((name.removeprefix("lost_").removesuffix("_s") for name in _LOSSES), lost, strict=True)),
         scan_cpu_s=scan_cpu_s,
         score_cpu_s=score_cpu_s,
-        unscored={e.removesuffix("_error"): n for e, n in zip(errors, unscored, strict=True)},
+        unscored={name: n for name, n in counted.items() if not (n == clips and name in left_out)},
+        left_out=left_out,
+        captions_failed=failed,
+        notices=tuple(_models(dataset).get("notices", ())),
         selections=[load_selection(dataset, name) for name in selection_names(dataset)],
         shards=_shards(dataset),
     )
+
+
+def _models(dataset: Dataset) -> dict[str, Any]:
+    try:
+        return dict(json.loads(storage.read_bytes(dataset.fs, dataset.file("models.json"))))
+    except FileNotFoundError:
+        return {}
 
 
 def _shards(dataset: Dataset) -> dict[str, dict[str, Any]]:

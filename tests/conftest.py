@@ -21,10 +21,19 @@ def local_ray(s3_endpoint: str) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def real_videos() -> Path:
     """The folder of real footage; skips without it, but fails in CI, where it has to be there."""
-    default = Path(__file__).resolve().parents[2] / "shared" / "videos"
-    folder = Path(os.environ.get("CLIPMILL_TEST_VIDEOS", default))
+    return _shared("videos", "CLIPMILL_TEST_VIDEOS")
+
+
+@pytest.fixture(scope="session")
+def real_weights() -> Path:
+    """The folder of LAION's aesthetic heads; skips without it, but fails in CI, where it has to be there."""
+    return _shared("weights", "CLIPMILL_TEST_WEIGHTS")
+
+
+def _shared(name: str, variable: str) -> Path:
+    folder = Path(os.environ.get(variable, Path(__file__).resolve().parents[2] / "shared" / name))
     if not folder.is_dir():
-        message = f"no real footage at {folder} (set CLIPMILL_TEST_VIDEOS)"
+        message = f"no {name} at {folder} (set {variable})"
         if os.environ.get("CI") == "true":
             pytest.fail(message)
         pytest.skip(message)

@@ -1,15 +1,30 @@
 """What a scorer is: a small class that looks at a clip's three pictures and answers with columns.
 
 A scorer knows neither Ray nor thresholds. Every clip gets every score once; filtering is `curation.select`'s job.
+A captioner looks at the same views and answers with a caption.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from curation.captions import Caption
 from curation.pictures import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """What CLIP says of one clip, L2-normalised, float32; `error` instead where it could not say anything."""
+
+    pictures_FD: NDArray[np.float32] | None = None
+    """One row per picture."""
+    captions_CD: NDArray[np.float32] | None = None
+    """One row per caption; of NaN where the caption has no text."""
+    error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +35,9 @@ class ClipView:
     """
 
     pictures: tuple[Image, ...]
-    captions: tuple[str, ...] = field(default=())
+    captions: tuple[Caption, ...] = field(default=())
+    embeddings: Embeddings | None = None
+    """For scorers that say `needs_embeddings`."""
 
 
 class Scorer(Protocol):
@@ -30,12 +47,33 @@ class Scorer(Protocol):
     """What the command line and the error columns call it."""
     columns: tuple[pa.Field, ...]
     """The columns it fills, with meaning, unit and polarity in their metadata (see `curation.columns.column`)."""
+    needs_embeddings: bool
+    """Whether it looks at `ClipView.embeddings`: the CLIP model runs once for all scorers that do."""
+    embedding_width: int | None
+    """How wide those embeddings have to be, once it is loaded; None if it does not matter."""
 
     def load(self, device: str) -> None:
-        """Load models onto `device` ("cpu", "cuda"), once per process, before the first `score`."""
+        """Load models onto `device` ("cpu", "cuda"), once per process, before the first `score`.
+
+        Raises UserError when weights are missing or unfit, with what was wanted, where it was looked for, and how to
+        place them by hand. It is called once before a run starts its work, too.
+        """
 
     def score(self, batch: Sequence[ClipView]) -> list[dict[str, Any]]:
         """One mapping of column name to value per clip, in order.
 
         A clip that cannot be scored gets null columns and a reason in `{name}_error`; it never ends the batch.
         """
+
+
+class Captioner(Protocol):
+    """The protocol of a captioner: one file, one line of the registry in `curation.captioners`, and a test."""
+
+    name: str
+    """The source that its captions carry."""
+
+    def load(self, device: str) -> None:
+        """As a scorer's."""
+
+    def caption(self, batch: Sequence[ClipView]) -> list[Caption]:
+        """One caption per clip, in order; without text and with the reason where it failed. It never ends the batch."""

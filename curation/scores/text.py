@@ -22,7 +22,7 @@ class TextConfig(Config):
 
     long_side_px: int = 640
     min_confidence: float = 0.6
-    giant_share: float = 0.25
+    giant_share: float = 0.3
     """A box whose shorter side exceeds this share of the frame's has to be confirmed at half scale."""
     giant_confidence: float = 0.8
     giant_overlap: float = 0.7
@@ -54,6 +54,8 @@ class TextArea:
         ),
         column("text_area_error", pa.string(), "why text_area is null"),
     )
+    needs_embeddings = False
+    embedding_width: int | None = None
 
     def __init__(self, config: TextConfig | None = None) -> None:
         self._config = config or TextConfig()

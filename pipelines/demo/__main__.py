@@ -1,4 +1,4 @@
-"""`make demo`: the whole of what there is, on a small rendered corpus or on your own videos."""
+"""`make demo`: the whole of what there is, on a small rendered collection or on your own videos."""
 
 import argparse
 import shutil
@@ -6,13 +6,16 @@ import sys
 import time
 from pathlib import Path
 
+from curation import openclip
+from curation.clip import ClipConfig
 from curation.errors import UserError
 from curation.tables import fingerprint
-from pipelines import curate, select, shard
+from pipelines import CurateConfig, curate, select, shard
 from pipelines.cli import complain, console
 from pipelines.cluster import connected
-from pipelines.demo.footage import corpus
-from pipelines.render import print_selection, print_summary
+from pipelines.demo.collection import Flaws, collection
+from pipelines.demo.model import demo_config
+from pipelines.render import print_curation, print_selection, print_summary, table
 
 
 def main() -> None:
@@ -20,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.demo", description=__doc__)
     parser.add_argument("--out", default="demo", help="folder for everything the demo writes")
     parser.add_argument("--videos", nargs="*", default=[], help="your own videos instead of rendered ones")
-    parser.add_argument("--count", type=int, default=12, help="how many videos to render")
+    parser.add_argument("--count", type=int, default=12, help="how many good videos to render")
     arguments = parser.parse_args()
     try:
         run(Path(arguments.out), arguments.videos, arguments.count)
@@ -30,20 +33,22 @@ def main() -> None:
 
 
 def run(out: Path, videos: list[str], count: int) -> None:
-    """The demo as a recipe: footage -> clips and scores -> selection -> shards."""
+    """The demo as a recipe: footage -> clips, captions and scores -> selection -> shards."""
     screen, started_s = console(), time.monotonic()
     dataset = str(out / ("rendered" if not videos else f"yours-{fingerprint({'videos': videos})[:8]}"))
+    config = _own_config() if videos else demo_config()
     if not videos:
         footage = out / "footage"
         shutil.rmtree(footage, ignore_errors=True)  # rendered anew, they are new files, for a new dataset
         shutil.rmtree(dataset, ignore_errors=True)
-        screen.print(f"rendering {count} videos with known content, and two broken ones, into {footage}", markup=False)
-        break_two(footage, corpus(footage, videos=count)[0].file)
+        screen.print(f"rendering {count} videos with known content, and some flawed ones, into {footage}", markup=False)
+        flaws = collection(footage, videos=count)
+        screen.print(_table_of(flaws))
         videos = [str(footage)]
     with connected():
-        curated = curate(videos, dataset)
-        # The rules on aesthetics and caption similarity are skipped: their scorers come with a later release.
-        selection = select(dataset, "svd-paper", allow_missing=True)
+        curated = curate(videos, dataset, config=config)
+        print_curation(screen, curated)
+        selection = select(dataset, "svd-paper", allow_missing=bool(config.without))
         print_selection(screen, selection)
         shards = [shard(dataset, "svd-paper"), shard(dataset, "svd-paper", images=True)] if selection.clips else []
     print_summary(screen, curated, selection, shards, time.monotonic() - started_s)
@@ -52,11 +57,24 @@ def run(out: Path, videos: list[str], count: int) -> None:
     )
 
 
-def break_two(folder: Path, whole: str) -> None:
-    """What every real collection has: a file that is no video, and one whose download broke off."""
-    (folder / "not-a-video.mp4").write_text("This is a text file with a hopeful name.\n")
-    content = (folder / whole).read_bytes()
-    (folder / "cut-short.mp4").write_bytes(content[: len(content) // 2])
+def _own_config() -> CurateConfig:
+    """For real videos: the real models where their weights can be had, no such scores where not."""
+    try:
+        openclip.find(ClipConfig().model, ClipConfig().pretrained)
+    except UserError:
+        complain("the weights of CLIP are not to be had here: going on without similarity and aesthetic")
+        return CurateConfig(without=("similarity", "aesthetic"))
+    return CurateConfig()
+
+
+def _table_of(flaws: Flaws) -> object:
+    rows = [
+        ("wrong captions", sum(map(len, flaws.wrong_captions.values())), "shots that carry another shot's caption"),
+        ("re-uploads", len(flaws.copies), "another size, cropped, with a logo: videos that are there already"),
+        ("bad pictures", len(flaws.degraded), ", ".join(flaws.degraded.values())),
+        ("broken files", len(flaws.broken), ", ".join(flaws.broken)),
+    ]
+    return table("flaws put in", ("", "count", ""), rows)
 
 
 if __name__ == "__main__":

@@ -51,8 +51,11 @@ def motions(dataset: Dataset) -> list[float | None]:
 
 @pytest.fixture
 def ten(tmp_path: Path) -> Dataset:
-    """Ten clips with motion 0 to 9, the last three without text_area."""
-    clips = [{"motion": float(i), "text_area": i / 100 if i < 7 else None, "width": 100 * i} for i in range(10)]
+    """Ten clips with motion 0 to 9, the last three without text_area, curated without similarity and aesthetic."""
+    without = {f"{name}_error": f"left out: --without {name}" for name in ("similarity", "aesthetic")}
+    clips = [
+        {"motion": float(i), "text_area": i / 100 if i < 7 else None, "width": 100 * i} | without for i in range(10)
+    ]
     return make(str(tmp_path / "ten"), clips)
 
 
@@ -125,7 +128,7 @@ def test_where_reads_the_joined_view_and_null_is_unscored(ten: Dataset) -> None:
         ("COLUMNS(*) IS NOT NULL", "COLUMNS"),
         ("row_number() OVER () < 3", "window"),
         ("sum(width) > 1", "aggregates"),
-        ("similarity > 0.3", "scores/similarity"),
+        ("duplicate_rank = 0", "clipmill duplicates DATASET"),
         ("random() < 0.5", "same answer each time"),
     ],
 )
@@ -159,7 +162,8 @@ def test_where_may_be_any_expression(ten: Dataset, where: str) -> None:
         ("motoin", {"min": 1}, "'motion'"),
         ("codec", {"min": 1}, "VARCHAR"),
         ("picture_pts", {"min": 1}, "BIGINT"),
-        ("aesthetic", {"min": 5}, "scores/aesthetic"),
+        ("aesthetic", {"min": 5}, "no clip of this dataset has a score 'aesthetic' .left out"),
+        ("duplicate_rank", {"max": 0}, "clipmill duplicates DATASET"),
     ],
 )
 def test_mistakes_in_rules_are_user_errors(ten: Dataset, column: str, rule: dict[str, Any], message: str) -> None:
@@ -169,12 +173,12 @@ def test_mistakes_in_rules_are_user_errors(ten: Dataset, column: str, rule: dict
 
 
 def test_missing_columns_can_be_allowed_and_are_said(ten: Dataset) -> None:
-    asked = rules("similarity > 0.2", aesthetic={"min": 5}, motion={"min": 8})
+    asked = rules("duplicate_rank = 0", aesthetic={"min": 5}, motion={"min": 8})
     selection = select(ten, asked, allow_missing=True)
     assert [step.skipped for step in selection.funnel] == [
-        "there is no column 'aesthetic'",
+        "no clip has it (left out: --without aesthetic)",
         None,
-        "there is no column 'similarity'",
+        "there is no column 'duplicate_rank'",
     ]
     assert selection.clips == 2
     assert list(selection.resolved["rules"]) == ["motion"]
@@ -182,16 +186,16 @@ def test_missing_columns_can_be_allowed_and_are_said(ten: Dataset) -> None:
 
 def test_the_paper_preset(ten: Dataset) -> None:
     preset = load_preset("svd-paper", PRESETS)
-    assert list(preset.rules) == ["motion", "aesthetic", "similarity", "text_area", "duration_s"]
+    assert list(preset.rules) == ["duplicate_rank", "motion", "aesthetic", "similarity", "text_area", "duration_s"]
     with pytest.raises(UserError, match="aesthetic"):
         select(ten, preset)
     assert select(ten, preset, allow_missing=True).clips == 2  # motion >= 2.25, text_area <= 0.045
 
 
 def test_added_scores_can_be_selected_by(ten: Dataset) -> None:
-    scores = {"clip_id": [f"s{i % 3}-{i:04d}-0" for i in range(8)], "aesthetic": [float(i) for i in range(8)]}
+    scores = {"clip_id": [f"s{i % 3}-{i:04d}-0" for i in range(8)], "beauty": [float(i) for i in range(8)]}
     ten.write_part("scores/laion", "any", pa.table(scores))
-    selection = select(ten, rules(aesthetic={"drop_lowest": "50%"}))
+    selection = select(ten, rules(beauty={"drop_lowest": "50%"}))
     assert (selection.clips, selection.funnel[0].unscored_dropped) == (4, 2)
     assert selection.funnel[0].thresholds == {"drop_lowest": 3.5}
 

@@ -140,9 +140,10 @@ def test_the_json_says_where_a_sample_comes_from(tmp_path: Path, clips: list[dic
     assert found["shape"]["codec"] == "h264"
     assert (found["shape"]["width"], found["shape"]["height"], found["shape"]["frames"]) == (114, 64, clip["frames"])
     assert found["captions"] == [
-        {"source": "list", "text": "a grey texture"},
-        {"source": "list", "text": "etwas Graues"},
+        {"source": "list", "text": "a grey texture", "error": None},
+        {"source": "list", "text": "etwas Graues", "error": None},
     ]
+    assert found["conditioning"] == {"fps_id": 23, "motion_bucket": clip["motion_bucket"]}
     assert found["scores"] == {"motion": clip["motion"], "text_area": 0.25, "aesthetic": 5.5}
     provenance = found["provenance"]
     assert (provenance["uri"], provenance["source_id"]) == (clip["uri"], clip["source_id"])

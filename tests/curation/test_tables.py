@@ -87,9 +87,9 @@ def test_writing_a_part_again_replaces_it(dataset: Dataset) -> None:
 
 def test_joined_view_holds_clips_then_sources_then_scores(dataset: Dataset) -> None:
     ids = ["aaaa-0-1", "bbbb-1-2", "gone-0-1"]
-    scores = pa.table({"clip_id": ids, "aesthetic": [5.0, 6.0, 7.0], "motion": [1.0, 1.0, 1.0]})
+    scores = pa.table({"clip_id": ids, "beauty": [5.0, 6.0, 7.0], "motion": [1.0, 1.0, 1.0]})
     dataset.write_part("scores/laion", "any", scores)
-    query = "SELECT clip_id, width, container, aesthetic, motion, laion_motion FROM joined ORDER BY clip_id"
+    query = "SELECT clip_id, width, container, beauty, motion, laion_motion FROM joined ORDER BY clip_id"
     assert rows(dataset, query) == [
         ("aaaa-0-1", 640, "mov", 5.0, 0.0, 1.0),
         ("aaaa-1-2", 640, "mov", None, 10.0, None),

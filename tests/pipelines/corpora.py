@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from curation.tables import Dataset
+from pipelines.config import CurateConfig
 from pipelines.demo.footage import corpus
 from tests.media import panning, write_video
+
+WITHOUT_CLIP = CurateConfig(without=("aesthetic", "similarity"))
+"""For tests that are not about the scores of the CLIP model: its default weights are not to be had offline."""
+
+WITHOUT_CLIP_OPTION = ("--without", "similarity,aesthetic")
 
 
 def many_small(folder: Path, count: int) -> Path:

@@ -11,6 +11,7 @@ import pytest
 
 from pipelines import cli
 from tests.media import panning, write_video
+from tests.pipelines.corpora import WITHOUT_CLIP_OPTION
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 def test_the_whole_way(videos: Path, tmp_path: Path, monkeypatch, capsys, local_ray):
     out = tmp_path / "out"
-    assert run(monkeypatch, "curate", videos, "--out", out) == 0
+    assert run(monkeypatch, "curate", videos, "--out", out, *WITHOUT_CLIP_OPTION) == 0
     printed = capsys.readouterr().out
     assert "1 empty" not in printed
     assert "rejected: the file holds no bytes" in printed
@@ -51,7 +52,7 @@ def test_the_whole_way(videos: Path, tmp_path: Path, monkeypatch, capsys, local_
 def test_a_selection_without_clips_has_its_own_exit_code(videos: Path, tmp_path: Path, monkeypatch, capsys, local_ray):
     out, rules = tmp_path / "out", tmp_path / "none.yaml"
     rules.write_text("rules: {motion: {min: 10000}}\n")
-    assert run(monkeypatch, "curate", videos, "--out", out) == 0
+    assert run(monkeypatch, "curate", videos, "--out", out, *WITHOUT_CLIP_OPTION) == 0
     assert run(monkeypatch, "select", out, "--config", rules) == cli.NOTHING_CAME_OUT
     assert "no clip passed" in capsys.readouterr().err
     assert run(monkeypatch, "shard", out, "--selection", "none") == 2
@@ -61,19 +62,19 @@ def test_a_selection_without_clips_has_its_own_exit_code(videos: Path, tmp_path:
 def test_rejected_sources_are_tried_again_when_asked(videos: Path, tmp_path: Path, monkeypatch, capsys, local_ray):
     out, config = tmp_path / "out", tmp_path / "hurry.yaml"
     config.write_text("limits: {timeout_s: 0.01}\n")
-    assert run(monkeypatch, "curate", videos, "--out", out, "--config", config) == 2
-    assert run(monkeypatch, "curate", videos, "--out", out) == 2
-    assert run(monkeypatch, "curate", videos, "--out", out, "--retry-rejected") == 0
+    assert run(monkeypatch, "curate", videos, "--out", out, *WITHOUT_CLIP_OPTION, "--config", config) == 2
+    assert run(monkeypatch, "curate", videos, "--out", out, *WITHOUT_CLIP_OPTION) == 2
+    assert run(monkeypatch, "curate", videos, "--out", out, *WITHOUT_CLIP_OPTION, "--retry-rejected") == 0
     assert "2 scanned now, 0 before" in capsys.readouterr().out
 
 
 def test_inspect_prints_one_line_of_json_per_video(videos: Path, monkeypatch, capsys):
-    assert run(monkeypatch, "inspect", videos, "--json") == 0
+    assert run(monkeypatch, "inspect", *WITHOUT_CLIP_OPTION, videos, "--json") == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["error_kind"] for line in lines] == [None, "empty"]
     for line in lines:
         assert list(line) == ["uri", "source", "transitions", "clips", "error_kind", "error"]
-    assert run(monkeypatch, "inspect", videos / "b.mp4") == 2
+    assert run(monkeypatch, "inspect", *WITHOUT_CLIP_OPTION, videos / "b.mp4") == 2
     printed = capsys.readouterr()
     assert "rejected, empty" in printed.out
     assert "no usable input" in printed.err
@@ -82,14 +83,20 @@ def test_inspect_prints_one_line_of_json_per_video(videos: Path, monkeypatch, ca
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("curate", "{videos}", "--out", "/proc/nothing"), "cannot write"),
-        (("curate", "{videos}/*.mov", "--out", "{out}"), "no usable input"),
+        (("curate", "{videos}", "--out", "/proc/nothing", *WITHOUT_CLIP_OPTION), "cannot write"),
+        (("curate", "{videos}/*.mov", "--out", "{out}", *WITHOUT_CLIP_OPTION), "no usable input"),
         (("curate", "nothing.csv", "--out", "{out}"), "does not exist"),
-        (("curate", "{videos}", "--out", "{videos}"), "no dataset but holds other files"),
+        (("curate", "{videos}", "--out", "{videos}", *WITHOUT_CLIP_OPTION), "no dataset but holds other files"),
         (("curate", "{videos}", "--out", "{out}", "--config", "none.yaml"), "there is no file"),
         (("curate", "{videos}", "--out", "{out}", "--limit", "0"), "--limit"),
         (("status", "{videos}"), "is no dataset"),
         (("shard", "{videos}", "--selection", "x"), "is no dataset"),
+        (
+            ("curate", "{videos}", "--out", "{out}"),
+            "weights of CLIP model ViT-L-14 (openai) are not on",
+        ),
+        (("curate", "{videos}", "--out", "{out}", "--without", "similarty"), "Did you mean 'similarity'?"),
+        (("duplicates", "{videos}"), "is no dataset"),
         (("curate",), "inputs"),
         (("nonsense",), "nonsense"),
     ],
@@ -110,6 +117,7 @@ def test_an_interrupted_run_is_130_and_leaves_nothing_behind(tmp_path: Path, how
     for i in range(40):
         write_video(tmp_path / "in" / f"{i}.mp4", panning(height=90, pixels_per_frame=1, frames=60, seed=i))
     command = [sys.executable, "-m", "pipelines.cli", "curate", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    command += WITHOUT_CLIP_OPTION
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     sources = tmp_path / "out" / "sources"
     while process.poll() is None and not list(sources.glob("*.parquet")):

@@ -20,7 +20,7 @@ from curation.spans import SpanConfig
 from curation.tables import Dataset
 from pipelines import CurateConfig, curate, select, shard, status
 from tests.media import write_video
-from tests.pipelines.corpora import content, good_and_bad, many_small
+from tests.pipelines.corpora import WITHOUT_CLIP, content, good_and_bad, many_small
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -36,7 +36,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
 @pytest.fixture(scope="module")
 def dataset(mixed, tmp_path_factory: pytest.TempPathFactory, local_ray) -> str:
     out = str(tmp_path_factory.mktemp("out") / "dataset")
-    curate([str(mixed[0]), str(mixed[0] / "gone.mp4")], out, quiet=True)
+    curate([str(mixed[0]), str(mixed[0] / "gone.mp4")], out, config=WITHOUT_CLIP, quiet=True)
     return out
 
 
@@ -62,13 +62,13 @@ def test_every_clip_has_every_score_or_a_reason(dataset: str):
 
 def test_a_rerun_does_nothing_and_a_new_input_is_added(mixed, dataset: str):
     before = content(dataset)
-    again = curate([str(mixed[0])], dataset, quiet=True)
+    again = curate([str(mixed[0])], dataset, config=WITHOUT_CLIP, quiet=True)
     assert again.sources_done_now == 0
     assert content(dataset) == before
 
 
 def test_another_configuration_is_refused_with_the_difference(mixed, dataset: str):
-    config = CurateConfig(spans=SpanConfig(min_s=3.0))
+    config = WITHOUT_CLIP.model_copy(update={"spans": SpanConfig(min_s=3.0)})
     with pytest.raises(UserError, match=r"spans\.min_s: was 2\.0, now 3\.0"):
         curate([str(mixed[0])], dataset, config=config, quiet=True)
 
@@ -76,30 +76,37 @@ def test_another_configuration_is_refused_with_the_difference(mixed, dataset: st
 def test_nothing_usable_is_an_error_that_says_why(tmp_path: Path):
     (tmp_path / "a.mp4").write_bytes(b"")
     with pytest.raises(UserError, match=r"no usable input.*1 empty"):
-        curate([str(tmp_path / "a.mp4")], str(tmp_path / "out"), quiet=True)
+        curate([str(tmp_path / "a.mp4")], str(tmp_path / "out"), config=WITHOUT_CLIP, quiet=True)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(UserError, match="no usable input"):
-        curate([str(tmp_path / "nothing")], str(tmp_path / "out2"), quiet=True)
+        curate([str(tmp_path / "nothing")], str(tmp_path / "out2"), config=WITHOUT_CLIP, quiet=True)
 
 
 def test_limit_takes_the_first_inputs(tmp_path: Path):
     folder = many_small(tmp_path / "in", 3)
-    result = curate([str(folder)], str(tmp_path / "out"), limit=2, quiet=True)
+    result = curate([str(folder)], str(tmp_path / "out"), limit=2, config=WITHOUT_CLIP, quiet=True)
     assert result.status.sources == 2
-    result = curate([str(folder)], str(tmp_path / "out"), quiet=True)
+    result = curate([str(folder)], str(tmp_path / "out"), config=WITHOUT_CLIP, quiet=True)
     assert (result.sources_done_before, result.sources_done_now) == (2, 1)
+
+
+def limited(**limits: float) -> CurateConfig:
+    return WITHOUT_CLIP.model_copy(update={"limits": Limits(**limits)})
 
 
 def test_a_source_that_takes_too_long_or_too_much_memory_costs_one_row(tmp_path: Path):
     folder = many_small(tmp_path / "in", 2)
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match="2 timeout"):
-        curate([str(folder)], out, config=CurateConfig(limits=Limits(timeout_s=0.01)), quiet=True)
+        curate([str(folder)], out, config=limited(timeout_s=0.01), quiet=True)
     giant = np.zeros((4096, 8192, 3), np.uint8)
     path = write_video(tmp_path / "giant.mp4", [giant] * 3, options={"preset": "ultrafast"})
     with pytest.raises(UserError, match="1 out_of_memory"):
         curate(
-            [str(path)], str(tmp_path / "out2"), config=CurateConfig(limits=Limits(memory_bytes=300 << 20)), quiet=True
+            [str(path)],
+            str(tmp_path / "out2"),
+            config=limited(memory_bytes=300 << 20),
+            quiet=True,
         )
 
 
@@ -136,7 +143,7 @@ def test_captions_from_a_list_reach_the_shards(tmp_path: Path):
     many_small(tmp_path / "in", 2)
     (tmp_path / "list.csv").write_text("path,caption\nin/0000.mp4,a grey texture drifts\nin/0001.mp4,\n")
     out = str(tmp_path / "out")
-    curate([str(tmp_path / "list.csv")], out, quiet=True)
+    curate([str(tmp_path / "list.csv")], out, config=WITHOUT_CLIP, quiet=True)
     select(out, Rules(name="all", rules={"duration_s": {"min": 0}}))
     run = shard(out, "all", quiet=True)
     captions = [s["txt"].decode() for s in webdataset.WebDataset(f"{run.folder}/clips-000000.tar", shardshuffle=False)]
@@ -148,9 +155,9 @@ def test_everything_on_an_object_store(tmp_path: Path, s3_url: str):
     store = fsspec.filesystem("s3")
     store.put(str(folder), f"{s3_url}/videos", recursive=True)
     out = f"{s3_url}/dataset"
-    result = curate([f"{s3_url}/videos"], out, quiet=True)
+    result = curate([f"{s3_url}/videos"], out, config=WITHOUT_CLIP, quiet=True)
     assert (result.status.sources_ok, result.status.clips) == (4, 4)
-    assert curate([f"{s3_url}/videos/*.mp4"], out, quiet=True).sources_done_now == 0
+    assert curate([f"{s3_url}/videos/*.mp4"], out, config=WITHOUT_CLIP, quiet=True).sources_done_now == 0
     selection = select(out, MOVING)
     assert selection.clips == 4
     run = shard(out, "moving", quiet=True)
@@ -203,10 +210,10 @@ def test_a_full_disk_stops_the_run_with_a_sentence_and_leaves_no_half_file(tmp_p
 
 def test_a_part_whose_clips_are_gone_is_done_again(tmp_path: Path):
     folder, out = many_small(tmp_path / "in", 2), tmp_path / "out"
-    curate([str(folder)], str(out), quiet=True)
+    curate([str(folder)], str(out), config=WITHOUT_CLIP, quiet=True)
     before = content(str(out))
     next((out / "clips").glob("*.parquet")).unlink()
-    assert curate([str(folder)], str(out), quiet=True).sources_done_now == 1
+    assert curate([str(folder)], str(out), config=WITHOUT_CLIP, quiet=True).sources_done_now == 1
     assert content(str(out)) == before
 
 
@@ -214,13 +221,15 @@ def test_only_rejected_sources_that_are_given_are_tried_again(tmp_path: Path):
     for name in ("first", "second"):
         many_small(tmp_path / name, 1)
         (tmp_path / name / "bad.mp4").write_bytes(b"")
-        curate([str(tmp_path / name)], str(tmp_path / "out"), quiet=True)
-    result = curate([str(tmp_path / "second")], str(tmp_path / "out"), retry_rejected=True, quiet=True)
+        curate([str(tmp_path / name)], str(tmp_path / "out"), config=WITHOUT_CLIP, quiet=True)
+    result = curate(
+        [str(tmp_path / "second")], str(tmp_path / "out"), retry_rejected=True, config=WITHOUT_CLIP, quiet=True
+    )
     assert (result.sources_done_now, result.status.sources, result.status.rejected) == (1, 4, {"empty": 2})
 
 
 def test_nothing_usable_among_these_inputs_is_an_error_in_an_old_dataset_too(tmp_path: Path):
-    curate([str(many_small(tmp_path / "in", 1))], str(tmp_path / "out"), quiet=True)
+    curate([str(many_small(tmp_path / "in", 1))], str(tmp_path / "out"), config=WITHOUT_CLIP, quiet=True)
     (tmp_path / "bad.mp4").write_bytes(b"")
     with pytest.raises(UserError, match="no usable input"):
-        curate([str(tmp_path / "bad.mp4")], str(tmp_path / "out"), quiet=True)
+        curate([str(tmp_path / "bad.mp4")], str(tmp_path / "out"), config=WITHOUT_CLIP, quiet=True)

@@ -1,26 +1,136 @@
-"""`make demo` as a newcomer runs it, and runs it again."""
+"""`make demo` as a newcomer runs it, and runs it again; and what its rules remove, against what is known."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from curation.select import Selection
 from curation.tables import Dataset
+from pipelines import select
 from pipelines.demo.__main__ import run
+from pipelines.demo.collection import Flaws
+from pipelines.demo.truth import Truth
 from tests.pipelines.corpora import many_small
 
+GOOD_VIDEOS = 12
 
-def test_the_demo_runs_and_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str], local_ray: None):
+
+@dataclass(frozen=True)
+class Demo:
+    flaws: Flaws
+    selection: Selection
+    clips: list[dict[str, Any]]
+    """Each with its file, and the number and the truth of its shot."""
+
+    def removed(self, rule: str, clip: dict[str, Any]) -> bool:
+        bounds = self.selection.resolved["rules"][rule]
+        return not bounds.get("min", float("-inf")) <= clip[rule] <= bounds.get("max", float("inf"))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Demo:
+    folder = tmp_path_factory.mktemp("demo")
+    run(folder, [], GOOD_VIDEOS)
+    dataset = str(folder / "rendered")
+    with Dataset(dataset).connect() as connection:
+        query = "SELECT * EXCLUDE (embedding) FROM joined ORDER BY clip_id"
+        clips = connection.execute(query).to_arrow_table().to_pylist()
+    for clip in clips:
+        path = Path(clip["uri"])
+        truth = Truth.load(path.with_suffix(".truth.json"))
+        middle = clip["start_frame"] + clip["frames"] // 2
+        number = next(i for i, s in enumerate(truth.shots) if s.start_frame <= middle < s.end_frame)
+        clip.update(file=path.name, number=number, shot=truth.shots[number])
+    return Demo(Flaws.load(folder / "footage"), select(dataset), clips)
+
+
+def test_every_clip_has_every_score(demo: Demo):
+    assert len(demo.clips) > 40
+    assert not [clip for clip in demo.clips for name in clip if name.endswith("_error") and clip[name]]
+    assert {clip["captions"][0]["source"] for clip in demo.clips} == {"sidecar"}
+
+
+def test_captions_are_those_of_the_shot_but_for_the_wrong_ones(demo: Demo):
+    wrong = 0
+    for clip in demo.clips:
+        meant_wrong = clip["number"] in demo.flaws.wrong_captions.get(
+            demo.flaws.copies.get(clip["file"], clip["file"]), []
+        )
+        (caption,) = clip["captions"]
+        assert (caption["text"] != clip["shot"].caption) == meant_wrong
+        clip["wrong"] = meant_wrong
+        wrong += meant_wrong
+    assert wrong >= 5
+
+
+def test_similarity_removes_wrong_captions(demo: Demo):
+    wrong = [clip for clip in demo.clips if clip["captions"][0]["text"] != clip["shot"].caption]
+    assert share(demo.removed("similarity", clip) for clip in wrong) >= 0.9
+
+
+def test_aesthetics_remove_degraded_pictures(demo: Demo):
+    bad = [clip for clip in demo.clips if clip["file"] in demo.flaws.degraded]
+    assert len(bad) >= 5
+    assert share(demo.removed("aesthetic", clip) for clip in bad) >= 0.9
+
+
+def test_motion_removes_still_clips(demo: Demo):
+    still = [clip for clip in demo.clips if clip["shot"].still]
+    assert len(still) >= 3
+    assert all(demo.removed("motion", clip) for clip in still)
+
+
+def test_text_area_removes_clips_full_of_text(demo: Demo):
+    full = [clip for clip in demo.clips if clip["shot"].text_area > 0.08]
+    free = [clip for clip in demo.clips if not clip["shot"].text and clip["file"] not in demo.flaws.degraded]
+    assert len(full) >= 3
+    assert all(demo.removed("text_area", clip) for clip in full)
+    assert share(demo.removed("text_area", clip) for clip in free) <= 0.05
+
+
+def test_duplicates_are_the_reuploads_and_nothing_else(demo: Demo):
+    by_id = {clip["clip_id"]: clip for clip in demo.clips}
+    pairs = {frozenset((by_id[c["duplicate_of"]]["file"], c["file"])) for c in demo.clips if c["duplicate_of"]}
+    assert pairs == {frozenset(pair) for pair in demo.flaws.copies.items()}
+    kept_for = {clip["duplicate_of"] for clip in demo.clips}
+    copies = [clip for clip in demo.clips if clip["file"] in demo.flaws.copies]
+    assert share(bool(c["duplicate_rank"]) or c["clip_id"] in kept_for for c in copies) >= 0.95
+    assert all(c["duplicate_rank"] == 0 or demo.removed("duplicate_rank", c) for c in demo.clips)
+
+
+def test_what_is_left_is_good(demo: Demo):
+    assert demo.selection.clips >= 3
+    names = {"duplicate_rank", "motion", "aesthetic", "similarity", "text_area", "duration_s"}
+    left = [clip for clip in demo.clips if not any(demo.removed(name, clip) for name in names)]
+    assert len(left) == demo.selection.clips
+    for clip in left:
+        assert not clip["shot"].still
+        assert clip["captions"][0]["text"] == clip["shot"].caption
+        assert clip["file"] not in demo.flaws.degraded
+
+
+def test_the_demo_runs_again_and_says_what_happened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], local_ray: None
+):
     for _ in range(2):
         run(tmp_path, [], 2)
-        printed = capsys.readouterr().out
-        assert "what happened" in printed
-        assert "not_video" in printed
-        assert "decode_error" in printed
+        printed = capsys.readouterr()
+        for part in ("what happened", "not_video", "decode_error", "flaws put in"):
+            assert part in printed.out
+        assert "demo model" in printed.err
     with Dataset(str(tmp_path / "rendered")).connect() as connection:
-        assert connection.execute("SELECT count(*) FROM sources").fetchone() == (4,)
+        assert connection.execute("SELECT count(*) FROM sources").fetchone() == (9,)
 
 
 def test_the_demo_takes_your_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str], local_ray: None):
     for name in ("one", "other"):
         run(tmp_path, [str(many_small(tmp_path / name, 2))], 0)
     assert "1 samples" in capsys.readouterr().out
+
+
+def share(outcomes: Any) -> float:
+    """Of the outcomes, how many are true."""
+    listed = list(outcomes)
+    return sum(listed) / len(listed)

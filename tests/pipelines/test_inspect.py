@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from curation.decode import Limits
-from pipelines import CurateConfig, inspect
+from pipelines import inspect
 from tests import faults
 from tests.media import panning, write_video
+from tests.pipelines.corpora import WITHOUT_CLIP
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_video_is_described_without_a_dataset(video: Path):
-    (seen,) = inspect([str(video)])
+    (seen,) = inspect([str(video)], WITHOUT_CLIP)
     assert (seen.uri, seen.error_kind, seen.error) == (str(video), None, None)
     assert (seen.source["frames"], seen.source["width"]) == (120, 320)
     (cut,) = seen.transitions
@@ -43,7 +44,7 @@ def test_native_code_that_misbehaves_costs_one_row(
 ):
     monkeypatch.setattr(importlib.import_module("pipelines.scoring"), "scan", fault)
     limits = Limits(timeout_s=1 if fault is faults.hang else 60, memory_bytes=1 << 30)
-    (seen,) = inspect([str(video)], CurateConfig(limits=limits))
+    (seen,) = inspect([str(video)], WITHOUT_CLIP.model_copy(update={"limits": limits}))
     assert seen.error_kind == kind
     assert sentence in (seen.error or "")
     assert (seen.source["status"], seen.clips) == ("rejected", [])
@@ -51,5 +52,5 @@ def test_native_code_that_misbehaves_costs_one_row(
 
 def test_the_next_source_goes_on_after_a_bad_one(video: Path, tmp_path: Path):
     (tmp_path / "bad.mp4").write_bytes(b"nothing")
-    kinds = [seen.error_kind for seen in inspect([str(tmp_path / "bad.mp4"), str(video)])]
+    kinds = [seen.error_kind for seen in inspect([str(tmp_path / "bad.mp4"), str(video)], WITHOUT_CLIP)]
     assert kinds == ["not_video", None]

@@ -13,7 +13,7 @@ import pytest
 
 from curation.rules import Rules
 from pipelines import curate, select, shard
-from tests.pipelines.corpora import content, many_small, shard_content
+from tests.pipelines.corpora import WITHOUT_CLIP, WITHOUT_CLIP_OPTION, content, many_small, shard_content
 
 SOURCES = 36
 EVERYTHING = Rules(name="all", rules={"duration_s": {"min": 0}})
@@ -28,7 +28,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calm(videos: Path, tmp_path_factory: pytest.TempPathFactory, local_ray) -> Path:
     """A dataset made without any disturbance."""
     out = tmp_path_factory.mktemp("calm") / "out"
-    curate([str(videos)], str(out), quiet=True)
+    curate([str(videos)], str(out), config=WITHOUT_CLIP, quiet=True)
     select(str(out), EVERYTHING)
     shard(str(out), "all", quiet=True)
     return out
@@ -78,16 +78,16 @@ def test_kill_9_the_driver_at_random_moments(videos: Path, calm: Path, tmp_path:
     chance, out = random.Random(7), tmp_path / "out"
     killed = 0
     for parts in (0, chance.randrange(1, 8), chance.randrange(10, 20), chance.randrange(22, SOURCES - 4)):
-        run = start("curate", videos, "--out", out)
+        run = start("curate", videos, "--out", out, *WITHOUT_CLIP_OPTION)
         wait_for(run, out / "sources", ".parquet", parts)
         time.sleep(chance.uniform(0, 0.2 if parts else 4.0))
         killed += run.poll() is None
         kill(run.pid)
         run.wait()
     assert killed >= 3
-    assert start("curate", videos, "--out", out).wait(180) == 0
+    assert start("curate", videos, "--out", out, *WITHOUT_CLIP_OPTION).wait(180) == 0
     assert content(str(out)) == content(str(calm))
-    assert start("curate", videos, "--out", out).wait(60) == 0
+    assert start("curate", videos, "--out", out, *WITHOUT_CLIP_OPTION).wait(60) == 0
     assert content(str(out)) == content(str(calm))
 
     select(str(out), EVERYTHING)
@@ -104,7 +104,7 @@ def test_kill_9_the_driver_at_random_moments(videos: Path, calm: Path, tmp_path:
 
 def test_kill_9_workers_and_scanning_children(videos: Path, calm: Path, tmp_path: Path):
     chance, out = random.Random(11), tmp_path / "out"
-    run = start("curate", videos, "--out", out)
+    run = start("curate", videos, "--out", out, *WITHOUT_CLIP_OPTION)
     killed: list[str] = []
     for parts in (0, 2, 10, 20):
         wait_for(run, out / "sources", ".parquet", parts)

@@ -1,0 +1,160 @@
+"""`find_duplicates` over growing datasets: seconds, CPU seconds, memory and the planted copies it finds.
+
+    python -m benchmarks.duplicates [--clips N N ...]
+
+Embeddings of 768 numbers in crowds of many sizes, as CLIP's are; a tenth of the clips are copies, at cosines of 0.955
+to 0.99. Each search runs in a process of its own. The last line is JSON.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from benchmarks.common import cpu_s, report
+from curation.duplicates import DuplicatesConfig, find_duplicates
+from curation.tables import CLIPS, SOURCES, Dataset
+
+_CLIPS = (10_000, 100_000, 1_000_000)
+_COMPARED = 100_000
+"""Up to this many clips both searches run."""
+_WIDTH = 768
+_PART_CLIPS = 50_000
+_SUBJECTS = 1000
+_COPIES_PER_CLIP = 0.1
+
+
+def measure(clips: int) -> list[dict[str, Any]]:
+    """Build a dataset in a temporary folder and search it: exactly if that is not too much, and approximately."""
+    searches = {"exact": clips, "approximate": 0} if clips <= _COMPARED else {"approximate": 0}
+    with tempfile.TemporaryDirectory(prefix="clipmill-duplicates-") as folder:
+        copies = _build(folder, clips)
+        figures = []
+        for search, exact_up_to in searches.items():
+            figures.append({"clips": clips, "search": search, **_in_child(folder, exact_up_to), "planted": len(copies)})
+            figures[-1].update(_compared(folder, copies))
+        return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clips", type=int, nargs="+", default=_CLIPS)
+    parser.add_argument("--search", nargs=2, metavar=("DATASET", "EXACT_UP_TO"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.search:
+        print(json.dumps(_search(options.search[0], int(options.search[1]))))
+        return
+    rows = [row for clips in options.clips for row in measure(clips)]
+    report(
+        f"find_duplicates, embeddings of {_WIDTH} numbers, a tenth of them copies",
+        ("clips", "search", "seconds", "CPU s", "peak MiB", "bytes/clip", "copies found", "false"),
+        (
+            (
+                f"{row['clips']:,}",
+                row["search"],
+                f"{row['seconds']:.1f}",
+                f"{row['cpu_s']:.1f}",
+                f"{row['peak_mib']:.0f}",
+                f"{row['bytes_per_clip']:.0f}",
+                f"{row['found'] / max(1, row['planted']):.2%}",
+                str(row["false"]),
+            )
+            for row in rows
+        ),
+        {"duplicates": rows},
+    )
+
+
+def _in_child(folder: str, exact_up_to: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.duplicates", "--search", folder, str(exact_up_to)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _search(folder: str, exact_up_to: int) -> dict[str, Any]:
+    before_bytes, before_cpu_s, start = _memory_bytes("VmRSS"), cpu_s(), time.perf_counter()
+    result = find_duplicates(Dataset(folder), DuplicatesConfig(exact_up_to=exact_up_to))
+    seconds, peak_bytes = time.perf_counter() - start, _memory_bytes("VmHWM")
+    return {
+        "seconds": seconds,
+        "cpu_s": cpu_s() - before_cpu_s,
+        "peak_mib": peak_bytes / 2**20,
+        "bytes_per_clip": (peak_bytes - before_bytes) / result.clips,
+    }
+
+
+def _memory_bytes(which: str) -> int:
+    """Resident memory of this process now (VmRSS) or at most (VmHWM); elsewhere than on Linux only the latter."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines[which].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _compared(folder: str, copies: dict[str, str]) -> dict[str, int]:
+    """Copies that were joined to their original's group, and duplicates that are none of them."""
+    path = Path(folder, "scores", "duplicates", "duplicates.parquet")
+    table = pq.read_table(path, columns=["clip_id", "duplicate_of"])
+    of = {c: k for c, k in zip(*(column.to_pylist() for column in table.columns), strict=True) if k is not None}
+    found = sum(of.get(copy) == original or of.get(original) == copy for copy, original in copies.items())
+    return {"found": found, "false": len(of) - found}
+
+
+def _build(folder: str, clips: int) -> dict[str, str]:
+    """Write the dataset; the ids of the copies, and of the clip that each is a copy of."""
+    dataset = Dataset(folder).create_or_open({"benchmark": "duplicates", "clips": clips})
+    rng = np.random.default_rng(clips)
+    subjects = _unit(rng.standard_normal((_SUBJECTS, _WIDTH), np.float32))
+    common = _unit(rng.standard_normal(_WIDTH, np.float32))
+    copies: dict[str, str] = {}
+    bounds = np.linspace(0, clips, max(1, clips // _PART_CLIPS) + 1).astype(int)
+    for part, (first, last) in enumerate(pairwise(bounds.tolist())):
+        originals = round((last - first) / (1 + _COPIES_PER_CLIP))
+        crowd = (rng.random(originals) ** 2 * _SUBJECTS).astype(int)
+        own = rng.uniform(0.6, 1.2, (originals, 1)).astype(np.float32)
+        rows = _unit(common + 0.8 * subjects[crowd] + own * _unit(rng.standard_normal((originals, _WIDTH), np.float32)))
+        chosen = rng.permutation(originals)[: last - first - originals]
+        cosine = rng.uniform(0.955, 0.99, (len(chosen), 1)).astype(np.float32)
+        noise = rng.standard_normal((len(chosen), _WIDTH), np.float32)
+        aside = _unit(noise - (noise * rows[chosen]).sum(1, keepdims=True) * rows[chosen])
+        again = cosine * rows[chosen] + np.sqrt(1 - cosine**2) * aside
+        ids = [f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}-0-48" for number in range(first + 1, last + 1)]
+        copies |= {ids[originals + i]: ids[original] for i, original in enumerate(chosen.tolist())}
+        _write(dataset, f"{part:04d}", ids, np.concatenate([rows, again]), rng)
+    return copies
+
+
+def _write(dataset: Dataset, part: str, ids: list[str], rows_ND: NDArray[np.float32], rng: np.random.Generator) -> None:
+    flat = pa.array(rows_ND.astype(np.float16).reshape(-1))
+    columns = {
+        "clip_id": pa.array(ids),
+        "source_id": pa.array([clip_id[:16] for clip_id in ids]),
+        "width": rng.choice(np.array([426, 640, 1280, 1920], np.int32), len(ids)),
+        "height": rng.choice(np.array([240, 360, 720, 1080], np.int32), len(ids)),
+        "aesthetic": rng.normal(5, 1, len(ids)).astype(np.float32),
+        "duration_s": rng.uniform(1, 20, len(ids)),
+        "embedding": pa.ListArray.from_arrays(pa.array(np.arange(len(ids) + 1) * _WIDTH, pa.int32()), flat),
+    }
+    for name, schema in (("clips", CLIPS), ("sources", SOURCES)):
+        filled = {field.name: columns.get(field.name, pa.nulls(len(ids), field.type)) for field in schema}
+        dataset.write_part(name, part, pa.table(filled))
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+if __name__ == "__main__":
+    main()

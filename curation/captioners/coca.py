@@ -1,0 +1,155 @@
+"""CoCa: a caption of the middle frame, through open_clip (paper 3.1; Yu et al. 2022, arXiv 2205.01917).
+
+Words are chosen greedily: the same picture always gets the same caption. open_clip's own `generate` asks for a part of
+transformers that was removed from it, and gives other captions with other versions of it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import cv2
+from pydantic import Field, model_validator
+
+from curation import openclip
+from curation.captions import Caption, clean
+from curation.config import Config
+from curation.errors import UserError
+from curation.pictures import Image
+from curation.scores.base import ClipView
+
+if TYPE_CHECKING:
+    import torch
+
+
+class CocaConfig(Config):
+    """Settings of the captioner `coca`. The default weights are those tuned on captions that people wrote (COCO)."""
+
+    model: str = "coca_ViT-L-14"
+    pretrained: str | None = "mscoco_finetuned_laion2b_s13b_b90k"
+    """A tag, or a checkpoint file."""
+    batch_size: int = Field(16, gt=0)
+    min_tokens: int = Field(5, ge=1)
+    max_tokens: int = Field(30, gt=1)
+    """Marks of beginning and end included, as in open_clip."""
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> Self:
+        if self.min_tokens >= self.max_tokens:
+            raise ValueError(f"min_tokens is {self.min_tokens}, expected less than max_tokens, {self.max_tokens}")
+        return self
+
+    def described(self) -> dict[str, Any]:
+        """What decides the captions: not how many are made at a time, nor where a file is kept."""
+        values = self.model_dump(mode="json", exclude={"batch_size"})
+        for key in ("model", "pretrained"):
+            values[key] = Path(values[key]).name if values[key] and Path(values[key]).exists() else values[key]
+        return values
+
+
+class Coca:
+    """Captioner `coca`: what the middle frame shows, in one short English sentence."""
+
+    name = "coca"
+
+    def __init__(self, config: CocaConfig | None = None) -> None:
+        self._config = config or CocaConfig()
+        self._device = "cpu"
+        self._loaded: Any = None
+
+    def load(self, device: str = "cpu") -> None:
+        """Load the weights. Raises UserError when they are missing or unfit, or the model cannot write captions."""
+        config = self._config
+        try:
+            loaded = openclip.load(config.model, config.pretrained, device)
+        except UserError as error:
+            raise UserError(f"captioner {self.name}: {error}") from error
+        if not hasattr(loaded.model, "text_decoder") or not hasattr(loaded.tokenizer, "decode"):
+            raise UserError(f"{config.model} cannot write captions; expected a CoCa model such as coca_ViT-L-14")
+        if config.max_tokens > loaded.model.context_length:
+            raise UserError(
+                f"coca: max_tokens is {config.max_tokens}, {config.model} goes as far as {loaded.model.context_length}"
+            )
+        self._loaded, self._device = loaded, device
+
+    def caption(self, batch: Sequence[ClipView]) -> list[Caption]:
+        """One caption per clip, in order. What a caption says does not depend on the other clips."""
+        size = self._config.batch_size
+        return [caption for i in range(0, len(batch), size) for caption in self._caption(batch[i : i + size])]
+
+    def _caption(self, batch: Sequence[ClipView]) -> list[Caption]:
+        """One pass of the model. A failure on it is told by every clip of it."""
+        import torch
+
+        assert self._loaded is not None, "load() comes before caption()"
+        answers: list[Any] = [self._prepare(clip) for clip in batch]
+        ready = [i for i, answer in enumerate(answers) if isinstance(answer, torch.Tensor)]
+        if not ready:
+            return answers
+        try:
+            captions = self._write(torch.stack([answers[i] for i in ready]).to(self._device))
+        except Exception as error:  # of a device, most often
+            captions = [Caption(source=self.name, error=f"{type(error).__name__}: {error}")] * len(ready)
+        for i, caption in zip(ready, captions, strict=True):
+            answers[i] = caption
+        return answers
+
+    def _prepare(self, clip: ClipView) -> "torch.Tensor | Caption":
+        """The middle frame as the model wants it (channel, height, width), or why there is none."""
+        if not clip.pictures:
+            return Caption(source=self.name, error="the clip has no pictures")
+        try:
+            return self._loaded.preprocess(_to_pil(clip.pictures[len(clip.pictures) // 2]))
+        except Exception as error:
+            return Caption(source=self.name, error=f"{type(error).__name__}: {error}")
+
+    def _write(self, pictures_BCHW: "torch.Tensor") -> list[Caption]:
+        tokenizer, captions = self._loaded.tokenizer, []
+        tokens_BT = greedy(
+            self._loaded.model,
+            pictures_BCHW,
+            start=tokenizer.sot_token_id,
+            end=tokenizer.eot_token_id,
+            min_tokens=self._config.min_tokens,
+            max_tokens=self._config.max_tokens,
+        )
+        for tokens in tokens_BT.tolist():
+            before_end = tokens[: tokens.index(tokenizer.eot_token_id)]
+            text = clean(tokenizer.decode([token for token in before_end if token != tokenizer.sot_token_id]))
+            captions.append(Caption(source=self.name, text=text, error=None if text else "the model wrote nothing"))
+        return captions
+
+
+def greedy(
+    model: Any, pictures_BCHW: "torch.Tensor", *, start: int, end: int, min_tokens: int, max_tokens: int
+) -> "torch.Tensor":
+    """The likeliest next token, again and again: (picture, position) ids that begin with `start` and hold an `end`.
+
+    What open_clip's `generate` does with generation_type "top_k" and top_k 1. Marks count: no caption ends before
+    `min_tokens` of them, and each ends at `max_tokens`. After its end a row holds the model's padding.
+    """
+    import torch
+
+    with torch.inference_mode():
+        latents_BD, patches_BND = model._encode_image(pictures_BCHW)
+        tokens_BT = torch.full((len(pictures_BCHW), 1), start, dtype=torch.long, device=pictures_BCHW.device)
+        ended_B = torch.zeros(len(pictures_BCHW), dtype=torch.bool, device=pictures_BCHW.device)
+        while not ended_B.all():
+            likely = model(
+                pictures_BCHW, tokens_BT, image_latent=latents_BD, image_embs=patches_BND, output_labels=False
+            )["logits"][:, -1]
+            if tokens_BT.shape[1] < min_tokens:
+                likely[:, end] = -torch.inf
+            next_B = likely.argmax(dim=-1)
+            if tokens_BT.shape[1] + 1 == max_tokens:
+                next_B = torch.full_like(next_B, end)
+            next_B = torch.where(ended_B, model.pad_id, next_B)
+            ended_B |= next_B == end
+            tokens_BT = torch.cat((tokens_BT, next_B[:, None]), dim=1)
+    return tokens_BT
+
+
+def _to_pil(picture_HWC: Image) -> Any:
+    from PIL import Image as Pil
+
+    return Pil.fromarray(cv2.cvtColor(picture_HWC, cv2.COLOR_BGR2RGB))

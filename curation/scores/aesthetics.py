@@ -1,0 +1,99 @@
+"""Aesthetics: LAION's linear head on CLIP embeddings, the mean of three frames (paper 3.1 and App. C)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pyarrow as pa
+
+from curation.columns import column
+from curation.config import Config
+from curation.errors import UserError
+from curation.openclip import read_tensors
+from curation.scores.base import ClipView
+
+_LAION = {"large": "sa_0_4_vit_l_14_linear.pth", "small": "sa_0_4_vit_b_32_linear.pth"}
+"""Of the package aesthetic-predictor: large for OpenAI's ViT-L-14, small for its ViT-B-32."""
+
+
+class AestheticConfig(Config):
+    """Which head."""
+
+    head: str = "large"
+    """LAION's head `large` (for ViT-L-14) or `small` (for ViT-B-32), or a file with tensors weight (1, D), bias (1)."""
+
+
+class Aesthetic:
+    """Scorer `aesthetic`: a linear head on the L2-normalised embeddings of the frames, on the head's own scale."""
+
+    name = "aesthetic"
+    columns = (
+        column(
+            "aesthetic",
+            pa.float32(),
+            "aesthetic head on CLIP's embeddings, mean of three frames; LAION's heads give about 1 to 10",
+            unit="head's scale",
+            better="higher",
+        ),
+        column("aesthetic_error", pa.string(), "why aesthetic is null"),
+    )
+    needs_embeddings = True
+
+    def __init__(self, config: AestheticConfig | None = None) -> None:
+        self._config = config or AestheticConfig()
+        self.embedding_width: int | None = None
+        self._weight_D: Any = None
+        self._bias = 0.0
+
+    def __repr__(self) -> str:
+        return f"aesthetic head {self._config.head!r}"
+
+    def load(self, device: str = "cpu") -> None:
+        """Load the head; it is a single row, and runs on the CPU. Raises UserError where it is missing or unfit."""
+        head = self._config.head
+        tensors = _laion_head(head) if head in _LAION else _own_head(head)
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if set(shapes) != {"weight", "bias"} or shapes["weight"] != (1, shapes["weight"][-1]) or shapes["bias"] != (1,):
+            raise UserError(f"{head} is no aesthetic head: expected tensors weight (1, D) and bias (1,), came {shapes}")
+        self._weight_D, self._bias = tensors["weight"][0].float().numpy(), float(tensors["bias"][0])
+        self.embedding_width = len(self._weight_D)
+
+    def score(self, batch: Sequence[ClipView]) -> list[dict[str, Any]]:
+        """Columns aesthetic, aesthetic_error per clip."""
+        return [self._score_clip(clip) for clip in batch]
+
+    def _score_clip(self, clip: ClipView) -> dict[str, Any]:
+        found = clip.embeddings
+        if found is None or found.pictures_FD is None:
+            reason = found.error if found else "the CLIP model did not run"
+            return {"aesthetic": None, "aesthetic_error": f"there is no embedding: {reason}"}
+        score = float((found.pictures_FD @ self._weight_D).mean()) + self._bias
+        return {"aesthetic": score, "aesthetic_error": None}
+
+
+def _laion_head(size: str) -> dict[str, Any]:
+    """Through aesthetic-predictor, which keeps its heads in a folder of its own and fetches what is not there."""
+    path = Path.home() / ".cache" / "aesthetic_predictor" / _LAION[size]
+    if path.exists():
+        read_tensors(path)  # refuses what is damaged or holds code, before the package opens it
+    from aesthetic_predictor import get_aesthetic_model
+
+    try:
+        return dict(get_aesthetic_model(size).state_dict())
+    except (URLError, OSError) as error:
+        path.unlink(missing_ok=True)  # half a download would be taken for the head the next time
+        raise UserError(
+            f"the aesthetic head {size!r} is not on this machine and cannot be fetched ({error}).\n"
+            f"  wanted: {_LAION[size]} of github.com/LAION-AI/aesthetic-predictor\n"
+            f"  looked in: {path.parent} and the network\n"
+            f"  without network: place that file at {path} on every node, or anywhere and give `aesthetic: {{head: "
+            "FILE}` in the --config file\n"
+            "  or leave the score out: --without aesthetic"
+        ) from error
+
+
+def _own_head(head: str) -> dict[str, Any]:
+    if not Path(head).is_file():
+        raise UserError(f"the aesthetic head {head!r} is neither a file nor one of LAION's ({', '.join(_LAION)})")
+    return read_tensors(Path(head))

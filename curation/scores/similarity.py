@@ -1,0 +1,63 @@
+"""Caption similarity: cosine between CLIP's embeddings of three frames and of each caption (paper 3.1 and App. C)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curation.columns import column
+from curation.scores.base import ClipView
+
+
+class Similarity:
+    """Scorer `similarity`: mean over the frames of the cosine to each caption, and the mean of that over captions."""
+
+    name = "similarity"
+    columns = (
+        column(
+            "similarity",
+            pa.float32(),
+            "cosine of CLIP's embeddings of frame and caption, mean of three frames; mean over the clip's captions",
+            unit="cosine, -1 to 1",
+            better="higher",
+            bounds=(-1, 1),
+        ),
+        column(
+            "similarity_captions",
+            pa.list_(pa.float32()),
+            "the same for each caption, in their order; null for a caption without text",
+            unit="cosine, -1 to 1",
+        ),
+        column("similarity_error", pa.string(), "why similarity is null"),
+    )
+    needs_embeddings = True
+    embedding_width: int | None = None
+
+    def load(self, device: str = "cpu") -> None:
+        """Nothing to load: the embeddings come with the clips."""
+
+    def score(self, batch: Sequence[ClipView]) -> list[dict[str, Any]]:
+        """Columns similarity, similarity_captions, similarity_error per clip."""
+        return [_score_clip(clip) for clip in batch]
+
+
+def _score_clip(clip: ClipView) -> dict[str, Any]:
+    found = clip.embeddings
+    if found is None or found.pictures_FD is None:
+        return _unscored(f"there is no embedding: {found.error if found else 'the CLIP model did not run'}")
+    if not any(caption.text for caption in clip.captions):
+        reasons = [caption.error for caption in clip.captions if caption.error]
+        return _unscored(f"no caption has text: {reasons[0]}" if reasons else "the clip has no caption")
+    assert found.captions_CD is not None, "there are captions"
+    cosines_C = (found.captions_CD @ found.pictures_FD.T).mean(axis=1)
+    known_C = np.isfinite(cosines_C)
+    return {
+        "similarity": float(cosines_C[known_C].mean()),
+        "similarity_captions": [float(c) if known else None for c, known in zip(cosines_C, known_C, strict=True)],
+        "similarity_error": None,
+    }
+
+
+def _unscored(reason: str) -> dict[str, Any]:
+    return {"similarity": None, "similarity_captions": None, "similarity_error": reason}

@@ -13,7 +13,7 @@ Format = Literal["diffusers", "original"]
 ORIGINAL_FILE = "model.safetensors"
 
 
-def export(model: Model, folder: str | Path, *, format: Format, dtype: torch.dtype | None = None) -> Path:
+def export(model: Model, folder: str | Path, *, format: Format | str, dtype: torch.dtype | None = None) -> Path:
     """Write `model` into `folder`, which is new or empty. Returns what to load: the folder, or the file in it.
 
     `diffusers` is a folder for StableVideoDiffusionPipeline.from_pretrained; that pipeline knows image to video alone.

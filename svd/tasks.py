@@ -4,6 +4,7 @@ Frames are RGB in [-1, 1]. Of each sample there is one seed: its noise depends o
 seed gives the video that diffusers gives for a generator on the CPU with that seed.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -55,7 +56,7 @@ class Sampling:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} should be 1 or more, came {value}")
-        if self.guidance is not None and min(self.guidance) < 0:
+        if self.guidance is not None and not all(0 <= scale < math.inf for scale in self.guidance):
             raise ValueError(f"guidance should be 0 or more, came {self.guidance}")
 
 

@@ -1,9 +1,10 @@
-"""The command line: `clipmill curate | duplicates | select | shard | status | inspect`."""
+"""The command line: `clipmill curate | duplicates | select | shard | status | inspect | sample | export`."""
 
 import json
 import signal
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -63,6 +64,9 @@ Without = Annotated[
 Address = Annotated[
     str | None,
     typer.Option(help="Ray cluster to run on; without it, RAY_ADDRESS or this machine.", show_default=False),
+]
+Checkpoint = Annotated[
+    Path, typer.Argument(help="A model: its folder, or a file in the layout of the release.", show_default=False)
 ]
 
 
@@ -202,6 +206,85 @@ def inspect(videos: Inputs, config: ConfigFile = None, without: Without = None, 
             render.print_inspection(console(), seen)
     if not usable:
         raise UserError("no usable input: see the reason for each above")
+
+
+@app.command(epilog=EXIT_CODES)
+def sample(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="The video, .mp4; its contact sheet lies beside it, .png.")] = Path(
+        "sample.mp4"
+    ),
+    image: Annotated[
+        Path | None, typer.Option(help="Picture to start from; cut in the middle to the size.", show_default=False)
+    ] = None,
+    last_image: Annotated[Path | None, typer.Option(help="Interpolation: where to end.", show_default=False)] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text to video: what to show.", show_default=False)] = None,
+    elevation: Annotated[
+        float | None, typer.Option(help="Multi-view: degrees of the camera above the object.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    frames: Annotated[int | None, typer.Option(min=1, help="Instead of the model's own.", show_default=False)] = None,
+    fps: Annotated[float, typer.Option(min=1, help="Told to the model, and of the file.")] = 7.0,
+    motion: Annotated[float, typer.Option(min=0, max=255, help="Motion bucket: 0 is still.")] = 127.0,
+    noise_augmentation: Annotated[float, typer.Option(min=0, help="Noise on the pictures given.")] = 0.02,
+    steps: Annotated[int, typer.Option(min=1, help="Of the sampler; 25 or 30 are usual.")] = 25,
+    guidance: Annotated[
+        str | None,
+        typer.Option(help="SCALE, or FIRST:LAST over the frames, such as 1.0:3.0.", show_default=False),
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT instead of the model's.", show_default=False)] = None,
+    decode_frames: Annotated[
+        int | None, typer.Option(min=1, help="Decode so many frames at a time: less memory.", show_default=False)
+    ] = None,
+    lora: Annotated[Path | None, typer.Option(help="Adapters to put on, .safetensors.", show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.", show_default=False)] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; by default bfloat16 on cuda.", show_default=False)
+    ] = None,
+) -> None:
+    """Make a video with a model, from a picture, a text, or two pictures: what the model is for, its files say."""
+    from pipelines.sample import Request
+    from pipelines.sample import sample as run
+
+    request = Request(
+        image=image,
+        last_image=last_image,
+        prompt=prompt,
+        elevation=elevation,
+        seed=seed,
+        frames=frames,
+        fps=fps,
+        motion=motion,
+        noise_augmentation=noise_augmentation,
+        steps=steps,
+        guidance=guidance,
+        size=size,
+        decode_frames=decode_frames,
+        lora=lora,
+        device=device,
+        dtype=dtype,
+    )
+    made = run(checkpoint, out, request)
+    console().print(
+        f"{render.printable(str(made.video))}: {made.task}, {made.frames} frames of {made.width_px} x "
+        f"{made.height_px}, {made.seconds:.1f} s\n{render.printable(str(made.sheet))}: its frames side by side",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@app.command(epilog=EXIT_CODES)
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="A new folder.", show_default=False)],
+    format: Annotated[str, typer.Option(help="diffusers (a folder it runs) or original (one file).")] = "diffusers",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Write a model for others: for StableVideoDiffusionPipeline, or in the layout of the release."""
+    from pipelines.export import export as run
+
+    written = run(checkpoint, out, format=format, dtype=dtype)
+    console().print(f"written: {render.printable(str(written))}", markup=False, soft_wrap=True)
 
 
 def console() -> Console:

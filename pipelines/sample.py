@@ -1,0 +1,238 @@
+"""`clipmill sample`: a video and its contact sheet from a model, for each task."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from curation.errors import UserError
+from pipelines.demo.writer import Encoding, write_video
+from pipelines.export import dtype_of
+from pipelines.progress import Reporter
+from svd import tasks
+from svd.checkpoint import load_model, read_config
+from svd.conditioning import Ids
+from svd.lora import load_lora, merge_lora
+from svd.model import Model, ModelConfig, Task
+
+_NEEDED: dict[Task, tuple[str, ...]] = {
+    "image-to-video": ("image",),
+    "multi-view": ("image",),
+    "interpolation": ("image", "last_image"),
+    "text-to-video": ("prompt",),
+}
+_TAKEN: dict[Task, tuple[str, ...]] = {**_NEEDED, "multi-view": ("image", "elevation")}
+_SHEET_CELL_PX, _SHEET_GAP_PX, _SHEET_COLUMNS = 320, 6, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to make. A task takes some of image, last_image, prompt and elevation, and refuses the others."""
+
+    image: Path | None = None
+    last_image: Path | None = None
+    prompt: str | None = None
+    elevation: float | None = None
+    """Degrees above the object."""
+    seed: int = 0
+    frames: int | None = None
+    fps: float = 7.0
+    motion: float = 127.0
+    noise_augmentation: float = 0.02
+    steps: int = 25
+    guidance: str | None = None
+    """`SCALE`, or `FIRST:LAST` over the frames."""
+    size: str | None = None
+    """`WIDTHxHEIGHT` in pixels; the model's own without it."""
+    decode_frames: int | None = None
+    lora: Path | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What was made, and where it lies."""
+
+    video: Path
+    sheet: Path
+    task: Task
+    frames: int
+    width_px: int
+    height_px: int
+    seconds: float
+
+
+def sample(checkpoint: Path, out: Path, request: Request, *, quiet: bool = False) -> Sample:
+    """Make one video with the model at `checkpoint`: `out` (.mp4) and the contact sheet beside it (.png).
+
+    Raises UserError for a request that the model cannot carry out, and for files that cannot be read or written.
+    """
+    started_s = time.monotonic()
+    if out.suffix != ".mp4":
+        raise UserError(f"the video is an .mp4, came {out.name!r}")
+    device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype_of(request.dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
+    try:
+        config = read_config(checkpoint)
+        _check(config, request)
+        width_px, height_px = parse_size(request.size) if request.size else (config.width_px, config.height_px)
+        sampling = tasks.Sampling(
+            frames=request.frames,
+            steps=request.steps,
+            guidance=parse_guidance(request.guidance) if request.guidance else None,
+            decode_frames=request.decode_frames,
+        )
+        ids = Ids(
+            fps=request.fps,
+            motion_bucket=request.motion,
+            noise_augmentation=request.noise_augmentation,
+            elevation=request.elevation or 0.0,
+        )
+        pictures = [
+            open_picture(path, width_px, height_px) for path in (request.image, request.last_image) if path is not None
+        ]
+        model = load_model(checkpoint, device=device, dtype=dtype)
+        if request.lora is not None:
+            load_lora(model.unet, request.lora)
+            merge_lora(model.unet)
+        with Reporter(config.task, request.steps, unit="steps", quiet=quiet) as reporter:
+            run = _task(model, request, pictures, (width_px, height_px))
+            frames_THWC = _to_bytes(
+                run(ids=[ids], seeds=[request.seed], sampling=sampling, on_step=lambda *_: reporter.advance())[0]
+            )
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{device} has too little memory for this: fewer --frames, a smaller --size, or --decode-frames 1"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise error if isinstance(error, UserError) else UserError(str(error)) from error
+    sheet = out.with_suffix(".png")
+    _write(out, lambda path: _write_mp4(path, frames_THWC, request.fps))
+    _write(sheet, lambda path: contact_sheet(frames_THWC, request.fps).save(path, format="PNG"))
+    return Sample(
+        video=out,
+        sheet=sheet,
+        task=config.task,
+        frames=len(frames_THWC),
+        width_px=width_px,
+        height_px=height_px,
+        seconds=time.monotonic() - started_s,
+    )
+
+
+def parse_guidance(text: str) -> tuple[float, float]:
+    """`1.0:3.0` is from the first to the last frame, `2.5` the same on all. Raises UserError."""
+    first, colon, last = text.partition(":")
+    try:
+        return float(first), float(last if colon else first)
+    except ValueError as error:
+        raise UserError(f"guidance is a number, or FIRST:LAST such as 1.0:3.0; came {text!r}") from error
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`1024x576` is width and height. Raises UserError."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise UserError(f"a size is WIDTHxHEIGHT in pixels, such as 1024x576; came {text!r}")
+    return int(width), int(height)
+
+
+def open_picture(path: Path, width_px: int, height_px: int) -> Tensor:
+    """The picture upright, cut in the middle to the aspect ratio and resized: (1, 3, H, W), RGB in [-1, 1].
+
+    Raises UserError for a file that is no picture.
+    """
+    try:
+        with Image.open(path) as opened:
+            picture = ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as a picture: {error}") from error
+    if picture.size != (width_px, height_px):
+        picture = ImageOps.fit(picture, (width_px, height_px), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def contact_sheet(frames_THWC: NDArray[np.uint8], fps: float) -> Image.Image:
+    """All frames side by side, row by row, each with its number and time."""
+    count, height, width, _ = frames_THWC.shape
+    columns = min(count, _SHEET_COLUMNS)
+    rows = -(-count // columns)
+    scale = _SHEET_CELL_PX / max(width, height)
+    cell_w, cell_h, label_h = round(width * scale), round(height * scale), 16
+    gap = _SHEET_GAP_PX
+    sheet = Image.new(
+        "RGB", (gap + columns * (cell_w + gap), gap + rows * (cell_h + label_h + gap)), color=(24, 24, 26)
+    )
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for i, frame_HWC in enumerate(frames_THWC):
+        x, y = gap + i % columns * (cell_w + gap), gap + i // columns * (cell_h + label_h + gap)
+        sheet.paste(Image.fromarray(frame_HWC).resize((cell_w, cell_h), Image.Resampling.LANCZOS), (x, y))
+        draw.text((x, y + cell_h + 1), f"{i}   {i / fps:.2f} s", fill=(200, 200, 205), font=font)
+    return sheet
+
+
+def _check(config: ModelConfig, request: Request) -> None:
+    """Raise UserError where the request and the model's task do not fit, before any weight is read."""
+    task = config.task
+    if task not in _NEEDED:
+        raise UserError(f"this is an {task} model; videos are made by models for {', '.join(_NEEDED)}")
+    for option in ("image", "last_image", "prompt", "elevation"):
+        given, flag = getattr(request, option) is not None, f"--{option.replace('_', '-')}"
+        if option in _NEEDED[task] and not given:
+            raise UserError(f"this model is for {task}: give it {flag}")
+        if option not in _TAKEN[task] and given:
+            wanted = " and ".join(f"--{name.replace('_', '-')}" for name in _TAKEN[task])
+            raise UserError(f"this model is for {task} and takes {wanted}, not {flag}")
+
+
+def _task(model: Model, request: Request, pictures: list[Tensor], size: tuple[int, int]) -> Callable[..., Tensor]:
+    """The task's function with the conditions filled in; what is left is the same for all."""
+    if model.config.task == "text-to-video":
+        prompt, (width_px, height_px) = request.prompt or "", size
+        return lambda **rest: tasks.text_to_video(model, [prompt], width_px=width_px, height_px=height_px, **rest)
+    if model.config.task == "interpolation":
+        return lambda **rest: tasks.interpolate(model, pictures[0], pictures[1], **rest)
+    return lambda **rest: tasks.image_to_video(model, pictures[0], **rest)
+
+
+def _to_bytes(frames_TCHW: Tensor) -> NDArray[np.uint8]:
+    """(T, H, W, 3) uint8 RGB from frames in [-1, 1]."""
+    array: NDArray[np.uint8] = ((frames_TCHW + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return array
+
+
+def _write_mp4(path: Path, frames_THWC: NDArray[np.uint8], fps: float) -> None:
+    count, height, width, _ = frames_THWC.shape
+    rate = Fraction(fps).limit_denominator(1001)
+    write_video(
+        path,
+        (frame[:, :, ::-1] for frame in frames_THWC),
+        range(count),
+        time_base=1 / rate,
+        fps=rate,
+        width=width,
+        height=height,
+        encoding=Encoding(crf=14),
+    )
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Under a temporary name, then renamed."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

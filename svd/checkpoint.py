@@ -1,0 +1,229 @@
+"""A whole model from and to disk.
+
+A folder has the names and places of diffusers, so that what diffusers has a class for, diffusers loads:
+
+    DIR/clipmill.json        the configuration of all networks; written last
+    DIR/unet, vae, image_encoder or text_encoder    weights and, where diffusers has such a network, config.json
+    DIR/scheduler, feature_extractor, model_index.json    for StableVideoDiffusionPipeline alone
+
+A file is the release's: every network in one, told apart by prefixes, with our configuration in its metadata. Folders
+and files that we did not write are read as well.
+"""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from svd import diffusers_json, names_autoencoder, names_clip, names_unet
+from svd.autoencoder import Autoencoder, AutoencoderConfig
+from svd.clip import ImageEncoder, ImageEncoderConfig, TextEncoder
+from svd.config import UNetConfig
+from svd.model import NEEDS, Model, ModelConfig
+from svd.tensor_files import INDEX, Stored, WeightsError, open_tensors, write_shards, write_tensors
+from svd.weights import compare, load_unet, module_tensors
+from svd.weights_autoencoder import load_autoencoder
+
+CONFIG = "clipmill.json"
+METADATA = "clipmill"
+"""Where a file's metadata holds the configuration."""
+SHARD_BYTES = 5 * 10**9
+
+FOLDERS = {
+    "unet": "unet/diffusion_pytorch_model.safetensors",
+    "autoencoder": "vae/diffusion_pytorch_model.safetensors",
+    "image_encoder": "image_encoder/model.safetensors",
+    "text_encoder": "text_encoder/model.safetensors",
+}
+"""Where a folder holds the weights of each network."""
+
+_OLD_TEXT_PREFIX = "cond_stage_model.model."
+"""What the text tower's names start with in Stable Diffusion 2.1's own file."""
+
+
+def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
+    """The model of a folder or of a file in the original layout, in evaluation mode; its encoders are frozen.
+
+    Raises FileNotFoundError; WeightsError where weights are damaged or do not fit; ValueError for a configuration that
+    is none.
+    """
+    path = Path(path)
+    config = read_config(path)
+    layout: names_unet.Layout = "diffusers" if path.is_dir() else "original"
+    where = {part: _weights(path, part) for part in FOLDERS}
+    unet = load_unet(where["unet"], config.unet, layout=layout, device=device, dtype=dtype).eval()
+    autoencoder = _load_autoencoder(where["autoencoder"], config.autoencoder, layout, device, dtype)
+    model = Model(config=config, unet=unet, autoencoder=autoencoder)
+    for part, encoder in (("image_encoder", config.image_encoder), ("text_encoder", config.text_encoder)):
+        if encoder is not None:
+            setattr(model, part, load_encoder(where[part], encoder, device=device, dtype=dtype))
+    return model
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The configuration of a folder or file, without reading its weights. Raises as `load_model`."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there; a model is a folder, or a file in the layout of the release")
+    if (path / CONFIG).is_file():
+        return _parse((path / CONFIG).read_text(), str(path / CONFIG))
+    if path.is_dir():
+        return diffusers_json.read(path)
+    with ExitStack() as files:
+        stored = open_tensors(path, files)
+        metadata = next(iter(stored.values())).file.metadata() if stored else None
+        if metadata and METADATA in metadata:
+            return _parse(metadata[METADATA], f"the metadata of {path}")
+        return _released(path, stored)
+
+
+def save_model(model: Model, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write a folder, weights converted to `dtype` if given. Encoders that are no network of ours are left out.
+
+    Each file is replaced as a whole, and the configuration comes last.
+    """
+    folder, config = Path(folder), model.config
+    for part, tensors in diffusers_tensors(model).items():
+        write_shards(folder / FOLDERS[part], tensors, shard_bytes=SHARD_BYTES, dtype=dtype)
+    for name, content in (diffusers_json.files(config) | {CONFIG: config.to_dict()}).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def save_original(model: Model, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write one file in the layout of the release, weights converted to `dtype` if given.
+
+    The encoder of the autoencoder is in it twice, as in the release: as first stage, and for the conditioning picture.
+    """
+    config = model.config
+    tensors = module_tensors(model.unet, names_unet.table(config.unet, "original"))
+    state = model.autoencoder.state_dict()
+    tensors |= names_autoencoder.to_layout(state, config.autoencoder, "original")
+    if NEEDS[config.task] == "image_encoder":
+        tensors |= names_autoencoder.to_layout(state, config.autoencoder, "condition")
+    for encoder in (model.image_encoder, model.text_encoder):
+        if isinstance(encoder, ImageEncoder | TextEncoder):
+            tensors |= names_clip.to_layout(encoder.state_dict(), encoder.config, "original")
+    write_tensors(path, tensors, dtype=dtype, metadata={METADATA: json.dumps(config.to_dict())})
+
+
+def diffusers_tensors(model: Model) -> dict[str, dict[str, Tensor]]:
+    """Every network's tensors under diffusers' and transformers' names; views of ours."""
+    config = model.config
+    tensors = {
+        "unet": module_tensors(model.unet, names_unet.table(config.unet, "diffusers")),
+        "autoencoder": names_autoencoder.to_layout(model.autoencoder.state_dict(), config.autoencoder, "diffusers"),
+    }
+    for part, encoder in (("image_encoder", model.image_encoder), ("text_encoder", model.text_encoder)):
+        if isinstance(encoder, ImageEncoder | TextEncoder):
+            tensors[part] = names_clip.to_layout(encoder.state_dict(), encoder.config, "transformers")
+    return tensors
+
+
+def load_encoder(
+    path: str | Path,
+    config: names_clip.Config,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """The image or text encoder of `config` with the weights of a file, in transformers' names or an original file's;
+    frozen. Other networks' tensors in an original file, and the part of a text tower that is not used, are passed over.
+
+    Raises FileNotFoundError; WeightsError where the file is damaged or does not fit.
+    """
+    with torch.device("meta"):
+        encoder = ImageEncoder(config) if isinstance(config, ImageEncoderConfig) else TextEncoder(config)
+    image = isinstance(config, ImageEncoderConfig)
+    scope = names_clip.IMAGE_PREFIX if image else names_clip.TEXT_PREFIX
+    with ExitStack() as files:
+        stored = open_tensors(path, files)
+        if not image:
+            stored = {_text_name(name): each for name, each in stored.items()}
+        layout: names_clip.Layout = "original" if any(name.startswith(scope) for name in stored) else "transformers"
+        if layout == "original":
+            stored = {name: each for name, each in stored.items() if name.startswith(scope)}
+        used = {name: each for name, each in stored.items() if not _unused(name, config)}
+        expected = names_clip.to_layout(encoder.state_dict(), config, layout)
+        compare(path, used, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+        tensors = {name: used[name].read().to(device, dtype) for name in expected}
+    encoder.load_state_dict(names_clip.from_layout(tensors, config, layout), assign=True)
+    return encoder.requires_grad_(False).eval()
+
+
+def _text_name(name: str) -> str:
+    """With the prefix of the table: Stable Diffusion 2.1's file has another, recent transformers none."""
+    if name.startswith(_OLD_TEXT_PREFIX):
+        return names_clip.TEXT_PREFIX + name.removeprefix(_OLD_TEXT_PREFIX)
+    return f"text_model.{name}" if name.startswith(("embeddings.", "encoder.", "final_layer_norm.")) else name
+
+
+def _unused(name: str, config: names_clip.Config) -> bool:
+    """What files hold beyond the tower: positions, and of a text tower its last layer and its projection."""
+    return name.endswith(("position_ids", "logit_scale", "text_projection", "text_projection.weight")) or (
+        not isinstance(config, ImageEncoderConfig) and f".{config.layers}." in name
+    )
+
+
+def _load_autoencoder(
+    path: Path,
+    config: AutoencoderConfig,
+    layout: names_unet.Layout,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Autoencoder:
+    """The encoder of an original file is its conditioner's copy, where there is one: that is what sampling uses."""
+    if layout == "diffusers":
+        return load_autoencoder(path, config, layout="diffusers", device=device, dtype=dtype).eval()
+    autoencoder = load_autoencoder(path, config, layout="original", device=device, dtype=dtype).eval()
+    names = names_autoencoder.table(config, "condition")
+    with ExitStack() as files:
+        stored = open_tensors(path, files)
+        if any(name in stored for name in names.values()):
+            shapes = {
+                name: tuple(tensor.shape)
+                for name, tensor in names_autoencoder.to_layout(autoencoder.state_dict(), config, "condition").items()
+            }
+            compare(path, {name: each for name, each in stored.items() if name in shapes}, shapes)
+            tensors = {name: stored[name].read().to(device, dtype) for name in names.values()}
+            weights = names_autoencoder.from_layout(tensors, config, "condition")
+            autoencoder.load_state_dict(weights, strict=False, assign=True)
+    return autoencoder
+
+
+def _weights(path: Path, part: str) -> Path:
+    """The file of a network. In a folder that holds several precisions, the one without a name for it."""
+    if not path.is_dir():
+        return path
+    file = path / FOLDERS[part]
+    index = file.with_name(f"{file.stem}{INDEX}")
+    return next((each for each in (file, index) if each.is_file()), file.parent)
+
+
+def _parse(text: str, origin: str) -> ModelConfig:
+    try:
+        return ModelConfig.from_dict(json.loads(text))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{origin} is no configuration of a model: {error}") from error
+
+
+def _released(path: Path, stored: dict[str, Stored]) -> ModelConfig:
+    """The released model that a file in the original layout is, told by its inputs."""
+    inputs = stored.get(f"{names_unet.ORIGINAL_PREFIX}input_blocks.0.0.weight")
+    if inputs is None:
+        raise WeightsError(
+            f"{path} holds {len(stored)} tensors and no UNet in the layout of the release, nor says in its metadata "
+            "what it is; give a model's folder or file"
+        )
+    ids = stored.get(f"{names_unet.ORIGINAL_PREFIX}label_emb.0.0.weight")
+    presets = {name: UNetConfig.preset(name) for name in ("svd", "multiview", "interpolation", "t2v", "sd21")}
+    for unet in presets.values():
+        widths = unet.id_width * len(unet.ids), unet.in_channels
+        if widths == (ids.shape[1] if ids else 0, inputs.shape[1]):
+            return ModelConfig.preset(unet)
+    raise WeightsError(
+        f"{path} has a UNet of {inputs.shape[1]} input channels and {ids.shape[1] if ids else 0} channels of ids, as "
+        f"none of {', '.join(presets)} has"
+    )

@@ -1,0 +1,189 @@
+"""What the model is told of a picture or a text: CLIP embeddings (section 4.1 for text, section 4.3 for pictures).
+
+The picture's token is the *projected, unnormalised* embedding of OpenCLIP ViT-H-14, one token of width 1024. The
+text's 77 tokens are those of the penultimate layer of its text tower, after the final norm, as in Stable Diffusion
+2.1. Whoever has computed embeddings before, hands out those (`CachedImages`, `CachedTexts`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Protocol, Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of CLIP's training pictures in [0, 1], per channel."""
+
+
+class ImageEmbedder(Protocol):
+    """Clean frames (B, 3, H, W), RGB in [-1, 1], of any size, to embeddings (B, C)."""
+
+    def __call__(self, frames_BCHW: Tensor) -> Tensor: ...
+
+
+class TextEmbedder(Protocol):
+    """Texts to tokens (B, N, C). The empty text is what guidance takes the step away from."""
+
+    def __call__(self, texts: Sequence[str]) -> Tensor: ...
+
+
+class CachedImages:
+    """An `ImageEmbedder` for pictures whose embeddings are known; it does not look at the pictures."""
+
+    def __init__(self, embeddings_BC: Tensor) -> None:
+        self.embeddings_BC = embeddings_BC
+
+    def __call__(self, frames_BCHW: Tensor) -> Tensor:
+        if len(frames_BCHW) != len(self.embeddings_BC):
+            raise ValueError(f"{len(self.embeddings_BC)} embeddings are cached, {len(frames_BCHW)} pictures came")
+        return self.embeddings_BC
+
+
+class CachedTexts:
+    """A `TextEmbedder` for texts whose tokens (N, C) are known; the empty text belongs among them."""
+
+    def __init__(self, tokens: Mapping[str, Tensor]) -> None:
+        self.tokens = tokens
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        lost = [text for text in texts if text not in self.tokens]
+        if lost:
+            raise ValueError(f"{len(lost)} of {len(texts)} texts are not among the cached ones, first {lost[0]!r}")
+        return torch.stack([self.tokens[text] for text in texts])
+
+
+class _Config:
+    """What both configurations can: from and to JSON."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The configuration that `to_dict` wrote. Raises ValueError for an unknown field."""
+        known = [field.name for field in fields(cast("Any", cls))]
+        unknown = [name for name in values if name not in known]
+        if unknown:
+            raise ValueError(f"unknown field {unknown[0]!r} of {cls.__name__}; known: {', '.join(known)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, fit for JSON."""
+        return asdict(cast("Any", self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEncoderConfig(_Config):
+    """Shape of CLIP's vision tower. The defaults are ViT-H-14, which the release uses."""
+
+    size_px: int = 224
+    patch_px: int = 14
+    width: int = 1280
+    layers: int = 32
+    heads: int = 16
+    mlp_width: int = 5120
+    embedding_width: int = 1024
+
+    @classmethod
+    def tiny(cls, embedding_width: int) -> "ImageEncoderConfig":
+        """A tower of 0.4 M parameters, for tests and demos."""
+        return cls(patch_px=56, width=64, layers=2, heads=2, mlp_width=128, embedding_width=embedding_width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderConfig(_Config):
+    """Shape of CLIP's text tower. The defaults are ViT-H-14's as Stable Diffusion 2.1 uses it: 23 of its 24 layers."""
+
+    tokens: int = 77
+    vocabulary: int = 49408
+    width: int = 1024
+    layers: int = 23
+    heads: int = 16
+    mlp_width: int = 4096
+
+    @classmethod
+    def tiny(cls, width: int) -> "TextEncoderConfig":
+        """A tower of two layers, for tests and demos; nearly all of it is the vocabulary."""
+        return cls(width=width, layers=2, heads=2, mlp_width=2 * width)
+
+
+class ImageEncoder(nn.Module):
+    """CLIP's vision tower, an `ImageEmbedder`: preprocessing as released, then open_clip's network."""
+
+    def __init__(self, config: ImageEncoderConfig) -> None:
+        from open_clip.transformer import VisionTransformer
+
+        super().__init__()
+        self.config = config
+        self.tower = VisionTransformer(
+            image_size=config.size_px,
+            patch_size=config.patch_px,
+            width=config.width,
+            layers=config.layers,
+            heads=config.heads,
+            mlp_ratio=config.mlp_width / config.width,
+            output_dim=config.embedding_width,
+        )
+
+    def forward(self, frames_BCHW: Tensor) -> Tensor:
+        """Embeddings (B, C), projected and not normalised, in the dtype of the weights."""
+        if frames_BCHW.ndim != 4 or frames_BCHW.shape[1] != 3:
+            raise ValueError(f"frames should be (B, 3, H, W), came {tuple(frames_BCHW.shape)}")
+        pixels_BCHW = clip_pixels(frames_BCHW, self.config.size_px)
+        return cast("Tensor", self.tower(pixels_BCHW.to(self.tower.proj)))
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text tower without its last layer and its projection, a `TextEmbedder`."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        from open_clip.tokenizer import SimpleTokenizer
+        from open_clip.transformer import LayerNorm, Transformer
+
+        super().__init__()
+        self.config = config
+        self.tokenizer = SimpleTokenizer(context_length=config.tokens)
+        self.token_embedding = nn.Embedding(config.vocabulary, config.width)
+        self.positional_embedding = nn.Parameter(0.01 * torch.randn(config.tokens, config.width))
+        self.transformer = Transformer(
+            config.width, config.layers, config.heads, mlp_ratio=config.mlp_width / config.width
+        )
+        self.ln_final = LayerNorm(config.width)
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """Tokens (B, N, C), in the dtype of the weights. Longer texts are cut after N tokens."""
+        position_NC = self.positional_embedding
+        ids_BN = self.tokenizer(list(texts)).to(position_NC.device)
+        n = self.config.tokens
+        causal_NN = torch.full((n, n), -torch.inf, device=position_NC.device, dtype=position_NC.dtype).triu(1)
+        x_BNC = self.transformer(self.token_embedding(ids_BN) + position_NC, attn_mask=causal_NN)
+        return cast("Tensor", self.ln_final(x_BNC))
+
+
+def clip_pixels(frames_BCHW: Tensor, size_px: int = 224) -> Tensor:
+    """Frames in [-1, 1] as CLIP wants them: squeezed to a square of `size_px`, with CLIP's mean and deviation; float32.
+
+    As in the release, the aspect ratio is not kept, resizing happens in [-1, 1], and what the bicubic kernel overshoots
+    is not cut off.
+    """
+    x_BCHW = frames_BCHW.float()
+    for dim in (-2, -1):
+        x_BCHW = _blur(x_BCHW, x_BCHW.shape[dim] / size_px, dim)
+    x_BCHW = F.interpolate(x_BCHW, size=(size_px, size_px), mode="bicubic", align_corners=True)
+    mean_CHW = x_BCHW.new_tensor(CLIP_MEAN)[:, None, None]
+    std_CHW = x_BCHW.new_tensor(CLIP_STD)[:, None, None]
+    return ((x_BCHW + 1) / 2 - mean_CHW) / std_CHW
+
+
+def _blur(x_BCHW: Tensor, factor: float, dim: int) -> Tensor:
+    """Gaussian blur along one axis that is about to shrink by `factor`, over two deviations to either side."""
+    if factor <= 1:
+        return x_BCHW
+    std = (factor - 1) / 2
+    radius = int(max(4 * std, 3)) // 2
+    offsets = torch.arange(-radius, radius + 1, device=x_BCHW.device)
+    kernel = torch.exp(-(offsets**2) / (2 * std**2))
+    kernel = (kernel / kernel.sum()).reshape((-1, 1) if dim == -2 else (1, -1))
+    padding = (0, 0, radius, radius) if dim == -2 else (radius, radius, 0, 0)
+    planes = F.pad(x_BCHW, padding, mode="reflect").flatten(0, 1)[:, None]
+    return F.conv2d(planes, kernel[None, None]).reshape(x_BCHW.shape)

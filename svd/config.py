@@ -1,0 +1,113 @@
+"""Shapes of the networks of the paper: one frozen configuration, and a preset per model of sections 3 and 4."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Shape of one UNet. The defaults are Stable Video Diffusion's (section 4.3), 14 frames.
+
+    Raises ValueError for shapes that cannot be built.
+    """
+
+    in_channels: int = 8
+    """Channels of the input: the noisy latent, then what is concatenated to it."""
+    out_channels: int = 4
+    widths: tuple[int, ...] = (320, 640, 1280, 1280)
+    """Channels per level; the resolution halves from one level to the next."""
+    blocks_per_level: int = 2
+    """Residual blocks per level on the way down; there is one more on the way up."""
+    attention: tuple[bool, ...] = (True, True, True, False)
+    """Which levels have transformers. The middle has one always."""
+    head_width: int = 64
+    context_width: int = 1024
+    ids: tuple[str, ...] = ("fps_id", "motion_bucket", "noise_augmentation")
+    """What the vector conditioning holds, in the order of `ids_BK`; empty for a network without one."""
+    id_width: int = 256
+    """Sinusoids per id."""
+    temporal: bool = True
+    """Whether temporal layers follow the spatial ones. False is the image model, Stable Diffusion 2.1."""
+    learned_mask: bool = False
+    """Whether a learned embedding stands in for the concatenated latent where the mask (the last channel) is 0."""
+    groups: int = 32
+    norm_eps: float = 1e-5
+    """Eps of the residual blocks' GroupNorm. The released weights were trained with 1e-5; diffusers has 1e-6 in 36 of
+    the 44 residual normalisations' blocks, which changes its output by 1e-4."""
+    frames: int = 14
+    """Frames the model is made for. No tensor depends on it."""
+
+    def __post_init__(self) -> None:
+        if len(self.attention) != len(self.widths):
+            raise ValueError(f"{len(self.widths)} widths but {len(self.attention)} attention flags: give one per level")
+        for width in self.widths:
+            if width % self.groups:
+                raise ValueError(f"width {width} is not a multiple of the {self.groups} groups of GroupNorm")
+            if width % self.head_width:
+                raise ValueError(f"width {width} is not a multiple of the head width {self.head_width}")
+        if self.widths[0] % 2 or self.id_width % 2:
+            raise ValueError(
+                f"sinusoids come in pairs: id_width {self.id_width} and widths[0] {self.widths[0]} must be even"
+            )
+        if self.learned_mask and self.in_channels != 2 * self.out_channels + 1:
+            raise ValueError(
+                f"a learned mask takes {2 * self.out_channels + 1} input channels (noisy latent, latent, mask), "
+                f"not {self.in_channels}"
+            )
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the embedding of noise level and ids that every residual block receives."""
+        return 4 * self.widths[0]
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "UNetConfig":
+        """The preset `name`, with fields replaced by `changes`.
+
+        Raises ValueError, with the nearest name, for an unknown preset or field.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}{_nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+        return cls.from_dict(asdict(PRESETS[name]) | changes)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "UNetConfig":
+        """The configuration that `to_dict` wrote. Raises ValueError, with the nearest name, for an unknown field."""
+        known = {field.name for field in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ValueError(f"unknown field {name!r} of UNetConfig{_nearest(name, known)}")
+        fit: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**fit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, fit for JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+def _nearest(name: str, known: Any) -> str:
+    matches = get_close_matches(name, list(known), n=1)
+    return f": did you mean {matches[0]!r}?" if matches else ""
+
+
+_SVD = UNetConfig()
+_SD21 = replace(_SVD, in_channels=4, ids=(), temporal=False, frames=1)
+_T2V = replace(_SD21, ids=("fps_id", "motion_bucket"), temporal=True, frames=14)
+
+PRESETS: Mapping[str, UNetConfig] = {
+    "sd21": _SD21,
+    "svd": _SVD,
+    "svd_xt": replace(_SVD, frames=25),
+    "t2v": _T2V,
+    "interpolation": replace(_SVD, in_channels=9, learned_mask=True, frames=5),
+    "multiview": replace(_SVD, ids=(*_SVD.ids, "elevation"), frames=21),
+    "tiny": replace(
+        _SVD, widths=(32, 64, 96, 96), blocks_per_level=1, head_width=16, context_width=64, id_width=32, frames=8
+    ),
+}
+"""Stable Diffusion 2.1 (stage I), image to video with 14 and 25 frames, text to video (stage II and III), frame
+interpolation, multi-view (section 4), and a network of a few million parameters for tests and demos."""

@@ -1,0 +1,214 @@
+"""The JSON files of a diffusers folder, from our configurations and back."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from svd.autoencoder import AutoencoderConfig
+from svd.clip import CLIP_MEAN, CLIP_STD, ImageEncoderConfig, TextEncoderConfig
+from svd.config import UNetConfig
+from svd.model import ModelConfig
+from svd.names_unet import diffusers_config
+
+_IDS = ("fps_id", "motion_bucket", "noise_augmentation", "elevation")
+"""In the order of the released network; the last one is multi-view's."""
+
+PIPELINE = {
+    "_class_name": "StableVideoDiffusionPipeline",
+    "_diffusers_version": "0.24.0",
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    "unet": ["diffusers", "UNetSpatioTemporalConditionModel"],
+    "vae": ["diffusers", "AutoencoderKLTemporalDecoder"],
+}
+SCHEDULER = {
+    "_class_name": "EulerDiscreteScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "interpolation_type": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "sigma_max": 700.0,
+    "sigma_min": 0.002,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "timestep_type": "continuous",
+    "use_karras_sigmas": True,
+}
+FEATURE_EXTRACTOR = {
+    "image_processor_type": "CLIPImageProcessor",
+    "crop_size": {"height": 224, "width": 224},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": list(CLIP_MEAN),
+    "image_std": list(CLIP_STD),
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "size": {"shortest_edge": 224},
+}
+
+
+def files(config: ModelConfig) -> dict[str, dict[str, Any]]:
+    """Every JSON file of a folder: path -> content. What diffusers has no class for has no file."""
+    contents = {"vae/config.json": _autoencoder(config.autoencoder), "scheduler/scheduler_config.json": SCHEDULER}
+    if config.unet.temporal and config.unet.ids and not config.unet.learned_mask:
+        contents["unet/config.json"] = diffusers_config(config.unet)
+    if config.image_encoder is not None:
+        contents["image_encoder/config.json"] = _image_encoder(config.image_encoder)
+        contents["feature_extractor/preprocessor_config.json"] = FEATURE_EXTRACTOR
+    if config.text_encoder is not None:
+        contents["text_encoder/config.json"] = _text_encoder(config.text_encoder)
+    if config.task == "image-to-video":
+        contents["model_index.json"] = PIPELINE
+    return contents
+
+
+def read(folder: Path) -> ModelConfig:
+    """The model of a diffusers folder that we did not write, such as the released ones.
+
+    Raises FileNotFoundError; ValueError where a file is no such configuration or the networks do not fit together.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    for part in ("unet", "vae", "image_encoder", "text_encoder"):
+        path = folder / part / "config.json"
+        if path.is_file():
+            found[part] = _json(path)
+        elif part in ("unet", "vae"):
+            raise FileNotFoundError(f"{folder} is no model's folder: it has no {part}/config.json and no clipmill.json")
+    try:
+        unet = _read_unet(found["unet"])
+        return ModelConfig(
+            unet=unet,
+            autoencoder=_read_autoencoder(found["vae"]),
+            image_encoder=_read_image_encoder(found["image_encoder"]) if "image_encoder" in found else None,
+            text_encoder=_read_text_encoder(found["text_encoder"]) if "text_encoder" in found else None,
+        )
+    except KeyError as error:
+        raise ValueError(f"{folder}: a config.json lacks {error}, which diffusers writes for this model") from error
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} should hold an object, it holds a {type(content).__name__}")
+    return content
+
+
+def _read_unet(values: Mapping[str, Any]) -> UNetConfig:
+    if values.get("_class_name") != "UNetSpatioTemporalConditionModel":
+        raise ValueError(f"a video UNet is UNetSpatioTemporalConditionModel, this is {values.get('_class_name')}")
+    widths = values["block_out_channels"]
+    head_widths = {width // heads for width, heads in zip(widths, values["num_attention_heads"], strict=True)}
+    if len(head_widths) > 1:
+        raise ValueError(f"one width of heads throughout was expected, came {sorted(head_widths)}")
+    ids = values["projection_class_embeddings_input_dim"] // values["addition_time_embed_dim"]
+    return UNetConfig(
+        in_channels=values["in_channels"],
+        out_channels=values["out_channels"],
+        widths=tuple(widths),
+        blocks_per_level=values["layers_per_block"],
+        attention=tuple(kind.startswith("CrossAttn") for kind in values["down_block_types"]),
+        head_width=head_widths.pop(),
+        context_width=values["cross_attention_dim"],
+        ids=_IDS[:ids],
+        id_width=values["addition_time_embed_dim"],
+        frames=values["num_frames"],
+    )
+
+
+def _autoencoder(config: AutoencoderConfig) -> dict[str, Any]:
+    return {
+        "_class_name": "AutoencoderKLTemporalDecoder",
+        "block_out_channels": list(config.widths),
+        "down_block_types": ["DownEncoderBlock2D"] * len(config.widths),
+        "force_upcast": True,
+        "in_channels": config.frame_channels,
+        "latent_channels": config.latent_channels,
+        "layers_per_block": config.blocks_per_level,
+        "out_channels": config.frame_channels,
+        "sample_size": 768,
+        "scaling_factor": config.scale_factor,
+    }
+
+
+def _read_autoencoder(values: Mapping[str, Any]) -> AutoencoderConfig:
+    if values.get("_class_name") != "AutoencoderKLTemporalDecoder":
+        raise ValueError(f"a video autoencoder is AutoencoderKLTemporalDecoder, this is {values.get('_class_name')}")
+    return AutoencoderConfig(
+        widths=tuple(values["block_out_channels"]),
+        blocks_per_level=values["layers_per_block"],
+        frame_channels=values["in_channels"],
+        latent_channels=values["latent_channels"],
+        scale_factor=values["scaling_factor"],
+    )
+
+
+def _image_encoder(config: ImageEncoderConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "hidden_act": "gelu",
+        "hidden_size": config.width,
+        "image_size": config.size_px,
+        "intermediate_size": config.mlp_width,
+        "layer_norm_eps": 1e-5,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": config.heads,
+        "num_channels": 3,
+        "num_hidden_layers": config.layers,
+        "patch_size": config.patch_px,
+        "projection_dim": config.embedding_width,
+    }
+
+
+def _read_image_encoder(values: Mapping[str, Any]) -> ImageEncoderConfig:
+    _expect_gelu(values)
+    return ImageEncoderConfig(
+        size_px=values["image_size"],
+        patch_px=values["patch_size"],
+        width=values["hidden_size"],
+        layers=values["num_hidden_layers"],
+        heads=values["num_attention_heads"],
+        mlp_width=values["intermediate_size"],
+        embedding_width=values["projection_dim"],
+    )
+
+
+def _text_encoder(config: TextEncoderConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["CLIPTextModel"],
+        "hidden_act": "gelu",
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": config.tokens,
+        "model_type": "clip_text_model",
+        "num_attention_heads": config.heads,
+        "num_hidden_layers": config.layers,
+        "vocab_size": config.vocabulary,
+    }
+
+
+def _read_text_encoder(values: Mapping[str, Any]) -> TextEncoderConfig:
+    _expect_gelu(values)
+    return TextEncoderConfig(
+        tokens=values["max_position_embeddings"],
+        vocabulary=values["vocab_size"],
+        width=values["hidden_size"],
+        layers=values["num_hidden_layers"],
+        heads=values["num_attention_heads"],
+        mlp_width=values["intermediate_size"],
+    )
+
+
+def _expect_gelu(values: Mapping[str, Any]) -> None:
+    if values.get("hidden_act") != "gelu":
+        raise ValueError(f"OpenCLIP's towers have the activation gelu, this has {values.get('hidden_act')}")

@@ -1,0 +1,156 @@
+"""LoRA (Hu et al., arXiv 2106.09685) of rank 16 on the attention over time: the camera motions of section 4.3, App. D.
+
+W x becomes W x + (alpha / rank) B A x. A starts at random, B at zero, so that at first nothing changes. Only A and B
+train. The matrices adapted are queries, keys, values and output of every self-attention over frames.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from svd.blocks import TemporalLayer
+from svd.names_unet import table
+from svd.tensor_files import WeightsError, open_tensors, write_tensors
+from svd.unet import UNet
+from svd.weights import compare
+
+RANK = 16
+
+_PREFIX = "unet."
+_PREFIXES = (_PREFIX, "base_model.model.", "")
+"""What names start with: in files of diffusers' trainers, in those of PEFT, in those of neither."""
+_METADATA = "lora_adapter_metadata"
+_MATRICES = ("q", "k", "v", "out")
+
+
+class LoraLinear(nn.Linear):
+    """A linear layer with an adapter beside it. Its own tensors keep their names, frozen."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
+        bias = linear.bias is not None
+        super().__init__(linear.in_features, linear.out_features, bias=bias, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        like = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+        self.scale = alpha / rank
+        self.lora_A = nn.Linear(linear.in_features, rank, bias=False, **like)
+        self.lora_B = nn.Linear(rank, linear.out_features, bias=False, **like)
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_B.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias) + self.scale * self.lora_B(self.lora_A(x))
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """A plain layer that computes the same: W + (alpha / rank) B A, summed in float32."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        delta = self.scale * (self.lora_B.weight.float() @ self.lora_A.weight.float())
+        linear.weight = nn.Parameter((self.weight.float() + delta).to(self.weight.dtype))
+        linear.bias = self.bias
+        return linear.train(self.training)
+
+
+def add_lora(unet: UNet, *, rank: int = RANK, alpha: float | None = None) -> list[nn.Parameter]:
+    """Freeze `unet` and put an adapter on each matrix of attention over time; alpha is `rank` without another.
+
+    Returns the adapters' parameters, which alone train. Raises ValueError for a network without temporal layers, for
+    one that has adapters, and for a rank below 1.
+    """
+    if rank < 1:
+        raise ValueError(f"a rank is 1 or more, came {rank}")
+    if any(isinstance(module, LoraLinear) for module in unet.modules()):
+        raise ValueError("this network has adapters already; merge them first")
+    attentions = [module.self_attention for module in unet.modules() if isinstance(module, TemporalLayer)]
+    if not attentions:
+        raise ValueError("adapters go on attention over time, and this network has no temporal layers")
+    unet.requires_grad_(False)
+    for attention in attentions:
+        for name in _MATRICES:
+            adapted = LoraLinear(getattr(attention, name), rank, rank if alpha is None else alpha)
+            setattr(attention, name, adapted.train(unet.training))
+    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+
+
+def merge_lora(unet: UNet) -> None:
+    """Add every adapter into its matrix and take it away; the network is as it was built, and as fast.
+
+    What `add_lora` froze stays frozen. Raises ValueError for a network without adapters.
+    """
+    for name, layer in _adapted(unet).items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(unet.get_submodule(owner), attribute, layer.merged().requires_grad_(False))
+
+
+def save_lora(unet: UNet, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write the adapters alone, under the names of diffusers and PEFT, such as
+    `unet.down_blocks.0.attentions.0.temporal_transformer_blocks.0.attn1.to_q.lora_A.weight`.
+
+    Rank and alpha are in the metadata, where diffusers looks for them.
+    """
+    layers = _adapted(unet)
+    names = _names(unet, layers)
+    first = next(iter(layers.values()))
+    rank = first.lora_A.out_features
+    settings = {
+        "r": rank,
+        "lora_alpha": first.scale * rank,
+        "target_modules": sorted({name.removesuffix(".lora_A.weight") for name in names if ".lora_A." in name}),
+    }
+    write_tensors(
+        path,
+        {_PREFIX + name: tensor for name, tensor in names.items()},
+        dtype=dtype,
+        metadata={_METADATA: json.dumps({_PREFIX + key: value for key, value in settings.items()})},
+    )
+
+
+def load_lora(unet: UNet, path: str | Path) -> None:
+    """Put the adapters of a file on `unet`, as `add_lora` does; a rank is read off the tensors, and alpha is the rank
+    where the file does not say.
+
+    Raises FileNotFoundError; WeightsError, before anything is changed, where the file is damaged or its adapters are
+    not those of this network's attention over time; ValueError as `add_lora`.
+    """
+    with ExitStack() as files:
+        stored = open_tensors(path, files)
+        found = [name for name in stored if name.endswith("lora_A.weight")]
+        if not found:
+            raise WeightsError(f"{path} holds {len(stored)} tensors and no lora_A.weight among them")
+        prefix = next(prefix for prefix in _PREFIXES if found[0].startswith(prefix))
+        rank = stored[found[0]].shape[0]
+        settings = json.loads((stored[found[0]].file.metadata() or {}).get(_METADATA, "{}"))
+        with torch.device("meta"):
+            template = UNet(unet.config)
+        add_lora(template, rank=rank)
+        shapes = {prefix + name: tuple(each.shape) for name, each in _names(template, _adapted(template)).items()}
+        compare(path, stored, shapes)
+        add_lora(unet, rank=rank, alpha=settings.get(f"{_PREFIX}lora_alpha"))
+        with torch.no_grad():
+            for name, parameter in _names(unet, _adapted(unet)).items():
+                parameter.copy_(stored[prefix + name].read())
+
+
+def _adapted(unet: UNet) -> dict[str, LoraLinear]:
+    layers = {name: module for name, module in unet.named_modules() if isinstance(module, LoraLinear)}
+    if not layers:
+        raise ValueError("this network has no adapters; add or load them first")
+    return layers
+
+
+def _names(unet: UNet, layers: dict[str, LoraLinear]) -> dict[str, Tensor]:
+    """The adapters' tensors under diffusers' names."""
+    return dict(_name_each(table(unet.config, "diffusers"), layers))
+
+
+def _name_each(names: dict[str, str], layers: dict[str, LoraLinear]) -> Iterator[tuple[str, Tensor]]:
+    for name, layer in layers.items():
+        theirs = names[f"{name}.weight"].removesuffix(".weight")
+        for part in ("lora_A", "lora_B"):
+            yield f"{theirs}.{part}.weight", cast("nn.Linear", getattr(layer, part)).weight

@@ -1,0 +1,162 @@
+"""Safetensors files and shards: read tensor by tensor, written tensor by tensor, atomically."""
+
+import ctypes
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+"""The types of weights, as safetensors calls them."""
+
+INDEX = ".safetensors.index.json"
+
+
+class WeightsError(ValueError):
+    """A file that is damaged or does not fit the network."""
+
+
+class Stored(NamedTuple):
+    """A tensor in an open file; nothing of it has been read yet."""
+
+    name: str
+    file: Any
+    shape: tuple[int, ...]
+    code: str
+
+    def read(self) -> Tensor:
+        tensor: Tensor = self.file.get_tensor(self.name)
+        return tensor
+
+
+def open_tensors(path: str | Path, files: ExitStack) -> dict[str, Stored]:
+    """Every tensor of a safetensors file, of an index (*.safetensors.index.json) and its shards, or of a folder with
+    one of the two. The files stay open as long as `files`.
+
+    Raises FileNotFoundError for what is not there, WeightsError for what is damaged or ambiguous.
+    """
+    stored: dict[str, Stored] = {}
+    for shard in _shards(Path(path)):
+        try:
+            file = files.enter_context(safe_open(shard, framework="pt", device="cpu"))
+        except SafetensorError as error:
+            raise WeightsError(f"{shard} is no safetensors file, or is cut short ({error}); fetch it again") from error
+        for name in list(file.keys()):
+            if name in stored:
+                raise WeightsError(f"{name} is in two shards of {path}; remove the one that is not of this network")
+            part = file.get_slice(name)
+            stored[name] = Stored(name, file, tuple(part.get_shape()), part.get_dtype())
+    return stored
+
+
+def _shards(path: Path) -> list[Path]:
+    if path.is_dir():
+        candidates = sorted(path.glob(f"*{INDEX}")) or sorted(path.glob("*.safetensors"))
+        if not candidates:
+            raise FileNotFoundError(f"no *.safetensors and no *{INDEX} in {path}")
+        if len(candidates) > 1:
+            first = ", ".join(candidate.name for candidate in candidates[:4])
+            raise WeightsError(f"{path} holds {len(candidates)} sets of weights ({first}); name the file to read")
+        return _shards(candidates[0])
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there")
+    if not path.name.endswith(INDEX):
+        if path.suffix != ".safetensors":
+            raise WeightsError(
+                f"{path.name}: only safetensors files are read, because unpickling can run code; convert it first"
+            )
+        return [path]
+    try:
+        names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise WeightsError(f"{path} is not an index of shards: {error!r}") from error
+    shards = [path.parent / Path(name).name for name in names]
+    lost = [shard.name for shard in shards if not shard.is_file()]
+    if lost:
+        raise FileNotFoundError(f"{len(lost)} of the {len(shards)} shards of {path} are not there, first {lost[0]}")
+    return shards
+
+
+def write_tensors(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write named tensors, converted to `dtype` if given, as one file: 8 bytes of header length, a JSON header, bytes.
+
+    The library's writer would want all of them on the CPU, contiguous and converted, at once.
+    """
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    end = 0
+    for name, tensor in tensors.items():
+        kind = dtype or tensor.dtype
+        code = CODES.get(kind)
+        if code is None:
+            raise ValueError(f"{name} is {kind}; weights are written as {', '.join(map(str, CODES))}")
+        start, end = end, end + tensor.numel() * kind.itemsize
+        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    _replace(Path(path), _stream([len(text).to_bytes(8, "little"), text], tensors.values(), dtype))
+
+
+def write_shards(
+    path: str | Path, tensors: Mapping[str, Tensor], *, shard_bytes: int, dtype: torch.dtype | None = None
+) -> list[Path]:
+    """Write named tensors as files of at most `shard_bytes` (a larger tensor is a file of its own) and the index that
+    diffusers and transformers read beside them.
+
+    `path` is the name without shards, such as unet/diffusion_pytorch_model.safetensors; if one file is enough, that is
+    it, and there is no index. Returns the files written.
+    """
+    base = Path(path)
+    shards: list[dict[str, Tensor]] = [{}]
+    room, total = shard_bytes, 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * (dtype or tensor.dtype).itemsize
+        if size > room and shards[-1]:
+            shards.append({})
+            room = shard_bytes
+        shards[-1][name] = tensor
+        room, total = room - size, total + size
+    if len(shards) == 1:
+        write_tensors(base, shards[0], dtype=dtype)
+        return [base]
+    files = [base.with_name(f"{base.stem}-{i:05}-of-{len(shards):05}{base.suffix}") for i in range(1, len(shards) + 1)]
+    for file, shard in zip(files, shards, strict=True):
+        write_tensors(file, shard, dtype=dtype)
+    where = {name: file.name for file, shard in zip(files, shards, strict=True) for name in shard}
+    index = base.with_name(f"{base.stem}{INDEX}")
+    _replace(index, [json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2).encode()])
+    return [*files, index]
+
+
+def _stream(head: list[bytes], tensors: Iterable[Tensor], dtype: torch.dtype | None) -> Iterator[bytes | memoryview]:
+    yield from head
+    for tensor in tensors:
+        data = tensor.detach().to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
+        size = data.numel() * data.itemsize
+        yield memoryview((ctypes.c_char * size).from_address(data.data_ptr())) if size else b""
+
+
+def _replace(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write under a temporary name, then rename: a reader finds the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

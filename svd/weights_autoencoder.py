@@ -1,0 +1,54 @@
+"""The autoencoder's weights from and to safetensors files, in any layout of `svd.names_autoencoder`."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from svd.autoencoder import Autoencoder, AutoencoderConfig
+from svd.names_autoencoder import PREFIX, Layout, from_layout, table, to_layout
+from svd.tensor_files import WeightsError, open_tensors, write_tensors
+
+
+def load_autoencoder(
+    path: str | Path,
+    config: AutoencoderConfig,
+    *,
+    layout: Layout,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Autoencoder:
+    """The autoencoder of `config` with the weights of a file, or of a folder with one file. `layout` is `diffusers` or
+    `original`: the conditioner's copy has no decoder. Other networks' tensors in an original file are passed over.
+
+    Raises FileNotFoundError; WeightsError where the file is damaged, or its names or shapes are not those of `config`,
+    with how many and the first few of them.
+    """
+    with torch.device("meta"):
+        autoencoder = Autoencoder(config)
+    names = table(config, layout)
+    shapes = {name: tuple(tensor.shape) for name, tensor in to_layout(autoencoder.state_dict(), config, layout).items()}
+    with ExitStack() as files:
+        stored = {name: each for name, each in open_tensors(path, files).items() if name.startswith(PREFIX[layout])}
+        complaints = {
+            "missing": [name for name in shapes if name not in stored],
+            "unexpected": [name for name in stored if name not in shapes],
+            "of another shape": [
+                f"{name} is {stored[name].shape}, expected {shape}"
+                for name, shape in shapes.items()
+                if name in stored and stored[name].shape != shape
+            ],
+        }
+        if any(complaints.values()):
+            parts = (f"{len(each)} {what} (first: {', '.join(each[:3])})" for what, each in complaints.items() if each)
+            raise WeightsError(f"{path} does not fit this autoencoder of {len(shapes)} tensors: {'; '.join(parts)}")
+        tensors = {name: stored[name].read().to(device, dtype) for name in names.values()}
+    autoencoder.load_state_dict(from_layout(tensors, config, layout), assign=True)
+    return autoencoder
+
+
+def save_autoencoder(
+    autoencoder: Autoencoder, path: str | Path, *, layout: Layout, dtype: torch.dtype | None = None
+) -> None:
+    """Write an autoencoder's weights in a layout, converted to `dtype` if given. `condition` holds no decoder."""
+    write_tensors(path, to_layout(autoencoder.state_dict(), autoencoder.config, layout), dtype=dtype)

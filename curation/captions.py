@@ -67,7 +67,7 @@ class Caption:
 class TimedCaption:
     """A caption and the part of the video that it describes; the whole of it where both bounds are None.
 
-    Times are seconds on the clock of the video's timestamps, as a clip's `start_s` and `end_s` are. One bound alone
+    Times are seconds from the first frame of the video, as a player shows them. One bound alone
     means from the beginning, or to the end.
     """
 
@@ -242,6 +242,8 @@ def _parse_entry(entry: Any) -> Iterator[TimedCaption]:
     if end_s is not None and end_s <= (start_s or 0):
         raise UserError(f"it ends at {end_s:g} s, which is not after its start at {start_s or 0:g} s")
     for caption in _captions(source, text or ""):
+        if caption.error:  # it is the file that is at fault, not the captioner that is named in it
+            raise UserError(caption.error)
         yield TimedCaption(caption=caption, start_s=start_s, end_s=end_s)
 
 

@@ -3,6 +3,7 @@
 Paper 3.1 and App. C: embeddings of the first, middle and last frame, and of each caption.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from curation import openclip
 from curation.columns import column
@@ -41,6 +42,12 @@ class ClipConfig(Config):
     """auto: bf16 on a GPU, fp32 on a CPU. CPUs with AMX gain much from bf16; scores then differ by about 1e-3."""
     batch_size: int = Field(32, ge=1)
     """Pictures, or captions, in one forward pass. Scores do not depend on it."""
+
+    @field_validator("model", "pretrained")
+    @classmethod
+    def _absolute(cls, given: str | None) -> str | None:
+        """Workers run elsewhere than where the configuration was written."""
+        return os.path.abspath(given) if given and os.path.exists(given) else given
 
 
 class Clip:

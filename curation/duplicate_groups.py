@@ -47,7 +47,7 @@ class DuplicatesConfig(Config):
     """With more clips than this the search is approximate."""
     probes: int = Field(8, ge=1)
     """Cells of the approximate index that are searched for each clip."""
-    block_clips: int = Field(1024, ge=1)
+    block_clips: int = Field(512, ge=1)
     """Clips that are searched for at once."""
 
 

@@ -74,8 +74,8 @@ class DuplicatesResult:
 def find_duplicates(dataset: Dataset, config: DuplicatesConfig | None = None) -> DuplicatesResult:
     """Write `scores/duplicates/duplicates.parquet`, see `DUPLICATES`, for all committed clips.
 
-    The file is replaced as a whole; where it is current, nothing is done. Raises UserError when the dataset has no
-    column of embeddings, or has them in two widths.
+    The file is replaced as a whole; where it is current, nothing is done. Raises UserError when no clip has an
+    embedding, when the dataset has no column of them, or has them in two widths.
     """
     config = config or DuplicatesConfig()
     inputs = _inputs(dataset, config)
@@ -87,6 +87,11 @@ def find_duplicates(dataset: Dataset, config: DuplicatesConfig | None = None) ->
             table, result = rank_duplicates(_batches(dataset, connection), config)
     except duckdb.Error as error:
         raise UserError(f"the embeddings of {dataset.url} cannot be read: {sentence(error)}") from error
+    if result.without_embedding and not result.clips:
+        raise UserError(
+            f"no clip of {dataset.url} has an embedding to compare: it was curated without CLIP. Leave the rule on "
+            "duplicate_rank out, or curate with CLIP into a new folder."
+        )
     about = {_INPUTS: inputs, _RESULT: json.dumps(asdict(result))}
     dataset.write_part(_TABLE, _PART, table.replace_schema_metadata(about))
     return result

@@ -8,10 +8,12 @@ import hashlib
 import json
 import os
 import pickle
+import pickletools
 import socket
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,8 @@ def read_tensors(path: Path) -> dict[str, Any]:
             return dict(load_file(path))
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
+        if not _wants_to_run_code(path, error):
+            raise UserError(f"{path} is no readable weight file: {_short(error)}") from error
         raise UserError(
             f"{path} is refused: it is a pickle that wants to run code when it is opened. Save its tensors alone, as "
             "safetensors, on a machine where you trust it."
@@ -150,9 +154,26 @@ def read_tensors(path: Path) -> dict[str, Any]:
         hint = " (a TorchScript archive has to be saved as safetensors first)" if "TorchScript" in str(error) else ""
         raise UserError(f"{path} is no readable weight file: {_short(error)}{hint}") from error
     found = found.get("state_dict", found) if isinstance(found, dict) else None
-    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(t, torch.Tensor) and isinstance(k, str) for k, t in found.items()
+    ):
         raise UserError(f"{path} holds no named tensors")
     return {key.removeprefix("module."): tensor for key, tensor in found.items()}
+
+
+def _wants_to_run_code(path: Path, error: Exception) -> bool:
+    """Whether it names functions to be called; other content is just not readable, such as half a download."""
+    if "Unsupported global" in str(error):
+        return True
+    with suppress(ValueError, IndexError, OSError):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+        else:
+            pickles = [path.read_bytes()]
+        calls = ("GLOBAL", "STACK_GLOBAL", "INST")
+        return any(code.name in calls for content in pickles for code, _, _ in pickletools.genops(content))
+    return False
 
 
 def _from_folder(folder: Path, name: str | None = None) -> Weights:
@@ -207,6 +228,7 @@ def _assure_reachable(repository: str, file: str = "") -> None:
 def _not_to_be_had(name: str, origin: str, error: Exception) -> UserError:
     from huggingface_hub.constants import HF_HUB_CACHE
 
+    single = f"{name.partition(' ')[0]}-quickgelu" if "openai" in origin else name.partition(" ")[0]
     repository = origin.rpartition("/")[0] if origin.count("/") > 1 else origin
     wanted = f"{' or '.join(WEIGHT_FILES)} of huggingface.co/{repository}"
     by_hand = f"`hf download {repository} --local-dir FOLDER`"
@@ -217,7 +239,8 @@ def _not_to_be_had(name: str, origin: str, error: Exception) -> UserError:
         f"  wanted: {wanted}\n"
         f"  looked in: {HF_HUB_CACHE} and the network\n"
         f"  without network: where there is one, {by_hand}; copy FOLDER to the same place on every node, and give "
-        "`clip: {model: FOLDER}` in the --config file (or a single file: `clip: {model: NAME, pretrained: FILE}`)\n"
+        "`clip: {model: FOLDER}` in the --config file (or a single file: "
+        f"`clip: {{model: {single}, pretrained: FILE}}`); an aesthetic head is fetched as well, see docs/cluster.md\n"
         "  or leave out the scores that need it: --without similarity,aesthetic"
     )
 

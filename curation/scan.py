@@ -39,7 +39,6 @@ class ScanConfig(Config):
     picture_long_side_px: int = 640
     picture_spacing_s: float = 0.25
 
-
     def scan_settings(self) -> "ScanConfig":
         """These alone, of a configuration that holds more: a scanning child need not import the rest."""
         return ScanConfig(**{name: getattr(self, name) for name in ScanConfig.model_fields})

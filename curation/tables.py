@@ -37,7 +37,7 @@ __all__ = [
     "quoted",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised when a reader of the older format would misread the folder. All parts of a table have the same columns."""
 
 _DESCRIPTION = "dataset.json"
@@ -161,22 +161,26 @@ class Dataset:
                 self.write_part("sources", part, kept)
         return forgotten
 
-    def forget_failed_captions(self, origins: Collection[str]) -> int:
-        """Take back the parts in which a caption of these origins failed; say how many. A run does them again.
-
-        Only for when no run writes into this dataset.
-        """
-        taken_back = 0
+    def failed_captions(self, origins: Collection[str], source_ids: Collection[str]) -> dict[str, list[str]]:
+        """Parts in which a caption of these origins failed, with their sources: those of these sources alone."""
+        found = {}
         for part in self.parts("clips"):
+            with self.fs.open(self.file("sources", f"{part}.parquet"), "rb") as file:
+                sources = pq.read_table(file, columns=["source_id"])["source_id"].to_pylist()
+            if not set(sources) <= set(source_ids):
+                continue
             with self.fs.open(self.file("clips", f"{part}.parquet"), "rb") as file:
                 captions = pq.read_table(file, columns=["captions"])["captions"].to_pylist()
             tried = [c for listed in captions for c in listed or () if c["source"] in origins and c["text"] is None]
             if any(not c["error"].startswith(NOTHING_TO_MERGE) for c in tried):
-                storage.remove(self.fs, self.file("sources", f"{part}.parquet"))
-                taken_back += 1
-        if taken_back:
-            self.remove_unfinished()
-        return taken_back
+                found[part] = sources
+        return found
+
+    def take_back(self, parts: Iterable[str]) -> None:
+        """Undo the commit of these parts and remove them. Only for when no run writes into this dataset."""
+        for part in parts:
+            storage.remove(self.fs, self.file("sources", f"{part}.parquet"))
+        self.remove_unfinished()
 
     def statuses(self) -> dict[str, str]:
         """source_id -> "ok" or "rejected" of all committed sources: what a rerun need not do again."""
@@ -224,6 +228,11 @@ class Dataset:
             version = int(found["format_version"])
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{self.url}/{_DESCRIPTION} is damaged: {error!r}") from error
+        if version < FORMAT_VERSION:
+            raise UserError(
+                f"{self.url} has dataset format {version}, of an earlier release; this one has format "
+                f"{FORMAT_VERSION}, with more columns. Curate into a new folder, or go on with that release."
+            )
         if version > FORMAT_VERSION:
             raise UserError(
                 f"{self.url} has dataset format {version}, this clipmill reads up to {FORMAT_VERSION}: upgrade it."

@@ -22,6 +22,7 @@ from pipelines.config import CurateConfig
 from pipelines.inspect import inspect as inspect_videos
 from pipelines.select import DEFAULT_PRESET
 from pipelines.select import select as select_clips
+from pipelines.status import models_of
 from pipelines.status import status as read_status
 
 FAILED, BAD_REQUEST, NOTHING_CAME_OUT, CAPTIONS_FAILED = 1, 2, 3, 4
@@ -119,7 +120,7 @@ def duplicates(
     dataset: DatasetFolder,
     min_cosine: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Clips whose embeddings are at least this near.", show_default=False),
+        typer.Option(min=0, max=1, help="How near copies are; by default as the run had it.", show_default=False),
     ] = None,
     config: ConfigFile = None,
 ) -> None:
@@ -127,12 +128,14 @@ def duplicates(
 
     `clipmill curate` does this by itself; this is for other settings, and after tables were copied together.
     """
-    settings = _config(config, None).duplicates or DuplicatesConfig()
+    opened = Dataset(dataset).open()
+    values = dict(models_of(opened).get("duplicates") or {})
+    if config:
+        values = (CurateConfig.from_file(config).duplicates or DuplicatesConfig()).model_dump()
     if min_cosine is not None:
-        settings = DuplicatesConfig.from_values(
-            {**settings.model_dump(), "min_cosine": min_cosine}, origin="--min-cosine"
-        )
-    render.print_duplicates(console(), dataset, find_duplicates(Dataset(dataset).open(), settings))
+        values["min_cosine"] = min_cosine
+    settings = DuplicatesConfig.from_values(values, origin="duplicates")
+    render.print_duplicates(console(), dataset, find_duplicates(opened, settings))
 
 
 @app.command(epilog=EXIT_CODES)

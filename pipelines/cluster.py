@@ -34,7 +34,13 @@ def connected(address: str | None = None) -> Iterator[None]:
             _assure_somebody_answers(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            ray.init(num_cpus=usable_cpus(), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address="local",  # not one that somebody else has running on this machine
+                num_cpus=usable_cpus(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"the Ray cluster at {address!r}" if address else "a local Ray"
         raise UserError(f"cannot connect to {where}: {error}") from error

@@ -10,7 +10,7 @@ import pickle
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
@@ -25,11 +25,11 @@ from curation.errors import RunStopped, UserError
 from curation.isolation import Isolated
 from curation.scan import Scan
 from curation.sources import Source, list_sources
-from curation.tables import CLIPS, PREVIEWS, SOURCES, Dataset, part_name
+from curation.tables import CLIPS, PREVIEWS, SOURCES, Dataset, differences, part_name
 from pipelines.cluster import connected
 from pipelines.config import CurateConfig
 from pipelines.models import CheckedModels, check_models, with_models
-from pipelines.progress import Reporter
+from pipelines.progress import Reporter, note
 from pipelines.scoring import scan_safely
 from pipelines.status import Status, status
 
@@ -79,21 +79,24 @@ def curate(
     if not sources:
         raise UserError(f"no usable input: there is no video in {', '.join(inputs) or 'nothing'}")
     dataset = Dataset(out)
-    before = _statuses(dataset, config, retry_captions=retry_captions)
+    before = _statuses(dataset, config)
     ids = {source.source_id for source in sources}
     again = {i for i in ids if retry_rejected and before.get(i) == "rejected"}
-    todo = [source for source in sources if source.source_id not in before or source.source_id in again]
+    uncaptioned = dataset.failed_captions(list(CAPTIONERS), ids) if before and retry_captions else {}
+    anew = again.union(*uncaptioned.values())
+    todo = [source for source in sources if source.source_id not in before or source.source_id in anew]
     if todo:
         with connected(address):
             checked = check_models(config)  # before a dataset is made: it is a wish to be corrected, not a failed run
             dataset.create_or_open(config.described())
-            _keep_models(dataset, checked)
+            _keep_models(dataset, checked, config)
             run = _take_over(dataset)
+            dataset.take_back(uncaptioned)
             if again:
                 dataset.forget_rejected(again)
+            for notice in checked.notices:
+                note(notice)
             with Reporter("curate", len(todo), unit="sources", quiet=quiet) as report:
-                for notice in checked.notices:
-                    report.note(notice)
                 clips = 0
                 for committed in _stream(todo, dataset, config, run, checked):
                     if committed["error"]:
@@ -175,31 +178,30 @@ def _part_size(todo: Sequence[Source]) -> int:
     return sources if sources < _SOURCES_PER_SCORING else sources - sources % _SOURCES_PER_SCORING
 
 
-def _statuses(dataset: Dataset, config: CurateConfig, *, retry_captions: bool) -> dict[str, str]:
+def _statuses(dataset: Dataset, config: CurateConfig) -> dict[str, str]:
     """What earlier runs did: nothing, if there is no dataset yet. Raises UserError as `Dataset.create_or_open`."""
     if not dataset.exists():
         return {}
     dataset.create_or_open(config.described())
     _take_over(dataset)
     dataset.remove_unfinished()
-    if retry_captions:
-        dataset.forget_failed_captions(list(CAPTIONERS))
     return dataset.statuses()
 
 
-def _keep_models(dataset: Dataset, checked: CheckedModels) -> None:
+def _keep_models(dataset: Dataset, checked: CheckedModels, config: CurateConfig) -> None:
     """Note which weights score this dataset, or check that they are those of the runs before."""
-    path, wanted = dataset.file(_MODELS_FILE), checked.described()
+    path, wanted = dataset.file(_MODELS_FILE), asdict(checked)
+    wanted["duplicates"] = config.duplicates and config.duplicates.model_dump(mode="json")
     try:
         found = json.loads(storage.read_bytes(dataset.fs, path))
     except FileNotFoundError:
         storage.write_bytes(dataset.fs, path, (json.dumps(wanted, indent=2, ensure_ascii=False) + "\n").encode())
         return
-    if found.get("clip_digest") != wanted["clip_digest"]:
+    if found["digests"] != wanted["digests"]:
         raise UserError(
-            f"the clips in {dataset.url} were scored by CLIP weights {found.get('clip')} ({found.get('clip_digest')}), "
-            f"now come {checked.clip} ({checked.clip_digest}): scores of two models do not mix. Give a new --out, or "
-            "the old weights."
+            f"the clips in {dataset.url} were scored with other weights:\n"
+            + "\n".join(f"  {line}" for line in differences(found["digests"], wanted["digests"]))
+            + "\nScores of two models do not mix: give a new --out, or the old weights."
         )
 
 

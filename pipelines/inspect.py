@@ -7,6 +7,7 @@ from typing import Any
 from curation.isolation import Isolated
 from curation.sources import list_sources
 from pipelines.config import CurateConfig
+from pipelines.progress import note
 from pipelines.scoring import caption_clips, load_captioners, load_models, scan_safely, score_clips
 
 
@@ -26,6 +27,8 @@ def inspect(inputs: Sequence[str], config: CurateConfig | None = None) -> Iterat
     """Scan and score every input on this machine, one after another, each in a child process with limits."""
     config = config or CurateConfig()
     models, captioners = load_models(config), load_captioners(config)
+    for notice in models.notices:
+        note(notice)
     with Isolated(config.limits) as child:
         for source in list_sources(inputs):
             found = scan_safely(child, source, config)

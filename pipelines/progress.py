@@ -54,13 +54,14 @@ class Reporter:
         elif not self._quiet and time.monotonic() - self._last_line_s > _SECONDS_BETWEEN_LINES:
             self._line()
 
-    def note(self, sentence: str) -> None:
-        """Say something that the user should know, whatever the progress."""
-        self._console.print(f"note: {sentence}", style="yellow", highlight=False, markup=False, soft_wrap=True)
-
     def _line(self) -> None:
         self._last_line_s = time.monotonic()
         elapsed_s = self._last_line_s - self._started_s
         detail = f", {self._detail}" if self._detail else ""
         line = f"{self._title}: {self._done}/{self._total} {self._unit} after {elapsed_s:.0f} s{detail}"
         self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def note(sentence: str) -> None:
+    """Say on stderr what the user should know, whatever the progress."""
+    Console(stderr=True).print(f"note: {sentence}", style="yellow", highlight=False, markup=False, soft_wrap=True)

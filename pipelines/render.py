@@ -131,6 +131,7 @@ def print_curation(console: Console, result: CurateResult) -> None:
         ("  footage", None, f"{duration(found.clip_s)}, {share(found.clip_s, found.video_s)} of all"),
         *((f"  lost: {LOSSES[why]}", None, duration(lost)) for why, lost in found.lost_s.items() if lost > 0.05),
         *((f"  without {name}", count, "see the error column") for name, count in found.unscored.items() if count),
+        *(("  note", None, notice) for notice in found.notices),
         *_caption_rows(found),
         *_duplicate_rows(result.duplicates),
         *((f"  without {name}", None, "left out on purpose") for name in found.left_out),
@@ -190,7 +191,9 @@ def _shard_line(run: ShardRun) -> str:
 def _duplicate_rows(found: DuplicatesResult | None) -> list[tuple[str, Any, str]]:
     if not found:
         return []
-    return [("  duplicates", found.duplicates, f"of {found.groups:,} clips; rule `duplicate_rank: {{max: 0}}`")]
+    return [
+        ("  duplicates", found.duplicates, f"copies of {found.groups:,} other clips; rule `duplicate_rank: {{max: 0}}`")
+    ]
 
 
 def _caption_rows(found: Status) -> list[tuple[str, Any, str]]:

@@ -129,7 +129,12 @@ def _captions(clip: dict[str, Any]) -> tuple[Caption, ...]:
 def _embedded(models: Models, views: Sequence[ClipView]) -> list[Embeddings]:
     if models.clip is None:
         return [Embeddings(error=f"{LEFT_OUT}: no score of this run needs it")] * len(views)
-    return models.clip.embed(views)
+    try:
+        return models.clip.embed(views)
+    except Exception as error:  # one picture, or too little memory for so many, must not end the run
+        if len(views) == 1:
+            return [Embeddings(error=f"{type(error).__name__}: {error}")]
+        return [found for view in views for found in _embedded(models, [view])]
 
 
 def _nothing(left_out: Sequence[str]) -> dict[str, Any]:

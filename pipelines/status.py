@@ -70,6 +70,7 @@ def status(dataset: Dataset) -> Status:
     assert unscored is not None
     clips, counted = sum(takes.values()), dict(zip((e.removesuffix("_error") for e in errors), unscored, strict=True))
     left_out = tuple(dataset.description()["config"].get("without", ()))
+    no_embedding = ("embedding",) if {"aesthetic", "similarity"} <= set(left_out) else ()
     sources, ok, video_s, clip_s, scan_cpu_s, score_cpu_s, *lost = totals
     return Status(
         dataset=dataset.url,
@@ -83,16 +84,17 @@ def status(dataset: Dataset) -> Status:
         lost_s=dict(zip((name.removeprefix("lost_").removesuffix("_s") for name in _LOSSES), lost, strict=True)),
         scan_cpu_s=scan_cpu_s,
         score_cpu_s=score_cpu_s,
-        unscored={name: n for name, n in counted.items() if not (n == clips and name in left_out)},
+        unscored={name: n for name, n in counted.items() if not (n == clips and name in (*left_out, *no_embedding))},
         left_out=left_out,
         captions_failed=failed,
-        notices=tuple(_models(dataset).get("notices", ())),
+        notices=tuple(models_of(dataset).get("notices", ())),
         selections=[load_selection(dataset, name) for name in selection_names(dataset)],
         shards=_shards(dataset),
     )
 
 
-def _models(dataset: Dataset) -> dict[str, Any]:
+def models_of(dataset: Dataset) -> dict[str, Any]:
+    """What models.json says of the models and settings that made a dataset; nothing where there is none."""
     try:
         return dict(json.loads(storage.read_bytes(dataset.fs, dataset.file("models.json"))))
     except FileNotFoundError:

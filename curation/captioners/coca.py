@@ -56,6 +56,7 @@ class Coca:
         self._config = config or CocaConfig()
         self._device = "cpu"
         self._loaded: Any = None
+        self.weights_digest: str | None = None
 
     def load(self, device: str = "cpu") -> None:
         """Load the weights. Raises UserError when they are missing or unfit, or the model cannot write captions."""
@@ -71,6 +72,7 @@ class Coca:
                 f"coca: max_tokens is {config.max_tokens}, {config.model} goes as far as {loaded.model.context_length}"
             )
         self._loaded, self._device = loaded, device
+        self.weights_digest = loaded.weights.digest()
 
     def caption(self, batch: Sequence[ClipView]) -> list[Caption]:
         """One caption per clip, in order. What a caption says does not depend on the other clips."""

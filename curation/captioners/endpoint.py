@@ -99,6 +99,7 @@ class _EndpointCaptioner(ABC):
     """A captioner that puts one question per clip to an endpoint."""
 
     name: str
+    weights_digest: str | None = None
 
     def __init__(self, config: EndpointConfig) -> None:
         self._endpoint = config

@@ -1,11 +1,15 @@
 """Aesthetics: LAION's linear head on CLIP embeddings, the mean of three frames (paper 3.1 and App. C)."""
 
+import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import pyarrow as pa
+from pydantic import field_validator
 
 from curation.columns import column
 from curation.config import Config
@@ -22,6 +26,12 @@ class AestheticConfig(Config):
 
     head: str = "large"
     """LAION's head `large` (for ViT-L-14) or `small` (for ViT-B-32), or a file with tensors weight (1, D), bias (1)."""
+
+    @field_validator("head")
+    @classmethod
+    def _absolute(cls, head: str) -> str:
+        """Workers run elsewhere than where the configuration was written."""
+        return os.path.abspath(head) if os.path.exists(head) else head
 
 
 class Aesthetic:
@@ -43,6 +53,7 @@ class Aesthetic:
     def __init__(self, config: AestheticConfig | None = None) -> None:
         self._config = config or AestheticConfig()
         self.embedding_width: int | None = None
+        self.weights_digest: str | None = None
         self._weight_D: Any = None
         self._bias = 0.0
 
@@ -54,10 +65,16 @@ class Aesthetic:
         head = self._config.head
         tensors = _laion_head(head) if head in _LAION else _own_head(head)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if set(shapes) != {"weight", "bias"} or shapes["weight"] != (1, shapes["weight"][-1]) or shapes["bias"] != (1,):
+        width = shapes.get("weight", (0,))[-1:]
+        if shapes != {"weight": (1, *width), "bias": (1,)}:
             raise UserError(f"{head} is no aesthetic head: expected tensors weight (1, D) and bias (1,), came {shapes}")
         self._weight_D, self._bias = tensors["weight"][0].float().numpy(), float(tensors["bias"][0])
+        if not np.isfinite([*self._weight_D, self._bias]).all():
+            raise UserError(f"the aesthetic head {head} holds numbers that are not finite")
         self.embedding_width = len(self._weight_D)
+        self.weights_digest = hashlib.sha256(np.array([*self._weight_D, self._bias], np.float32).tobytes()).hexdigest()[
+            :16
+        ]
 
     def score(self, batch: Sequence[ClipView]) -> list[dict[str, Any]]:
         """Columns aesthetic, aesthetic_error per clip."""

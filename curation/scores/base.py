@@ -51,6 +51,8 @@ class Scorer(Protocol):
     """Whether it looks at `ClipView.embeddings`: the CLIP model runs once for all scorers that do."""
     embedding_width: int | None
     """How wide those embeddings have to be, once it is loaded; None if it does not matter."""
+    weights_digest: str | None
+    """Of weights that are chosen by configuration, once loaded: a dataset keeps to one. None if there are none."""
 
     def load(self, device: str) -> None:
         """Load models onto `device` ("cpu", "cuda"), once per process, before the first `score`.
@@ -71,6 +73,8 @@ class Captioner(Protocol):
 
     name: str
     """The source that its captions carry."""
+    weights_digest: str | None
+    """As a scorer's."""
 
     def load(self, device: str) -> None:
         """As a scorer's."""

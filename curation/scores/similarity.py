@@ -33,6 +33,7 @@ class Similarity:
     )
     needs_embeddings = True
     embedding_width: int | None = None
+    weights_digest: str | None = None
 
     def load(self, device: str = "cpu") -> None:
         """Nothing to load: the embeddings come with the clips."""
@@ -52,6 +53,8 @@ def _score_clip(clip: ClipView) -> dict[str, Any]:
     assert found.captions_CD is not None, "there are captions"
     cosines_C = (found.captions_CD @ found.pictures_FD.T).mean(axis=1)
     known_C = np.isfinite(cosines_C)
+    if not known_C.any():
+        return _unscored("the model gave numbers that are not finite")
     return {
         "similarity": float(cosines_C[known_C].mean()),
         "similarity_captions": [float(c) if known else None for c, known in zip(cosines_C, known_C, strict=True)],

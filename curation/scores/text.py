@@ -56,6 +56,7 @@ class TextArea:
     )
     needs_embeddings = False
     embedding_width: int | None = None
+    weights_digest: str | None = None
 
     def __init__(self, config: TextConfig | None = None) -> None:
         self._config = config or TextConfig()

@@ -9,12 +9,14 @@ from pathlib import Path
 from curation import openclip
 from curation.clip import ClipConfig
 from curation.errors import UserError
+from curation.scores.aesthetics import Aesthetic
 from curation.tables import fingerprint
 from pipelines import CurateConfig, curate, select, shard
 from pipelines.cli import complain, console
 from pipelines.cluster import connected
 from pipelines.demo.collection import Flaws, collection
 from pipelines.demo.model import demo_config
+from pipelines.progress import note
 from pipelines.render import print_curation, print_selection, print_summary, table
 
 
@@ -61,8 +63,9 @@ def _own_config() -> CurateConfig:
     """For real videos: the real models where their weights can be had, no such scores where not."""
     try:
         openclip.find(ClipConfig().model, ClipConfig().pretrained)
+        Aesthetic().load()
     except UserError:
-        complain("the weights of CLIP are not to be had here: going on without similarity and aesthetic")
+        note("the weights of CLIP or of its aesthetic head cannot be had here: going on without those scores")
         return CurateConfig(without=("similarity", "aesthetic"))
     return CurateConfig()
 

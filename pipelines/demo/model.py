@@ -8,7 +8,7 @@ from curation.scores.aesthetics import AestheticConfig
 from pipelines.config import CurateConfig
 
 FOLDER = Path(__file__).with_name("clip")
-MIN_COSINE = 0.88
+MIN_COSINE = 0.86
 """Between copies and different scenes of rendered footage, for this model."""
 
 

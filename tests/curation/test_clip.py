@@ -166,6 +166,21 @@ def test_a_head_of_another_shape_is_refused(tmp_path: Path):
         Aesthetic(AestheticConfig(head=str(tmp_path / "head.pth"))).load()
 
 
+@pytest.mark.parametrize(("weight", "bias", "said"), [((), (1,), "no aesthetic head"), ((1, 3), (1,), "not finite")])
+def test_a_damaged_head_is_refused(tmp_path: Path, weight: tuple[int, ...], bias: tuple[int, ...], said: str):
+    torch.save({"weight": torch.full(weight, torch.nan), "bias": torch.zeros(bias)}, tmp_path / "head.pth")
+    with pytest.raises(UserError, match=said):
+        Aesthetic(AestheticConfig(head=str(tmp_path / "head.pth"))).load()
+
+
+def test_numbers_that_are_not_finite_are_no_score():
+    rows = np.full((1, 4), np.nan, np.float32)
+    found = Embeddings(pictures_FD=np.ones((3, 4), np.float32), captions_CD=rows)
+    view = ClipView(pictures=(), captions=(Caption(source="list", text="a"),), embeddings=found)
+    (score,) = Similarity().score([view])
+    assert (score["similarity"], score["similarity_error"]) == (None, "the model gave numbers that are not finite")
+
+
 def test_embeddings_are_kept_in_half_precision():
     rows = np.eye(4, dtype=np.float32)[:2]
     assert mean_embedding(rows).tolist() == pytest.approx([0.7071, 0.7071, 0, 0], abs=1e-3)

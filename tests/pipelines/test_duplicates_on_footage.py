@@ -21,7 +21,7 @@ from pipelines.demo.corpus import corpus_specs
 from pipelines.demo.footage import render
 from pipelines.demo.model import demo_config
 
-SEED, VIDEOS = HELD_BACK_SEED + 500_000, 8
+SEED, VIDEOS = HELD_BACK_SEED + 500_000, 6
 """Of another corpus than those from which the demo's threshold was chosen, and of none that its model has seen."""
 
 Scene = tuple[int, int]
@@ -79,23 +79,14 @@ def keeper_of(clips: list[Seen]) -> dict[str, str]:
     return {row["clip_id"]: row["duplicate_of"] or row["clip_id"] for row in rows}
 
 
-def of_scenes(clips: list[Seen]) -> dict[Scene, dict[str, list[Seen]]]:
-    scenes: dict[Scene, dict[str, list[Seen]]] = {}
-    for clip in clips:
-        scenes.setdefault(clip.scene, {}).setdefault(clip.copy, []).append(clip)
-    return scenes
-
-
 def test_copies_are_found(clips: list[Seen], keeper_of: dict[str, str]) -> None:
-    """A copy is found if it is in a group with a clip of the original: at most one of them will be kept."""
-    pairs = found = 0
-    for scene in of_scenes(clips).values():
-        groups = {keeper_of[original.row["clip_id"]] for original in scene.get("", [])}
-        for copy in (clip for name, some in scene.items() if name for clip in some if groups):
-            pairs += 1
-            found += keeper_of[copy.row["clip_id"]] in groups
-    assert pairs >= 80
-    assert found >= 0.95 * pairs
+    """Of the clips of one scene, all but one should go: each joins another clip of that scene."""
+    scene_of = {clip.row["clip_id"]: clip.scene for clip in clips}
+    joined = [clip_id for clip_id, kept in keeper_of.items() if kept != clip_id]
+    found = sum(scene_of[clip_id] == scene_of[keeper_of[clip_id]] for clip_id in joined)
+    to_be_found = len(clips) - len(set(scene_of.values()))
+    assert to_be_found >= 80
+    assert found >= 0.95 * to_be_found
 
 
 def test_different_scenes_stay_apart(clips: list[Seen], keeper_of: dict[str, str]) -> None:
@@ -106,7 +97,7 @@ def test_different_scenes_stay_apart(clips: list[Seen], keeper_of: dict[str, str
 
 def test_a_smaller_copy_is_never_kept_instead_of_its_original(clips: list[Seen], keeper_of: dict[str, str]) -> None:
     small = {clip.row["clip_id"]: clip.scene for clip in clips if clip.copy == "half the size"}
-    assert len(small) >= 15
+    assert len(small) >= 12
     for clip in clips:
         if clip.copy == "":
             assert small.get(keeper_of[clip.row["clip_id"]]) != clip.scene

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from curation.captioners.endpoint import MergedConfig, VideoConfig
 from curation.clip import ClipConfig
@@ -14,9 +16,10 @@ from curation.tables import Dataset
 from pipelines import CurateConfig, cli, curate
 from pipelines.config import CaptionersConfig
 from pipelines.demo.model import demo_config
+from pipelines.models import _cpu_pool
 from tests.caption_server import CaptionServer, refused_url, says
 from tests.curation.models import tiny_clip
-from tests.pipelines.corpora import content, many_small
+from tests.pipelines.corpora import WITHOUT_CLIP, content, many_small
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,8 @@ def test_scores_captions_and_embeddings_are_in_the_table(scored: str):
 
 def test_a_pool_of_actors_gives_the_same(scored: str, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("pipelines.models._LARGE_BYTES", 0)
+    monkeypatch.setattr("pipelines.models._LEAST_CPUS_FOR_POOLS", 0)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 3})  # two are there: one for the actor
     curate([str(videos)], str(tmp_path / "pool"), config=demo_config(), quiet=True)
     for one, other in zip(clips(scored), clips(tmp_path / "pool"), strict=True):
         assert one["similarity"] == pytest.approx(other["similarity"], abs=1e-5)
@@ -90,7 +95,7 @@ def test_weights_of_another_model_do_not_mix(videos: Path, tmp_path: Path, local
     )
     curate([str(videos)], str(tmp_path / "out"), config=config, limit=1, quiet=True)
     other = ClipConfig(model=str(tiny_clip(tmp_path / "b" / "clip", seed=1)))
-    with pytest.raises(UserError, match="scores of two models do not mix"):
+    with pytest.raises(UserError, match="Scores of two models do not mix"):
         curate([str(videos)], str(tmp_path / "out"), config=config.model_copy(update={"clip": other}), quiet=True)
     moved = (tmp_path / "a" / "clip").rename(tmp_path / "clip")  # the same weights in another place are no other model
     again = config.model_copy(update={"clip": ClipConfig(model=str(moved))})
@@ -126,6 +131,45 @@ def test_an_endpoint_that_is_down_costs_captions_only_and_has_its_own_exit_code(
         assert run(server.url, "--retry-captions") == 0, "what has nothing to merge has not failed"
         captions = [{c["source"]: c["text"] for c in clip["captions"]} for clip in clips(out)]
         assert [c["video"] for c in captions] == ["a texture that drifts"] * 3
+
+
+def test_retried_captions_take_back_nothing_else(videos: Path, tmp_path: Path, local_ray: None):
+    other, out = many_small(tmp_path / "other", 1), str(tmp_path / "out")
+
+    def config(url: str | None, key: str | None = "OPENAI_API_KEY") -> CurateConfig:
+        settings = VideoConfig(base_url=url, model="any", retries=0, api_key_env=key)
+        return WITHOUT_CLIP.model_copy(update={"captioners": CaptionersConfig(video=settings)})
+
+    for folder in (videos, other):
+        curate([str(folder)], out, config=config(refused_url()), quiet=True)
+    with pytest.raises(UserError, match="NO_SUCH_KEY"):
+        curate([str(other)], out, config=config(refused_url(), "NO_SUCH_KEY"), retry_captions=True, quiet=True)
+    assert len(clips(out)) == 4, "a mistake in the configuration costs nothing"
+    with CaptionServer([says("a texture")]) as server:
+        result = curate([str(other)], out, config=config(server.url), retry_captions=True, quiet=True)
+    assert (result.sources_done_now, len(clips(out))) == (1, 4)
+    assert result.status.captions_failed == {"sidecar": 1, "video": 3}
+
+
+def test_a_head_of_another_weight_does_not_mix(videos: Path, tmp_path: Path, local_ray: None):
+    def config(folder: str, bias: float) -> CurateConfig:
+        path = tmp_path / folder / "head.safetensors"
+        path.parent.mkdir()
+        save_file({"weight": torch.zeros(1, 192), "bias": torch.full((1,), bias)}, path)
+        return demo_config().model_copy(update={"aesthetic": AestheticConfig(head=str(path))})
+
+    curate([str(videos)], str(tmp_path / "out"), config=config("a", 5), limit=1, quiet=True)
+    with pytest.raises(UserError, match=r"aesthetic: was .*, now"):
+        curate([str(videos)], str(tmp_path / "out"), config=config("b", 9), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("node_cpus", "actors", "threads"),
+    [([3], 1, 0.9), ([4], 1, 2), ([16], 3, 4), ([2, 2, 2], 2, 2), ([1, 1, 1, 1], 2, 0.9), ([64, 64], 31, 4)],
+)
+def test_actors_fit_on_a_node_and_leave_cpus_for_the_scans(node_cpus: list[int], actors: int, threads: float):
+    pool = _cpu_pool(node_cpus)
+    assert (pool["compute"].max_size, pool["num_cpus"]) == (actors, threads)
 
 
 def test_a_captioner_without_an_endpoint_is_said_before_work_starts(videos: Path, tmp_path: Path, local_ray: None):

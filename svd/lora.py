@@ -112,8 +112,8 @@ def save_lora(unet: UNet, path: str | Path, *, dtype: torch.dtype | None = None)
 
 
 def load_lora(unet: UNet, path: str | Path) -> None:
-    """Put the adapters of a file on `unet`, as `add_lora` does; a rank is read off the tensors, and alpha is the rank
-    where the file does not say.
+    """Put the adapters of a file, or of PEFT's folder, on `unet`, as `add_lora` does. The rank is read off the tensors;
+    alpha is in the metadata or in PEFT's adapter_config.json beside the file, and the rank where neither says.
 
     Raises FileNotFoundError; WeightsError, before anything is changed, where the file is damaged or its adapters are
     not those of this network's attention over time; ValueError as `add_lora`.
@@ -125,16 +125,24 @@ def load_lora(unet: UNet, path: str | Path) -> None:
             raise WeightsError(f"{path} holds {len(stored)} tensors and no lora_A.weight among them")
         prefix = next(prefix for prefix in _PREFIXES if found[0].startswith(prefix))
         rank = stored[found[0]].shape[0]
-        settings = json.loads((stored[found[0]].file.metadata() or {}).get(_METADATA, "{}"))
+        alpha = _alpha(Path(path), stored[found[0]].file.metadata() or {})
         with torch.device("meta"):
             template = UNet(unet.config)
         add_lora(template, rank=rank)
         shapes = {prefix + name: tuple(each.shape) for name, each in _names(template, _adapted(template)).items()}
         compare(path, stored, shapes)
-        add_lora(unet, rank=rank, alpha=settings.get(f"{_PREFIX}lora_alpha"))
+        add_lora(unet, rank=rank, alpha=alpha)
         with torch.no_grad():
             for name, parameter in _names(unet, _adapted(unet)).items():
                 parameter.copy_(stored[prefix + name].read())
+
+
+def _alpha(path: Path, metadata: dict[str, str]) -> float | None:
+    if _METADATA in metadata:
+        settings = json.loads(metadata[_METADATA])
+        return cast("float | None", settings.get(f"{_PREFIX}lora_alpha"))
+    beside = (path if path.is_dir() else path.parent) / "adapter_config.json"
+    return cast("float | None", json.loads(beside.read_text()).get("lora_alpha")) if beside.is_file() else None
 
 
 def _adapted(unet: UNet) -> dict[str, LoraLinear]:

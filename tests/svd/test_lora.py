@@ -114,14 +114,18 @@ def test_names_are_those_of_diffusers_modules(tmp_path: Path):
     assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
 
 
-@pytest.mark.parametrize("prefix", ["base_model.model.", ""])
-def test_files_of_peft_are_read(tmp_path: Path, prefix):
-    unet = adapted_unet()
+@pytest.mark.parametrize(("prefix", "alpha"), [("base_model.model.", 2.0), ("base_model.model.", None), ("", None)])
+def test_files_of_peft_are_read(tmp_path: Path, prefix, alpha):
+    unet = adapted_unet(alpha=alpha)
     save_lora(unet, tmp_path / "ours.safetensors")
     tensors = load_file(tmp_path / "ours.safetensors")
-    save_file({prefix + name.removeprefix("unet."): each for name, each in tensors.items()}, tmp_path / "p.safetensors")
+    save_file(
+        {prefix + name.removeprefix("unet."): each for name, each in tensors.items()}, tmp_path / "peft.safetensors"
+    )
+    if alpha is not None:
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": alpha}))
     again = random_unet()
-    load_lora(again, tmp_path / "p.safetensors")
+    load_lora(again, tmp_path / "peft.safetensors")
     assert torch.equal(output(again), output(unet))
 
 

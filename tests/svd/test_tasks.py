@@ -1,5 +1,6 @@
 """Tasks on tiny models: image to video frame by frame as diffusers makes it, and what each condition changes."""
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 
@@ -188,6 +189,19 @@ def test_text_to_video_is_guided_away_from_the_empty_text():
     assert text_to_video(model, ["", ""], [IDS] * 2, seeds=[0, 1], width_px=32, height_px=48, sampling=QUICK).shape == (
         2, 3, 3, 48, 32
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ["image-to-video", "text-to-video"])
+def test_weights_of_half_the_precision_make_about_the_same_video(task):
+    model = tiny_model(task)
+    half = replace(model, **{name: deepcopy(network).bfloat16() for name, network in model.networks().items()})
+
+    def run(model: Model) -> Tensor:
+        if task == "text-to-video":
+            return text_to_video(model, ["a kite"], [IDS], seeds=[0], sampling=QUICK)
+        return image_to_video(model, pictures(), [IDS], seeds=[0], sampling=QUICK)
+
+    assert (run(half) - run(model)).abs().mean() < 0.1 * run(model).std()
 
 
 def test_default_guidance_rises_as_in_the_release():

@@ -3,7 +3,7 @@
     python -m benchmarks.duplicates [--clips N N ...]
 
 Embeddings of 768 numbers in crowds of many sizes, as CLIP's are; a tenth of the clips are copies, at cosines of 0.955
-to 0.99. Each search runs in a process of its own. The last line is JSON.
+to 0.99. Each search runs in a process of its own; its figures go to stderr at once. The last line is JSON.
 """
 
 import argparse
@@ -44,6 +44,7 @@ def measure(clips: int) -> list[dict[str, Any]]:
         for search, exact_up_to in searches.items():
             figures.append({"clips": clips, "search": search, **_in_child(folder, exact_up_to), "planted": len(copies)})
             figures[-1].update(_compared(folder, copies))
+            print(json.dumps(figures[-1]), file=sys.stderr, flush=True)
         return figures
 
 

@@ -21,7 +21,7 @@ from curation.decode import Limits
 from curation.errors import SourceError, UserError
 from curation.isolation import Isolated
 
-LIMITS = Limits(timeout_s=20, memory_bytes=1 << 30)
+LIMITS = Limits(timeout_s=60, memory_bytes=1 << 30)
 OVER_THE_LIMIT = 3 << 29
 
 

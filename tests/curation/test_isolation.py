@@ -188,6 +188,15 @@ def test_a_hanging_child_is_killed(hang: object) -> None:
     assert gone(before)
 
 
+@pytest.fixture
+def ctrl_c_interrupts() -> Iterator[None]:
+    """A shell starts background jobs with SIGINT ignored, and Python then leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_an_interrupted_call_leaves_no_answer_behind(isolated: Isolated) -> None:
     isolated.run(child_pid)
     timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])

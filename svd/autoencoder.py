@@ -16,9 +16,7 @@ to encode and 1.4 GiB to decode, in float32; half of that in bfloat16. It grows 
 area of a frame, or of a tile (`benchmarks/autoencoder_memory.py`).
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -26,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svd.blocks import GroupNorm, TemporalConv
+from svd.fields import Fields, nearest
 from svd.tiling import Tiling, tiled
 
 _GROUPS = 32
@@ -34,7 +33,7 @@ _TEMPORAL_EPS = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig:
+class AutoencoderConfig(Fields):
     """Shape of an autoencoder. Each width after the first halves the resolution once more."""
 
     widths: tuple[int, ...] = (128, 256, 512, 512)
@@ -64,26 +63,8 @@ class AutoencoderConfig:
         """
         presets = {"svd": cls(), "tiny": cls(widths=(64, 64, 64))}
         if name not in presets:
-            raise ValueError(
-                f"unknown autoencoder preset {name!r}{_nearest(name, presets)}; known: {', '.join(presets)}"
-            )
+            raise ValueError(f"unknown autoencoder preset {name!r}{nearest(name, presets)}")
         return cls.from_dict(presets[name].to_dict() | changes)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The configuration that `to_dict` wrote. Raises ValueError, with the nearest name, for an unknown field."""
-        known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ValueError(f"unknown field {name!r} of AutoencoderConfig{_nearest(name, known)}")
-        arguments: dict[str, Any] = dict(values)
-        if "widths" in arguments:
-            arguments["widths"] = tuple(arguments["widths"])
-        return cls(**arguments)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, fit for JSON."""
-        return asdict(self) | {"widths": list(self.widths)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,8 +344,3 @@ def _apply_over_time(layer: nn.Module, x_FCHW: Tensor, frames: int) -> Tensor:
     """`layer`, which wants (B, C, T, S), on the frames of videos: views, as the channels lie last."""
     x_BCTS = x_FCHW.flatten(2).unflatten(0, (-1, frames)).transpose(1, 2)
     return layer(x_BCTS).transpose(1, 2).flatten(0, 1).unflatten(2, x_FCHW.shape[2:])
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    matches = get_close_matches(name, list(known), n=1)
-    return f": did you mean {matches[0]!r}?" if matches else ""

@@ -6,12 +6,14 @@ text's 77 tokens are those of the penultimate layer of its text tower, after the
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol, Self, cast
+from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from svd.fields import Fields
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -55,25 +57,8 @@ class CachedTexts:
         return torch.stack([self.tokens[text] for text in texts])
 
 
-class _Config:
-    """What both configurations can: from and to JSON."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The configuration that `to_dict` wrote. Raises ValueError for an unknown field."""
-        known = [field.name for field in fields(cast("Any", cls))]
-        unknown = [name for name in values if name not in known]
-        if unknown:
-            raise ValueError(f"unknown field {unknown[0]!r} of {cls.__name__}; known: {', '.join(known)}")
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, fit for JSON."""
-        return asdict(cast("Any", self))
-
-
 @dataclass(frozen=True, kw_only=True)
-class ImageEncoderConfig(_Config):
+class ImageEncoderConfig(Fields):
     """Shape of CLIP's vision tower. The defaults are ViT-H-14, which the release uses."""
 
     size_px: int = 224
@@ -91,7 +76,7 @@ class ImageEncoderConfig(_Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextEncoderConfig(_Config):
+class TextEncoderConfig(Fields):
     """Shape of CLIP's text tower. The defaults are ViT-H-14's as Stable Diffusion 2.1 uses it: 23 of its 24 layers."""
 
     tokens: int = 77

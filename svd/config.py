@@ -1,13 +1,14 @@
 """Shapes of the networks of the paper: one frozen configuration, and a preset per model of sections 3 and 4."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from difflib import get_close_matches
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+from svd.fields import Fields, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetConfig:
+class UNetConfig(Fields):
     """Shape of one UNet. The defaults are Stable Video Diffusion's (section 4.3), 14 frames.
 
     Raises ValueError for shapes that cannot be built.
@@ -63,35 +64,14 @@ class UNetConfig:
         return 4 * self.widths[0]
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> "UNetConfig":
+    def preset(cls, name: str, **changes: Any) -> Self:
         """The preset `name`, with fields replaced by `changes`.
 
         Raises ValueError, with the nearest name, for an unknown preset or field.
         """
         if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}{_nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+            raise ValueError(f"unknown preset {name!r}{nearest(name, PRESETS)}")
         return cls.from_dict(asdict(PRESETS[name]) | changes)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "UNetConfig":
-        """The configuration that `to_dict` wrote. Raises ValueError, with the nearest name, for an unknown field."""
-        known = {field.name for field in fields(cls)}
-        for name in values:
-            if name not in known:
-                raise ValueError(f"unknown field {name!r} of UNetConfig{_nearest(name, known)}")
-        fit: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-        }
-        return cls(**fit)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, fit for JSON."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-
-def _nearest(name: str, known: Any) -> str:
-    matches = get_close_matches(name, list(known), n=1)
-    return f": did you mean {matches[0]!r}?" if matches else ""
 
 
 _SVD = UNetConfig()
@@ -106,7 +86,7 @@ PRESETS: Mapping[str, UNetConfig] = {
     "interpolation": replace(_SVD, in_channels=9, learned_mask=True, frames=5),
     "multiview": replace(_SVD, ids=(*_SVD.ids, "elevation"), frames=21),
     "tiny": replace(
-        _SVD, widths=(32, 64, 96, 96), blocks_per_level=1, head_width=16, context_width=64, id_width=32, frames=8
+        _SVD, widths=(64, 64, 96, 96), blocks_per_level=1, head_width=16, context_width=64, id_width=32, frames=8
     ),
 }
 """Stable Diffusion 2.1 (stage I), image to video with 14 and 25 frames, text to video (stage II and III), frame

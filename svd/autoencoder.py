@@ -11,8 +11,8 @@ Units of latents. `encode` and `decode` work in the autoencoder's own units. The
 times `scale_factor`, but the conditioning frame is its posterior's mean *without* that factor. `encode_target`,
 `encode_condition` and `decode_target` keep the two apart; prefer them to multiplying by hand.
 
-Memory, beside the weights and without gradients: the released model's tensors peak at 0.85 GiB per frame of 576 x 1024
-to encode and 1.4 GiB to decode, in float32; half of that in bfloat16. It grows with the frames of a chunk and with the
+Memory, beside the weights and without gradients: the released model's tensors peak at 1.15 GiB per frame of 576 x 1024
+to encode and 1.7 GiB to decode, in float32; half of that in bfloat16. It grows with the frames of a chunk and with the
 area of a frame, or of a tile (`benchmarks/autoencoder_memory.py`).
 """
 

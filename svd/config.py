@@ -86,7 +86,7 @@ PRESETS: Mapping[str, UNetConfig] = {
     "interpolation": replace(_SVD, in_channels=9, learned_mask=True, frames=5),
     "multiview": replace(_SVD, ids=(*_SVD.ids, "elevation"), frames=21),
     "tiny": replace(
-        _SVD, widths=(64, 64, 96, 96), blocks_per_level=1, head_width=16, context_width=64, id_width=32, frames=8
+        _SVD, widths=(64, 64, 96, 96), blocks_per_level=1, head_width=32, context_width=64, id_width=32, frames=8
     ),
 }
 """Stable Diffusion 2.1 (stage I), image to video with 14 and 25 frames, text to video (stage II and III), frame

@@ -18,6 +18,10 @@ from svd.config import UNetConfig
 MAX_HEADS = 65535
 """CUDA's limit on a dimension of a launch grid, which attention kernels use for heads."""
 
+_WEIGHTS_APART = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
+"""PyTorch 2.11's GroupNorm for channels last on the CPU ends in a segmentation fault in a backward pass that wants the
+gradient of its weights but not of its input, as where temporal layers alone train. 2.15 is mended."""
+
 
 class Batch(NamedTuple):
     """What every block of the UNet needs to know of a batch."""
@@ -66,9 +70,12 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
             if x.device.type == "cpu":
                 x = x - self._near_mean(x)
-            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+                if _WEIGHTS_APART:
+                    normed = F.group_norm(x, self.num_groups, eps=self.eps)
+                    return torch.addcmul(bias[:, None, None], normed, weight[:, None, None])
             normed = F.group_norm(x, self.num_groups, weight, bias, self.eps)
         return normed.contiguous(memory_format=torch.channels_last)
 

@@ -63,7 +63,7 @@ class Sampling:
 def default_guidance(task: Task, frames: int) -> tuple[float, float]:
     """Of the release where it has one: 1 to 2.5 for 14 frames from a picture, 1.5 to 3 for 25. A text wants more, as
     in Stable Diffusion; between two given frames there is nothing to rise towards, and no guidance at all."""
-    if task == "text-to-video":
+    if task in ("image", "text-to-video"):
         return 7.5, 7.5
     if task == "interpolation":
         return 1.0, 1.0
@@ -141,11 +141,12 @@ def text_to_video(
     sampling: Sampling | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Videos (B, T, 3, H, W) of what texts say (section 4.2); the size is the model's without another.
+    """Videos (B, T, 3, H, W) of what texts say (section 4.2), or pictures (T = 1) by an image model (stage I); the size
+    is the model's without another.
 
     Raises ValueError as `image_to_video`, and for a size that the autoencoder does not divide.
     """
-    sampling = _checked(model, ("text-to-video",), len(texts), ids, seeds, sampling)
+    sampling = _checked(model, ("image", "text-to-video"), len(texts), ids, seeds, sampling)
     width_px, height_px = width_px or model.config.width_px, height_px or model.config.height_px
     factor = model.config.autoencoder.factor
     if width_px % factor or height_px % factor:

@@ -15,6 +15,7 @@ from tests.svd.networks import randomise
 
 _SMALL = {"widths": (64, 64), "attention": (True, False), "blocks_per_level": 1, "head_width": 16}
 _PRESETS: dict[Task, str] = {
+    "image": "sd21",
     "image-to-video": "svd",
     "text-to-video": "t2v",
     "interpolation": "interpolation",
@@ -26,7 +27,8 @@ SIZE_HW = (64, 96)
 @cache
 def tiny_model(task: Task) -> Model:
     """One model per task and process; who changes it, copies it first."""
-    unet = UNetConfig.preset(_PRESETS[task], **_SMALL, context_width=32, id_width=32, frames=4)
+    frames = 1 if task == "image" else 4
+    unet = UNetConfig.preset(_PRESETS[task], **_SMALL, context_width=32, id_width=32, frames=frames)
     model = Model.build(ModelConfig.tiny(unet, width_px=SIZE_HW[1], height_px=SIZE_HW[0]))
     for seed, network in enumerate(model.networks().values()):
         randomise(network.eval(), seed)

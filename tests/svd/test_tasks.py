@@ -191,6 +191,19 @@ def test_text_to_video_is_guided_away_from_the_empty_text():
     )  # fmt: skip
 
 
+def test_an_image_model_makes_pictures_of_texts() -> None:
+    model = tiny_model("image")
+
+    def picture(text: str, guidance: float | None) -> Tensor:
+        sampling = Sampling(steps=2, guidance=guidance and (guidance, guidance))
+        return text_to_video(model, [text], [IDS], seeds=[0], sampling=sampling)
+
+    kite = picture("a kite", None)
+    assert kite.shape == (1, 1, 3, *SIZE_HW)
+    torch.testing.assert_close(kite, picture("a kite", 7.5))
+    assert (kite - picture("a boat", None)).abs().mean() > 1e-3
+
+
 @pytest.mark.parametrize("task", ["image-to-video", "text-to-video"])
 def test_weights_of_half_the_precision_make_about_the_same_video(task):
     model = tiny_model(task)

@@ -1,0 +1,272 @@
+"""One clip or picture out of its bytes: which frames (by their timestamps), decoded, upright, resized, cropped.
+
+The paper conditions on the frame rate at which a clip is sampled (3.2); `SampledFrames.fps` is the rate that came out.
+Letters of layouts: T frames, H, W pixels, C = 3 channels.
+"""
+
+import io
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+Image = NDArray[Any]
+"""uint8 RGB (H, W, 3)."""
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+Crop = Literal["random", "center"]
+Reader = Literal["pyav", "decord"]
+
+_OPTIONS = {"protocol_whitelist": "none"}
+_BUFFER_BYTES = 1 << 20
+_MAX_PIXELS = 8192 * 4352
+_SKIP_PER_PACKET = ("h264", "hevc")
+"""Decoders that ask for each packet whether to skip it; dav1d asks once."""
+# Without FULL_CHR_H_INT swscale halves the colour's width on the way to RGB and darkens by one level.
+_SHRINK = Interpolation.AREA | Interpolation.FULL_CHR_H_INT
+_ENLARGE = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
+
+
+class SampleError(Exception):
+    """Why one sample cannot be trained on: `kind` from a small set, to be counted, and a sentence."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f"{kind}: {message}")
+        self.kind, self.message = kind, message
+
+    def __reduce__(self) -> tuple[type["SampleError"], tuple[str, str]]:
+        return type(self), (self.kind, self.message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Places of the chosen frames in display order, and their rate; a place may repeat where footage stands still."""
+
+    places: tuple[int, ...]
+    fps: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledFrames:
+    """uint8 RGB frames, and the frames per second at which they follow each other."""
+
+    frames_THWC: Image
+    fps: float
+
+
+def choose_frames(
+    times_s: Sequence[float], *, lengths: Sequence[int], rates: Sequence[float], rng: random.Random
+) -> Choice:
+    """Draw a rate and a first frame; at each step of the rate, the frame whose timestamp is nearest is taken.
+
+    `times_s` are the timestamps of all frames, rising; nothing is assumed of their spacing. Of `lengths` (frames) the
+    greatest counts for which the clip is long enough at any of `rates` (frames/s); of the rates one is drawn among
+    those for which it is. A rate above the clip's own becomes the clip's own. Raises SampleError "too_short".
+    """
+    intervals = [after - before for before, after in zip(times_s, times_s[1:], strict=False)]
+    usual_s = statistics.median(intervals) if intervals else 0.0
+    for length in sorted(lengths, reverse=True):
+        steps = [max(1 / rate, usual_s) for rate in rates]
+        # Half an interval beyond the last timestamp that frame is still the nearest.
+        fitting = [s for s in steps if times_s and (length - 1) * s <= times_s[-1] - times_s[0] + usual_s / 2]
+        if fitting:
+            step_s = rng.choice(fitting)
+            last_start_s = times_s[-1] + usual_s / 2 - (length - 1) * step_s
+            starts = max(1, int(np.searchsorted(times_s, last_start_s + 1e-9, side="right")))
+            return _at_steps(times_s, rng.randrange(starts), length, step_s)
+    wanted = " or ".join(f"{min(lengths)} frames at {rate:g}/s" for rate in sorted(rates))
+    lasting_s = times_s[-1] - times_s[0] if times_s else 0.0
+    raise SampleError("too_short", f"{len(times_s)} frames within {lasting_s:.2f} s, wanted are {wanted}")
+
+
+def _at_steps(times_s: Sequence[float], first: int, length: int, step_s: float) -> Choice:
+    known = np.asarray(times_s)
+    wanted = known[first] + step_s * np.arange(length)
+    after = np.clip(np.searchsorted(known, wanted), 1, max(1, len(known) - 1))
+    nearer_before = wanted - known[after - 1] <= known[np.minimum(after, len(known) - 1)] - wanted
+    places = np.where(nearer_before, after - 1, np.minimum(after, len(known) - 1))
+    lasting_s = known[places[-1]] - known[places[0]]
+    distinct = length > 1 and bool(np.all(np.diff(places) > 0))
+    return Choice(places=tuple(places.tolist()), fps=float((length - 1) / lasting_s) if distinct else float(1 / step_s))
+
+
+def sample_video(
+    content: bytes,
+    *,
+    lengths: Sequence[int],
+    rates: Sequence[float],
+    size_for: Callable[[int, int], Size],
+    crop: Crop,
+    rng: random.Random,
+    reader: Reader = "pyav",
+) -> SampledFrames:
+    """Frames of a video in memory, chosen by `choose_frames`, as displayed (rotation and pixel aspect applied).
+
+    `size_for` gives the (height, width) to cut out, from the displayed (height, width); the short side fits, what is
+    longer is cropped, at random or in the middle. Raises SampleError (too_short, decode_error).
+    """
+    try:
+        file = io.BytesIO(content)
+        with av.open(file, options=_OPTIONS, buffer_size=_BUFFER_BYTES, metadata_errors="replace") as container:
+            video = _Video(container)
+            choice = choose_frames(video.times_s, lengths=lengths, rates=rates, rng=rng)
+            fit = _Fit(video.pixel_aspect, size_for, crop, rng)
+            if reader == "decord":
+                pictures = _by_decord(content, video, choice.places, fit)
+            else:
+                pictures = _by_pyav(video, choice.places, fit)
+    except MemoryError:
+        raise
+    except av.FFmpegError as error:
+        raise SampleError("decode_error", f"FFmpeg could not read it: {error.strerror or error}") from error
+    out = np.empty((len(choice.places), *fit.size, 3), np.uint8)
+    for i, place in enumerate(choice.places):
+        out[i] = pictures[place]
+    return SampledFrames(frames_THWC=out, fps=choice.fps)
+
+
+def sample_picture(content: bytes, *, size_for: Callable[[int, int], Size], crop: Crop, rng: random.Random) -> Image:
+    """A JPEG or PNG in memory as (1, H, W, 3), sized as in `sample_video`. Raises SampleError (decode_error)."""
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None
+    if image is None:
+        raise SampleError("decode_error", f"{len(content)} bytes that are no picture OpenCV can read")
+    return _Fit(Fraction(1), size_for, crop, rng).array(image)[None]
+
+
+class _Video:
+    """An open video: all its packets in decode order, and the timestamps of its frames in display order."""
+
+    def __init__(self, container: Any) -> None:
+        if not container.streams.video:
+            raise SampleError("decode_error", "there is no video stream in it")
+        self.stream = container.streams.video[0]
+        self.stream.thread_count = 1
+        self.context = self.stream.codec_context
+        self.context.options = {"max_pixels": str(_MAX_PIXELS)}
+        self.packets = [packet for packet in container.demux(self.stream) if packet.size]
+        shown = [packet.pts for packet in self.packets if packet.pts is not None and not packet.is_discard]
+        self.pts = sorted(set(shown))
+        base = float(self.stream.time_base)
+        self.times_s = [pts * base for pts in self.pts]
+        aspect = Fraction(self.stream.sample_aspect_ratio or 1)
+        self.pixel_aspect = aspect if Fraction(1, 10) <= aspect <= 10 else Fraction(1)
+
+
+class _Fit:
+    """Brings displayed pictures to the size that is wanted; size and crop are settled on the first one."""
+
+    def __init__(
+        self, pixel_aspect: Fraction, size_for: Callable[[int, int], Size], crop: Crop, rng: random.Random
+    ) -> None:
+        self._aspect, self._size_for, self._crop, self._rng = pixel_aspect, size_for, crop, rng
+        self._reformatter = VideoReformatter()
+        self.size: Size = (0, 0)
+        self._resized: Size = (0, 0)
+        self._corner: Size = (0, 0)
+        self._shrinks = True
+
+    def _settle(self, height: int, width: int, aspect: float) -> None:
+        """Take an upright picture of (height, width) pixels, each `aspect` times as wide as high."""
+        if self.size != (0, 0):
+            return
+        shown_height, shown_width = height, max(1, round(width * aspect))
+        self.size = self._size_for(shown_height, shown_width)
+        scale = max(self.size[0] / shown_height, self.size[1] / shown_width)
+        self._resized = (
+            max(self.size[0], round(shown_height * scale)),
+            max(self.size[1], round(shown_width * scale)),
+        )
+        self._shrinks = self._resized[0] <= height and self._resized[1] <= width
+        spare = [resized - size for resized, size in zip(self._resized, self.size, strict=True)]
+        top, left = (self._rng.randint(0, s) if self._crop == "random" else s // 2 for s in spare)
+        self._corner = top, left
+
+    def frame(self, picture: av.VideoFrame) -> Image:
+        """A decoded frame: one pass of swscale from the decoder's format to RGB of the size, then turn and crop."""
+        rotation = -round(picture.rotation / 90) * 90 % 360
+        sideways = rotation in (90, 270)
+        height, width = (picture.width, picture.height) if sideways else (picture.height, picture.width)
+        self._settle(height, width, float(1 / self._aspect if sideways else self._aspect))
+        new_height, new_width = self._resized[::-1] if sideways else self._resized
+        colour = {} if picture.format.is_rgb else _colour(picture)
+        filters = _SHRINK if self._shrinks else _ENLARGE
+        rgb = self._reformatter.reformat(
+            picture, new_width, new_height, "rgb24", interpolation=filters, threads=1, **colour
+        ).to_ndarray()
+        turns = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+        return self._cropped(cv2.rotate(rgb, turns[rotation]) if rotation else rgb)
+
+    def array(self, image: Image, *, sideways: bool = False) -> Image:
+        """An upright RGB array; `sideways` where turning it has put its pixels' width upright."""
+        self._settle(image.shape[0], image.shape[1], float(1 / self._aspect if sideways else self._aspect))
+        filters = cv2.INTER_AREA if self._shrinks else cv2.INTER_CUBIC
+        if image.shape[:2] != self._resized:
+            image = cv2.resize(image, self._resized[::-1], interpolation=filters)
+        return self._cropped(image)
+
+    def _cropped(self, image: Image) -> Image:
+        (top, left), (height, width) = self._corner, self.size
+        return image[top : top + height, left : left + width]
+
+
+def _colour(picture: av.VideoFrame) -> dict[str, int]:
+    """Matrix and range; where the stream is silent, BT.709 from 720 lines on and BT.601 below, limited range."""
+    unspecified_matrix, bt709, bt601, full_range = 2, 1, 5, 2
+    matrix = int(picture.colorspace)
+    if matrix == unspecified_matrix:
+        matrix = bt709 if min(picture.width, picture.height) >= 720 else bt601
+    full = picture.format.name.startswith("yuvj") or int(picture.color_range) == full_range
+    return {"src_colorspace": matrix, "src_color_range": full_range if full else 1}
+
+
+def _by_pyav(video: _Video, places: Sequence[int], fit: _Fit) -> dict[int, Image]:
+    """place -> picture. Starts on the keyframe before the first one; if that does not give all, on the first packet."""
+    place_of = {video.pts[place]: place for place in places}
+    last = max(i for i, packet in enumerate(video.packets) if packet.pts in place_of)
+    first_pts = min(place_of)
+    keys = [i for i, p in enumerate(video.packets) if p.is_keyframe and p.pts is not None and p.pts <= first_pts]
+    pictures: dict[int, Image] = {}
+    for start in dict.fromkeys((keys[-1] if keys else 0, 0)):
+        pictures = _decode(video, start, last, place_of, fit)
+        if len(pictures) == len(place_of):
+            return pictures
+        video.context.flush_buffers()
+    missing = len(place_of) - len(pictures)
+    raise SampleError("decode_error", f"{missing} of {len(place_of)} frames could not be decoded, or are damaged")
+
+
+def _decode(video: _Video, start: int, last: int, place_of: dict[int, int], fit: _Fit) -> dict[int, Image]:
+    """Decode packets start..last and no more. Frames that nobody needs and nothing refers to are not even decoded."""
+    pictures: dict[int, Image] = {}
+    for packet in (*video.packets[start : last + 1], None):
+        needed = packet is None or packet.pts in place_of or video.context.name not in _SKIP_PER_PACKET
+        video.context.skip_frame = "DEFAULT" if needed else "NONREF"
+        for picture in video.context.decode(packet):
+            if picture.pts in place_of and not picture.is_corrupt:
+                pictures[place_of[picture.pts]] = fit.frame(picture)
+    return pictures
+
+
+def _by_decord(content: bytes, video: _Video, places: Sequence[int], fit: _Fit) -> dict[int, Image]:
+    """place -> picture, by decord, which turns frames upright itself; it neither knows pixel aspect nor AV1."""
+    import decord
+
+    try:
+        reader = decord.VideoReader(io.BytesIO(content), num_threads=1)
+        if len(reader) != len(video.pts):
+            raise SampleError("decode_error", f"decord counts {len(reader)} frames, FFmpeg {len(video.pts)}")
+        wanted = sorted(set(places))
+        frames = reader.get_batch(wanted).asnumpy()
+    except (decord.DECORDError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise SampleError("decode_error", f"decord could not read it: {reason}") from error
+    sideways = frames.shape[1] != video.context.height
+    return {place: fit.array(frame, sideways=sideways) for place, frame in zip(wanted, frames, strict=True)}

@@ -1,0 +1,181 @@
+"""Checkpoints by torch.distributed.checkpoint: each rank writes its part in the background, and a whole one is renamed
+to its name only when all parts are there.
+
+    CHECKPOINTS/step-00000500/       weights, optimiser and average, readable with another number of ranks
+    CHECKPOINTS/step-00000500/loader-0.pt    where the data of each rank went on
+    CHECKPOINTS/step-00001000.tmp/   not whole: being written, or left by a run that was killed
+
+DCP's own index is a pickle: continue runs that you trust. What a run exports at its end is safetensors.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from training.distributed import Ranks
+from training.ema import Ema
+
+_ABOUT = "checkpoint.json"
+
+
+class CheckpointError(Exception):
+    """A checkpoint that could not be written, or does not fit this run; names the last whole one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a checkpoint holds, beside the place in the data."""
+
+    network: nn.Module
+    optimizer: Optimizer
+    ema: Ema | None
+
+    def tensors(self) -> dict[str, Any]:
+        """All tensors by name; those of the optimiser are made, as zeros, where it has not stepped yet."""
+        named = {name: each for name, each in self.network.named_parameters() if each.requires_grad}
+        moments = {name: self._moments(parameter) for name, parameter in named.items()}
+        tensors: dict[str, Any] = {"weights": self.network.state_dict(), "optimizer": moments}
+        return tensors | ({"average": dict(self.ema.average)} if self.ema else {})
+
+    def _moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        state = self.optimizer.state[parameter]
+        if not state:
+            device = parameter.device if self.optimizer.defaults.get("fused") else "cpu"
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return cast("dict[str, Tensor]", state)
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of one run. Every rank has one of these and calls it in the same steps."""
+
+    folder: Path
+    ranks: Ranks
+    keep_last: int = 2
+    keep_every: int | None = None
+    _group: Any = field(init=False)
+    _pending: tuple[int, Future[Any]] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        # A group of its own: the background's messages must not get between those of the training step.
+        self._group = dist.new_group(backend="gloo")
+
+    def whole(self) -> list[Path]:
+        """The complete ones, oldest first."""
+        return sorted(p for p in self.folder.glob("step-*") if p.suffix != ".tmp" and (p / ".metadata").is_file())
+
+    def latest(self) -> Path | None:
+        """The newest complete one."""
+        found = self.whole()
+        return found[-1] if found else None
+
+    def save(self, step: int, state: State, loader: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Begin to write the state after `step` steps; training may go on at once.
+
+        First waits for the one before. Raises CheckpointError if that could not be written.
+        """
+        self.wait()
+        temporary = self._temporary(step)
+        try:
+            if self.ranks.first:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+                (temporary / _ABOUT).write_text(json.dumps({"step": step, "ranks": self.ranks.count, **about}))
+            dist.barrier(group=self._group)
+            torch.save(dict(loader), temporary / f"loader-{self.ranks.rank}.pt")
+            future = dcp.async_save(state.tensors(), checkpoint_id=temporary, process_group=self._group)
+        except OSError as error:
+            raise self._failed(step, error) from error
+        self._pending = step, cast("Future[Any]", future)
+
+    def wait(self) -> None:
+        """Until the checkpoint being written is whole. Raises CheckpointError where it cannot be."""
+        if self._pending is None:
+            return
+        (step, future), self._pending = self._pending, None
+        try:
+            future.result()
+            dist.barrier(group=self._group)
+            if self.ranks.first:
+                target = self.folder / self._temporary(step).stem
+                shutil.rmtree(target, ignore_errors=True)
+                self._temporary(step).rename(target)
+                self._thin_out()
+            dist.barrier(group=self._group)
+        except (OSError, dcp.api.CheckpointException, RuntimeError) as error:
+            raise self._failed(step, error) from error
+
+    def finish_if_done(self) -> None:
+        """Give the one being written its name if it is whole by now; does not wait. For a single rank: several would
+        have to agree."""
+        if self.ranks.count == 1 and self._pending is not None and self._pending[1].done():
+            self.wait()
+
+    def load(self, path: Path, state: State) -> tuple[int, dict[str, Any] | None]:
+        """Read into `state` what `path` holds. Returns how many steps it has seen, and this rank's place in the data:
+        None where it was written by another number of ranks.
+
+        Raises CheckpointError where it does not fit the network.
+        """
+        about = json.loads((path / _ABOUT).read_text())
+        tensors = state.tensors()
+        stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        _compare(path, stored, tensors)
+        dcp.load(tensors, checkpoint_id=path, process_group=self._group)
+        state.network.load_state_dict(tensors["weights"])
+        if about["ranks"] != self.ranks.count:
+            return int(about["step"]), None
+        return int(about["step"]), torch.load(path / f"loader-{self.ranks.rank}.pt", weights_only=True)
+
+    def _temporary(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.tmp"
+
+    def _thin_out(self) -> None:
+        """Remove what is neither among the last nor to be kept, and what killed runs left."""
+        for path in self.whole()[: -self.keep_last]:
+            if not (self.keep_every and int(path.name.removeprefix("step-")) % self.keep_every == 0):
+                shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob("step-*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _failed(self, step: int, error: BaseException) -> CheckpointError:
+        if self.ranks.first:
+            shutil.rmtree(self._temporary(step), ignore_errors=True)
+        last = self.latest()
+        rest = f"the last whole one is {last}" if last else "there is no whole one yet"
+        return CheckpointError(f"the checkpoint after step {step} could not be written: {error}; {rest}")
+
+
+def _compare(path: Path, stored: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where names or shapes differ."""
+    expected = {name: tuple(tensor.shape) for name, tensor in _flat(tensors).items()}
+    found = {name: tuple(meta.size) for name, meta in stored.items() if hasattr(meta, "size")}
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    other = [name for name in expected if name in found and expected[name] != found[name]]
+    if missing or unexpected or other:
+        first = (missing or unexpected or other)[0]
+        raise CheckpointError(
+            f"{path} is of another network or another choice of what trains: {len(missing)} tensors are missing, "
+            f"{len(unexpected)} unexpected, {len(other)} of another shape, first {first}. Continue it with the "
+            "settings it was begun with, or begin a new run in another folder"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    flat: dict[str, Tensor] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

@@ -1,0 +1,61 @@
+"""What is taken from a clip for training: frames, size, rate, caption (section 4, App. D)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from svd.fields import Fields
+
+Crop = Literal["random", "center"]
+Reader = Literal["pyav", "decord"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Fields):
+    """How samples are made of clips or pictures. Raises ValueError for what cannot be met."""
+
+    frames: int = 14
+    height_px: int = 576
+    width_px: int = 1024
+    fps: tuple[float, ...] = (6.0, 8.0, 12.0)
+    """Frame rates to draw from; a rate above the clip's own becomes the clip's own."""
+    batch_size: int = 1
+    """Samples that go through the network at once, on one rank."""
+    captions: Mapping[str, float] = field(default_factory=dict)
+    """Source of a caption, up to its colon -> probability, over those that a sample has. Empty: the first one."""
+    caption_required: bool = False
+    """Whether a sample without a caption is broken; otherwise it goes without."""
+    crop: Crop = "center"
+    aspect_ratios: tuple[float, ...] = ()
+    """Width / height of the sizes that a sample may get, all of about one area; empty: `height_px` x `width_px`."""
+    lengths: tuple[int, ...] = ()
+    """Numbers of frames that a sample may get, the greatest that it is long enough for; empty: `frames`."""
+    motion_default: float | None = 127.0
+    """Motion bucket of a clip whose motion is not known; None: such a clip is broken."""
+    elevation: bool = False
+    """Whether samples have to say the camera's elevation."""
+    workers: int = 2
+    prefetch: int = 2
+    """Batches that each worker has ready."""
+    reader: Reader = "pyav"
+    max_broken_share: float = 0.05
+    """Broken samples beyond this share stop the run."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "height_px", "width_px", "batch_size", "prefetch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} should be 1 or more, came {getattr(self, name)}")
+        if self.workers < 0:
+            raise ValueError(f"data.workers should be 0 or more, came {self.workers}")
+        if not self.fps or min(self.fps) <= 0:
+            raise ValueError(f"data.fps should be rates above 0, came {self.fps}")
+        if any(length < 1 for length in self.lengths):
+            raise ValueError(f"data.lengths should be 1 or more, came {self.lengths}")
+        if any(share < 0 for share in self.captions.values()) or (self.captions and not sum(self.captions.values())):
+            raise ValueError(f"data.captions should be probabilities with a sum above 0, came {dict(self.captions)}")
+        if not 0 <= self.max_broken_share <= 1:
+            raise ValueError(f"data.max_broken_share should be from 0 to 1, came {self.max_broken_share}")
+        for name, known in (("crop", ("random", "center")), ("reader", ("pyav", "decord"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"data.{name} is one of {', '.join(known)}, came {getattr(self, name)!r}")

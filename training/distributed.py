@@ -1,0 +1,120 @@
+"""One process, several of torchrun, or workers of Ray Train: the same loop over DDP or FSDP2 (`fully_shard`)."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from svd.unet import Block, UNet
+
+Strategy = Literal["none", "ddp", "fsdp"]
+LARGE = 10**9
+"""Parameters from which on `auto` shards them over ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process among the others."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+def join(device: str | None = None) -> Ranks:
+    """Take part in the process group: one that is there (Ray Train's), torchrun's, or one of this process alone.
+
+    A single process has its group too, so that checkpoints are written the same way. `device` is cuda where there is
+    one, without another.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    place = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+        if "RANK" in os.environ:
+            dist.init_process_group(backend)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return Ranks(rank=dist.get_rank(), count=dist.get_world_size(), device=place)
+
+
+def leave() -> None:
+    """Give up the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def resolve(strategy: str, unet: UNet, ranks: int) -> Strategy:
+    """`auto` as what it means here: nothing for one rank, else FSDP2 for a large network and DDP for others.
+
+    Raises ValueError for several ranks without a strategy.
+    """
+    if strategy == "none" and ranks > 1:
+        raise ValueError(f"run.strategy 'none' is for one process, there are {ranks}: choose ddp, fsdp or auto")
+    if strategy != "auto":
+        return strategy  # type: ignore[return-value]
+    if ranks == 1:
+        return "none"
+    return "fsdp" if sum(parameter.numel() for parameter in unet.parameters()) >= LARGE else "ddp"
+
+
+def distribute(unet: UNet, strategy: Strategy, *, bf16: bool, unused: bool) -> nn.Module:
+    """What the loop calls instead of `unet`. `unused` is whether some batches leave parameters without a gradient.
+
+    With FSDP2 `unet` itself is changed: its parameters become DTensors, gathered block by block.
+    """
+    if strategy == "ddp":
+        return DistributedDataParallel(unet, find_unused_parameters=unused, gradient_as_bucket_view=True)
+    if strategy == "fsdp":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else None
+        options: dict[str, Any] = {"mp_policy": policy} if policy else {}
+        for module in unet.modules():
+            if isinstance(module, Block):
+                fully_shard(module, **options)
+        fully_shard(unet, **options)
+    return unet
+
+
+@contextmanager
+def accumulating(network: nn.Module, last: bool) -> Iterator[None]:
+    """Gradients travel between ranks in the `last` backward pass of a step alone."""
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(last)
+        yield
+    elif isinstance(network, DistributedDataParallel) and not last:
+        with network.no_sync():
+            yield
+    else:
+        yield
+
+
+def local(value: Tensor) -> Tensor:
+    """This rank's part of a tensor that may be spread over ranks; a view."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that may be spread over ranks, gathered; all ranks have to call this."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def gather(value: Any) -> list[Any]:
+    """What every rank holds, in their order, on all of them."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

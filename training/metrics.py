@@ -1,0 +1,112 @@
+"""What is seen of a run: metrics.jsonl, TensorBoard's scalars, and the loss by noise level."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NOISE_LEVELS = (-2.0, -1.0, 0.0, 1.0, 2.0)
+"""Bounds, in ln sigma, of the levels that the loss is told apart by."""
+
+_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
+"""Dense bf16 multiply-adds, counted as two, per second, by what the device's name holds (vendor's data sheets)."""
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The device's dense bf16 peak, FLOP/s; None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for part, flops in _PEAK_FLOPS.items() if part in name), None)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The most that was held so far: of the device's memory, or of this process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Meter:
+    """Sums between two lines of the log. Tensors are added up where they are; nothing waits for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.reset()
+
+    def reset(self) -> None:
+        self._sums = torch.zeros(2, len(NOISE_LEVELS) + 1, device=self._device)
+        self._started_s, self.data_wait_s, self.steps = time.perf_counter(), 0.0, 0
+
+    def add(self, loss_B: Tensor, sigma_B: Tensor) -> None:
+        """Losses of samples at their noise levels."""
+        levels = torch.bucketize(sigma_B.log().cpu(), torch.tensor(NOISE_LEVELS)).to(self._device)
+        self._sums[0].index_add_(0, levels, loss_B.detach().float())
+        self._sums[1].index_add_(0, levels, torch.ones_like(loss_B, dtype=torch.float32))
+
+    def sums(self) -> Tensor:
+        """Sum of losses and number of samples per noise level: (2, levels), to be added up over ranks."""
+        return self._sums
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started_s
+
+
+def by_noise_level(sums: Tensor) -> dict[str, float]:
+    """Mean loss per noise level that there was, from `Meter.sums`."""
+    bounds = [f"{bound:g}" for bound in NOISE_LEVELS]
+    names = [f"below {bounds[0]}", *(f"{a} to {b}" for a, b in zip(bounds, bounds[1:], strict=False))]
+    names.append(f"above {bounds[-1]}")
+    means = (sums[0] / sums[1]).tolist()
+    return {name: mean for name, mean, count in zip(names, means, sums[1].tolist(), strict=True) if count}
+
+
+class Log:
+    """metrics.jsonl and TensorBoard's events of a run that has done `step` steps: what was written of later ones, by a
+    run that was killed, is taken back."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = folder / "metrics.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._path.is_file():
+            kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+            temporary.replace(self._path)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """One line; its numbers, those one level down too, become scalars."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        step = int(record["step"])
+        for name, value in record.items():
+            if isinstance(value, Mapping):
+                for part, number in value.items():
+                    self._board.add_scalar(f"{name}/{part}", number, step)
+            elif isinstance(value, int | float) and name != "step":
+                self._board.add_scalar(name, value, step)
+
+    def picture(self, name: str, image_HWC: Any, step: int) -> None:
+        self._board.add_image(name, image_HWC, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def _step_of(line: str) -> float:
+    """A torn last line counts as later than anything."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

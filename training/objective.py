@@ -1,0 +1,182 @@
+"""From a batch to its loss: latents, conditions, what is dropped of them, and noise (sections 4.1 to 4.5, App. D).
+
+Whatever is left to chance comes from a stream of the sample's own, seeded by (seed, step, place in the step). So ranks
+draw different noise, two ranks draw what one would with batches twice as large, and a run that goes on from a
+checkpoint draws what it would have drawn.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+from torch import Tensor, nn
+
+from svd.conditioning import (
+    Conditioning,
+    Ids,
+    concat_ends,
+    concat_picture,
+    encode_picture,
+    ids_tensor,
+    image_context,
+    sample_augmentation,
+)
+from svd.model import NEEDS, Model, Task, task_of
+from svd.noise import Schedule, denoising_loss
+from svd.sampler import SeededNoise
+from training.batch import Batch
+from training.stages import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """What is left to chance, for the samples of a batch."""
+
+    sigma_B: Tensor
+    """One noise level per video."""
+    augmentation_B: Tensor
+    """Deviation of the noise on conditioning pictures."""
+    share_B: Tensor
+    """From 0 to 1: below the share of dropping, a sample goes without that condition."""
+    noise: SeededNoise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """Per sample of a batch, float32."""
+
+    loss_B: Tensor
+    sigma_B: Tensor
+
+
+def seed_of(*parts: int) -> int:
+    """A seed from several numbers, the same everywhere; other numbers give an unrelated one."""
+    return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def draw(schedule: Schedule, seeds: Sequence[int]) -> Draws:
+    """The draws of samples with these seeds, on the CPU whatever the device of the network."""
+    streams = [torch.Generator().manual_seed(seed_of(seed, 0)) for seed in seeds]
+    return Draws(
+        sigma_B=torch.cat([schedule.sample_sigma(1, generator=stream) for stream in streams]),
+        augmentation_B=torch.cat([sample_augmentation(1, generator=stream) for stream in streams]),
+        share_B=torch.cat([torch.rand(1, generator=stream) for stream in streams]),
+        noise=SeededNoise([seed_of(seed, 1) for seed in seeds]),
+    )
+
+
+class Objective:
+    """The loss of a stage. Raises ValueError for a model that lacks what the stage's conditions are made with."""
+
+    def __init__(self, model: Model, stage: Stage) -> None:
+        self.model, self.stage = model, stage
+        self.schedule = stage.noise.build()
+        self.task: Task = task_of(model.unet.config)
+        self._empty_NC: Tensor | None = None
+
+    def __call__(self, network: nn.Module, batch: Batch, seeds: Sequence[int]) -> Losses:
+        """The loss of each sample; `network` is the model's UNet or what is wrapped around it."""
+        draws = draw(self.schedule, seeds)
+        with torch.no_grad():
+            x0_BTCHW = self._latents(batch, draws.noise)
+            noise_BTCHW = draws.noise(x0_BTCHW)
+            conditioning = self._conditioning(batch, draws, frames=x0_BTCHW.shape[1])
+        image_only = {"image_only_B": torch.ones(len(batch), dtype=torch.bool)} if self._pictures(batch) else {}
+        loss_B = denoising_loss(
+            network,
+            x0_BTCHW,
+            noise_BTCHW,
+            draws.sigma_B.to(x0_BTCHW.device),
+            self.schedule,
+            **conditioning.arguments(),
+            **image_only,
+        )
+        return Losses(loss_B=loss_B, sigma_B=draws.sigma_B)
+
+    def _pictures(self, batch: Batch) -> bool:
+        """Whether these are pictures among videos: an image network needs not be told."""
+        return batch.image_only and self.model.unet.config.temporal
+
+    def _latents(self, batch: Batch, noise: SeededNoise) -> Tensor:
+        """x0: a sample of each frame's posterior, at unit variance."""
+        if batch.mean_BTCHW is not None and batch.logvar_BTCHW is not None:
+            mean_BTCHW, logvar_BTCHW = batch.mean_BTCHW.float(), batch.logvar_BTCHW.float()
+        else:
+            assert batch.frames_BTCHW is not None
+            posterior = self.model.autoencoder.encode(_signed(batch.frames_BTCHW), chunk_frames=_ENCODE_FRAMES)
+            mean_BTCHW, logvar_BTCHW = posterior.mean.float(), posterior.logvar.float()
+        sample_BTCHW = mean_BTCHW + (0.5 * logvar_BTCHW).exp() * noise(mean_BTCHW)
+        return self.model.autoencoder.config.scale_factor * sample_BTCHW
+
+    def _conditioning(self, batch: Batch, draws: Draws, frames: int) -> Conditioning:
+        conditioning = self._text(batch) if NEEDS[self.task] == "text_encoder" else self._picture(batch, draws, frames)
+        ids = ids_tensor(_ids(batch, draws.augmentation_B), self.model.unet.config.ids)
+        whole = Conditioning(
+            context_BNC=conditioning.context_BNC,
+            ids_BK=None if ids is None else ids.to(conditioning.context_BNC.device),
+            concat_BTCHW=conditioning.concat_BTCHW,
+        )
+        dropping = self.stage.dropping
+        return whole.drop(
+            context_B=draws.share_B < dropping.context,
+            concat_B=draws.share_B < dropping.concat,
+            empty_NC=self._empty_NC,
+        )
+
+    def _text(self, batch: Batch) -> Conditioning:
+        encoder = self.model.text_encoder
+        if self._empty_NC is None:
+            if encoder is None:
+                raise ValueError("the empty text of guidance needs a text encoder: set model.text_encoder")
+            self._empty_NC = encoder([""])[0].float()
+        if batch.text_tokens_BNC is not None:
+            return Conditioning(context_BNC=batch.text_tokens_BNC.float())
+        assert encoder is not None
+        return Conditioning(context_BNC=encoder(batch.captions).float())
+
+    def _picture(self, batch: Batch, draws: Draws, frames: int) -> Conditioning:
+        """CLIP sees clean pictures; the autoencoder sees them with noise."""
+        ends_BECHW = batch.ends_BECHW if batch.frames_BTCHW is None else batch.frames_BTCHW[:, [0, -1]]
+        if ends_BECHW is None:
+            raise ValueError(f"{batch.keys[0]} has latents but not the frames that conditions are made of")
+        count = 2 if self.task == "interpolation" else 1
+        pictures = [_signed(ends_BECHW[:, i]) for i in range(count)]
+        embeddings = self._embeddings(batch, pictures)
+        latents = [
+            encode_picture(self.model.autoencoder, each_BCHW, draws.noise(each_BCHW), draws.augmentation_B)
+            for each_BCHW in pictures
+        ]
+        concat_BTCHW = concat_ends(*latents, frames) if count == 2 else concat_picture(latents[0], frames)
+        return Conditioning(context_BNC=image_context(*embeddings), concat_BTCHW=concat_BTCHW.float())
+
+    def _embeddings(self, batch: Batch, pictures: Sequence[Tensor]) -> list[Tensor]:
+        if batch.image_embeddings_BEC is not None:
+            return [batch.image_embeddings_BEC[:, i].float() for i in range(len(pictures))]
+        if self.model.image_encoder is None:
+            raise ValueError(f"a model for {self.task} needs an image encoder: set model.image_encoder")
+        return [self.model.image_encoder(each_BCHW).float() for each_BCHW in pictures]
+
+
+_ENCODE_FRAMES = 8
+"""How many frames the autoencoder takes at a time; the result does not depend on it."""
+
+
+def _signed(frames: Tensor) -> Tensor:
+    """uint8 as float32 in [-1, 1]."""
+    return frames.float() / 127.5 - 1
+
+
+def _ids(batch: Batch, augmentation_B: Tensor) -> list[Ids]:
+    """Frame rates below 1 count as 1, the least that the network can be told of."""
+    values = zip(
+        batch.fps.tolist(),
+        batch.motion_bucket.tolist(),
+        augmentation_B.tolist(),
+        batch.elevation.tolist(),
+        strict=True,
+    )
+    return [
+        Ids(fps=max(1.0, fps), motion_bucket=motion, noise_augmentation=augmentation, elevation=elevation)
+        for fps, motion, augmentation, elevation in values
+    ]

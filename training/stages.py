@@ -1,0 +1,362 @@
+"""The paper's runs as presets (section 4, appendix D): what trains, on what, for how long; and how to change one.
+
+A stage is one frozen configuration. A YAML file or `--set group.key=value` lays changes over a preset; `docs/training.md`
+lists the presets beside the paper's table.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar
+
+from svd.config import PRESETS as UNETS
+from svd.config import UNetConfig
+from svd.fields import Fields, nearest
+from svd.inflate import Start
+from svd.model import Task, task_of
+from svd.noise import Discrete, Edm, Schedule
+from training.data_config import DataConfig
+
+Trained = Literal["all", "temporal", "noise_embedding", "lora"]
+Strategy = Literal["auto", "none", "ddp", "fsdp"]
+
+_F = TypeVar("_F", bound=Fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPart(Fields):
+    """Which network trains, and which of its layers."""
+
+    unet: str = "svd"
+    """Preset of `svd.config.UNetConfig`."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the preset that differ."""
+    trained: Trained = "all"
+    """`temporal`: the layers that a video network has beyond its image network. `noise_embedding`: what is told of the
+    noise level alone. `lora`: adapters on attention over time."""
+    start: Start = "identity"
+    """How new temporal layers begin: see `svd.inflate`."""
+    lora_rank: int = 16
+    checkpointing: bool = False
+    """Keep the input of each block only, and compute the rest again in the backward pass: a third more work."""
+    autoencoder: str | None = None
+    image_encoder: str | None = None
+    text_encoder: str | None = None
+    """Model folders or files to take these parts from, where the initial checkpoint has none or another."""
+
+    def __post_init__(self) -> None:
+        _one_of("model.unet", self.unet, UNETS)
+        _one_of("model.trained", self.trained, ("all", "temporal", "noise_embedding", "lora"))
+        _one_of("model.start", self.start, ("identity", "released"))
+        self.config()
+
+    def config(self) -> UNetConfig:
+        """The network's shape."""
+        return UNetConfig.preset(self.unet, **self.changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisePart(Fields):
+    """Noise levels that are trained on: ln sigma ~ N(p_mean, p_std^2), or Stable Diffusion 2.1's discrete ones."""
+
+    schedule: Literal["edm", "sd21"] = "edm"
+    p_mean: float = -1.2
+    p_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        _one_of("noise.schedule", self.schedule, ("edm", "sd21"))
+        self.build()
+
+    def build(self) -> Schedule:
+        return Edm(p_mean=self.p_mean, p_std=self.p_std) if self.schedule == "edm" else Discrete()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DroppingPart(Fields):
+    """Shares of samples that are shown without a condition, so that guidance can lead away from its absence.
+
+    One draw decides both: with equal shares they are dropped together, as sampling does.
+    """
+
+    context: float = 0.1
+    """Text or CLIP embedding."""
+    concat: float = 0.1
+    """Concatenated latents."""
+
+    def __post_init__(self) -> None:
+        for name in ("context", "concat"):
+            _within(f"dropping.{name}", getattr(self, name), 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerPart(Fields):
+    """AdamW: `lr` after `warmup_steps` of linear rise, then constant, or down to 0 along a cosine."""
+
+    lr: float = 1e-4
+    spatial_lr: float | None = None
+    """Of the layers that the image network has too; `lr` without it."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    """Not on norms, biases, mixing factors and learned embeddings."""
+    warmup_steps: int = 1000
+    decay: Literal["constant", "cosine"] = "constant"
+    clip_norm: float = 1.0
+    ema: float | None = 0.9999
+    """Decay of the running average of the weights; None keeps none."""
+
+    def __post_init__(self) -> None:
+        _one_of("optimizer.decay", self.decay, ("constant", "cosine"))
+        for name in ("lr", "eps", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"optimizer.{name} should be above 0, came {getattr(self, name)}")
+        if self.ema is not None:
+            _within("optimizer.ema", self.ema, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPart(Fields):
+    """Length, precision, distribution, and what is written how often. Counts are of optimiser steps."""
+
+    steps: int = 1000
+    batch_size: int = 8
+    """Samples per step over all ranks. It is divided into batches of `data.batch_size` per rank; what is left over
+    ranks is accumulated."""
+    seed: int = 0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """`bf16`: autocast; weights, optimiser and average stay float32."""
+    compile: bool = False
+    """torch.compile, block by block."""
+    strategy: Strategy = "auto"
+    """`auto` is none for one process, DDP for several, FSDP2 for several where the network has over 1 B parameters."""
+    image_share: float = 0.0
+    """Share of batches that come from the image shards given beside the clips (joint training)."""
+    log_every: int = 10
+    save_every: int = 500
+    keep_last: int = 2
+    keep_every: int | None = None
+    """Checkpoints at multiples of this stay for good."""
+    sample_every: int | None = 1000
+    sample_count: int = 2
+    sample_steps: int = 25
+
+    def __post_init__(self) -> None:
+        _one_of("run.precision", self.precision, ("bf16", "fp32"))
+        _one_of("run.strategy", self.strategy, ("auto", "none", "ddp", "fsdp"))
+        _within("run.image_share", self.image_share, 0, 1)
+        for name in ("steps", "batch_size", "log_every", "save_every", "keep_last", "sample_count", "sample_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"run.{name} should be 1 or more, came {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Fields):
+    """One run. Raises ValueError for parts that do not fit together."""
+
+    name: str
+    about: str = ""
+    model: ModelPart = ModelPart()
+    data: DataConfig = DataConfig()
+    noise: NoisePart = NoisePart()
+    dropping: DroppingPart = DroppingPart()
+    optimizer: OptimizerPart = OptimizerPart()
+    run: RunPart = RunPart()
+
+    def __post_init__(self) -> None:
+        unet = self.model.config()
+        if unet.temporal != (self.data.frames > 1):
+            kind = "a video" if unet.temporal else "an image"
+            raise ValueError(f"model.unet {self.model.unet!r} is {kind} network, data.frames is {self.data.frames}")
+        if not unet.temporal and (self.model.trained in ("temporal", "lora") or self.run.image_share):
+            raise ValueError(f"an image network has no temporal layers to train: model.trained {self.model.trained!r}")
+
+    @property
+    def task(self) -> Task:
+        """What the network of this stage is for."""
+        return task_of(self.model.config())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, nested, fit for JSON and YAML."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value.to_dict() if isinstance(value, Fields) else value for name, value in values.items()}
+
+    @classmethod
+    def preset(cls, name: str) -> "Stage":
+        """The preset `name`; `tiny-NAME` is the same at a size for two CPU cores.
+
+        Raises ValueError, with the nearest name, for an unknown one.
+        """
+        known = {stage.name: stage for stage in (*STAGES, *map(_tiny, STAGES))}
+        if name not in known:
+            raise ValueError(f"unknown stage {name!r}{nearest(name, known)}")
+        return known[name]
+
+
+def overlay(config: _F, changes: Mapping[str, Any], *, path: str = "") -> _F:
+    """`config` with `changes` laid over it, group by group.
+
+    Raises ValueError with the dotted name, and the nearest one that exists, for a key that is unknown, and for a
+    value that is not of the kind that is there.
+    """
+    known = [f.name for f in fields(config)]  # type: ignore[arg-type]
+    made: dict[str, Any] = {}
+    for name, value in changes.items():
+        dotted = f"{path}{name}"
+        if name not in known:
+            raise ValueError(f"unknown setting {dotted!r}{nearest(name, known)}")
+        current = getattr(config, name)
+        if isinstance(current, Fields):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{dotted} is a group of settings, came {value!r}")
+            made[name] = overlay(current, value, path=f"{dotted}.")
+        else:
+            made[name] = _fitted(dotted, current, value)
+    try:
+        return replace(config, **made)  # type: ignore[type-var]
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"settings {path or 'of the stage'} do not fit: {error}") from error
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """`group.key=value`, the value in YAML, as nested changes for `overlay`. Raises ValueError without `=`."""
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ValueError(f"a setting is written group.key=value, came {text!r}")
+    try:
+        changes: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value of {name} is not YAML: {error}") from error
+    for part in reversed(name.split(".")):
+        changes = {part: changes}
+    return changes
+
+
+def _fitted(name: str, current: Any, value: Any) -> Any:
+    """`value` as the kind of `current`; YAML reads 1e-4 as a text and (1, 2) as a list."""
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(current, float) and not isinstance(value, bool):
+        try:
+            return value if value is None else float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} is a number, came {value!r}") from None
+    if current is None or value is None or isinstance(value, type(current)):
+        return value
+    if isinstance(current, tuple) and isinstance(value, int | float | str):
+        return (value,)
+    raise ValueError(f"{name} is {type(current).__name__} ({current!r}), came {type(value).__name__} ({value!r})")
+
+
+def _one_of(name: str, value: str, known: Any) -> None:
+    if value not in known:
+        raise ValueError(f"{name} cannot be {value!r}{nearest(str(value), known)}")
+
+
+def _within(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise ValueError(f"{name} should be from {least} to {most}, came {value}")
+
+
+def _stage(
+    name: str,
+    about: str,
+    *,
+    unet: str,
+    size: tuple[int, int, int],
+    steps: int,
+    batch: int,
+    noise: tuple[float, float],
+    lr: float = 1e-4,
+    ema: float | None = None,
+    drop: float = 0.1,
+    model: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> Stage:
+    frames, height_px, width_px = size
+    return Stage(
+        name=name,
+        about=about,
+        model=ModelPart(unet=unet, **(model or {})),
+        data=DataConfig(frames=frames, height_px=height_px, width_px=width_px, **(data or {})),
+        noise=NoisePart(p_mean=noise[0], p_std=noise[1]),
+        dropping=DroppingPart(context=drop, concat=drop),
+        optimizer=OptimizerPart(lr=lr, ema=ema),
+        run=RunPart(steps=steps, batch_size=batch),
+    )
+
+
+_FREQUENT = {"checkpointing": True}
+_BEFORE = (-1.2, 1.0)
+
+STAGES: tuple[Stage, ...] = (
+    _stage(
+        "noise-swap", "I a: Stable Diffusion 2.1 learns EDM's noise levels; the noise embedding alone trains",
+        unet="sd21", size=(1, 512, 512), steps=1_000, batch=64, noise=_BEFORE, drop=0.15,
+        model={"trained": "noise_embedding"},
+    ),
+    _stage(
+        "image", "I b: image pretraining at the size of stage II", unet="sd21", size=(1, 256, 384), steps=30_000,
+        batch=512, noise=_BEFORE, drop=0.15,
+    ),
+    _stage(
+        "video", "II a: video pretraining, temporal layers inserted", unet="t2v", size=(14, 256, 384), steps=150_000,
+        batch=1536, noise=_BEFORE, drop=0.15, model=_FREQUENT,
+    ),
+    _stage(
+        "video-base", "II b: the base model, larger frames and more noise", unet="t2v", size=(14, 320, 576),
+        steps=100_000, batch=768, noise=(0.0, 1.0), drop=0.15, model=_FREQUENT,
+    ),
+    _stage(
+        "text-to-video", "III: finetuning on the best clips", unet="t2v", size=(14, 576, 1024), steps=50_000,
+        batch=768, noise=(0.5, 1.4), lr=3e-5, ema=0.9999, drop=0.15, model=_FREQUENT,
+    ),
+    _stage(
+        "image-to-video-base", "image to video at the base model's size", unet="svd", size=(14, 320, 576),
+        steps=50_000, batch=768, noise=(0.7, 1.6), lr=3e-5, model=_FREQUENT,
+    ),
+    _stage(
+        "image-to-video", "image to video, 14 frames", unet="svd", size=(14, 576, 1024), steps=50_000, batch=768,
+        noise=(1.0, 1.6), lr=3e-5, ema=0.9999, model=_FREQUENT,
+    ),
+    _stage(
+        "image-to-video-xt", "image to video, 25 frames", unet="svd_xt", size=(25, 576, 1024), steps=50_000, batch=768,
+        noise=(1.0, 1.6), lr=3e-5, ema=0.9999, model=_FREQUENT,
+    ),
+    _stage(
+        "interpolation", "five frames from first and last", unet="interpolation", size=(5, 576, 1024), steps=10_000,
+        batch=256, noise=(1.0, 1.2), ema=0.9999, model=_FREQUENT,
+    ),
+    _stage(
+        "multi-view", "views around an object from one picture", unet="multiview", size=(21, 576, 576), steps=12_000,
+        batch=16, noise=(1.0, 1.6), lr=1e-5, model=_FREQUENT, data={"elevation": True},
+    ),
+    _stage(
+        "camera-motion", "an adapter for one kind of camera motion", unet="svd", size=(14, 576, 1024), steps=5_000,
+        batch=16, noise=(1.0, 1.6), model={"trained": "lora", **_FREQUENT},
+    ),
+    _stage(
+        "ablation", "the small text-to-video model of the paper's ablations", unet="t2v", size=(8, 256, 256),
+        steps=40_000, batch=256, noise=_BEFORE, drop=0.10, model={"changes": {"frames": 8}, **_FREQUENT},
+    ),
+)  # fmt: skip
+"""The paper's table of runs. It gives no batch for the stage I runs and no learning rate for some: those are ours."""
+
+
+def _tiny(stage: Stage) -> Stage:
+    """The same run with a few million parameters, small frames and a few steps."""
+    frames = min(stage.data.frames, 8)
+    preset, tiny = stage.model.config(), UNETS["tiny"]
+    shape = {
+        name: getattr(tiny, name) for name in ("widths", "blocks_per_level", "head_width", "context_width", "id_width")
+    }
+    return replace(
+        stage,
+        name=f"tiny-{stage.name}",
+        model=replace(stage.model, changes=shape | {"frames": frames if preset.temporal else 1}, checkpointing=False),
+        data=replace(stage.data, frames=frames, height_px=64, width_px=96, batch_size=4, fps=(8.0,), workers=1),
+        optimizer=replace(stage.optimizer, lr=max(stage.optimizer.lr, 1e-4), warmup_steps=20, ema=0.99),
+        run=replace(
+            stage.run, steps=200, batch_size=4, precision="fp32", save_every=50, sample_every=100, sample_steps=15
+        ),
+    )

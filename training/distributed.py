@@ -40,7 +40,7 @@ def join(device: str | None = None) -> Ranks:
     one, without another.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     place = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
     if place.type == "cuda":
         torch.cuda.set_device(place)

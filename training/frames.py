@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any, Literal
 
 import av
@@ -71,7 +72,7 @@ def choose_frames(
     greatest counts for which the clip is long enough at any of `rates` (frames/s); of the rates one is drawn among
     those for which it is. A rate above the clip's own becomes the clip's own. Raises SampleError "too_short".
     """
-    intervals = [after - before for before, after in zip(times_s, times_s[1:], strict=False)]
+    intervals = [after - before for before, after in pairwise(times_s)]
     usual_s = statistics.median(intervals) if intervals else 0.0
     for length in sorted(lengths, reverse=True):
         steps = [max(1 / rate, usual_s) for rate in rates]

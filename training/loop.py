@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,68 +69,111 @@ def train(
     At the end the network holds its averaged weights, where the stage keeps an average. Raises NonFinite,
     CheckpointError, and ValueError where stage, model and number of ranks do not fit together.
     """
-    run, hooks = stage.run, hooks or Hooks()
-    unet, accumulate = model.unet.to(ranks.device), accumulation(stage, ranks.count)
-    choose_trained(unet, stage)
-    unet.checkpointing = stage.model.checkpointing
-    if run.compile:
-        for block in (module for module in unet.modules() if isinstance(module, Block)):
-            block.compile()
-    strategy = resolve(run.strategy, unet, ranks.count)
-    network = distribute(unet.train(), strategy, bf16=run.precision == "bf16", unused=run.image_share > 0)
-    optimizer = build_optimizer(unet, stage.optimizer)
-    named = {name: parameter for name, parameter in unet.named_parameters() if parameter.requires_grad}
-    ema = Ema(named, stage.optimizer.ema) if stage.optimizer.ema is not None else None
-    state = State(network=unet, optimizer=optimizer, ema=ema)
-    checkpoints = Checkpoints(out / "checkpoints", ranks, keep_last=run.keep_last, keep_every=run.keep_every)
-    first = _resume(checkpoints, state, loader)
-    objective, meter = Objective(model, stage), Meter(ranks.device)
-    log = Log(out, first) if ranks.first else None
+    trainer, run = _Trainer(stage, model, out, ranks, hooks or Hooks()), stage.run
+    first = trainer.resume(loader)
     batches = iter(loader) if first < run.steps else iter(())
-
-    for step in range(first, run.steps):
-        set_lr(optimizer, factor := lr_factor(step, run.steps, stage.optimizer))
-        seen: list[tuple[Batch, Losses]] = []
-        for micro in range(accumulate):
-            batch = _next(batches, meter).to(ranks.device)
-            seeds = _seeds(stage, step, micro, len(batch), ranks)
-            with accumulating(network, last=micro == accumulate - 1):
-                with _autocast(stage, ranks):
-                    losses = objective(network, batch, seeds)
-                (losses.loss_B.mean() / accumulate).backward()
-            meter.add(losses.loss_B, losses.sigma_B)
-            seen.append((batch, losses))
-        norm = whole(nn.utils.clip_grad_norm_(named.values(), stage.optimizer.clip_norm))
-        _stop_unless_finite(step, norm, seen)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if ema is not None:
-            ema.update(step + 1)
-        done, meter.steps = step + 1, meter.steps + 1
-
-        if done % run.log_every == 0 or done == run.steps:
-            record = _record(done, stage, meter, ranks, hooks, lr=factor * stage.optimizer.lr, norm=norm)
-            if log is not None:
-                log.write(record)
-                if hooks.on_log is not None:
-                    hooks.on_log(record)
-            meter.reset()
-        if hooks.preview is not None and run.sample_every and done % run.sample_every == 0:
-            unet.eval()
-            with ema.swapped() if ema is not None else nullcontext():
-                hooks.preview(model, stage, batch, done, log)
-            unet.train()
-        if done % run.save_every == 0 or done == run.steps:
-            checkpoints.save(done, state, loader.state_dict(), {"stage": stage.name})
-        checkpoints.finish_if_done()
-
-    checkpoints.wait()
-    if log is not None:
-        log.close()
-    if ema is not None:
-        ema.swap()
-    unet.eval()
+    with trainer.log(first) as log:
+        for done in range(first + 1, run.steps + 1):
+            batch = trainer.step(done - 1, batches)
+            last = done == run.steps
+            if last or done % run.log_every == 0:
+                trainer.report(done, log)
+            if run.sample_every and done % run.sample_every == 0:
+                trainer.preview(batch, done, log)
+            if last or done % run.save_every == 0:
+                trainer.checkpoints.save(done, trainer.state, loader.state_dict(), {"stage": stage.name})
+            trainer.checkpoints.finish_if_done()
+        trainer.checkpoints.wait()
+    if trainer.ema is not None:
+        trainer.ema.swap()
+    model.unet.eval()
     return Trained(steps=run.steps, resumed_at=first)
+
+
+class _Trainer:
+    """What a run is made of, put together once."""
+
+    def __init__(self, stage: Stage, model: Model, out: Path, ranks: Ranks, hooks: Hooks) -> None:
+        self.stage, self.model, self.out, self.ranks, self.hooks = stage, model, out, ranks, hooks
+        run, unet = stage.run, model.unet.to(ranks.device)
+        self.accumulate = accumulation(stage, ranks.count)
+        choose_trained(unet, stage)
+        unet.checkpointing = stage.model.checkpointing
+        if run.compile:
+            for block in (module for module in unet.modules() if isinstance(module, Block)):
+                block.compile()
+        strategy = resolve(run.strategy, unet, ranks.count)
+        self.network = distribute(unet.train(), strategy, bf16=run.precision == "bf16", unused=run.image_share > 0)
+        self.optimizer = build_optimizer(unet, stage.optimizer)
+        self.trained = {name: each for name, each in unet.named_parameters() if each.requires_grad}
+        self.ema = Ema(self.trained, stage.optimizer.ema) if stage.optimizer.ema is not None else None
+        self.state = State(network=unet, optimizer=self.optimizer, ema=self.ema)
+        self.checkpoints = Checkpoints(out / "checkpoints", ranks, keep_last=run.keep_last, keep_every=run.keep_every)
+        self.objective, self.meter = Objective(model, stage), Meter(ranks.device)
+        self.lr_factor, self.norm = 0.0, torch.zeros(())
+
+    def resume(self, loader: Loader) -> int:
+        """How many steps were done; network, optimiser, average and data are put back there."""
+        latest = self.checkpoints.latest()
+        if latest is None:
+            return 0
+        step, place = self.checkpoints.load(latest, self.state)
+        if place is not None:
+            loader.load_state_dict(place)
+        return step
+
+    def step(self, step: int, batches: Iterator[Batch]) -> Batch:
+        """One update of the weights; returns the last batch of it."""
+        self.lr_factor = lr_factor(step, self.stage.run.steps, self.stage.optimizer)
+        set_lr(self.optimizer, self.lr_factor)
+        seen: list[tuple[Batch, Losses]] = []
+        for micro in range(self.accumulate):
+            batch = _next(batches, self.meter).to(self.ranks.device)
+            seeds = _seeds(self.stage, step, micro, len(batch), self.ranks)
+            with accumulating(self.network, last=micro == self.accumulate - 1):
+                with _autocast(self.stage, self.ranks):
+                    losses = self.objective(self.network, batch, seeds)
+                (losses.loss_B.mean() / self.accumulate).backward()
+            seen.append((batch, losses))
+        self.norm = whole(nn.utils.clip_grad_norm_(self.trained.values(), self.stage.optimizer.clip_norm))
+        _stop_unless_finite(step, self.norm, seen)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(step + 1)
+        for _, losses in seen:
+            self.meter.add(losses.loss_B, losses.sigma_B)
+        self.meter.steps += 1
+        return batch
+
+    @contextmanager
+    def log(self, first: int) -> Iterator[Log | None]:
+        """The log of a run that has done `first` steps; the first rank alone has one."""
+        log = Log(self.out, first) if self.ranks.first else None
+        try:
+            yield log
+        finally:
+            if log is not None:
+                log.close()
+
+    def report(self, done: int, log: Log | None) -> None:
+        """A line of the log, of all ranks together since the line before."""
+        lr = self.lr_factor * self.stage.optimizer.lr
+        record = _record(done, self.stage, self.meter, self.ranks, self.hooks, lr=lr, norm=self.norm)
+        self.meter.reset()
+        if log is not None:
+            log.write(record)
+            if self.hooks.on_log is not None:
+                self.hooks.on_log(record)
+
+    def preview(self, batch: Batch, done: int, log: Log | None) -> None:
+        """Let the hook look at the averaged network."""
+        if self.hooks.preview is None:
+            return
+        self.model.unet.eval()
+        with self.ema.swapped() if self.ema is not None else nullcontext():
+            self.hooks.preview(self.model, self.stage, batch, done, log)
+        self.model.unet.train()
 
 
 def accumulation(stage: Stage, ranks: int) -> int:
@@ -159,17 +202,6 @@ def choose_trained(unet: UNet, stage: Stage) -> None:
     if NEEDS[stage.task] == "image_encoder" and stage.task != "interpolation":
         for _, parameter in unet.idle_parameters(context_tokens=1):
             parameter.requires_grad_(False)
-
-
-def _resume(checkpoints: Checkpoints, state: State, loader: Loader) -> int:
-    """How many steps were done; network, optimiser, average and data are put back there."""
-    latest = checkpoints.latest()
-    if latest is None:
-        return 0
-    step, place = checkpoints.load(latest, state)
-    if place is not None:
-        loader.load_state_dict(place)
-    return step
 
 
 def _next(batches: Iterator[Batch], meter: Meter) -> Batch:

@@ -5,6 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Meter:
 def by_noise_level(sums: Tensor) -> dict[str, float]:
     """Mean loss per noise level that there was, from `Meter.sums`."""
     bounds = [f"{bound:g}" for bound in NOISE_LEVELS]
-    names = [f"below {bounds[0]}", *(f"{a} to {b}" for a, b in zip(bounds, bounds[1:], strict=False))]
+    names = [f"below {bounds[0]}", *(f"{a} to {b}" for a, b in pairwise(bounds))]
     names.append(f"above {bounds[-1]}")
     means = (sums[0] / sums[1]).tolist()
     return {name: mean for name, mean, count in zip(names, means, sums[1].tolist(), strict=True) if count}

@@ -147,7 +147,7 @@ class Objective:
             encode_picture(self.model.autoencoder, each_BCHW, draws.noise(each_BCHW), draws.augmentation_B)
             for each_BCHW in pictures
         ]
-        concat_BTCHW = concat_ends(*latents, frames) if count == 2 else concat_picture(latents[0], frames)
+        concat_BTCHW = concat_ends(latents[0], latents[1], frames) if count == 2 else concat_picture(latents[0], frames)
         return Conditioning(context_BNC=image_context(*embeddings), concat_BTCHW=concat_BTCHW.float())
 
     def _embeddings(self, batch: Batch, pictures: Sequence[Tensor]) -> list[Tensor]:

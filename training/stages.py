@@ -1,7 +1,6 @@
 """The paper's runs as presets (section 4, appendix D): what trains, on what, for how long; and how to change one.
 
-A stage is one frozen configuration. A YAML file or `--set group.key=value` lays changes over a preset; `docs/training.md`
-lists the presets beside the paper's table.
+A stage is one frozen configuration. A YAML file or `--set group.key=value` lays changes over a preset.
 """
 
 from collections.abc import Mapping
@@ -155,7 +154,7 @@ class Stage(Fields):
     name: str
     about: str = ""
     model: ModelPart = ModelPart()
-    data: DataConfig = DataConfig()
+    data: DataConfig = field(default_factory=DataConfig)
     noise: NoisePart = NoisePart()
     dropping: DroppingPart = DroppingPart()
     optimizer: OptimizerPart = OptimizerPart()

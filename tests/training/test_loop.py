@@ -1,0 +1,188 @@
+"""The loop: what it learns, what a kill changes (nothing), what more ranks change (nothing), and what stops it."""
+
+import json
+import os
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.world import Stream, tiny_model, tiny_stage
+from training.checkpoint import CheckpointError
+from training.distributed import Ranks, join, leave
+from training.loop import NonFinite, accumulation, choose_trained, train
+from training.stages import Stage, overlay
+
+
+@pytest.fixture
+def ranks() -> Iterator[Ranks]:
+    yield join("cpu")
+    leave()
+
+
+def losses(out: Path) -> list[float]:
+    """The losses of metrics.jsonl, in order; steps have to be 1, 2, 3..."""
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    return [record["loss"] for record in records]
+
+
+def start(out: Path, settings: dict[str, Any], ranks: int = 1) -> list[subprocess.Popen[bytes]]:
+    """A process per rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for rank in range(ranks):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+        environment = {**os.environ, **({name: str(value) for name, value in place.items()} if ranks > 1 else {})}
+        command = [sys.executable, "-m", "tests.training.worker", str(out), json.dumps(settings)]
+        processes.append(subprocess.Popen(command, env=environment))
+    return processes
+
+
+def finish(out: Path, settings: dict[str, Any], ranks: int = 1) -> list[float]:
+    """Run to the end; the losses."""
+    assert [process.wait(240) for process in start(out, settings, ranks)] == [0] * ranks
+    return losses(out)
+
+
+def test_it_learns_a_moving_pattern(tmp_path: Path, ranks: Ranks) -> None:
+    stage = overlay(tiny_stage(steps=60), {"optimizer": {"lr": 3e-3}})
+    train(stage, tiny_model(stage), Stream(stage), tmp_path, ranks)
+    curve = losses(tmp_path)
+    assert sum(curve[-15:]) < 0.8 * sum(curve[:15])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_run_killed_at_any_step_goes_on_as_if_it_had_not_been(tmp_path: Path, count: int) -> None:
+    """Killed with -9 twice, at moments drawn by chance; losses and weights are equal bit by bit."""
+    settings = {"run": {"steps": 12, "batch_size": 4, "save_every": 2}}
+    expected = finish(tmp_path / "whole", settings, count)
+    for _ in range(2):
+        processes = start(tmp_path / "killed", settings, count)
+        deadline, wanted = time.monotonic() + 120, random.randint(3, 10)
+        metrics = tmp_path / "killed" / "metrics.jsonl"
+        while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count("\n") >= wanted):
+            time.sleep(0.005)
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+        assert [process.wait() for process in processes] == [-signal.SIGKILL] * count
+    assert finish(tmp_path / "killed", settings, count) == expected
+    assert json.loads((tmp_path / "killed" / "resumed.json").read_text()) > 0
+    weights, again = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("whole", "killed"))
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_equal_one_with_batches_twice_as_large(tmp_path: Path, strategy: str) -> None:
+    run = {"steps": 20, "batch_size": 4, "save_every": 20}
+    alone = finish(tmp_path / "one", {"run": run, "data": {"batch_size": 4}})
+    together = finish(tmp_path / "two", {"run": {**run, "strategy": strategy}, "data": {"batch_size": 2}}, ranks=2)
+    assert max(abs(a - b) / a for a, b in zip(alone, together, strict=True)) <= 1e-4
+
+
+def test_accumulated_batches_equal_one_large_one(tmp_path: Path, ranks: Ranks) -> None:
+    curves = []
+    for size in (4, 2):
+        stage = overlay(tiny_stage(batch_size=4), {"data": {"batch_size": size}})
+        train(stage, tiny_model(stage), Stream(stage), tmp_path / str(size), ranks)
+        curves.append(losses(tmp_path / str(size)))
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+
+
+def test_a_run_of_two_ranks_goes_on_with_one(tmp_path: Path) -> None:
+    settings = {"run": {"steps": 4, "batch_size": 4, "save_every": 2, "strategy": "fsdp"}}
+    finish(tmp_path, settings, ranks=2)
+    settings["run"] |= {"steps": 6, "strategy": "none"}
+    assert len(finish(tmp_path, settings)) == 6
+    assert json.loads((tmp_path / "resumed.json").read_text()) == 4
+
+
+def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_sample(tmp_path: Path, ranks: Ranks) -> None:
+    stage = tiny_stage()
+    model = tiny_model(stage)
+    with pytest.raises(NonFinite, match=r"step 3: the loss of world/5 \(loss nan"):
+        train(stage, model, Stream(stage, poison=5), tmp_path, ranks)
+    assert all(parameter.isfinite().all() for parameter in model.unet.parameters())
+    assert len(losses(tmp_path)) == 2
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_names_it(tmp_path: Path, ranks: Ranks) -> None:
+    stage = tiny_stage(steps=2)
+    train(stage, tiny_model(stage), Stream(stage), tmp_path, ranks)
+    longer = tiny_stage(steps=4)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"after step 4 could not be written.*step-00000002"):
+            train(longer, tiny_model(longer), Stream(longer), tmp_path, ranks)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+    assert train(longer, tiny_model(longer), Stream(longer), tmp_path, ranks).resumed_at == 2
+
+
+def test_checkpoints_are_thinned_out(tmp_path: Path, ranks: Ranks) -> None:
+    stage = tiny_stage(steps=10, save_every=1, keep_last=2, keep_every=4)
+    train(stage, tiny_model(stage), Stream(stage), tmp_path, ranks)
+    kept = [int(path.name.removeprefix("step-")) for path in sorted((tmp_path / "checkpoints").iterdir())]
+    assert kept == [4, 8, 9, 10]
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, ranks: Ranks) -> None:
+    train(stage := tiny_stage(steps=2), tiny_model(stage), Stream(stage), tmp_path, ranks)
+    other = tiny_stage("tiny-image-to-video")
+    with pytest.raises(CheckpointError, match="is of another network"):
+        train(other, tiny_model(other), Stream(other), tmp_path, ranks)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tiny-noise-swap", "tiny-image", "tiny-video", "tiny-image-to-video", "tiny-interpolation", "tiny-multi-view",
+     "tiny-camera-motion"],
+)  # fmt: skip
+def test_every_kind_of_stage_trains_what_it_says(name: str, tmp_path: Path, ranks: Ranks) -> None:
+    stage = tiny_stage(name, steps=2)
+    model = tiny_model(stage)
+    before = {key: value.clone() for key, value in model.unet.state_dict().items()}
+    train(stage, model, Stream(stage), tmp_path, ranks)
+    after = model.unet.state_dict()
+    changed = {key for key in before if key in after and not torch.equal(before[key], after[key])}
+    if stage.model.trained == "noise_embedding":
+        assert changed and all(key.startswith("noise_embedding") for key in changed)
+    elif stage.model.trained == "lora":
+        assert not changed
+        assert any(after[key].any() for key in after if "lora_B" in key)
+    else:
+        assert len(changed) > 0.4 * len(before)
+
+
+def test_temporal_layers_can_train_alone(tmp_path: Path, ranks: Ranks) -> None:
+    stage = overlay(tiny_stage(steps=2), {"model": {"trained": "temporal"}})
+    model = tiny_model(stage)
+    choose_trained(model.unet, stage)
+    trains = {name for name, parameter in model.unet.named_parameters() if parameter.requires_grad}
+    assert trains == {name for name, _ in model.unet.temporal_parameters()}
+    train(stage, model, Stream(stage), tmp_path, ranks)
+
+
+def test_a_step_that_does_not_divide_is_refused() -> None:
+    stage = overlay(tiny_stage(), {"run": {"batch_size": 6}})
+    assert accumulation(stage, 3) == 1
+    with pytest.raises(ValueError, match="a multiple of 8 does"):
+        accumulation(stage, 4)
+
+
+def test_tiny_presets_exist_for_all() -> None:
+    names = [stage.name for stage in map(Stage.preset, ("tiny-image", "image", "tiny-image-to-video-xt"))]
+    assert names == ["tiny-image", "image", "tiny-image-to-video-xt"]

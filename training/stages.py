@@ -153,12 +153,12 @@ class Stage(Fields):
 
     name: str
     about: str = ""
-    model: ModelPart = ModelPart()
+    model: ModelPart = field(default_factory=ModelPart)
     data: DataConfig = field(default_factory=DataConfig)
-    noise: NoisePart = NoisePart()
-    dropping: DroppingPart = DroppingPart()
-    optimizer: OptimizerPart = OptimizerPart()
-    run: RunPart = RunPart()
+    noise: NoisePart = field(default_factory=NoisePart)
+    dropping: DroppingPart = field(default_factory=DroppingPart)
+    optimizer: OptimizerPart = field(default_factory=OptimizerPart)
+    run: RunPart = field(default_factory=RunPart)
 
     def __post_init__(self) -> None:
         unet = self.model.config()

@@ -155,17 +155,16 @@ class Checkpoints:
             shutil.rmtree(self._temporary(step), ignore_errors=True)
         last = self.latest()
         rest = f"the last whole one is {last}" if last else "there is no whole one yet"
-        return CheckpointError(f"the checkpoint after step {step} could not be written: {_reason(error)}; {rest}")
+        free_mib = shutil.disk_usage(self.folder).free // 2**20 if self.folder.is_dir() else 0
+        return CheckpointError(
+            f"the checkpoint after step {step} could not be written ({free_mib:,} MiB are free there): "
+            f"{_reason(error)}; {rest}"
+        )
 
 
 def _reason(error: BaseException) -> BaseException:
-    """What lies beneath: DCP wraps errors per rank, and torch.save covers a failed write by one of its own."""
-    if isinstance(error, dcp.api.CheckpointException):
-        error = next(iter(error.failures.values()))[0]
-    beneath: BaseException | None = error
-    while beneath is not None and not isinstance(beneath, OSError):
-        beneath = beneath.__cause__ or beneath.__context__
-    return beneath or error
+    """What lies beneath: DCP wraps the errors of ranks."""
+    return next(iter(error.failures.values()))[0] if isinstance(error, dcp.api.CheckpointException) else error
 
 
 def _compare(path: Path, stored: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:

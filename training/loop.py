@@ -20,8 +20,9 @@ from training.checkpoint import Checkpoints, State
 from training.distributed import Ranks, accumulating, distribute, gather, resolve, whole
 from training.ema import Ema
 from training.metrics import Log, Meter, by_noise_level, memory_bytes, peak_flops
-from training.objective import Losses, Objective, seed_of
+from training.objective import Losses, Objective
 from training.optimizer import build_optimizer, lr_factor, set_lr
+from training.seeds import seed_of
 from training.stages import Stage
 
 

@@ -7,7 +7,6 @@ checkpoint draws what it would have drawn.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from svd.model import NEEDS, Model, Task, task_of
 from svd.noise import Schedule, denoising_loss
 from svd.sampler import SeededNoise
 from training.batch import Batch
+from training.seeds import seed_of
 from training.stages import Stage
 
 
@@ -48,11 +48,6 @@ class Losses:
 
     loss_B: Tensor
     sigma_B: Tensor
-
-
-def seed_of(*parts: int) -> int:
-    """A seed from several numbers, the same everywhere; other numbers give an unrelated one."""
-    return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def draw(schedule: Schedule, seeds: Sequence[int]) -> Draws:

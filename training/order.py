@@ -1,0 +1,47 @@
+"""In which order samples are seen: shards in a new order every epoch, their samples mixed within a few shards.
+
+All epochs make one endless line of positions. Position p is sample p mod N of the order of epoch p div N, and belongs
+to reader p mod (number of readers): every sample is seen once per epoch whatever the number of readers, also where
+there are more of them than samples, and a reader's place is a single number.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+WINDOW = 8
+"""Shards whose samples are mixed. Reading is by offset, so this bounds nothing but the number of files in use."""
+
+
+class Order:
+    """The endless line over shards of `sizes` samples. Raises ValueError where there is no sample at all."""
+
+    def __init__(self, sizes: Sequence[int], *, seed: int) -> None:
+        self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self._seed = seed
+        if not len(self):
+            raise ValueError(f"{len(sizes)} shards hold no sample that could be trained on")
+        self._order = lru_cache(maxsize=2)(self._order_of)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def at(self, position: int) -> tuple[int, int, int]:
+        """(epoch, shard, row) at a position of the line."""
+        epoch, place = divmod(position, len(self))
+        sample = int(self._order(epoch)[place])
+        shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
+        return epoch, shard, sample - int(self._starts[shard])
+
+    def _order_of(self, epoch: int) -> NDArray[np.int64]:
+        rng = np.random.default_rng([self._seed, epoch])
+        shards = rng.permutation(len(self._starts) - 1)
+        windows = [shards[i : i + WINDOW] for i in range(0, len(shards), WINDOW)]
+        return np.concatenate(
+            [
+                rng.permutation(np.concatenate([np.arange(self._starts[s], self._starts[s + 1]) for s in window]))
+                for window in windows
+            ]
+        )

@@ -1,0 +1,153 @@
+"""One sample: what a shard holds of it -> frames or latents, a caption, and what the network is told (section 4)."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.batch import Batch
+from training.buckets import bucket_sizes, nearest_size
+from training.data_config import DataConfig
+from training.frames import SampleError, sample_picture, sample_video
+
+LATENT = "latent.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A sample that is ready to go into a batch. Either `frames_TCHW` is there, or `latent`."""
+
+    key: str
+    caption: str
+    fps: float
+    motion_bucket: float
+    elevation: float
+    picture: bool
+    frames_TCHW: Tensor | None = None
+    """uint8 RGB."""
+    latent: Mapping[str, Tensor] | None = None
+    """mean, logvar (T, C, H, W); ends (2, 3, H, W) uint8; where there were encoders, embeddings (2, C) and tokens
+    (N, C) of the caption."""
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Samples of one shape fit into a batch."""
+        if self.latent is not None:
+            return (self.picture, *sorted((name, tuple(value.shape)) for name, value in self.latent.items()))
+        assert self.frames_TCHW is not None
+        return (self.picture, tuple(self.frames_TCHW.shape))
+
+
+def read_sample(key: str, members: Mapping[str, bytes], config: DataConfig, *, seed: int) -> Sample:
+    """The sample of a shard's files, by extension. What is drawn (rate, start, crop, caption) comes from `seed`.
+
+    Raises SampleError for what cannot be trained on.
+    """
+    rng, about = random.Random(seed), _about(members["json"])
+    choice = choose_caption(about["captions"], config.captions, rng)
+    if choice is None and config.caption_required:
+        raise SampleError("no_caption", f"none of its {len(about['captions'])} captions has a text")
+    caption = about["captions"][choice]["text"] if choice is not None else ""
+    told = _told(about["conditioning"], config)
+    if LATENT in members:
+        from training.latents import read_latent
+
+        latent = read_latent(members[LATENT], choice)
+        fps = float(about["latent"]["fps"])
+        return Sample(key=key, caption=caption, fps=fps, picture=about["latent"]["picture"], latent=latent, **told)
+    size_for = _size_for(config)
+    if "jpg" in members:
+        frames_THWC = sample_picture(members["jpg"], size_for=size_for, crop=config.crop, rng=rng)
+        fps = 1.0
+    else:
+        lengths = config.lengths or (config.frames,)
+        video = sample_video(
+            members["mp4"],
+            lengths=lengths,
+            rates=config.fps,
+            size_for=size_for,
+            crop=config.crop,
+            rng=rng,
+            reader=config.reader,
+        )
+        frames_THWC, fps = video.frames_THWC, video.fps
+    frames_TCHW = torch.from_numpy(np.ascontiguousarray(frames_THWC)).permute(0, 3, 1, 2).contiguous()
+    return Sample(key=key, caption=caption, fps=fps, picture="jpg" in members, frames_TCHW=frames_TCHW, **told)
+
+
+def choose_caption(
+    captions: Sequence[Mapping[str, Any]], shares: Mapping[str, float], rng: random.Random
+) -> int | None:
+    """Place of a caption that has a text: drawn by source, over the sources that are there; the first one where no
+    source counts, or none that counts is there. None without any text.
+
+    The paper draws CoCa, V-BLIP and the merged caption with 0.5, 0.25 and 0.25 (section 3.1).
+    """
+    written = [i for i, caption in enumerate(captions) if caption.get("text")]
+    if not written:
+        return None
+    weights = [shares.get(str(captions[i].get("source", "")).partition(":")[0], 0.0) for i in written]
+    return rng.choices(written, weights)[0] if sum(weights) > 0 else written[0]
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """A batch of samples of one shape."""
+    first = samples[0]
+
+    def stacked(name: str) -> Tensor | None:
+        if first.latent is None or name not in first.latent:
+            return None
+        return torch.stack([each.latent[name] for each in samples if each.latent is not None])
+
+    frames = [each.frames_TCHW for each in samples if each.frames_TCHW is not None]
+    return Batch(
+        keys=[each.key for each in samples],
+        captions=[each.caption for each in samples],
+        fps=torch.tensor([each.fps for each in samples]),
+        motion_bucket=torch.tensor([each.motion_bucket for each in samples]),
+        elevation=torch.tensor([each.elevation for each in samples]),
+        image_only=first.picture,
+        frames_BTCHW=torch.stack(frames) if frames else None,
+        mean_BTCHW=stacked("mean"),
+        logvar_BTCHW=stacked("logvar"),
+        ends_BECHW=stacked("ends"),
+        image_embeddings_BEC=stacked("embeddings"),
+        text_tokens_BNC=stacked("tokens"),
+    )
+
+
+def _about(content: bytes) -> dict[str, Any]:
+    """The sample's JSON. Raises SampleError for one that is none, or lacks what training needs."""
+    try:
+        about = json.loads(content)
+    except ValueError as error:
+        raise SampleError("bad_json", str(error)) from error
+    for name, kind in (("captions", list), ("conditioning", dict)):
+        value = about.get(name) if isinstance(about, dict) else None
+        if not isinstance(value, kind):
+            raise SampleError("missing_field", f"its JSON has no {name!r}, or not as {kind.__name__}: {value!r}")
+    return about  # type: ignore[no-any-return]
+
+
+def _told(conditioning: Mapping[str, Any], config: DataConfig) -> dict[str, float]:
+    motion = conditioning.get("motion_bucket")
+    motion = config.motion_default if motion is None else motion
+    if motion is None:
+        raise SampleError("missing_field", "its motion bucket is not known, and data.motion_default is none")
+    elevation = conditioning.get("elevation")
+    if elevation is None and config.elevation:
+        raise SampleError("missing_field", "its JSON has no conditioning.elevation, in degrees")
+    return {"motion_bucket": float(motion), "elevation": float(elevation or 0.0)}
+
+
+def _size_for(config: DataConfig) -> Any:
+    sizes: Sequence[tuple[int, int]] = ((config.height_px, config.width_px),)
+    if config.aspect_ratios:
+        sizes = bucket_sizes(area_px=config.height_px * config.width_px, aspect_ratios=config.aspect_ratios)
+    return partial(nearest_size, sizes)

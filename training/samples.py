@@ -54,13 +54,14 @@ def read_sample(key: str, members: Mapping[str, bytes], config: DataConfig, *, s
     if choice is None and config.caption_required:
         raise SampleError("no_caption", f"none of its {len(about['captions'])} captions has a text")
     caption = about["captions"][choice]["text"] if choice is not None else ""
-    told = _told(about["conditioning"], config)
+    motion_bucket, elevation = _told(about["conditioning"], config)
+    told = partial(Sample, key=key, caption=caption, motion_bucket=motion_bucket, elevation=elevation)
     if LATENT in members:
         from training.latents import read_latent
 
         latent = read_latent(members[LATENT], choice)
         fps = float(about["latent"]["fps"])
-        return Sample(key=key, caption=caption, fps=fps, picture=about["latent"]["picture"], latent=latent, **told)
+        return told(fps=fps, picture=about["latent"]["picture"], latent=latent)
     size_for = _size_for(config)
     if "jpg" in members:
         frames_THWC = sample_picture(members["jpg"], size_for=size_for, crop=config.crop, rng=rng)
@@ -78,7 +79,7 @@ def read_sample(key: str, members: Mapping[str, bytes], config: DataConfig, *, s
         )
         frames_THWC, fps = video.frames_THWC, video.fps
     frames_TCHW = torch.from_numpy(np.ascontiguousarray(frames_THWC)).permute(0, 3, 1, 2).contiguous()
-    return Sample(key=key, caption=caption, fps=fps, picture="jpg" in members, frames_TCHW=frames_TCHW, **told)
+    return told(fps=fps, picture="jpg" in members, frames_TCHW=frames_TCHW)
 
 
 def choose_caption(
@@ -132,10 +133,11 @@ def _about(content: bytes) -> dict[str, Any]:
         value = about.get(name) if isinstance(about, dict) else None
         if not isinstance(value, kind):
             raise SampleError("missing_field", f"its JSON has no {name!r}, or not as {kind.__name__}: {value!r}")
-    return about  # type: ignore[no-any-return]
+    return about
 
 
-def _told(conditioning: Mapping[str, Any], config: DataConfig) -> dict[str, float]:
+def _told(conditioning: Mapping[str, Any], config: DataConfig) -> tuple[float, float]:
+    """Motion bucket and elevation."""
     motion = conditioning.get("motion_bucket")
     motion = config.motion_default if motion is None else motion
     if motion is None:
@@ -143,7 +145,7 @@ def _told(conditioning: Mapping[str, Any], config: DataConfig) -> dict[str, floa
     elevation = conditioning.get("elevation")
     if elevation is None and config.elevation:
         raise SampleError("missing_field", "its JSON has no conditioning.elevation, in degrees")
-    return {"motion_bucket": float(motion), "elevation": float(elevation or 0.0)}
+    return float(motion), float(elevation or 0.0)
 
 
 def _size_for(config: DataConfig) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from curation.errors import UserError
@@ -22,6 +22,7 @@ from svd.checkpoint import load_model, read_config
 from svd.conditioning import Ids
 from svd.lora import load_lora, merge_lora
 from svd.model import Model, ModelConfig, Task
+from training.sheet import contact_sheet, to_bytes
 
 _NEEDED: dict[Task, tuple[str, ...]] = {
     "image-to-video": ("image",),
@@ -30,7 +31,6 @@ _NEEDED: dict[Task, tuple[str, ...]] = {
     "text-to-video": ("prompt",),
 }
 _TAKEN: dict[Task, tuple[str, ...]] = {**_NEEDED, "multi-view": ("image", "elevation")}
-_SHEET_CELL_PX, _SHEET_GAP_PX, _SHEET_COLUMNS = 320, 6, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def sample(checkpoint: Path, out: Path, request: Request, *, quiet: bool = False
             merge_lora(model.unet)
         with Reporter(config.task, request.steps, unit="steps", quiet=quiet) as reporter:
             run = _task(model, request, pictures, (width_px, height_px))
-            frames_THWC = _to_bytes(
+            frames_THWC = to_bytes(
                 run(ids=[ids], seeds=[request.seed], sampling=sampling, on_step=lambda *_: reporter.advance())[0]
             )
     except torch.OutOfMemoryError as error:
@@ -161,25 +161,6 @@ def open_picture(path: Path, width_px: int, height_px: int) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-def contact_sheet(frames_THWC: NDArray[np.uint8], fps: float) -> Image.Image:
-    """All frames side by side, row by row, each with its number and time."""
-    count, height, width, _ = frames_THWC.shape
-    columns = min(count, _SHEET_COLUMNS)
-    rows = -(-count // columns)
-    scale = _SHEET_CELL_PX / max(width, height)
-    cell_w, cell_h, label_h = round(width * scale), round(height * scale), 16
-    gap = _SHEET_GAP_PX
-    sheet = Image.new(
-        "RGB", (gap + columns * (cell_w + gap), gap + rows * (cell_h + label_h + gap)), color=(24, 24, 26)
-    )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
-    for i, frame_HWC in enumerate(frames_THWC):
-        x, y = gap + i % columns * (cell_w + gap), gap + i // columns * (cell_h + label_h + gap)
-        sheet.paste(Image.fromarray(frame_HWC).resize((cell_w, cell_h), Image.Resampling.LANCZOS), (x, y))
-        draw.text((x, y + cell_h + 1), f"{i}   {i / fps:.2f} s", fill=(200, 200, 205), font=font)
-    return sheet
-
-
 def _check(config: ModelConfig, request: Request) -> None:
     """Raise UserError where the request and the model's task do not fit, before any weight is read."""
     task = config.task
@@ -202,12 +183,6 @@ def _task(model: Model, request: Request, pictures: list[Tensor], size: tuple[in
     if model.config.task == "interpolation":
         return lambda **rest: tasks.interpolate(model, pictures[0], pictures[1], **rest)
     return lambda **rest: tasks.image_to_video(model, pictures[0], **rest)
-
-
-def _to_bytes(frames_TCHW: Tensor) -> NDArray[np.uint8]:
-    """(T, H, W, 3) uint8 RGB from frames in [-1, 1]."""
-    array: NDArray[np.uint8] = ((frames_TCHW + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return array
 
 
 def _write_mp4(path: Path, frames_THWC: NDArray[np.uint8], fps: float) -> None:

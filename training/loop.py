@@ -1,6 +1,5 @@
 """The training loop: one for all stages, on one process or many (App. D)."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -263,9 +262,3 @@ def _record(
     if peak is not None and hooks.flops_per_step is not None:
         record["peak_share"] = hooks.flops_per_step * meter.steps / seconds / (peak * ranks.count)
     return record
-
-
-def write_settings(stage: Stage, out: Path, about: Mapping[str, Any]) -> None:
-    """Put the resolved configuration, and what it ran with, beside the checkpoints."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "stage.json").write_text(json.dumps({"stage": stage.to_dict(), **about}, indent=2) + "\n")

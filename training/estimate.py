@@ -1,0 +1,139 @@
+"""What a stage will cost, before it costs anything: parameters, FLOPs, memory, days (`clipmill train --dry-run`)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from svd.autoencoder import Autoencoder, AutoencoderConfig
+from svd.model import NEEDS
+from svd.unet import Block, UNet
+from training.distributed import LARGE
+from training.stages import Stage
+
+PEAK_FLOPS, PEAK_SHARE = 989e12, 0.4
+"""Of an H100 or H200, dense bf16; and the share of it that a well-fed run reaches."""
+_TOKENS = 77
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Figures of one run. Bytes are those of the fullest GPU, without what the allocator leaves unused."""
+
+    parameters: int
+    trained_parameters: int
+    forward_flops: float
+    """Of the network, for one sample."""
+    encode_flops: float
+    """Of the autoencoder's encoder, for one sample; latent shards save it."""
+    step_flops: float
+    """Of a whole step over all ranks: forward, backward (twice as much) and, with checkpointing, forward again."""
+    weights_bytes: float
+    """Weights, gradients, AdamW's two moments and the average, in float32, divided among GPUs where they are sharded."""
+    activations_bytes: float
+    sharded: bool
+
+    def days(self, steps: int, gpus: int) -> float:
+        """On `gpus` H100 or H200 at 40 % of their peak."""
+        return steps * self.step_flops / (gpus * PEAK_FLOPS * PEAK_SHARE) / 86400
+
+
+def estimate(stage: Stage, *, gpus: int = 1, autoencoder: AutoencoderConfig | None = None) -> Estimate:
+    """Measured on the meta device, which computes shapes and no numbers: the forward pass of the stage's network on one
+    rank's batch, and every tensor that it keeps for the backward pass."""
+    from training.loop import choose_trained
+
+    with torch.device("meta"):
+        unet = UNet(stage.model.config())
+    choose_trained(unet, stage)
+    parameters = sum(each.numel() for each in unet.parameters())
+    trained = sum(each.numel() for each in unet.parameters() if each.requires_grad)
+    config = autoencoder or AutoencoderConfig.preset("svd")
+    kept, flops = _forward(unet, stage, config)
+    size = (1, stage.data.frames, 3, stage.data.height_px, stage.data.width_px)
+    encode_flops = _encode_flops(config, size)
+    per_sample = flops / stage.data.batch_size
+    passes = 4 if stage.model.checkpointing else 3
+    strategy = stage.run.strategy
+    sharded = gpus > 1 and (strategy == "fsdp" or (strategy == "auto" and parameters >= LARGE))
+    ema = 4 if stage.optimizer.ema is not None else 0
+    weights = 4 * parameters + (4 + 8 + ema) * trained
+    return Estimate(
+        parameters=parameters,
+        trained_parameters=trained,
+        forward_flops=per_sample,
+        encode_flops=encode_flops,
+        step_flops=stage.run.batch_size * (passes * per_sample + encode_flops),
+        weights_bytes=weights / (gpus if sharded else 1),
+        activations_bytes=kept,
+        sharded=sharded,
+    )
+
+
+def _forward(unet: UNet, stage: Stage, autoencoder: AutoencoderConfig) -> tuple[float, float]:
+    """Bytes kept for the backward pass, and FLOPs, of one batch."""
+    config, data, batch = unet.config, stage.data, stage.data.batch_size
+    dtype = torch.bfloat16 if stage.run.precision == "bf16" else torch.float32
+    unet = unet.to(dtype)
+    factor = autoencoder.factor
+    x = torch.empty(
+        batch, data.frames, config.in_channels, data.height_px // factor, data.width_px // factor, dtype=dtype,
+        device="meta", requires_grad=True,
+    )  # fmt: skip
+    tokens = {"text_encoder": _TOKENS, "image_encoder": 2 if config.learned_mask else 1}[NEEDS[stage.task]]
+    arguments: dict[str, Any] = {
+        "context_BNC": torch.empty(batch, tokens, config.context_width, device="meta", dtype=dtype)
+    }
+    if config.ids:
+        arguments["ids_BK"] = torch.empty(batch, len(config.ids), device="meta")
+    kept = _Kept(unet)
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda x: x):
+        unet(x, torch.empty(batch, device="meta"), **arguments)
+    return kept.total(checkpointing=stage.model.checkpointing), float(counter.get_total_flops())
+
+
+class _Kept:
+    """Bytes of tensors kept for the backward pass, weights aside, block by block."""
+
+    def __init__(self, unet: UNet) -> None:
+        self._weights = {id(each) for each in unet.parameters()}
+        self._seen: set[int] = set()
+        self._alive: list[Tensor] = []
+        self._bytes, self._block_started = 0.0, 0.0
+        self._blocks: list[float] = []
+        self._inputs = 0.0
+        for module in unet.modules():
+            if isinstance(module, Block):
+                module.register_forward_pre_hook(self._enter)
+                module.register_forward_hook(self._leave)
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, nn.Parameter) and storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self._alive.append(tensor)  # so that no other storage takes its place
+            self._bytes += storage.nbytes()
+        return tensor
+
+    def _enter(self, _: nn.Module, arguments: tuple[Any, ...]) -> None:
+        self._block_started = self._bytes
+        self._inputs += arguments[0].untyped_storage().nbytes()
+
+    def _leave(self, *_: Any) -> None:
+        self._blocks.append(self._bytes - self._block_started)
+
+    def total(self, *, checkpointing: bool) -> float:
+        """With checkpointing each block keeps its input, and one at a time all the rest."""
+        if not checkpointing:
+            return self._bytes
+        return self._bytes - sum(self._blocks) + self._inputs + max(self._blocks)
+
+
+def _encode_flops(config: AutoencoderConfig, size: tuple[int, ...]) -> float:
+    with torch.device("meta"):
+        autoencoder = Autoencoder(config)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            autoencoder.encode(torch.empty(size))
+    return float(counter.get_total_flops())

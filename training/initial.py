@@ -1,0 +1,101 @@
+"""What a stage starts from: the last stage's model, grown into this stage's (sections 3.2 and 4)."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from svd.autoencoder import Autoencoder
+from svd.checkpoint import CONFIG, FOLDERS, load_encoder, load_model, read_config
+from svd.config import UNetConfig
+from svd.inflate import inflate, start_as_identity
+from svd.model import NEEDS, Model, ModelConfig, task_of
+from svd.unet import UNet
+from svd.weights_autoencoder import load_autoencoder
+from training.stages import ModelPart, Stage
+
+MODEL = "model"
+"""Folder of a run that holds its model, once it is done."""
+
+
+def initial_model(stage: Stage, init: Path | None) -> Model:
+    """The model that `stage` trains, on the CPU: the network of `init`, a model folder or file or a finished run, grown
+    into the stage's; a new one without `init`. The encoders and the autoencoder are `init`'s, or those that the stage
+    names, frozen.
+
+    Raises FileNotFoundError; WeightsError; ValueError for an `init` that cannot become this stage's model, and for a
+    part that neither has.
+    """
+    target = stage.model.config()
+    if init is None:
+        unet = UNet(target)
+        if target.temporal and stage.model.start == "identity":
+            start_as_identity(unet)
+        return assemble(stage, unet)
+    old = load_model(_model_of(init))
+    return assemble(stage, _grown(old.unet, target, stage, init), old)
+
+
+def assemble(stage: Stage, unet: UNet, others: Model | None = None) -> Model:
+    """`unet` among the parts that the stage needs: those that its configuration names, else those of `others`."""
+    part, needed = stage.model, NEEDS[task_of(unet.config)]
+    autoencoder = _autoencoder(part) if part.autoencoder else others and others.autoencoder
+    encoder = _encoder(part, needed) if getattr(part, needed) else others and getattr(others, needed)
+    for name, found in (("autoencoder", autoencoder), (needed, encoder)):
+        if found is None:
+            raise ValueError(
+                f"there is no {name.replace('_', ' ')}: start from a model that has one (--init), or name one with "
+                f"--set model.{name}=MODEL"
+            )
+    assert autoencoder is not None
+    for network in (autoencoder, encoder):
+        if isinstance(network, nn.Module):
+            network.requires_grad_(False).eval()
+    config = ModelConfig(
+        unet=unet.config,
+        autoencoder=autoencoder.config,
+        width_px=stage.data.width_px,
+        height_px=stage.data.height_px,
+        **{needed: getattr(encoder, "config", None)},
+    )
+    encoders: dict[str, Any] = {needed: encoder}
+    return Model(config=config, unet=unet, autoencoder=autoencoder, **encoders)
+
+
+def _grown(unet: UNet, target: UNetConfig, stage: Stage, init: Path) -> UNet:
+    if unet.config == target:
+        return unet
+    try:
+        return inflate(unet, target, start=stage.model.start)
+    except ValueError as error:
+        raise ValueError(
+            f"{init} is a model for {task_of(unet.config)} that cannot become one of stage {stage.name!r} "
+            f"({stage.task}): {error}"
+        ) from error
+
+
+def _model_of(init: Path) -> Path:
+    """A finished run stands for its model."""
+    return init / MODEL if (init / MODEL / CONFIG).is_file() else init
+
+
+def _autoencoder(part: ModelPart) -> Autoencoder:
+    path = _model_of(Path(cast("str", part.autoencoder)))
+    config = read_config(path).autoencoder
+    if path.is_dir():
+        return load_autoencoder(path / FOLDERS["autoencoder"], config, layout="diffusers")
+    return load_autoencoder(path, config, layout="original")
+
+
+def _encoder(part: ModelPart, name: str) -> nn.Module:
+    path = _model_of(Path(getattr(part, name)))
+    config = getattr(read_config(path), name)
+    if config is None:
+        raise ValueError(f"model.{name}: {path} has no {name.replace('_', ' ')}")
+    return load_encoder(path / FOLDERS[name] if path.is_dir() else path, config)
+
+
+def with_unet(model: Model, unet: UNet) -> Model:
+    """The same parts around another network of the same shape."""
+    return replace(model, unet=unet)

@@ -1,0 +1,93 @@
+"""What the network makes in the course of training: contact sheets of a few samples of the batch at hand."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from svd.clip import CachedImages, CachedTexts
+from svd.conditioning import Ids
+from svd.model import Model
+from svd.tasks import Sampling, image_to_video, interpolate, text_to_video
+from training.batch import Batch
+from training.metrics import Log
+from training.sheet import contact_sheet, to_bytes
+from training.stages import Stage
+
+NOISE_AUGMENTATION = 0.02
+
+
+def preview(folder: Path, model: Model, stage: Stage, batch: Batch, done: int, log: Log | None) -> None:
+    """Write FOLDER/step-N.png, where there is a log: of each sample a row of frames that the network makes from its
+    conditions, noise by fixed seeds. Pictures among videos are passed over."""
+    if batch.image_only and model.unet.config.temporal:
+        return
+    videos = make(model, stage, batch, count=min(stage.run.sample_count, len(batch)))
+    if log is None:
+        return
+    sheets = [np.asarray(contact_sheet(to_bytes(frames_TCHW), float(batch.fps[0]))) for frames_TCHW in videos]
+    picture = np.concatenate(sheets)
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(folder / f"step-{done:08d}.png")
+    log.picture("samples", picture, done)
+
+
+@torch.no_grad()
+def make(model: Model, stage: Stage, batch: Batch, *, count: int) -> Tensor:
+    """Videos (`count`, T, 3, H, W) in [-1, 1] from the conditions of the first samples of `batch`."""
+    frames = (batch.frames_BTCHW if batch.frames_BTCHW is not None else batch.mean_BTCHW).shape[1]  # type: ignore[union-attr]
+    settings: dict[str, Any] = {
+        "ids": [
+            Ids(fps=max(1.0, fps), motion_bucket=motion, noise_augmentation=NOISE_AUGMENTATION, elevation=elevation)
+            for fps, motion, elevation in zip(
+                batch.fps.tolist()[:count],
+                batch.motion_bucket.tolist()[:count],
+                batch.elevation.tolist()[:count],
+                strict=True,
+            )
+        ],
+        "seeds": list(range(count)),
+        "sampling": Sampling(frames=frames, steps=stage.run.sample_steps),
+    }
+    if stage.task in ("image", "text-to-video"):
+        texts, size = _with_texts(model, batch, count), stage.data
+        return text_to_video(
+            texts, batch.captions[:count], width_px=size.width_px, height_px=size.height_px, **settings
+        )
+    first_BCHW, last_BCHW = _ends(batch, count)
+    if batch.image_embeddings_BEC is not None:
+        if stage.task == "interpolation":
+            model = replace(model, image_encoder=_Ends(batch.image_embeddings_BEC[:count]))
+        else:
+            model = replace(model, image_encoder=CachedImages(batch.image_embeddings_BEC[:count, 0]))
+    if stage.task == "interpolation":
+        return interpolate(model, first_BCHW, last_BCHW, **settings)
+    return image_to_video(model, first_BCHW, **settings)
+
+
+class _Ends:
+    """Known embeddings of first and last frames, in the order in which they are asked for."""
+
+    def __init__(self, embeddings_BEC: Tensor) -> None:
+        self._next = iter(embeddings_BEC.unbind(1))
+
+    def __call__(self, frames_BCHW: Tensor) -> Tensor:
+        return next(self._next)
+
+
+def _with_texts(model: Model, batch: Batch, count: int) -> Model:
+    if batch.text_tokens_BNC is None or model.text_encoder is None:
+        return model
+    known = dict(zip(batch.captions[:count], batch.text_tokens_BNC[:count], strict=True))
+    return replace(model, text_encoder=CachedTexts({"": model.text_encoder([""])[0], **known}))
+
+
+def _ends(batch: Batch, count: int) -> tuple[Tensor, Tensor]:
+    ends_BECHW = batch.ends_BECHW if batch.frames_BTCHW is None else batch.frames_BTCHW[:, [0, -1]]
+    assert ends_BECHW is not None
+    signed = ends_BECHW[:count].float() / 127.5 - 1
+    return signed[:, 0], signed[:, 1]

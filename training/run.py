@@ -1,0 +1,181 @@
+"""One stage from shards to a model on disk, by whatever started this process: python, torchrun or Ray Train.
+
+RUN/stage.json           the resolved configuration, and what it ran with
+RUN/metrics.jsonl, tensorboard/, samples/    what there is to see
+RUN/checkpoints/         to go on from
+RUN/model/               the trained model, averaged weights; there when the run is done. Of a LoRA stage,
+                         RUN/lora.safetensors instead
+"""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from svd.checkpoint import CONFIG, save_model
+from svd.lora import save_lora
+from svd.model import Model
+from svd.unet import UNet
+from training.data import Joint, Shards, loader
+from training.distributed import Ranks, join, resolve
+from training.estimate import estimate
+from training.initial import MODEL, initial_model, with_unet
+from training.loop import Hooks, Loader, train
+from training.preview import preview
+from training.stages import Stage
+
+LORA = "lora.safetensors"
+_PACKAGES = ("torch", "torchdata", "safetensors", "av", "numpy", "open-clip-torch", "ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A run at its end."""
+
+    model: Path
+    """RUN/model, or the adapters of a LoRA stage."""
+    steps: int
+    resumed_at: int
+
+
+def run_stage(
+    stage: Stage,
+    shards: Shards,
+    out: Path,
+    *,
+    images: Shards | None = None,
+    init: Path | None = None,
+    model: Model | None = None,
+    device: str | None = None,
+    on_log: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Finished:
+    """Train `stage` on `shards` up to its last step, or go on with it where an earlier process came to.
+
+    `images` are shards of pictures for joint training (`run.image_share`); `model` is what to start from in the place
+    of `init`. Raises ValueError, OSError, CheckpointError and NonFinite for what stops a run; its checkpoints stay.
+    """
+    ranks = join(device)
+    torch.manual_seed(stage.run.seed)
+    _same_run(stage, out)
+    model = model or initial_model(stage, init)
+    for network in model.networks().values():
+        network.to(ranks.device)
+    batches = open_loader(stage, shards, images, ranks, out)
+    if ranks.first:
+        _write_settings(stage, out, shards=str(shards), init=str(init) if init else None, ranks=ranks.count)
+    hooks = Hooks(
+        on_log=on_log,
+        preview=partial(preview, out / "samples"),
+        flops_per_step=_flops(stage, model) if ranks.device.type == "cuda" else None,
+    )
+    trained = train(stage, model, batches, out, ranks, hooks=hooks)
+    return Finished(model=_export(stage, model, out, ranks), steps=trained.steps, resumed_at=trained.resumed_at)
+
+
+def open_loader(stage: Stage, shards: Shards, images: Shards | None, ranks: Ranks, out: Path) -> Loader:
+    """The batches of one rank. Raises ValueError as `training.data.loader`, and for joint training without pictures."""
+    share, pin = stage.run.image_share, ranks.device.type == "cuda"
+    if (share > 0) != (images is not None):
+        raise ValueError(f"run.image_share is {share:g}: joint training takes a share above 0 and image shards, both")
+    cache = out / f"shards-{ranks.rank}.index.npz"
+    open_ = partial(loader, config=stage.data, rank=ranks.rank, ranks=ranks.count, pin_memory=pin)
+    videos = open_(shards, cache=cache)
+    if images is None:
+        return cast("Loader", videos)
+    return Joint(videos, open_(images, cache=out / f"images-{ranks.rank}.index.npz"), share=share)
+
+
+def finished(out: Path) -> Path | None:
+    """The model of a run that is done; None of one that is not."""
+    found = [out / MODEL / CONFIG, out / LORA]
+    path = next((path for path in found if path.is_file()), None)
+    return path.parent if path is not None and path.name == CONFIG else path
+
+
+def _export(stage: Stage, model: Model, out: Path, ranks: Ranks) -> Path:
+    """Write the model, gathered if it is spread over ranks; every rank has to call this."""
+    lora = stage.model.trained == "lora"
+    target = out / LORA if lora else out / MODEL
+    if resolve(stage.run.strategy, model.unet, ranks.count) == "fsdp":
+        whole = get_model_state_dict(model.unet, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        if not ranks.first:
+            return target
+        with torch.device("meta"):
+            unet = UNet(model.unet.config)
+        if lora:
+            from svd.lora import add_lora
+
+            add_lora(unet, rank=stage.model.lora_rank)
+        unet.load_state_dict(whole, assign=True)
+        model = with_unet(model, unet)
+    if ranks.first:
+        if lora:
+            save_lora(model.unet, target)
+        else:
+            save_model(model, target)
+    return target
+
+
+def _flops(stage: Stage, model: Model) -> float:
+    return estimate(stage, autoencoder=model.autoencoder.config).step_flops
+
+
+def _same_run(stage: Stage, out: Path) -> None:
+    """Raise ValueError where `out` is the run of another stage, or of other settings than its length and what is
+    written how often."""
+    path = out / "stage.json"
+    if not path.is_file():
+        return
+    before, now = json.loads(path.read_text())["stage"], json.loads(json.dumps(stage.to_dict()))
+    free = ("steps", "log_every", "save_every", "keep_last", "keep_every", "sample_every", "sample_count",
+            "sample_steps", "compile", "strategy")  # fmt: skip
+    differs = [
+        f"{group}.{name}" if isinstance(values, dict) else group
+        for group, values in now.items()
+        for name in (values if isinstance(values, dict) else ("",))
+        if not (group == "run" and name in free)
+        and (values.get(name) if isinstance(values, dict) else values)
+        != (before.get(group, {}).get(name) if isinstance(values, dict) else before.get(group))
+    ]
+    if differs:
+        raise ValueError(
+            f"{out} holds a run with other settings ({', '.join(differs)}): go on with the same, or begin another folder"
+        )
+
+
+def _write_settings(stage: Stage, out: Path, **about: Any) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    content = {
+        "stage": stage.to_dict(),
+        **about,
+        "git": _git(),
+        "versions": versions,
+        "python": sys.version.split()[0],
+    }
+    temporary = out / "stage.json.tmp"
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(out / "stage.json")
+
+
+def _git() -> str | None:
+    """The revision of this code, with a plus where it was changed; None outside a repository."""
+    run = partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10)
+    try:
+        revision = run(["git", "rev-parse", "HEAD"]).stdout.strip()
+        return revision + ("+" if run(["git", "status", "--porcelain", "-uno"]).stdout.strip() else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,4 +1,4 @@
-"""The command line: `clipmill curate | duplicates | select | shard | status | inspect | sample | export`."""
+"""The command line: `clipmill curate | duplicates | select | shard | status | inspect | train | sample | export`."""
 
 import json
 import signal
@@ -206,6 +206,61 @@ def inspect(videos: Inputs, config: ConfigFile = None, without: Without = None, 
             render.print_inspection(console(), seen)
     if not usable:
         raise UserError("no usable input: see the reason for each above")
+
+
+@app.command(epilog=EXIT_CODES)
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on with it.", show_default=False)],
+    stage: Annotated[
+        str | None, typer.Option(help="Preset, such as image-to-video or tiny-video.", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Shards: a folder, a tar or a pattern of tars.", show_default=False)
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Image shards beside them (joint training).", show_default=False)
+    ] = None,
+    init: Annotated[Path | None, typer.Option(help="Model or finished run to start from.", show_default=False)] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML with settings that differ from the preset.", show_default=False)
+    ] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="group.key=value, as often as you like.", show_default=False)
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML list of stages to run one after another.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost; train nothing.")] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="For --dry-run: how many.")] = 1,
+    ray_workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train on this many Ray workers, restarted if they fail.", show_default=False),
+    ] = None,
+    address: Address = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.")] = None,
+) -> None:
+    """Train a stage of the paper's recipe on shards, or go on with it. Under torchrun, on all of its processes."""
+    from pipelines import train as training
+
+    if recipe is not None:
+        for finished in training.train_recipe(recipe, out, device=device):
+            console().print(f"trained: {render.printable(str(finished))}", markup=False, soft_wrap=True)
+        return
+    if stage is None:
+        raise UserError("name a --stage, or give a --recipe")
+    chosen = training.resolve_stage(stage, config, change or [])
+    if dry_run:
+        console().print(render.estimate_table(training.dry_run(chosen, gpus)))
+        return
+    if data is None:
+        raise UserError("--data is missing: the shards to train on")
+    if ray_workers is not None:
+        run = training.train_on_ray(
+            chosen, data, out, workers=ray_workers, images=images, init=init, address=address, device=device
+        )
+    else:
+        run = training.train(chosen, data, out, images=images, init=init, device=device)
+    console().print(f"trained: {render.printable(str(run))}", markup=False, soft_wrap=True)
 
 
 @app.command(epilog=EXIT_CODES)

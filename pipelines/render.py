@@ -282,3 +282,8 @@ def duration(seconds: float) -> str:
 def share(part: float, whole: float) -> str:
     """A part of a whole in percent."""
     return f"{100 * part / whole:.0f} %" if whole else "nothing"
+
+
+def estimate_table(costs: Iterable[tuple[str, str]]) -> Table:
+    """What a stage would cost."""
+    return table("estimate", ("", ""), costs)

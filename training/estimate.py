@@ -31,7 +31,7 @@ class Estimate:
     step_flops: float
     """Of a whole step over all ranks: forward, backward (twice as much) and, with checkpointing, forward again."""
     weights_bytes: float
-    """Weights, gradients, AdamW's two moments and the average, in float32, divided among GPUs where they are sharded."""
+    """Weights, gradients, AdamW's two moments and the average, float32; divided among GPUs where they are sharded."""
     activations_bytes: float
     sharded: bool
 

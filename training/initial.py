@@ -40,8 +40,8 @@ def initial_model(stage: Stage, init: Path | None) -> Model:
 def assemble(stage: Stage, unet: UNet, others: Model | None = None) -> Model:
     """`unet` among the parts that the stage needs: those that its configuration names, else those of `others`."""
     part, needed = stage.model, NEEDS[task_of(unet.config)]
-    autoencoder = _autoencoder(part) if part.autoencoder else others and others.autoencoder
-    encoder = _encoder(part, needed) if getattr(part, needed) else others and getattr(others, needed)
+    autoencoder = _autoencoder(part) if part.autoencoder else (others.autoencoder if others else None)
+    encoder = _encoder(part, needed) if getattr(part, needed) else getattr(others, needed, None)
     for name, found in (("autoencoder", autoencoder), (needed, encoder)):
         if found is None:
             raise ValueError(

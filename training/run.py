@@ -147,7 +147,7 @@ def _same_run(stage: Stage, out: Path) -> None:
     ]
     if differs:
         raise ValueError(
-            f"{out} holds a run with other settings ({', '.join(differs)}): go on with the same, or begin another folder"
+            f"{out} holds a run with other settings ({', '.join(differs)}): go on with the same, or use another folder"
         )
 
 

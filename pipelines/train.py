@@ -1,0 +1,211 @@
+"""`clipmill train`: a stage, or a recipe of stages, in this process, under torchrun, or on Ray workers."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from curation.errors import UserError
+from pipelines.progress import Reporter
+from training.checkpoint import CheckpointError
+from training.estimate import PEAK_SHARE, estimate
+from training.loop import NonFinite, accumulation
+from training.run import finished, run_stage
+from training.stages import Stage, overlay, parse_setting
+
+_STOPS = (ValueError, OSError, CheckpointError, NonFinite)
+_RECIPE_KEYS = ("stage", "data", "images", "set", "name")
+RESTARTS = 3
+"""How often Ray starts a failed group of workers anew, from the newest checkpoint."""
+
+
+def resolve_stage(name: str, config: Path | None = None, settings: Sequence[str] = ()) -> Stage:
+    """The preset with a YAML file and then `group.key=value` settings laid over it. Raises UserError."""
+    try:
+        stage = Stage.preset(name)
+        if config is not None:
+            stage = overlay(stage, _yaml(config, dict))
+        for setting in settings:
+            stage = overlay(stage, parse_setting(setting))
+        return stage
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+
+
+def train(
+    stage: Stage,
+    data: str,
+    out: Path,
+    *,
+    images: str | None = None,
+    init: Path | None = None,
+    device: str | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Train, or go on with, one stage; returns its model. Raises UserError with what stopped it."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    quiet = quiet or int(os.environ.get("RANK", "0")) > 0
+    try:
+        with Reporter(stage.name, stage.run.steps, unit="steps", quiet=quiet) as reporter:
+            return run_stage(
+                stage, data, out, images=images, init=init, device=device, on_log=_Progress(reporter)
+            ).model
+    except _STOPS as error:
+        raise error if isinstance(error, UserError) else UserError(str(error)) from error
+
+
+def train_recipe(path: Path, out: Path, *, device: str | None = None, quiet: bool = False) -> Iterator[Path]:
+    """Run the stages of a YAML file one after another, each from the weights of the one before; yields their models.
+
+        init: MODEL            (where the first one starts)
+        stages:
+          - {stage: tiny-image, data: DATASET/shards/NAME-images, set: {run: {steps: 100}}}
+          - {stage: tiny-video, data: DATASET/shards/NAME}
+
+    Relative paths are seen from the file. What is done already is not done again. Raises UserError.
+    """
+    content = _yaml(path, dict)
+    unknown = [key for key in content if key not in ("init", "stages")]
+    stages = content.get("stages")
+    if unknown or not isinstance(stages, list) or not stages:
+        raise UserError(f"{path}: a recipe has 'stages', a list, and may have 'init'; came {', '.join(content)}")
+    init = _beside(path, content.get("init"))
+    chosen = [_stage_of(path, entry) for entry in stages]
+    for number, (entry, stage) in enumerate(zip(stages, chosen, strict=True), 1):
+        folder = out / f"{number}-{entry.get('name', stage.name)}"
+        model = finished(folder)
+        if model is None:
+            data, images = (_beside(path, entry.get(key)) for key in ("data", "images"))
+            model = train(
+                stage, str(data), folder, images=images and str(images), init=init, device=device, quiet=quiet
+            )
+        yield model
+        init = model
+
+
+def dry_run(stage: Stage, gpus: int) -> list[tuple[str, str]]:
+    """What the stage would cost, as rows to print. Raises UserError where its batches do not divide among `gpus`."""
+    try:
+        batches = accumulation(stage, gpus)
+        costs = estimate(stage, gpus=gpus)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    total = costs.weights_bytes + costs.activations_bytes
+    return [
+        ("parameters", f"{costs.parameters:,}"),
+        ("of which train", f"{costs.trained_parameters:,}"),
+        ("batch", f"{stage.run.batch_size:,} = {stage.data.batch_size} x {gpus} GPUs x {batches} accumulated"),
+        ("forward, one sample", f"{costs.forward_flops / 1e12:,.2f} TFLOPs, autoencoder {costs.encode_flops / 1e12:,.2f}"),
+        ("a step", f"{costs.step_flops / 1e15:,.3f} PFLOPs"),
+        ("memory per GPU", f"{total / 2**30:,.1f} GiB: weights, gradients, optimiser, average "
+                           f"{costs.weights_bytes / 2**30:,.1f}{' (sharded)' if costs.sharded else ''}, activations "
+                           f"{costs.activations_bytes / 2**30:,.1f}"),
+        ("duration", f"{costs.days(stage.run.steps, gpus):,.2f} days for {stage.run.steps:,} steps on {gpus} H100 at "
+                     f"{PEAK_SHARE:.0%} of their bf16 peak"),
+    ]  # fmt: skip
+
+
+def train_on_ray(
+    stage: Stage,
+    data: str,
+    out: Path,
+    *,
+    workers: int,
+    images: str | None = None,
+    init: Path | None = None,
+    address: str | None = None,
+    device: str | None = None,
+) -> Path:
+    """The same on Ray workers, one per GPU, or per CPU with `device` cpu. `out`, `data` and `init` have to be on a
+    file system that all of them see. A failed group is started anew and goes on from the newest checkpoint.
+
+    Raises UserError.
+    """
+    import torch
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from pipelines.cluster import connected
+
+    gpu = torch.cuda.is_available() if device is None else device == "cuda"
+    settings = {
+        "stage": stage, "data": os.path.abspath(data), "out": out.absolute(), "init": init and init.absolute(),
+        "images": images and os.path.abspath(images), "device": "cuda" if gpu else "cpu",
+    }  # fmt: skip
+    with connected(address):
+        trainer = TorchTrainer(
+            _ray_worker,
+            train_loop_config=settings,
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo"),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
+            run_config=RunConfig(
+                name="ray", storage_path=str(out.absolute()), failure_config=FailureConfig(max_failures=RESTARTS)
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:  # Ray's own kinds differ between its versions; the last line says what it was
+            raise UserError(f"training on Ray failed: {str(error).strip().splitlines()[-1]}") from error
+    model = finished(out)
+    assert model is not None
+    return model
+
+
+def _ray_worker(settings: Mapping[str, Any]) -> None:
+    """What one of Ray's workers does; Ray has made the process group."""
+    run_stage(
+        settings["stage"],
+        settings["data"],
+        settings["out"],
+        images=settings["images"],
+        init=settings["init"],
+        device=settings["device"],
+    )
+
+
+class _Progress:
+    """The line of progress, from lines of the log."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter, self._step = reporter, 0
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        parts = [
+            f"loss {record['loss']:.4f}",
+            f"{record['samples_per_s']:.2f} samples/s",
+            f"data wait {record['data_wait_s']:.3f} s of {record['step_s']:.3f} s",
+            f"{record['memory_bytes'] / 2**30:.1f} GiB",
+        ]
+        if "peak_share" in record:
+            parts.append(f"{record['peak_share']:.0%} of peak")
+        self._reporter.advance(int(record["step"]) - self._step, ", ".join(parts))
+        self._step = int(record["step"])
+
+
+def _stage_of(path: Path, entry: Any) -> Stage:
+    if not isinstance(entry, dict) or "stage" not in entry or "data" not in entry:
+        raise UserError(f"{path}: each stage has 'stage' and 'data', came {entry!r}")
+    unknown = [key for key in entry if key not in _RECIPE_KEYS]
+    if unknown:
+        raise UserError(f"{path}: a stage has {', '.join(_RECIPE_KEYS)}; came {', '.join(unknown)}")
+    try:
+        return overlay(Stage.preset(entry["stage"]), entry.get("set") or {})
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _beside(recipe: Path, path: str | None) -> Path | None:
+    return None if path is None else recipe.parent / path
+
+
+def _yaml(path: Path, kind: type[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(content, kind):
+        raise UserError(f"{path} should hold settings by name, came {type(content).__name__}")
+    return content

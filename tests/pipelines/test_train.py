@@ -1,0 +1,158 @@
+"""Shards in, a model that can be sampled out: stages one after another, on Ray too, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from curation.errors import UserError
+from pipelines.cli import app
+from pipelines.sample import Request, sample
+from pipelines.train import dry_run, resolve_stage, train, train_on_ray, train_recipe
+from svd.checkpoint import load_model, save_model
+from svd.config import UNetConfig
+from svd.model import Model, ModelConfig
+from tests.training import shards
+from tests.training.world import UNET
+
+SETTINGS = [
+    f"model.changes={json.dumps({**UNET, 'id_width': 16, 'frames': 3})}",
+    "data.frames=3", "data.height_px=32", "data.width_px=48", "data.batch_size=2", "data.workers=0", "data.fps=[8]",
+    "run.steps=4", "run.batch_size=2", "run.log_every=2", "run.save_every=2", "run.sample_every=4",
+    "run.sample_steps=2", "optimizer.warmup_steps=2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    clip = shards.video(24)
+    shards.write_shard(folder / "clips-0.tar", [shards.sample(f"{i}", clip) for i in range(4)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import cv2
+
+    folder = tmp_path_factory.mktemp("pictures")
+    jpg = cv2.imencode(".jpg", shards.numbered(77))[1].tobytes()
+    shards.write_shard(folder / "images-0.tar", [shards.sample(f"{i}", jpg, "jpg") for i in range(4)])
+    return folder
+
+
+def model_at(folder: Path, preset: str) -> Path:
+    """A new tiny model of a preset, with an autoencoder and the encoder it needs."""
+    frames = 1 if preset == "sd21" else 3
+    unet = UNetConfig.preset(preset, **UNET, id_width=16, frames=frames)
+    save_model(Model.build(ModelConfig.tiny(unet, width_px=48, height_px=32)), folder)
+    return folder
+
+
+def test_a_stage_by_the_command_line_gives_a_model_that_makes_videos(data: Path, tmp_path: Path) -> None:
+    init, out = model_at(tmp_path / "init", "svd"), tmp_path / "run"
+    arguments = ["train", "--stage", "tiny-image-to-video", "--data", str(data), "--out", str(out), "--init", str(init)]
+    for setting in SETTINGS:
+        arguments += ["--set", setting]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [2, 4]
+    assert np.asarray(Image.open(out / "samples" / "step-00000004.png")).std() > 5
+    about = json.loads((out / "stage.json").read_text())
+    assert about["stage"]["run"]["steps"] == 4
+    assert about["versions"]["torch"]
+    Image.fromarray(shards.numbered(3)).save(tmp_path / "first.png")
+    request = Request(image=tmp_path / "first.png", steps=2, device="cpu")
+    made = sample(out / "model", tmp_path / "video.mp4", request, quiet=True)
+    assert (made.frames, made.width_px, made.height_px) == (3, 48, 32)
+
+
+def test_a_recipe_grows_an_image_model_into_one_for_videos(data: Path, pictures: Path, tmp_path: Path) -> None:
+    """Stage I, II and image to video, one after another; run again, nothing is done twice."""
+    encoder = model_at(tmp_path / "encoder", "svd")
+
+    def entry(stage: str, where: Path, frames: int, **model: Any) -> dict[str, Any]:
+        changes = {**UNET, "id_width": 16, "frames": frames}
+        return {
+            "stage": stage,
+            "data": str(where),
+            "set": {
+                "model": {"changes": changes, **model},
+                "data": {"frames": frames, "height_px": 32, "width_px": 48, "batch_size": 2, "workers": 0, "fps": 8},
+                "run": {"steps": 2, "batch_size": 2, "sample_every": None},
+            },
+        }
+
+    recipe = tmp_path / "recipe.yaml"
+    stages = [
+        entry("tiny-image", pictures, 1),
+        entry("tiny-video", data, 3),
+        entry("tiny-image-to-video", data, 3, image_encoder=str(encoder)),
+    ]
+    recipe.write_text(yaml.safe_dump({"init": str(model_at(tmp_path / "init", "sd21")), "stages": stages}))
+    models = list(train_recipe(recipe, tmp_path / "runs", quiet=True))
+    assert [load_model(path).config.task for path in models] == ["image", "text-to-video", "image-to-video"]
+    assert [path.parent.name for path in models] == ["1-tiny-image", "2-tiny-video", "3-tiny-image-to-video"]
+    written = [(path / "clipmill.json").stat().st_mtime_ns for path in models]
+    assert list(train_recipe(recipe, tmp_path / "runs", quiet=True)) == models
+    assert [(path / "clipmill.json").stat().st_mtime_ns for path in models] == written
+
+
+def test_joint_training_takes_pictures_beside_videos(data: Path, pictures: Path, tmp_path: Path) -> None:
+    stage = resolve_stage("tiny-video", None, [*SETTINGS, "run.image_share=0.5"])
+    init = model_at(tmp_path / "init", "t2v")
+    train(stage, str(data), tmp_path / "run", images=str(pictures), init=init, quiet=True)
+    with pytest.raises(UserError, match="joint training takes"):
+        train(stage, str(data), tmp_path / "other", init=init, quiet=True)
+
+
+def test_on_ray_with_two_workers(data: Path, tmp_path: Path, ray_cluster: None) -> None:
+    stage = resolve_stage("tiny-image-to-video", None, [*SETTINGS, "run.batch_size=4", "run.strategy=fsdp"])
+    init = model_at(tmp_path / "init", "svd")
+    model = train_on_ray(stage, str(data), tmp_path / "run", workers=2, init=init, device="cpu")
+    assert load_model(model).config.task == "image-to-video"
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_estimate_of_the_paper_s_run_adds_up() -> None:
+    stage = resolve_stage("image-to-video", None, ["run.strategy=fsdp"])
+    rows = dict(dry_run(stage, 256))
+    assert rows["parameters"] == "1,524,623,082"
+    assert rows["batch"] == "768 = 1 x 256 GPUs x 3 accumulated"
+    assert "sharded" in rows["memory per GPU"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("vidoe", [], "did you mean 'video'"),
+        ("video", ["run.stepz=3"], "did you mean 'steps'"),
+        ("video", ["run.steps"], "group.key=value"),
+        ("video", ["run.steps=many"], "run.steps is int"),
+        ("video", ["run.strategy=magic"], "run.strategy cannot be 'magic'"),
+        ("video", ["data.frames=1"], "is a video network"),
+    ],
+)
+def test_settings_that_do_not_fit_say_so(name: str, settings: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve_stage(name, None, settings)
+
+
+def test_what_cannot_be_trained_on_says_why(data: Path, tmp_path: Path) -> None:
+    stage = resolve_stage("tiny-video", None, SETTINGS)
+    with pytest.raises(UserError, match="there is no autoencoder: start from a model that has one"):
+        train(stage, str(data), tmp_path / "a", quiet=True)
+    with pytest.raises(UserError, match="is a model for image-to-video that cannot become one of stage 'tiny-video'"):
+        train(stage, str(data), tmp_path / "b", init=model_at(tmp_path / "svd", "svd"), quiet=True)
+    with pytest.raises(UserError, match=r"no \*.tar in the folder"):
+        train(stage, str(tmp_path), tmp_path / "c", init=model_at(tmp_path / "t2v", "t2v"), quiet=True)
+    train(stage, str(data), tmp_path / "d", init=tmp_path / "t2v", quiet=True)
+    other = resolve_stage("tiny-video", None, [*SETTINGS, "optimizer.lr=1"])
+    with pytest.raises(UserError, match=r"a run with other settings \(optimizer.lr\)"):
+        train(other, str(data), tmp_path / "d", init=tmp_path / "t2v", quiet=True)

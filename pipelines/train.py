@@ -79,9 +79,8 @@ def train_recipe(path: Path, out: Path, *, device: str | None = None, quiet: boo
         model = finished(folder)
         if model is None:
             data, images = (_beside(path, entry.get(key)) for key in ("data", "images"))
-            model = train(
-                stage, str(data), folder, images=images and str(images), init=init, device=device, quiet=quiet
-            )
+            beside = None if images is None else str(images)
+            model = train(stage, str(data), folder, images=beside, init=init, device=device, quiet=quiet)
         yield model
         init = model
 
@@ -98,7 +97,7 @@ def dry_run(stage: Stage, gpus: int) -> list[tuple[str, str]]:
         ("parameters", f"{costs.parameters:,}"),
         ("of which train", f"{costs.trained_parameters:,}"),
         ("batch", f"{stage.run.batch_size:,} = {stage.data.batch_size} x {gpus} GPUs x {batches} accumulated"),
-        ("forward, one sample", f"{costs.forward_flops / 1e12:,.2f} TFLOPs, autoencoder {costs.encode_flops / 1e12:,.2f}"),
+        ("forward, a sample", f"{costs.forward_flops / 1e12:,.2f} TFLOPs, autoencoder {costs.encode_flops / 1e12:,.2f}"),
         ("a step", f"{costs.step_flops / 1e15:,.3f} PFLOPs"),
         ("memory per GPU", f"{total / 2**30:,.1f} GiB: weights, gradients, optimiser, average "
                            f"{costs.weights_bytes / 2**30:,.1f}{' (sharded)' if costs.sharded else ''}, activations "

@@ -69,7 +69,7 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x):
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
             if x.device.type == "cpu":
                 x = x - self._near_mean(x)
@@ -89,9 +89,14 @@ class LayerNorm(nn.LayerNorm):
     """LayerNorm, under autocast like `GroupNorm`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x):
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+def _no_autocast(x: Tensor) -> torch.autocast:
+    """For operations on `x` in its own dtype; the meta device knows no autocast."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 class TemporalConv(nn.Conv3d):

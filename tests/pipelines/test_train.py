@@ -112,7 +112,7 @@ def test_joint_training_takes_pictures_beside_videos(data: Path, pictures: Path,
         train(stage, str(data), tmp_path / "other", init=init, quiet=True)
 
 
-def test_on_ray_with_two_workers(data: Path, tmp_path: Path, ray_cluster: None) -> None:
+def test_on_ray_with_two_workers(data: Path, tmp_path: Path, local_ray: None) -> None:
     stage = resolve_stage("tiny-image-to-video", None, [*SETTINGS, "run.batch_size=4", "run.strategy=fsdp"])
     init = model_at(tmp_path / "init", "svd")
     model = train_on_ray(stage, str(data), tmp_path / "run", workers=2, init=init, device="cpu")

@@ -92,19 +92,37 @@ def dry_run(stage: Stage, gpus: int) -> list[tuple[str, str]]:
         costs = estimate(stage, gpus=gpus)
     except ValueError as error:
         raise UserError(str(error)) from error
-    total = costs.weights_bytes + costs.activations_bytes
+    gib = 2**30
+    total = (costs.weights_bytes + costs.activations_bytes) / gib
+    sharded = " (sharded)" if costs.sharded else ""
+    days = costs.days(stage.run.steps, gpus)
     return [
         ("parameters", f"{costs.parameters:,}"),
         ("of which train", f"{costs.trained_parameters:,}"),
-        ("batch", f"{stage.run.batch_size:,} = {stage.data.batch_size} x {gpus} GPUs x {batches} accumulated"),
-        ("forward, a sample", f"{costs.forward_flops / 1e12:,.2f} TFLOPs, autoencoder {costs.encode_flops / 1e12:,.2f}"),
-        ("a step", f"{costs.step_flops / 1e15:,.3f} PFLOPs"),
-        ("memory per GPU", f"{total / 2**30:,.1f} GiB: weights, gradients, optimiser, average "
-                           f"{costs.weights_bytes / 2**30:,.1f}{' (sharded)' if costs.sharded else ''}, activations "
-                           f"{costs.activations_bytes / 2**30:,.1f}"),
-        ("duration", f"{costs.days(stage.run.steps, gpus):,.2f} days for {stage.run.steps:,} steps on {gpus} H100 at "
-                     f"{PEAK_SHARE:.0%} of their bf16 peak"),
-    ]  # fmt: skip
+        ("samples per step", f"{stage.run.batch_size:,}: {stage.data.batch_size} x {gpus} GPUs x {batches} in turn"),
+        ("one sample, forward", f"{_flops(costs.forward_flops)}; its latents {_flops(costs.encode_flops)}"),
+        ("one step", _flops(costs.step_flops)),
+        ("memory per GPU", f"{total:,.1f} GiB"),
+        ("  of weights and optimiser", f"{costs.weights_bytes / gib:,.1f} GiB{sharded}"),
+        ("  of activations", f"{costs.activations_bytes / gib:,.1f} GiB"),
+        (
+            "duration",
+            f"{_duration(days)} for {stage.run.steps:,} steps on {gpus} H100, at {PEAK_SHARE:.0%} of its peak",
+        ),
+    ]
+
+
+def _flops(count: float) -> str:
+    for unit, size in (("P", 1e15), ("T", 1e12)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}FLOPs"
+    return f"{count / 1e9:,.2f} GFLOPs"
+
+
+def _duration(days: float) -> str:
+    if days >= 1:
+        return f"{days:,.1f} days"
+    return f"{days * 24:,.1f} hours" if days * 24 >= 1 else f"{days * 86400:,.0f} seconds"
 
 
 def train_on_ray(

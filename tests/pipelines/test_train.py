@@ -124,8 +124,8 @@ def test_the_estimate_of_the_paper_s_run_adds_up() -> None:
     stage = resolve_stage("image-to-video", None, ["run.strategy=fsdp"])
     rows = dict(dry_run(stage, 256))
     assert rows["parameters"] == "1,524,623,082"
-    assert rows["batch"] == "768 = 1 x 256 GPUs x 3 accumulated"
-    assert "sharded" in rows["memory per GPU"]
+    assert rows["samples per step"] == "768: 1 x 256 GPUs x 3 in turn"
+    assert rows["  of weights and optimiser"] == "0.1 GiB (sharded)"
 
 
 @pytest.mark.parametrize(

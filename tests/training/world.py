@@ -1,6 +1,7 @@
 """A small world to train in: latents whose motion a network can learn, a tiny model, and a stage of a few steps."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,11 +32,10 @@ def tiny_stage(name: str = "tiny-video", **run: Any) -> Stage:
 def tiny_model(stage: Stage, seed: int = 0) -> Model:
     """New networks for the stage; the same seed gives the same weights."""
     torch.manual_seed(seed)
-    model = Model.build(ModelConfig.tiny(UNetConfig.preset(stage.model.unet, **stage.model.changes)))
+    shapes = ModelConfig.tiny(UNetConfig.preset(stage.model.unet, **stage.model.changes))
+    model = Model.build(replace(shapes, image_encoder=None, text_encoder=None))
     model.text_encoder = CachedTexts({"": torch.zeros(TOKENS, 16)})
     model.autoencoder.requires_grad_(False).eval()
-    if isinstance(model.image_encoder, torch.nn.Module):
-        model.image_encoder.requires_grad_(False).eval()
     return model
 
 
@@ -81,5 +81,6 @@ class Stream:
             mean_BTCHW=mean_BTCHW,
             logvar_BTCHW=torch.full_like(mean_BTCHW, -4.0),
             ends_BECHW=torch.stack(ends),
+            image_embeddings_BEC=torch.stack([picture[:2] for picture in tokens]),
             text_tokens_BNC=torch.stack(tokens),
         )

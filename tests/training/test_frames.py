@@ -1,0 +1,131 @@
+"""Which frames are taken, by their timestamps, and that they are the ones, upright and of the size."""
+
+import random
+from fractions import Fraction
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.training.shards import number_of, numbered, video
+from training.buckets import bucket_sizes, nearest_size
+from training.frames import SampleError, choose_frames, sample_picture, sample_video
+
+
+def taken(content: bytes, *, length: int = 4, rate: float = 12.0, reader: str = "pyav", seed: int = 0) -> list[int]:
+    """The numbers of the frames that are taken."""
+    sampled = sample_video(
+        content,
+        lengths=(length,),
+        rates=(rate,),
+        size_for=partial(nearest_size, ((64, 96),)),
+        crop="center",
+        rng=random.Random(seed),
+        reader=reader,  # type: ignore[arg-type]
+    )
+    assert sampled.frames_THWC.shape == (length, 64, 96, 3)
+    return [number_of(frame) for frame in sampled.frames_THWC]
+
+
+@pytest.mark.parametrize("reader", ["pyav", "decord"])
+@pytest.mark.parametrize(("fps", "rate", "stride"), [(24, 12.0, 2), (24, 8.0, 3), (24, 100.0, 1), (30, 6.0, 5)])
+def test_frames_follow_each_other_at_the_rate(fps: int, rate: float, stride: int, reader: str) -> None:
+    numbers = taken(video(40, fps=fps), rate=rate, reader=reader)
+    assert [after - before for before, after in zip(numbers[:-1], numbers[1:], strict=True)] == [stride] * 3
+
+
+def test_both_readers_take_the_same_frames() -> None:
+    content = video(40)
+    assert [taken(content, seed=seed) for seed in range(5)] == [
+        taken(content, seed=s, reader="decord") for s in range(5)
+    ]
+
+
+def test_times_count_and_not_indices() -> None:
+    """Ten frames at 24/s, then ten at 6/s: at 6/s every fourth of the first, every one of the others."""
+    pts = [*range(10), *range(10, 50, 4)]
+    content = video(20, fps=24, pts=pts, time_base=Fraction(1, 24))
+    times_s = [place / 24 for place in pts]
+    numbers = taken(content, length=8, rate=6.0)
+    assert [times_s[n] for n in numbers] == pytest.approx([times_s[numbers[0]] + i / 6 for i in range(8)], abs=1 / 24)
+
+
+@given(st.integers(2, 60), st.integers(1, 10), st.sampled_from([4.0, 7.0, 24.0, 60.0]), st.integers(0, 99))
+def test_chosen_frames_rise_and_lie_in_the_clip(count: int, length: int, rate: float, seed: int) -> None:
+    times_s = [0.5 + i / 24 for i in range(count)]
+    try:
+        choice = choose_frames(times_s, lengths=(length,), rates=(rate,), rng=random.Random(seed))
+    except SampleError as error:
+        assert error.kind == "too_short"
+        assert (length - 1) / min(rate, 24) > (count - 0.5) / 24 - 1e-6
+        return
+    assert len(choice.places) == length
+    assert list(choice.places) == sorted(choice.places)
+    assert choice.places[0] >= 0
+    assert choice.places[-1] < count
+    assert choice.fps == pytest.approx(min(rate, 24), rel=0.35)
+
+
+@pytest.mark.parametrize(("rotation", "turns"), [(0, 0), (90, -1), (180, 2), (270, 1)])
+def test_a_phone_s_video_comes_upright(rotation: int, turns: int) -> None:
+    content = video([np.ascontiguousarray(np.rot90(numbered(9), -turns)) for _ in range(8)], rotation=rotation)
+    assert taken(content, length=2) == [9, 9]
+
+
+def test_pixels_that_are_wider_than_high_are_stretched() -> None:
+    """48 x 64 stored, pixels twice as wide: shown as 96 x 64."""
+    narrow = [numbered(5)[:, ::2] for _ in range(8)]
+    assert taken(video(narrow, sample_aspect_ratio=Fraction(2)), length=2) == [5, 5]
+
+
+def test_the_middle_is_cut_out_or_a_part_by_chance() -> None:
+    picture = np.zeros((64, 192, 3), np.uint8)
+    picture[:, 64:128] = 255
+    content = video([picture] * 8)
+
+    def cut(crop: str, seed: int) -> float:
+        size_for = partial(nearest_size, ((64, 64),))
+        sampled = sample_video(
+            content,
+            lengths=(2,),
+            rates=(12.0,),
+            size_for=size_for,
+            crop=crop,
+            rng=random.Random(seed),  # type: ignore[arg-type]
+        )
+        return float(sampled.frames_THWC.mean())
+
+    assert cut("center", 0) > 250
+    assert len({round(cut("random", seed)) for seed in range(6)}) > 3
+
+
+def test_what_cannot_be_read_says_why() -> None:
+    with pytest.raises(SampleError, match="too_short: 3 frames within"):
+        taken(video(3))
+    with pytest.raises(SampleError, match="decode_error"):
+        taken(b"no video")
+    with pytest.raises(SampleError, match="decode_error: 2 bytes that are no picture"):
+        sample_picture(b"no", size_for=partial(nearest_size, ((8, 8),)), crop="center", rng=random.Random(0))
+    whole = video(40)
+    with pytest.raises(SampleError, match="decode_error"):
+        taken(whole[: len(whole) // 2])
+
+
+@given(
+    st.integers(128, 1024).map(lambda side: side * side),
+    st.lists(st.floats(0.4, 2.5), min_size=1, max_size=6),
+)
+def test_buckets_have_about_the_area_and_the_aspect(area_px: int, ratios: list[float]) -> None:
+    for height, width in bucket_sizes(area_px=area_px, aspect_ratios=ratios, multiple_px=16):
+        assert height % 16 == width % 16 == 0
+        assert 0.7 < height * width / area_px < 1.4
+
+
+def test_a_picture_goes_to_the_bucket_of_its_aspect() -> None:
+    sizes = bucket_sizes(area_px=576 * 1024, aspect_ratios=(16 / 9, 1.0, 9 / 16))
+    assert sizes == ((576, 1024), (768, 768), (1024, 576))
+    assert nearest_size(sizes, 1080, 1920) == (576, 1024)
+    assert nearest_size(sizes, 1920, 1080) == (1024, 576)
+    assert nearest_size(sizes, 500, 480) == (768, 768)

@@ -1,0 +1,147 @@
+"""Noise of each sample's own, conditions as the paper has them, and what is dropped of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.training.world import Stream, tiny_model, tiny_stage
+from training.objective import Objective, draw
+from training.seeds import seed_of
+from training.stages import overlay
+
+Call = dict[str, Tensor]
+
+
+class Recorder(nn.Module):
+    """A network that remembers what it was called with, and answers with zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.call: dict[str, Any] = {}
+
+    def forward(self, x_BTCHW: Tensor, c_noise_B: Tensor, **rest: Tensor) -> Tensor:
+        self.call = {"x": x_BTCHW, "c_noise": c_noise_B, **rest}
+        return torch.zeros_like(x_BTCHW[:, :, :4])
+
+
+def called(name: str, change: Callable[[Any], Any] = lambda stage: stage, seeds: tuple[int, ...] = (1, 2)) -> Call:
+    stage = change(tiny_stage(name))
+    recorder = Recorder()
+    Objective(tiny_model(stage), stage)(recorder, Stream(stage).batch([0, 1]), seeds)
+    return recorder.call
+
+
+def dropping(context: float, concat: float) -> Callable[[Any], Any]:
+    return lambda stage: overlay(stage, {"dropping": {"context": context, "concat": concat}})
+
+
+def test_a_sample_s_draws_are_its_own() -> None:
+    schedule = tiny_stage().noise.build()
+    like = torch.empty(3, 2, 4, 4, 6)
+    together = draw(schedule, [5, 6, 7])
+    alone = draw(schedule, [6])
+    assert together.sigma_B[1] == alone.sigma_B[0]
+    assert together.augmentation_B[1] == alone.augmentation_B[0]
+    assert torch.equal(together.noise(like)[1], alone.noise(like[:1])[0])
+    assert len(set(together.sigma_B.tolist())) == 3
+
+
+def test_draws_follow_their_distributions() -> None:
+    stage = overlay(tiny_stage(), {"noise": {"p_mean": 0.7, "p_std": 1.6}})
+    draws = draw(stage.noise.build(), [seed_of(0, i) for i in range(4000)])
+    ln_sigma, ln_augmentation = draws.sigma_B.log(), draws.augmentation_B.log()
+    assert float(ln_sigma.mean()) == pytest.approx(0.7, abs=0.1)
+    assert float(ln_sigma.std()) == pytest.approx(1.6, abs=0.1)
+    assert float(ln_augmentation.mean()) == pytest.approx(-3.0, abs=0.05)
+    assert float(draws.share_B.mean()) == pytest.approx(0.5, abs=0.03)
+    assert abs(float(torch.corrcoef(torch.stack([ln_sigma, draws.share_B]))[0, 1])) < 0.06
+
+
+def test_the_loss_of_a_network_that_says_nothing_is_known() -> None:
+    """With F = 0, D is c_skip x, and the weighted error has the closed form below for unit data."""
+    stage = tiny_stage()
+    model, stream = tiny_model(stage), Stream(stage)
+    objective = Objective(model, stage)
+    losses = objective(Recorder(), stream.batch(list(range(64))), [seed_of(i) for i in range(64)])
+    sigma_B = losses.sigma_B
+    scale = model.autoencoder.config.scale_factor
+    c_skip = 1 / (sigma_B**2 + 1)
+    variance = scale**2 * (1 + torch.tensor(-4.0).exp())
+    expected_B = (1 + sigma_B**2) / sigma_B**2 * ((1 - c_skip) ** 2 * variance + c_skip**2 * sigma_B**2)
+    assert float((losses.loss_B / expected_B).mean()) == pytest.approx(1, abs=0.05)
+
+
+def test_a_text_is_the_context_and_its_absence_the_empty_text() -> None:
+    tokens = Stream(tiny_stage()).batch([0, 1]).text_tokens_BNC
+    assert tokens is not None
+    assert torch.equal(called("tiny-video", dropping(0, 0))["context_BNC"], tokens)
+    assert not called("tiny-video", dropping(1, 0))["context_BNC"].any()
+
+
+def test_a_picture_is_told_twice_and_dropped_together() -> None:
+    """CLIP's embedding as one token; the latent, without scale factor, beside every frame (traps of the release)."""
+    whole, none = called("tiny-image-to-video", dropping(0, 0)), called("tiny-image-to-video", dropping(1, 1))
+    embeddings = Stream(tiny_stage("tiny-image-to-video")).batch([0, 1]).image_embeddings_BEC
+    assert embeddings is not None
+    assert torch.equal(whole["context_BNC"], embeddings[:, :1])
+    concat = whole["x"][:, :, 4:]
+    assert concat.any()
+    assert all(torch.equal(concat[:, 0], concat[:, t]) for t in range(concat.shape[1]))
+    assert not none["context_BNC"].any()
+    assert not none["x"][:, :, 4:].any()
+    assert torch.equal(none["ids_BK"], whole["ids_BK"])
+
+
+def test_one_draw_drops_both_conditions() -> None:
+    seeds = tuple(seed_of(9, i) for i in range(2))
+    for at in range(20):
+        call = called("tiny-image-to-video", dropping(0.5, 0.5), seeds=(seed_of(at, 0), seed_of(at, 1)))
+        dropped_context = ~call["context_BNC"].flatten(1).any(1)
+        dropped_concat = ~call["x"][:, :, 4:].flatten(1).any(1)
+        assert torch.equal(dropped_context, dropped_concat)
+    assert len(seeds) == 2
+
+
+def test_ids_are_the_rate_less_one_the_bucket_and_the_noise_on_the_picture() -> None:
+    ids = called("tiny-image-to-video")["ids_BK"]
+    draws = draw(tiny_stage().noise.build(), [1, 2])
+    assert ids[:, :2].tolist() == [[7.0, 127.0]] * 2
+    torch.testing.assert_close(ids[:, 2], draws.augmentation_B)
+
+
+def test_interpolation_is_told_of_both_ends() -> None:
+    call = called("tiny-interpolation", dropping(0, 0))
+    assert call["context_BNC"].shape[1] == 2
+    mask = call["x"][:, :, 8]
+    assert mask.flatten(2).amax(2).tolist() == [[1.0, 0.0, 1.0]] * 2
+
+
+def test_pictures_among_videos_are_marked() -> None:
+    stage = tiny_stage()
+    recorder, batch = Recorder(), Stream(stage).batch([0, 1])
+    from dataclasses import replace
+
+    Objective(tiny_model(stage), stage)(recorder, replace(batch, image_only=True), [1, 2])
+    assert recorder.call["image_only_B"].all()
+    Objective(tiny_model(stage), stage)(recorder, batch, [1, 2])
+    assert "image_only_B" not in recorder.call
+
+
+def test_pixels_and_their_latents_give_the_same_loss() -> None:
+    """What the encode job computes once is what the loop would have computed."""
+    from dataclasses import replace
+
+    stage = tiny_stage("tiny-image-to-video")
+    model, batch = tiny_model(stage), Stream(stage).batch([0, 1])
+    frames = torch.randint(256, (2, 3, 3, 32, 48), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    pixels = replace(batch, frames_BTCHW=frames, mean_BTCHW=None, logvar_BTCHW=None, ends_BECHW=None)
+    with torch.no_grad():
+        posterior = model.autoencoder.encode(frames.float() / 127.5 - 1)
+    latents = replace(batch, mean_BTCHW=posterior.mean, logvar_BTCHW=posterior.logvar, ends_BECHW=frames[:, [0, -1]])
+    objective = Objective(model, stage)
+    with torch.no_grad():
+        one, other = (objective(model.unet, each, [1, 2]).loss_B for each in (pixels, latents))
+    torch.testing.assert_close(one, other)

@@ -191,7 +191,7 @@ class Stage(Fields):
 
 
 def overlay(config: _F, changes: Mapping[str, Any], *, path: str = "") -> _F:
-    """`config` with `changes` laid over it, group by group.
+    """`config` with `changes` laid over it, group by group; of a mapping, such as `model.changes`, key by key.
 
     Raises ValueError with the dotted name, and the nearest one that exists, for a key that is unknown, and for a
     value that is not of the kind that is there.
@@ -235,6 +235,8 @@ def _fitted(name: str, current: Any, value: Any) -> Any:
     """`value` as the kind of `current`; YAML reads 1e-4 as a text and (1, 2) as a list."""
     if isinstance(value, list):
         value = tuple(value)
+    if isinstance(current, Mapping) and isinstance(value, Mapping):
+        return {**current, **{key: tuple(each) if isinstance(each, list) else each for key, each in value.items()}}
     if isinstance(current, float) and not isinstance(value, bool):
         try:
             return value if value is None else float(value)

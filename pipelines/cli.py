@@ -1,4 +1,4 @@
-"""The command line: `clipmill curate | duplicates | select | shard | status | inspect | train | sample | export`."""
+"""The command line of `clipmill`: one function per command."""
 
 import json
 import signal
@@ -206,6 +206,33 @@ def inspect(videos: Inputs, config: ConfigFile = None, without: Without = None, 
             render.print_inspection(console(), seen)
     if not usable:
         raise UserError("no usable input: see the reason for each above")
+
+
+@app.command(epilog=EXIT_CODES)
+def encode(
+    data: Annotated[str, typer.Option(help="Clip or image shards.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the latent shards.", show_default=False)],
+    stage: Annotated[str, typer.Option(help="Preset whose frames and encoders are meant.", show_default=False)],
+    init: Annotated[Path, typer.Option(help="Model with autoencoder and encoder.", show_default=False)],
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="group.key=value, as often as you like.", show_default=False)
+    ] = None,
+    address: Address = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.")] = None,
+) -> None:
+    """Compute latents and embeddings once: shards that `clipmill train` reads in the place of clips."""
+    from pipelines.encode import encode as run
+    from pipelines.train import resolve_stage
+
+    done = run(resolve_stage(stage, None, change or []), data, out, init=init, address=address, device=device)
+    console().print(
+        f"{done.samples:,} samples in {done.shards:,} shards, {done.bytes / 2**20:,.1f} MiB: "
+        f"{render.printable(str(done.folder))}",
+        markup=False,
+        soft_wrap=True,
+    )
+    for key, reason in done.failed.items():
+        console().print(f"left out: {render.printable(f'{key}: {reason}')}", markup=False, soft_wrap=True)
 
 
 @app.command(epilog=EXIT_CODES)

@@ -1,0 +1,139 @@
+"""One shard of clips or pictures -> one shard of their latents, computed once instead of in every step.
+
+The network's batches then cost no decoding and no autoencoder, at the price of one choice of frames and crop per clip:
+what is drawn for a sample, is drawn once.
+"""
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from svd.model import Model
+from training.data_config import DataConfig
+from training.frames import SampleError
+from training.latents import latent_members
+from training.samples import read_sample
+from training.seeds import seed_of
+from training.shard_index import Shard
+
+_CHUNK_FRAMES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A latent shard that is there."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    failed: Mapping[str, str]
+    """Key -> reason, of samples that could not be read."""
+
+
+def encode_shard(shard: Shard, out: Path, model: Model, config: DataConfig) -> Encoded:
+    """Write OUT/SHARD.tar with the latents of `shard`, then OUT/SHARD.json, its record; an earlier process's whole one
+    stays as it is. Broken samples are left out, and named in the record."""
+    done = read_record(out, shard.name)
+    if done is not None:
+        return done
+    out.mkdir(parents=True, exist_ok=True)
+    target, failed = out / f"{shard.name}.tar", dict(shard.broken)
+    temporary = out / f".{target.name}.{os.getpid()}.tmp"
+    samples = 0
+    try:
+        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for key, members in _encoded(shard, model, config, failed):
+                samples += 1
+                for extension, content in members.items():
+                    entry = tarfile.TarInfo(f"{key}.{extension}")
+                    entry.size = len(content)
+                    tar.addfile(entry, BytesIO(content))
+        with temporary.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = temporary.stat().st_size
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    record = Encoded(name=shard.name, samples=samples, bytes=size, sha256=digest, failed=failed)
+    path = out / f"{shard.name}.json"
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(asdict(record), indent=2) + "\n")
+    unfinished.replace(path)
+    return record
+
+
+def read_record(out: Path, name: str) -> Encoded | None:
+    """The record of a latent shard; None where the shard is not there, or is not of the size that it had."""
+    try:
+        record = Encoded(**json.loads((out / f"{name}.json").read_text()))
+        return record if (out / f"{name}.tar").stat().st_size == record.bytes else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _encoded(
+    shard: Shard, model: Model, config: DataConfig, failed: dict[str, str]
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, files) of each sample; those that cannot be read are put into `failed`."""
+    for row in range(len(shard)):
+        key = shard.key(row)
+        name = key.partition("/")[2]
+        try:
+            yield name, _encode(key, shard.read(row), model, config)
+        except (SampleError, EOFError) as error:
+            failed[name] = str(error)
+
+
+@torch.no_grad()
+def _encode(key: str, members: Mapping[str, bytes], model: Model, config: DataConfig) -> dict[str, bytes]:
+    sample = read_sample(key, members, config, seed=seed_of(config.seed, 0, key))
+    if sample.frames_TCHW is None:
+        raise SampleError("latent", "it holds latents already")
+    about = json.loads(members["json"])
+    frames_TCHW = sample.frames_TCHW.to(model.autoencoder.quant_conv.weight.device)
+    signed_BTCHW = (frames_TCHW.float() / 127.5 - 1)[None]
+    posterior = model.autoencoder.encode(signed_BTCHW, chunk_frames=_CHUNK_FRAMES)
+    embeddings = None if model.image_encoder is None else model.image_encoder(signed_BTCHW[0, [0, -1]])
+    written = [i for i, caption in enumerate(about["captions"]) if caption.get("text")]
+    tokens = {}
+    if model.text_encoder is not None and written:
+        texts = [about["captions"][i]["text"] for i in written]
+        tokens = dict(zip(written, model.text_encoder(texts), strict=True))
+    return latent_members(
+        about,
+        mean_TCHW=posterior.mean[0],
+        logvar_TCHW=posterior.logvar[0],
+        ends_ECHW=frames_TCHW[[0, -1]],
+        fps=sample.fps,
+        picture=sample.picture,
+        embeddings_EC=embeddings,
+        tokens=tokens,
+        made_with={"height_px": frames_TCHW.shape[-2], "width_px": frames_TCHW.shape[-1], "models": digests(model)},
+    )
+
+
+def digests(model: Model) -> dict[str, str]:
+    """16 hex digits for the weights of each part that latents are computed with."""
+    found = {}
+    for name, network in model.networks().items():
+        if name != "unet":
+            found[name] = _digest(network)
+    return found
+
+
+def _digest(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().sum(dtype=torch.float64).cpu().numpy().tobytes())
+        digest.update(tensor.detach().float().abs().sum(dtype=torch.float64).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

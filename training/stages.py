@@ -279,7 +279,7 @@ def _stage(
         name=name,
         about=about,
         model=ModelPart(unet=unet, **(model or {})),
-        data=DataConfig(frames=frames, height_px=height_px, width_px=width_px, **(data or {})),
+        data=DataConfig(frames=frames, height_px=height_px, width_px=width_px, captions=_CAPTIONS, **(data or {})),
         noise=NoisePart(p_mean=noise[0], p_std=noise[1]),
         dropping=DroppingPart(context=drop, concat=drop),
         optimizer=OptimizerPart(lr=lr, ema=ema),
@@ -288,6 +288,8 @@ def _stage(
 
 
 _FREQUENT = {"checkpointing": True}
+_CAPTIONS = {"coca": 0.5, "video": 0.25, "merged": 0.25}
+"""Section 3.1; a sample without any of these gives its first caption."""
 _BEFORE = (-1.2, 1.0)
 
 STAGES: tuple[Stage, ...] = (

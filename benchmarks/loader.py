@@ -1,0 +1,193 @@
+"""What a batch of frames costs, beside the plain decoding of the same frames, and beside webdataset with decord.
+
+Run: python -m benchmarks.loader [--runs N] [--samples N]. Clips of 3 s of real footage, H.264 with a keyframe every
+second, as the shard writer encodes them; of each, 14 frames at one of three rates, shrunk to 320 x 576. CPU seconds of
+one process and one thread, in turn. Then a tiny stage trains on them: how long a step waits for its data.
+"""
+
+import argparse
+import io
+import itertools
+import json
+import random
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import decord
+import numpy as np
+import torch
+import webdataset
+
+from benchmarks.common import interleaved, real_videos, report
+from pipelines.demo.writer import Encoding, write_video
+from svd.config import UNetConfig
+from svd.model import Model, ModelConfig
+from training.data import loader
+from training.data_config import DataConfig
+from training.distributed import join, leave
+from training.frames import choose_frames
+from training.loop import train
+from training.order import Order
+from training.seeds import seed_of
+from training.shard_index import index_shards
+from training.stages import Stage, overlay
+
+SOURCES = ("v2d_test", "psd_testvideo", "cc_test_video_30s", "dj_video1", "dj_video3")
+CLIP_S = 3.0
+CONFIG = DataConfig(frames=14, height_px=320, width_px=576, fps=(6.0, 8.0, 12.0), batch_size=4, workers=0)
+
+
+def write_shards(folder: Path, clips: int) -> None:
+    """Clips from all over the real footage, in shards of ten."""
+    found = (path for name in SOURCES for path in sorted(real_videos().glob(f"{name}.*")) if path.suffix != ".json")
+    streams = [pieces(path) for path in found]
+    chosen = itertools.islice(itertools.chain.from_iterable(zip(*streams, strict=False)), clips)
+    for number, batch in enumerate(_tens(chosen)):
+        with tarfile.open(folder / f"clips-{number:06d}.tar", "w") as tar:
+            for key, content in batch:
+                about = {
+                    "captions": [{"source": "benchmark", "text": "a clip"}],
+                    "conditioning": {"motion_bucket": 127},
+                }
+                for extension, data in (("mp4", content), ("json", json.dumps(about).encode())):
+                    entry = tarfile.TarInfo(f"{key}.{extension}")
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+
+
+def _tens(items: Iterator[Any]) -> Iterator[list[Any]]:
+    while batch := list(itertools.islice(items, 10)):
+        yield batch
+
+
+def pieces(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(key, MP4) of one clip after the other."""
+    with av.open(str(path)) as container, tempfile.TemporaryDirectory() as folder:
+        stream = container.streams.video[0]
+        rate = Fraction(stream.average_rate or 25)
+        frames = container.decode(stream)
+        for number in itertools.count():
+            pictures = [f.to_ndarray(format="bgr24") for f in itertools.islice(frames, round(CLIP_S * rate))]
+            if len(pictures) < CLIP_S * rate * 0.99:
+                return
+            height, width = (side // 2 * 2 for side in pictures[0].shape[:2])
+            target = Path(folder) / f"{number}.mp4"
+            write_video(
+                target,
+                (np.ascontiguousarray(picture[:height, :width]) for picture in pictures),
+                range(len(pictures)),
+                time_base=1 / rate,
+                fps=rate,
+                width=width,
+                height=height,
+                encoding=Encoding(crf=18),
+            )
+            yield f"{path.stem}-{number}", target.read_bytes()
+
+
+def read_ours(shards: Path, samples: int) -> None:
+    for _ in itertools.islice(iter(loader(shards, CONFIG)), samples // CONFIG.batch_size):
+        pass
+
+
+def decode_alone(shards: Path, samples: int) -> None:
+    """From the keyframe before the first frame that our loader takes to the last one, nothing done with them."""
+    index = index_shards(shards)
+    order = Order([len(shard) for shard in index.shards], seed=CONFIG.seed)
+    for position in range(samples):
+        epoch, number, row = order.at(position)
+        shard = index.shards[number]
+        rng = random.Random(seed_of(CONFIG.seed, epoch, shard.key(row)))
+        with av.open(io.BytesIO(shard.read(row)["mp4"])) as container:
+            stream = container.streams.video[0]
+            stream.thread_count = 1
+            packets = [packet for packet in container.demux(stream) if packet.size]
+            shown = sorted(packet.pts for packet in packets)
+            times_s = [pts * float(stream.time_base) for pts in shown]
+            places = choose_frames(times_s, lengths=(CONFIG.frames,), rates=CONFIG.fps, rng=rng).places
+            first, last = shown[places[0]], shown[places[-1]]
+            start = max(i for i, packet in enumerate(packets) if packet.is_keyframe and packet.pts <= first)
+            end = max(i for i, packet in enumerate(packets) if packet.pts <= last)
+            for packet in (*packets[start : end + 1], None):
+                stream.codec_context.decode(packet)
+
+
+def read_webdataset_decord(shards: Path, samples: int) -> None:
+    """The usual loop: webdataset's samples, decord's frames at one of the rates, OpenCV's resize."""
+    rng = random.Random(0)
+    urls = sorted(str(path) for path in shards.glob("*.tar"))
+    stream = itertools.chain.from_iterable(webdataset.WebDataset(urls, shardshuffle=False) for _ in itertools.count())
+    batch = []
+    for sample in itertools.islice(stream, samples):
+        reader = decord.VideoReader(io.BytesIO(sample["mp4"]), num_threads=1)
+        step = reader.get_avg_fps() / rng.choice(CONFIG.fps)
+        span = step * (CONFIG.frames - 1)
+        start = rng.uniform(0, max(0.0, len(reader) - 1 - span))
+        wanted = [min(len(reader) - 1, round(start + i * step)) for i in range(CONFIG.frames)]
+        frames = reader.get_batch(wanted).asnumpy()
+        scale = max(CONFIG.height_px / frames.shape[1], CONFIG.width_px / frames.shape[2])
+        height, width = round(frames.shape[1] * scale), round(frames.shape[2] * scale)
+        top, left = (height - CONFIG.height_px) // 2, (width - CONFIG.width_px) // 2
+        resized = [cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames]
+        cut = [frame[top : top + CONFIG.height_px, left : left + CONFIG.width_px] for frame in resized]
+        batch.append(torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2))
+        if len(batch) == CONFIG.batch_size:
+            torch.stack(batch)
+            batch.clear()
+
+
+def waiting(shards: Path, out: Path) -> float:
+    """Share of a step at tiny size that the loop waits for data, one worker reading ahead."""
+    stage = overlay(
+        Stage.preset("tiny-image-to-video"),
+        {"run": {"steps": 30, "log_every": 10, "save_every": 1000, "sample_every": None}, "data": {"batch_size": 4}},
+    )
+    shapes = ModelConfig.tiny(UNetConfig.preset(stage.model.unet, **stage.model.changes), width_px=96, height_px=64)
+    ranks = join("cpu")
+    train(stage, Model.build(shapes), loader(shards, stage.data), out, ranks)  # type: ignore[arg-type]
+    leave()
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][1:]
+    return sum(record["data_wait_s"] for record in records) / sum(record["step_s"] for record in records)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=3, help="runs of each, of which the median counts")
+    parser.add_argument("--samples", type=int, default=60, help="samples per run")
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        shards = Path(folder) / "shards"
+        shards.mkdir()
+        write_shards(shards, 40)
+        seconds = interleaved(
+            arguments.runs,
+            limit=lambda: decode_alone(shards, arguments.samples),
+            ours=lambda: read_ours(shards, arguments.samples),
+            webdataset=lambda: read_webdataset_decord(shards, arguments.samples),
+        )
+        share = waiting(shards, Path(folder) / "run")
+    rate = {name: arguments.samples / value for name, value in seconds.items()}
+    figures = {
+        "of_decode_limit": round(rate["ours"] / rate["limit"], 3),
+        "vs_webdataset_decord": round(rate["ours"] / rate["webdataset"], 3),
+        "data_wait_share": round(share, 4),
+    }
+    rows = [
+        ("decoding of the same frames alone", rate["limit"], 1.0),
+        ("clipmill's loader", rate["ours"], rate["ours"] / rate["limit"]),
+        ("webdataset, decord, OpenCV", rate["webdataset"], rate["webdataset"] / rate["limit"]),
+        ("step of tiny-image-to-video spent waiting", None, share),
+    ]
+    report("samples per CPU second, 14 frames of 320 x 576", ("", "samples / CPU s", "share"), rows, figures)
+
+
+if __name__ == "__main__":
+    main()

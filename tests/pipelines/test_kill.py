@@ -63,7 +63,9 @@ def workers(driver: int) -> Iterator[tuple[int, str]]:
             is_below |= above == driver
             below_worker |= parents[above][1].startswith("ray::")
             above = parents[above][0]
-        if is_below and (name.startswith("ray::") or below_worker):
+        # Without its agents a node of Ray shuts down, by design; its actors of its own begin with an underscore.
+        ours = name.startswith("ray::") and not name.endswith("Agent") and not name.startswith("ray::_")
+        if is_below and (ours or below_worker):
             yield pid, name
 
 

@@ -11,6 +11,8 @@ from svd.model import NEEDS, Model
 Format = Literal["diffusers", "original"]
 
 ORIGINAL_FILE = "model.safetensors"
+_DIFFUSERS_GROUPS = (32, 32)
+"""Of UNet and autoencoder."""
 
 
 def export(model: Model, folder: str | Path, *, format: Format | str, dtype: torch.dtype | None = None) -> Path:
@@ -32,6 +34,12 @@ def export(model: Model, folder: str | Path, *, format: Format | str, dtype: tor
         raise ValueError(
             f"diffusers has a pipeline for image to video alone, this model is for {task}; write it with the format "
             "'original'"
+        )
+    groups = model.config.unet.groups, model.config.autoencoder.groups
+    if format == "diffusers" and groups != _DIFFUSERS_GROUPS:
+        raise ValueError(
+            f"diffusers' networks have {_DIFFUSERS_GROUPS[0]} groups of normalisation, this UNet and autoencoder have "
+            f"{groups[0]} and {groups[1]}: they would compute something else there"
         )
     if NEEDS[task] not in model.networks():
         raise ValueError(f"a model for {task} is written with its {NEEDS[task]}, and this one has none")

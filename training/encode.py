@@ -1,7 +1,7 @@
 """One shard of clips or pictures -> one shard of their latents, computed once instead of in every step.
 
-The network's batches then cost no decoding and no autoencoder, at the price of one choice of frames and crop per clip:
-what is drawn for a sample, is drawn once.
+The network's batches then cost no decoding and no autoencoder, at the price of few choices of frames and crop per clip:
+what is drawn for a sample, is drawn `choices` times.
 """
 
 import hashlib
@@ -39,9 +39,11 @@ class Encoded:
     """Key -> reason, of samples that could not be read."""
 
 
-def encode_shard(shard: Shard, out: Path, model: Model, config: DataConfig) -> Encoded:
+def encode_shard(shard: Shard, out: Path, model: Model, config: DataConfig, *, choices: int = 1) -> Encoded:
     """Write OUT/SHARD.tar with the latents of `shard`, then OUT/SHARD.json, its record; an earlier process's whole one
-    stays as it is. Broken samples are left out, and named in the record."""
+    stays as it is. Broken samples are left out, and named in the record.
+
+    Of each sample there are `choices` draws of frames, rate and crop: KEY, then KEY_1, KEY_2 and so on."""
     done = read_record(out, shard.name)
     if done is not None:
         return done
@@ -51,7 +53,7 @@ def encode_shard(shard: Shard, out: Path, model: Model, config: DataConfig) -> E
     samples = 0
     try:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for key, members in _encoded(shard, model, config, failed):
+            for key, members in _encoded(shard, model, config, failed, choices):
                 samples += 1
                 for extension, content in members.items():
                     entry = tarfile.TarInfo(f"{key}.{extension}")
@@ -81,21 +83,24 @@ def read_record(out: Path, name: str) -> Encoded | None:
 
 
 def _encoded(
-    shard: Shard, model: Model, config: DataConfig, failed: dict[str, str]
+    shard: Shard, model: Model, config: DataConfig, failed: dict[str, str], choices: int
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, files) of each sample; those that cannot be read are put into `failed`."""
     for row in range(len(shard)):
         key = shard.key(row)
         name = key.partition("/")[2]
         try:
-            yield name, _encode(key, shard.read(row), model, config)
+            members = shard.read(row)
+            for choice in range(choices):
+                seed = seed_of(config.seed, choice, key)
+                yield f"{name}_{choice}" if choice else name, _encode(key, members, model, config, seed)
         except (SampleError, EOFError) as error:
             failed[name] = str(error)
 
 
 @torch.no_grad()
-def _encode(key: str, members: Mapping[str, bytes], model: Model, config: DataConfig) -> dict[str, bytes]:
-    sample = read_sample(key, members, config, seed=seed_of(config.seed, 0, key))
+def _encode(key: str, members: Mapping[str, bytes], model: Model, config: DataConfig, seed: int) -> dict[str, bytes]:
+    sample = read_sample(key, members, config, seed=seed)
     if sample.frames_TCHW is None:
         raise SampleError("latent", "it holds latents already")
     about = json.loads(members["json"])

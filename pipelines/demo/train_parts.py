@@ -1,8 +1,8 @@
 """Train the parts around the demo's video model on rendered footage: its autoencoder and its image encoder.
 
-python -m pipelines.demo.train_parts [--out FOLDER]. As in the paper, the autoencoder learns pictures first, and then its
-decoder videos, the encoder frozen. The image encoder learns to say in 48 numbers what the demo's CLIP says in 192. The
-text encoder needs no training: it is the text tower of the demo's CLIP. Sizes: N clips of T frames, B a batch.
+python -m pipelines.demo.train_parts [--out FOLDER]. The autoencoder learns small cuttings of pictures first, and
+then videos. The image encoder learns to say in 48 numbers what the demo's CLIP says in
+192. The text encoder needs no training: it is the text tower of the demo's CLIP. Sizes: N clips of T frames, B a batch.
 """
 
 import argparse
@@ -28,14 +28,13 @@ from pipelines.demo.model import FOLDER as CLIP
 from pipelines.demo.parts import (
     AUTOENCODER,
     FRAMES,
-    HEIGHT_PX,
     IMAGE_ENCODER,
     RATE_FPS,
     WEIGHTS,
-    WIDTH_PX,
-    save_parts,
+    save_part,
 )
-from pipelines.demo.shots import Shot, ShotPainter
+from pipelines.demo.shots import Shot
+from pipelines.demo.small import small_frames
 from pipelines.demo.timeline import VideoSpec
 from svd.autoencoder import Autoencoder
 from svd.clip import ImageEncoder
@@ -43,8 +42,10 @@ from svd.clip import ImageEncoder
 SEED = 0
 _DEGRADED_SHARE, _MIXED_SHARE = 0.1, 0.08
 _KL_WEIGHT, _EDGE_WEIGHT = 1e-3, 0.5
-_REPORT_STEPS = 100
-_CHECKED = 64
+_FIRST_LOGVAR = -6.0
+"""With the usual 0, noise hides what the encoder says until it has learned to speak up."""
+_REPORT_STEPS = 250
+_CHECKED = 32
 """Clips that are kept out of training."""
 
 
@@ -63,35 +64,26 @@ def footage(folder: Path, *, clips: int) -> NDArray[np.uint8]:
 
 
 def _frames(task: tuple[VideoSpec, Shot, int]) -> NDArray[np.uint8]:
-    """(T, H, W, 3): some moments of a shot as the trainer would see them, now and then a bad copy of them."""
+    """(T, H, W, 3) RGB: some moments of a shot as the trainer would see them, now and then a bad copy of them."""
     spec, shot, number = task
     cv2.setNumThreads(1)
     rng = np.random.default_rng([SEED, number])
-    seconds = max(shot.duration_s, FRAMES / RATE_FPS)
-    painter = ShotPainter(shot, width=spec.width, height=spec.height, fps=float(spec.fps), seconds=seconds)
-    first_s = rng.uniform(0, seconds - (FRAMES - 1) / RATE_FPS)
-    scale = max(HEIGHT_PX / spec.height, WIDTH_PX / spec.width)
-    size = max(WIDTH_PX, round(spec.width * scale)), max(HEIGHT_PX, round(spec.height * scale))
-    left, top = (size[0] - WIDTH_PX) // 2, (size[1] - HEIGHT_PX) // 2
-    kind = str(rng.choice(DEGRADATIONS)) if rng.random() < _DEGRADED_SHARE else None
-    pictures = []
-    for i in range(FRAMES):
-        picture = painter.frame(first_s + i / RATE_FPS)
-        if kind:
-            picture = degraded(picture, kind, strength=0.6, rng=rng)
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-        pictures.append(picture[top : top + HEIGHT_PX, left : left + WIDTH_PX, ::-1])
-    return np.stack(pictures)
+    frames = small_frames(spec, shot, rate_fps=RATE_FPS, start=rng.uniform())
+    if rng.random() < _DEGRADED_SHARE:
+        kind = str(rng.choice(DEGRADATIONS))
+        frames = np.stack([degraded(frame, kind, strength=0.6, rng=rng) for frame in frames])
+    return frames[..., ::-1]
 
 
 def train_autoencoder(frames: NDArray[np.uint8], *, steps: tuple[int, int], batch: int) -> Autoencoder:
-    """First all of it on pictures, then the decoder on videos."""
+    """First on cuttings of half the height and width, which cost a quarter, then on whole videos."""
     torch.manual_seed(SEED)
     autoencoder = Autoencoder(AUTOENCODER)
-    pictures = _batches(frames[:-_CHECKED], batch, 1)
-    _fit(autoencoder, autoencoder, pictures, steps=steps[0], lr=2e-3, checked=frames[-_CHECKED:])
+    nn.init.constant_(autoencoder.quant_conv.bias[AUTOENCODER.latent_channels :], _FIRST_LOGVAR)  # type: ignore[index]
+    cuttings = (_cutting(x_BTCHW) for x_BTCHW in _batches(frames[:-_CHECKED], batch, 1))
+    _fit(autoencoder, cuttings, steps=steps[0], lr=2e-3, checked=frames[-_CHECKED:])
     videos = _batches(frames[:-_CHECKED], max(1, batch // FRAMES), FRAMES)
-    _fit(autoencoder, autoencoder.decoder, videos, steps=steps[1], lr=5e-4, checked=frames[-_CHECKED:])
+    _fit(autoencoder, videos, steps=steps[1], lr=5e-4, checked=frames[-_CHECKED:])
     _to_unit_deviation(autoencoder, frames[:256])
     return autoencoder
 
@@ -109,16 +101,13 @@ def _to_unit_deviation(autoencoder: Autoencoder, frames: NDArray[np.uint8]) -> N
 
 def _fit(
     autoencoder: Autoencoder,
-    trained: nn.Module,
     batches: Iterator[Tensor],
     *,
     steps: int,
     lr: float,
     checked: NDArray[np.uint8],
 ) -> None:
-    autoencoder.requires_grad_(False)
-    trained.requires_grad_(True)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr, betas=(0.9, 0.99), weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(autoencoder.parameters(), lr, betas=(0.9, 0.99), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(2, steps), pct_start=0.1)
     started_s = time.monotonic()
     for step, x_BTCHW in zip(range(1, steps + 1), batches, strict=False):
@@ -128,7 +117,7 @@ def _fit(
         loss = loss + _KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if step % _REPORT_STEPS == 0 or step == steps:
@@ -168,6 +157,15 @@ def _batches(frames: NDArray[np.uint8], size: int, length: int) -> Iterator[Tens
             if rng.random() < 0.5:
                 x_BTCHW[i] = x_BTCHW[i].flip(-1)
         yield x_BTCHW
+
+
+def _cutting(x_BTCHW: Tensor) -> Tensor:
+    """A quarter of each picture, of one place for all, at multiples of the factor."""
+    height, width = (side // 2 for side in x_BTCHW.shape[-2:])
+    top, left = (
+        int(torch.randint(side // AUTOENCODER.factor + 1, ())) * AUTOENCODER.factor for side in (height, width)
+    )
+    return x_BTCHW[..., top : top + height, left : left + width]
 
 
 def _signed(frames: NDArray[np.uint8]) -> Tensor:
@@ -216,18 +214,23 @@ def _clip_embeddings(pictures_NHWC: NDArray[np.uint8]) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.demo.train_parts", description=__doc__)
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights (default: the demo's)")
+    known = ("autoencoder", "image_encoder")
+    parser.add_argument("--parts", nargs="+", choices=known, default=known, help="which (default: both)")
     parser.add_argument("--clips", type=int, default=1600, help="clips to render (default: 1600)")
-    parser.add_argument("--steps", type=int, nargs=2, default=(2000, 400), help="of the autoencoder: pictures, videos")
-    parser.add_argument("--batch", type=int, default=16, help="pictures in a batch (default: 16)")
+    parser.add_argument("--steps", type=int, nargs=2, default=(4000, 400), help="of the autoencoder: cuttings, videos")
+    parser.add_argument("--batch", type=int, default=16, help="cuttings in a batch (default: 16)")
     parser.add_argument("--encoder-steps", type=int, default=1500, help="of the image encoder")
     default_cache = Path(tempfile.gettempdir()) / "clipmill-parts"
     parser.add_argument("--cache", type=Path, default=default_cache, help=f"rendered frames ({default_cache})")
     arguments = parser.parse_args()
     print(f"rendering {arguments.clips} clips, unless they are in {arguments.cache}", flush=True)
     frames = footage(arguments.cache, clips=arguments.clips)
-    encoder = train_image_encoder(frames, steps=arguments.encoder_steps, batch=32)
-    autoencoder = train_autoencoder(frames, steps=tuple(arguments.steps), batch=arguments.batch)
-    save_parts(autoencoder, encoder, arguments.out)
+    if "autoencoder" in arguments.parts:
+        autoencoder = train_autoencoder(frames, steps=tuple(arguments.steps), batch=arguments.batch)
+        save_part("autoencoder", autoencoder, arguments.out)
+    if "image_encoder" in arguments.parts:
+        encoder = train_image_encoder(frames, steps=arguments.encoder_steps, batch=32)
+        save_part("image_encoder", encoder, arguments.out)
 
 
 if __name__ == "__main__":

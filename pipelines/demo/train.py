@@ -23,7 +23,9 @@ from training.stages import Stage, overlay
 
 HELD_BACK_SEED = 3_000_000
 """Neither the demo's footage nor what its models were trained on comes from corpora of this seed and later ones."""
-RECIPE = "recipe.yaml"
+INITIAL, LATENTS, RUNS, RECIPE = "initial", "latents", "runs", "recipe.yaml"
+WRITTEN = (INITIAL, LATENTS, RUNS)
+"""Folders below the demo's, of one run of it."""
 _SAMPLES = 3
 
 
@@ -51,16 +53,16 @@ STAGES = (
 
 def train(dataset: Path, out: Path, *, steps_share: float = 1.0) -> Path:
     """Encode, then train all stages; returns the last one's model. `steps_share` shortens all stages alike."""
-    initial = write_initial(out / "initial")
+    initial = write_initial(out / INITIAL)
     entries, changes = [], {part.stage: _changes(part, initial, steps_share) for part in STAGES}
     for part in STAGES:
         stage = overlay(Stage.preset(part.stage), changes[part.stage])
-        latents = out / "latents" / part.stage
+        latents = out / LATENTS / part.stage
         encode(stage, str(dataset / "shards" / part.shards), latents, init=initial, choices=part.choices)
         entries.append({"stage": part.stage, "data": str(latents.relative_to(out)), "set": changes[part.stage]})
     recipe = out / RECIPE
     recipe.write_text(yaml.safe_dump({"init": initial.name, "stages": entries}, sort_keys=False), encoding="utf-8")
-    return list(train_recipe(recipe, out / "runs"))[-1]
+    return list(train_recipe(recipe, out / RUNS))[-1]
 
 
 def sample_held_back(model: Path, out: Path) -> Iterator[Sample]:

@@ -37,6 +37,7 @@ from pipelines.demo.shots import Shot
 from pipelines.demo.small import small_frames
 from pipelines.demo.timeline import VideoSpec
 from svd.autoencoder import Attention, Autoencoder, Downsample, ResBlock, TimeResidual, Upsample
+from svd.blocks import TemporalConv
 from svd.clip import ImageEncoder
 
 SEED = 0
@@ -97,9 +98,17 @@ def _start_simple(autoencoder: Autoencoder) -> None:
             _zero(module.out)
         elif isinstance(module, Downsample | Upsample):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        elif isinstance(module, TemporalConv):
+            _look_at_one_frame(module)
     for layer in (autoencoder.encoder.conv_in, autoencoder.decoder.conv_in, autoencoder.quant_conv):
         nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
     nn.init.constant_(autoencoder.quant_conv.bias[AUTOENCODER.latent_channels :], _FIRST_LOGVAR)  # type: ignore[index]
+
+
+@torch.no_grad()
+def _look_at_one_frame(layer: TemporalConv) -> None:
+    """Pictures teach the frame before and the frame after nothing: without weight they do no harm to videos."""
+    layer.weight[:, :, [0, -1]] = 0
 
 
 def _zero(layer: nn.Module) -> None:

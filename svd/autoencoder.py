@@ -56,6 +56,11 @@ class AutoencoderConfig(Fields):
         """Frame side over latent side: 8 for four widths, 4 for three."""
         return 2 ** (len(self.widths) - 1)
 
+    @property
+    def in_diffusers(self) -> bool:
+        """Whether diffusers can build it: its middle is fixed to two blocks per level, its norms to 32 groups."""
+        return self.blocks_per_level == 2 and self.groups == 32
+
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
         """The preset `name`, with fields replaced by `changes`.

@@ -6,13 +6,12 @@ from typing import Literal, get_args
 import torch
 
 from svd.checkpoint import save_model, save_original
+from svd.diffusers_json import files
 from svd.model import NEEDS, Model
 
 Format = Literal["diffusers", "original"]
 
 ORIGINAL_FILE = "model.safetensors"
-_DIFFUSERS_GROUPS = (32, 32)
-"""Of UNet and autoencoder."""
 
 
 def export(model: Model, folder: str | Path, *, format: Format | str, dtype: torch.dtype | None = None) -> Path:
@@ -35,11 +34,11 @@ def export(model: Model, folder: str | Path, *, format: Format | str, dtype: tor
             f"diffusers has a pipeline for image to video alone, this model is for {task}; write it with the format "
             "'original'"
         )
-    groups = model.config.unet.groups, model.config.autoencoder.groups
-    if format == "diffusers" and groups != _DIFFUSERS_GROUPS:
+    if format == "diffusers" and "model_index.json" not in files(model.config):
         raise ValueError(
-            f"diffusers' networks have {_DIFFUSERS_GROUPS[0]} groups of normalisation, this UNet and autoencoder have "
-            f"{groups[0]} and {groups[1]}: they would compute something else there"
+            "diffusers builds norms of 32 groups, and autoencoders of 2 blocks per level; this UNet has "
+            f"{model.config.unet.groups} groups, this autoencoder {model.config.autoencoder.groups} and "
+            f"{model.config.autoencoder.blocks_per_level}: write it with the format 'original'"
         )
     if NEEDS[task] not in model.networks():
         raise ValueError(f"a model for {task} is written with its {NEEDS[task]}, and this one has none")

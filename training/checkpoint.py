@@ -37,13 +37,14 @@ class State:
     """What a checkpoint holds, beside the place in the data."""
 
     network: nn.Module
+    trained: Mapping[str, nn.Parameter]
+    """The optimiser's, as they were when it was made: FSDP2 puts others in their place while they are gathered."""
     optimizer: Optimizer
     ema: Ema | None
 
     def tensors(self) -> dict[str, Any]:
         """All tensors by name; those of the optimiser are made, as zeros, where it has not stepped yet."""
-        named = {name: each for name, each in self.network.named_parameters() if each.requires_grad}
-        moments = {name: self._moments(parameter) for name, parameter in named.items()}
+        moments = {name: self._moments(parameter) for name, parameter in self.trained.items()}
         tensors: dict[str, Any] = {"weights": self.network.state_dict(), "optimizer": moments}
         return tensors | ({"average": dict(self.ema.average)} if self.ema else {})
 

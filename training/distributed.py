@@ -103,6 +103,14 @@ def accumulating(network: nn.Module, last: bool) -> Iterator[None]:
         yield
 
 
+def reshard(unet: UNet) -> None:
+    """Give back the weights that a forward pass without a backward pass has left gathered: FSDP2 keeps those outside
+    of blocks for the backward pass, and would use them again as they are."""
+    for module in unet.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def local(value: Tensor) -> Tensor:
     """This rank's part of a tensor that may be spread over ranks; a view."""
     return value.to_local() if isinstance(value, DTensor) else value

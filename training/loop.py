@@ -16,7 +16,7 @@ from svd.model import NEEDS, Model
 from svd.unet import Block, UNet
 from training.batch import Batch
 from training.checkpoint import Checkpoints, State
-from training.distributed import Ranks, accumulating, distribute, gather, resolve, whole
+from training.distributed import Ranks, accumulating, distribute, gather, reshard, resolve, whole
 from training.ema import Ema
 from training.metrics import Log, Meter, by_noise_level, memory_bytes, peak_flops
 from training.objective import Losses, Objective
@@ -107,7 +107,7 @@ class _Trainer:
         self.optimizer = build_optimizer(unet, stage.optimizer)
         self.trained = {name: each for name, each in unet.named_parameters() if each.requires_grad}
         self.ema = Ema(self.trained, stage.optimizer.ema) if stage.optimizer.ema is not None else None
-        self.state = State(network=unet, optimizer=self.optimizer, ema=self.ema)
+        self.state = State(network=unet, trained=self.trained, optimizer=self.optimizer, ema=self.ema)
         self.checkpoints = Checkpoints(out / "checkpoints", ranks, keep_last=run.keep_last, keep_every=run.keep_every)
         self.objective, self.meter = Objective(model, stage), Meter(ranks.device)
         self.lr_factor, self.norm = 0.0, torch.zeros(())
@@ -173,6 +173,7 @@ class _Trainer:
         self.model.unet.eval()
         with self.ema.swapped() if self.ema is not None else nullcontext():
             self.hooks.preview(self.model, self.stage, batch, done, log)
+            reshard(self.model.unet)
         self.model.unet.train()
 
 

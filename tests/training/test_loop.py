@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,9 @@ import torch
 from tests.svd.networks import randomise
 from tests.training.world import Stream, tiny_model, tiny_stage
 from training.checkpoint import CheckpointError
-from training.distributed import Ranks, join, leave
+from training.distributed import Ranks
 from training.loop import NonFinite, accumulation, choose_trained, train
 from training.stages import Stage, overlay
-
-
-@pytest.fixture
-def ranks() -> Iterator[Ranks]:
-    yield join("cpu")
-    leave()
 
 
 def losses(out: Path) -> list[float]:

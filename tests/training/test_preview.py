@@ -1,0 +1,44 @@
+"""Previews: what they show, and that a run is the same with them as without."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+
+from tests.training.world import Stream, tiny_model, tiny_stage
+from training.batch import Batch
+from training.distributed import Ranks
+from training.loop import Hooks, train
+from training.preview import make
+from training.stages import Stage
+
+
+def run(stage: Stage, out: Path, ranks: Ranks, hooks: Hooks | None = None) -> list[float]:
+    """Train a new model; the losses."""
+    train(stage, tiny_model(stage), Stream(stage), out, ranks, hooks=hooks)
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def looking(model: Any, stage: Stage, batch: Batch, *_: Any) -> None:
+    """A preview that throws away what it sees."""
+    make(model, stage, batch, count=1)
+
+
+def moments(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """AdamW's of a checkpoint, by name."""
+    stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    found = {name: torch.empty(meta.size) for name, meta in stored.items() if name.endswith("exp_avg")}
+    dcp.load(found, checkpoint_id=checkpoint)
+    return found
+
+
+def test_a_preview_changes_neither_the_run_nor_its_checkpoint(tmp_path: Path, ranks: Ranks) -> None:
+    """With FSDP2, which keeps some weights gathered after a pass without a backward pass."""
+    stage = tiny_stage(steps=3, save_every=2, sample_every=1, sample_steps=1, strategy="fsdp")
+    expected = run(stage, tmp_path / "without", ranks)
+    assert run(stage, tmp_path / "with", ranks, Hooks(preview=looking)) == expected
+    without, seen = (moments(tmp_path / name / "checkpoints" / "step-00000002") for name in ("without", "with"))
+    assert all(torch.equal(without[name], seen[name]) for name in without)
+    assert seen["optimizer.conv_out.weight.exp_avg"].any()

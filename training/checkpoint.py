@@ -9,9 +9,11 @@ DCP's own index is a pickle: continue runs that you trust. What a run exports at
 """
 
 import json
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +28,7 @@ from training.distributed import Ranks
 from training.ema import Ema
 
 _ABOUT = "checkpoint.json"
+_LOG = logging.getLogger("clipmill.training")
 
 
 class CheckpointError(Exception):
@@ -105,24 +108,52 @@ class Checkpoints:
         """Until the checkpoint being written is whole. Raises CheckpointError where it cannot be."""
         if self._pending is None:
             return
-        (step, future), self._pending = self._pending, None
+        step = self._pending[0]
         try:
-            future.result()
-            dist.barrier(group=self._group)
-            if self.ranks.first:
-                target = self.folder / self._temporary(step).stem
-                shutil.rmtree(target, ignore_errors=True)
-                self._temporary(step).rename(target)
-                self._thin_out()
+            self._settle()
             dist.barrier(group=self._group)
         except (OSError, dcp.api.CheckpointException, RuntimeError) as error:
             raise self._failed(step, error) from error
 
     def finish_if_done(self) -> None:
-        """Give the one being written its name if it is whole by now; does not wait. For a single rank: several would
-        have to agree."""
-        if self.ranks.count == 1 and self._pending is not None and self._pending[1].done():
+        """Give the one being written its name if it is whole by now; does not wait. Where there are several ranks, one
+        that failed is left to the next `wait`, in which all of them learn of it."""
+        if self._pending is None or not self._pending[1].done():
+            return
+        if self.ranks.count == 1:
             self.wait()
+        elif self._pending[1].exception() is None:
+            self._name(self._pending[0])
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Waits at the end. Where an exception ends the run, the one being written still gets its name, if it can: the
+        exception is what counts, and other ranks may not come to this point."""
+        try:
+            yield
+        except BaseException:
+            try:
+                self._settle()
+            except Exception as error:
+                _LOG.warning("the checkpoint that was being written is lost: %s", _reason(error))
+            raise
+        self.wait()
+
+    def _settle(self) -> None:
+        """Wait for this rank's part of the one being written, and on the first rank name it."""
+        if self._pending is not None:
+            (step, future), self._pending = self._pending, None
+            future.result()
+            self._name(step)
+
+    def _name(self, step: int) -> None:
+        """The first rank's part is done only when all ranks have reported theirs: it writes DCP's index, the last file.
+        So it can rename without asking anybody."""
+        if self.ranks.first and self._temporary(step).is_dir():
+            target = self.folder / self._temporary(step).stem
+            shutil.rmtree(target, ignore_errors=True)
+            self._temporary(step).rename(target)
+            self._thin_out()
 
     def load(self, path: Path, state: State) -> tuple[int, dict[str, Any] | None]:
         """Read into `state` what `path` holds. Returns how many steps it has seen, and this rank's place in the data:

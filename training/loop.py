@@ -72,7 +72,7 @@ def train(
     trainer, run = _Trainer(stage, model, out, ranks, hooks or Hooks()), stage.run
     first = trainer.resume(loader)
     batches = iter(loader) if first < run.steps else iter(())
-    with trainer.log(first) as log:
+    with trainer.log(first) as log, trainer.checkpoints.settled():
         for done in range(first + 1, run.steps + 1):
             batch = trainer.step(done - 1, batches)
             last = done == run.steps
@@ -83,7 +83,6 @@ def train(
             if last or done % run.save_every == 0:
                 trainer.checkpoints.save(done, trainer.state, loader.state_dict(), {"stage": stage.name})
             trainer.checkpoints.finish_if_done()
-        trainer.checkpoints.wait()
     if trainer.ema is not None:
         trainer.ema.swap()
     model.unet.eval()

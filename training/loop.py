@@ -78,10 +78,10 @@ def train(
             last = done == run.steps
             if last or done % run.log_every == 0:
                 trainer.report(done, log)
-            if run.sample_every and done % run.sample_every == 0:
-                trainer.preview(batch, done, log)
             if last or done % run.save_every == 0:
                 trainer.checkpoints.save(done, trainer.state, loader.state_dict(), {"stage": stage.name})
+            if run.sample_every and done % run.sample_every == 0:
+                trainer.preview(batch, done, log)
             trainer.checkpoints.finish_if_done()
     if trainer.ema is not None:
         trainer.ema.swap()
@@ -170,7 +170,7 @@ class _Trainer:
         if self.hooks.preview is None:
             return
         self.model.unet.eval()
-        with self.ema.swapped() if self.ema is not None else nullcontext():
+        with self.ema.swapped() if self.ema is not None else nullcontext(), _autocast(self.stage, self.ranks):
             self.hooks.preview(self.model, self.stage, batch, done, log)
             reshard(self.model.unet)
         self.model.unet.train()

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
@@ -11,8 +12,9 @@ from tests.training.world import Stream, tiny_model, tiny_stage
 from training.batch import Batch
 from training.distributed import Ranks
 from training.loop import Hooks, train
-from training.preview import make
-from training.stages import Stage
+from training.metrics import Log
+from training.preview import make, preview
+from training.stages import Stage, overlay
 
 
 def run(stage: Stage, out: Path, ranks: Ranks, hooks: Hooks | None = None) -> list[float]:
@@ -23,7 +25,7 @@ def run(stage: Stage, out: Path, ranks: Ranks, hooks: Hooks | None = None) -> li
 
 def looking(model: Any, stage: Stage, batch: Batch, *_: Any) -> None:
     """A preview that throws away what it sees."""
-    make(model, stage, batch, count=1)
+    make(model, stage, batch, 0)
 
 
 def moments(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -42,3 +44,27 @@ def test_a_preview_changes_neither_the_run_nor_its_checkpoint(tmp_path: Path, ra
     without, seen = (moments(tmp_path / name / "checkpoints" / "step-00000002") for name in ("without", "with"))
     assert all(torch.equal(without[name], seen[name]) for name in without)
     assert seen["optimizer.conv_out.weight.exp_avg"].any()
+
+
+def test_a_preview_that_fails_leaves_the_checkpoint_of_its_step(tmp_path: Path, ranks: Ranks) -> None:
+    """So that a run whose preview does not fit into memory gets past it."""
+
+    def failing(*_: Any) -> None:
+        assert torch.is_autocast_enabled("cpu")
+        raise MemoryError
+
+    stage = tiny_stage(steps=2, sample_every=2, precision="bf16")
+    with pytest.raises(MemoryError):
+        run(stage, tmp_path, ranks, Hooks(preview=failing))
+    assert train(stage, tiny_model(stage), Stream(stage), tmp_path, ranks).resumed_at == 2
+
+
+def test_samples_come_one_by_one_and_a_few_frames_at_a_time(tmp_path: Path) -> None:
+    stage = overlay(tiny_stage(sample_steps=1), {"data": {"frames": 5}})
+    model, decoded = tiny_model(stage), []
+    model.autoencoder.decoder.register_forward_pre_hook(lambda _, args: decoded.append(len(args[0])))
+    log = Log(tmp_path, 0)
+    preview(tmp_path, model, stage, Stream(stage).batch([0, 1]), 7, log)
+    log.close()
+    assert decoded == [4, 1, 4, 1]
+    assert (tmp_path / "step-00000007.png").is_file()

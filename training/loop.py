@@ -46,8 +46,8 @@ class Hooks:
     on_log: Callable[[Mapping[str, Any]], None] | None = None
     """Called on the first rank with each line of metrics.jsonl."""
     preview: Callable[[Model, Stage, Batch, int, Log | None], None] | None = None
-    """Called on all ranks every `run.sample_every` steps, the network holding its averaged weights, with a batch and
-    the number of steps."""
+    """Called on all ranks every `run.sample_every` steps, the network holding its averaged weights, with the last batch
+    (of videos, in joint training) and the number of steps."""
     flops_per_step: float | None = None
     """Of all ranks, for the share of the device's peak."""
 
@@ -74,14 +74,14 @@ def train(
     batches = iter(loader) if first < run.steps else iter(())
     with trainer.log(first) as log, trainer.checkpoints.settled():
         for done in range(first + 1, run.steps + 1):
-            batch = trainer.step(done - 1, batches)
+            trainer.step(done - 1, batches)
             last = done == run.steps
             if last or done % run.log_every == 0:
                 trainer.report(done, log)
             if last or done % run.save_every == 0:
                 trainer.checkpoints.save(done, trainer.state, loader.state_dict(), {"stage": stage.name})
             if run.sample_every and done % run.sample_every == 0:
-                trainer.preview(batch, done, log)
+                trainer.preview(done, log)
             trainer.checkpoints.finish_if_done()
     if trainer.ema is not None:
         trainer.ema.swap()
@@ -110,6 +110,8 @@ class _Trainer:
         self.checkpoints = Checkpoints(out / "checkpoints", ranks, keep_last=run.keep_last, keep_every=run.keep_every)
         self.objective, self.meter = Objective(model, stage), Meter(ranks.device)
         self.lr_factor, self.norm = 0.0, torch.zeros(())
+        self.shown: Batch | None = None
+        """What a preview shows: the last batch, but no pictures among videos."""
 
     def resume(self, loader: Loader) -> int:
         """How many steps were done; network, optimiser, average and data are put back there."""
@@ -121,8 +123,8 @@ class _Trainer:
             loader.load_state_dict(place)
         return step
 
-    def step(self, step: int, batches: Iterator[Batch]) -> Batch:
-        """One update of the weights; returns the last batch of it."""
+    def step(self, step: int, batches: Iterator[Batch]) -> None:
+        """One update of the weights."""
         self.lr_factor = lr_factor(step, self.stage.run.steps, self.stage.optimizer)
         set_lr(self.optimizer, self.lr_factor)
         seen: list[tuple[Batch, Losses]] = []
@@ -134,6 +136,8 @@ class _Trainer:
                     losses = self.objective(self.network, batch, seeds)
                 (losses.loss_B.mean() / self.accumulate).backward()
             seen.append((batch, losses))
+            if not (batch.image_only and self.model.unet.config.temporal):
+                self.shown = batch
         self.norm = whole(nn.utils.clip_grad_norm_(self.trained.values(), self.stage.optimizer.clip_norm))
         _stop_unless_finite(step, self.norm, seen)
         self.optimizer.step()
@@ -143,7 +147,6 @@ class _Trainer:
         for _, losses in seen:
             self.meter.add(losses.loss_B, losses.sigma_B)
         self.meter.steps += 1
-        return batch
 
     @contextmanager
     def log(self, first: int) -> Iterator[Log | None]:
@@ -165,13 +168,13 @@ class _Trainer:
             if self.hooks.on_log is not None:
                 self.hooks.on_log(record)
 
-    def preview(self, batch: Batch, done: int, log: Log | None) -> None:
+    def preview(self, done: int, log: Log | None) -> None:
         """Let the hook look at the averaged network."""
-        if self.hooks.preview is None:
+        if self.hooks.preview is None or self.shown is None:
             return
         self.model.unet.eval()
         with self.ema.swapped() if self.ema is not None else nullcontext(), _autocast(self.stage, self.ranks):
-            self.hooks.preview(self.model, self.stage, batch, done, log)
+            self.hooks.preview(self.model, self.stage, self.shown, done, log)
             reshard(self.model.unet)
         self.model.unet.train()
 

@@ -24,9 +24,7 @@ _DECODE_FRAMES = 4
 
 def preview(folder: Path, model: Model, stage: Stage, batch: Batch, done: int, log: Log | None) -> None:
     """Write FOLDER/step-N.png, where there is a log: of each sample a row of frames that the network makes from its
-    conditions, noise by fixed seeds. Pictures among videos are passed over."""
-    if batch.image_only and model.unet.config.temporal:
-        return
+    conditions, noise by fixed seeds."""
     videos = [make(model, stage, batch, i) for i in range(min(stage.run.sample_count, len(batch)))]
     if log is None:
         return

@@ -1,6 +1,7 @@
 """Previews: what they show, and that a run is the same with them as without."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,20 @@ def test_samples_come_one_by_one_and_a_few_frames_at_a_time(tmp_path: Path) -> N
     log.close()
     assert decoded == [4, 1, 4, 1]
     assert (tmp_path / "step-00000007.png").is_file()
+
+
+def test_in_joint_training_a_video_is_shown_also_after_a_picture(tmp_path: Path, ranks: Ranks) -> None:
+    class Joint(Stream):
+        def batch(self, samples: list[int]) -> Batch:
+            batch = super().batch(samples)
+            if samples[0] % 4 == 0:
+                return batch
+            assert batch.mean_BTCHW is not None
+            mean_BTCHW = batch.mean_BTCHW[:, :1]
+            return replace(batch, image_only=True, mean_BTCHW=mean_BTCHW, logvar_BTCHW=torch.zeros_like(mean_BTCHW))
+
+    shown: list[Batch] = []
+    stage = tiny_stage(steps=2, sample_every=2, image_share=0.5)
+    hooks = Hooks(preview=lambda model, stage, batch, *_: shown.append(batch))
+    train(stage, tiny_model(stage), Joint(stage), tmp_path, ranks, hooks=hooks)
+    assert [batch.keys for batch in shown] == [["world/0", "world/1"]]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,8 +99,7 @@ class _Trainer:
         choose_trained(unet, stage)
         unet.checkpointing = stage.model.checkpointing
         if run.compile:
-            for block in (module for module in unet.modules() if isinstance(module, Block)):
-                block.compile()
+            compile_blocks(unet)
         strategy = resolve(run.strategy, unet, ranks.count)
         self.network = distribute(unet.train(), strategy, bf16=run.precision == "bf16", unused=run.image_share > 0)
         self.optimizer = build_optimizer(unet, stage.optimizer)
@@ -173,7 +172,12 @@ class _Trainer:
         if self.hooks.preview is None or self.shown is None:
             return
         self.model.unet.eval()
-        with self.ema.swapped() if self.ema is not None else nullcontext(), _autocast(self.stage, self.ranks):
+        with ExitStack() as around:
+            around.enter_context(_autocast(self.stage, self.ranks))
+            if self.ema is not None:
+                around.enter_context(self.ema.swapped())
+            if self.stage.run.compile:  # a few passes of other shapes are not worth compiling
+                around.enter_context(torch.compiler.set_stance("force_eager"))
             self.hooks.preview(self.model, self.stage, self.shown, done, log)
             reshard(self.model.unet)
         self.model.unet.train()
@@ -205,6 +209,14 @@ def choose_trained(unet: UNet, stage: Stage) -> None:
     if NEEDS[stage.task] == "image_encoder" and stage.task != "interpolation":
         for _, parameter in unet.idle_parameters(context_tokens=1):
             parameter.requires_grad_(False)
+
+
+def compile_blocks(unet: UNet) -> None:
+    """torch.compile, block by block. All blocks are one piece of code to the compiler, each of another width: beyond its
+    limit of shapes it would fall back to sizes that are not known, or to none of this."""
+    torch._dynamo.config.recompile_limit = max(128, torch._dynamo.config.recompile_limit)
+    for block in (module for module in unet.modules() if isinstance(module, Block)):
+        block.compile(dynamic=False)
 
 
 def _next(batches: Iterator[Batch], meter: Meter) -> Batch:

@@ -25,6 +25,8 @@ from training.shard_index import ShardIndex, index_shards
 _LOG = logging.getLogger("clipmill.data")
 _JUDGED_FROM = 20
 """Samples seen before their broken share is judged."""
+_HOPELESS = 100
+"""So many broken samples in a row, beyond two epochs of them, stop the run whatever share is allowed."""
 _NAMED = 10
 """Broken samples that are named, by each worker; the rest is counted."""
 
@@ -50,6 +52,8 @@ class ShardData(IterableDataset[Batch]):
         self._waiting: list[int] = []
         """Positions whose samples wait for a batch of their shape."""
         self._broken: Counter[str] = Counter()
+        self._in_a_row = 0
+        """Broken samples since the last one that was not."""
 
     def __iter__(self) -> Iterator[Batch]:
         cv2.setNumThreads(1)
@@ -82,21 +86,35 @@ class ShardData(IterableDataset[Batch]):
         shard = self.index.shards[number]
         key = shard.key(row)
         try:
-            return read_sample(key, shard.read(row), self.config, seed=seed_of(self.config.seed, epoch, key))
+            sample = read_sample(key, shard.read(row), self.config, seed=seed_of(self.config.seed, epoch, key))
         except (SampleError, EOFError) as error:
             kind = error.kind if isinstance(error, SampleError) else "shard_changed"
             self._broken[kind] += 1
+            self._in_a_row += 1
             broken = self._broken.total()
             if broken <= _NAMED:
                 _LOG.warning("left out: %s: %s", key, error)
-            seen = max(self._turn, 1)
-            if seen >= _JUDGED_FROM and broken > self.config.max_broken_share * seen:
+            too_many = self._too_many(broken)
+            if too_many:
                 kinds = ", ".join(f"{count} {kind}" for kind, count in self._broken.most_common())
                 raise BrokenDataError(
-                    f"{broken} of {seen} samples cannot be trained on ({kinds}), the last is {key}: {error}. More than "
-                    f"data.max_broken_share {self.config.max_broken_share:g} stops the run"
+                    f"{broken} of {self._turn} samples cannot be trained on ({kinds}), the last is {key}: {error}. "
+                    f"{too_many} stops the run"
                 ) from error
             return None
+        self._in_a_row = 0
+        return sample
+
+    def _too_many(self, broken: int) -> str | None:
+        """What stops the run, if anything: more than the share allows, by more than this reader's part of the samples
+        may hold by chance, which is four deviations of the number that is allowed."""
+        if self._in_a_row > 2 * len(self.order) + _HOPELESS:
+            return f"That {self._in_a_row} in a row are broken"
+        allowed = self.config.max_broken_share * self._turn
+        by_chance = 4 * math.sqrt(allowed) + 1 if allowed else 0
+        if self._turn >= _JUDGED_FROM and broken > allowed + by_chance:
+            return f"More than data.max_broken_share {self.config.max_broken_share:g}"
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         return {"turn": self._turn, "waiting": list(self._waiting), "broken": dict(self._broken)}

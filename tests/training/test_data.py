@@ -173,6 +173,17 @@ def test_broken_samples_are_left_out_counted_and_named(
         first(tmp_path, 10)
 
 
+def test_the_broken_share_is_judged_beyond_chance(tmp_path: Path, clip: bytes) -> None:
+    """6 of 96 are more than 5 %, but no more than may come together; with nothing to read even a share of 1 stops."""
+    whole = [sample(f"{i}", clip) for i in range(90)]
+    write_shard(tmp_path / "some" / "a.tar", [*whole, *(sample(f"x{i}", b"") for i in range(6))])
+    config = changed(batch_size=10, frames=1)
+    assert len(first(tmp_path / "some", 9, config)) == 9
+    write_shard(tmp_path / "none" / "a.tar", [sample("x", b"")])
+    with pytest.raises(BrokenDataError, match="of 103 samples .* 103 in a row"):
+        first(tmp_path / "none", 1, changed(max_broken_share=1.0))
+
+
 def test_a_missing_caption_is_broken_only_where_one_is_needed(tmp_path: Path, clip: bytes) -> None:
     write_shard(tmp_path / "one.tar", [sample("a", clip, captions=[{"source": "coca", "text": None, "error": "x"}])])
     assert first(tmp_path, 1)[0].captions == ["", ""]

@@ -125,7 +125,7 @@ class ShardData(IterableDataset[Batch]):
 
 
 def loader(
-    shards: Shards,
+    shards: Shards | ShardIndex,
     config: DataConfig,
     *,
     rank: int = 0,
@@ -139,7 +139,7 @@ def loader(
     Damage inside a shard is named in the log (`clipmill.data`), what can be read of it is read. Raises ValueError for
     shards that are not there or hold nothing, BrokenDataError (a ValueError) where too much of them is damaged.
     """
-    index = index_shards(shards, cache=cache)
+    index = shards if isinstance(shards, ShardIndex) else index_shards(shards, cache=cache)
     damage = [*index.problems, *index.broken]
     for name, reason in damage[: _NAMED if rank == 0 else 0]:
         _LOG.warning("%s: %s", name, reason)

@@ -63,7 +63,7 @@ def read_sample(key: str, members: Mapping[str, bytes], config: DataConfig, *, s
 
         fps, picture = _of_latent(about.get("latent"))
         return told(fps=fps, picture=picture, latent=read_latent(members[LATENT], choice))
-    size_for = _size_for(config)
+    size_for = partial(nearest_size, sizes_px(config))
     if "jpg" in members:
         frames_THWC = sample_picture(members["jpg"], size_for=size_for, crop=config.crop, rng=rng)
         fps = 1.0
@@ -164,8 +164,8 @@ def _told(conditioning: Mapping[str, Any], config: DataConfig) -> tuple[float, f
     return float(ids.motion_bucket), float(ids.elevation)
 
 
-def _size_for(config: DataConfig) -> Any:
-    sizes: Sequence[tuple[int, int]] = ((config.height_px, config.width_px),)
+def sizes_px(config: DataConfig) -> Sequence[tuple[int, int]]:
+    """(height, width) that samples may get."""
     if config.aspect_ratios:
-        sizes = bucket_sizes(area_px=config.height_px * config.width_px, aspect_ratios=config.aspect_ratios)
-    return partial(nearest_size, sizes)
+        return bucket_sizes(area_px=config.height_px * config.width_px, aspect_ratios=config.aspect_ratios)
+    return ((config.height_px, config.width_px),)

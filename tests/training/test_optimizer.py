@@ -97,6 +97,12 @@ def test_a_stage_survives_being_written_and_read(stage: Stage) -> None:
     assert overlay(Stage.preset(stage.name), json.loads(json.dumps(stage.to_dict()))) == stage
 
 
+@pytest.mark.parametrize("trained", ["temporal", "lora"])
+def test_pictures_cannot_train_layers_of_time_alone(trained: str) -> None:
+    with pytest.raises(ValueError, match="joint training .* takes model.trained 'all'"):
+        overlay(Stage.preset("video"), {"model": {"trained": trained}, "run": {"image_share": 0.3}})
+
+
 def test_a_setting_is_read_as_yaml() -> None:
     assert parse_setting("optimizer.lr=1e-4") == {"optimizer": {"lr": "1e-4"}}
     stage = overlay(Stage.preset("video"), parse_setting("optimizer.lr=1e-4"))

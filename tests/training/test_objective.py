@@ -49,6 +49,14 @@ def test_a_sample_s_draws_are_its_own() -> None:
     assert len(set(together.sigma_B.tolist())) == 3
 
 
+def test_what_is_known_of_a_sample_stays_where_it_is_read() -> None:
+    """A step that reads it from a GPU would wait for all that the GPU has yet to do."""
+    batch = Stream(tiny_stage()).batch([0, 1]).to("meta")
+    assert batch.mean_BTCHW is not None
+    assert batch.mean_BTCHW.is_meta
+    assert {each.device.type for each in (batch.fps, batch.motion_bucket, batch.elevation)} == {"cpu"}
+
+
 def test_draws_follow_their_distributions() -> None:
     stage = overlay(tiny_stage(), {"noise": {"p_mean": 0.7, "p_std": 1.6}})
     draws = draw(stage.noise.build(), [seed_of(0, i) for i in range(4000)])

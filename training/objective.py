@@ -7,10 +7,12 @@ checkpoint draws what it would have drawn.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from svd.clip import ImageEmbedder, ImageEncoder, clip_pixels
 from svd.conditioning import (
     Conditioning,
     Ids,
@@ -160,7 +162,7 @@ class Objective:
             return [batch.image_embeddings_BEC[:, i].float() for i in range(len(pictures))]
         if self.model.image_encoder is None:
             raise ValueError(f"a model for {self.task} needs an image encoder: set model.image_encoder")
-        return [self.model.image_encoder(each_BCHW).float() for each_BCHW in pictures]
+        return [_embedded(self.model.image_encoder, each_BCHW).float() for each_BCHW in pictures]
 
 
 _ENCODE_FRAMES = 8
@@ -170,6 +172,15 @@ _ENCODE_FRAMES = 8
 def _signed(frames: Tensor) -> Tensor:
     """uint8 as float32 in [-1, 1]."""
     return frames.float() / 127.5 - 1
+
+
+def _embedded(encoder: ImageEmbedder, pictures_BCHW: Tensor) -> Tensor:
+    """The encoder's embeddings, its resizing in float32 also under autocast, as where embeddings are computed once."""
+    if not isinstance(encoder, ImageEncoder):
+        return encoder(pictures_BCHW)
+    with torch.autocast(pictures_BCHW.device.type, enabled=False):
+        pixels_BCHW = clip_pixels(pictures_BCHW, encoder.config.size_px)
+    return cast("Tensor", encoder.tower(pixels_BCHW))
 
 
 def _ids(batch: Batch, augmentation_B: Tensor) -> list[Ids]:

@@ -100,7 +100,7 @@ class Checkpoints:
             dist.barrier(group=self._group)
             torch.save(dict(loader), temporary / f"loader-{self.ranks.rank}.pt")
             future = dcp.async_save(state.tensors(), checkpoint_id=temporary, process_group=self._group)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
             raise self._failed(step, error) from error
         self._pending = step, cast("Future[Any]", future)
 

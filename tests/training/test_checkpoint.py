@@ -1,12 +1,14 @@
 """Checkpoints: when they get their names, and what an end before its time leaves."""
 
+import resource
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.training.world import Stream, tiny_model, tiny_stage
-from training.checkpoint import Checkpoints, State
+from training.checkpoint import CheckpointError, Checkpoints, State
 from training.distributed import Ranks
 from training.loop import NonFinite, choose_trained, train
 from training.optimizer import build_optimizer
@@ -40,3 +42,17 @@ def test_what_ends_a_run_does_not_lose_the_checkpoint_being_written(tmp_path: Pa
     with pytest.raises(NonFinite, match="step 3"):
         train(stage, tiny_model(stage), Stream(stage, poison=5), tmp_path, ranks)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_a_disk_that_is_full_already_for_the_place_in_the_data_is_told(
+    state: State, tmp_path: Path, ranks: Ranks
+) -> None:
+    checkpoints = Checkpoints(tmp_path, ranks)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.raises(CheckpointError, match="there is no whole one yet"):
+            checkpoints.save(3, state, {"place": torch.zeros(1000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())

@@ -2,7 +2,7 @@
 to its name only when all parts are there.
 
     CHECKPOINTS/step-00000500/       weights, optimiser and average, readable with another number of ranks
-    CHECKPOINTS/step-00000500/loader-0.pt    where the data of each rank went on
+    CHECKPOINTS/step-00000500/rank-0.pt      of each rank, where its data went on, and what it has yet to log
     CHECKPOINTS/step-00001000.tmp/   not whole: being written, or left by a run that was killed
 
 DCP's own index is a pickle: continue runs that you trust. What a run exports at its end is safetensors.
@@ -85,8 +85,8 @@ class Checkpoints:
         found = self.whole()
         return found[-1] if found else None
 
-    def save(self, step: int, state: State, loader: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Begin to write the state after `step` steps; training may go on at once.
+    def save(self, step: int, state: State, own: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Begin to write the state after `step` steps, and what is this rank's `own`; training may go on at once.
 
         First waits for the one before. Raises CheckpointError if that could not be written.
         """
@@ -98,7 +98,7 @@ class Checkpoints:
                 temporary.mkdir(parents=True)
                 (temporary / _ABOUT).write_text(json.dumps({"step": step, "ranks": self.ranks.count, **about}))
             dist.barrier(group=self._group)
-            torch.save(dict(loader), temporary / f"loader-{self.ranks.rank}.pt")
+            torch.save(dict(own), temporary / f"rank-{self.ranks.rank}.pt")
             future = dcp.async_save(state.tensors(), checkpoint_id=temporary, process_group=self._group)
         except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
             raise self._failed(step, error) from error
@@ -156,8 +156,8 @@ class Checkpoints:
             self._thin_out()
 
     def load(self, path: Path, state: State) -> tuple[int, dict[str, Any] | None]:
-        """Read into `state` what `path` holds. Returns how many steps it has seen, and this rank's place in the data:
-        None where it was written by another number of ranks.
+        """Read into `state` what `path` holds. Returns how many steps it has seen, and what is this rank's own: None
+        where it was written by another number of ranks.
 
         Raises CheckpointError where it does not fit the network.
         """
@@ -169,7 +169,7 @@ class Checkpoints:
         state.network.load_state_dict(tensors["weights"])
         if about["ranks"] != self.ranks.count:
             return int(about["step"]), None
-        return int(about["step"]), torch.load(path / f"loader-{self.ranks.rank}.pt", weights_only=True)
+        return int(about["step"]), torch.load(path / f"rank-{self.ranks.rank}.pt", weights_only=True)
 
     def _temporary(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.tmp"

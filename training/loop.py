@@ -79,7 +79,8 @@ def train(
             if last or done % run.log_every == 0:
                 trainer.report(done, log)
             if last or done % run.save_every == 0:
-                trainer.checkpoints.save(done, trainer.state, loader.state_dict(), {"stage": stage.name})
+                own = {"data": loader.state_dict(), "meter": trainer.meter.state_dict()}
+                trainer.checkpoints.save(done, trainer.state, own, {"stage": stage.name})
             if run.sample_every and done % run.sample_every == 0:
                 trainer.preview(done, log)
             trainer.checkpoints.finish_if_done()
@@ -117,9 +118,10 @@ class _Trainer:
         latest = self.checkpoints.latest()
         if latest is None:
             return 0
-        step, place = self.checkpoints.load(latest, self.state)
-        if place is not None:
-            loader.load_state_dict(place)
+        step, own = self.checkpoints.load(latest, self.state)
+        if own is not None:
+            loader.load_state_dict(own["data"])
+            self.meter.load_state_dict(own["meter"])
         return step
 
     def step(self, step: int, batches: Iterator[Batch]) -> None:

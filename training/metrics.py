@@ -60,6 +60,20 @@ class Meter:
     def seconds(self) -> float:
         return time.perf_counter() - self._started_s
 
+    def state_dict(self) -> dict[str, Any]:
+        """What there is since the last line, for a run that goes on."""
+        return {
+            "sums": self._sums.cpu(),
+            "steps": self.steps,
+            "seconds": self.seconds(),
+            "data_wait_s": self.data_wait_s,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self._sums = state_dict["sums"].to(self._device)
+        self.steps, self.data_wait_s = state_dict["steps"], state_dict["data_wait_s"]
+        self._started_s = time.perf_counter() - state_dict["seconds"]
+
 
 def by_noise_level(sums: Tensor) -> dict[str, float]:
     """Mean loss per noise level that there was, from `Meter.sums`."""

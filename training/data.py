@@ -47,6 +47,8 @@ class ShardData(IterableDataset[Batch]):
     def __init__(self, index: ShardIndex, config: DataConfig, *, rank: int = 0, ranks: int = 1) -> None:
         self.index, self.config, self.rank, self.ranks = index, config, rank, ranks
         self.order = Order([len(shard) for shard in index.shards], seed=config.seed)
+        self.start = 0
+        """Where on the line of positions all readers begin."""
         self._turn = 0
         """How many positions this reader has taken."""
         self._waiting: list[int] = []
@@ -64,7 +66,7 @@ class ShardData(IterableDataset[Batch]):
         for position in self._waiting:
             self._put(buckets, position)
         while True:
-            position = reader + self._turn * readers
+            position = self.start + reader + self._turn * readers
             self._turn += 1
             full = self._put(buckets, position)
             if full is not None:
@@ -117,11 +119,25 @@ class ShardData(IterableDataset[Batch]):
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"turn": self._turn, "waiting": list(self._waiting), "broken": dict(self._broken)}
+        return {
+            "start": self.start,
+            "turn": self._turn,
+            "waiting": list(self._waiting),
+            "broken": dict(self._broken),
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._turn, self._waiting = state_dict["turn"], list(state_dict["waiting"])
+        self.start, self._turn, self._waiting = state_dict["start"], state_dict["turn"], list(state_dict["waiting"])
         self._broken = Counter(state_dict["broken"])
+
+
+class Batches(StatefulDataLoader[Batch]):
+    """Batches of `ShardData`, read by workers; its `state_dict()` is the place after the batch that came last."""
+
+    def skip(self, samples: int) -> None:
+        """Before the first batch: begin where all ranks together have had about so many samples, for a run that goes on
+        with another number of ranks."""
+        self.dataset.start = samples
 
 
 def loader(
@@ -132,9 +148,8 @@ def loader(
     ranks: int = 1,
     cache: str | Path | None = None,
     pin_memory: bool = False,
-) -> StatefulDataLoader[Batch]:
-    """Endless batches for one rank from clip, image or latent shards; its `state_dict()` is the place after the batch
-    that came last.
+) -> Batches:
+    """Endless batches for one rank from clip, image or latent shards.
 
     Damage inside a shard is named in the log (`clipmill.data`), what can be read of it is read. Raises ValueError for
     shards that are not there or hold nothing, BrokenDataError (a ValueError) where too much of them is damaged.
@@ -152,13 +167,13 @@ def loader(
         )
     data = ShardData(index, config, rank=rank, ranks=ranks)
     ahead = {"prefetch_factor": config.prefetch, "persistent_workers": True} if config.workers else {}
-    return StatefulDataLoader(data, batch_size=None, num_workers=config.workers, pin_memory=pin_memory, **ahead)
+    return Batches(data, batch_size=None, num_workers=config.workers, pin_memory=pin_memory, **ahead)
 
 
 class Joint:
     """Batches of videos and, of all batches, a `share` of pictures, evenly spread (joint training)."""
 
-    def __init__(self, videos: StatefulDataLoader[Batch], pictures: StatefulDataLoader[Batch], *, share: float) -> None:
+    def __init__(self, videos: Batches, pictures: Batches, *, share: float) -> None:
         self.videos, self.pictures, self.share = videos, pictures, share
         self._batches = 0
 
@@ -168,6 +183,12 @@ class Joint:
             before, self._batches = self._batches, self._batches + 1
             picture = math.floor(self._batches * self.share) > math.floor(before * self.share)
             yield next(pictures if picture else videos)
+
+    def skip(self, samples: int) -> None:
+        """As `Batches.skip`, of videos and pictures together."""
+        of_pictures = math.floor(samples * self.share)
+        self.videos.skip(samples - of_pictures)
+        self.pictures.skip(of_pictures)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -38,6 +38,9 @@ class Loader(Protocol):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
+    def skip(self, samples: int) -> None:
+        """Begin where all ranks together have had about so many samples."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
@@ -119,7 +122,9 @@ class _Trainer:
         if latest is None:
             return 0
         step, own = self.checkpoints.load(latest, self.state)
-        if own is not None:
+        if own is None:
+            loader.skip(step * self.stage.run.batch_size)
+        else:
             loader.load_state_dict(own["data"])
             self.meter.load_state_dict(own["meter"])
         return step

@@ -19,15 +19,13 @@ from typing import Any, cast
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from svd.checkpoint import CONFIG, save_model
 from svd.lora import save_lora
 from svd.model import Model
 from svd.unet import UNet
-from training.batch import Batch
 from training.check import check_shards
-from training.data import Joint, Shards, loader
+from training.data import Batches, Joint, Shards, loader
 from training.distributed import Ranks, join, resolve
 from training.estimate import estimate
 from training.initial import MODEL, initial_model, with_unet
@@ -93,7 +91,7 @@ def open_loader(
     if (share > 0) != (images is not None):
         raise ValueError(f"run.image_share is {share:g}: joint training takes a share above 0 and image shards, both")
 
-    def opened(what: str, where: Shards) -> StatefulDataLoader[Batch]:
+    def opened(what: str, where: Shards) -> Batches:
         index = index_shards(where, cache=out / f"{what}-{ranks.rank}.index.npz")
         check_shards(index, stage, model, pictures=what == "images")
         return loader(index, stage.data, rank=ranks.rank, ranks=ranks.count, pin_memory=pin)

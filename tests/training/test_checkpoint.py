@@ -56,3 +56,13 @@ def test_a_disk_that_is_full_already_for_the_place_in_the_data_is_told(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
+
+
+def test_another_number_of_ranks_goes_on_after_the_samples_that_were_seen(tmp_path: Path, ranks: Ranks) -> None:
+    stage = tiny_stage(steps=2)
+    train(stage, tiny_model(stage), Stream(stage), tmp_path, ranks)
+    about = tmp_path / "checkpoints" / "step-00000002" / "checkpoint.json"
+    about.write_text(about.read_text().replace('"ranks": 1', '"ranks": 7'))
+    longer, stream = tiny_stage(steps=3), Stream(stage)
+    train(longer, tiny_model(longer), stream, tmp_path, ranks)
+    assert stream.batches == 3

@@ -118,6 +118,17 @@ def test_it_goes_on_where_it_was_in_the_middle_of_a_shard(shards: Path, workers:
         assert all(equal(*pair) for pair in zip(islice(iter(again), 9 - after), whole[after:], strict=True))
 
 
+def test_another_number_of_ranks_goes_on_after_what_was_seen(shards: Path) -> None:
+    line = [key for batch in first(shards, 12, changed(batch_size=1)) for key in batch.keys]
+    for rank in range(2):
+        data = loader(shards, changed(batch_size=1), rank=rank, ranks=2)
+        data.skip(5)
+        assert [batch.keys[0] for batch in islice(iter(data), 2)] == line[5 + rank : 9 : 2]
+        again = loader(shards, changed(batch_size=1), rank=rank, ranks=2)
+        again.load_state_dict(data.state_dict())
+        assert next(iter(again)).keys[0] == line[9 + rank]
+
+
 def test_samples_of_other_shapes_wait_for_their_like_across_a_resumption(tmp_path: Path, clip: bytes) -> None:
     tall = video(_tall(24))
     write_shard(tmp_path / "mixed.tar", [sample(f"{i}", clip if i % 3 else tall) for i in range(9)])

@@ -20,7 +20,7 @@ from training.distributed import Ranks, accumulating, distribute, gather, reshar
 from training.ema import Ema
 from training.metrics import Log, Meter, by_noise_level, memory_bytes, peak_flops
 from training.objective import Losses, Objective
-from training.optimizer import build_optimizer, lr_factor, set_lr
+from training.optimizer import beyond_images, build_optimizer, lr_factor, set_lr
 from training.seeds import seed_of
 from training.stages import Stage
 
@@ -209,7 +209,7 @@ def choose_trained(unet: UNet, stage: Stage) -> None:
         return
     unet.requires_grad_(trained == "all")
     if trained == "temporal":
-        for _, parameter in unet.temporal_parameters():
+        for parameter in beyond_images(unet).values():
             parameter.requires_grad_(True)
     elif trained == "noise_embedding":
         unet.noise_embedding.requires_grad_(True)
@@ -219,8 +219,8 @@ def choose_trained(unet: UNet, stage: Stage) -> None:
 
 
 def compile_blocks(unet: UNet) -> None:
-    """torch.compile, block by block. All blocks are one piece of code to the compiler, each of another width: beyond its
-    limit of shapes it would fall back to sizes that are not known, or to none of this."""
+    """torch.compile, block by block. To the compiler all blocks are one piece of code that comes with many sizes: it
+    would soon compile for sizes that are not known, and beyond its limit not at all."""
     torch._dynamo.config.recompile_limit = max(128, torch._dynamo.config.recompile_limit)
     for block in (module for module in unet.modules() if isinstance(module, Block)):
         block.compile(dynamic=False)

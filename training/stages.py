@@ -30,8 +30,8 @@ class ModelPart(Fields):
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the preset that differ."""
     trained: Trained = "all"
-    """`temporal`: the layers that a video network has beyond its image network. `noise_embedding`: what is told of the
-    noise level alone. `lora`: adapters on attention over time."""
+    """`temporal`: what a video network has beyond its image network, ids and mask embedding included.
+    `noise_embedding`: what is told of the noise level alone. `lora`: adapters on attention over time."""
     start: Start = "identity"
     """How new temporal layers begin: see `svd.inflate`."""
     lora_rank: int = 16

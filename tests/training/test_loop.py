@@ -184,7 +184,9 @@ def test_temporal_layers_can_train_alone(tmp_path: Path, ranks: Ranks) -> None:
     model = tiny_model(stage)
     choose_trained(model.unet, stage)
     trains = {name for name, parameter in model.unet.named_parameters() if parameter.requires_grad}
-    assert trains == {name for name, _ in model.unet.temporal_parameters()}
+    told = {name for name in model.unet.state_dict() if name.startswith("ids_embedding.")}
+    assert told
+    assert trains == told | {name for name, _ in model.unet.temporal_parameters()}
     train(stage, model, Stream(stage), tmp_path, ranks)
 
 

@@ -82,9 +82,7 @@ def run_stage(
     return Finished(model=_export(stage, model, out, ranks), steps=trained.steps, resumed_at=trained.resumed_at)
 
 
-def open_loader(
-    stage: Stage, model: Model, shards: Shards, images: Shards | None, ranks: Ranks, out: Path
-) -> Loader:
+def open_loader(stage: Stage, model: Model, shards: Shards, images: Shards | None, ranks: Ranks, out: Path) -> Loader:
     """The batches of one rank. Raises ValueError as `training.data.loader` and `check_shards`, and for joint training
     without pictures."""
     share, pin = stage.run.image_share, ranks.device.type == "cuda"

@@ -44,11 +44,13 @@ def test_latents_of_the_stage_pass_those_of_its_buckets_too(model: Model, tmp_pa
     buckets = {"lengths": [2, 3], "aspect_ratios": [0.5, 2.0], "height_px": 128, "width_px": 128}
     tall = latents(tmp_path / "tall", model, frames=2, size_px=(192, 128))
     check(tall, model, overlay(STAGE, {"data": buckets}))
-    with pytest.raises(ValueError, match="2 frames of 192 x 128; .* trains on 3 of 32 x 48"):
+    with pytest.raises(ValueError, match=r"2 frames of 192 x 128; .* trains on 3 of 32 x 48"):
         check(tall, model)
 
 
-@pytest.mark.parametrize(("frames", "message"), [(4, "latents of 4 frames .* trains on 3"), (1, "latents of a picture")])
+@pytest.mark.parametrize(
+    ("frames", "message"), [(4, "latents of 4 frames .* trains on 3"), (1, "latents of a picture")]
+)
 def test_latents_of_other_frames_are_refused(model: Model, tmp_path: Path, frames: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check(latents(tmp_path, model, frames=frames), model)

@@ -35,7 +35,8 @@ def test_the_sample_itself_can_be_read() -> None:
         {"captions": [{"source": "coca", "text": 3}]},
         *({"conditioning": {"motion_bucket": value}} for value in ("high", [1], math.nan, 300, -1)),
         *({"conditioning": {"motion_bucket": 1, "elevation": value}} for value in (91, "up", [])),
-        *({"latent": value} for value in (None, {}, [], {"fps": "8", "picture": False}, {"fps": math.nan, "picture": 1})),
+        *({"latent": value} for value in (None, {}, [], {"fps": "8", "picture": False}, {"fps": 8, "picture": 1})),
+        {"latent": {"fps": math.nan, "picture": False}},
     ],
 )  # fmt: skip
 def test_a_malformed_field_is_a_reason(changes: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from training.batch import Batch
 from training.data_config import DataConfig
 from training.frames import SampleError
 from training.order import Order
-from training.samples import Sample, collate, read_sample
+from training.samples import LATENT, Sample, collate, read_sample
 from training.seeds import seed_of
 from training.shard_index import ShardIndex, index_shards
 
@@ -139,6 +139,11 @@ class Batches(StatefulDataLoader[Batch]):
         with another number of ranks."""
         self.dataset.start = samples
 
+    @property
+    def latents(self) -> bool:
+        """Whether these are latents, computed once, and no frames."""
+        return all(LATENT in shard.extensions for shard in self.dataset.index.shards if len(shard))
+
 
 def loader(
     shards: Shards | ShardIndex,
@@ -183,6 +188,11 @@ class Joint:
             before, self._batches = self._batches, self._batches + 1
             picture = math.floor(self._batches * self.share) > math.floor(before * self.share)
             yield next(pictures if picture else videos)
+
+    @property
+    def latents(self) -> bool:
+        """As `Batches.latents`."""
+        return self.videos.latents
 
     def skip(self, samples: int) -> None:
         """As `Batches.skip`, of videos and pictures together."""

@@ -76,13 +76,15 @@ def run_stage(
     hooks = Hooks(
         on_log=on_log,
         preview=partial(preview, out / "samples"),
-        flops_per_step=_flops(stage, model) if ranks.device.type == "cuda" else None,
+        flops_per_step=_flops(stage, model, latents=batches.latents) if ranks.device.type == "cuda" else None,
     )
-    trained = train(stage, model, batches, out, ranks, hooks=hooks)
+    trained = train(stage, model, cast("Loader", batches), out, ranks, hooks=hooks)
     return Finished(model=_export(stage, model, out, ranks), steps=trained.steps, resumed_at=trained.resumed_at)
 
 
-def open_loader(stage: Stage, model: Model, shards: Shards, images: Shards | None, ranks: Ranks, out: Path) -> Loader:
+def open_loader(
+    stage: Stage, model: Model, shards: Shards, images: Shards | None, ranks: Ranks, out: Path
+) -> Batches | Joint:
     """The batches of one rank. Raises ValueError as `training.data.loader` and `check_shards`, and for joint training
     without pictures."""
     share, pin = stage.run.image_share, ranks.device.type == "cuda"
@@ -95,7 +97,7 @@ def open_loader(stage: Stage, model: Model, shards: Shards, images: Shards | Non
         return loader(index, stage.data, rank=ranks.rank, ranks=ranks.count, pin_memory=pin)
 
     videos = opened("shards", shards)
-    return cast("Loader", videos) if images is None else Joint(videos, opened("images", images), share=share)
+    return videos if images is None else Joint(videos, opened("images", images), share=share)
 
 
 def finished(out: Path) -> Path | None:
@@ -129,8 +131,10 @@ def _export(stage: Stage, model: Model, out: Path, ranks: Ranks) -> Path:
     return target
 
 
-def _flops(stage: Stage, model: Model) -> float:
-    return estimate(stage, autoencoder=model.autoencoder.config).step_flops
+def _flops(stage: Stage, model: Model, *, latents: bool) -> float:
+    """Of a step, for the share of the peak: where frames are read, encoding is part of the work."""
+    costs = estimate(stage, autoencoder=model.autoencoder.config)
+    return costs.model_flops + (0 if latents else stage.run.batch_size * costs.encode_flops)
 
 
 def _same_run(stage: Stage, out: Path) -> None:

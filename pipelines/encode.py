@@ -12,7 +12,7 @@ from curation.errors import UserError
 from pipelines.cluster import connected
 from pipelines.progress import Reporter
 from svd.model import Model
-from training.encode import Encoded, digests, encode_shard, read_record
+from training.encode import Encoded, check_names, digests, encode_shard, read_record
 from training.initial import initial_model
 from training.shard_index import Shard, index_shards
 from training.stages import Stage
@@ -53,11 +53,12 @@ def encode(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         index = index_shards(data)
+        check_names(index)
         out.mkdir(parents=True, exist_ok=True)
         _plan(stage, out, _model(stage, init, "cpu"), choices)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
-    missing = [shard for shard in index.shards if read_record(out, shard.name) is None]
+    missing = [shard for shard in index.shards if read_record(out, shard) is None]
     if missing:
         with connected(address), Reporter("encode", len(missing), unit="shards", quiet=quiet) as reporter:
             options = {"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
@@ -69,7 +70,7 @@ def encode(
                 finished, waiting = ray.wait(waiting)
                 record = ray.get(finished[0])
                 reporter.advance(detail=f"{record.name}: {record.samples} samples")
-    records = [record for shard in index.shards if (record := read_record(out, shard.name)) is not None]
+    records = [record for shard in index.shards if (record := read_record(out, shard)) is not None]
     failed = {f"{record.name}/{key}": reason for record in records for key, reason in record.failed.items()}
     run = EncodeRun(
         folder=out,

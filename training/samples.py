@@ -1,6 +1,7 @@
 """One sample: what a shard holds of it -> frames or latents, a caption, and what the network is told (section 4)."""
 
 import json
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from svd.conditioning import Ids
 from training.batch import Batch
 from training.buckets import bucket_sizes, nearest_size
 from training.data_config import DataConfig
@@ -59,10 +61,9 @@ def read_sample(key: str, members: Mapping[str, bytes], config: DataConfig, *, s
     if LATENT in members:
         from training.latents import read_latent
 
-        latent = read_latent(members[LATENT], choice)
-        fps = float(about["latent"]["fps"])
-        return told(fps=fps, picture=about["latent"]["picture"], latent=latent)
-    size_for = _size_for(config)
+        fps, picture = _of_latent(about.get("latent"))
+        return told(fps=fps, picture=picture, latent=read_latent(members[LATENT], choice))
+    size_for = partial(nearest_size, sizes_px(config))
     if "jpg" in members:
         frames_THWC = sample_picture(members["jpg"], size_for=size_for, crop=config.crop, rng=rng)
         fps = 1.0
@@ -133,7 +134,18 @@ def _about(content: bytes) -> dict[str, Any]:
         value = about.get(name) if isinstance(about, dict) else None
         if not isinstance(value, kind):
             raise SampleError("missing_field", f"its JSON has no {name!r}, or not as {kind.__name__}: {value!r}")
+    for caption in about["captions"]:
+        if not isinstance(caption, dict) or not isinstance(caption.get("text"), str | None):
+            raise SampleError("bad_field", f"a caption should be {{'source': ..., 'text': ...}}, came {caption!r}")
     return about
+
+
+def _of_latent(latent: Any) -> tuple[float, bool]:
+    """Frame rate of latents, and whether they are a picture's."""
+    fps, picture = (latent.get("fps"), latent.get("picture")) if isinstance(latent, dict) else (None, None)
+    if not isinstance(fps, int | float) or not 0 < fps < math.inf or not isinstance(picture, bool):
+        raise SampleError("missing_field", f"its JSON should have latent.fps and latent.picture, came {latent!r}")
+    return float(fps), picture
 
 
 def _told(conditioning: Mapping[str, Any], config: DataConfig) -> tuple[float, float]:
@@ -145,11 +157,15 @@ def _told(conditioning: Mapping[str, Any], config: DataConfig) -> tuple[float, f
     elevation = conditioning.get("elevation")
     if elevation is None and config.elevation:
         raise SampleError("missing_field", "its JSON has no conditioning.elevation, in degrees")
-    return float(motion), float(elevation or 0.0)
+    try:
+        ids = Ids(fps=1, motion_bucket=motion, elevation=0.0 if elevation is None else elevation)
+    except (ValueError, TypeError) as error:
+        raise SampleError("bad_field", f"in its JSON's conditioning: {error}") from error
+    return float(ids.motion_bucket), float(ids.elevation)
 
 
-def _size_for(config: DataConfig) -> Any:
-    sizes: Sequence[tuple[int, int]] = ((config.height_px, config.width_px),)
+def sizes_px(config: DataConfig) -> Sequence[tuple[int, int]]:
+    """(height, width) that samples may get."""
     if config.aspect_ratios:
-        sizes = bucket_sizes(area_px=config.height_px * config.width_px, aspect_ratios=config.aspect_ratios)
-    return partial(nearest_size, sizes)
+        return bucket_sizes(area_px=config.height_px * config.width_px, aspect_ratios=config.aspect_ratios)
+    return ((config.height_px, config.width_px),)

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,9 @@ import torch
 from tests.svd.networks import randomise
 from tests.training.world import Stream, tiny_model, tiny_stage
 from training.checkpoint import CheckpointError
-from training.distributed import Ranks, join, leave
+from training.distributed import Ranks
 from training.loop import NonFinite, accumulation, choose_trained, train
 from training.stages import Stage, overlay
-
-
-@pytest.fixture
-def ranks() -> Iterator[Ranks]:
-    yield join("cpu")
-    leave()
 
 
 def losses(out: Path) -> list[float]:
@@ -118,6 +111,21 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_sample(t
     assert len(losses(tmp_path)) == 2
 
 
+def test_a_line_of_the_log_holds_its_steps_from_before_a_resumption_too(tmp_path: Path, ranks: Ranks) -> None:
+    """A checkpoint between two lines; an end between it and the next line."""
+
+    def records(name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+
+    stage = tiny_stage(steps=4, log_every=4, save_every=2)
+    train(stage, tiny_model(stage), Stream(stage), tmp_path / "whole", ranks)
+    with pytest.raises(NonFinite):
+        train(stage, tiny_model(stage), Stream(stage, poison=5), tmp_path / "broken", ranks)
+    assert train(stage, tiny_model(stage), Stream(stage), tmp_path / "broken", ranks).resumed_at == 2
+    for name in ("loss", "loss_by_ln_sigma", "grad_norm"):
+        assert [record[name] for record in records("whole")] == [record[name] for record in records("broken")]
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_and_names_it(tmp_path: Path, ranks: Ranks) -> None:
     stage = tiny_stage(steps=2)
     train(stage, tiny_model(stage), Stream(stage), tmp_path, ranks)
@@ -176,7 +184,9 @@ def test_temporal_layers_can_train_alone(tmp_path: Path, ranks: Ranks) -> None:
     model = tiny_model(stage)
     choose_trained(model.unet, stage)
     trains = {name for name, parameter in model.unet.named_parameters() if parameter.requires_grad}
-    assert trains == {name for name, _ in model.unet.temporal_parameters()}
+    told = {name for name in model.unet.state_dict() if name.startswith("ids_embedding.")}
+    assert told
+    assert trains == told | {name for name, _ in model.unet.temporal_parameters()}
     train(stage, model, Stream(stage), tmp_path, ranks)
 
 

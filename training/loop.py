@@ -100,8 +100,7 @@ class _Trainer:
         choose_trained(unet, stage)
         unet.checkpointing = stage.model.checkpointing
         if run.compile:
-            for block in (module for module in unet.modules() if isinstance(module, Block)):
-                block.compile()
+            compile_blocks(unet)
         strategy = resolve(run.strategy, unet, ranks.count)
         self.network = distribute(unet.train(), strategy, bf16=run.precision == "bf16", unused=run.image_share > 0)
         self.optimizer = build_optimizer(unet, stage.optimizer)
@@ -202,6 +201,18 @@ def choose_trained(unet: UNet, stage: Stage) -> None:
     if NEEDS[stage.task] == "image_encoder" and stage.task != "interpolation":
         for _, parameter in unet.idle_parameters(context_tokens=1):
             parameter.requires_grad_(False)
+
+
+def compile_blocks(unet: UNet) -> None:
+    """torch.compile, block by block.
+
+    To it all blocks are one piece of code, of which it compiles 8 shapes at most unless told otherwise, and runs the
+    rest uncompiled. A full network has 15, for each size that samples come in.
+    """
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
+    for block in (module for module in unet.modules() if isinstance(module, Block)):
+        block.compile()
 
 
 def _next(batches: Iterator[Batch], meter: Meter) -> Batch:

@@ -28,8 +28,8 @@ def diffusers_loop(stage: Stage, unet: UNet, autoencoder: Any, batch: Batch, dev
     """A step on a copy of `unet`, always on the same batch; `autoencoder` is on the device."""
     AcceleratorState._reset_state(reset_partial_state=True)  # else a process has one device and precision for good
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if stage.run.precision == "bf16" else "no")
-    network: Any = diffusers_twin(copy.deepcopy(unet)).train()
-    network.to(accelerator.device)
+    network: Any = diffusers_twin(copy.deepcopy(unet))
+    network.train().to(accelerator.device)
     if stage.model.checkpointing:
         network.enable_gradient_checkpointing()
     config, weights = stage.optimizer, list(network.parameters())

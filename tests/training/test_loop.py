@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from tests.svd.networks import randomise
+from svd.unet import Block
+from tests.svd.networks import DEEP, inputs, random_unet, randomise
 from tests.training.world import Stream, tiny_model, tiny_stage
 from training.checkpoint import CheckpointError
 from training.distributed import Ranks
-from training.loop import NonFinite, accumulation, choose_trained, train
+from training.loop import NonFinite, accumulation, choose_trained, compile_blocks, train
 from training.stages import Stage, overlay
 
 
@@ -177,6 +179,23 @@ def test_every_kind_of_stage_trains_what_it_says(name: str, tmp_path: Path, rank
         assert any(after[key].any() for key in after if "lora_B" in key)
     else:
         assert len(changed) > 0.4 * len(before)
+
+
+def test_blocks_of_all_shapes_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a backend that only counts. Four levels have more shapes than dynamo compiles of itself."""
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(Block, "compile", lambda block, **how: nn.Module.compile(block, backend=count, **how))
+    unet = random_unet(**(DEEP | {"widths": (32, 64, 96, 96)}))
+    compile_blocks(unet)
+    x_BTCHW, c_noise_B, kwargs = inputs(unet, samples=1, size=(16, 16))
+    with torch.no_grad():
+        unet(x_BTCHW, c_noise_B, **kwargs)
+    assert len(graphs) == 15
 
 
 def test_temporal_layers_can_train_alone(tmp_path: Path, ranks: Ranks) -> None:

@@ -42,7 +42,9 @@ def encode(
 
 @app.command(epilog=EXIT_CODES)
 def train(
-    out: Annotated[Path, typer.Option(help="Folder of the run; the same command goes on with it.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; the same command goes on with it.", show_default=False)
+    ] = None,
     stage: Annotated[
         str | None, typer.Option(help="Preset, such as image-to-video or tiny-video.", show_default=False)
     ] = None,
@@ -73,6 +75,15 @@ def train(
     from pipelines import train as training
 
     if recipe is not None:
+        beside = {
+            "--stage": stage, "--data": data, "--images": images, "--init": init, "--config": config, "--set": change,
+            "--dry-run": dry_run, "--ray-workers": ray_workers, "--address": address,
+        }  # fmt: skip
+        unheeded = ", ".join(name for name, value in beside.items() if value)
+        if unheeded:
+            raise UserError(f"--recipe cannot go with {unheeded}: its file says it all, and runs in this process")
+        if out is None:
+            raise UserError("--out is missing: the folder of the runs")
         for finished in training.train_recipe(recipe, out, device=device):
             say(f"trained: {finished}")
         return
@@ -82,8 +93,8 @@ def train(
     if dry_run:
         console().print(estimate_table(training.dry_run(chosen, gpus)))
         return
-    if data is None:
-        raise UserError("--data is missing: the shards to train on")
+    if data is None or out is None:
+        raise UserError("--data and --out are needed: the shards to train on, and the folder of the run")
     if ray_workers is not None:
         run = training.train_on_ray(
             chosen, data, out, workers=ray_workers, images=images, init=init, address=address, device=device

@@ -133,6 +133,32 @@ def test_the_estimate_of_the_paper_s_run_adds_up() -> None:
     assert rows["  of weights and optimiser"] == "0.1 GiB (sharded)"
 
 
+def test_the_dry_run_of_the_command_line_prints_it_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = CliRunner().invoke(app, ["train", "--stage", "tiny-image", "--dry-run"]).output
+    for name in ("parameters", "one step", "memory per GPU", "200 steps on 1 H100"):
+        assert name in printed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--out run", "name a --stage, or give a --recipe"),
+        ("--stage tiny-video --out run", "--data and --out are needed"),
+        ("--stage tiny-video --data shards", "--data and --out are needed"),
+        ("--recipe r.yaml --out runs --dry-run --set a.b=1", "cannot go with --set, --dry-run"),
+        ("--recipe r.yaml", "--out is missing"),
+    ],
+)
+def test_a_command_that_says_too_little_or_too_much_is_refused(arguments: str, message: str) -> None:
+    result = CliRunner().invoke(app, ["train", *arguments.split()])
+    assert isinstance(result.exception, UserError)
+    assert message in str(result.exception)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from curation.errors import UserError
+from curation.errors import RunStopped, UserError
 from pipelines.progress import Reporter
 from training.checkpoint import CheckpointError
 from training.estimate import PEAK_SHARE, estimate
@@ -17,6 +17,8 @@ from training.run import finished, run_stage
 from training.stages import Stage, overlay, parse_setting
 
 _STOPS = (ValueError, OSError, CheckpointError, NonFinite)
+_LASTING = (ValueError, FileNotFoundError, NonFinite)
+"""Of these, what the next start would only meet again."""
 _RECIPE_KEYS = ("stage", "data", "images", "set", "name")
 RESTARTS = 3
 """How often Ray starts a failed group of workers anew, from the newest checkpoint."""
@@ -45,7 +47,10 @@ def train(
     device: str | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Train, or go on with, one stage; returns its model. Raises UserError with what stopped it."""
+    """Train, or go on with, one stage; returns its model.
+
+    Raises UserError for what cannot be trained on, RunStopped (a UserError) for what stopped it on the way.
+    """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     quiet = quiet or int(os.environ.get("RANK", "0")) > 0
     try:
@@ -54,7 +59,7 @@ def train(
                 stage, data, out, images=images, init=init, device=device, on_log=_Progress(reporter)
             ).model
     except _STOPS as error:
-        raise error if isinstance(error, UserError) else UserError(str(error)) from error
+        raise _told(error) from error
 
 
 def train_recipe(path: Path, out: Path, *, device: str | None = None, quiet: bool = False) -> Iterator[Path]:
@@ -137,16 +142,25 @@ def train_on_ray(
     device: str | None = None,
 ) -> Path:
     """The same on Ray workers, one per GPU, or per CPU with `device` cpu. `out`, `data` and `init` have to be on a
-    file system that all of them see. A failed group is started anew and goes on from the newest checkpoint.
+    file system that all of them see. A failed group is started anew and goes on from the newest checkpoint, but not
+    where the next one would only fail in the same way.
 
-    Raises UserError.
+    Raises UserError and RunStopped as `train`.
     """
     import torch
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from pipelines.cluster import connected
 
+    class NoUseInRestarts(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+            """Ray gives up a run whose callback raises."""
+            causes = [getattr(error, "_base_exc", error) for error in worker_exceptions.values()]
+            if all(isinstance(cause, _LASTING) for cause in causes):
+                raise _told(causes[0])
+
+    callback: Any = NoUseInRestarts()
     gpu = torch.cuda.is_available() if device is None else device == "cuda"
     settings = {
         "stage": stage, "data": os.path.abspath(data), "out": out.absolute(), "init": init and init.absolute(),
@@ -159,13 +173,17 @@ def train_on_ray(
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo"),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
             run_config=RunConfig(
-                name="ray", storage_path=str(out.absolute()), failure_config=FailureConfig(max_failures=RESTARTS)
+                name="ray",
+                storage_path=str(out.absolute()),
+                failure_config=FailureConfig(max_failures=RESTARTS),
+                callbacks=[callback],
             ),
         )
         try:
             trainer.fit()
-        except Exception as error:  # Ray's own kinds differ between its versions; the last line says what it was
-            raise UserError(f"training on Ray failed: {str(error).strip().splitlines()[-1]}") from error
+        except Exception as error:  # Ray's own kinds differ between its versions
+            cause = getattr(error, "controller_failure", None)
+            raise cause if isinstance(cause, UserError) else RunStopped(_ray_failure(error)) from error
     model = finished(out)
     assert model is not None
     return model
@@ -181,6 +199,22 @@ def _ray_worker(settings: Mapping[str, Any]) -> None:
         init=settings["init"],
         device=settings["device"],
     )
+
+
+def _ray_failure(error: Exception) -> str:
+    """The last line of what each rank says, or of the error itself."""
+    failures = getattr(error, "worker_failures", {})
+    said = {f"rank {rank}: ": failure for rank, failure in failures.items()} or {"": error}
+    lines = [f"{whose}{str(failure).strip().splitlines()[-1]}" for whose, failure in said.items()]
+    return f"training on Ray failed{f' after {RESTARTS} restarts' if failures else ''}: {'; '.join(lines)}"
+
+
+def _told(error: Exception) -> UserError:
+    """The same for the command line: a wrong request, or a run that stopped on its way."""
+    if isinstance(error, UserError):
+        return error
+    mistake = isinstance(error, ValueError | FileNotFoundError)
+    return UserError(str(error)) if mistake else RunStopped(str(error))
 
 
 class _Progress:

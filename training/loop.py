@@ -118,7 +118,8 @@ class _Trainer:
 
     def resume(self, loader: Loader) -> int:
         """How many steps were done; network, optimiser, average and data are put back there."""
-        latest = self.checkpoints.latest()
+        # The first rank's view counts: others may still see the files as they were before a restart.
+        latest = gather(self.checkpoints.latest())[0]
         if latest is None:
             return 0
         step, own = self.checkpoints.load(latest, self.state)

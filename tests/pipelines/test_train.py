@@ -1,4 +1,4 @@
-"""Shards in, a model that can be sampled out: stages one after another, on Ray too, and what is refused."""
+"""Shards in, a model that can be sampled out: stages one after another, and what is refused."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from typer.testing import CliRunner
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 from curation.errors import UserError
 from pipelines.cli import app
 from pipelines.sample import Request, sample
-from pipelines.train import dry_run, resolve_stage, train, train_on_ray, train_recipe
+from pipelines.train import dry_run, resolve_stage, train, train_recipe
 from svd.checkpoint import load_model, save_model
 from svd.config import UNetConfig
 from svd.model import Model, ModelConfig
@@ -112,12 +113,16 @@ def test_joint_training_takes_pictures_beside_videos(data: Path, pictures: Path,
         train(stage, str(data), tmp_path / "other", init=init, quiet=True)
 
 
-def test_on_ray_with_two_workers(data: Path, tmp_path: Path, local_ray: None) -> None:
-    stage = resolve_stage("tiny-image-to-video", None, [*SETTINGS, "run.batch_size=4", "run.strategy=fsdp"])
+def test_sharded_weights_are_gathered_into_the_same_model(data: Path, tmp_path: Path) -> None:
     init = model_at(tmp_path / "init", "svd")
-    model = train_on_ray(stage, str(data), tmp_path / "run", workers=2, init=init, device="cpu")
-    assert load_model(model).config.task == "image-to-video"
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+    models = []
+    for strategy in ("none", "fsdp"):
+        stage = resolve_stage("tiny-image-to-video", None, [*SETTINGS, f"run.strategy={strategy}", "run.steps=2"])
+        models.append(load_model(train(stage, str(data), tmp_path / strategy, init=init, quiet=True)))
+    plain, gathered = (model.unet.state_dict() for model in models)
+    assert plain.keys() == gathered.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(gathered[name], value)
 
 
 def test_the_estimate_of_the_paper_s_run_adds_up() -> None:
@@ -126,6 +131,32 @@ def test_the_estimate_of_the_paper_s_run_adds_up() -> None:
     assert rows["parameters"] == "1,524,623,082"
     assert rows["samples per step"] == "768: 1 x 256 GPUs x 3 in turn"
     assert rows["  of weights and optimiser"] == "0.1 GiB (sharded)"
+
+
+def test_the_dry_run_of_the_command_line_prints_it_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = CliRunner().invoke(app, ["train", "--stage", "tiny-image", "--dry-run"]).output
+    for name in ("parameters", "one step", "memory per GPU", "200 steps on 1 H100"):
+        assert name in printed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--out run", "name a --stage, or give a --recipe"),
+        ("--stage tiny-video --out run", "--data and --out are needed"),
+        ("--stage tiny-video --data shards", "--data and --out are needed"),
+        ("--recipe r.yaml --out runs --dry-run --set a.b=1", "cannot go with --set, --dry-run"),
+        ("--recipe r.yaml", "--out is missing"),
+    ],
+)
+def test_a_command_that_says_too_little_or_too_much_is_refused(arguments: str, message: str) -> None:
+    result = CliRunner().invoke(app, ["train", *arguments.split()])
+    assert isinstance(result.exception, UserError)
+    assert message in str(result.exception)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,181 @@
+"""The model's commands of `clipmill`: latents, training, sampling, export. What they need is imported as they run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from curation.errors import UserError
+from pipelines.cli_shared import EXIT_CODES, Address, console, say
+from pipelines.render import estimate_table
+
+app = typer.Typer()
+
+Checkpoint = Annotated[
+    Path, typer.Argument(help="A model: its folder, or a file in the layout of the release.", show_default=False)
+]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="group.key=value, as often as you like.", show_default=False)
+]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.")]
+
+
+@app.command(epilog=EXIT_CODES)
+def encode(
+    data: Annotated[str, typer.Option(help="Clip or image shards.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the latent shards.", show_default=False)],
+    stage: Annotated[str, typer.Option(help="Preset whose frames and encoders are meant.", show_default=False)],
+    init: Annotated[Path, typer.Option(help="Model with autoencoder and encoder.", show_default=False)],
+    change: Changes = None,
+    address: Address = None,
+    device: Device = None,
+) -> None:
+    """Compute latents and embeddings once: shards that `clipmill train` reads in the place of clips."""
+    from pipelines.encode import encode as run
+    from pipelines.train import resolve_stage
+
+    done = run(resolve_stage(stage, None, change or []), data, out, init=init, address=address, device=device)
+    say(f"{done.samples:,} samples in {done.shards:,} shards, {done.bytes / 2**20:,.1f} MiB: {done.folder}")
+    for key, reason in done.failed.items():
+        say(f"left out: {key}: {reason}")
+
+
+@app.command(epilog=EXIT_CODES)
+def train(
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; the same command goes on with it.", show_default=False)
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Preset, such as image-to-video or tiny-video.", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Shards: a folder, a tar or a pattern of tars.", show_default=False)
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Image shards beside them (joint training).", show_default=False)
+    ] = None,
+    init: Annotated[Path | None, typer.Option(help="Model or finished run to start from.", show_default=False)] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML with settings that differ from the preset.", show_default=False)
+    ] = None,
+    change: Changes = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML list of stages to run one after another.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost; train nothing.")] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="For --dry-run: how many.")] = 1,
+    ray_workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train on this many Ray workers, restarted if they fail.", show_default=False),
+    ] = None,
+    address: Address = None,
+    device: Device = None,
+) -> None:
+    """Train a stage of the paper's recipe on shards, or go on with it. Under torchrun, on all of its processes."""
+    from pipelines import train as training
+
+    if recipe is not None:
+        beside = {
+            "--stage": stage, "--data": data, "--images": images, "--init": init, "--config": config, "--set": change,
+            "--dry-run": dry_run, "--ray-workers": ray_workers, "--address": address,
+        }  # fmt: skip
+        unheeded = ", ".join(name for name, value in beside.items() if value)
+        if unheeded:
+            raise UserError(f"--recipe cannot go with {unheeded}: its file says it all, and runs in this process")
+        if out is None:
+            raise UserError("--out is missing: the folder of the runs")
+        for finished in training.train_recipe(recipe, out, device=device):
+            say(f"trained: {finished}")
+        return
+    if stage is None:
+        raise UserError("name a --stage, or give a --recipe")
+    chosen = training.resolve_stage(stage, config, change or [])
+    if dry_run:
+        console().print(estimate_table(training.dry_run(chosen, gpus)))
+        return
+    if data is None or out is None:
+        raise UserError("--data and --out are needed: the shards to train on, and the folder of the run")
+    if ray_workers is not None:
+        run = training.train_on_ray(
+            chosen, data, out, workers=ray_workers, images=images, init=init, address=address, device=device
+        )
+    else:
+        run = training.train(chosen, data, out, images=images, init=init, device=device)
+    say(f"trained: {run}")
+
+
+@app.command(epilog=EXIT_CODES)
+def sample(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="The video, .mp4; its contact sheet lies beside it, .png.")] = Path(
+        "sample.mp4"
+    ),
+    image: Annotated[
+        Path | None, typer.Option(help="Picture to start from; cut in the middle to the size.", show_default=False)
+    ] = None,
+    last_image: Annotated[Path | None, typer.Option(help="Interpolation: where to end.", show_default=False)] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text to video: what to show.", show_default=False)] = None,
+    elevation: Annotated[
+        float | None, typer.Option(help="Multi-view: degrees of the camera above the object.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    frames: Annotated[int | None, typer.Option(min=1, help="Instead of the model's own.", show_default=False)] = None,
+    fps: Annotated[float, typer.Option(min=1, help="Told to the model, and of the file.")] = 7.0,
+    motion: Annotated[float, typer.Option(min=0, max=255, help="Motion bucket: 0 is still.")] = 127.0,
+    noise_augmentation: Annotated[float, typer.Option(min=0, help="Noise on the pictures given.")] = 0.02,
+    steps: Annotated[int, typer.Option(min=1, help="Of the sampler; 25 or 30 are usual.")] = 25,
+    guidance: Annotated[
+        str | None,
+        typer.Option(help="SCALE, or FIRST:LAST over the frames, such as 1.0:3.0.", show_default=False),
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT instead of the model's.", show_default=False)] = None,
+    decode_frames: Annotated[
+        int | None, typer.Option(min=1, help="Decode so many frames at a time: less memory.", show_default=False)
+    ] = None,
+    lora: Annotated[Path | None, typer.Option(help="Adapters to put on, .safetensors.", show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.", show_default=False)] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; by default bfloat16 on cuda.", show_default=False)
+    ] = None,
+) -> None:
+    """Make a video with a model, from a picture, a text, or two pictures: what the model is for, its files say."""
+    from pipelines.sample import Request
+    from pipelines.sample import sample as run
+
+    request = Request(
+        image=image,
+        last_image=last_image,
+        prompt=prompt,
+        elevation=elevation,
+        seed=seed,
+        frames=frames,
+        fps=fps,
+        motion=motion,
+        noise_augmentation=noise_augmentation,
+        steps=steps,
+        guidance=guidance,
+        size=size,
+        decode_frames=decode_frames,
+        lora=lora,
+        device=device,
+        dtype=dtype,
+    )
+    made = run(checkpoint, out, request)
+    say(
+        f"{made.video}: {made.task}, {made.frames} frames of {made.width_px} x {made.height_px}, "
+        f"{made.seconds:.1f} s\n{made.sheet}: its frames side by side"
+    )
+
+
+@app.command(epilog=EXIT_CODES)
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="A new folder.", show_default=False)],
+    format: Annotated[str, typer.Option(help="diffusers (a folder it runs) or original (one file).")] = "diffusers",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Write a model for others: for StableVideoDiffusionPipeline, or in the layout of the release."""
+    from pipelines.export import export as run
+
+    written = run(checkpoint, out, format=format, dtype=dtype)
+    say(f"written: {written}")

@@ -4,12 +4,13 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 import ray
 import torch
 
-from curation.errors import UserError
-from pipelines.cluster import connected
+from curation.errors import RunStopped, UserError
+from pipelines.cluster import connected, usual_device
 from pipelines.progress import Reporter
 from svd.model import Model
 from training.encode import Encoded, check_names, digests, encode_shard, read_record
@@ -50,7 +51,6 @@ def encode(
     On a cluster `data`, `init` and `out` have to be on a file system that all nodes see. Raises UserError, also for
     an `out` that was begun with other settings.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         index = index_shards(data)
         check_names(index)
@@ -61,6 +61,7 @@ def encode(
     missing = [shard for shard in index.shards if read_record(out, shard) is None]
     if missing:
         with connected(address), Reporter("encode", len(missing), unit="shards", quiet=quiet) as reporter:
+            device = device or usual_device()
             options = {"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
             remote = ray.remote(_encode).options(max_retries=3, **options)
             waiting = [
@@ -68,7 +69,7 @@ def encode(
             ]
             while waiting:
                 finished, waiting = ray.wait(waiting)
-                record = ray.get(finished[0])
+                record = _record(finished[0])
                 reporter.advance(detail=f"{record.name}: {record.samples} samples")
     records = [record for shard in index.shards if (record := read_record(out, shard)) is not None]
     failed = {f"{record.name}/{key}": reason for record in records for key, reason in record.failed.items()}
@@ -85,6 +86,14 @@ def encode(
     if not run.samples:
         raise UserError(f"no sample could be encoded: {next(iter(failed.items()), 'the shards are empty')}")
     return run
+
+
+def _record(task: Any) -> Encoded:
+    """Of a task that has ended. Raises RunStopped with what stopped it."""
+    try:
+        return cast("Encoded", ray.get(task))
+    except ray.exceptions.RayError as error:
+        raise RunStopped(f"encoding stopped: {str(error).strip().splitlines()[-1]}") from error
 
 
 def _plan(stage: Stage, out: Path, model: Model, choices: int) -> None:

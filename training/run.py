@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from svd.checkpoint import CONFIG, save_model
@@ -79,7 +80,9 @@ def run_stage(
         flops_per_step=_flops(stage, model, latents=batches.latents) if ranks.device.type == "cuda" else None,
     )
     trained = train(stage, model, cast("Loader", batches), out, ranks, hooks=hooks)
-    return Finished(model=_export(stage, model, out, ranks), steps=trained.steps, resumed_at=trained.resumed_at)
+    exported = _export(stage, model, out, ranks)
+    dist.barrier()  # what comes after may begin by reading the model
+    return Finished(model=exported, steps=trained.steps, resumed_at=trained.resumed_at)
 
 
 def open_loader(

@@ -173,10 +173,10 @@ def measure(folder: Path, runs: list[Run], reference: HeldBack, prompts: int) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="folder to work in and to go on from (default: a new one)")
-    parser.add_argument("--videos", type=int, default=60, help="good videos in the collection")
+    parser.add_argument("--videos", type=int, default=48, help="good videos in the collection")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, nargs=2, default=(1500, 800), help="of the image and the video stage")
-    parser.add_argument("--prompts", type=int, default=128, help="videos made by each model")
+    parser.add_argument("--steps", type=int, nargs=2, default=(800, 400), help="of the image and the video stage")
+    parser.add_argument("--prompts", type=int, default=96, help="videos made by each model")
     parser.add_argument("--processes", type=int, default=2, help="models trained side by side, one thread each")
     arguments = parser.parse_args()
     folder = arguments.out or Path(tempfile.mkdtemp(prefix="curation-pays-"))

@@ -69,8 +69,8 @@ def encode(
             ]
             while waiting:
                 finished, waiting = ray.wait(waiting)
-                record = _record(finished[0])
-                reporter.advance(detail=f"{record.name}: {record.samples} samples")
+                encoded = _record(finished[0])
+                reporter.advance(detail=f"{encoded.name}: {encoded.samples} samples")
     records = [record for shard in index.shards if (record := read_record(out, shard)) is not None]
     failed = {f"{record.name}/{key}": reason for record in records for key, reason in record.failed.items()}
     run = EncodeRun(

@@ -59,7 +59,7 @@ FEATURE_EXTRACTOR = {
 
 def files(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """Every JSON file of a folder: path -> content. What diffusers cannot build has no file."""
-    contents = {"scheduler/scheduler_config.json": SCHEDULER}
+    contents: dict[str, dict[str, Any]] = {"scheduler/scheduler_config.json": SCHEDULER}
     if config.autoencoder.in_diffusers:
         contents["vae/config.json"] = _autoencoder(config.autoencoder)
     if config.unet.temporal and config.unet.ids and not config.unet.learned_mask and config.unet.groups == UNET_GROUPS:

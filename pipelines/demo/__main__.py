@@ -47,7 +47,7 @@ def run(out: Path, videos: list[str], count: int, *, steps_share: float = 0.0) -
     config = demo_config() if rendered else _own_config()
     if rendered:
         footage = out / "footage"
-        for folder in (footage, dataset, *(out / name for name in WRITTEN)):
+        for folder in (footage, Path(dataset), *(out / name for name in WRITTEN)):
             shutil.rmtree(folder, ignore_errors=True)  # rendered anew, they are new files, for a new dataset
         screen.print(f"rendering {count} videos with known content, and some flawed ones, into {footage}", markup=False)
         flaws = collection(footage, videos=count)

@@ -60,7 +60,7 @@ def footage(folder: Path, *, clips: int) -> NDArray[np.uint8]:
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
             np.save(file, frames)
         Path(file.name).replace(path)
-    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+    return np.load(path, mmap_mode="r")
 
 
 def _frames(task: tuple[VideoSpec, Shot, int]) -> NDArray[np.uint8]:

@@ -25,8 +25,8 @@ from training.shard_index import ShardIndex, index_shards
 _LOG = logging.getLogger("clipmill.data")
 _JUDGED_FROM = 20
 """Samples seen before their broken share is judged."""
-_NAMED = 10
-"""Broken samples that are named, by each worker; the rest is counted."""
+_NAMED, _COUNTED = 10, 100
+"""Broken samples that are named, by each worker; of the rest every so many are told as a number."""
 
 Shards = str | Path | Iterable[str | Path]
 
@@ -86,15 +86,19 @@ class ShardData(IterableDataset[Batch]):
         except (SampleError, EOFError) as error:
             kind = error.kind if isinstance(error, SampleError) else "shard_changed"
             self._broken[kind] += 1
-            broken = self._broken.total()
+            broken, seen = self._broken.total(), max(self._turn, 1)
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self._broken.most_common())
             if broken <= _NAMED:
                 _LOG.warning("left out: %s: %s", key, error)
-            seen = max(self._turn, 1)
-            if seen >= _JUDGED_FROM and broken > self.config.max_broken_share * seen:
-                kinds = ", ".join(f"{count} {kind}" for kind, count in self._broken.most_common())
+            elif broken % _COUNTED == 0:
+                _LOG.warning("left out: %d of %d samples so far (%s)", broken, seen, kinds)
+            # Without a good sample in an epoch there will be no batch, whatever share is allowed.
+            hopeless = broken == seen >= len(self.order)
+            if seen >= _JUDGED_FROM and (hopeless or broken > self.config.max_broken_share * seen):
+                limit = f"more than data.max_broken_share {self.config.max_broken_share:g} stops the run"
                 raise BrokenDataError(
-                    f"{broken} of {seen} samples cannot be trained on ({kinds}), the last is {key}: {error}. More than "
-                    f"data.max_broken_share {self.config.max_broken_share:g} stops the run"
+                    f"{broken} of {seen} samples cannot be trained on ({kinds}), the last is {key}: {error}; "
+                    f"{'none is left' if hopeless else limit}"
                 ) from error
             return None
 
@@ -129,7 +133,7 @@ def loader(
     if lost > config.max_broken_share * (len(index) + lost):
         name, reason = index.broken[0]
         raise BrokenDataError(
-            f"{lost} of {len(index) + lost} samples lack a file, first {name}: {reason}. More than "
+            f"{lost} of {len(index) + lost} samples lack a file, first {name}: {reason}; more than "
             f"data.max_broken_share {config.max_broken_share:g} stops the run"
         )
     data = ShardData(index, config, rank=rank, ranks=ranks)

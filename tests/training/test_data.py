@@ -173,6 +173,22 @@ def test_broken_samples_are_left_out_counted_and_named(
         first(tmp_path, 10)
 
 
+def test_where_nothing_is_left_it_ends_whatever_share_is_allowed(tmp_path: Path) -> None:
+    write_shard(tmp_path / "one.tar", [sample("a", b"no video"), sample("b", b"no video")])
+    with pytest.raises(BrokenDataError, match=r"20 of 20 samples .*20 decode_error.* none is left"):
+        first(tmp_path, 1, changed(max_broken_share=1.0))
+
+
+def test_many_broken_samples_are_told_as_a_number(
+    tmp_path: Path, clip: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_shard(tmp_path / "one.tar", [sample("good", clip), sample("bad", b"no video")])
+    with caplog.at_level(logging.WARNING, "clipmill.data"):
+        first(tmp_path, 51, changed(max_broken_share=1.0, frames=1))
+    assert len(caplog.messages) == 11
+    assert caplog.messages[-1].startswith("left out: 100 of ")
+
+
 def test_a_missing_caption_is_broken_only_where_one_is_needed(tmp_path: Path, clip: bytes) -> None:
     write_shard(tmp_path / "one.tar", [sample("a", clip, captions=[{"source": "coca", "text": None, "error": "x"}])])
     assert first(tmp_path, 1)[0].captions == ["", ""]

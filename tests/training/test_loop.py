@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 
 from tests.svd.networks import randomise
 from tests.training.world import Stream, tiny_model, tiny_stage
-from training.checkpoint import CheckpointError
+from training.checkpoint import CheckpointError, Checkpoints, State
 from training.distributed import Ranks, join, leave
 from training.loop import NonFinite, accumulation, choose_trained, train
 from training.stages import Stage, overlay
@@ -28,6 +29,17 @@ from training.stages import Stage, overlay
 def ranks() -> Iterator[Ranks]:
     yield join("cpu")
     leave()
+
+
+@contextmanager
+def largest_file(size_bytes: int) -> Iterator[None]:
+    """As on a disk that is full but for this."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def losses(out: Path) -> list[float]:
@@ -122,15 +134,20 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_names_it(tmp_path: Path, ran
     stage = tiny_stage(steps=2)
     train(stage, tiny_model(stage), Stream(stage), tmp_path, ranks)
     longer = tiny_stage(steps=4)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(CheckpointError, match=r"after step 4 could not be written \(.* MiB are free.*00000002$"):
-            train(longer, tiny_model(longer), Stream(longer), tmp_path, ranks)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        largest_file(100_000),
+        pytest.raises(CheckpointError, match=r"after step 4 could not be written \(.* MiB were free.*00000002$"),
+    ):
+        train(longer, tiny_model(longer), Stream(longer), tmp_path, ranks)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
     assert train(longer, tiny_model(longer), Stream(longer), tmp_path, ranks).resumed_at == 2
+
+
+def test_a_disk_too_full_for_the_place_in_the_data_is_told_the_same_way(tmp_path: Path, ranks: Ranks) -> None:
+    network = torch.nn.Linear(1, 1)
+    state = State(network=network, optimizer=torch.optim.AdamW(network.parameters()), ema=None)
+    with largest_file(200), pytest.raises(CheckpointError, match=r"after step 1 .* there is no whole one yet"):
+        Checkpoints(tmp_path, ranks).save(1, state, {"turn": 1}, {"stage": "none"})
 
 
 def test_checkpoints_are_thinned_out(tmp_path: Path, ranks: Ranks) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from curation.errors import RunStopped, UserError
 from pipelines.progress import Reporter
-from training.checkpoint import CheckpointError
+from training.checkpoint import CHECKPOINTS, CheckpointError, last_whole
 from training.estimate import PEAK_SHARE, estimate
 from training.loop import NonFinite, accumulation
 from training.run import finished, run_stage
@@ -59,7 +59,7 @@ def train(
                 stage, data, out, images=images, init=init, device=device, on_log=_Progress(reporter)
             ).model
     except _STOPS as error:
-        raise _told(error) from error
+        raise _told(error, out) from error
 
 
 def train_recipe(path: Path, out: Path, *, device: str | None = None, quiet: bool = False) -> Iterator[Path]:
@@ -158,7 +158,7 @@ def train_on_ray(
             """Ray gives up a run whose callback raises."""
             causes = [getattr(error, "_base_exc", error) for error in worker_exceptions.values()]
             if all(isinstance(cause, _LASTING) for cause in causes):
-                raise _told(causes[0])
+                raise _told(causes[0], out)
 
     callback: Any = NoUseInRestarts()
     settings: dict[str, Any] = {
@@ -210,12 +210,18 @@ def _ray_failure(error: Exception) -> str:
     return f"training on Ray failed{f' after {RESTARTS} restarts' if failures else ''}: {'; '.join(lines)}"
 
 
-def _told(error: Exception) -> UserError:
+def _told(error: Exception, out: Path) -> UserError:
     """The same for the command line: a wrong request, or a run that stopped on its way."""
     if isinstance(error, UserError):
         return error
-    mistake = isinstance(error, ValueError | FileNotFoundError)
-    return UserError(str(error)) if mistake else RunStopped(str(error))
+    sentence = str(error).strip()
+    if sentence.startswith("Caught "):  # by a worker of the loader, which hands on its traceback
+        sentence = sentence.splitlines()[-1].partition(": ")[2]
+    if isinstance(error, ValueError | FileNotFoundError):
+        return UserError(sentence)
+    if isinstance(error, OSError):
+        sentence = f"{sentence}. Of its checkpoints, {last_whole(out / CHECKPOINTS)}"
+    return RunStopped(sentence)
 
 
 class _Progress:

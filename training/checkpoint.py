@@ -27,6 +27,8 @@ from torch.optim import Optimizer
 from training.distributed import Ranks
 from training.ema import Ema
 
+CHECKPOINTS = "checkpoints"
+"""Folder of a run that holds them."""
 _ABOUT = "checkpoint.json"
 _LOG = logging.getLogger("clipmill.training")
 
@@ -76,14 +78,9 @@ class Checkpoints:
         # A group of its own: the background's messages must not get between those of the training step.
         self._group = dist.new_group(backend="gloo")
 
-    def whole(self) -> list[Path]:
-        """The complete ones, oldest first."""
-        return sorted(p for p in self.folder.glob("step-*") if p.suffix != ".tmp" and (p / ".metadata").is_file())
-
     def latest(self) -> Path | None:
-        """The newest complete one."""
-        found = self.whole()
-        return found[-1] if found else None
+        """The newest whole one."""
+        return next(reversed(whole(self.folder)), None)
 
     def save(self, step: int, state: State, own: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         """Begin to write the state after `step` steps, and what is this rank's `own`; training may go on at once.
@@ -176,22 +173,31 @@ class Checkpoints:
 
     def _thin_out(self) -> None:
         """Remove what is neither among the last nor to be kept, and what killed runs left."""
-        for path in self.whole()[: -self.keep_last]:
+        for path in whole(self.folder)[: -self.keep_last]:
             if not (self.keep_every and int(path.name.removeprefix("step-")) % self.keep_every == 0):
                 shutil.rmtree(path, ignore_errors=True)
         for path in self.folder.glob("step-*.tmp"):
             shutil.rmtree(path, ignore_errors=True)
 
     def _failed(self, step: int, error: BaseException) -> CheckpointError:
+        free_mib = shutil.disk_usage(self.folder).free // 2**20 if self.folder.is_dir() else 0
         if self.ranks.first:
             shutil.rmtree(self._temporary(step), ignore_errors=True)
-        last = self.latest()
-        rest = f"the last whole one is {last}" if last else "there is no whole one yet"
-        free_mib = shutil.disk_usage(self.folder).free // 2**20 if self.folder.is_dir() else 0
         return CheckpointError(
-            f"the checkpoint after step {step} could not be written ({free_mib:,} MiB are free there): "
-            f"{_reason(error)}; {rest}"
+            f"the checkpoint after step {step} could not be written ({free_mib:,} MiB were free there): "
+            f"{_reason(error)}; {last_whole(self.folder)}"
         )
+
+
+def whole(folder: Path) -> list[Path]:
+    """The whole checkpoints in `folder`, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.suffix != ".tmp" and (p / ".metadata").is_file())
+
+
+def last_whole(folder: Path) -> str:
+    """Where a run can go on from, as part of a sentence."""
+    found = whole(folder)
+    return f"the last whole one is {found[-1]}" if found else "there is no whole one yet"
 
 
 def _reason(error: BaseException) -> BaseException:

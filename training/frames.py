@@ -124,9 +124,7 @@ def sample_video(
                 pictures = _by_decord(content, video, choice.places, fit)
             else:
                 pictures = _by_pyav(video, choice.places, fit)
-    except MemoryError:
-        raise
-    except av.FFmpegError as error:
+    except av.FFmpegError as error:  # also for memory: a damaged size asks for more than there can be
         raise SampleError("decode_error", f"FFmpeg could not read it: {error.strerror or error}") from error
     out = np.empty((len(choice.places), *fit.size, 3), np.uint8)
     for i, place in enumerate(choice.places):
@@ -151,6 +149,8 @@ class _Video:
         self.stream = container.streams.video[0]
         self.stream.thread_count = 1
         self.context = self.stream.codec_context
+        if self.context is None:
+            raise SampleError("decode_error", "FFmpeg has no decoder for its video stream")
         self.context.options = {"max_pixels": str(_MAX_PIXELS)}
         self.packets = [packet for packet in container.demux(self.stream) if packet.size]
         shown = [packet.pts for packet in self.packets if packet.pts is not None and not packet.is_discard]

@@ -15,7 +15,7 @@ from svd.lora import add_lora
 from svd.model import NEEDS, Model
 from svd.unet import Block, UNet
 from training.batch import Batch
-from training.checkpoint import Checkpoints, State
+from training.checkpoint import CHECKPOINTS, Checkpoints, State
 from training.distributed import Ranks, accumulating, distribute, gather, reshard, resolve, whole
 from training.ema import Ema
 from training.metrics import Log, Meter, by_noise_level, memory_bytes, peak_flops
@@ -110,7 +110,7 @@ class _Trainer:
         self.trained = {name: each for name, each in unet.named_parameters() if each.requires_grad}
         self.ema = Ema(self.trained, stage.optimizer.ema) if stage.optimizer.ema is not None else None
         self.state = State(network=unet, trained=self.trained, optimizer=self.optimizer, ema=self.ema)
-        self.checkpoints = Checkpoints(out / "checkpoints", ranks, keep_last=run.keep_last, keep_every=run.keep_every)
+        self.checkpoints = Checkpoints(out / CHECKPOINTS, ranks, keep_last=run.keep_last, keep_every=run.keep_every)
         self.objective, self.meter = Objective(model, stage), Meter(ranks.device)
         self.lr_factor, self.norm = 0.0, torch.zeros(())
         self.shown: Batch | None = None

@@ -9,6 +9,7 @@ RUN/model/               the trained model, averaged weights; there when the run
 
 import importlib.metadata
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -130,7 +131,11 @@ def _export(stage: Stage, model: Model, out: Path, ranks: Ranks) -> Path:
         if lora:
             save_lora(model.unet, target)
         else:
-            save_model(model, target)
+            unfinished = out / f"{MODEL}.tmp"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            save_model(model, unfinished)
+            shutil.rmtree(target, ignore_errors=True)
+            unfinished.rename(target)
     return target
 
 

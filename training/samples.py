@@ -1,24 +1,23 @@
 """One sample: what a shard holds of it -> frames or latents, a caption, and what the network is told (section 4)."""
 
 import json
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from svd.conditioning import Ids
 from training.batch import Batch
 from training.buckets import bucket_sizes, nearest_size
 from training.data_config import DataConfig
 from training.frames import SampleError, sample_picture, sample_video
 
 LATENT = "latent.safetensors"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,10 @@ def read_sample(key: str, members: Mapping[str, bytes], config: DataConfig, *, s
     if LATENT in members:
         from training.latents import read_latent
 
-        fps, picture = _of_latent(about.get("latent"))
+        made = _field(about, "latent", dict)
+        fps, picture = _number(made, "fps", 0, 1e6), _field(made, "picture", bool)
+        if not fps:
+            raise SampleError("missing_field", "its JSON has no latent.fps above 0")
         return told(fps=fps, picture=picture, latent=read_latent(members[LATENT], choice))
     size_for = partial(nearest_size, sizes_px(config))
     if "jpg" in members:
@@ -128,40 +130,42 @@ def _about(content: bytes) -> dict[str, Any]:
     """The sample's JSON. Raises SampleError for one that is none, or lacks what training needs."""
     try:
         about = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SampleError("bad_json", str(error)) from error
-    for name, kind in (("captions", list), ("conditioning", dict)):
-        value = about.get(name) if isinstance(about, dict) else None
-        if not isinstance(value, kind):
-            raise SampleError("missing_field", f"its JSON has no {name!r}, or not as {kind.__name__}: {value!r}")
-    for caption in about["captions"]:
+    for caption in _field(about, "captions", list):
         if not isinstance(caption, dict) or not isinstance(caption.get("text"), str | None):
-            raise SampleError("bad_field", f"a caption should be {{'source': ..., 'text': ...}}, came {caption!r}")
-    return about
-
-
-def _of_latent(latent: Any) -> tuple[float, bool]:
-    """Frame rate of latents, and whether they are a picture's."""
-    fps, picture = (latent.get("fps"), latent.get("picture")) if isinstance(latent, dict) else (None, None)
-    if not isinstance(fps, int | float) or not 0 < fps < math.inf or not isinstance(picture, bool):
-        raise SampleError("missing_field", f"its JSON should have latent.fps and latent.picture, came {latent!r}")
-    return float(fps), picture
+            raise SampleError("bad_field", f"a caption has a text, or null where there is none; came {caption!r:.200}")
+    _field(about, "conditioning", dict)
+    return cast("dict[str, Any]", about)
 
 
 def _told(conditioning: Mapping[str, Any], config: DataConfig) -> tuple[float, float]:
     """Motion bucket and elevation."""
-    motion = conditioning.get("motion_bucket")
+    motion = _number(conditioning, "motion_bucket", 0, 255)
     motion = config.motion_default if motion is None else motion
     if motion is None:
         raise SampleError("missing_field", "its motion bucket is not known, and data.motion_default is none")
-    elevation = conditioning.get("elevation")
+    elevation = _number(conditioning, "elevation", -90, 90)
     if elevation is None and config.elevation:
         raise SampleError("missing_field", "its JSON has no conditioning.elevation, in degrees")
-    try:
-        ids = Ids(fps=1, motion_bucket=motion, elevation=0.0 if elevation is None else elevation)
-    except (ValueError, TypeError) as error:
-        raise SampleError("bad_field", f"in its JSON's conditioning: {error}") from error
-    return float(ids.motion_bucket), float(ids.elevation)
+    return motion, elevation or 0.0
+
+
+def _field(values: Any, name: str, kind: type[_T]) -> _T:
+    value = values.get(name) if isinstance(values, dict) else None
+    if not isinstance(value, kind):
+        raise SampleError("missing_field", f"its JSON has no {name!r}, or not as {kind.__name__}: {value!r:.200}")
+    return value
+
+
+def _number(values: Mapping[str, Any], name: str, least: float, most: float) -> float | None:
+    """None where it is absent or null."""
+    value = values.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise SampleError("bad_field", f"its {name} should be a number from {least:g} to {most:g}, came {value!r:.200}")
+    return float(value)
 
 
 def sizes_px(config: DataConfig) -> Sequence[tuple[int, int]]:

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from curation.errors import UserError
+from curation.errors import RunStopped, UserError
 from pipelines.cli import app
 from pipelines.sample import Request, sample
 from pipelines.train import dry_run, resolve_stage, train, train_recipe
@@ -19,6 +19,7 @@ from svd.checkpoint import load_model, save_model
 from svd.config import UNetConfig
 from svd.model import Model, ModelConfig
 from tests.training import shards
+from tests.training.test_loop import largest_file
 from tests.training.world import UNET
 
 SETTINGS = [
@@ -184,6 +185,12 @@ def test_what_cannot_be_trained_on_says_why(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no \*.tar in the folder"):
         train(stage, str(tmp_path), tmp_path / "c", init=model_at(tmp_path / "t2v", "t2v"), quiet=True)
     train(stage, str(data), tmp_path / "d", init=tmp_path / "t2v", quiet=True)
+    with largest_file(100), pytest.raises(RunStopped, match=r"File too large.* the last whole one is .*step-00000004$"):
+        train(stage, str(data), tmp_path / "d", init=tmp_path / "t2v", quiet=True)
+    shards.write_shard(tmp_path / "noise" / "clips-0.tar", [shards.sample("a", b"no video")])
+    reading_ahead = resolve_stage("tiny-video", None, [*SETTINGS, "data.workers=1"])
+    with pytest.raises(UserError, match=r"^20 of 20 samples cannot be trained on .20 decode_error.*, the last is .*$"):
+        train(reading_ahead, str(tmp_path / "noise"), tmp_path / "e", init=tmp_path / "t2v", quiet=True)
     other = resolve_stage("tiny-video", None, [*SETTINGS, "optimizer.lr=1"])
     with pytest.raises(UserError, match=r"a run with other settings \(optimizer.lr\)"):
         train(other, str(data), tmp_path / "d", init=tmp_path / "t2v", quiet=True)

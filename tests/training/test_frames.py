@@ -1,6 +1,7 @@
 """Which frames are taken, by their timestamps, and that they are the ones, upright and of the size."""
 
 import random
+from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from itertools import pairwise
@@ -112,6 +113,23 @@ def test_what_cannot_be_read_says_why() -> None:
     whole = video(40)
     with pytest.raises(SampleError, match="decode_error"):
         taken(whole[: len(whole) // 2])
+
+
+WHOLE = video(16)
+
+
+def test_a_codec_that_nobody_knows_is_told() -> None:
+    with pytest.raises(SampleError, match="no decoder"):
+        taken(WHOLE.replace(b"avc1", b"zzzz"))
+
+
+@given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=8))
+def test_damage_anywhere_gives_frames_or_a_reason(damage: list[tuple[int, int]]) -> None:
+    content = bytearray(WHOLE)
+    for place, value in damage:
+        content[place] = value
+    with suppress(SampleError):
+        taken(bytes(content))
 
 
 @given(

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,17 @@ from training.checkpoint import CheckpointError
 from training.distributed import Ranks
 from training.loop import NonFinite, accumulation, choose_trained, compile_blocks, train
 from training.stages import Stage, overlay
+
+
+@contextmanager
+def largest_file(size_bytes: int) -> Iterator[None]:
+    """As on a disk that is full but for this."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def losses(out: Path) -> list[float]:
@@ -132,13 +145,11 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_names_it(tmp_path: Path, ran
     stage = tiny_stage(steps=2)
     train(stage, tiny_model(stage), Stream(stage), tmp_path, ranks)
     longer = tiny_stage(steps=4)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(CheckpointError, match=r"after step 4 could not be written \(.* MiB are free.*00000002$"):
-            train(longer, tiny_model(longer), Stream(longer), tmp_path, ranks)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        largest_file(100_000),
+        pytest.raises(CheckpointError, match=r"after step 4 could not be written \(.* MiB were free.*00000002$"),
+    ):
+        train(longer, tiny_model(longer), Stream(longer), tmp_path, ranks)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
     assert train(longer, tiny_model(longer), Stream(longer), tmp_path, ranks).resumed_at == 2
 

@@ -30,7 +30,7 @@ def test_the_first_of_several_ranks_names_a_checkpoint_as_soon_as_it_is_whole(
     checkpoints = Checkpoints(tmp_path, Ranks(rank=0, count=2, device=ranks.device))
     checkpoints.save(3, state, {}, {})
     deadline = time.monotonic() + 60
-    while not checkpoints.whole() and time.monotonic() < deadline:
+    while not checkpoints.latest() and time.monotonic() < deadline:
         checkpoints.finish_if_done()
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
     checkpoints.wait()

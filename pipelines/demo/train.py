@@ -45,8 +45,8 @@ class _Part:
 
 STAGES = (
     _Part(stage="tiny-image", shards="pretraining-images", steps=300, batch_size=32, lr=1e-3, choices=1),
-    _Part(stage="tiny-video", shards="pretraining", steps=200, batch_size=4, lr=1e-3, choices=3),
-    _Part(stage="tiny-image-to-video", shards="finetuning", steps=1000, batch_size=4, lr=1e-3, choices=6),
+    _Part(stage="tiny-video", shards="pretraining", steps=100, batch_size=8, lr=1e-3, choices=3),
+    _Part(stage="tiny-image-to-video", shards="finetuning", steps=300, batch_size=8, lr=2e-3, choices=6),
 )
 """Stage I on pictures, II on many clips, III on the best ones, from a picture. Steps fit into some three minutes."""
 

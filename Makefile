@@ -10,8 +10,8 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help setup demo test check format clean
 
 help:
-	@echo "make demo                 curate a small rendered corpus into shards (in ./$(DEMO))"
-	@echo "make demo VIDEOS=folder   curate your own videos the same way"
+	@echo "make demo                 from rendered videos to a trained model and its videos (in ./$(DEMO))"
+	@echo "make demo VIDEOS=folder   curate your own videos into shards"
 	@echo "make test                 run the tests"
 	@echo "make check                lint, types, import rules"
 	@echo "make format               format the code"

@@ -26,6 +26,7 @@ def encode(
     out: Annotated[Path, typer.Option(help="Folder for the latent shards.", show_default=False)],
     stage: Annotated[str, typer.Option(help="Preset whose frames and encoders are meant.", show_default=False)],
     init: Annotated[Path, typer.Option(help="Model with autoencoder and encoder.", show_default=False)],
+    choices: Annotated[int, typer.Option(min=1, help="Draws of frames, rate and crop of each clip.")] = 1,
     change: Changes = None,
     address: Address = None,
     device: Device = None,
@@ -34,7 +35,8 @@ def encode(
     from pipelines.encode import encode as run
     from pipelines.train import resolve_stage
 
-    done = run(resolve_stage(stage, None, change or []), data, out, init=init, address=address, device=device)
+    chosen = resolve_stage(stage, None, change or [])
+    done = run(chosen, data, out, init=init, choices=choices, address=address, device=device)
     say(f"{done.samples:,} samples in {done.shards:,} shards, {done.bytes / 2**20:,.1f} MiB: {done.folder}")
     for key, reason in done.failed.items():
         say(f"left out: {key}: {reason}")

@@ -79,3 +79,10 @@ def _settle() -> None:
     context.execution_no_progress_timeout_s = -1  # by default half an hour without a finished block fails the job
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def usual_device() -> str:
+    """cuda where the cluster that this process is connected to has a GPU; the driver's machine may have none."""
+    import ray
+
+    return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"

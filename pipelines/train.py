@@ -87,7 +87,8 @@ def train_recipe(path: Path, out: Path, *, device: str | None = None, quiet: boo
             beside = None if images is None else str(images)
             model = train(stage, str(data), folder, images=beside, init=init, device=device, quiet=quiet)
         yield model
-        init = model
+        if stage.model.trained != "lora":  # adapters stand beside the model that they were made for
+            init = model
 
 
 def dry_run(stage: Stage, gpus: int) -> list[tuple[str, str]]:
@@ -147,11 +148,10 @@ def train_on_ray(
 
     Raises UserError and RunStopped as `train`.
     """
-    import torch
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from pipelines.cluster import connected
+    from pipelines.cluster import connected, usual_device
 
     class NoUseInRestarts(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
@@ -161,12 +161,13 @@ def train_on_ray(
                 raise _told(causes[0], out)
 
     callback: Any = NoUseInRestarts()
-    gpu = torch.cuda.is_available() if device is None else device == "cuda"
-    settings = {
+    settings: dict[str, Any] = {
         "stage": stage, "data": os.path.abspath(data), "out": out.absolute(), "init": init and init.absolute(),
-        "images": images and os.path.abspath(images), "device": "cuda" if gpu else "cpu",
+        "images": images and os.path.abspath(images),
     }  # fmt: skip
     with connected(address):
+        gpu = (device or usual_device()) == "cuda"
+        settings["device"] = "cuda" if gpu else "cpu"
         trainer = TorchTrainer(
             _ray_worker,
             train_loop_config=settings,

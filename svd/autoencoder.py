@@ -27,7 +27,6 @@ from svd.blocks import GroupNorm, TemporalConv
 from svd.fields import Fields, nearest
 from svd.tiling import Tiling, tiled
 
-_GROUPS = 32
 _SPATIAL_EPS = 1e-6
 _TEMPORAL_EPS = 1e-5
 
@@ -41,18 +40,26 @@ class AutoencoderConfig(Fields):
     frame_channels: int = 3
     latent_channels: int = 4
     scale_factor: float = 0.18215
+    groups: int = 32
+    """Of GroupNorm. As many groups as channels take away what a channel says of the whole frame, such as its colour:
+    narrow networks want fewer."""
 
     def __post_init__(self) -> None:
-        if not self.widths or any(width <= 0 or width % _GROUPS for width in self.widths):
-            raise ValueError(f"widths should be multiples of {_GROUPS} (normalisation groups), came {self.widths}")
-        for name in ("blocks_per_level", "frame_channels", "latent_channels", "scale_factor"):
+        for name in ("blocks_per_level", "frame_channels", "latent_channels", "scale_factor", "groups"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} should be above 0, came {getattr(self, name)}")
+        if not self.widths or any(width <= 0 or width % self.groups for width in self.widths):
+            raise ValueError(f"widths should be multiples of {self.groups} (normalisation groups), came {self.widths}")
 
     @property
     def factor(self) -> int:
         """Frame side over latent side: 8 for four widths, 4 for three."""
         return 2 ** (len(self.widths) - 1)
+
+    @property
+    def in_diffusers(self) -> bool:
+        """Whether diffusers can build it: its middle is fixed to two blocks per level, its norms to 32 groups."""
+        return self.blocks_per_level == 2 and self.groups == 32
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
@@ -195,19 +202,21 @@ class Encoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        widths = config.widths
+        widths, groups = config.widths, config.groups
         self.conv_in = nn.Conv2d(config.frame_channels, widths[0], 3, padding=1)
         self.levels = nn.ModuleList()
         width = widths[0]
         for wider in widths:
             inputs = [width] + [wider] * (config.blocks_per_level - 1)
-            layers: list[nn.Module] = [ResBlock(channels, wider) for channels in inputs]
+            layers: list[nn.Module] = [ResBlock(channels, wider, groups) for channels in inputs]
             if len(self.levels) < len(widths) - 1:
                 layers.append(Downsample(wider))
             self.levels.append(nn.ModuleList(layers))
             width = wider
-        self.middle = nn.ModuleList([ResBlock(width, width), Attention(width), ResBlock(width, width)])
-        self.norm_out = GroupNorm(_GROUPS, width, _SPATIAL_EPS)
+        self.middle = nn.ModuleList(
+            [ResBlock(width, width, groups), Attention(width, groups), ResBlock(width, width, groups)]
+        )
+        self.norm_out = GroupNorm(groups, width, _SPATIAL_EPS)
         self.conv_out = nn.Conv2d(width, 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, frames_FCHW: Tensor) -> Tensor:
@@ -223,18 +232,20 @@ class Decoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        width = config.widths[-1]
+        width, groups = config.widths[-1], config.groups
         self.conv_in = nn.Conv2d(config.latent_channels, width, 3, padding=1)
-        self.middle = nn.ModuleList([VideoResBlock(width, width), Attention(width), VideoResBlock(width, width)])
+        self.middle = nn.ModuleList(
+            [VideoResBlock(width, width, groups), Attention(width, groups), VideoResBlock(width, width, groups)]
+        )
         self.levels = nn.ModuleList()
         for narrower in reversed(config.widths):
             inputs = [width] + [narrower] * config.blocks_per_level
-            layers: list[nn.Module] = [VideoResBlock(channels, narrower) for channels in inputs]
+            layers: list[nn.Module] = [VideoResBlock(channels, narrower, groups) for channels in inputs]
             if len(self.levels) < len(config.widths) - 1:
                 layers.append(Upsample(narrower))
             self.levels.append(nn.ModuleList(layers))
             width = narrower
-        self.norm_out = GroupNorm(_GROUPS, width, _SPATIAL_EPS)
+        self.norm_out = GroupNorm(groups, width, _SPATIAL_EPS)
         self.conv_out = nn.Conv2d(width, config.frame_channels, 3, padding=1)
         self.time_conv_out = TemporalConv(config.frame_channels)
 
@@ -250,11 +261,11 @@ class Decoder(nn.Module):
 class ResBlock(nn.Module):
     """Two 3x3 convolutions, each after normalisation and SiLU, beside a shortcut."""
 
-    def __init__(self, in_width: int, width: int) -> None:
+    def __init__(self, in_width: int, width: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(_GROUPS, in_width, _SPATIAL_EPS)
+        self.norm1 = GroupNorm(groups, in_width, _SPATIAL_EPS)
         self.conv1 = nn.Conv2d(in_width, width, 3, padding=1)
-        self.norm2 = GroupNorm(_GROUPS, width, _SPATIAL_EPS)
+        self.norm2 = GroupNorm(groups, width, _SPATIAL_EPS)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.skip = nn.Conv2d(in_width, width, 1) if in_width != width else nn.Identity()
 
@@ -267,11 +278,11 @@ class ResBlock(nn.Module):
 class TimeResidual(nn.Module):
     """What a residual block over time adds to its input: two 3x1x1 convolutions over (B, C, T, S)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(_GROUPS, width, _TEMPORAL_EPS)
+        self.norm1 = GroupNorm(groups, width, _TEMPORAL_EPS)
         self.conv1 = TemporalConv(width)
-        self.norm2 = GroupNorm(_GROUPS, width, _TEMPORAL_EPS)
+        self.norm2 = GroupNorm(groups, width, _TEMPORAL_EPS)
         self.conv2 = TemporalConv(width)
 
     def forward(self, x_BCTS: Tensor) -> Tensor:
@@ -285,10 +296,10 @@ class VideoResBlock(nn.Module):
     branches share their input x, (1 - alpha) * x + alpha * (x + residual(x)) = x + alpha * residual(x).
     """
 
-    def __init__(self, in_width: int, width: int) -> None:
+    def __init__(self, in_width: int, width: int, groups: int) -> None:
         super().__init__()
-        self.spatial = ResBlock(in_width, width)
-        self.temporal = TimeResidual(width)
+        self.spatial = ResBlock(in_width, width, groups)
+        self.temporal = TimeResidual(width, groups)
         self.mix = nn.Parameter(torch.zeros(1))
 
     def forward(self, x_FCHW: Tensor, frames: int) -> Tensor:
@@ -300,9 +311,9 @@ class VideoResBlock(nn.Module):
 class Attention(nn.Module):
     """Self-attention of one head, as wide as the level, over the positions of a frame."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, groups: int) -> None:
         super().__init__()
-        self.norm = GroupNorm(_GROUPS, width, _SPATIAL_EPS)
+        self.norm = GroupNorm(groups, width, _SPATIAL_EPS)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)

@@ -14,6 +14,9 @@ from svd.names_unet import diffusers_config
 _IDS = ("fps_id", "motion_bucket", "noise_augmentation", "elevation")
 """In the order of the released network; the last one is multi-view's."""
 
+UNET_GROUPS = 32
+"""Of the norms in diffusers' UNet; it has no setting for it."""
+
 PIPELINE = {
     "_class_name": "StableVideoDiffusionPipeline",
     "_diffusers_version": "0.24.0",
@@ -55,16 +58,18 @@ FEATURE_EXTRACTOR = {
 
 
 def files(config: ModelConfig) -> dict[str, dict[str, Any]]:
-    """Every JSON file of a folder: path -> content. What diffusers has no class for has no file."""
-    contents = {"vae/config.json": _autoencoder(config.autoencoder), "scheduler/scheduler_config.json": SCHEDULER}
-    if config.unet.temporal and config.unet.ids and not config.unet.learned_mask:
+    """Every JSON file of a folder: path -> content. What diffusers cannot build has no file."""
+    contents: dict[str, dict[str, Any]] = {"scheduler/scheduler_config.json": SCHEDULER}
+    if config.autoencoder.in_diffusers:
+        contents["vae/config.json"] = _autoencoder(config.autoencoder)
+    if config.unet.temporal and config.unet.ids and not config.unet.learned_mask and config.unet.groups == UNET_GROUPS:
         contents["unet/config.json"] = diffusers_config(config.unet)
     if config.image_encoder is not None:
         contents["image_encoder/config.json"] = _image_encoder(config.image_encoder)
         contents["feature_extractor/preprocessor_config.json"] = FEATURE_EXTRACTOR
     if config.text_encoder is not None:
         contents["text_encoder/config.json"] = _text_encoder(config.text_encoder)
-    if config.task == "image-to-video":
+    if config.task == "image-to-video" and {"vae/config.json", "unet/config.json"} <= contents.keys():
         contents["model_index.json"] = PIPELINE
     return contents
 

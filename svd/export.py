@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import torch
 
 from svd.checkpoint import save_model, save_original
+from svd.diffusers_json import files
 from svd.model import NEEDS, Model
 
 Format = Literal["diffusers", "original"]
@@ -32,6 +33,12 @@ def export(model: Model, folder: str | Path, *, format: Format | str, dtype: tor
         raise ValueError(
             f"diffusers has a pipeline for image to video alone, this model is for {task}; write it with the format "
             "'original'"
+        )
+    if format == "diffusers" and "model_index.json" not in files(model.config):
+        raise ValueError(
+            "diffusers builds norms of 32 groups, and autoencoders of 2 blocks per level; this UNet has "
+            f"{model.config.unet.groups} groups, this autoencoder {model.config.autoencoder.groups} and "
+            f"{model.config.autoencoder.blocks_per_level}: write it with the format 'original'"
         )
     if NEEDS[task] not in model.networks():
         raise ValueError(f"a model for {task} is written with its {NEEDS[task]}, and this one has none")

@@ -26,12 +26,11 @@ def table(config: AutoencoderConfig, layout: Layout) -> dict[str, str]:
     """Our name -> name in the layout, one to one, for every tensor that the layout holds: all for `diffusers`, all but
     `quant_conv` for `original`, those of the encoder and `quant_conv` for `condition`.
 
-    Raises ValueError for an unknown layout, and for a configuration that diffusers cannot build.
+    A middle after other than two blocks per level is named like one after two, though diffusers builds none: see
+    `AutoencoderConfig.in_diffusers`. Raises ValueError for an unknown layout.
     """
     if layout not in get_args(Layout):
         raise ValueError(f"unknown layout {layout!r}; known: {', '.join(get_args(Layout))}")
-    if layout == "diffusers" and config.blocks_per_level != 2:
-        raise ValueError(f"diffusers builds the middle for 2 blocks per level only, this has {config.blocks_per_level}")
     absent = {"diffusers": (), "original": ("quant_conv.",), "condition": ("decoder.",)}[layout]
     names = _names(config, _WORDS["diffusers" if layout == "diffusers" else "original"])
     return {ours: PREFIX[layout] + theirs for ours, theirs in names if not ours.startswith(absent)}

@@ -43,19 +43,21 @@ class Batch:
         return len(self.keys)
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on `device`, without waiting where the tensors are pinned."""
-        tensors: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return replace(self, **tensors)
+        """Frames, latents and embeddings on `device`, without waiting where they are pinned. What is known of a sample
+        stays on the CPU, where it is read."""
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in self._large()}
+        return replace(self, **moved)
 
     def pin_memory(self) -> Self:
-        """The same in page-locked memory; torch's loader calls this."""
-        tensors: dict[str, Any] = {
-            field.name: value.pin_memory()
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return replace(self, **tensors)
+        """What `to` moves in page-locked memory; torch's loader calls this."""
+        pinned: dict[str, Any] = {name: value.pin_memory() for name, value in self._large()}
+        return replace(self, **pinned)
+
+    def _large(self) -> list[tuple[str, Tensor]]:
+        found = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return [(name, value) for name, value in found if isinstance(value, Tensor) and value.ndim > 1]
+
+
+def without_waiting(value: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on `device`. A plain copy would wait until the device has done all that it was asked for."""
+    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)

@@ -2,16 +2,18 @@
 to its name only when all parts are there.
 
     CHECKPOINTS/step-00000500/       weights, optimiser and average, readable with another number of ranks
-    CHECKPOINTS/step-00000500/loader-0.pt    where the data of each rank went on
+    CHECKPOINTS/step-00000500/rank-0.pt      of each rank, where its data went on, and what it has yet to log
     CHECKPOINTS/step-00001000.tmp/   not whole: being written, or left by a run that was killed
 
 DCP's own index is a pickle: continue runs that you trust. What a run exports at its end is safetensors.
 """
 
 import json
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +30,7 @@ from training.ema import Ema
 CHECKPOINTS = "checkpoints"
 """Folder of a run that holds them."""
 _ABOUT = "checkpoint.json"
+_LOG = logging.getLogger("clipmill.training")
 
 
 class CheckpointError(Exception):
@@ -39,13 +42,14 @@ class State:
     """What a checkpoint holds, beside the place in the data."""
 
     network: nn.Module
+    trained: Mapping[str, nn.Parameter]
+    """The optimiser's, as they were when it was made: FSDP2 puts others in their place while they are gathered."""
     optimizer: Optimizer
     ema: Ema | None
 
     def tensors(self) -> dict[str, Any]:
         """All tensors by name; those of the optimiser are made, as zeros, where it has not stepped yet."""
-        named = {name: each for name, each in self.network.named_parameters() if each.requires_grad}
-        moments = {name: self._moments(parameter) for name, parameter in named.items()}
+        moments = {name: self._moments(parameter) for name, parameter in self.trained.items()}
         tensors: dict[str, Any] = {"weights": self.network.state_dict(), "optimizer": moments}
         return tensors | ({"average": dict(self.ema.average)} if self.ema else {})
 
@@ -78,8 +82,8 @@ class Checkpoints:
         """The newest whole one."""
         return next(reversed(whole(self.folder)), None)
 
-    def save(self, step: int, state: State, loader: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Begin to write the state after `step` steps; training may go on at once.
+    def save(self, step: int, state: State, own: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Begin to write the state after `step` steps, and what is this rank's `own`; training may go on at once.
 
         First waits for the one before. Raises CheckpointError if that could not be written.
         """
@@ -91,9 +95,9 @@ class Checkpoints:
                 temporary.mkdir(parents=True)
                 (temporary / _ABOUT).write_text(json.dumps({"step": step, "ranks": self.ranks.count, **about}))
             dist.barrier(group=self._group)
-            torch.save(dict(loader), temporary / f"loader-{self.ranks.rank}.pt")
+            torch.save(dict(own), temporary / f"rank-{self.ranks.rank}.pt")
             future = dcp.async_save(state.tensors(), checkpoint_id=temporary, process_group=self._group)
-        except (OSError, RuntimeError) as error:  # the latter from torch.save, for the same causes
+        except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
             raise self._failed(step, error) from error
         self._pending = step, cast("Future[Any]", future)
 
@@ -101,28 +105,56 @@ class Checkpoints:
         """Until the checkpoint being written is whole. Raises CheckpointError where it cannot be."""
         if self._pending is None:
             return
-        (step, future), self._pending = self._pending, None
+        step = self._pending[0]
         try:
-            future.result()
-            dist.barrier(group=self._group)
-            if self.ranks.first:
-                target = self.folder / self._temporary(step).stem
-                shutil.rmtree(target, ignore_errors=True)
-                self._temporary(step).rename(target)
-                self._thin_out()
+            self._settle()
             dist.barrier(group=self._group)
         except (OSError, dcp.api.CheckpointException, RuntimeError) as error:
             raise self._failed(step, error) from error
 
     def finish_if_done(self) -> None:
-        """Give the one being written its name if it is whole by now; does not wait. For a single rank: several would
-        have to agree."""
-        if self.ranks.count == 1 and self._pending is not None and self._pending[1].done():
+        """Give the one being written its name if it is whole by now; does not wait. Where there are several ranks, one
+        that failed is left to the next `wait`, in which all of them learn of it."""
+        if self._pending is None or not self._pending[1].done():
+            return
+        if self.ranks.count == 1:
             self.wait()
+        elif self._pending[1].exception() is None:
+            self._name(self._pending[0])
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Waits at the end. Where an exception ends the run, the one being written still gets its name, if it can: the
+        exception is what counts, and other ranks may not come to this point."""
+        try:
+            yield
+        except BaseException:
+            try:
+                self._settle()
+            except Exception as error:
+                _LOG.warning("the checkpoint that was being written is lost: %s", _reason(error))
+            raise
+        self.wait()
+
+    def _settle(self) -> None:
+        """Wait for this rank's part of the one being written, and on the first rank name it."""
+        if self._pending is not None:
+            (step, future), self._pending = self._pending, None
+            future.result()
+            self._name(step)
+
+    def _name(self, step: int) -> None:
+        """The first rank's part is done only when all ranks have reported theirs: it writes DCP's index, the last file.
+        So it can rename without asking anybody."""
+        if self.ranks.first and self._temporary(step).is_dir():
+            target = self.folder / self._temporary(step).stem
+            shutil.rmtree(target, ignore_errors=True)
+            self._temporary(step).rename(target)
+            self._thin_out()
 
     def load(self, path: Path, state: State) -> tuple[int, dict[str, Any] | None]:
-        """Read into `state` what `path` holds. Returns how many steps it has seen, and this rank's place in the data:
-        None where it was written by another number of ranks.
+        """Read into `state` what `path` holds. Returns how many steps it has seen, and what is this rank's own: None
+        where it was written by another number of ranks.
 
         Raises CheckpointError where it does not fit the network.
         """
@@ -134,7 +166,7 @@ class Checkpoints:
         state.network.load_state_dict(tensors["weights"])
         if about["ranks"] != self.ranks.count:
             return int(about["step"]), None
-        return int(about["step"]), torch.load(path / f"loader-{self.ranks.rank}.pt", weights_only=True)
+        return int(about["step"]), torch.load(path / f"rank-{self.ranks.rank}.pt", weights_only=True)
 
     def _temporary(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.tmp"

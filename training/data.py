@@ -18,15 +18,17 @@ from training.batch import Batch
 from training.data_config import DataConfig
 from training.frames import SampleError
 from training.order import Order
-from training.samples import Sample, collate, read_sample
+from training.samples import LATENT, Sample, collate, read_sample
 from training.seeds import seed_of
 from training.shard_index import ShardIndex, index_shards
 
 _LOG = logging.getLogger("clipmill.data")
 _JUDGED_FROM = 20
 """Samples seen before their broken share is judged."""
-_NAMED, _COUNTED = 10, 100
-"""Broken samples that are named, by each worker; of the rest every so many are told as a number."""
+_HOPELESS = 100
+"""So many broken samples in a row, beyond two epochs of them, stop the run whatever share is allowed."""
+_NAMED = 10
+"""Broken samples that are named, by each worker; the rest is counted."""
 
 Shards = str | Path | Iterable[str | Path]
 
@@ -45,11 +47,15 @@ class ShardData(IterableDataset[Batch]):
     def __init__(self, index: ShardIndex, config: DataConfig, *, rank: int = 0, ranks: int = 1) -> None:
         self.index, self.config, self.rank, self.ranks = index, config, rank, ranks
         self.order = Order([len(shard) for shard in index.shards], seed=config.seed)
+        self.start = 0
+        """Where on the line of positions all readers begin."""
         self._turn = 0
         """How many positions this reader has taken."""
         self._waiting: list[int] = []
         """Positions whose samples wait for a batch of their shape."""
         self._broken: Counter[str] = Counter()
+        self._in_a_row = 0
+        """Broken samples since the last one that was not."""
 
     def __iter__(self) -> Iterator[Batch]:
         cv2.setNumThreads(1)
@@ -60,7 +66,7 @@ class ShardData(IterableDataset[Batch]):
         for position in self._waiting:
             self._put(buckets, position)
         while True:
-            position = reader + self._turn * readers
+            position = self.start + reader + self._turn * readers
             self._turn += 1
             full = self._put(buckets, position)
             if full is not None:
@@ -82,50 +88,78 @@ class ShardData(IterableDataset[Batch]):
         shard = self.index.shards[number]
         key = shard.key(row)
         try:
-            return read_sample(key, shard.read(row), self.config, seed=seed_of(self.config.seed, epoch, key))
+            sample = read_sample(key, shard.read(row), self.config, seed=seed_of(self.config.seed, epoch, key))
         except (SampleError, EOFError) as error:
             kind = error.kind if isinstance(error, SampleError) else "shard_changed"
             self._broken[kind] += 1
-            broken, seen = self._broken.total(), max(self._turn, 1)
-            kinds = ", ".join(f"{count} {kind}" for kind, count in self._broken.most_common())
+            self._in_a_row += 1
+            broken = self._broken.total()
             if broken <= _NAMED:
                 _LOG.warning("left out: %s: %s", key, error)
-            elif broken % _COUNTED == 0:
-                _LOG.warning("left out: %d of %d samples so far (%s)", broken, seen, kinds)
-            # Without a good sample in an epoch there will be no batch, whatever share is allowed.
-            hopeless = broken == seen >= len(self.order)
-            if seen >= _JUDGED_FROM and (hopeless or broken > self.config.max_broken_share * seen):
-                limit = f"more than data.max_broken_share {self.config.max_broken_share:g} stops the run"
+            too_many = self._too_many(broken)
+            if too_many:
+                kinds = ", ".join(f"{count} {kind}" for kind, count in self._broken.most_common())
                 raise BrokenDataError(
-                    f"{broken} of {seen} samples cannot be trained on ({kinds}), the last is {key}: {error}; "
-                    f"{'none is left' if hopeless else limit}"
+                    f"{broken} of {self._turn} samples cannot be trained on ({kinds}), the last is {key}: {error}. "
+                    f"{too_many} stops the run"
                 ) from error
             return None
+        self._in_a_row = 0
+        return sample
+
+    def _too_many(self, broken: int) -> str | None:
+        """What stops the run, if anything: more than the share allows, by more than this reader's part of the samples
+        may hold by chance, which is four deviations of the number that is allowed."""
+        if self._in_a_row > 2 * len(self.order) + _HOPELESS:
+            return f"That {self._in_a_row} in a row are broken"
+        allowed = self.config.max_broken_share * self._turn
+        by_chance = 4 * math.sqrt(allowed) + 1 if allowed else 0
+        if self._turn >= _JUDGED_FROM and broken > allowed + by_chance:
+            return f"More than data.max_broken_share {self.config.max_broken_share:g}"
+        return None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"turn": self._turn, "waiting": list(self._waiting), "broken": dict(self._broken)}
+        return {
+            "start": self.start,
+            "turn": self._turn,
+            "waiting": list(self._waiting),
+            "broken": dict(self._broken),
+        }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._turn, self._waiting = state_dict["turn"], list(state_dict["waiting"])
+        self.start, self._turn, self._waiting = state_dict["start"], state_dict["turn"], list(state_dict["waiting"])
         self._broken = Counter(state_dict["broken"])
 
 
+class Batches(StatefulDataLoader[Batch]):
+    """Batches of `ShardData`, read by workers; its `state_dict()` is the place after the batch that came last."""
+
+    def skip(self, samples: int) -> None:
+        """Before the first batch: begin where all ranks together have had about so many samples, for a run that goes on
+        with another number of ranks."""
+        self.dataset.start = samples
+
+    @property
+    def latents(self) -> bool:
+        """Whether these are latents, computed once, and no frames."""
+        return all(LATENT in shard.extensions for shard in self.dataset.index.shards if len(shard))
+
+
 def loader(
-    shards: Shards,
+    shards: Shards | ShardIndex,
     config: DataConfig,
     *,
     rank: int = 0,
     ranks: int = 1,
     cache: str | Path | None = None,
     pin_memory: bool = False,
-) -> StatefulDataLoader[Batch]:
-    """Endless batches for one rank from clip, image or latent shards; its `state_dict()` is the place after the batch
-    that came last.
+) -> Batches:
+    """Endless batches for one rank from clip, image or latent shards.
 
     Damage inside a shard is named in the log (`clipmill.data`), what can be read of it is read. Raises ValueError for
     shards that are not there or hold nothing, BrokenDataError (a ValueError) where too much of them is damaged.
     """
-    index = index_shards(shards, cache=cache)
+    index = shards if isinstance(shards, ShardIndex) else index_shards(shards, cache=cache)
     damage = [*index.problems, *index.broken]
     for name, reason in damage[: _NAMED if rank == 0 else 0]:
         _LOG.warning("%s: %s", name, reason)
@@ -133,18 +167,18 @@ def loader(
     if lost > config.max_broken_share * (len(index) + lost):
         name, reason = index.broken[0]
         raise BrokenDataError(
-            f"{lost} of {len(index) + lost} samples lack a file, first {name}: {reason}; more than "
+            f"{lost} of {len(index) + lost} samples lack a file, first {name}: {reason}. More than "
             f"data.max_broken_share {config.max_broken_share:g} stops the run"
         )
     data = ShardData(index, config, rank=rank, ranks=ranks)
     ahead = {"prefetch_factor": config.prefetch, "persistent_workers": True} if config.workers else {}
-    return StatefulDataLoader(data, batch_size=None, num_workers=config.workers, pin_memory=pin_memory, **ahead)
+    return Batches(data, batch_size=None, num_workers=config.workers, pin_memory=pin_memory, **ahead)
 
 
 class Joint:
     """Batches of videos and, of all batches, a `share` of pictures, evenly spread (joint training)."""
 
-    def __init__(self, videos: StatefulDataLoader[Batch], pictures: StatefulDataLoader[Batch], *, share: float) -> None:
+    def __init__(self, videos: Batches, pictures: Batches, *, share: float) -> None:
         self.videos, self.pictures, self.share = videos, pictures, share
         self._batches = 0
 
@@ -154,6 +188,17 @@ class Joint:
             before, self._batches = self._batches, self._batches + 1
             picture = math.floor(self._batches * self.share) > math.floor(before * self.share)
             yield next(pictures if picture else videos)
+
+    @property
+    def latents(self) -> bool:
+        """As `Batches.latents`."""
+        return self.videos.latents
+
+    def skip(self, samples: int) -> None:
+        """As `Batches.skip`, of videos and pictures together."""
+        of_pictures = math.floor(samples * self.share)
+        self.videos.skip(samples - of_pictures)
+        self.pictures.skip(of_pictures)
 
     def state_dict(self) -> dict[str, Any]:
         return {

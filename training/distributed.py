@@ -81,8 +81,9 @@ def distribute(unet: UNet, strategy: Strategy, *, bf16: bool, unused: bool) -> n
     if strategy == "ddp":
         return DistributedDataParallel(unet, find_unused_parameters=unused, gradient_as_bucket_view=True)
     if strategy == "fsdp":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else None
-        options: dict[str, Any] = {"mp_policy": policy} if policy else {}
+        # Inputs stay as they are: noise level and ids lose their digits in bf16, autocast takes care of the rest.
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        options: dict[str, Any] = {"mp_policy": policy} if bf16 else {}
         for module in unet.modules():
             if isinstance(module, Block):
                 fully_shard(module, **options)
@@ -101,6 +102,14 @@ def accumulating(network: nn.Module, last: bool) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def reshard(unet: UNet) -> None:
+    """Give back the weights that a forward pass without a backward pass has left gathered: FSDP2 keeps those outside
+    of blocks for the backward pass, and would use them again as they are."""
+    for module in unet.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def local(value: Tensor) -> Tensor:

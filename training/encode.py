@@ -1,7 +1,7 @@
 """One shard of clips or pictures -> one shard of their latents, computed once instead of in every step.
 
-The network's batches then cost no decoding and no autoencoder, at the price of one choice of frames and crop per clip:
-what is drawn for a sample, is drawn once.
+The network's batches then cost no decoding and no autoencoder, at the price of few choices of frames and crop per clip:
+what is drawn for a sample, is drawn `choices` times.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from training.frames import SampleError
 from training.latents import latent_members
 from training.samples import read_sample
 from training.seeds import seed_of
-from training.shard_index import Shard
+from training.shard_index import Shard, ShardIndex
 
 _CHUNK_FRAMES = 8
 
@@ -37,21 +37,28 @@ class Encoded:
     sha256: str
     failed: Mapping[str, str]
     """Key -> reason, of samples that could not be read."""
+    problem: str | None
+    """Why the clips' shard could not be read to its end."""
+    source: tuple[int, int]
+    """Size in bytes and time of modification in ns of the clips' shard."""
 
 
-def encode_shard(shard: Shard, out: Path, model: Model, config: DataConfig) -> Encoded:
+def encode_shard(shard: Shard, out: Path, model: Model, config: DataConfig, *, choices: int = 1) -> Encoded:
     """Write OUT/SHARD.tar with the latents of `shard`, then OUT/SHARD.json, its record; an earlier process's whole one
-    stays as it is. Broken samples are left out, and named in the record."""
-    done = read_record(out, shard.name)
+    of the same clips stays as it is. Broken samples are left out, and named in the record.
+
+    Of each sample there are `choices` draws of frames, rate and crop: KEY, then KEY_1, KEY_2 and so on."""
+    done = read_record(out, shard)
     if done is not None:
         return done
+    source = _mark(shard)
     out.mkdir(parents=True, exist_ok=True)
     target, failed = out / f"{shard.name}.tar", dict(shard.broken)
     temporary = out / f".{target.name}.{os.getpid()}.tmp"
     samples = 0
     try:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for key, members in _encoded(shard, model, config, failed):
+            for key, members in _encoded(shard, model, config, failed, choices):
                 samples += 1
                 for extension, content in members.items():
                     entry = tarfile.TarInfo(f"{key}.{extension}")
@@ -63,7 +70,15 @@ def encode_shard(shard: Shard, out: Path, model: Model, config: DataConfig) -> E
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    record = Encoded(name=shard.name, samples=samples, bytes=size, sha256=digest, failed=failed)
+    record = Encoded(
+        name=shard.name,
+        samples=samples,
+        bytes=size,
+        sha256=digest,
+        failed=failed,
+        problem=shard.problem,
+        source=source,
+    )
     path = out / f"{shard.name}.json"
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(asdict(record), indent=2) + "\n")
@@ -71,31 +86,54 @@ def encode_shard(shard: Shard, out: Path, model: Model, config: DataConfig) -> E
     return record
 
 
-def read_record(out: Path, name: str) -> Encoded | None:
-    """The record of a latent shard; None where the shard is not there, or is not of the size that it had."""
+def read_record(out: Path, shard: Shard) -> Encoded | None:
+    """The record of the latents of `shard`; None where they are not there, are not of the size that they had, or where
+    the clips have changed since."""
     try:
-        record = Encoded(**json.loads((out / f"{name}.json").read_text()))
-        return record if (out / f"{name}.tar").stat().st_size == record.bytes else None
-    except (OSError, ValueError, TypeError):
+        content = json.loads((out / f"{shard.name}.json").read_text())
+        record = Encoded(**content | {"source": tuple(content["source"])})
+        whole = (out / f"{shard.name}.tar").stat().st_size == record.bytes
+        return record if whole and record.source == _mark(shard) else None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
+def check_names(index: ShardIndex) -> None:
+    """Raise ValueError where two shards have one name, and their latents would have one file."""
+    paths: dict[str, str] = {}
+    for shard in index.shards:
+        other = paths.setdefault(shard.name, shard.path)
+        if other != shard.path:
+            raise ValueError(f"{other} and {shard.path} have one name, and so would their latents: encode them apart")
+
+
+def _mark(shard: Shard) -> tuple[int, int]:
+    stat = os.stat(shard.path)
+    return stat.st_size, stat.st_mtime_ns
+
+
 def _encoded(
-    shard: Shard, model: Model, config: DataConfig, failed: dict[str, str]
+    shard: Shard, model: Model, config: DataConfig, failed: dict[str, str], choices: int
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, files) of each sample; those that cannot be read are put into `failed`."""
+    models = digests(model)
     for row in range(len(shard)):
         key = shard.key(row)
         name = key.partition("/")[2]
         try:
-            yield name, _encode(key, shard.read(row), model, config)
+            members = shard.read(row)
+            for choice in range(choices):
+                seed = seed_of(config.seed, choice, key)
+                yield f"{name}_{choice}" if choice else name, _encode(key, members, model, config, seed, models)
         except (SampleError, EOFError) as error:
             failed[name] = str(error)
 
 
 @torch.no_grad()
-def _encode(key: str, members: Mapping[str, bytes], model: Model, config: DataConfig) -> dict[str, bytes]:
-    sample = read_sample(key, members, config, seed=seed_of(config.seed, 0, key))
+def _encode(
+    key: str, members: Mapping[str, bytes], model: Model, config: DataConfig, seed: int, models: Mapping[str, str]
+) -> dict[str, bytes]:
+    sample = read_sample(key, members, config, seed=seed)
     if sample.frames_TCHW is None:
         raise SampleError("latent", "it holds latents already")
     about = json.loads(members["json"])
@@ -117,7 +155,7 @@ def _encode(key: str, members: Mapping[str, bytes], model: Model, config: DataCo
         picture=sample.picture,
         embeddings_EC=embeddings,
         tokens=tokens,
-        made_with={"height_px": frames_TCHW.shape[-2], "width_px": frames_TCHW.shape[-1], "models": digests(model)},
+        made_with={"height_px": frames_TCHW.shape[-2], "width_px": frames_TCHW.shape[-1], "models": models},
     )
 
 
@@ -133,7 +171,6 @@ def digests(model: Model) -> dict[str, str]:
 def _digest(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().sum(dtype=torch.float64).cpu().numpy().tobytes())
-        digest.update(tensor.detach().float().abs().sum(dtype=torch.float64).cpu().numpy().tobytes())
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

@@ -29,7 +29,11 @@ class Estimate:
     encode_flops: float
     """Of the autoencoder's encoder, for one sample; latent shards save it."""
     step_flops: float
-    """Of a whole step over all ranks: forward, backward (twice as much) and, with checkpointing, forward again."""
+    """Of a whole step over all ranks, all that is computed: encoding, forward, backward and, with checkpointing,
+    forward again."""
+    model_flops: float
+    """Of a whole step over all ranks, what its loss and gradients ask for however they are computed: no encoding, and
+    nothing twice. A device's share of its peak is counted by these."""
     weights_bytes: float
     """Weights, gradients, AdamW's two moments and the average, float32; divided among GPUs where they are sharded."""
     activations_bytes: float
@@ -55,7 +59,11 @@ def estimate(stage: Stage, *, gpus: int = 1, autoencoder: AutoencoderConfig | No
     size = (1, stage.data.frames, 3, stage.data.height_px, stage.data.width_px)
     encode_flops = _encode_flops(config, size)
     per_sample = flops / stage.data.batch_size
-    passes = 4 if stage.model.checkpointing else 3
+    # Backward: the gradient of what goes through the network, and that of the weights that train, each like a pass.
+    passes = 2 + trained / parameters
+    again = 1 if stage.model.checkpointing else 0
+    share = stage.run.image_share
+    model_flops = stage.run.batch_size * per_sample * passes * (1 - share + share / stage.data.frames)
     strategy = stage.run.strategy
     sharded = gpus > 1 and (strategy == "fsdp" or (strategy == "auto" and parameters >= LARGE))
     ema = 4 if stage.optimizer.ema is not None else 0
@@ -65,7 +73,8 @@ def estimate(stage: Stage, *, gpus: int = 1, autoencoder: AutoencoderConfig | No
         trained_parameters=trained,
         forward_flops=per_sample,
         encode_flops=encode_flops,
-        step_flops=stage.run.batch_size * (passes * per_sample + encode_flops),
+        step_flops=stage.run.batch_size * ((passes + again) * per_sample + encode_flops),
+        model_flops=model_flops,
         weights_bytes=weights / (gpus if sharded else 1),
         activations_bytes=kept,
         sharded=sharded,

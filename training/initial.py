@@ -66,6 +66,11 @@ def assemble(stage: Stage, unet: UNet, others: Model | None = None) -> Model:
 def _grown(unet: UNet, target: UNetConfig, stage: Stage, init: Path) -> UNet:
     if unet.config == target:
         return unet
+    if stage.model.trained == "temporal" and target.in_channels > unet.config.in_channels:
+        raise ValueError(
+            f"{init} takes {unet.config.in_channels} input channels, stage {stage.name!r} {target.in_channels}: the "
+            "new ones start at zero, and model.trained 'temporal' would leave them there; set model.trained=all"
+        )
     try:
         return inflate(unet, target, start=stage.model.start)
     except ValueError as error:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,11 +16,11 @@ from svd.model import NEEDS, Model
 from svd.unet import Block, UNet
 from training.batch import Batch
 from training.checkpoint import CHECKPOINTS, Checkpoints, State
-from training.distributed import Ranks, accumulating, distribute, gather, resolve, whole
+from training.distributed import Ranks, accumulating, distribute, gather, reshard, resolve, whole
 from training.ema import Ema
 from training.metrics import Log, Meter, by_noise_level, memory_bytes, peak_flops
 from training.objective import Losses, Objective
-from training.optimizer import build_optimizer, lr_factor, set_lr
+from training.optimizer import beyond_images, build_optimizer, lr_factor, set_lr
 from training.seeds import seed_of
 from training.stages import Stage
 
@@ -38,6 +38,9 @@ class Loader(Protocol):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
+    def skip(self, samples: int) -> None:
+        """Begin where all ranks together have had about so many samples."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
@@ -46,8 +49,8 @@ class Hooks:
     on_log: Callable[[Mapping[str, Any]], None] | None = None
     """Called on the first rank with each line of metrics.jsonl."""
     preview: Callable[[Model, Stage, Batch, int, Log | None], None] | None = None
-    """Called on all ranks every `run.sample_every` steps, the network holding its averaged weights, with a batch and
-    the number of steps."""
+    """Called on all ranks every `run.sample_every` steps, the network holding its averaged weights, with the last batch
+    (of videos, in joint training) and the number of steps."""
     flops_per_step: float | None = None
     """Of all ranks, for the share of the device's peak."""
 
@@ -72,18 +75,18 @@ def train(
     trainer, run = _Trainer(stage, model, out, ranks, hooks or Hooks()), stage.run
     first = trainer.resume(loader)
     batches = iter(loader) if first < run.steps else iter(())
-    with trainer.log(first) as log:
+    with trainer.log(first) as log, trainer.checkpoints.settled():
         for done in range(first + 1, run.steps + 1):
-            batch = trainer.step(done - 1, batches)
+            trainer.step(done - 1, batches)
             last = done == run.steps
             if last or done % run.log_every == 0:
                 trainer.report(done, log)
-            if run.sample_every and done % run.sample_every == 0:
-                trainer.preview(batch, done, log)
             if last or done % run.save_every == 0:
-                trainer.checkpoints.save(done, trainer.state, loader.state_dict(), {"stage": stage.name})
+                own = {"data": loader.state_dict(), "meter": trainer.meter.state_dict()}
+                trainer.checkpoints.save(done, trainer.state, own, {"stage": stage.name})
+            if run.sample_every and done % run.sample_every == 0:
+                trainer.preview(done, log)
             trainer.checkpoints.finish_if_done()
-        trainer.checkpoints.wait()
     if trainer.ema is not None:
         trainer.ema.swap()
     model.unet.eval()
@@ -100,17 +103,18 @@ class _Trainer:
         choose_trained(unet, stage)
         unet.checkpointing = stage.model.checkpointing
         if run.compile:
-            for block in (module for module in unet.modules() if isinstance(module, Block)):
-                block.compile()
+            compile_blocks(unet)
         strategy = resolve(run.strategy, unet, ranks.count)
         self.network = distribute(unet.train(), strategy, bf16=run.precision == "bf16", unused=run.image_share > 0)
         self.optimizer = build_optimizer(unet, stage.optimizer)
         self.trained = {name: each for name, each in unet.named_parameters() if each.requires_grad}
         self.ema = Ema(self.trained, stage.optimizer.ema) if stage.optimizer.ema is not None else None
-        self.state = State(network=unet, optimizer=self.optimizer, ema=self.ema)
+        self.state = State(network=unet, trained=self.trained, optimizer=self.optimizer, ema=self.ema)
         self.checkpoints = Checkpoints(out / CHECKPOINTS, ranks, keep_last=run.keep_last, keep_every=run.keep_every)
         self.objective, self.meter = Objective(model, stage), Meter(ranks.device)
         self.lr_factor, self.norm = 0.0, torch.zeros(())
+        self.shown: Batch | None = None
+        """What a preview shows: the last batch, but no pictures among videos."""
 
     def resume(self, loader: Loader) -> int:
         """How many steps were done; network, optimiser, average and data are put back there."""
@@ -118,13 +122,16 @@ class _Trainer:
         latest = gather(self.checkpoints.latest())[0]
         if latest is None:
             return 0
-        step, place = self.checkpoints.load(latest, self.state)
-        if place is not None:
-            loader.load_state_dict(place)
+        step, own = self.checkpoints.load(latest, self.state)
+        if own is None:
+            loader.skip(step * self.stage.run.batch_size)
+        else:
+            loader.load_state_dict(own["data"])
+            self.meter.load_state_dict(own["meter"])
         return step
 
-    def step(self, step: int, batches: Iterator[Batch]) -> Batch:
-        """One update of the weights; returns the last batch of it."""
+    def step(self, step: int, batches: Iterator[Batch]) -> None:
+        """One update of the weights."""
         self.lr_factor = lr_factor(step, self.stage.run.steps, self.stage.optimizer)
         set_lr(self.optimizer, self.lr_factor)
         seen: list[tuple[Batch, Losses]] = []
@@ -136,6 +143,8 @@ class _Trainer:
                     losses = self.objective(self.network, batch, seeds)
                 (losses.loss_B.mean() / self.accumulate).backward()
             seen.append((batch, losses))
+            if not (batch.image_only and self.model.unet.config.temporal):
+                self.shown = batch
         self.norm = whole(nn.utils.clip_grad_norm_(self.trained.values(), self.stage.optimizer.clip_norm))
         _stop_unless_finite(step, self.norm, seen)
         self.optimizer.step()
@@ -145,7 +154,6 @@ class _Trainer:
         for _, losses in seen:
             self.meter.add(losses.loss_B, losses.sigma_B)
         self.meter.steps += 1
-        return batch
 
     @contextmanager
     def log(self, first: int) -> Iterator[Log | None]:
@@ -167,13 +175,19 @@ class _Trainer:
             if self.hooks.on_log is not None:
                 self.hooks.on_log(record)
 
-    def preview(self, batch: Batch, done: int, log: Log | None) -> None:
+    def preview(self, done: int, log: Log | None) -> None:
         """Let the hook look at the averaged network."""
-        if self.hooks.preview is None:
+        if self.hooks.preview is None or self.shown is None:
             return
         self.model.unet.eval()
-        with self.ema.swapped() if self.ema is not None else nullcontext():
-            self.hooks.preview(self.model, self.stage, batch, done, log)
+        with ExitStack() as around:
+            around.enter_context(_autocast(self.stage, self.ranks))
+            if self.ema is not None:
+                around.enter_context(self.ema.swapped())
+            if self.stage.run.compile:  # a few passes of other shapes are not worth compiling
+                around.enter_context(torch.compiler.set_stance("force_eager"))
+            self.hooks.preview(self.model, self.stage, self.shown, done, log)
+            reshard(self.model.unet)
         self.model.unet.train()
 
 
@@ -196,13 +210,21 @@ def choose_trained(unet: UNet, stage: Stage) -> None:
         return
     unet.requires_grad_(trained == "all")
     if trained == "temporal":
-        for _, parameter in unet.temporal_parameters():
+        for parameter in beyond_images(unet).values():
             parameter.requires_grad_(True)
     elif trained == "noise_embedding":
         unet.noise_embedding.requires_grad_(True)
     if NEEDS[stage.task] == "image_encoder" and stage.task != "interpolation":
         for _, parameter in unet.idle_parameters(context_tokens=1):
             parameter.requires_grad_(False)
+
+
+def compile_blocks(unet: UNet) -> None:
+    """torch.compile, block by block. To the compiler all blocks are one piece of code that comes with many sizes: it
+    would soon compile for sizes that are not known, and beyond its limit not at all."""
+    torch._dynamo.config.recompile_limit = max(128, torch._dynamo.config.recompile_limit)
+    for block in (module for module in unet.modules() if isinstance(module, Block)):
+        block.compile(dynamic=False)
 
 
 def _next(batches: Iterator[Batch], meter: Meter) -> Batch:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.batch import without_waiting
+
 NOISE_LEVELS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 """Bounds, in ln sigma, of the levels that the loss is told apart by."""
 
@@ -46,8 +48,8 @@ class Meter:
         self._started_s, self.data_wait_s, self.steps = time.perf_counter(), 0.0, 0
 
     def add(self, loss_B: Tensor, sigma_B: Tensor) -> None:
-        """Losses of samples at their noise levels."""
-        levels = torch.bucketize(sigma_B.log().cpu(), torch.tensor(NOISE_LEVELS)).to(self._device)
+        """Losses of samples at their noise levels, these on the CPU."""
+        levels = without_waiting(torch.bucketize(sigma_B.log(), torch.tensor(NOISE_LEVELS)), self._device)
         self._sums[0].index_add_(0, levels, loss_B.detach().float())
         self._sums[1].index_add_(0, levels, torch.ones_like(loss_B, dtype=torch.float32))
 
@@ -57,6 +59,20 @@ class Meter:
 
     def seconds(self) -> float:
         return time.perf_counter() - self._started_s
+
+    def state_dict(self) -> dict[str, Any]:
+        """What there is since the last line, for a run that goes on."""
+        return {
+            "sums": self._sums.cpu(),
+            "steps": self.steps,
+            "seconds": self.seconds(),
+            "data_wait_s": self.data_wait_s,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self._sums = state_dict["sums"].to(self._device)
+        self.steps, self.data_wait_s = state_dict["steps"], state_dict["data_wait_s"]
+        self._started_s = time.perf_counter() - state_dict["seconds"]
 
 
 def by_noise_level(sums: Tensor) -> dict[str, float]:

@@ -7,10 +7,12 @@ checkpoint draws what it would have drawn.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from svd.clip import ImageEmbedder, ImageEncoder, clip_pixels
 from svd.conditioning import (
     Conditioning,
     Ids,
@@ -24,7 +26,7 @@ from svd.conditioning import (
 from svd.model import NEEDS, Model, Task, task_of
 from svd.noise import Schedule, denoising_loss
 from svd.sampler import SeededNoise
-from training.batch import Batch
+from training.batch import Batch, without_waiting
 from training.seeds import seed_of
 from training.stages import Stage
 
@@ -39,7 +41,7 @@ class Draws:
     """Deviation of the noise on conditioning pictures."""
     share_B: Tensor
     """From 0 to 1: below the share of dropping, a sample goes without that condition."""
-    noise: SeededNoise
+    noise: "Noise"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ class Losses:
 
     loss_B: Tensor
     sigma_B: Tensor
+    """On the CPU."""
 
 
 def draw(schedule: Schedule, seeds: Sequence[int]) -> Draws:
@@ -57,8 +60,16 @@ def draw(schedule: Schedule, seeds: Sequence[int]) -> Draws:
         sigma_B=torch.cat([schedule.sample_sigma(1, generator=stream) for stream in streams]),
         augmentation_B=torch.cat([sample_augmentation(1, generator=stream) for stream in streams]),
         share_B=torch.cat([torch.rand(1, generator=stream) for stream in streams]),
-        noise=SeededNoise([seed_of(seed, 1) for seed in seeds]),
+        noise=Noise([seed_of(seed, 1) for seed in seeds]),
     )
+
+
+class Noise(SeededNoise):
+    """Drawn on the CPU like all of it, and sent to the device without waiting for it."""
+
+    def __call__(self, like: Tensor) -> Tensor:
+        drawn = super().__call__(torch.empty((), dtype=like.dtype).expand(like.shape))
+        return without_waiting(drawn, like.device)
 
 
 class Objective:
@@ -82,7 +93,7 @@ class Objective:
             network,
             x0_BTCHW,
             noise_BTCHW,
-            draws.sigma_B.to(x0_BTCHW.device),
+            without_waiting(draws.sigma_B, x0_BTCHW.device),
             self.schedule,
             **conditioning.arguments(),
             **image_only,
@@ -106,16 +117,16 @@ class Objective:
 
     def _conditioning(self, batch: Batch, draws: Draws, frames: int) -> Conditioning:
         conditioning = self._text(batch) if NEEDS[self.task] == "text_encoder" else self._picture(batch, draws, frames)
-        ids = ids_tensor(_ids(batch, draws.augmentation_B), self.model.unet.config.ids)
+        ids, device = ids_tensor(_ids(batch, draws.augmentation_B), self.model.unet.config.ids), self.model.device
         whole = Conditioning(
             context_BNC=conditioning.context_BNC,
-            ids_BK=None if ids is None else ids.to(conditioning.context_BNC.device),
+            ids_BK=None if ids is None else without_waiting(ids, device),
             concat_BTCHW=conditioning.concat_BTCHW,
         )
         dropping = self.stage.dropping
         return whole.drop(
-            context_B=draws.share_B < dropping.context,
-            concat_B=draws.share_B < dropping.concat,
+            context_B=without_waiting(draws.share_B < dropping.context, device),
+            concat_B=without_waiting(draws.share_B < dropping.concat, device),
             empty_NC=self._empty_NC,
         )
 
@@ -124,7 +135,7 @@ class Objective:
         if self._empty_NC is None:
             if encoder is None:
                 raise ValueError("the empty text of guidance needs a text encoder: set model.text_encoder")
-            self._empty_NC = encoder([""])[0].float()
+            self._empty_NC = encoder([""])[0].float().to(self.model.device)
         if batch.text_tokens_BNC is not None:
             return Conditioning(context_BNC=batch.text_tokens_BNC.float())
         assert encoder is not None
@@ -138,8 +149,9 @@ class Objective:
         count = 2 if self.task == "interpolation" else 1
         pictures = [_signed(ends_BECHW[:, i]) for i in range(count)]
         embeddings = self._embeddings(batch, pictures)
+        augmentation_B = without_waiting(draws.augmentation_B, ends_BECHW.device)
         latents = [
-            encode_picture(self.model.autoencoder, each_BCHW, draws.noise(each_BCHW), draws.augmentation_B)
+            encode_picture(self.model.autoencoder, each_BCHW, draws.noise(each_BCHW), augmentation_B)
             for each_BCHW in pictures
         ]
         concat_BTCHW = concat_ends(latents[0], latents[1], frames) if count == 2 else concat_picture(latents[0], frames)
@@ -150,7 +162,7 @@ class Objective:
             return [batch.image_embeddings_BEC[:, i].float() for i in range(len(pictures))]
         if self.model.image_encoder is None:
             raise ValueError(f"a model for {self.task} needs an image encoder: set model.image_encoder")
-        return [self.model.image_encoder(each_BCHW).float() for each_BCHW in pictures]
+        return [_embedded(self.model.image_encoder, each_BCHW).float() for each_BCHW in pictures]
 
 
 _ENCODE_FRAMES = 8
@@ -160,6 +172,15 @@ _ENCODE_FRAMES = 8
 def _signed(frames: Tensor) -> Tensor:
     """uint8 as float32 in [-1, 1]."""
     return frames.float() / 127.5 - 1
+
+
+def _embedded(encoder: ImageEmbedder, pictures_BCHW: Tensor) -> Tensor:
+    """The encoder's embeddings, its resizing in float32 also under autocast, as where embeddings are computed once."""
+    if not isinstance(encoder, ImageEncoder):
+        return encoder(pictures_BCHW)
+    with torch.autocast(pictures_BCHW.device.type, enabled=False):
+        pixels_BCHW = clip_pixels(pictures_BCHW, encoder.config.size_px)
+    return cast("Tensor", encoder.tower(pixels_BCHW))
 
 
 def _ids(batch: Batch, augmentation_B: Tensor) -> list[Ids]:

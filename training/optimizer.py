@@ -9,9 +9,16 @@ from svd.unet import UNet
 from training.stages import OptimizerPart
 
 
+def beyond_images(unet: UNet) -> dict[str, torch.nn.Parameter]:
+    """All that a video network has beyond its image network: temporal layers, and what it is told of a video, which are
+    the ids and the mask of given frames."""
+    told = ("ids_embedding.", "mask_embedding")
+    return dict(unet.temporal_parameters()) | {n: each for n, each in unet.named_parameters() if n.startswith(told)}
+
+
 def build_optimizer(unet: UNet, config: OptimizerPart) -> AdamW:
     """AdamW over the parameters that train. Raises ValueError where none does."""
-    temporal = {name for name, _ in unet.temporal_parameters()}
+    temporal = beyond_images(unet)
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in unet.named_parameters():
         if parameter.requires_grad:

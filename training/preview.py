@@ -19,14 +19,13 @@ from training.sheet import contact_sheet, to_bytes
 from training.stages import Stage
 
 NOISE_AUGMENTATION = 0.02
+_DECODE_FRAMES = 4
 
 
 def preview(folder: Path, model: Model, stage: Stage, batch: Batch, done: int, log: Log | None) -> None:
     """Write FOLDER/step-N.png, where there is a log: of each sample a row of frames that the network makes from its
-    conditions, noise by fixed seeds. Pictures among videos are passed over."""
-    if batch.image_only and model.unet.config.temporal:
-        return
-    videos = make(model, stage, batch, count=min(stage.run.sample_count, len(batch)))
+    conditions, noise by fixed seeds."""
+    videos = [make(model, stage, batch, i) for i in range(min(stage.run.sample_count, len(batch)))]
     if log is None:
         return
     sheets = [np.asarray(contact_sheet(to_bytes(frames_TCHW), float(batch.fps[0]))) for frames_TCHW in videos]
@@ -37,36 +36,34 @@ def preview(folder: Path, model: Model, stage: Stage, batch: Batch, done: int, l
 
 
 @torch.no_grad()
-def make(model: Model, stage: Stage, batch: Batch, *, count: int) -> Tensor:
-    """Videos (`count`, T, 3, H, W) in [-1, 1] from the conditions of the first samples of `batch`."""
+def make(model: Model, stage: Stage, batch: Batch, i: int) -> Tensor:
+    """Video (T, 3, H, W) in [-1, 1] from the conditions of sample `i` of `batch`, decoded a few frames at a time: it
+    has to fit beside gradients and moments."""
     frames = (batch.frames_BTCHW if batch.frames_BTCHW is not None else batch.mean_BTCHW).shape[1]  # type: ignore[union-attr]
+    ids = Ids(
+        fps=max(1.0, float(batch.fps[i])),
+        motion_bucket=float(batch.motion_bucket[i]),
+        noise_augmentation=NOISE_AUGMENTATION,
+        elevation=float(batch.elevation[i]),
+    )
     settings: dict[str, Any] = {
-        "ids": [
-            Ids(fps=max(1.0, fps), motion_bucket=motion, noise_augmentation=NOISE_AUGMENTATION, elevation=elevation)
-            for fps, motion, elevation in zip(
-                batch.fps.tolist()[:count],
-                batch.motion_bucket.tolist()[:count],
-                batch.elevation.tolist()[:count],
-                strict=True,
-            )
-        ],
-        "seeds": list(range(count)),
-        "sampling": Sampling(frames=frames, steps=stage.run.sample_steps),
+        "ids": [ids],
+        "seeds": [i],
+        "sampling": Sampling(frames=frames, steps=stage.run.sample_steps, decode_frames=_DECODE_FRAMES),
     }
     if stage.task in ("image", "text-to-video"):
-        texts, size = _with_texts(model, batch, count), stage.data
-        return text_to_video(
-            texts, batch.captions[:count], width_px=size.width_px, height_px=size.height_px, **settings
-        )
-    first_BCHW, last_BCHW = _ends(batch, count)
+        texts, size = _with_texts(model, batch, i), stage.data
+        captions = [batch.captions[i]]
+        return text_to_video(texts, captions, width_px=size.width_px, height_px=size.height_px, **settings)[0]
+    first_BCHW, last_BCHW = _ends(batch, i)
     if batch.image_embeddings_BEC is not None:
         if stage.task == "interpolation":
-            model = replace(model, image_encoder=_Ends(batch.image_embeddings_BEC[:count]))
+            model = replace(model, image_encoder=_Ends(batch.image_embeddings_BEC[i : i + 1]))
         else:
-            model = replace(model, image_encoder=CachedImages(batch.image_embeddings_BEC[:count, 0]))
+            model = replace(model, image_encoder=CachedImages(batch.image_embeddings_BEC[i : i + 1, 0]))
     if stage.task == "interpolation":
-        return interpolate(model, first_BCHW, last_BCHW, **settings)
-    return image_to_video(model, first_BCHW, **settings)
+        return interpolate(model, first_BCHW, last_BCHW, **settings)[0]
+    return image_to_video(model, first_BCHW, **settings)[0]
 
 
 class _Ends:
@@ -79,15 +76,15 @@ class _Ends:
         return next(self._next)
 
 
-def _with_texts(model: Model, batch: Batch, count: int) -> Model:
+def _with_texts(model: Model, batch: Batch, i: int) -> Model:
     if batch.text_tokens_BNC is None or model.text_encoder is None:
         return model
-    known = dict(zip(batch.captions[:count], batch.text_tokens_BNC[:count], strict=True))
+    known = {batch.captions[i]: batch.text_tokens_BNC[i]}
     return replace(model, text_encoder=CachedTexts({"": model.text_encoder([""])[0], **known}))
 
 
-def _ends(batch: Batch, count: int) -> tuple[Tensor, Tensor]:
+def _ends(batch: Batch, i: int) -> tuple[Tensor, Tensor]:
     ends_BECHW = batch.ends_BECHW if batch.frames_BTCHW is None else batch.frames_BTCHW[:, [0, -1]]
     assert ends_BECHW is not None
-    signed = ends_BECHW[:count].float() / 127.5 - 1
+    signed = ends_BECHW[i : i + 1].float() / 127.5 - 1
     return signed[:, 0], signed[:, 1]

@@ -19,18 +19,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from svd.checkpoint import CONFIG, save_model
 from svd.lora import save_lora
 from svd.model import Model
 from svd.unet import UNet
-from training.data import Joint, Shards, loader
+from training.check import check_shards
+from training.data import Batches, Joint, Shards, loader
 from training.distributed import Ranks, join, resolve
 from training.estimate import estimate
 from training.initial import MODEL, initial_model, with_unet
 from training.loop import Hooks, Loader, train
 from training.preview import preview
+from training.shard_index import index_shards
 from training.stages import Stage
 
 LORA = "lora.safetensors"
@@ -69,29 +72,36 @@ def run_stage(
     model = model or initial_model(stage, init)
     for network in model.networks().values():
         network.to(ranks.device)
-    batches = open_loader(stage, shards, images, ranks, out)
+    batches = open_loader(stage, model, shards, images, ranks, out)
     if ranks.first:
         _write_settings(stage, out, shards=str(shards), init=str(init) if init else None, ranks=ranks.count)
     hooks = Hooks(
         on_log=on_log,
         preview=partial(preview, out / "samples"),
-        flops_per_step=_flops(stage, model) if ranks.device.type == "cuda" else None,
+        flops_per_step=_flops(stage, model, latents=batches.latents) if ranks.device.type == "cuda" else None,
     )
-    trained = train(stage, model, batches, out, ranks, hooks=hooks)
-    return Finished(model=_export(stage, model, out, ranks), steps=trained.steps, resumed_at=trained.resumed_at)
+    trained = train(stage, model, cast("Loader", batches), out, ranks, hooks=hooks)
+    exported = _export(stage, model, out, ranks)
+    dist.barrier()  # what comes after may begin by reading the model
+    return Finished(model=exported, steps=trained.steps, resumed_at=trained.resumed_at)
 
 
-def open_loader(stage: Stage, shards: Shards, images: Shards | None, ranks: Ranks, out: Path) -> Loader:
-    """The batches of one rank. Raises ValueError as `training.data.loader`, and for joint training without pictures."""
+def open_loader(
+    stage: Stage, model: Model, shards: Shards, images: Shards | None, ranks: Ranks, out: Path
+) -> Batches | Joint:
+    """The batches of one rank. Raises ValueError as `training.data.loader` and `check_shards`, and for joint training
+    without pictures."""
     share, pin = stage.run.image_share, ranks.device.type == "cuda"
     if (share > 0) != (images is not None):
         raise ValueError(f"run.image_share is {share:g}: joint training takes a share above 0 and image shards, both")
-    cache = out / f"shards-{ranks.rank}.index.npz"
-    open_ = partial(loader, config=stage.data, rank=ranks.rank, ranks=ranks.count, pin_memory=pin)
-    videos = open_(shards, cache=cache)
-    if images is None:
-        return cast("Loader", videos)
-    return Joint(videos, open_(images, cache=out / f"images-{ranks.rank}.index.npz"), share=share)
+
+    def opened(what: str, where: Shards) -> Batches:
+        index = index_shards(where, cache=out / f"{what}-{ranks.rank}.index.npz")
+        check_shards(index, stage, model, pictures=what == "images")
+        return loader(index, stage.data, rank=ranks.rank, ranks=ranks.count, pin_memory=pin)
+
+    videos = opened("shards", shards)
+    return videos if images is None else Joint(videos, opened("images", images), share=share)
 
 
 def finished(out: Path) -> Path | None:
@@ -129,8 +139,10 @@ def _export(stage: Stage, model: Model, out: Path, ranks: Ranks) -> Path:
     return target
 
 
-def _flops(stage: Stage, model: Model) -> float:
-    return estimate(stage, autoencoder=model.autoencoder.config).step_flops
+def _flops(stage: Stage, model: Model, *, latents: bool) -> float:
+    """Of a step, for the share of the peak: where frames are read, encoding is part of the work."""
+    costs = estimate(stage, autoencoder=model.autoencoder.config)
+    return costs.model_flops + (0 if latents else stage.run.batch_size * costs.encode_flops)
 
 
 def _same_run(stage: Stage, out: Path) -> None:

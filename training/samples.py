@@ -1,7 +1,6 @@
 """One sample: what a shard holds of it -> frames or latents, a caption, and what the network is told (section 4)."""
 
 import json
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,11 +61,11 @@ def read_sample(key: str, members: Mapping[str, bytes], config: DataConfig, *, s
         from training.latents import read_latent
 
         made = _field(about, "latent", dict)
-        fps, picture = _number(made, "fps", 0, math.inf), _field(made, "picture", bool)
+        fps, picture = _number(made, "fps", 0, 1e6), _field(made, "picture", bool)
         if not fps:
             raise SampleError("missing_field", "its JSON has no latent.fps above 0")
         return told(fps=fps, picture=picture, latent=read_latent(members[LATENT], choice))
-    size_for = _size_for(config)
+    size_for = partial(nearest_size, sizes_px(config))
     if "jpg" in members:
         frames_THWC = sample_picture(members["jpg"], size_for=size_for, crop=config.crop, rng=rng)
         fps = 1.0
@@ -169,8 +168,8 @@ def _number(values: Mapping[str, Any], name: str, least: float, most: float) -> 
     return float(value)
 
 
-def _size_for(config: DataConfig) -> Any:
-    sizes: Sequence[tuple[int, int]] = ((config.height_px, config.width_px),)
+def sizes_px(config: DataConfig) -> Sequence[tuple[int, int]]:
+    """(height, width) that samples may get."""
     if config.aspect_ratios:
-        sizes = bucket_sizes(area_px=config.height_px * config.width_px, aspect_ratios=config.aspect_ratios)
-    return partial(nearest_size, sizes)
+        return bucket_sizes(area_px=config.height_px * config.width_px, aspect_ratios=config.aspect_ratios)
+    return ((config.height_px, config.width_px),)

@@ -30,8 +30,8 @@ class ModelPart(Fields):
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the preset that differ."""
     trained: Trained = "all"
-    """`temporal`: the layers that a video network has beyond its image network. `noise_embedding`: what is told of the
-    noise level alone. `lora`: adapters on attention over time."""
+    """`temporal`: what a video network has beyond its image network, ids and mask embedding included.
+    `noise_embedding`: what is told of the noise level alone. `lora`: adapters on attention over time."""
     start: Start = "identity"
     """How new temporal layers begin: see `svd.inflate`."""
     lora_rank: int = 16
@@ -167,6 +167,11 @@ class Stage(Fields):
             raise ValueError(f"model.unet {self.model.unet!r} is {kind} network, data.frames is {self.data.frames}")
         if not unet.temporal and (self.model.trained in ("temporal", "lora") or self.run.image_share):
             raise ValueError(f"an image network has no temporal layers to train: model.trained {self.model.trained!r}")
+        if self.run.image_share and self.model.trained in ("temporal", "lora"):
+            raise ValueError(
+                f"model.trained {self.model.trained!r} trains layers that pictures do not pass through: joint training "
+                f"(run.image_share {self.run.image_share:g}) takes model.trained 'all'"
+            )
 
     @property
     def task(self) -> Task:

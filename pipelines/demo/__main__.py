@@ -10,39 +10,45 @@ from curation import openclip
 from curation.clip import ClipConfig
 from curation.errors import UserError
 from curation.scores.aesthetics import Aesthetic
+from curation.shards import ShardConfig
 from curation.tables import fingerprint
 from pipelines import CurateConfig, curate, select, shard
 from pipelines.cli import complain, console
 from pipelines.cluster import connected
 from pipelines.demo.collection import Flaws, collection
 from pipelines.demo.model import demo_config
+from pipelines.demo.train import RECIPE, RUNS, WRITTEN, sample_held_back, train
 from pipelines.progress import note
 from pipelines.render import print_curation, print_selection, print_summary, table
 
+RULES = Path(__file__).with_name("rules")
+
 
 def main() -> None:
-    """Render (or take) videos, curate them, select by the paper's rules, write clip and image shards."""
+    """Render (or take) videos, curate them, select by the paper's rules, write clip and image shards; on rendered
+    videos, train a model on them and make videos with it."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.demo", description=__doc__)
     parser.add_argument("--out", default="demo", help="folder for everything the demo writes")
     parser.add_argument("--videos", nargs="*", default=[], help="your own videos instead of rendered ones")
-    parser.add_argument("--count", type=int, default=12, help="how many good videos to render")
+    parser.add_argument("--count", type=int, default=24, help="how many good videos to render (default: 24)")
+    parser.add_argument("--steps", type=float, default=1.0, help="of training, as a share of the usual; 0: none")
     arguments = parser.parse_args()
     try:
-        run(Path(arguments.out), arguments.videos, arguments.count)
+        run(Path(arguments.out), arguments.videos, arguments.count, steps_share=arguments.steps)
     except UserError as error:
         complain(str(error))
         sys.exit(1)
 
 
-def run(out: Path, videos: list[str], count: int) -> None:
-    """The demo as a recipe: footage -> clips, captions and scores -> selection -> shards."""
-    screen, started_s = console(), time.monotonic()
-    dataset = str(out / ("rendered" if not videos else f"yours-{fingerprint({'videos': videos})[:8]}"))
-    config = _own_config() if videos else demo_config()
-    if not videos:
+def run(out: Path, videos: list[str], count: int, *, steps_share: float = 0.0) -> None:
+    """The demo as a recipe: footage -> clips, captions and scores -> selections -> shards -> a model -> new videos."""
+    screen, started_s, rendered = console(), time.monotonic(), not videos
+    dataset = str(out / ("rendered" if rendered else f"yours-{fingerprint({'videos': videos})[:8]}"))
+    config = demo_config() if rendered else _own_config()
+    if rendered:
         footage = out / "footage"
-        shutil.rmtree(footage, ignore_errors=True)  # rendered anew, they are new files, for a new dataset
-        shutil.rmtree(dataset, ignore_errors=True)
+        for folder in (footage, Path(dataset), *(out / name for name in WRITTEN)):
+            shutil.rmtree(folder, ignore_errors=True)  # rendered anew, they are new files, for a new dataset
         screen.print(f"rendering {count} videos with known content, and some flawed ones, into {footage}", markup=False)
         flaws = collection(footage, videos=count)
         screen.print(_table_of(flaws))
@@ -53,10 +59,28 @@ def run(out: Path, videos: list[str], count: int) -> None:
         selection = select(dataset, "svd-paper", allow_missing=bool(config.without))
         print_selection(screen, selection)
         shards = [shard(dataset, "svd-paper"), shard(dataset, "svd-paper", images=True)] if selection.clips else []
-    print_summary(screen, curated, selection, shards, time.monotonic() - started_s)
+        print_summary(screen, curated, selection, shards, time.monotonic() - started_s)
+        model = _train(Path(dataset), out, steps_share) if rendered and steps_share else None
     screen.print(
         f"Look around: clipmill status {dataset}; tar tf {dataset}/shards/svd-paper/clips-000000.tar", markup=False
     )
+    if model is not None:
+        again = f"clipmill train --recipe {out / RECIPE} --out {out / RUNS}"
+        screen.print(f"The trained model: {model}. The same by hand: {again}", markup=False)
+        for made in sample_held_back(model, out):
+            screen.print(f"Made from a first frame that was kept back: {made.video}, {made.sheet}", markup=False)
+        screen.print(f"all in {time.monotonic() - started_s:.0f} s", markup=False)
+
+
+def _train(dataset: Path, out: Path, steps_share: float) -> Path:
+    """Choose by the demo's two sets of rules, write shards, train all stages."""
+    screen = console()
+    for rules, images in (("pretraining", True), ("pretraining", False), ("finetuning", False)):
+        selection = select(str(dataset), str(RULES / f"{rules}.yaml"))
+        run = shard(str(dataset), selection.name, images=images, config=ShardConfig(clips_per_shard=16), quiet=True)
+        kind = "pictures" if images else "clips"
+        screen.print(f"for training, by {rules}.yaml: {run.index['totals']['samples']} {kind}", markup=False)
+    return train(dataset, out, steps_share=steps_share)
 
 
 def _own_config() -> CurateConfig:

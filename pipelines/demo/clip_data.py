@@ -5,6 +5,7 @@ original, three of a copy as a re-upload makes it, and degraded ones. Sizes: N c
 """
 
 import io
+import itertools
 import multiprocessing
 import tempfile
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ def training_clips(folder: Path, *, clips: int) -> TrainingClips:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with multiprocessing.get_context("spawn").Pool() as pool:
-            rows = list(pool.imap(_training_clip, _tasks(clips), chunksize=8))
+            rows = list(pool.imap(_training_clip, itertools.islice(training_shots(), clips), chunksize=8))
         parts = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
             np.savez(file, **parts)  # type: ignore[arg-type]
@@ -78,18 +79,16 @@ def stored(picture_HWC: Picture) -> bytes:
     return content.tobytes()
 
 
-def _tasks(clips: int) -> Iterator[tuple[VideoSpec, Shot, int]]:
-    made = 0
+def training_shots() -> Iterator[tuple[VideoSpec, Shot, int]]:
+    """Shots of the training footage without end, each with its video and its number."""
+    made = itertools.count()
     for seed in range(TRAINING_SEED, 2 * TRAINING_SEED):
         short_side_px = _SHORT_SIDES_PX[seed % len(_SHORT_SIDES_PX)]
         # Twelve kinds of storage come in turn: four videos from each of three seeds pass through all of them.
         specs = corpus_specs(seed=seed, videos=_SPECS_PER_SEED * (1 + seed % 3), short_side_px=short_side_px)
         for spec in specs[-_SPECS_PER_SEED:]:
             for shot in spec.shots:
-                yield spec, shot, made
-                made += 1
-                if made == clips:
-                    return
+                yield spec, shot, next(made)
 
 
 def _training_clip(task: tuple[VideoSpec, Shot, int]) -> dict[str, NDArray[np.generic]]:

@@ -5,6 +5,8 @@ which is known: FLAWS_FILE beside the videos.
 """
 
 import json
+import multiprocessing
+import os
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -51,7 +53,8 @@ class Flaws:
 def collection(folder: Path, *, videos: int = 12, seed: int = 0) -> Flaws:
     """Write `videos` good videos and the flawed ones into `folder`, each with its captions in NAME.json."""
     specs = corpus_specs(seed=seed, videos=videos + len(_DAMAGE))
-    truths = [render(spec, folder) for spec in specs[:videos]]
+    with multiprocessing.get_context("spawn").Pool(min(videos, os.cpu_count() or 1)) as pool:
+        truths = pool.map(partial(render, folder=folder), specs[:videos], chunksize=1)
     wrong = _write_captions(folder, truths)
     copies = {}
     for i, (copy, encoding) in enumerate(_COPIES):

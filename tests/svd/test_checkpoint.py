@@ -151,6 +151,25 @@ def test_export_writes_what_the_format_can_hold(tmp_path: Path):
         export(model, tmp_path / "a", format="original")
 
 
+def test_what_diffusers_cannot_build_is_kept_and_not_exported(tmp_path: Path):
+    """Few groups, one block per level: our own folder holds them, without a JSON that diffusers would misread."""
+    config = ModelConfig(
+        unet=UNetConfig.preset("tiny", groups=8),
+        autoencoder=AutoencoderConfig(widths=(16, 32), blocks_per_level=1, groups=4),
+        image_encoder=ImageEncoderConfig.tiny(64),
+        width_px=32,
+        height_px=32,
+    )
+    model = Model.build(config)
+    save_model(model, tmp_path / "model")
+    assert_same(load_model(tmp_path / "model"), model)
+    written = {path.relative_to(tmp_path / "model").as_posix() for path in tmp_path.glob("model/**/*.json")}
+    assert not written & {"vae/config.json", "unet/config.json", "model_index.json"}
+    with pytest.raises(ValueError, match="norms of 32 groups"):
+        export(model, tmp_path / "out", format="diffusers")
+    assert export(model, tmp_path / "out", format="original").is_file()
+
+
 def test_errors_name_what_is_wrong(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="is not there; a model is a folder"):
         read_config(tmp_path / "nothing")

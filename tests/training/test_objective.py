@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from svd.clip import ImageEncoder, ImageEncoderConfig, clip_pixels
 from tests.training.world import Stream, tiny_model, tiny_stage
 from training.objective import Objective, draw
 from training.seeds import seed_of
@@ -47,6 +48,14 @@ def test_a_sample_s_draws_are_its_own() -> None:
     assert together.augmentation_B[1] == alone.augmentation_B[0]
     assert torch.equal(together.noise(like)[1], alone.noise(like[:1])[0])
     assert len(set(together.sigma_B.tolist())) == 3
+
+
+def test_what_is_known_of_a_sample_stays_where_it_is_read() -> None:
+    """A step that reads it from a GPU would wait for all that the GPU has yet to do."""
+    batch = Stream(tiny_stage()).batch([0, 1]).to("meta")
+    assert batch.mean_BTCHW is not None
+    assert batch.mean_BTCHW.is_meta
+    assert {each.device.type for each in (batch.fps, batch.motion_bucket, batch.elevation)} == {"cpu"}
 
 
 def test_draws_follow_their_distributions() -> None:
@@ -145,3 +154,21 @@ def test_pixels_and_their_latents_give_the_same_loss() -> None:
     with torch.no_grad():
         one, other = (objective(model.unet, each, [1, 2]).loss_B for each in (pixels, latents))
     torch.testing.assert_close(one, other)
+
+
+def test_pictures_are_resized_in_float32_also_under_autocast() -> None:
+    """So that embeddings computed once and those of a bf16 step start from the same pixels."""
+    from dataclasses import replace
+
+    stage = tiny_stage("tiny-image-to-video")
+    model, batch = tiny_model(stage), replace(Stream(stage).batch([0]), image_embeddings_BEC=None)
+    ends = torch.randint(256, (1, 2, 3, 256, 320), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    encoder, seen = ImageEncoder(ImageEncoderConfig.tiny(16)), []
+    encoder.tower.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    picture = ends[:, 0].float() / 127.5 - 1
+    expected = clip_pixels(picture, encoder.config.size_px)
+    objective = Objective(replace(model, image_encoder=encoder), stage)
+    with torch.autocast("cpu", torch.bfloat16):
+        latent = torch.zeros(1, 3, 4, 32, 40)
+        objective(Recorder(), replace(batch, ends_BECHW=ends, mean_BTCHW=latent, logvar_BTCHW=latent), [1])
+    assert torch.equal(seen[0], expected)

@@ -17,7 +17,9 @@ def test_matrices_alone_decay_and_layers_of_time_have_their_own_rate() -> None:
     unet = tiny_model(tiny_stage()).unet
     optimizer = build_optimizer(unet, OptimizerPart(lr=1e-3, spatial_lr=1e-4, weight_decay=0.1))
     names = {id(parameter): name for name, parameter in unet.named_parameters()}
-    temporal = {name for name, _ in unet.temporal_parameters()}
+    temporal = {
+        name for name in unet.state_dict() if ".temporal." in name or ".mix." in name or "ids_embedding" in name
+    }
     seen = set()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -95,6 +97,12 @@ def test_presets_are_the_paper_s_table() -> None:
 @pytest.mark.parametrize("stage", [*STAGES, *(Stage.preset(f"tiny-{stage.name}") for stage in STAGES)])
 def test_a_stage_survives_being_written_and_read(stage: Stage) -> None:
     assert overlay(Stage.preset(stage.name), json.loads(json.dumps(stage.to_dict()))) == stage
+
+
+@pytest.mark.parametrize("trained", ["temporal", "lora"])
+def test_pictures_cannot_train_layers_of_time_alone(trained: str) -> None:
+    with pytest.raises(ValueError, match=r"joint training .* takes model.trained 'all'"):
+        overlay(Stage.preset("video"), {"model": {"trained": trained}, "run": {"image_share": 0.3}})
 
 
 def test_a_setting_is_read_as_yaml() -> None:

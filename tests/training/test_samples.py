@@ -1,6 +1,7 @@
 """One sample of a shard: whatever its JSON holds, it becomes a sample or says why not."""
 
 import json
+import math
 from typing import Any
 
 import cv2
@@ -71,3 +72,27 @@ def test_latents_whose_rate_is_not_known_are_told(latent: Any) -> None:
     assert read_sample("a", members, CONFIG, seed=0).fps == 8
     with pytest.raises(SampleError, match="_field"):
         read_sample("a", members | {"json": json.dumps(about(latent=latent)).encode()}, CONFIG, seed=0)
+
+
+def latent_files(**changes: Any) -> dict[str, bytes]:
+    """The files of a latent sample, its JSON changed."""
+    latent = torch.zeros(2, 4, 4, 6)
+    ends = torch.zeros(2, 3, 32, 48, dtype=torch.uint8)
+    files = latent_members(about(), mean_TCHW=latent, logvar_TCHW=latent, ends_ECHW=ends, fps=8.0, picture=False)
+    return files | {"json": json.dumps(json.loads(files["json"]) | changes).encode()}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"captions": ["text"]},
+        {"captions": [{"source": "coca", "text": 3}]},
+        *({"conditioning": {"motion_bucket": value}} for value in ("high", [1], math.nan, 300, -1)),
+        *({"conditioning": {"motion_bucket": 1, "elevation": value}} for value in (91, "up", [])),
+        *({"latent": value} for value in (None, {}, [], {"fps": "8", "picture": False}, {"fps": 8, "picture": 1})),
+        {"latent": {"fps": math.nan, "picture": False}},
+    ],
+)  # fmt: skip
+def test_a_malformed_field_is_a_reason(changes: dict[str, Any]) -> None:
+    with pytest.raises(SampleError, match=r"bad_field|missing_field"):
+        read_sample("a", latent_files(**changes), CONFIG, seed=0)

@@ -59,6 +59,9 @@ class Stream:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.batches = state_dict["batches"]
 
+    def skip(self, samples: int) -> None:
+        self.batches = samples // (self.stage.data.batch_size * self.ranks)
+
     def batch(self, samples: list[int]) -> Batch:
         """A pattern that moves by one position per frame, told of by the tokens; two ends in pixels."""
         frames, means, tokens, ends = self.stage.data.frames, [], [], []

@@ -1,0 +1,212 @@
+"""The paper's claim in miniature (section 3.3): the same model, the same steps, on everything and on what was selected.
+
+Run: python -m benchmarks.curation_pays [--out FOLDER] [--videos N] [--seeds N] [--steps IMAGES VIDEOS] [--prompts N].
+A rendered collection is full of cuts, stills, text, bad pictures and wrong captions. `everything` is all of it, cut by
+the clock. `selected` is what `clipmill curate` and the demo's pretraining rules leave of it. On each a tiny
+text-to-video model is trained, pictures first, with several seeds. Each makes a video of every caption of clips that
+were kept back, and this project's own scorers look at them: see docs/curation-pays.md. What is done in FOLDER is not
+done again.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import report
+from benchmarks.curation_pays_data import PROMPTED_FPS, HeldBack, held_back, write_everything, write_selected
+from benchmarks.curation_pays_scores import FIGURES, score, write_videos
+from pipelines.cluster import connected
+from pipelines.demo.collection import collection
+from pipelines.demo.parts import FRAMES, HEIGHT_PX, UNET, WIDTH_PX, load_autoencoder, write_initial
+from pipelines.encode import encode
+from svd.checkpoint import load_model
+from svd.conditioning import Ids
+from svd.tasks import Sampling, text_to_video
+from training.data import loader
+from training.run import finished, run_stage
+from training.sheet import to_bytes
+from training.stages import Stage, overlay
+
+ARMS = ("everything", "selected")
+COLLECTION_SEED = 11
+GUIDANCE, SAMPLER_STEPS = 3.0, 16
+IMAGE_STAGE, VIDEO_STAGE = "tiny-image", "tiny-text-to-video"
+_CHOICES = 3
+"""Draws of frames per clip."""
+_MADE_AT_ONCE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One of the models: what it is trained on, with which seed, for how long, and where."""
+
+    folder: Path
+    arm: str
+    seed: int
+    steps: tuple[int, int]
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "runs" / f"{self.arm}-{self.seed}"
+
+    @property
+    def videos(self) -> Path:
+        return self.folder / "videos" / f"{self.arm}-{self.seed}"
+
+
+def stage_of(name: str, *, seed: int, steps: int) -> Stage:
+    """A tiny stage at the demo's size, without micro-conditioning: nothing but the choice of clips differs."""
+    video = name == VIDEO_STAGE
+    changes = {key: list(value) if isinstance(value, tuple) else value for key, value in UNET.items()}
+    return overlay(
+        Stage.preset(name),
+        {
+            "model": {"changes": changes | {"ids": []}},
+            "data": {
+                "frames": FRAMES if video else 1, "height_px": HEIGHT_PX, "width_px": WIDTH_PX,
+                "fps": [PROMPTED_FPS], "batch_size": 8 if video else 32, "workers": 0, "seed": seed,
+            },
+            "optimizer": {"lr": 1e-3, "warmup_steps": 50, "decay": "cosine", "ema": 0.995},
+            "run": {
+                "steps": steps, "batch_size": 8 if video else 32, "seed": seed, "log_every": 50,
+                "save_every": max(1, steps // 2), "sample_every": None,
+            },
+        },
+    )  # fmt: skip
+
+
+def prepare(folder: Path, videos: int) -> dict[str, int]:
+    """Collection, clips of both arms, and their latents; number of clips per arm."""
+    footage, initial = folder / "footage", folder / "initial"
+    if not (folder / "prepared.json").exists():
+        with connected():
+            collection(footage, videos=videos, seed=COLLECTION_SEED)
+            write_everything(footage, folder / "everything")
+            write_selected(footage, folder / "selected")
+            write_initial(initial)
+            counts = {}
+            for arm in ARMS:
+                for name in (IMAGE_STAGE, VIDEO_STAGE):
+                    stage, latents = stage_of(name, seed=0, steps=1), folder / "latents" / f"{arm}-{name}"
+                    run = encode(stage, str(folder / arm), latents, init=initial, choices=_CHOICES)
+                    counts[arm] = run.samples // _CHOICES
+        (folder / "prepared.json").write_text(json.dumps(counts))
+    return dict(json.loads((folder / "prepared.json").read_text()))
+
+
+def train(run: Run) -> Path:
+    """Both stages of a run, in this process; returns the model."""
+    torch.set_num_threads(1)
+    model = run.folder / "initial"
+    for name, steps in zip((IMAGE_STAGE, VIDEO_STAGE), run.steps, strict=True):
+        out = run.out / name
+        done = finished(out)
+        if done is None:
+            stage = stage_of(name, seed=run.seed, steps=steps)
+            done = run_stage(stage, run.folder / "latents" / f"{run.arm}-{name}", out, init=model, device="cpu").model
+        model = done
+    return model
+
+
+def make_videos(run: Run, prompts: list[str]) -> None:
+    """Train, then write a video of each prompt; all models get the same noise."""
+    model = load_model(train(run))
+    if (run.videos / "done").exists():
+        return
+    made = []
+    for start in range(0, len(prompts), _MADE_AT_ONCE):
+        texts = prompts[start : start + _MADE_AT_ONCE]
+        frames_BTCHW = text_to_video(
+            model,
+            texts,
+            [Ids(fps=PROMPTED_FPS)] * len(texts),
+            seeds=range(start, start + len(texts)),
+            sampling=Sampling(steps=SAMPLER_STEPS, guidance=(GUIDANCE, GUIDANCE)),
+        )
+        made += [to_bytes(frames_TCHW) for frames_TCHW in frames_BTCHW]
+        print(f"{run.arm}, seed {run.seed}: {len(made)} of {len(prompts)} videos", flush=True)
+    write_videos(run.videos, np.stack(made), prompts)
+    (run.videos / "done").touch()
+
+
+def shown(folder: Path, arm: str, count: int) -> Path:
+    """Videos of what a model of this arm is shown: its own clips, decoded from their latents."""
+    target = folder / "videos" / f"shown-{arm}"
+    if not (target / "done").exists():
+        stage, autoencoder = stage_of(VIDEO_STAGE, seed=0, steps=1), load_autoencoder()
+        frames, captions = [], []
+        for batch in loader(folder / "latents" / f"{arm}-{VIDEO_STAGE}", stage.data):
+            assert batch.mean_BTCHW is not None
+            with torch.no_grad():
+                frames += [to_bytes(each.clamp(-1, 1)) for each in autoencoder.decode(batch.mean_BTCHW)]
+            captions += batch.captions
+            if len(frames) >= count:
+                break
+        write_videos(target, np.stack(frames[:count]), captions[:count])
+        (target / "done").touch()
+    return target
+
+
+def measure(folder: Path, runs: list[Run], reference: HeldBack, prompts: int) -> dict[str, dict[str, float]]:
+    """The figures of every run, of what both arms show, and of good clips that were kept back."""
+    kept = folder / "videos" / "kept-back"
+    write_videos(kept, reference.frames, reference.captions)
+    half = folder / "videos" / "other-kept-back"
+    write_videos(half, reference.other_frames, reference.other_captions)
+    places = {f"{run.arm}, seed {run.seed}": run.videos for run in runs}
+    places |= {f"shown: {arm}": shown(folder, arm, prompts) for arm in ARMS}
+    with connected():
+        against = score(half, folder / "scores" / "other")
+        scored = {name: score(path, folder / "scores" / path.name) for name, path in (places | {"kept": kept}).items()}
+    return {name: found.figures(against) for name, found in scored.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="folder to work in and to go on from (default: a new one)")
+    parser.add_argument("--videos", type=int, default=48, help="good videos in the collection")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, nargs=2, default=(800, 400), help="of the image and the video stage")
+    parser.add_argument("--prompts", type=int, default=96, help="videos made by each model")
+    parser.add_argument("--processes", type=int, default=2, help="models trained side by side, one thread each")
+    arguments = parser.parse_args()
+    folder = arguments.out or Path(tempfile.mkdtemp(prefix="curation-pays-"))
+    clips = prepare(folder, arguments.videos)
+    reference = held_back(arguments.prompts)
+    runs = [
+        Run(folder=folder, arm=arm, seed=seed, steps=tuple(arguments.steps))
+        for seed in range(arguments.seeds)
+        for arm in ARMS
+    ]
+    with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
+        pool.map(partial(make_videos, prompts=reference.captions), runs, chunksize=1)
+    measured = measure(folder, runs, reference, arguments.prompts)
+    figures: dict[str, Any] = {"clips": clips}
+    rows = []
+    for figure, label in FIGURES.items():
+        of_arms = {arm: [measured[f"{arm}, seed {seed}"][figure] for seed in range(arguments.seeds)] for arm in ARMS}
+        figures[figure] = {
+            arm: {"mean": statistics.mean(values), "least": min(values), "most": max(values)}
+            for arm, values in of_arms.items()
+        }
+        spread = [
+            f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" for values in of_arms.values()
+        ]
+        others = [f"{measured[name][figure]:.3f}" for name in (*(f"shown: {arm}" for arm in ARMS), "kept")]
+        rows.append((label, *spread, *others))
+    (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    columns = ("", *(f"trained on {arm}" for arm in ARMS), *(f"{arm} itself" for arm in ARMS), "kept back")
+    report(f"{arguments.seeds} seeds, mean and range; {arguments.prompts} videos each", columns, rows, figures)
+
+
+if __name__ == "__main__":
+    main()

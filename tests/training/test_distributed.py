@@ -1,0 +1,25 @@
+"""FSDP2 around the network."""
+
+from typing import Any
+
+import torch
+
+from tests.training.world import Stream, tiny_model, tiny_stage
+from training.distributed import Ranks, distribute
+from training.objective import Objective
+
+
+def test_sharded_bf16_weights_leave_noise_level_and_ids_in_float32(ranks: Ranks) -> None:
+    stage = tiny_stage("tiny-image-to-video")
+    model = tiny_model(stage)
+    network, seen = distribute(model.unet, "fsdp", bf16=True, unused=False), []
+
+    def look(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        seen.extend((args[1].dtype, kwargs["ids_BK"].dtype))
+
+    network.register_forward_pre_hook(look, with_kwargs=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = Objective(model, stage)(network, Stream(stage).batch([0, 1]), [1, 2])
+    assert seen == [torch.float32, torch.float32]
+    losses.loss_B.mean().backward()
+    assert losses.loss_B.isfinite().all()

@@ -1,0 +1,51 @@
+"""Latents of a shard: made once, made again where the clips have changed, told of what is missing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from svd.model import Model
+from tests.training.shards import sample, video, write_shard
+from tests.training.world import tiny_model, tiny_stage
+from training.encode import check_names, digests, encode_shard, read_record
+from training.shard_index import index_shard, index_shards
+
+STAGE = tiny_stage()
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    made = tiny_model(STAGE)
+    made.text_encoder = None
+    return made
+
+
+def test_a_damaged_shard_is_told_and_encoded_again_once_it_is_whole(model: Model, tmp_path: Path) -> None:
+    clips, out = write_shard(tmp_path / "a.tar", [sample(f"{i}", video(24)) for i in range(2)]), tmp_path / "out"
+    whole, middle_of_last = clips.read_bytes(), int(index_shard(str(clips)).places_NE2[-1, 0].sum()) - 100
+    clips.write_bytes(whole[:middle_of_last])
+    damaged = encode_shard(index_shard(str(clips)), out, model, STAGE.data)
+    assert damaged.samples == 1
+    assert "cut short" in str(damaged.problem)
+    assert read_record(out, index_shard(str(clips))) == damaged
+    clips.write_bytes(whole)
+    assert read_record(out, index_shard(str(clips))) is None
+    again = encode_shard(index_shard(str(clips)), out, model, STAGE.data)
+    assert (again.samples, again.problem) == (2, None)
+
+
+def test_shards_of_one_name_are_refused(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        write_shard(tmp_path / folder / "a.tar", [sample("0", b"x")])
+    with pytest.raises(ValueError, match="have one name"):
+        check_names(index_shards([tmp_path / "one", tmp_path / "two"]))
+
+
+def test_a_digest_tells_weights_apart_whose_sums_are_equal() -> None:
+    model = tiny_model(STAGE)
+    before = digests(model)
+    bias = model.autoencoder.decoder.conv_in.bias
+    with torch.no_grad():
+        bias.copy_(bias.flip(0))
+    assert digests(model) != before

@@ -1,0 +1,83 @@
+"""Whether shards hold what a stage trains on: found out once, before the first step."""
+
+import json
+from pathlib import Path
+
+from svd.model import Model
+from training.encode import digests
+from training.frames import SampleError
+from training.samples import LATENT, Sample, read_sample, sizes_px
+from training.shard_index import Shard, ShardIndex
+from training.stages import Stage
+
+
+def check_shards(index: ShardIndex, stage: Stage, model: Model, *, pictures: bool) -> None:
+    """Raise ValueError, saying what came and what was expected, for pictures among the clips of a video network or
+    clips among its `pictures`, and for latents of other frames, of another size or by other networks than the stage's.
+
+    Of the latents, one sample per folder is looked at: `clipmill encode` makes all of a folder alike.
+    """
+    if stage.model.config().temporal:
+        _check_media(index, pictures=pictures)
+    for shard in {Path(shard.path).parent: shard for shard in reversed(index.shards) if len(shard)}.values():
+        found = _first_latent(shard, stage)
+        if found is not None:
+            _check_shape(*found, stage, model, pictures=pictures)
+
+
+def _check_media(index: ShardIndex, *, pictures: bool) -> None:
+    wrong = "mp4" if pictures else "jpg"
+    for shard in index.shards:
+        if wrong in shard.extensions:
+            key = shard.key(int((shard.places_NE2[:, shard.extensions.index(wrong), 0] >= 0).argmax()))
+            if pictures:
+                raise ValueError(f"{key} is a clip; the image shards of joint training should hold pictures alone")
+            raise ValueError(
+                f"{key} is a picture, and the network of this stage is for videos: give image shards apart (--images), "
+                "and their share of the batches as run.image_share"
+            )
+
+
+def _first_latent(shard: Shard, stage: Stage) -> tuple[Sample, dict[str, str]] | None:
+    """The first sample of latents that can be read, and the digests of the networks that made it."""
+    for row in range(len(shard)):
+        members = shard.read(row)
+        if LATENT not in members:
+            return None
+        try:
+            sample = read_sample(shard.key(row), members, stage.data, seed=0)
+        except SampleError:
+            continue
+        return sample, json.loads(members["json"])["latent"].get("models") or {}
+    return None
+
+
+def _check_shape(sample: Sample, made_by: dict[str, str], stage: Stage, model: Model, *, pictures: bool) -> None:
+    assert sample.latent is not None
+    mean_TCHW, ends_ECHW = sample.latent["mean"], sample.latent["ends"]
+    if stage.model.config().temporal and sample.picture != pictures:
+        came, wanted = ("a picture", "clips") if sample.picture else ("a clip", "pictures")
+        raise ValueError(f"{sample.key} holds the latents of {came}; those of {wanted} were expected")
+    config, data = model.autoencoder.config, stage.data
+    lengths = (1,) if pictures else data.lengths or (data.frames,)
+    size_px = (ends_ECHW.shape[-2], ends_ECHW.shape[-1])
+    if len(mean_TCHW) not in lengths or size_px not in sizes_px(data):
+        sizes = " or ".join(f"{height} x {width}" for height, width in sizes_px(data))
+        raise ValueError(
+            f"{sample.key} holds latents of {len(mean_TCHW)} frames of {size_px[0]} x {size_px[1]}; stage "
+            f"{stage.name!r} trains on {' or '.join(map(str, lengths))} of {sizes}: encode the clips for this stage"
+        )
+    latent = (config.latent_channels, size_px[0] // config.factor, size_px[1] // config.factor)
+    made = {"autoencoder", *(_ENCODERS[name] for name in sample.latent if name in _ENCODERS)}
+    ours = digests(model) if made_by else {}
+    other = sorted(name for name in made & made_by.keys() & ours.keys() if made_by[name] != ours[name])
+    if tuple(mean_TCHW.shape[1:]) != latent or other:
+        what = " and ".join(other) or "autoencoder"
+        raise ValueError(
+            f"{sample.key} holds latents by another {what.replace('_', ' ')} than the model's: encode the clips with "
+            "the model that is to be trained, or train with the one that encoded them"
+        )
+
+
+_ENCODERS = {"embeddings": "image_encoder", "tokens": "text_encoder"}
+"""Which network makes a part of a latent sample, beside the autoencoder."""

@@ -2,7 +2,8 @@
 
 Run: python -m benchmarks.loader [--runs N] [--samples N]. Clips of 3 s of real footage, H.264 with a keyframe every
 second, as the shard writer encodes them; of each, 14 frames at one of three rates, shrunk to 320 x 576. CPU seconds of
-one process and one thread, in turn. Then a tiny stage trains on them: how long a step waits for its data.
+one process and one thread, in turn. The loader can come out ahead of plain decoding: frames in between that no other
+refers to are not decoded. Then a tiny stage trains on the clips: how long a step waits for its data.
 """
 
 import argparse

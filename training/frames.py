@@ -1,7 +1,7 @@
 """One clip or picture out of its bytes: which frames (by their timestamps), decoded, upright, resized, cropped.
 
 The paper conditions on the frame rate at which a clip is sampled (3.2); `SampledFrames.fps` is the rate that came out.
-Letters of layouts: T frames, H, W pixels, C = 3 channels.
+Letters of layouts: T frames, C = 3 channels, H, W pixels.
 """
 
 import io
@@ -19,8 +19,8 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-Image = NDArray[Any]
-"""uint8 RGB (H, W, 3)."""
+Planes = Sequence[NDArray[Any]]
+"""A picture: its red, green and blue, each uint8 (H, W)."""
 Size = tuple[int, int]
 """(height, width) in pixels."""
 Crop = Literal["random", "center"]
@@ -59,7 +59,7 @@ class Choice:
 class SampledFrames:
     """uint8 RGB frames, and the frames per second at which they follow each other."""
 
-    frames_THWC: Image
+    frames_TCHW: NDArray[Any]
     fps: float
 
 
@@ -126,18 +126,27 @@ def sample_video(
                 pictures = _by_pyav(video, choice.places, fit)
     except av.FFmpegError as error:  # also for memory: a damaged size asks for more than there can be
         raise SampleError("decode_error", f"FFmpeg could not read it: {error.strerror or error}") from error
-    out = np.empty((len(choice.places), *fit.size, 3), np.uint8)
-    for i, place in enumerate(choice.places):
-        out[i] = pictures[place]
-    return SampledFrames(frames_THWC=out, fps=choice.fps)
+    return SampledFrames(frames_TCHW=_stacked([pictures[place] for place in choice.places], fit.size), fps=choice.fps)
 
 
-def sample_picture(content: bytes, *, size_for: Callable[[int, int], Size], crop: Crop, rng: random.Random) -> Image:
-    """A JPEG or PNG in memory as (1, H, W, 3), sized as in `sample_video`. Raises SampleError (decode_error)."""
+def sample_picture(
+    content: bytes, *, size_for: Callable[[int, int], Size], crop: Crop, rng: random.Random
+) -> NDArray[Any]:
+    """A JPEG or PNG in memory as uint8 RGB (1, 3, H, W), sized as in `sample_video`. Raises SampleError
+    (decode_error)."""
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None
     if image is None:
         raise SampleError("decode_error", f"{len(content)} bytes that are no picture OpenCV can read")
-    return _Fit(Fraction(1), size_for, crop, rng).array(image)[None]
+    fit = _Fit(Fraction(1), size_for, crop, rng)
+    return _stacked([fit.array(image)], fit.size)
+
+
+def _stacked(pictures: Sequence[Planes], size: Size) -> NDArray[Any]:
+    out_TCHW = np.empty((len(pictures), 3, *size), np.uint8)
+    for out_CHW, planes in zip(out_TCHW, pictures, strict=True):
+        for out_HW, plane_HW in zip(out_CHW, planes, strict=True):
+            out_HW[:] = plane_HW
+    return out_TCHW
 
 
 class _Video:
@@ -190,8 +199,11 @@ class _Fit:
         top, left = (self._rng.randint(0, s) if self._crop == "random" else s // 2 for s in spare)
         self._corner = top, left
 
-    def frame(self, picture: av.VideoFrame) -> Image:
-        """A decoded frame: one pass of swscale from the decoder's format to RGB of the size, then turn and crop."""
+    def frame(self, picture: av.VideoFrame) -> Planes:
+        """A decoded frame: one pass of swscale from the decoder's format to RGB of the size, then turn and crop.
+
+        Planes of RGB, because swscale has vector code for them and none for interleaved RGB of full chroma.
+        """
         rotation = -round(picture.rotation / 90) * 90 % 360
         sideways = rotation in (90, 270)
         height, width = (picture.width, picture.height) if sideways else (picture.height, picture.width)
@@ -199,23 +211,23 @@ class _Fit:
         new_height, new_width = self._resized[::-1] if sideways else self._resized
         colour = {} if picture.format.is_rgb else _colour(picture)
         filters = _SHRINK if self._shrinks else _ENLARGE
-        rgb = self._reformatter.reformat(
-            picture, new_width, new_height, "rgb24", interpolation=filters, threads=1, **colour
-        ).to_ndarray()
-        turns = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
-        return self._cropped(cv2.rotate(rgb, turns[rotation]) if rotation else rgb)
+        gbr = self._reformatter.reformat(
+            picture, new_width, new_height, "gbrp", interpolation=filters, threads=1, **colour
+        ).planes
+        planes = [np.frombuffer(memoryview(gbr[i]), np.uint8).reshape(new_height, -1)[:, :new_width] for i in (2, 0, 1)]
+        return self._cropped([np.rot90(plane, -rotation // 90) for plane in planes] if rotation else planes)
 
-    def array(self, image: Image, *, sideways: bool = False) -> Image:
-        """An upright RGB array; `sideways` where turning it has put its pixels' width upright."""
+    def array(self, image: NDArray[Any], *, sideways: bool = False) -> Planes:
+        """An upright RGB array (H, W, 3); `sideways` where turning it has put its pixels' width upright."""
         self._settle(image.shape[0], image.shape[1], float(1 / self._aspect if sideways else self._aspect))
         filters = cv2.INTER_AREA if self._shrinks else cv2.INTER_CUBIC
         if image.shape[:2] != self._resized:
             image = cv2.resize(image, self._resized[::-1], interpolation=filters)
-        return self._cropped(image)
+        return self._cropped(cv2.split(image))
 
-    def _cropped(self, image: Image) -> Image:
+    def _cropped(self, planes: Planes) -> Planes:
         (top, left), (height, width) = self._corner, self.size
-        return image[top : top + height, left : left + width]
+        return [plane[top : top + height, left : left + width] for plane in planes]
 
 
 def _colour(picture: av.VideoFrame) -> dict[str, int]:
@@ -228,13 +240,13 @@ def _colour(picture: av.VideoFrame) -> dict[str, int]:
     return {"src_colorspace": matrix, "src_color_range": full_range if full else 1}
 
 
-def _by_pyav(video: _Video, places: Sequence[int], fit: _Fit) -> dict[int, Image]:
+def _by_pyav(video: _Video, places: Sequence[int], fit: _Fit) -> dict[int, Planes]:
     """place -> picture. Starts on the keyframe before the first one; if that does not give all, on the first packet."""
     place_of = {video.pts[place]: place for place in places}
     last = max(i for i, packet in enumerate(video.packets) if packet.pts in place_of)
     first_pts = min(place_of)
     keys = [i for i, p in enumerate(video.packets) if p.is_keyframe and p.pts is not None and p.pts <= first_pts]
-    pictures: dict[int, Image] = {}
+    pictures: dict[int, Planes] = {}
     for start in dict.fromkeys((keys[-1] if keys else 0, 0)):
         pictures = _decode(video, start, last, place_of, fit)
         if len(pictures) == len(place_of):
@@ -244,9 +256,9 @@ def _by_pyav(video: _Video, places: Sequence[int], fit: _Fit) -> dict[int, Image
     raise SampleError("decode_error", f"{missing} of {len(place_of)} frames could not be decoded, or are damaged")
 
 
-def _decode(video: _Video, start: int, last: int, place_of: dict[int, int], fit: _Fit) -> dict[int, Image]:
+def _decode(video: _Video, start: int, last: int, place_of: dict[int, int], fit: _Fit) -> dict[int, Planes]:
     """Decode packets start..last and no more. Frames that nobody needs and nothing refers to are not even decoded."""
-    pictures: dict[int, Image] = {}
+    pictures: dict[int, Planes] = {}
     for packet in (*video.packets[start : last + 1], None):
         needed = packet is None or packet.pts in place_of or video.context.name not in _SKIP_PER_PACKET
         video.context.skip_frame = "DEFAULT" if needed else "NONREF"
@@ -256,7 +268,7 @@ def _decode(video: _Video, start: int, last: int, place_of: dict[int, int], fit:
     return pictures
 
 
-def _by_decord(content: bytes, video: _Video, places: Sequence[int], fit: _Fit) -> dict[int, Image]:
+def _by_decord(content: bytes, video: _Video, places: Sequence[int], fit: _Fit) -> dict[int, Planes]:
     """place -> picture, by decord, which turns frames upright itself; it neither knows pixel aspect nor AV1."""
     import decord
 

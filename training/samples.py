@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,7 +66,7 @@ def read_sample(key: str, members: Mapping[str, bytes], config: DataConfig, *, s
         return told(fps=fps, picture=picture, latent=read_latent(members[LATENT], choice))
     size_for = partial(nearest_size, sizes_px(config))
     if "jpg" in members:
-        frames_THWC = sample_picture(members["jpg"], size_for=size_for, crop=config.crop, rng=rng)
+        frames_TCHW = sample_picture(members["jpg"], size_for=size_for, crop=config.crop, rng=rng)
         fps = 1.0
     else:
         lengths = config.lengths or (config.frames,)
@@ -80,9 +79,8 @@ def read_sample(key: str, members: Mapping[str, bytes], config: DataConfig, *, s
             rng=rng,
             reader=config.reader,
         )
-        frames_THWC, fps = video.frames_THWC, video.fps
-    frames_TCHW = torch.from_numpy(np.ascontiguousarray(frames_THWC)).permute(0, 3, 1, 2).contiguous()
-    return told(fps=fps, picture="jpg" in members, frames_TCHW=frames_TCHW)
+        frames_TCHW, fps = video.frames_TCHW, video.fps
+    return told(fps=fps, picture="jpg" in members, frames_TCHW=torch.from_numpy(frames_TCHW))
 
 
 def choose_caption(

@@ -1,6 +1,8 @@
 """Shards in, a model that can be sampled out: stages one after another, and what is refused."""
 
+import importlib.metadata
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +69,11 @@ def test_a_stage_by_the_command_line_gives_a_model_that_makes_videos(data: Path,
     assert [record["step"] for record in records] == [2, 4]
     assert np.asarray(Image.open(out / "samples" / "step-00000004.png")).std() > 5
     about = json.loads((out / "stage.json").read_text())
-    assert about["stage"]["run"]["steps"] == 4
-    assert about["versions"]["torch"]
+    stage = resolve_stage("tiny-image-to-video", None, SETTINGS)
+    assert about["stage"] == json.loads(json.dumps(stage.to_dict()))
+    assert about["versions"]["torch"] == importlib.metadata.version("torch")
+    assert about["git"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", about["git"])
+    assert (about["shards"], about["init"], about["ranks"]) == (str(data), str(init), 1)
     Image.fromarray(shards.numbered(3)).save(tmp_path / "first.png")
     request = Request(image=tmp_path / "first.png", steps=2, device="cpu")
     made = sample(out / "model", tmp_path / "video.mp4", request, quiet=True)
@@ -112,6 +117,20 @@ def test_joint_training_takes_pictures_beside_videos(data: Path, pictures: Path,
     train(stage, str(data), tmp_path / "run", images=str(pictures), init=init, quiet=True)
     with pytest.raises(UserError, match="joint training takes"):
         train(stage, str(data), tmp_path / "other", init=init, quiet=True)
+
+
+def test_a_run_goes_on_in_the_middle_of_a_shard_that_workers_read(data: Path, tmp_path: Path) -> None:
+    init = model_at(tmp_path / "init", "svd")
+    changes = ["data.workers=2", "data.batch_size=1", "run.batch_size=1", "run.log_every=1", "run.sample_every=null"]
+
+    def losses(out: Path, steps: int) -> list[float]:
+        stage = resolve_stage("tiny-image-to-video", None, [*SETTINGS, *changes, f"run.steps={steps}"])
+        train(stage, str(data), out, init=init, quiet=True)
+        return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+    whole = losses(tmp_path / "whole", 5)
+    assert losses(tmp_path / "begun", 3) == whole[:3]
+    assert losses(tmp_path / "begun", 5) == whole
 
 
 def test_sharded_weights_are_gathered_into_the_same_model(data: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from fractions import Fraction
 from functools import partial
 from itertools import pairwise
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,8 +28,8 @@ def taken(content: bytes, *, length: int = 4, rate: float = 12.0, reader: str = 
         rng=random.Random(seed),
         reader=reader,  # type: ignore[arg-type]
     )
-    assert sampled.frames_THWC.shape == (length, 64, 96, 3)
-    return [number_of(frame) for frame in sampled.frames_THWC]
+    assert sampled.frames_TCHW.shape == (length, 3, 64, 96)
+    return [number_of(frame_CHW.transpose(1, 2, 0)) for frame_CHW in sampled.frames_TCHW]
 
 
 @pytest.mark.parametrize("reader", ["pyav", "decord"])
@@ -82,6 +83,21 @@ def test_pixels_that_are_wider_than_high_are_stretched() -> None:
     assert taken(video(narrow, sample_aspect_ratio=Fraction(2)), length=2) == [5, 5]
 
 
+@pytest.mark.parametrize("reader", ["pyav", "decord"])
+@pytest.mark.parametrize("rotation", [0, 90])
+@pytest.mark.parametrize("size", [(32, 48), (128, 192)])
+def test_colours_come_as_red_green_and_blue(reader: str, rotation: int, size: tuple[int, int]) -> None:
+    colour = (200, 120, 40)
+    stored = (96, 64) if rotation else (64, 96)
+    picture = np.broadcast_to(np.array(colour, np.uint8), (*stored, 3))
+    fitting = {"size_for": partial(nearest_size, (size,)), "crop": "center", "rng": random.Random(0)}
+    content = video([picture] * 8, rotation=rotation)
+    sampled = sample_video(content, lengths=(2,), rates=(12.0,), reader=reader, **fitting)  # type: ignore[arg-type]
+    assert sampled.frames_TCHW.mean((0, 2, 3)) == pytest.approx(colour, abs=4)
+    png = cv2.imencode(".png", picture[:, :, ::-1])[1].tobytes()
+    assert sample_picture(png, **fitting).mean((0, 2, 3)) == pytest.approx(colour)  # type: ignore[arg-type]
+
+
 def test_the_middle_is_cut_out_or_a_part_by_chance() -> None:
     picture = np.zeros((64, 192, 3), np.uint8)
     picture[:, 64:128] = 255
@@ -97,7 +113,7 @@ def test_the_middle_is_cut_out_or_a_part_by_chance() -> None:
             crop=crop,
             rng=random.Random(seed),  # type: ignore[arg-type]
         )
-        return float(sampled.frames_THWC.mean())
+        return float(sampled.frames_TCHW.mean())
 
     assert cut("center", 0) > 250
     assert len({round(cut("random", seed)) for seed in range(6)}) > 3

@@ -5,6 +5,7 @@ Shards are read by offset, not streamed: see docs/decisions.md.
 
 import logging
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -172,7 +173,10 @@ def loader(
         )
     data = ShardData(index, config, rank=rank, ranks=ranks)
     ahead = {"prefetch_factor": config.prefetch, "persistent_workers": True} if config.workers else {}
-    return Batches(data, batch_size=None, num_workers=config.workers, pin_memory=pin_memory, **ahead)
+    with warnings.catch_warnings():
+        # torchdata 0.11 tells PyTorch 2.15 something that it no longer wants to hear.
+        warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+        return Batches(data, batch_size=None, num_workers=config.workers, pin_memory=pin_memory, **ahead)
 
 
 class Joint:

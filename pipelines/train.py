@@ -1,18 +1,22 @@
 """`clipmill train`: a stage, or a recipe of stages, in this process, under torchrun, or on Ray workers."""
 
+import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from curation.errors import RunStopped, UserError
-from pipelines.progress import Reporter
+from pipelines.progress import Reporter, note
 from training.checkpoint import CHECKPOINTS, CheckpointError, last_whole
 from training.estimate import PEAK_SHARE, estimate
 from training.loop import NonFinite, accumulation
+from training.metrics import METRICS
 from training.run import finished, run_stage
 from training.stages import Stage, overlay, parse_setting
 
@@ -22,6 +26,9 @@ _LASTING = (ValueError, FileNotFoundError, NonFinite)
 _RECIPE_KEYS = ("stage", "data", "images", "set", "name")
 RESTARTS = 3
 """How often Ray starts a failed group of workers anew, from the newest checkpoint."""
+_FOLLOWED_EVERY_S = 1.0
+_LINE_BYTES = 1 << 16
+"""More than a line of the log has."""
 
 
 def resolve_stage(name: str, config: Path | None = None, settings: Sequence[str] = ()) -> Stage:
@@ -141,6 +148,7 @@ def train_on_ray(
     init: Path | None = None,
     address: str | None = None,
     device: str | None = None,
+    quiet: bool = False,
 ) -> Path:
     """The same on Ray workers, one per GPU, or per CPU with `device` cpu. `out`, `data` and `init` have to be on a
     file system that all of them see. A failed group is started anew and goes on from the newest checkpoint, but not
@@ -165,9 +173,14 @@ def train_on_ray(
         "stage": stage, "data": os.path.abspath(data), "out": out.absolute(), "init": init and init.absolute(),
         "images": images and os.path.abspath(images),
     }  # fmt: skip
-    with connected(address):
+    try:
+        accumulation(stage, workers)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    with connected(address), Reporter(stage.name, stage.run.steps, unit="steps", quiet=quiet) as reporter:
         gpu = (device or usual_device()) == "cuda"
         settings["device"] = "cuda" if gpu else "cpu"
+        _assure_room(workers, "GPU" if gpu else "CPU", local=not (address or os.environ.get("RAY_ADDRESS")))
         trainer = TorchTrainer(
             _ray_worker,
             train_loop_config=settings,
@@ -181,7 +194,8 @@ def train_on_ray(
             ),
         )
         try:
-            trainer.fit()
+            with _followed(out / METRICS, _Progress(reporter)):
+                trainer.fit()
         except Exception as error:  # Ray's own kinds differ between its versions
             cause = getattr(error, "controller_failure", None)
             raise cause if isinstance(cause, UserError) else RunStopped(_ray_failure(error)) from error
@@ -200,6 +214,39 @@ def _ray_worker(settings: Mapping[str, Any]) -> None:
         init=settings["init"],
         device=settings["device"],
     )
+
+
+def _assure_room(workers: int, kind: str, *, local: bool) -> None:
+    """Raise UserError where workers would wait for ever; say so where a cluster may yet grow."""
+    import ray
+
+    there = ray.cluster_resources().get(kind, 0)
+    if there < workers:
+        sentence = f"{workers} workers take a {kind} each, and Ray has {there:g}"
+        if local:
+            raise UserError(f"{sentence}: ask for fewer (--ray-workers), or name a cluster (--address)")
+        note(f"{sentence}: waiting for more")
+
+
+@contextmanager
+def _followed(metrics: Path, on_log: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+    """Call `on_log`, in a thread, with the newest line of a log that others write."""
+    over = threading.Event()
+
+    def follow() -> None:
+        last = False
+        while not last:
+            last = over.wait(_FOLLOWED_EVERY_S)
+            with suppress(OSError, ValueError, IndexError):  # not there yet, or torn
+                on_log(json.loads(metrics.read_bytes()[-_LINE_BYTES:].splitlines()[-1]))
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _ray_failure(error: Exception) -> str:
@@ -231,6 +278,8 @@ class _Progress:
         self._reporter, self._step = reporter, 0
 
     def __call__(self, record: Mapping[str, Any]) -> None:
+        if record["step"] <= self._step:  # seen, or of a group of workers that was started anew
+            return
         parts = [
             f"loss {record['loss']:.4f}",
             f"{record['samples_per_s']:.2f} samples/s",

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from training.batch import without_waiting
 
+METRICS = "metrics.jsonl"
+"""The log of a run, in its folder."""
 NOISE_LEVELS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 """Bounds, in ln sigma, of the levels that the loss is told apart by."""
 
@@ -91,7 +93,7 @@ class Log:
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._path = folder / "metrics.jsonl"
+        self._path = folder / METRICS
         folder.mkdir(parents=True, exist_ok=True)
         if self._path.is_file():
             kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]

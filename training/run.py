@@ -152,15 +152,16 @@ def _same_run(stage: Stage, out: Path) -> None:
     if not path.is_file():
         return
     before, now = json.loads(path.read_text())["stage"], json.loads(json.dumps(stage.to_dict()))
+    if before["name"] != now["name"]:
+        raise ValueError(f"{out} holds a run of stage {before['name']!r}, not of {now['name']!r}: use another folder")
     free = ("steps", "log_every", "save_every", "keep_last", "keep_every", "sample_every", "sample_count",
             "sample_steps", "compile", "strategy")  # fmt: skip
     differs = [
-        f"{group}.{name}" if isinstance(values, dict) else group
+        f"{group}.{name}"
         for group, values in now.items()
-        for name in (values if isinstance(values, dict) else ("",))
-        if not (group == "run" and name in free)
-        and (values.get(name) if isinstance(values, dict) else values)
-        != (before.get(group, {}).get(name) if isinstance(values, dict) else before.get(group))
+        if isinstance(values, dict)
+        for name, value in values.items()
+        if not (group == "run" and name in free) and value != before.get(group, {}).get(name, value)
     ]
     if differs:
         raise ValueError(

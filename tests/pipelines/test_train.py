@@ -213,3 +213,5 @@ def test_what_cannot_be_trained_on_says_why(data: Path, tmp_path: Path) -> None:
     other = resolve_stage("tiny-video", None, [*SETTINGS, "optimizer.lr=1"])
     with pytest.raises(UserError, match=r"a run with other settings \(optimizer.lr\)"):
         train(other, str(data), tmp_path / "d", init=tmp_path / "t2v", quiet=True)
+    with pytest.raises(UserError, match="a run of stage 'tiny-video', not of 'tiny-image-to-video'"):
+        train(resolve_stage("tiny-image-to-video", None, SETTINGS), str(data), tmp_path / "d", quiet=True)

@@ -16,7 +16,7 @@ from svd.checkpoint import load_model
 from tests.pipelines.test_kill import kill, workers
 from tests.pipelines.test_train import SETTINGS, model_at
 from tests.training import shards
-from training.stages import Stage
+from training.stages import Stage, overlay
 
 STEPS = 12
 
@@ -70,7 +70,12 @@ def losses(out: Path) -> list[float]:
 
 
 def test_the_group_of_a_killed_worker_goes_on_from_the_newest_checkpoint(
-    stage: Stage, tmp_path: Path, one_thread: None, local_ray: None, monkeypatch: pytest.MonkeyPatch
+    stage: Stage,
+    tmp_path: Path,
+    one_thread: None,
+    local_ray: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     data, init, out = tmp_path / "data", model_at(tmp_path / "init", "svd"), tmp_path / "killed"
@@ -88,6 +93,7 @@ def test_the_group_of_a_killed_worker_goes_on_from_the_newest_checkpoint(
     assert losses(out) == losses(tmp_path / "calm")
     assert load_model(model).config.task == "image-to-video"
     assert not list(out.glob("checkpoints/*.tmp"))
+    assert f"{STEPS}/{STEPS} steps after" in capsys.readouterr().err
 
 
 def test_what_every_start_would_meet_again_ends_the_run_at_once(stage: Stage, tmp_path: Path, local_ray: None) -> None:
@@ -96,3 +102,11 @@ def test_what_every_start_would_meet_again_ends_the_run_at_once(stage: Stage, tm
     with pytest.raises(UserError, match=r"^no shards: no \*.tar in the folder") as caught:
         train_on_ray(stage, str(tmp_path / "data"), tmp_path / "out", workers=1, init=init, device="cpu")
     assert not isinstance(caught.value, RunStopped)
+
+
+def test_what_ray_can_never_carry_out_is_refused(stage: Stage, tmp_path: Path, local_ray: None) -> None:
+    with pytest.raises(UserError, match="does not divide into batches"):
+        train_on_ray(stage, str(tmp_path), tmp_path / "out", workers=3, device="cpu")
+    many = overlay(stage, {"run": {"batch_size": 1000}})
+    with pytest.raises(UserError, match=r"1000 workers take a CPU each, and Ray has \d+: ask for fewer"):
+        train_on_ray(many, str(tmp_path), tmp_path / "out", workers=1000, device="cpu")

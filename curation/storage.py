@@ -1,17 +1,26 @@
 """Files on a local disk or in an object store, through fsspec; every file is written whole or not at all."""
 
+import asyncio
 import errno
+import json
 import os
+import stat
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 from fsspec.core import url_to_fs
+from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from curation.addresses import redacted, without_credentials
 from curation.errors import UserError
+
+T = TypeVar("T")
 
 _WHOLE_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2"}
 """Stores in which an object appears when its upload is completed, never before."""
@@ -19,6 +28,9 @@ _WHOLE_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLIENT_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs")
 _TEMPORARY_SUFFIX = ".tmp"
+_READ_DEADLINE_S = 60.0
+_KERNEL_FOLDERS = ("/proc/", "/sys/", "/dev/")
+_SHARED_MEMORY = "/dev/shm/"
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -31,10 +43,11 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         fs, path = url_to_fs(url)
     except ImportError as error:
-        raise UserError(f"{url!r} needs a package that is not installed: {error}") from error
+        raise UserError(f"{redacted(url)!r} needs a package that is not installed: {error}") from error
     except ValueError as error:
         raise UserError(
-            f"{url!r} is no address that fsspec knows: {error}. Expected a path or, for example, s3://bucket/x."
+            f"{redacted(url)!r} is not an address that fsspec knows: {redacted(str(error))}. Expected a path or, for "
+            "example, s3://bucket/x."
         ) from error
     return fs, path.rstrip("/") or path
 
@@ -47,6 +60,11 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
 def address(fs: fsspec.AbstractFileSystem, path: str) -> str:
     """`path` as a person or another program would give it: a plain path, or a URL with its protocol."""
     return path if is_local(fs) else str(fs.unstrip_protocol(path))
+
+
+def shown(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    """`address` as it may stand in an error, a log or a table: without password, signature or token."""
+    return without_credentials(address(fs, path))
 
 
 @contextmanager
@@ -75,7 +93,7 @@ def atomic_write(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[BinaryIO]
     except BaseException as error:
         _abandon(fs, file, target, whole_object=whole_object)
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            raise _cannot("write", address(fs, path), error) from error
+            raise _cannot("write", shown(fs, path), error) from error
         raise
 
 
@@ -90,6 +108,101 @@ def read_bytes(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
     with explained("read", fs, path):
         content: bytes = fs.cat_file(path)
         return content
+
+
+def read_limited(
+    fs: fsspec.AbstractFileSystem, path: str, *, max_bytes: int, deadline_s: float = _READ_DEADLINE_S
+) -> bytes:
+    """The content of a file from a stranger: a regular file, of at most `max_bytes`, within `deadline_s`.
+
+    Raises FileNotFoundError, or UserError for anything else that is in the way.
+    """
+    content: bytes
+    with explained("read", fs, path):
+        if is_local(fs):
+            with open_regular(path) as file:
+                content = file.read(max_bytes + 1)
+        elif isinstance(fs, HTTPFileSystem):
+            content = within(deadline_s, fs, lambda: _http_head(fs, path, max_bytes + 1))
+        else:
+            content = within(deadline_s, fs, lambda: call(fs, "cat_file", path, start=0, end=max_bytes + 1))
+    if len(content) > max_bytes:
+        raise UserError(f"{shown(fs, path)} is larger than {max_bytes:,} bytes, the most that is read of such a file")
+    return content
+
+
+def read_json(
+    fs: fsspec.AbstractFileSystem, path: str, parse: Callable[[dict[str, Any]], T], *, max_bytes: int = 1 << 30
+) -> T:
+    """What `parse` makes of one of our own JSON files, which holds an object.
+
+    Raises FileNotFoundError, or UserError `PATH is damaged: ...` when the file is not such JSON, or when `parse`
+    misses a key or meets a value of another type.
+    """
+    content = read_limited(fs, path, max_bytes=max_bytes)
+    try:
+        values = json.loads(content.decode(), object_pairs_hook=_unique)
+        if not isinstance(values, dict):
+            raise TypeError(f"expected an object, got {type(values).__name__}")
+        return parse(values)
+    except UserError:
+        raise
+    except KeyError as error:
+        raise _damaged(fs, path, f"it has no {error}") from error
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise _damaged(fs, path, str(error) or type(error).__name__) from error
+
+
+def open_regular(path: str) -> BinaryIO:
+    """Open a local file for reading, links followed, if it is a regular file and not one of the kernel's.
+
+    What counts is the file that was opened, whatever the name means a moment later. Raises OSError, and UserError
+    for a folder, a device, a pipe, and all below /proc, /sys and /dev but /dev/shm.
+    """
+    _check_regular(os.stat(path).st_mode)  # before opening: opening a device can already do something
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_regular(os.fstat(descriptor).st_mode)
+        check_not_of_kernel(_path_of(descriptor, path))
+        return open(descriptor, "rb")
+    except BaseException:
+        with suppress(OSError):
+            os.close(descriptor)
+        raise
+
+
+def check_not_of_kernel(real_path: str) -> None:
+    """Raise UserError for a resolved path below /proc, /sys or /dev, where files answer with what they like."""
+    if real_path.startswith(_KERNEL_FOLDERS) and not real_path.startswith(_SHARED_MEMORY):
+        raise UserError(f"it is below /{real_path.split('/')[1]}, where nothing is read")
+
+
+def within(deadline_s: float, fs: fsspec.AbstractFileSystem, question: Callable[[], Any]) -> Any:
+    """The answer to a question that is put to a store, or TimeoutError when there is none within `deadline_s`.
+
+    `question` gives the answer, or for an asynchronous file system the coroutine that does, which is cancelled.
+    """
+    answer: Future[Any] = Future()
+    if fs.async_impl:
+        answer = asyncio.run_coroutine_threadsafe(asyncio.wait_for(question(), deadline_s), fs.loop)
+    else:
+
+        def ask() -> None:
+            try:
+                answer.set_result(question())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answer.result(None if fs.async_impl else deadline_s)
+    except TimeoutError as error:
+        raise TimeoutError(f"no answer within {deadline_s:g} s") from error
+
+
+def call(fs: fsspec.AbstractFileSystem, method: str, *args: Any, **kwargs: Any) -> Any:
+    """A method's result, or its coroutine for an asynchronous file system: a question for `within`."""
+    return getattr(fs, f"_{method}" if fs.async_impl else method)(*args, **kwargs)
 
 
 def exists(fs: fsspec.AbstractFileSystem, path: str) -> bool:
@@ -127,6 +240,45 @@ def remove_leftovers(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
     for path in leftovers:
         remove(fs, path)
     return leftovers
+
+
+async def _http_head(fs: HTTPFileSystem, url: str, size_bytes: int) -> bytes:
+    """The first bytes of a resource. fsspec's own `cat_file` reads all that a server sends, which may have no end."""
+    session = await fs.set_session()
+    headers = {"Range": f"bytes=0-{size_bytes - 1}", "Accept-Encoding": "identity"}
+    async with session.get(fs.encode_url(url), **{**fs.kwargs, "headers": fs.kwargs.get("headers", {}) | headers}) as r:
+        fs._raise_not_found_for_status(r, url)
+        content = bytearray()
+        async for chunk in r.content.iter_chunked(1 << 16):
+            content += chunk
+            if len(content) >= size_bytes:
+                break
+        return bytes(content[:size_bytes])
+
+
+def _check_regular(mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise UserError("this is a folder, not a file")
+    if not stat.S_ISREG(mode):
+        raise UserError("this is a device or a pipe, not a file")
+
+
+def _path_of(descriptor: int, path: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return os.path.realpath(path)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("the same key is there twice")
+    return values
+
+
+def _damaged(fs: fsspec.AbstractFileSystem, path: str, reason: str) -> UserError:
+    return UserError(f"{shown(fs, path)} is damaged: {reason[:300]}")
 
 
 def _entries(fs: fsspec.AbstractFileSystem, folder: str, *, kind: str) -> list[str]:
@@ -196,17 +348,23 @@ def explained(action: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterator
     except FileNotFoundError as error:
         if action == "read":
             raise
-        raise _cannot(action, address(fs, path), error) from error
+        raise _cannot(action, shown(fs, path), error) from error
     except UserError:
         raise
     except Exception as error:
         if isinstance(error, OSError) or type(error).__module__.startswith(_CLIENT_LIBRARIES):
-            raise _cannot(action, address(fs, path), error) from error
+            raise _cannot(action, shown(fs, path), error) from error
         raise
 
 
-def _cannot(action: str, path: str, error: Exception) -> UserError:
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in the words of the system or the client, without credentials."""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return redacted(reason)
+
+
+def _cannot(action: str, path: str, error: Exception) -> UserError:
+    reason = reason_of(error)
     number = error.errno if isinstance(error, OSError) else None
     if number in _NO_ROOM:
         advice = " Nothing was left under that name. Make room and run the same command again."

@@ -1,11 +1,17 @@
 import errno
 import gc
 import io
+import os
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import fsspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from curation import storage
 from curation.errors import UserError
@@ -153,3 +159,113 @@ def test_stores_without_whole_uploads_rename() -> None:
         assert not storage.exists(fs, path)
     assert storage.read_bytes(fs, path) == b"content"
     assert storage.list_files(fs, "/folder") == [path]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "Expecting value"),
+        (b'{"a": ', "Expecting value"),
+        (b"\xff\xfe", "utf-8"),
+        (b"[" * 100_000, "recursion"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", "digits"),
+        (b"[1]", "expected an object, got list"),
+        (b'{"a": 1, "a": 2}', "the same key is there twice"),
+        (b"{}", "it has no 'a'"),
+        (b'{"a": null}', "int"),
+        (b'{"a": "x"}', "invalid literal"),
+    ],
+)
+def test_a_damaged_json_file_is_one_sentence(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    fs, path = storage.filesystem(str(tmp_path / "x.json"))
+    with pytest.raises(UserError, match=rf"x\.json is damaged: .*{reason}"):
+        storage.read_json(fs, path, lambda values: int(values["a"]))
+
+
+@given(st.binary(max_size=100) | st.text(alphabet='{}[]":,a1 \\u', max_size=40).map(str.encode))
+def test_any_bytes_are_json_or_damaged(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.json"
+    file.write_bytes(content)
+    fs, path = storage.filesystem(str(file))
+    with suppress(UserError):
+        assert isinstance(storage.read_json(fs, path, dict), dict)
+
+
+def test_json_that_is_not_there_or_fine(tmp_path: Path) -> None:
+    fs, path = storage.filesystem(str(tmp_path / "x.json"))
+    with pytest.raises(FileNotFoundError):
+        storage.read_json(fs, path, dict)
+    storage.write_bytes(fs, path, b'{"a": {"b": [1]}}')
+    assert storage.read_json(fs, path, lambda values: values["a"]["b"]) == [1]
+
+
+def test_only_regular_files_outside_the_kernels_folders_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    with storage.open_regular(str(tmp_path / "link")) as file:
+        assert file.read() == b"content"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "environment").symlink_to("/proc/self/environ")
+    refused = {
+        "pipe": "pipe",
+        ".": "folder",
+        "environment": "/proc",
+        "/sys/kernel/notes": "/sys",
+        "/dev/null": "device",
+    }
+    for name, reason in refused.items():
+        with pytest.raises(UserError, match=reason):
+            storage.open_regular(str(tmp_path / name))
+
+
+class Endless(BaseHTTPRequestHandler):
+    """/hang never answers; anything else is a body without end."""
+
+    def do_GET(self) -> None:
+        if self.path == "/hang":
+            self.server.stopped.wait()  # type: ignore[attr-defined]
+            return
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b"x" * 65536)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_web_server_neither_fills_the_memory_nor_holds_us_up() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    server.daemon_threads, server.stopped = True, Event()  # type: ignore[attr-defined]
+    Thread(target=server.serve_forever, daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_address[1]}"
+    fs, _ = storage.filesystem(base)
+    try:
+        with pytest.raises(UserError, match="larger than 1,000 bytes"):
+            storage.read_limited(fs, f"{base}/endless?token=secret", max_bytes=1000)
+        with pytest.raises(UserError, match=r"hang: no answer within 0\.2 s"):
+            storage.read_limited(fs, f"{base}/hang", max_bytes=1000, deadline_s=0.2)
+    finally:
+        server.stopped.set()  # type: ignore[attr-defined]
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_store_that_cannot_be_cancelled_does_not_hold_us_up_either() -> None:
+    fs, path = storage.filesystem("memory://slow")
+    release = Event()
+    with pytest.raises(TimeoutError, match="no answer within"):
+        storage.within(0.05, fs, release.wait)
+    release.set()
+    assert storage.within(10, fs, lambda: path) == path
+
+
+def test_no_credential_is_in_an_error() -> None:
+    with pytest.raises(UserError, match="nope://") as unknown:
+        storage.filesystem("nope://user:SECRET@host/x")
+    fs, path = storage.filesystem("http://user:SECRET@127.0.0.1:1/x?X-Amz-Signature=SECRET&id=7")
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1/x\?id=7") as refused:
+        storage.read_limited(fs, path, max_bytes=10)
+    assert "SECRET" not in f"{unknown.value} {refused.value}"

@@ -1,0 +1,68 @@
+"""Addresses without what opens them: passwords and signatures are for the run, never for a table, a log or an error.
+
+A signed address (S3, Google, Azure, CloudFront, Alibaba, Tencent, or a token of any site) names the same object under
+every signature, so ids are made from the address that is left.
+"""
+
+import re
+from urllib.parse import unquote
+
+_GRANTS = re.compile(
+    r"x-(amz|goog|oss|cos|obs|ms)-.*|awsaccesskeyid|googleaccessid|ossaccesskeyid|key-pair-id|bearer|jwt|hmac|verify"
+    r"|q-(sign|ak|key|header|url|signature)-?.*|hdn(ts|ea|tl)|__token__|__gda__|sig|sign|pass|pwd|auth|authorization"
+    r"|(.*[-_.])?(token|secret|password|passwd|credentials?|signature)|access[-_]?(token|key)([-_]?id)?"
+    r"|(auth|api|secret|client)[-_]?(key|token|secret)|session([-_]?id)?",
+    re.IGNORECASE,
+)
+"""Names of query parameters that grant access, and never say which object is meant."""
+_BESIDE_SIGNATURE = re.compile(
+    r"expires?|exp|e|policy|hash-algorithm|algorithm|sv|sr|sp|st|se|spr|sip|srt|ss|skoid|sktid|skt|ske|sks|skv|sdd"
+    r"|saoid|suoid|scid|ses|si|rsc[cdelt]|starttime|endtime",
+    re.IGNORECASE,
+)
+"""Names that belong to a signature when there is one, and may mean anything else without."""
+_SECRET_VALUE = re.compile(
+    r"(AIza[\w-]{30,}|eyJ[\w-]{8,}\.[\w-]+.*|(AKIA|ASIA)[A-Z0-9]{12,}|gh[opsur]_\w{20,}|hf_\w{20,}|sk-[\w-]{16,}|ya29\..+)"
+)
+"""Keys and tokens that are known by their form, whatever the parameter is called."""
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s'\"<>`]+")
+_WEB = ("http", "https")
+
+
+def without_credentials(address: str) -> str:
+    """`address` without password, signature and token; a plain path, or an address without any, as it is."""
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        return address
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):  # a chain such as simplecache::https://...
+        return redacted(address)
+    host, path = re.fullmatch(r"(?s)([^/?#]*)(.*)", rest).groups()  # type: ignore[union-attr]
+    user, at, host = host.rpartition("@")
+    web = scheme.lower() in _WEB
+    if at and not web:  # abfs://container@account is no user
+        host = f"{user.partition(':')[0]}@{host}"
+    if not web:
+        return f"{scheme}://{host}{path}"
+    path, mark, query = path.partition("#")[0].partition("?")
+    kept = _without_signature(query)
+    return f"{scheme}://{host}{path}" + (mark + kept if kept or not query else "")
+
+
+def redacted(text: str) -> str:
+    """A message with every address in it stripped of its credentials."""
+    return _URL.sub(lambda found: without_credentials(found.group()), text)
+
+
+def _without_signature(query: str) -> str:
+    parameters = [(unquote(parameter.partition("=")[0]), parameter) for parameter in query.split("&")]
+    if not any(_grants_access(name, parameter) for name, parameter in parameters):
+        return query
+    return "&".join(
+        parameter
+        for name, parameter in parameters
+        if not _grants_access(name, parameter) and not _BESIDE_SIGNATURE.fullmatch(name)
+    )
+
+
+def _grants_access(name: str, parameter: str) -> bool:
+    return bool(_GRANTS.fullmatch(name) or _SECRET_VALUE.fullmatch(parameter.partition("=")[2]))

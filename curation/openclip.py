@@ -6,27 +6,21 @@ open_clip's Hugging Face repositories (`open_clip_config.json` beside the weight
 
 import hashlib
 import json
-import os
-import pickle
-import pickletools
-import socket
 import tempfile
-import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from curation.config import unknown_name
 from curation.errors import UserError
+from curation.openclip_config import CONFIG_FILE, read_model_folder
+from curation.weight_fetch import check_answers
+from curation.weight_files import check_shapes, short
 
-CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _HUB = "hf-hub:"
 _OURS = "clipmill-"
-_CONNECT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +90,8 @@ def find(model: str, pretrained: str | None) -> Weights:
         return Weights(name=f"{model} ({pretrained})", architecture=model, path=Path(pretrained), preprocess={})
     raise UserError(
         f"the weights {pretrained!r} of CLIP model {model} were not found: this is neither a file nor one of its tags "
-        f"({', '.join(tags) or 'it has none'}). Weights are never made up: name a tag or a checkpoint file."
+        f"({', '.join(tags) or 'it has none'}). clipmill never falls back to random weights: name a tag or a "
+        "checkpoint file."
     )
 
 
@@ -112,17 +107,18 @@ def load(model: str, pretrained: str | None, device: str = "cpu") -> Loaded:
     weights = find(model, pretrained)
     with tempfile.TemporaryDirectory() as folder:
         name = _registered(weights.architecture, Path(folder))
+    # open_clip would stretch position embeddings of another size to fit, silently.
+    check_shapes(_on_meta(name, weights).state_dict(), weights.path, f"CLIP model {weights.name}")
     try:
         # Without a tag these are random weights; load_checkpoint is strict and replaces every one of them.
         network = open_clip.create_model(name, force_quick_gelu=weights.quick_gelu, pretrained_hf=False)
-        tokenizer = open_clip.get_tokenizer(name)
-    except (RuntimeError, OSError, TypeError, ImportError) as error:
-        raise UserError(f"CLIP model {weights.name} cannot be built: {_short(error)}") from error
-    _check_shapes(network, weights)
+        tokenizer = _tokenizer(name)
+    except Exception as error:
+        raise _not_built(weights, error) from error
     try:
         open_clip.load_checkpoint(network, str(weights.path))
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise UserError(f"{weights.path} does not fit CLIP model {weights.name}: {_short(error)}") from error
+    except Exception as error:  # names and tensors of a file go through conversions of open_clip's
+        raise UserError(f"{weights.path} does not fit CLIP model {weights.name}: {short(error)}") from error
     size = {"size": network.visual.image_size} if getattr(network.visual, "image_size", None) else {}
     about = merge_preprocess_dict(PreprocessCfg(), {**weights.preprocess, **size})
     return Loaded(
@@ -133,67 +129,25 @@ def load(model: str, pretrained: str | None, device: str = "cpu") -> Loaded:
     )
 
 
-def read_tensors(path: Path) -> dict[str, Any]:
-    """The tensors of a safetensors file or of a torch file without code. Raises UserError."""
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        if not _wants_to_run_code(path, error):
-            raise UserError(f"{path} is no readable weight file: {_short(error)}") from error
-        raise UserError(
-            f"{path} is refused: it is a pickle that wants to run code when it is opened. Save its tensors alone, as "
-            "safetensors, on a machine where you trust it."
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        hint = " (a TorchScript archive has to be saved as safetensors first)" if "TorchScript" in str(error) else ""
-        raise UserError(f"{path} is no readable weight file: {_short(error)}{hint}") from error
-    found = found.get("state_dict", found) if isinstance(found, dict) else None
-    if not isinstance(found, dict) or not all(
-        isinstance(t, torch.Tensor) and isinstance(k, str) for k, t in found.items()
-    ):
-        raise UserError(f"{path} holds no named tensors")
-    return {key.removeprefix("module."): tensor for key, tensor in found.items()}
-
-
-def _wants_to_run_code(path: Path, error: Exception) -> bool:
-    """Whether it names functions to be called; other content is just not readable, such as half a download."""
-    if "Unsupported global" in str(error):
-        return True
-    with suppress(ValueError, IndexError, OSError):
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
-        else:
-            pickles = [path.read_bytes()]
-        calls = ("GLOBAL", "STACK_GLOBAL", "INST")
-        return any(code.name in calls for content in pickles for code, _, _ in pickletools.genops(content))
-    return False
-
-
 def _from_folder(folder: Path, name: str | None = None) -> Weights:
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        architecture, preprocess = dict(config["model_cfg"]), dict(config.get("preprocess_cfg") or {})
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder / CONFIG_FILE} is damaged: {error!r}") from error
+    config = read_model_folder(folder)
     path = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
     if path is None:
         raise UserError(f"the CLIP weights are missing: {folder} holds neither {' nor '.join(WEIGHT_FILES)}")
-    notice = config.get("notice")
-    return Weights(name=name or str(folder), architecture=architecture, path=path, preprocess=preprocess, notice=notice)
+    return Weights(
+        name=name or str(folder),
+        architecture=config.architecture(),
+        path=path,
+        preprocess=config.preprocess(),
+        notice=config.notice,
+    )
 
 
 def _from_hub(name: str, repository: str) -> Weights:
     from open_clip.pretrained import download_pretrained_from_hf
 
     try:
-        _assure_reachable(repository)
+        _check_reachable(repository, WEIGHT_FILES)
         config = Path(download_pretrained_from_hf(repository, filename=CONFIG_FILE))
         download_pretrained_from_hf(repository)
     except Exception as error:
@@ -206,23 +160,20 @@ def _fetched(name: str, settings: Mapping[str, Any]) -> Path:
 
     try:
         if settings.get("hf_hub"):
-            _assure_reachable(settings["hf_hub"].rpartition("/")[0], settings["hf_hub"].rpartition("/")[2])
+            repository, _, file = settings["hf_hub"].rpartition("/")
+            _check_reachable(repository, [file] if file else WEIGHT_FILES)
         return Path(download_pretrained(dict(settings)))
     except Exception as error:  # what a download can raise is not written down anywhere
         raise _not_to_be_had(name, settings.get("hf_hub") or settings.get("url", ""), error) from error
 
 
-def _assure_reachable(repository: str, file: str = "") -> None:
-    """Raise OSError at once where the file is not cached and the hub does not answer: it is tried for a minute else."""
+def _check_reachable(repository: str, files: Sequence[str]) -> None:
+    """Raise OSError within seconds where no file is cached and the hub does not answer; its client tries for longer."""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    files = [file] if file else WEIGHT_FILES
-    if any(isinstance(try_to_load_from_cache(repository, name), str) for name in files) or constants.HF_HUB_OFFLINE:
-        return
-    if not any(f"{kind}_proxy" in {name.lower() for name in os.environ} for kind in ("https", "http", "all")):
-        place = urlsplit(constants.ENDPOINT)
-        port = place.port or (80 if place.scheme == "http" else 443)
-        socket.create_connection((place.hostname or "", port), timeout=_CONNECT_TIMEOUT_S).close()
+    cached = any(isinstance(try_to_load_from_cache(repository, name), str) for name in files)
+    if not cached and not constants.HF_HUB_OFFLINE:
+        check_answers(f"{constants.ENDPOINT}/{repository}/resolve/main/{CONFIG_FILE}")
 
 
 def _not_to_be_had(name: str, origin: str, error: Exception) -> UserError:
@@ -235,7 +186,7 @@ def _not_to_be_had(name: str, origin: str, error: Exception) -> UserError:
     if "://" in origin:
         wanted, by_hand = origin, f"download {origin} there"
     return UserError(
-        f"the weights of CLIP model {name} are not on this machine and cannot be fetched ({_short(error)}).\n"
+        f"the weights of CLIP model {name} are not on this machine and cannot be fetched ({short(error)}).\n"
         f"  wanted: {wanted}\n"
         f"  looked in: {HF_HUB_CACHE} and the network\n"
         f"  without network: where there is one, {by_hand}; copy FOLDER to the same place on every node, and give "
@@ -260,19 +211,25 @@ def _registered(architecture: str | Mapping[str, Any], folder: Path) -> str:
     return name
 
 
-def _check_shapes(network: Any, weights: Weights) -> None:
-    """open_clip would stretch position embeddings of another size to fit, silently."""
-    found = {key: tuple(tensor.shape) for key, tensor in read_tensors(weights.path).items()}
-    for key, tensor in network.state_dict().items():
-        expected = tuple(tensor.shape)
-        if key in found and found[key] != expected and not key.startswith("logit_"):
-            raise UserError(
-                f"{weights.path} is a checkpoint of another architecture than {weights.name}: its tensor {key} has "
-                f"shape {found[key]}, expected {expected}"
-            )
+def _tokenizer(name: str) -> Any:
+    """open_clip's tokenizer. One of transformers' may not run code that a repository, or a folder of its name, holds."""
+    import open_clip
+
+    text = (open_clip.get_model_config(name) or {})["text_cfg"]
+    return open_clip.get_tokenizer(name, **({"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}))
 
 
-def _short(error: Exception) -> str:
-    """The first lines of what a library says, on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]} ..."
+def _on_meta(name: str, weights: Weights) -> Any:
+    """The architecture without memory behind it. Raises UserError where it cannot be built."""
+    import open_clip
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return open_clip.create_model(name, force_quick_gelu=weights.quick_gelu, pretrained_hf=False, device="meta")
+    except Exception as error:  # whatever sizes that do not go together make of the constructors
+        raise _not_built(weights, error) from error
+
+
+def _not_built(weights: Weights, error: Exception) -> UserError:
+    return UserError(f"CLIP model {weights.name} cannot be built: {short(error)}")

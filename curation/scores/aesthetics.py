@@ -14,8 +14,8 @@ from pydantic import field_validator
 from curation.columns import column
 from curation.config import Config
 from curation.errors import UserError
-from curation.openclip import read_tensors
 from curation.scores.base import ClipView
+from curation.weight_files import read_tensors
 
 _LAION = {"large": "sa_0_4_vit_l_14_linear.pth", "small": "sa_0_4_vit_b_32_linear.pth"}
 """Of the package aesthetic-predictor: large for OpenAI's ViT-L-14, small for its ViT-B-32."""

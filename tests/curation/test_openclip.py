@@ -45,7 +45,7 @@ def test_a_checkpoint_file_for_a_model_that_open_clip_knows(tmp_path: Path):
     [
         ("ViT-L14", "openai", r"unknown CLIP model 'ViT-L14'. Did you mean 'ViT-L-14'"),
         ("ViT-L-14", "open", r"neither a file nor one of its tags \(openai, laion400m_e31"),
-        ("ViT-L-14", None, "Weights are never made up"),
+        ("ViT-L-14", None, "never falls back to random weights"),
         ("/nowhere/model", None, "there is no CLIP model in /nowhere/model"),
     ],
 )
@@ -120,18 +120,3 @@ def test_a_checkpoint_that_is_not_whole_is_refused(tmp_path: Path, change: str):
     said = {"lost": "ln_final.bias", "extra": "visual.more"}.get(change, "no readable weight file")
     with pytest.raises(UserError, match=said):
         openclip.load(str(folder), None)
-
-
-@pytest.mark.parametrize(
-    "content", [b"version https://git-lfs.github.com/spec/v1\n", b"<!doctype html><p>404</p>", b""]
-)
-def test_a_broken_download_is_not_called_malicious(tmp_path: Path, content: bytes):
-    (tmp_path / "weights.pt").write_bytes(content)
-    with pytest.raises(UserError, match="no readable weight file"):
-        openclip.read_tensors(tmp_path / "weights.pt")
-
-
-def test_tensors_without_names_are_refused(tmp_path: Path):
-    torch.save({1: torch.zeros(1)}, tmp_path / "weights.pt")
-    with pytest.raises(UserError, match="holds no named tensors"):
-        openclip.read_tensors(tmp_path / "weights.pt")

@@ -212,7 +212,7 @@ def _registered(architecture: str | Mapping[str, Any], folder: Path) -> str:
 
 
 def _tokenizer(name: str) -> Any:
-    """open_clip's tokenizer. One of transformers' may not run code that a repository, or a folder of its name, holds."""
+    """open_clip's tokenizer. One of transformers' may not run code of its repository, or of a folder of that name."""
     import open_clip
 
     text = (open_clip.get_model_config(name) or {})["text_cfg"]

@@ -21,6 +21,10 @@ class Reply:
     """Before anything is sent."""
     trickle_s: float = 0.0
     """Between one byte of the body and the next."""
+    headers_trickle_s: float = 0.0
+    """Between one byte of a header without end and the next; nothing comes after it."""
+    early_hints_s: float = 0.0
+    """Between one interim answer `103 Early Hints` and the next, without end."""
 
 
 def says(text: str | None, **more: Any) -> Reply:
@@ -40,13 +44,14 @@ class CaptionServer:
     """Use as a context manager. `replies` are given in order, the last one again and again, or by a function.
 
     `requests` holds the bodies and `headers` the headers (names in lower case) of all requests; `most_at_once` says
-    how many were being answered at the same time.
+    how many were being answered at the same time, `connections` how many were opened.
     """
 
     def __init__(self, replies: Sequence[Reply] | Callable[[dict[str, Any]], Reply]) -> None:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.most_at_once = 0
+        self.connections = 0
         self._at_once = 0
         self._replies = replies
         self._lock = threading.Lock()
@@ -83,6 +88,11 @@ class CaptionServer:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def setup(self) -> None:
+                super().setup()
+                with server._lock:
+                    server.connections += 1
+
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 reply = server._next(
@@ -97,6 +107,7 @@ class CaptionServer:
 
             def _send(self, reply: Reply) -> None:
                 time.sleep(reply.delay_s)
+                self._send_endless(reply)
                 self.send_response(reply.status)
                 headers = {"content-type": "application/json", "content-length": str(len(reply.body)), **reply.headers}
                 for name, value in headers.items():
@@ -108,6 +119,16 @@ class CaptionServer:
                 for byte in reply.body:
                     time.sleep(reply.trickle_s)
                     self.wfile.write(bytes([byte]))
+
+            def _send_endless(self, reply: Reply) -> None:
+                """Until the client goes away, which is an OSError."""
+                if reply.headers_trickle_s:
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\nx-slow: ")
+                while reply.headers_trickle_s or reply.early_hints_s:
+                    time.sleep(reply.headers_trickle_s or reply.early_hints_s)
+                    self.wfile.write(
+                        b"x" if reply.headers_trickle_s else b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"
+                    )
 
             def log_message(self, *_: Any) -> None:
                 pass

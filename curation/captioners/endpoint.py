@@ -10,13 +10,12 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import cv2
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field
 
+from curation.captioners.base import EndpointConfig, NoCaption
 from curation.captions import NOTHING_TO_MERGE, Caption
-from curation.config import Config
 from curation.errors import UserError
 from curation.pictures import Image
 from curation.scores.base import ClipView
@@ -24,7 +23,6 @@ from curation.scores.base import ClipView
 if TYPE_CHECKING:
     from curation.captioners.chat import Chat
 
-_USUAL_KEY = "OPENAI_API_KEY"
 _MERGED_FIRST = ("coca", "video")
 
 _VIDEO_PROMPT = (
@@ -40,44 +38,6 @@ _MERGE_PROMPT = (
 )
 
 
-class EndpointConfig(Config):
-    """How to reach a model and what to ask of it. A key never is a setting: `api_key_env` names what holds it."""
-
-    base_url: str | None = None
-    """Up to and including the version, such as http://localhost:8000/v1."""
-    model: str | None = None
-    api_key_env: str | None = Field(_USUAL_KEY, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """The environment variable with the key. Any but the usual one has to be set; null sends no key at all."""
-    timeout_s: float = Field(60.0, gt=0)
-    """For one answer to begin, and again for it to be complete."""
-    retries: int = Field(3, ge=0)
-    max_in_flight: int = Field(8, gt=0)
-    give_up_after: int = Field(5, gt=0)
-    """Failures to reach the endpoint, one after the other, after which the rest of a batch is not tried."""
-    max_tokens: int | None = Field(256, gt=0)
-    temperature: float | None = Field(0.0, ge=0)
-    """null, as for max_tokens: not sent, for models that refuse it."""
-    extra_body: dict[str, JsonValue] = Field(default_factory=dict)
-    """Further fields of the request, as they are."""
-
-    @field_validator("base_url")
-    @classmethod
-    def _check_base_url(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("expected an address such as http://localhost:8000/v1")
-        if parts.username or parts.password or parts.query:
-            raise ValueError("no user, password or query may be in it: the configuration is saved with the dataset")
-        return value
-
-    def described(self) -> dict[str, Any]:
-        """What decides the captions: not where the model is, nor how patiently it is asked."""
-        how = {"base_url", "api_key_env", "timeout_s", "retries", "max_in_flight", "give_up_after"}
-        return self.model_dump(mode="json", exclude=how)
-
-
 class VideoConfig(EndpointConfig):
     """Settings of the captioner `video`."""
 
@@ -89,10 +49,6 @@ class MergedConfig(EndpointConfig):
     """Settings of the captioner `merged`."""
 
     prompt: str = _MERGE_PROMPT
-
-
-class NoCaption(Exception):
-    """Why one clip gets no caption; becomes the error of that caption."""
 
 
 class _EndpointCaptioner(ABC):
@@ -114,11 +70,12 @@ class _EndpointCaptioner(ABC):
                 f"captioner {self.name}: {missing} not given. Expected an OpenAI-compatible endpoint and its model: "
                 f"`captioners: {{{self.name}: {{base_url: http://localhost:8000/v1, model: NAME}}}}`."
             )
-        key = os.environ.get(config.api_key_env, "").strip() if config.api_key_env else ""
-        if not key and config.api_key_env not in (None, _USUAL_KEY):
+        variable = config.key_variable()
+        key = os.environ.get(variable, "").strip() if variable else ""
+        if not key and config.api_key_env:
             raise UserError(
-                f"captioner {self.name}: the environment variable {config.api_key_env} is not set. It has to hold the "
-                "key on every machine that makes captions; api_key_env: null sends none."
+                f"captioner {self.name}: the environment variable {config.api_key_env} is not set. Set it to the key "
+                "on every machine that makes captions, or remove api_key_env to send none."
             )
         from curation.captioners.chat import Chat
 

@@ -1,0 +1,60 @@
+"""What captioners that ask an endpoint have in common: how to reach it, and why there is no caption."""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import Field, JsonValue, field_validator
+
+from curation.config import Config
+
+
+class NoCaption(Exception):
+    """Why one clip gets no caption; becomes the error of that caption."""
+
+
+class EndpointConfig(Config):
+    """How to reach a model and what to ask of it. A key never is a setting: `api_key_env` names what holds it."""
+
+    base_url: str | None = None
+    """Up to and including the version, such as http://localhost:8000/v1."""
+    model: str | None = None
+    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9_]*_API_KEY$")
+    """The environment variable with the key, whose name ends in _API_KEY: no configuration gets to send other secrets.
+    Without one, OPENAI_API_KEY goes to OpenAI's own hosts, and no key to others."""
+    timeout_s: float = Field(60.0, gt=0)
+    """From the beginning of a request to the last byte of its answer."""
+    retries: int = Field(3, ge=0, le=100)
+    max_in_flight: int = Field(8, gt=0, le=1024)
+    give_up_after: int = Field(5, gt=0)
+    """Failures to reach the endpoint, one after the other, after which nothing is sent for `pause_s`."""
+    pause_s: float = Field(60.0, ge=0)
+    """Then one request tries the endpoint again."""
+    max_tokens: int | None = Field(256, gt=0)
+    temperature: float | None = Field(0.0, ge=0)
+    """null, as for max_tokens: not sent, for models that refuse it."""
+    extra_body: dict[str, JsonValue] = Field(default_factory=dict)
+    """Further fields of the request, as they are."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_base_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected an address such as http://localhost:8000/v1")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("no user, password or query may be in it: the configuration is saved with the dataset")
+        return value
+
+    def key_variable(self) -> str | None:
+        """The environment variable whose value is sent, if any is."""
+        parts = urlsplit(self.base_url or "")
+        host = parts.hostname or ""
+        openai = parts.scheme == "https" and (host == "openai.com" or host.endswith(".openai.com"))
+        return self.api_key_env or ("OPENAI_API_KEY" if openai else None)
+
+    def described(self) -> dict[str, Any]:
+        """What decides the captions: not where the model is, nor how patiently it is asked."""
+        how = {"base_url", "api_key_env", "timeout_s", "retries", "max_in_flight", "give_up_after", "pause_s"}
+        return self.model_dump(mode="json", exclude=how)

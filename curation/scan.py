@@ -6,6 +6,7 @@ second pass is needed to get the first, middle and last frame of each.
 
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
@@ -74,8 +75,14 @@ def scan(source: Source, config: ScanConfig | None = None) -> Scan:
 
 def rejected(source: Source, error: SourceError) -> Scan:
     """The scan of a source that could not be scanned: one row that says why."""
-    row = _identity(source) | {"status": "rejected", "error_kind": error.kind, "error": error.message, "clips": 0}
-    return Scan(source=row)
+    return rejected_row(_identity(source), error)
+
+
+def rejected_row(row: Mapping[str, Any], error: SourceError) -> Scan:
+    """The same for a source whose row is there already: only what identifies it stays."""
+    identity = {name: row.get(name) for name in ("source_id", "uri", "size_bytes", "mark")}
+    verdict = {"status": "rejected", "error_kind": error.kind, "error": error.message, "clips": 0}
+    return Scan(source=identity | verdict)
 
 
 class _OnePass:

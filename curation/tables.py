@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation import storage
-from curation.captions import NOTHING_TO_MERGE
 from curation.errors import UserError
 from curation.schemas import CLIPS, PREVIEWS, SCHEMAS, SOURCES
 
@@ -161,31 +160,14 @@ class Dataset:
                 self.write_part("sources", part, kept)
         return forgotten
 
-    def failed_captions(self, origins: Collection[str], source_ids: Collection[str]) -> dict[str, list[str]]:
-        """Parts in which a caption of these origins failed, with their sources: those of these sources alone."""
-        found = {}
+    def statuses(self) -> dict[str, str]:
+        """source_id -> "ok" or "rejected" of all sources that a rerun need not do again: committed, clips in place."""
+        found: dict[str, str] = {}
         for part in self.parts("clips"):
             with self.fs.open(self.file("sources", f"{part}.parquet"), "rb") as file:
-                sources = pq.read_table(file, columns=["source_id"])["source_id"].to_pylist()
-            if not set(sources) <= set(source_ids):
-                continue
-            with self.fs.open(self.file("clips", f"{part}.parquet"), "rb") as file:
-                captions = pq.read_table(file, columns=["captions"])["captions"].to_pylist()
-            tried = [c for listed in captions for c in listed or () if c["source"] in origins and c["text"] is None]
-            if any(not c["error"].startswith(NOTHING_TO_MERGE) for c in tried):
-                found[part] = sources
+                table = pq.read_table(file, columns=["source_id", "status"])
+            found |= zip(table["source_id"].to_pylist(), table["status"].to_pylist(), strict=True)
         return found
-
-    def take_back(self, parts: Iterable[str]) -> None:
-        """Undo the commit of these parts and remove them. Only for when no run writes into this dataset."""
-        for part in parts:
-            storage.remove(self.fs, self.file("sources", f"{part}.parquet"))
-        self.remove_unfinished()
-
-    def statuses(self) -> dict[str, str]:
-        """source_id -> "ok" or "rejected" of all committed sources: what a rerun need not do again."""
-        with self.connect() as connection:
-            return dict(connection.execute("SELECT source_id, status FROM sources").fetchall())
 
     def score_names(self) -> list[str]:
         """Names of the scorers that were added under scores/."""

@@ -23,6 +23,8 @@ from pipelines.cli_shared import (
     FAILED,
     NOTHING_CAME_OUT,
     Address,
+    NumCpus,
+    TakeOver,
     complain,
     console,
 )
@@ -74,9 +76,11 @@ def curate(
         bool, typer.Option("--retry-rejected", help="Try sources again that an earlier run rejected.")
     ] = False,
     retry_captions: Annotated[
-        bool, typer.Option("--retry-captions", help="Do sources again near which a captioner failed.")
+        bool, typer.Option("--retry-captions", help="Re-caption sources whose captions failed.")
     ] = False,
+    take_over: TakeOver = False,
     address: Address = None,
+    num_cpus: NumCpus = None,
 ) -> None:
     """Find the shots of every video, score every clip, and write the tables of a dataset.
 
@@ -93,7 +97,9 @@ def curate(
         limit=limit,
         retry_rejected=retry_rejected,
         retry_captions=retry_captions,
+        take_over=take_over,
         address=address,
+        num_cpus=num_cpus,
     )
     render.print_curation(console(), result)
     if not result.status.clips:

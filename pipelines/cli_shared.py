@@ -20,6 +20,13 @@ Address = Annotated[
     str | None,
     typer.Option(help="Ray cluster to run on; without it, RAY_ADDRESS or this machine.", show_default=False),
 ]
+NumCpus = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPUs of a Ray on this machine; by default all that may be used.", show_default=False),
+]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Stop another run that is writing there, at its next commit.")
+]
 
 
 def console() -> Console:

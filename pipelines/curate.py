@@ -8,32 +8,36 @@ What passes between the stages is rows and three small pictures per clip, never 
 import json
 import pickle
 import time
-import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from curation import storage
 from curation.captioners import CAPTIONERS
 from curation.decode import Limits
 from curation.duplicates import DuplicatesResult, find_duplicates
-from curation.errors import RunStopped, UserError
+from curation.errors import RunStopped, SourceError, UserError
 from curation.isolation import Isolated
-from curation.scan import Scan
+from curation.scan import Scan, rejected_row
 from curation.sources import Source, list_sources
 from curation.tables import CLIPS, PREVIEWS, SOURCES, Dataset, differences, part_name
-from pipelines.cluster import connected
+from curation.taken_back import failed_captions, finish_taking_back, take_back
+from pipelines.cluster import connected, stopped_by_errors
 from pipelines.config import CurateConfig
+from pipelines.counting import counted
+from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.models import CheckedModels, check_models, with_models
 from pipelines.progress import Reporter, note
 from pipelines.scoring import scan_safely
-from pipelines.status import Status, status
+from pipelines.status import Status, models_of, status
 
-_RUN_FILE, _MODELS_FILE = "run.json", "models.json"
+_MODELS_FILE = "models.json"
 _PART_SOURCE_BYTES = 2 << 30
 _PARTS_AT_LEAST = 64
 _SOURCES_PER_PART = 256
@@ -56,6 +60,19 @@ class CurateResult:
     status: Status
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What a run has to do."""
+
+    todo: list[Source]
+    rejected: set[str] = field(default_factory=set)
+    """Source ids that were rejected before and are tried again."""
+    uncaptioned: dict[str, set[str]] = field(default_factory=dict)
+    """Part -> its sources that are captioned again."""
+    captions_left: int = 0
+    """Sources whose captions failed as well, but which are not among the inputs."""
+
+
 def curate(
     inputs: Sequence[str],
     out: str,
@@ -64,104 +81,214 @@ def curate(
     limit: int | None = None,
     retry_rejected: bool = False,
     retry_captions: bool = False,
+    take_over: bool = False,
     address: str | None = None,
+    num_cpus: int | None = None,
     quiet: bool = False,
 ) -> CurateResult:
     """Curate videos into the dataset folder `out`; run again to do only what is missing.
 
-    `inputs` as `curation.sources.list_sources` takes them, at most `limit` of them; `address` of a Ray cluster;
-    with `retry_rejected`, sources that an earlier run rejected (a store that failed, a limit too low) are tried again,
-    with `retry_captions` those near which a captioner failed. Near-duplicates are looked for when all is done.
-    Raises UserError: nothing given or usable, another configuration, `out` not writable; RunStopped: a full disk.
+    `inputs` as `curation.sources.list_sources` takes them, at most `limit` of them; `address` of a Ray cluster, or the
+    `num_cpus` of a local one. With `retry_rejected`, sources that an earlier run rejected (a store that failed, a limit
+    too low) are tried again, with `retry_captions` those whose captions failed. A run that is alive is stopped only
+    with `take_over`. Near-duplicates are looked for when all is done.
+    Raises UserError: nothing given or usable, another configuration, `out` not writable or in use; RunStopped: a full
+    disk, another run that took over.
     """
     config, started_s = config or CurateConfig(), time.monotonic()
-    sources = list(islice(list_sources(inputs), limit))
-    if not sources:
-        raise UserError(f"no usable input: there is no video in {', '.join(inputs) or 'nothing'}")
     dataset = Dataset(out)
-    before = _statuses(dataset, config)
-    ids = {source.source_id for source in sources}
-    again = {i for i in ids if retry_rejected and before.get(i) == "rejected"}
-    uncaptioned = dataset.failed_captions(list(CAPTIONERS), ids) if before and retry_captions else {}
-    anew = again.union(*uncaptioned.values())
-    todo = [source for source in sources if source.source_id not in before or source.source_id in anew]
-    if todo:
-        with connected(address):
-            checked = check_models(config)  # before a dataset is made: it is a wish to be corrected, not a failed run
+    with Reporter("curate", unit="sources", quiet=quiet) as report:
+        report.waiting("listing the inputs")
+        sources = list(islice(list_sources(inputs), limit))
+        if not sources:
+            raise UserError(f"no usable input: there is no video in {', '.join(inputs) or 'nothing'}")
+
+        def planned() -> _Plan:
+            return _plan(sources, dataset, retry_rejected=retry_rejected, retry_captions=retry_captions)
+
+        done_now = 0
+        if dataset.exists():
             dataset.create_or_open(config.described())
-            _keep_models(dataset, checked, config)
-            run = _take_over(dataset)
-            dataset.take_back(uncaptioned)
-            if again:
-                dataset.forget_rejected(again)
-            for notice in checked.notices:
-                note(notice)
-            with Reporter("curate", len(todo), unit="sources", quiet=quiet) as report:
-                clips = 0
-                for committed in _stream(todo, dataset, config, run, checked):
-                    if committed["error"]:
-                        raise RunStopped(committed["error"])
-                    clips += committed["clips"]
-                    report.advance(committed["sources"], f"{clips:,} clips")
-        dataset.remove_unfinished()
-    found, now = status(dataset), dataset.statuses()
-    if not any(now.get(i) == "ok" for i in ids):
-        kinds = ", ".join(f"{count} {kind}" for kind, count in found.rejected.items())
-        raise UserError(f"no usable input: all {len(ids)} sources were rejected ({kinds}); see {out}")
-    duplicates = None
-    if config.duplicates is not None and found.unscored.get("embedding", found.clips) < found.clips:
-        duplicates = find_duplicates(dataset, config.duplicates)
+        plan = planned()
+        if plan.captions_left:
+            note(
+                f"captions of {plan.captions_left:,} other sources failed too. They are not among the inputs, which "
+                "may have been replaced or removed, and stay as they are."
+            )
+        if plan.todo:
+            if not take_over:
+                refuse_if_running(dataset.url)
+            report.waiting(f"connecting to Ray at {address}" if address else "starting Ray")
+            with connected(address, num_cpus=num_cpus):
+                report.waiting("loading the models")
+                checked = check_models(config)  # before a dataset is made: a mistake in the request leaves nothing
+                dataset.create_or_open(config.described())
+                _check_models_are_the_same(dataset, checked)
+                with owned(dataset.url, take_over=take_over) as fence:
+                    plan = planned()  # again: what another run did until a moment ago is done
+                    _prepare(dataset, plan, checked, config)
+                    done_now = _run(plan.todo, dataset, config, fence, checked, report)
+                    dataset.remove_unfinished()
+        report.waiting("reading the tables")
+        found, now = status(dataset), dataset.statuses()
+        ids = {source.source_id for source in sources}
+        if not any(now.get(i) == "ok" for i in ids):
+            kinds = ", ".join(f"{count} {kind}" for kind, count in found.rejected.items())
+            raise UserError(f"no usable input: all {len(ids)} sources were rejected ({kinds}); see {out}")
+        report.waiting("looking for near-duplicates")
+        duplicates = _duplicates(dataset, config, found)
     return CurateResult(
         dataset=out,
         sources_given=len(sources),
-        sources_done_before=len(sources) - len(todo),
-        sources_done_now=len(todo),
+        sources_done_before=len(sources) - done_now,
+        sources_done_now=done_now,
         wall_s=time.monotonic() - started_s,
         duplicates=duplicates,
         status=found,
     )
 
 
+def _plan(sources: Sequence[Source], dataset: Dataset, *, retry_rejected: bool, retry_captions: bool) -> _Plan:
+    """What is missing, by what is committed. Only reads: another run may be at work."""
+    if not dataset.exists():
+        return _Plan(todo=list(sources))
+    before = dataset.statuses()
+    ids = {source.source_id for source in sources}
+    rejected = {i for i in ids if retry_rejected and before.get(i) == "rejected"}
+    failed = failed_captions(dataset, list(CAPTIONERS)) if retry_captions else {}
+    uncaptioned = {part: asked for part, those in failed.items() if (asked := those & ids)}
+    anew = rejected.union(*uncaptioned.values())
+    return _Plan(
+        todo=[source for source in sources if source.source_id not in before or source.source_id in anew],
+        rejected=rejected,
+        uncaptioned=uncaptioned,
+        captions_left=sum(len(those - ids) for those in failed.values()),
+    )
+
+
+def _prepare(dataset: Dataset, plan: _Plan, checked: CheckedModels, config: CurateConfig) -> None:
+    """Make the dataset ready for this run, which owns it."""
+    _keep_models(dataset, checked, config)
+    finish_taking_back(dataset)
+    take_back(dataset, plan.uncaptioned)
+    dataset.remove_unfinished()
+    if plan.rejected:
+        dataset.forget_rejected(plan.rejected)
+    for notice in checked.notices:
+        note(notice)
+
+
+def _run(
+    todo: Sequence[Source],
+    dataset: Dataset,
+    config: CurateConfig,
+    fence: Fence,
+    checked: CheckedModels,
+    report: Reporter,
+) -> int:
+    """Do the sources, and say how many."""
+    if not todo:
+        return 0
+    report.begin(len(todo))
+    clips = committed = 0
+    counting = nullcontext() if report.quiet else counted(len(todo), report.reached, report.node_died)
+    with stopped_by_errors(), counting as counter:
+        for part in _stream(todo, dataset, config, fence, checked, counter):
+            if part["error"]:
+                raise RunStopped(part["error"])
+            committed, clips = committed + part["sources"], clips + part["clips"]
+            report.detail(f"{committed:,} committed, {clips:,} clips")
+    report.reached(len(todo))
+    return len(todo)
+
+
 def _stream(
-    todo: Sequence[Source], dataset: Dataset, config: CurateConfig, run: str, checked: CheckedModels
+    todo: Sequence[Source], dataset: Dataset, config: CurateConfig, fence: Fence, checked: CheckedModels, counter: Any
 ) -> Iterator[dict[str, Any]]:
     """The graph. Yields {"sources", "clips", "error"} for every part as it is committed, or could not be."""
     import ray
 
-    rows = [{"source": pickle.dumps(source)} for source in todo]
+    rows = [{"source": pickle.dumps(source), "number": number} for number, source in enumerate(todo)]
     scans = ray.data.from_items(rows, override_num_blocks=min(len(rows), _TASKS_AT_MOST)).map(
-        partial(scan_source, config=config), num_cpus=1
+        partial(scan_source, config=config, counter=counter), num_cpus=1
     )
     written = with_models(scans, config, checked).map_batches(
-        partial(write_part, dataset=dataset, run=run), batch_size=_part_size(todo), num_cpus=0.1
+        partial(write_part, dataset=dataset, fence=fence), batch_size=_part_size(todo), num_cpus=0.1
     )
     yield from written.iter_rows()
 
 
-def scan_source(row: dict[str, Any], config: CurateConfig) -> dict[str, Any]:
-    """First stage: one source, in a child process with limits; a rejected one is a row like the others."""
+def scan_source(row: dict[str, Any], config: CurateConfig, counter: Any = None) -> dict[str, Any]:
+    """First stage: one source, in a child process with limits; a rejected one is a row like the others.
+
+    What is no fault of the source (a full disk of this machine) is a sentence in `error`, which stops the run.
+    """
     source: Source = pickle.loads(row["source"])
-    return {"scan": pickle.dumps(scan_safely(_child(config.limits), source, config))}
+    try:
+        scanned = scan_safely(_child(config.limits), source, config)
+    except UserError as error:
+        return {"scan": b"", "error": str(error)}
+    if counter is not None:
+        counter.add.remote(row["number"])
+    return {"scan": pickle.dumps(scanned), "error": ""}
 
 
-def write_part(batch: dict[str, Any], dataset: Dataset, run: str) -> dict[str, Any]:
-    """Last stage: the rows of some sources become one part, committed by its sources file, written last."""
-    scans: list[Scan] = [pickle.loads(scan) for scan in batch["scan"]]
-    clips = [clip for scan in scans for clip in scan.clips]
+def write_part(batch: dict[str, Any], dataset: Dataset, fence: Fence) -> dict[str, Any]:
+    """Last stage: the rows of some sources become one part, committed by its sources file, written last.
+
+    A source whose rows no table can hold becomes a rejected one.
+    """
+    try:
+        if told := next(filter(None, batch["error"]), None):
+            raise RunStopped(told)
+        scans: list[Scan] = [pickle.loads(scan) for scan in batch["scan"]]
+        try:
+            _write(dataset, scans, fence)
+        except UserError:
+            raise
+        except _UNWRITABLE:
+            scans = [_writable(scan) for scan in scans]
+            _write(dataset, scans, fence)
+    except UserError as error:
+        return {"sources": [0], "clips": [0], "error": [str(error)]}
+    return {"sources": [len(scans)], "clips": [sum(len(scan.clips) for scan in scans)], "error": [None]}
+
+
+_UNWRITABLE = (pa.ArrowException, OverflowError, ValueError, TypeError)
+"""What Arrow and Parquet raise for values that do not fit a column: too many bytes, too large a number."""
+
+
+def _write(dataset: Dataset, scans: Sequence[Scan], fence: Fence) -> None:
+    tables, part = _tables(scans), part_name(scan.source["source_id"] for scan in scans)
+    fence.check()
+    dataset.write_part("previews", part, tables["previews"])
+    dataset.write_part("clips", part, tables["clips"])
+    fence.check()
+    dataset.write_part("sources", part, tables["sources"])
+
+
+def _tables(scans: Sequence[Scan]) -> dict[str, pa.Table]:
     previews = [
         dict(zip(PREVIEWS.names, (clip["clip_id"], *(jpegs or (None, None, None))), strict=True))
         for scan in scans
         for clip, jpegs in zip(scan.clips, scan.pictures, strict=True)
     ]
-    part = part_name(scan.source["source_id"] for scan in scans)
+    return {
+        "previews": pa.Table.from_pylist(previews, PREVIEWS),
+        "clips": pa.Table.from_pylist([clip for scan in scans for clip in scan.clips], CLIPS),
+        "sources": pa.Table.from_pylist([scan.source for scan in scans], SOURCES),
+    }
+
+
+def _writable(scan: Scan) -> Scan:
+    """The scan, or a rejected one where its rows alone cannot be written."""
     try:
-        dataset.write_part("previews", part, pa.Table.from_pylist(previews, PREVIEWS))
-        dataset.write_part("clips", part, pa.Table.from_pylist(clips, CLIPS))
-        _check_still_ours(dataset, run)
-        dataset.write_part("sources", part, pa.Table.from_pylist([scan.source for scan in scans], SOURCES))
-    except UserError as error:
-        return {"sources": [0], "clips": [0], "error": [str(error)]}
-    return {"sources": [len(scans)], "clips": [len(clips)], "error": [None]}
+        for table in _tables([scan]).values():
+            pq.write_table(table, pa.BufferOutputStream(), compression="zstd")
+    except _UNWRITABLE as error:
+        reason = str(error).partition("\n")[0][:200]
+        return rejected_row(scan.source, SourceError("too_large", f"its rows cannot be written to a table: {reason}"))
+    return scan
 
 
 @lru_cache(maxsize=1)
@@ -178,41 +305,35 @@ def _part_size(todo: Sequence[Source]) -> int:
     return sources if sources < _SOURCES_PER_SCORING else sources - sources % _SOURCES_PER_SCORING
 
 
-def _statuses(dataset: Dataset, config: CurateConfig) -> dict[str, str]:
-    """What earlier runs did: nothing, if there is no dataset yet. Raises UserError as `Dataset.create_or_open`."""
-    if not dataset.exists():
-        return {}
-    dataset.create_or_open(config.described())
-    _take_over(dataset)
-    dataset.remove_unfinished()
-    return dataset.statuses()
+def _duplicates(dataset: Dataset, config: CurateConfig, found: Status) -> DuplicatesResult | None:
+    """Look for near-duplicates, and keep the settings that were used."""
+    if config.duplicates is None or found.unscored.get("embedding", found.clips) >= found.clips:
+        return None
+    result, settings = find_duplicates(dataset, config.duplicates), config.duplicates.model_dump(mode="json")
+    models = models_of(dataset)
+    if models.get("duplicates") != settings:
+        _write_models(dataset, models | {"duplicates": settings})
+    return result
 
 
-def _keep_models(dataset: Dataset, checked: CheckedModels, config: CurateConfig) -> None:
-    """Note which weights score this dataset, or check that they are those of the runs before."""
-    path, wanted = dataset.file(_MODELS_FILE), asdict(checked)
-    wanted["duplicates"] = config.duplicates and config.duplicates.model_dump(mode="json")
-    try:
-        found = json.loads(storage.read_bytes(dataset.fs, path))
-    except FileNotFoundError:
-        storage.write_bytes(dataset.fs, path, (json.dumps(wanted, indent=2, ensure_ascii=False) + "\n").encode())
-        return
-    if found["digests"] != wanted["digests"]:
+def _check_models_are_the_same(dataset: Dataset, checked: CheckedModels) -> None:
+    """Raise UserError where other weights scored the clips that are there."""
+    before = models_of(dataset).get("digests", checked.digests)
+    if before != checked.digests:
         raise UserError(
             f"the clips in {dataset.url} were scored with other weights:\n"
-            + "\n".join(f"  {line}" for line in differences(found["digests"], wanted["digests"]))
+            + "\n".join(f"  {line}" for line in differences(before, checked.digests))
             + "\nScores of two models do not mix: give a new --out, or the old weights."
         )
 
 
-def _take_over(dataset: Dataset) -> str:
-    """Make this run the one that may commit. What an older one still has under way fails at its next commit."""
-    run = uuid.uuid4().hex
-    storage.write_bytes(dataset.fs, dataset.file(_RUN_FILE), json.dumps({"run": run}).encode())
-    return run
+def _keep_models(dataset: Dataset, checked: CheckedModels, config: CurateConfig) -> None:
+    """Note which weights score this dataset."""
+    if not models_of(dataset):
+        duplicates = config.duplicates and config.duplicates.model_dump(mode="json")
+        _write_models(dataset, asdict(checked) | {"duplicates": duplicates})
 
 
-def _check_still_ours(dataset: Dataset, run: str) -> None:
-    current = json.loads(storage.read_bytes(dataset.fs, dataset.file(_RUN_FILE)))["run"]
-    if current != run:
-        raise UserError(f"another run has taken over {dataset.url}; this one stops here and loses nothing")
+def _write_models(dataset: Dataset, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    storage.write_bytes(dataset.fs, dataset.file(_MODELS_FILE), text.encode())

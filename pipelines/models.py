@@ -1,6 +1,7 @@
 """Models on a cluster: checked on every node before any work starts, and placed where they run best."""
 
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -170,9 +171,11 @@ def _kept_captioners(settings: str) -> list[Captioner]:
 
 
 def _captioned(batch: dict[str, Any], captioners: list[Captioner]) -> dict[str, Any]:
-    scans: list[Scan] = [pickle.loads(scan) for scan in batch["scan"]]
-    caption_clips(captioners, scans)
-    return {"scan": [pickle.dumps(scan) for scan in scans]}
+    def captioned(scans: list[Scan]) -> list[Scan]:
+        caption_clips(captioners, scans)
+        return scans
+
+    return _on_scans(batch, captioned)
 
 
 @lru_cache(maxsize=1)
@@ -181,9 +184,22 @@ def _kept_models(config: CurateConfig) -> Models:
 
 
 def _scored(batch: dict[str, Any], models: Models) -> dict[str, Any]:
-    scans: list[Scan] = [pickle.loads(scan) for scan in batch["scan"]]
-    score_clips(models, scans)
-    return {"scan": [pickle.dumps(replace(scan, pictures=_previews(scan))) for scan in scans]}
+    def scored(scans: list[Scan]) -> list[Scan]:
+        score_clips(models, scans)
+        return [replace(scan, pictures=_previews(scan)) for scan in scans]
+
+    return _on_scans(batch, scored)
+
+
+def _on_scans(batch: dict[str, Any], work: Callable[[list[Scan]], list[Scan]]) -> dict[str, Any]:
+    """A stage between the scan and the tables. What stops the run travels on as a sentence in the column `error`."""
+    if any(batch["error"]):
+        return batch
+    try:
+        scans = work([pickle.loads(scan) for scan in batch["scan"]])
+    except UserError as error:
+        return {"scan": [b""] * len(batch["scan"]), "error": [str(error)] * len(batch["scan"])}
+    return {"scan": [pickle.dumps(scan) for scan in scans], "error": [""] * len(scans)}
 
 
 def _previews(scan: Scan) -> list[tuple[bytes, ...]]:

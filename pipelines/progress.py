@@ -10,17 +10,21 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Reporter:
-    """A context manager that counts `total` units of work. Writes to stderr, so that stdout stays for results."""
+    """A context manager that says what a run waits for, and counts units of work once their `total` is known.
 
-    def __init__(self, title: str, total: int, *, unit: str, quiet: bool = False) -> None:
-        self._title, self._total, self._unit, self._quiet = title, total, unit, quiet
+    Writes to stderr, so that stdout stays for results. May be called from several threads.
+    """
+
+    def __init__(self, title: str, total: int | None = None, *, unit: str, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._title, self._total, self._unit = title, total, unit
         self._done, self._detail = 0, ""
         self._console = Console(stderr=True)
         self._started_s = self._last_line_s = time.monotonic()
         self._bar: Progress | None = None
 
     def __enter__(self) -> "Reporter":
-        if self._console.is_terminal and not self._quiet:
+        if self._console.is_terminal and not self.quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -33,7 +37,7 @@ class Reporter:
             )
             self._bar.start()
             self._task = self._bar.add_task(self._title, total=self._total, detail="")
-        elif not self._quiet:
+        elif not self.quiet and self._total is not None:
             self._line()
         return self
 
@@ -42,24 +46,57 @@ class Reporter:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif not self._quiet and self._done:
+        elif not self.quiet and self._done:
+            self._line()
+
+    def waiting(self, what: str) -> None:
+        """Say what the run does or waits for before, between or after its units of work."""
+        if self._bar is not None:
+            self._bar.update(self._task, detail=what)
+        elif not self.quiet:
+            self._print(f"{self._title}: {what}")
+
+    def begin(self, total: int) -> None:
+        """From here on, `total` units are counted."""
+        self._total, self._done, self._detail = total, 0, ""
+        if self._bar is not None:
+            self._bar.reset(self._task, total=total, detail="")
+        elif not self.quiet:
             self._line()
 
     def advance(self, units: int = 1, detail: str = "") -> None:
         """Count finished units; `detail` is shown beside them."""
-        self._done += units
         self._detail = detail
+        self.reached(self._done + units)
+
+    def reached(self, done: int) -> None:
+        """So many units are finished in all."""
+        self._done = max(done, self._done)
+        self._show()
+
+    def detail(self, detail: str) -> None:
+        """Show `detail` beside the count."""
+        self._detail = detail
+        self._show()
+
+    def node_died(self, address: str) -> None:
+        """Say that a node of the cluster is gone."""
+        note(f"node {address} died; its work is done again on the others")
+
+    def _show(self) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, advance=units, detail=detail)
-        elif not self._quiet and time.monotonic() - self._last_line_s > _SECONDS_BETWEEN_LINES:
+            self._bar.update(self._task, completed=self._done, detail=self._detail)
+        elif not self.quiet and time.monotonic() - self._last_line_s > _SECONDS_BETWEEN_LINES:
             self._line()
 
     def _line(self) -> None:
         self._last_line_s = time.monotonic()
         elapsed_s = self._last_line_s - self._started_s
         detail = f", {self._detail}" if self._detail else ""
-        line = f"{self._title}: {self._done}/{self._total} {self._unit} after {elapsed_s:.0f} s{detail}"
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._print(f"{self._title}: {self._done}/{self._total} {self._unit} after {elapsed_s:.0f} s{detail}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def note(sentence: str) -> None:

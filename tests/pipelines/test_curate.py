@@ -4,21 +4,28 @@ import errno
 import importlib
 import json
 import pickle
+import re
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
+import ray
 import webdataset
 
+from curation.captioners.endpoint import VideoConfig
 from curation.decode import Limits
-from curation.errors import UserError
+from curation.errors import RunStopped, UserError
 from curation.rules import Rules
 from curation.scan import scan
 from curation.sources import list_sources
 from curation.spans import SpanConfig
 from curation.tables import Dataset
 from pipelines import CurateConfig, curate, select, shard, status
+from pipelines.cluster import stopped_by_errors
+from pipelines.config import CaptionersConfig
+from pipelines.fence import owned
+from pipelines.models import score_sources
 from tests.media import write_video
 from tests.pipelines.corpora import WITHOUT_CLIP, content, good_and_bad, many_small
 
@@ -179,17 +186,19 @@ def test_a_configuration_file_with_an_unknown_key_names_the_nearest(tmp_path: Pa
 
 def scanned(folder: Path) -> dict[str, list[bytes]]:
     """The batch that the last stage gets."""
-    return {"scan": [pickle.dumps(scan(source)) for source in list_sources([str(folder)])]}
+    scans = [pickle.dumps(scan(source)) for source in list_sources([str(folder)])]
+    return {"scan": scans, "error": [""] * len(scans)}
 
 
 def test_a_run_that_was_overtaken_commits_nothing(tmp_path: Path):
     stage = importlib.import_module("pipelines.curate")
     batch = scanned(many_small(tmp_path / "in", 1))
     dataset = Dataset(str(tmp_path / "out")).create_or_open({})
-    old, new = stage._take_over(dataset), stage._take_over(dataset)
-    assert "taken over" in stage.write_part(batch, dataset, old)["error"][0]
-    assert dataset.statuses() == {}
-    assert stage.write_part(batch, dataset, new)["error"] == [None]
+    with owned(dataset.url) as old, owned(dataset.url, take_over=True) as new:
+        (error,) = stage.write_part(batch, dataset, old)["error"]
+        assert error.startswith(f"another run now owns {dataset.url} (on ")
+        assert dataset.statuses() == {}
+        assert stage.write_part(batch, dataset, new) == {"sources": [1], "clips": [1], "error": [None]}
     assert len(dataset.statuses()) == 1
 
 
@@ -197,15 +206,83 @@ def test_a_full_disk_stops_the_run_with_a_sentence_and_leaves_no_half_file(tmp_p
     stage = importlib.import_module("pipelines.curate")
     batch = scanned(many_small(tmp_path / "in", 1))
     dataset = Dataset(str(tmp_path / "out")).create_or_open({})
-    run = stage._take_over(dataset)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("pyarrow.parquet.write_table", full)
-    (error,) = stage.write_part(batch, dataset, run)["error"]
+    with owned(dataset.url) as fence:
+        (error,) = stage.write_part(batch, dataset, fence)["error"]
     assert "No space left" in error
     assert not list((tmp_path / "out").rglob("*.parquet")) + list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_a_source_whose_rows_no_table_can_hold_is_rejected_and_the_others_are_kept(tmp_path: Path):
+    stage = importlib.import_module("pipelines.curate")
+    scans = [scan(source) for source in list_sources([str(many_small(tmp_path / "in", 2))])]
+    scans[0].clips[0]["frames"] = 2**70
+    dataset = Dataset(str(tmp_path / "out")).create_or_open({})
+    with owned(dataset.url) as fence:
+        batch = {"scan": [pickle.dumps(each) for each in scans], "error": ["", ""]}
+        assert stage.write_part(batch, dataset, fence) == {"sources": [2], "clips": [1], "error": [None]}
+    with dataset.connect() as connection:
+        rows = connection.execute("SELECT source_id, status, error_kind, error FROM sources ORDER BY status").fetchall()
+    assert [row[:3] for row in rows] == [
+        (scans[1].source["source_id"], "ok", None),
+        (scans[0].source["source_id"], "rejected", "too_large"),
+    ]
+    assert "rows cannot be written" in rows[1][3]
+
+
+def test_a_disk_that_is_full_in_a_child_stops_the_run_with_its_sentence(tmp_path: Path, monkeypatch):
+    stage = importlib.import_module("pipelines.curate")
+    (source, *_) = list_sources([str(many_small(tmp_path / "in", 1))])
+
+    def full(*_: object) -> None:
+        raise RunStopped("cannot write /tmp: the disk is full")
+
+    monkeypatch.setattr(stage, "scan_safely", full)
+    row = stage.scan_source({"source": pickle.dumps(source), "number": 0}, WITHOUT_CLIP)
+    batch = {name: [value] for name, value in row.items()}
+    dataset = Dataset(str(tmp_path / "out")).create_or_open({})
+    with owned(dataset.url) as fence:
+        (error,) = stage.write_part(score_sources(batch, WITHOUT_CLIP), dataset, fence)["error"]
+    assert error == "cannot write /tmp: the disk is full"
+
+
+def test_an_unexpected_error_of_a_task_is_one_line():
+    def unexpected(row: dict) -> dict:
+        raise ZeroDivisionError("division by zero")
+
+    sentence = re.escape("a task on Ray failed: ZeroDivisionError: division by zero")
+    with pytest.raises(RunStopped, match=f"^{sentence}$"), stopped_by_errors():
+        ray.data.range(2).map(unexpected).materialize()
+
+
+def test_a_command_with_nothing_to_do_or_that_cannot_work_leaves_a_run_alone(tmp_path: Path):
+    videos, out = many_small(tmp_path / "in", 2), str(tmp_path / "out")
+    batch = scanned(videos)
+    stage = importlib.import_module("pipelines.curate")
+    curate([str(videos)], out, limit=1, config=WITHOUT_CLIP, quiet=True)
+    dataset = Dataset(out)
+    broken = WITHOUT_CLIP.model_copy(update={"captioners": CaptionersConfig(video=VideoConfig())})
+    with owned(out) as fence:
+        unfinished = tmp_path / "out" / "clips" / ".a.parquet.123.tmp"
+        unfinished.write_bytes(b"half")
+        assert curate([str(videos)], out, limit=1, config=WITHOUT_CLIP, quiet=True).sources_done_now == 0
+        for config in (WITHOUT_CLIP, broken):
+            with pytest.raises(UserError):
+                curate([str(videos)], out, config=config, quiet=True)
+        with pytest.raises(UserError, match=r"in use by another run .*--take-over"):
+            curate([str(videos)], out, config=WITHOUT_CLIP, quiet=True)
+        with pytest.raises(UserError):
+            curate([str(videos)], out, config=broken, take_over=True, quiet=True)
+        assert unfinished.exists()
+        fence.check()
+        result = curate([str(videos)], out, config=WITHOUT_CLIP, take_over=True, quiet=True)
+        assert (result.sources_done_before, result.sources_done_now) == (1, 1)
+        assert not unfinished.exists()
+        assert "another run now owns" in stage.write_part(batch, dataset, fence)["error"][0]
 
 
 def test_a_part_whose_clips_are_gone_is_done_again(tmp_path: Path):

@@ -1,6 +1,7 @@
 """Models in a run: checked before it starts, placed in workers or pools, captions through an endpoint that fails."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -133,22 +134,26 @@ def test_an_endpoint_that_is_down_costs_captions_only_and_has_its_own_exit_code(
         assert [c["video"] for c in captions] == ["a texture that drifts"] * 3
 
 
-def test_retried_captions_take_back_nothing_else(videos: Path, tmp_path: Path, local_ray: None):
+def test_retried_captions_take_back_nothing_else(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], local_ray: None
+):
     other, out = many_small(tmp_path / "other", 1), str(tmp_path / "out")
 
     def config(url: str | None, key: str | None = "OPENAI_API_KEY") -> CurateConfig:
         settings = VideoConfig(base_url=url, model="any", retries=0, api_key_env=key)
         return WITHOUT_CLIP.model_copy(update={"captioners": CaptionersConfig(video=settings)})
 
-    for folder in (videos, other):
-        curate([str(folder)], out, config=config(refused_url()), quiet=True)
+    shutil.copy(next(videos.glob("*.mp4")), tmp_path / "beside.mp4")
+    for inputs in ([str(videos)], [str(other), str(tmp_path / "beside.mp4")]):
+        curate(inputs, out, config=config(refused_url()), quiet=True)
     with pytest.raises(UserError, match="NO_SUCH_KEY"):
         curate([str(other)], out, config=config(refused_url(), "NO_SUCH_KEY"), retry_captions=True, quiet=True)
-    assert len(clips(out)) == 4, "a mistake in the configuration costs nothing"
+    assert len(clips(out)) == 5, "a mistake in the configuration costs nothing"
     with CaptionServer([says("a texture")]) as server:
         result = curate([str(other)], out, config=config(server.url), retry_captions=True, quiet=True)
-    assert (result.sources_done_now, len(clips(out))) == (1, 4)
-    assert result.status.captions_failed == {"sidecar": 1, "video": 3}
+    assert (result.sources_done_now, len(clips(out))) == (1, 5)
+    assert result.status.captions_failed == {"sidecar": 1, "video": 4}
+    assert "captions of 4 other sources failed too" in capsys.readouterr().err
 
 
 def test_a_head_of_another_weight_does_not_mix(videos: Path, tmp_path: Path, local_ray: None):

@@ -1,0 +1,76 @@
+"""Undo the commit of some sources of a dataset, so that the next run does them again; all other rows stay.
+
+Only for when no other run writes into the dataset.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from curation import storage
+from curation.captions import NOTHING_TO_MERGE
+from curation.tables import Dataset
+
+_NOTE = "taking-back.json"
+
+
+def failed_captions(dataset: Dataset, origins: Collection[str]) -> dict[str, set[str]]:
+    """Parts in which captions of these origins failed -> the sources whose captions those are."""
+    found: dict[str, set[str]] = {}
+    for part in dataset.parts("clips"):
+        rows = _read(dataset, "clips", part, ["source_id", "captions"]).to_pylist()
+        failed = {row["source_id"] for row in rows if any(_failed(c, origins) for c in row["captions"] or ())}
+        if failed:
+            found[part] = failed
+    return found
+
+
+def take_back(dataset: Dataset, sources_of: Mapping[str, Collection[str]]) -> None:
+    """Remove the rows of these sources: part -> source ids.
+
+    What is to be removed is noted in a file first: after a kill, `finish_taking_back` does the rest.
+    """
+    if sources_of:
+        noted = {part: sorted(source_ids) for part, source_ids in sources_of.items()}
+        storage.write_bytes(dataset.fs, dataset.file(_NOTE), (json.dumps(noted) + "\n").encode())
+        finish_taking_back(dataset)
+
+
+def finish_taking_back(dataset: Dataset) -> None:
+    """Do what a killed run had noted, if there is anything."""
+    try:
+        noted = json.loads(storage.read_bytes(dataset.fs, dataset.file(_NOTE)))
+    except FileNotFoundError:
+        return
+    for part, source_ids in noted.items():
+        for table_name in ("sources", "previews", "clips"):  # the file that commits the part goes first
+            _remove_rows(dataset, table_name, part, source_ids)
+    storage.remove(dataset.fs, dataset.file(_NOTE))
+
+
+def _remove_rows(dataset: Dataset, table_name: str, part: str, source_ids: list[str]) -> None:
+    try:
+        table = _read(dataset, table_name, part)
+    except FileNotFoundError:
+        return
+    column = table["clip_id" if table_name == "previews" else "source_id"]
+    owners = pc.list_element(pc.split_pattern(column, "-", max_splits=1), 0)  # a clip's id begins with its source's
+    kept = table.filter(pc.invert(pc.is_in(owners, pa.array(source_ids, pa.string()))))
+    if not kept.num_rows and table_name == "sources":
+        storage.remove(dataset.fs, dataset.file(table_name, f"{part}.parquet"))
+    elif kept.num_rows < table.num_rows:
+        dataset.write_part(table_name, part, kept)
+
+
+def _read(dataset: Dataset, table_name: str, part: str, columns: list[str] | None = None) -> pa.Table:
+    with dataset.fs.open(dataset.file(table_name, f"{part}.parquet"), "rb") as file:
+        return pq.read_table(file, columns=columns)
+
+
+def _failed(caption: Mapping[str, Any], origins: Collection[str]) -> bool:
+    empty = caption["source"] in origins and caption["text"] is None
+    return empty and not (caption["error"] or "").startswith(NOTHING_TO_MERGE)

@@ -1,0 +1,154 @@
+"""One run at a time writes into a folder: which run owns it, and whether that run is still alive.
+
+`run.json` names the owner: host, process, start. Every task reads it before it commits, so whoever wrote it last may
+commit and nobody else. `heartbeat.json`, rewritten every few seconds, tells runs on other hosts that the owner lives.
+They are two files so that a heartbeat can never undo a change of owner.
+"""
+
+import json
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from curation import storage
+from curation.errors import RunStopped, UserError
+
+RUN_FILE, HEARTBEAT_FILE = "run.json", "heartbeat.json"
+_BEAT_EVERY_S = 15.0
+_DEAD_AFTER_S = 120.0
+"""Without a heartbeat, on another host: eight that were missed, or clocks that differ by less than that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fence:
+    """The right of one run to commit into a folder. Travels to tasks on any node."""
+
+    url: str
+    run: str
+
+    def check(self) -> None:
+        """Raise RunStopped when another run owns the folder."""
+        owner = _read(self.url, RUN_FILE)
+        if owner.get("run") != self.run:
+            raise RunStopped(f"another run now owns {self.url} ({_named(owner)}); stopping. Committed work is kept.")
+
+
+@contextmanager
+def owned(url: str, *, take_over: bool = False) -> Iterator[Fence]:
+    """Own the folder `url` for the length of the block, with a heartbeat.
+
+    An owner that is dead is replaced silently. Raises UserError for one that is alive, unless `take_over`, which ends
+    that run at its next commit.
+    """
+    if not take_over:
+        refuse_if_running(url)
+    fence = Fence(url=url, run=uuid.uuid4().hex)
+    owner = {"run": fence.run, "host": socket.gethostname(), "pid": os.getpid(), "process": _process(os.getpid())}
+    _write(url, RUN_FILE, owner | {"since": _now().isoformat()})
+    over = threading.Event()
+    beats = threading.Thread(target=_beat, args=(fence, over), daemon=True, name="clipmill-heartbeat")
+    beats.start()
+    try:
+        yield fence
+    finally:
+        over.set()
+        beats.join()
+        with suppress(Exception):  # the error that ended the block is the one to be seen
+            fence.check()
+            _write(url, HEARTBEAT_FILE, {"run": fence.run, "beat": _now().isoformat(), "ended": True})
+
+
+def refuse_if_running(url: str) -> None:
+    """Raise UserError when a run that is alive owns the folder."""
+    owner = _read(url, RUN_FILE)
+    if not owner:
+        return
+    beat = _read(url, HEARTBEAT_FILE)
+    beat = beat if beat.get("run") == owner.get("run") else {}
+    if beat.get("ended"):
+        return
+    silent_s = min(_age_s(owner.get("since")), _age_s(beat.get("beat")))
+    here = _same_machine(owner)
+    if _process_lives(owner) if here else silent_s < _DEAD_AFTER_S:
+        seen = "" if here else f", last heartbeat {max(0.0, silent_s):.0f} s ago"
+        raise UserError(
+            f"{url} is in use by another run ({_named(owner)}{seen}). Wait until it has finished, or give --take-over "
+            "to stop it at its next commit and continue here."
+        )
+
+
+def _beat(fence: Fence, over: threading.Event) -> None:
+    while True:
+        try:
+            fence.check()
+            _write(fence.url, HEARTBEAT_FILE, {"run": fence.run, "beat": _now().isoformat()})
+        except RunStopped:
+            return
+        except UserError:
+            pass  # a store that fails for a moment; the run's own writes will say so if it lasts
+        if over.wait(_BEAT_EVERY_S):
+            return
+
+
+def _read(url: str, name: str) -> dict[str, Any]:
+    """What the file says; {} where there is none, or where it is not one of ours."""
+    fs, folder = storage.filesystem(url)
+    try:
+        written = storage.read_bytes(fs, f"{folder}/{name}")
+    except FileNotFoundError:
+        return {}
+    try:
+        content = json.loads(written)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write(url: str, name: str, content: dict[str, Any]) -> None:
+    fs, folder = storage.filesystem(url)
+    storage.write_bytes(fs, f"{folder}/{name}", (json.dumps(content) + "\n").encode())
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _age_s(moment: Any) -> float:
+    try:
+        return (_now() - datetime.fromisoformat(moment)).total_seconds()
+    except (TypeError, ValueError):
+        return float("inf")
+
+
+def _named(owner: dict[str, Any]) -> str:
+    """Host, process and start, for a person."""
+    since = str(owner.get("since", "an unknown time"))[:19].replace("T", " ")
+    return f"on {owner.get('host', 'an unknown host')}, pid {owner.get('pid', 'unknown')}, since {since} UTC"
+
+
+def _process(pid: int) -> dict[str, str] | None:
+    """What tells a process from all others: boot, process namespace, and start in clock ticks; None where it ended."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+    return None if state in "ZX" else {"machine": f"{boot} {namespace}", "started": fields[18]}
+
+
+def _same_machine(owner: dict[str, Any]) -> bool:
+    process, own = owner.get("process"), _process(os.getpid())
+    return isinstance(process, dict) and own is not None and process.get("machine") == own["machine"]
+
+
+def _process_lives(owner: dict[str, Any]) -> bool:
+    pid = owner.get("pid")
+    return isinstance(pid, int) and _process(pid) == owner["process"]

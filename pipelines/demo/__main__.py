@@ -22,6 +22,7 @@ from pipelines.progress import note
 from pipelines.render import print_curation, print_selection, print_summary, table
 
 RULES = Path(__file__).with_name("rules")
+_MARKER = ".clipmill-demo"
 
 
 def main() -> None:
@@ -47,6 +48,7 @@ def run(out: Path, videos: list[str], count: int, *, steps_share: float = 0.0) -
     config = demo_config() if rendered else _own_config()
     if rendered:
         footage = out / "footage"
+        _claim(out)
         for folder in (footage, Path(dataset), *(out / name for name in WRITTEN)):
             shutil.rmtree(folder, ignore_errors=True)  # rendered anew, they are new files, for a new dataset
         screen.print(f"rendering {count} videos with known content, and some flawed ones, into {footage}", markup=False)
@@ -70,6 +72,18 @@ def run(out: Path, videos: list[str], count: int, *, steps_share: float = 0.0) -
         for made in sample_held_back(model, out):
             screen.print(f"Made from a first frame that was kept back: {made.video}, {made.sheet}", markup=False)
         screen.print(f"all in {time.monotonic() - started_s:.0f} s", markup=False)
+
+
+def _claim(out: Path) -> None:
+    """Mark `out` as a demo's folder: only in such a folder are the files of an earlier demo deleted.
+
+    Raises UserError for a folder that holds anything else.
+    """
+    if not (out / _MARKER).exists():
+        if out.exists() and any(out.iterdir()):
+            raise UserError(f"{out} is not empty and was not made by the demo: give a new or an empty folder with --out")
+        out.mkdir(parents=True, exist_ok=True)
+        (out / _MARKER).write_text("The clipmill demo made this folder. Its next run deletes what this one wrote.\n")
 
 
 def _train(dataset: Path, out: Path, steps_share: float) -> Path:

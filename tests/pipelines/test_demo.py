@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from curation.errors import UserError
 from curation.select import Selection
 from curation.tables import Dataset
 from pipelines import select
@@ -122,6 +123,15 @@ def test_the_demo_runs_again_and_says_what_happened(
         assert "demo model" in printed.err
     with Dataset(str(tmp_path / "rendered")).connect() as connection:
         assert connection.execute("SELECT count(*) FROM sources").fetchone() == (9,)
+
+
+def test_the_demo_deletes_nothing_in_a_folder_that_it_did_not_make(tmp_path: Path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "weights.bin").write_bytes(b"three weeks of training")
+    with pytest.raises(UserError, match="was not made by the demo"):
+        run(tmp_path, [], 2)
+    assert (tmp_path / "runs" / "weights.bin").read_bytes() == b"three weeks of training"
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def test_the_demo_takes_your_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str], local_ray: None):

@@ -28,7 +28,7 @@ demo: setup
 	$(BIN)/python -m pipelines.demo $(if $(VIDEOS),--videos '$(VIDEOS)') --out '$(DEMO)'
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .

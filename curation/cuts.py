@@ -17,6 +17,7 @@ from pydantic import Field
 from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
 
 from curation.config import Config
+from curation.cut_spans import FrameSpan, merged
 from curation.fades import BlankRun, BlankRuns, fade_bounds
 from curation.gradual import (
     Candidate,
@@ -52,6 +53,8 @@ class Transition:
     """First frame that is fully the next shot; equal to start_frame for a hard cut."""
     start_pts: int
     end_pts: int
+    blank: tuple[tuple[int, int], ...] = ()
+    """Frame ranges [first, last) within it that show nothing for a second or longer: blank footage, not a passage."""
 
 
 class CutConfig(Config):
@@ -134,16 +137,6 @@ class _SlowDetector:
         return bool(self.detector.process_frame(_timecode(sample), sample.picture))
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
-    kind: str
-    start: int
-    end: int
-
-    def touches(self, start: int, end: int) -> bool:
-        return start <= self.end and self.start <= end
-
-
 class CutDetector:
     """Finds transitions. Push every frame in display order, then call `finish` once.
 
@@ -170,8 +163,9 @@ class CutDetector:
         self._proposed: list[int] = []
         self._search_due_s: float | None = None
         self._cuts: set[int] = set()
-        self._fades: list[_Span] = []
-        self._dissolves: list[_Span] = []
+        self._fades: list[FrameSpan] = []
+        self._dissolves: list[FrameSpan] = []
+        self._recent: list[FrameSpan] = []
 
     def push(self, index: int, pts: int, time_s: float, luma_HW: NDArray[np.uint8]) -> None:
         """Take the next frame: its pts, its time in seconds and its brightness as a small picture, (H, W) uint8.
@@ -205,17 +199,33 @@ class CutDetector:
             self._search(np.inf)
         for run in self._blanks.finish():
             self._add_fade(run)
+        return self._transitions()
+
+    def settled(self) -> tuple[list[Transition], int]:
+        """The transitions found so far, and the first frame that they may still change from: earlier ones are final."""
+        if not self._pts:
+            return [], 0
+        waiting = self._blanks.first_open()
+        first = self._window[0].index
+        return self._transitions(), first if waiting is None else min(first, waiting)
+
+    def _transitions(self) -> list[Transition]:
         step = round(float(np.median(np.diff(self._pts)))) if len(self._pts) > 1 else 1
-        pts = [*self._pts, self._pts[-1] + max(1, step)]
+        end_pts = self._pts[-1] + max(1, step)
+
+        def pts(frame: int) -> int:
+            return self._pts[frame] if frame < len(self._pts) else end_pts
+
         return [
             Transition(
                 kind=span.kind,
                 start_frame=span.start,
                 end_frame=span.end,
-                start_pts=pts[span.start],
-                end_pts=pts[span.end],
+                start_pts=pts(span.start),
+                end_pts=pts(span.end),
+                blank=span.blank,
             )
-            for span in self._merged()
+            for span in merged(self._fades, self._dissolves, self._cuts)
         ]
 
     def _propose(self, sample: Sample) -> None:
@@ -278,6 +288,7 @@ class CutDetector:
     def _search(self, until_s: float) -> None:
         """Look for gradual changes in the window up to this time, between hard cuts and blank pictures."""
         self._search_due_s = None
+        self._recent = [span for span in self._recent if span.end >= self._window[0].index]
         stretch: list[Sample] = []
         for sample in self._window:
             blank = self._blanks.is_blank(sample)
@@ -308,7 +319,7 @@ class CutDetector:
         refused: list[tuple[int, int]] = []
         for candidate in candidates:
             old, new = int(picks[candidate.old]), int(picks[candidate.new])
-            known = any(span.touches(stretch[old].index, stretch[new].index) for span in self._dissolves)
+            known = self._is_known(stretch[old].index, stretch[new].index)
             if known or any(abs(old - a) <= 2 * step and abs(new - b) <= 2 * step for a, b in refused):
                 continue
             if not self._is_gradual(stretch, old, new, candidate):
@@ -319,13 +330,13 @@ class CutDetector:
             # A tenth on both sides: the first and last mixed frames hardly differ from clean ones.
             margin = 1 + (new - old) // 10
             start, end = max(old + 1 - margin, 0), min(new + margin, len(stretch) - 1)
-            self._dissolves.append(_Span("dissolve", stretch[start].index, stretch[end].index))
+            self._add_dissolve(stretch[start].index, stretch[end].index)
 
     def _search_wipes(self, stretch: list[Sample], times: NDArray[np.float64], sweeps: list[Sweep]) -> None:
         refused: list[Sweep] = []
         for sweep in sweeps:
             start, end = np.searchsorted(times, (sweep.start_s, sweep.end_s)).clip(0, len(times) - 1)
-            known = any(span.touches(stretch[start].index, stretch[end].index) for span in self._dissolves)
+            known = self._is_known(stretch[start].index, stretch[end].index)
             if known or any(sweep.resembles(other) for other in refused):
                 continue
             refused.append(sweep)
@@ -335,30 +346,25 @@ class CutDetector:
             around = stretch[first:last]
             bounds = wipe_bounds([sample.picture for sample in around], times[first:last], sweep)
             if bounds is not None and self._is_new_shot(*(around[i].picture for i in bounds)):
-                self._dissolves.append(_Span("dissolve", around[bounds[0]].index + 1, around[bounds[1]].index))
+                self._add_dissolve(around[bounds[0]].index + 1, around[bounds[1]].index)
 
     def _is_gradual(self, stretch: list[Sample], old: int, new: int, candidate: Candidate) -> bool:
         first, middle, last = (stretch[i].picture for i in (old, (old + new) // 2, new))
         return (candidate.dips or wiped(first, middle, last)) and self._is_new_shot(first, last)
 
+    def _add_dissolve(self, start: int, end: int) -> None:
+        self._dissolves.append(FrameSpan("dissolve", start, end))
+        self._recent.append(self._dissolves[-1])
+
+    def _is_known(self, start: int, end: int) -> bool:
+        """Whether a gradual change is known already that touches these frames of the window."""
+        return any(span.touches(start, end) for span in self._recent)
+
     def _add_fade(self, run: BlankRun) -> None:
         bounds = fade_bounds(run, self._cuts, flash_s=self._config.flash_s)
         if bounds is not None:
-            self._fades.append(_Span(run.kind, *bounds))
-
-    def _merged(self) -> list[_Span]:
-        """Fades first, as a blank picture leaves no doubt, then what does not touch them."""
-        spans: list[_Span] = []
-        for fade in sorted(self._fades, key=lambda span: span.start):
-            if spans and fade.start <= spans[-1].end:
-                spans[-1] = _Span(spans[-1].kind, spans[-1].start, max(fade.end, spans[-1].end))
-            else:
-                spans.append(fade)
-        cuts = [_Span("hard", cut, cut) for cut in sorted(self._cuts)]
-        for span in (*self._dissolves, *cuts):
-            if not any(other.touches(span.start, span.end) for other in spans):
-                spans.append(span)
-        return sorted(spans, key=lambda span: span.start)
+            blank = ((run.first.index, run.last.index + 1),) if run.long_and_empty else ()
+            self._fades.append(FrameSpan(run.kind, *bounds, blank))
 
 
 def _timecode(sample: Sample) -> FrameTimecode:

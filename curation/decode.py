@@ -16,6 +16,7 @@ from pydantic import Field
 
 from curation.config import Config
 from curation.errors import SourceError
+from curation.stall import Stalled, Watched
 
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2",
@@ -37,6 +38,12 @@ _OPTIONS = {"format_whitelist": ",".join((*CONTAINERS, *_AUDIO_CONTAINERS)), "pr
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<SMIL", b"v=0\r", b"v=0\n")
 _JUMP_S = 1.0
 """Timestamps that go back further than this begin something else: recordings that were joined end to end."""
+_GAP_S = 60.0
+"""A jump ahead by more than this, to beyond the longest video that is allowed, is a broken timestamp."""
+_LARGEST_PTS = 3 << 61
+"""Room for sums and differences in 64 bits."""
+_LEAST_BITS_PER_S = 100
+"""A container that promises so long a video that its bytes come to less is not believed."""
 _READ_AHEAD_BYTES = 1 << 20
 
 
@@ -50,6 +57,12 @@ class Limits(Config):
     timeout_s: float = Field(3600.0, gt=0, le=30 * 86400)
     memory_bytes: int = Field(4 << 30, ge=64 << 20)
     """Of the child process, libraries included: with much less than 256 MiB it cannot even start."""
+    spool_bytes: int = Field(1 << 30, ge=8 << 20)
+    """Of pictures that wait in a temporary file until the clips are known; and of any file that the child writes."""
+    answer_bytes: int = Field(1 << 30, ge=1 << 20)
+    """Of what the child gives back: rows and pictures of a scan, the files of a minute of clips for a shard."""
+    stall_bytes: int = Field(512 << 20, ge=1 << 20)
+    """Read without coming to a frame: what follows is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +121,8 @@ class Video:
         self._limits = limits or Limits()
         head = file.read(4096)
         file.seek(0)
-        self._container = _open_container(file, head)
+        self._file = Watched(file, self._limits.stall_bytes)
+        self._container = _open_container(self._file, head)
         try:
             self.stream = _video_stream(self._container, file, self._limits)
             self.stream.thread_count = 1
@@ -147,17 +161,22 @@ class Video:
         with the reason in `self.packets.ended_early`.
         """
         self._seek(None)
-        index, last_pts = 0, None
+        index, first_pts, last_pts = 0, None, None
         for picture in self._decode_all():
             pts = picture.pts
-            if pts is None or (last_pts is not None and pts <= last_pts):
+            if pts is None or abs(pts) > _LARGEST_PTS or (last_pts is not None and pts <= last_pts):
                 if pts is not None and last_pts is not None and (last_pts - pts) * self.stream.time_base > _JUMP_S:
                     self.packets.ended_early = "the timestamps jump back there, what follows was left out"
                     return
                 self.packets.unordered += 1
                 continue
-            if self._too_late(pts):
-                raise SourceError("too_long", _too_long(pts * self.stream.time_base, self._limits))
+            first_pts = pts if first_pts is None else first_pts
+            elapsed_s = (pts - first_pts) * self.stream.time_base
+            if elapsed_s > self._limits.max_duration_s:
+                if last_pts is not None and (pts - last_pts) * self.stream.time_base > _GAP_S:
+                    self.packets.ended_early = "the timestamps jump far ahead there, what follows was left out"
+                    return
+                raise SourceError("too_long", _too_long(elapsed_s, self._limits))
             yield Frame(index, pts, picture)
             index, last_pts = index + 1, pts
 
@@ -188,20 +207,42 @@ class Video:
         self.stream.codec_context.flush_buffers()
 
     def _decode_first(self) -> av.VideoFrame:
-        for picture in self._decode_all(note=False):
+        for picture in self._decode_all():
             return picture
-        raise SourceError("decode_error", f"no frame of the {self.codec_context.name} stream could be decoded")
+        why = f" ({self.packets.ended_early})" if self.packets.ended_early else ""
+        raise SourceError("decode_error", f"no frame of the {self.codec_context.name} stream could be decoded{why}")
 
     def _decode_all(self, *, note: bool = True) -> Iterator[av.VideoFrame]:
         seen = PacketIndex()
         if note:
             self.packets = seen
+        for packet in self._packets(seen):
+            try:
+                for picture in packet.decode():
+                    if picture.is_corrupt and picture.pts is not None:
+                        seen.damaged_pts.append(picture.pts)
+                    self._file.came_to_a_frame()
+                    yield picture
+            except (av.error.InvalidDataError, av.error.UndefinedError, av.error.ArgumentError) as error:
+                self._assure_memory()
+                stamp = packet.pts if packet.pts is not None else packet.dts
+                if stamp is not None:
+                    seen.damaged_pts.append(stamp)
+                elif not packet.size:
+                    seen.ended_early = f"the decoder failed at the end of the stream: {error.strerror}"
+
+    def _packets(self, seen: PacketIndex) -> Iterator[av.Packet]:
+        """Every packet, noted in `seen`, and so is why they end before the stream does."""
         packets = self._container.demux(self.stream)
         while True:
             try:
                 packet = next(packets, None)
+                self._file.came_to_a_packet()
             except MemoryError:
                 raise
+            except Stalled as error:
+                seen.ended_early = str(error)
+                return
             except av.FFmpegError as error:
                 seen.ended_early = f"reading stopped: {error.strerror or error}"
                 return
@@ -212,29 +253,14 @@ class Video:
             if packet.size:
                 seen.pts.append(packet.pts)
                 seen.is_key.append(packet.is_keyframe)
-            try:
-                for picture in packet.decode():
-                    if picture.is_corrupt and picture.pts is not None:
-                        seen.damaged_pts.append(picture.pts)
-                    yield picture
-            except (av.error.InvalidDataError, av.error.UndefinedError, av.error.ArgumentError) as error:
-                self._assure_memory()
-                stamp = packet.pts if packet.pts is not None else packet.dts
-                if stamp is not None:
-                    seen.damaged_pts.append(stamp)
-                elif not packet.size:
-                    seen.ended_early = f"the decoder failed at the end of the stream: {error.strerror}"
+            yield packet
 
     def _assure_memory(self) -> None:
         """Raise MemoryError if two frames cannot be allocated: decoders report that, too, as invalid data."""
         np.empty(2 * 4 * self.codec_context.width * self.codec_context.height, np.uint8)
 
-    def _too_late(self, pts: int) -> bool:
-        elapsed = (pts - (self.stream.start_time or 0)) * self.stream.time_base
-        return bool(elapsed > self._limits.max_duration_s)
 
-
-def _open_container(file: BinaryIO, head: bytes) -> Any:
+def _open_container(file: Any, head: bytes) -> Any:
     if not head:
         raise SourceError("empty", "the file holds no bytes")
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLISTS):
@@ -248,6 +274,8 @@ def _open_container(file: BinaryIO, head: bytes) -> Any:
         ) from error
     except av.error.MemoryError:
         raise
+    except Stalled as error:
+        raise SourceError("decode_error", f"no index and no stream was found: {error}") from error
     except (av.FFmpegError, ValueError) as error:
         if _looks_like_media(head):
             raise SourceError(
@@ -269,7 +297,7 @@ def _looks_like_media(head: bytes) -> bool:
     )
 
 
-def _video_stream(container: Any, file: BinaryIO, limits: Limits) -> Any:
+def _video_stream(container: Any, file: Any, limits: Limits) -> Any:
     if len(container.streams) > limits.max_streams:
         raise SourceError("too_large", f"{len(container.streams)} streams, at most {limits.max_streams} are allowed")
     still = av.stream.Disposition.attached_pic
@@ -302,7 +330,7 @@ def _reason(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error)).rstrip(".")
 
 
-def _refused_size(file: BinaryIO) -> tuple[int, int] | None:
+def _refused_size(file: Any) -> tuple[int, int] | None:
     """The frame size that FFmpeg itself finds too large to allocate; it says so in its log alone."""
     file.seek(0)
     av.logging.set_level(av.logging.ERROR)
@@ -328,7 +356,8 @@ def _describe(container: Any, stream: Any, first: av.VideoFrame, limits: Limits)
         duration_s = float(stream.duration * stream.time_base)
     elif container.duration is not None:
         duration_s = container.duration / av.time_base
-    if duration_s is not None and duration_s > limits.max_duration_s:
+    most_s = 8 * container.size / _LEAST_BITS_PER_S if container.size > 0 else float("inf")
+    if duration_s is not None and limits.max_duration_s < duration_s <= most_s:
         raise SourceError("too_long", _too_long(duration_s, limits))
     return VideoInfo(
         container=container.format.name,

@@ -4,6 +4,7 @@ A fade is a passage. A picture that is dark or has few edges, but shows somethin
 a logo on black, a sparse slide, a night scene.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
@@ -95,7 +96,15 @@ class BlankRuns:
 
     def is_blank(self, sample: Sample) -> bool:
         """Whether a sample pushed before may be part of a fade."""
-        return self._kind(sample) is not None and not any(a <= sample.index <= b for a, b in self._shots)
+        if self._kind(sample) is None:
+            return False
+        place = bisect_right(self._shots, sample.index, key=lambda shot: shot[0])
+        return place == 0 or sample.index > self._shots[place - 1][1]
+
+    def first_open(self) -> int | None:
+        """The earliest frame that a run which is not handed out yet may reach back to."""
+        runs = [*self._waiting, *([self._run] if self._run else [])]
+        return min((run.before[0].index if run.before else run.first.index for run in runs), default=None)
 
     def _end_run(self) -> None:
         if self._run is not None:

@@ -1,49 +1,59 @@
 """Run a function in a child process with a time and a memory limit, so that no video can end a run.
 
-Decoders are native code: they hang, crash and allocate without end, and no exception handler can stop that.
+Decoders are native code: they hang, crash and allocate without end, and no exception handler can stop that. This
+contains accidents and takes away what an attack would look for first (credentials, a parent that unpickles). It is no
+sandbox: the child has the user, the files and the network of its parent. docs/cluster.md says what that means.
 """
 
 import ctypes
+import json
 import os
+import pickle
 import resource
 import signal
+import socket
+import subprocess
 import sys
-import threading
+import time
 import traceback
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.machinery import ModuleSpec
-from multiprocessing.connection import Connection, Pipe
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import cv2
 
+from curation import wire
+from curation.credentials import child_environment, store_of
 from curation.decode import Limits
-from curation.errors import SourceError, UserError
+from curation.errors import RunStopped, SourceError, UserError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_Outcome = tuple[Any, Exception | None]
-"""What the function returned, or why it did not."""
 
 _OUT_OF_MEMORY_EXIT = 86
 _START_S = 120.0
 """For a child to import what it needs: seconds, unless the machine is in trouble."""
+_LAST_S = 1.0
+"""From the end of a child's connection to its exit code."""
+_READY_BYTES = 64 << 10
 _PR_SET_PDEATHSIG = 1
+_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from curation.isolation import serve; serve()"
+"""What the child runs. -I and this path keep the working directory out of it, and no `__main__` is run again."""
 
 
 class Isolated:
     """A child process that runs one function at a time, and is replaced when it hangs or dies.
 
-    A context manager. The child serves many calls, so its imports are paid once. Use it from one thread: the
+    A context manager. The child serves many calls, so its imports are paid once; sources in another kind of store
+    have a child of their own, as its environment holds the credentials of one store only. Use it from one thread: the
     kernel kills the child when the thread that started it ends, so none outlives a parent killed with -9.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
-        self._child: _Child | None = None
+        self._children: dict[str, _Child] = {}
 
     def __enter__(self) -> "Isolated":
         return self
@@ -52,82 +62,149 @@ class Isolated:
         self.close()
 
     def close(self) -> None:
-        """Kill the child, whatever it is doing. The next `run` starts another."""
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
+        """Kill the children and what they started, whatever they are doing. The next `run` starts another."""
+        for store in list(self._children):
+            self._close(store)
 
     def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `function` in the child. It and its arguments are pickled; it must not come from `__main__`.
+        """Call `function` in a child that has no credentials. It and its arguments are pickled.
 
-        Raises SourceError: "timeout", "out_of_memory", "crashed", or as the function raised it. Any other
-        exception of the function becomes "crashed" with its type, message and place, except UserError, which
-        stays. RuntimeError: the child cannot even start, which is no fault of the source.
+        `function` must not come from `__main__`, and it declares its return type: plain values, dataclasses of them,
+        SourceErrors. Raises SourceError: "timeout", "out_of_memory", "too_large" (an answer of more than
+        `answer_bytes`), "crashed", or as the function raised it. Any other exception of the function becomes
+        "crashed" with its type, message and place, except UserError, which stays. RunStopped: the child cannot even
+        start, which is no fault of the source.
         """
+        return self.run_on("", function, *args, **kwargs)
+
+    def run_on(self, uri: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `run`, in a child with the credentials of the store in which `uri` is."""
         if function.__module__ == "__main__":
             raise ValueError(f"{function.__qualname__} comes from __main__, which the child does not import")
-        used = self._child is not None
+        store = store_of(uri)
+        used = store in self._children
         try:
-            value, error = self._ask(function, args, kwargs)
+            answer = self._ask(store, pickle.dumps((function, args, kwargs)))
+            return wire.decode(answer, function)
+        except wire.NotUnderstood as error:
+            self._close(store)
+            raise SourceError("crashed", f"the scanning process answered with something else: {error}") from error
         except _ChildDied as death:
             if not used:
                 raise _verdict(death, self._limits) from None
-            # It may have died of what earlier sources left in it: only a fresh child convicts a source.
-            return self.run(function, *args, **kwargs)
-        if error is not None:
-            raise error
-        return value
+            # What earlier sources left in the child may have killed it. In a new one only this source can.
+            return self.run_on(uri, function, *args, **kwargs)
 
-    def _ask(self, function: Callable[..., Any], args: Any, kwargs: Any) -> _Outcome:
-        self._child = self._child or _Child(self._limits.memory_bytes)
-        outcome = None
+    def _ask(self, store: str, call: bytes) -> bytes:
+        limits, answer = self._limits, None
+        child = self._children.get(store) or _Child(store, limits)
+        self._children[store] = child
         try:
-            outcome = self._child.ask((function, args, kwargs), self._limits.timeout_s)
+            answer = child.ask(call, limits.timeout_s)
+        except TimeoutError:
+            raise SourceError("timeout", f"not finished after {limits.timeout_s:g} s") from None
+        except wire.TooLong as error:
+            raise SourceError(
+                "too_large",
+                f"its rows and pictures come to {error.args[0]:,} bytes, at most {limits.answer_bytes:,} are taken "
+                "(limits.answer_bytes)",
+            ) from None
         finally:
-            if outcome is None:  # also when interrupted: a late answer must not meet the next question
-                self.close()
-        return outcome or (None, SourceError("timeout", f"not finished after {self._limits.timeout_s:g} s"))
+            if answer is None:  # also when interrupted: a late answer must not meet the next question
+                self._close(store)
+        return answer
+
+    def _close(self, store: str) -> None:
+        child = self._children.pop(store, None)
+        if child is not None:
+            child.kill()
 
 
 class _ChildDied(Exception):
-    def __init__(self, exit_code: int, *, started: bool) -> None:
-        super().__init__(exit_code, started)
+    def __init__(self, exit_code: int, *, started: bool, reason: str | None = None) -> None:
+        super().__init__(exit_code, started, reason)
         self.exit_code = exit_code
         self.started = started
+        self.reason = reason
 
 
 class _Child:
-    """The process and the pipe to it."""
+    """The process, the group of processes that it leads, and the connection to it."""
 
-    def __init__(self, memory_bytes: int) -> None:
-        self._pipe, childs_end = Pipe()
-        self._process = _Process(target=_serve, args=(childs_end, os.getpid(), memory_bytes), daemon=True)
-        self._process.start()
-        childs_end.close()  # the child's copy has to be the only one, for its death to end the pipe
+    def __init__(self, store: str, limits: Limits) -> None:
+        self._answer_bytes = limits.answer_bytes
+        self._connection, childs_end = socket.socketpair()
+        numbers = (childs_end.fileno(), os.getpid(), limits.memory_bytes, limits.spool_bytes)
+        with childs_end:  # the child's copy has to be the only one, for its death to end the connection
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, *_interpreter_flags(), "-c", _CHILD, json.dumps(sys.path), *map(str, numbers)],
+                    env=child_environment(store, os.environ),
+                    pass_fds=[childs_end.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # a decoder that prints must not print into our own output
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self._connection.close()
+                raise RunStopped(f"cannot start a child process to read videos in: {error.strerror}") from error
+        self.kill = weakref.finalize(self, _end, self._connection, self._process)
+        """Ends the process and its group; also when this object is gone, and when the interpreter exits."""
 
-    def ask(self, call: tuple[Any, ...], timeout_s: float) -> _Outcome | None:
-        """The outcome of the call; None when time is up, which runs from when all imports are done."""
-        started = False
-        with suppress(EOFError, ConnectionError):  # the pipe ends with the child: its exit code says why
-            self._pipe.send(call)
-            started = self._pipe.poll(_START_S) and self._pipe.recv()
+    def ask(self, call: bytes, timeout_s: float) -> bytes:
+        """The answer to a call. Raises TimeoutError (from when all imports are done), wire.TooLong, _ChildDied."""
+        started, reason = False, None
+        try:
+            self._connection.settimeout(_START_S)
+            wire.send(self._connection, call)
+            ready = wire.receive(self._connection, max_bytes=_READY_BYTES, timeout_s=_START_S)
+            reason, started = ready.decode("utf-8", "replace"), not ready
             if started:
-                return self._pipe.recv() if self._pipe.poll(timeout_s) else None
-        raise _ChildDied(self.kill(), started=started)
+                return wire.receive(self._connection, max_bytes=self._answer_bytes, timeout_s=timeout_s)
+        except (EOFError, ConnectionError, TimeoutError, wire.TooLong) as error:
+            if started and not isinstance(error, (EOFError, ConnectionError)):
+                raise
+        self._await_exit()
+        self.kill()
+        raise _ChildDied(self._process.returncode, started=started, reason=reason)
 
-    def kill(self) -> int:
-        """End the process, if it has not ended; its exit code, -N for signal N."""
-        self._pipe.close()
-        self._process.kill()
-        self._process.join()
-        assert self._process.exitcode is not None
-        return self._process.exitcode
+    def _await_exit(self) -> None:
+        """Give a process whose connection has ended the time to end, too: killed, it would lose its exit code."""
+        deadline_s = time.monotonic() + _LAST_S
+        unreaped = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while os.waitid(os.P_PID, self._process.pid, unreaped) is None and time.monotonic() < deadline_s:
+            time.sleep(0.01)
 
 
-def _verdict(death: _ChildDied, limits: Limits) -> SourceError | RuntimeError:
+def _end(connection: socket.socket, process: "subprocess.Popen[bytes]") -> None:
+    """Kill a child and all of its group. It is reaped last: until then no other process can have its number."""
+    connection.close()
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+
+
+def _interpreter_flags() -> list[str]:
+    """Isolated from PYTHON* variables and the working directory; else as this interpreter runs."""
+    flags = ["-I"]
+    if sys.dont_write_bytecode:
+        flags.append("-B")
+    if sys.flags.utf8_mode:
+        flags += ["-X", "utf8"]
+    if sys.pycache_prefix:
+        flags += ["-X", f"pycache_prefix={sys.pycache_prefix}"]
+    return flags
+
+
+def _verdict(death: _ChildDied, limits: Limits) -> SourceError | RunStopped:
     code = death.exit_code
     if not death.started:
-        return RuntimeError(f"a child process could not start: exit code {code}, its stderr says more")
+        return RunStopped(
+            "a child process to read videos in could not start: "
+            f"{death.reason or f'it ended with exit code {code}, its output says more'}. It may use "
+            f"limits.memory_bytes = {limits.memory_bytes:,} bytes; with much less than 256 MiB it cannot start"
+        )
     if code == _OUT_OF_MEMORY_EXIT:
         return SourceError("out_of_memory", f"needed more than {limits.memory_bytes / 2**30:g} GiB of memory")
     if code == -signal.SIGKILL:
@@ -137,42 +214,55 @@ def _verdict(death: _ChildDied, limits: Limits) -> SourceError | RuntimeError:
     return SourceError("crashed", f"the process exited by itself with code {code}")
 
 
-def _serve(pipe: Connection, parent_pid: int, memory_bytes: int) -> None:
-    """What the child does: answer calls until the parent is gone."""
-    _prepare_child(parent_pid, memory_bytes)
+def serve() -> None:
+    """What the child does: answer calls until the parent is gone. Its command line says how."""
+    descriptor, parent_pid, memory_bytes, file_bytes = map(int, sys.argv[2:])
+    connection = socket.socket(fileno=descriptor)
+    connection.set_inheritable(False)
+    _prepare_child(parent_pid, memory_bytes, file_bytes)
     with suppress(EOFError, ConnectionError):
         while True:
-            function, args, kwargs = pipe.recv()  # imports the function's module
-            pipe.send(True)
-            pipe.send(_guarded(function, args, kwargs))
+            call = wire.receive(connection, max_bytes=sys.maxsize)
+            try:
+                function, args, kwargs = pickle.loads(call)  # imports the function's module
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}".rstrip(" :.")
+                wire.send(connection, reason.encode("utf-8", "backslashreplace"))
+                return
+            wire.send(connection, b"")
+            wire.send(connection, _answer(function, args, kwargs))
 
 
-def _prepare_child(parent_pid: int, memory_bytes: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
+def _prepare_child(parent_pid: int, memory_bytes: int, file_bytes: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent_pid:  # it died before the line above took effect
             os._exit(1)
-    # RLIMIT_DATA counts what is allocated; RLIMIT_AS would count libraries and reserved addresses too.
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # RLIMIT_DATA counts what is allocated; RLIMIT_AS would count libraries and reserved addresses too. RLIMIT_NPROC is
+    # left alone: it counts all processes and threads of the user, those of other runs as well.
+    for kind, limit in (
+        (resource.RLIMIT_DATA, memory_bytes),
+        (resource.RLIMIT_FSIZE, file_bytes),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, hard = resource.getrlimit(kind)
+        allowed = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (allowed, allowed))
     cv2.setNumThreads(1)
 
 
-def _guarded(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Outcome:
-    """Exceptions of libraries do not all survive pickling, so only our own two kinds go back."""
+def _answer(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """Exceptions of libraries do not go back as they are, only our own two kinds and a sentence about the others."""
     try:
-        return function(*args, **kwargs), None
+        return wire.encode_value(function(*args, **kwargs))
     except Exception as error:
         if _out_of_memory(error):
             os._exit(_OUT_OF_MEMORY_EXIT)  # the heap may stay full: this child has to go
         if isinstance(error, (SourceError, UserError)):
-            return None, error
+            return wire.encode_error(error)
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
-        return None, SourceError("crashed", f"unexpected {type(error).__name__} in {where}: {error}")
+        return wire.encode_error(SourceError("crashed", f"unexpected {type(error).__name__} in {where}: {error}"))
 
 
 def _out_of_memory(error: BaseException | None) -> bool:
@@ -184,22 +274,3 @@ def _out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-class _Process(SpawnProcess):
-    """A spawned process that leaves the parent's `__main__` alone.
-
-    Plain spawn runs the parent's main script again in every child: inside a Ray worker that is an import of
-    Ray, and a script without the `if __name__ == "__main__"` guard would start itself over.
-    """
-
-    _starting = threading.Lock()
-
-    def start(self) -> None:
-        main = sys.modules["__main__"]
-        with self._starting:
-            spec, main.__spec__ = main.__spec__, ModuleSpec("__main__", None)  # by this name, spawn skips it
-            try:
-                super().start()
-            finally:
-                main.__spec__ = spec

@@ -7,10 +7,12 @@ which is six times less sensitive to compression noise.
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from pydantic import Field
 
 from curation.config import Config
 from curation.pictures import Image
@@ -19,15 +21,15 @@ from curation.pictures import Image
 class MotionConfig(Config):
     """Settings of the motion score."""
 
-    samples_per_s: float = 2.0
-    short_baseline_s: float = 1 / 12
-    slow_percent_per_s: float = 6.0
+    samples_per_s: float = Field(2.0, gt=0, le=60)
+    short_baseline_s: float = Field(1 / 12, gt=0, le=1)
+    slow_percent_per_s: float = Field(6.0, ge=0)
     """Below this speed the long baseline, one sampling interval, is used."""
-    surely_slow_percent_per_s: float = 1.2
+    surely_slow_percent_per_s: float = Field(1.2, ge=0)
     """A bound on the speed, far cheaper than the flow, that spares the flow over the short baseline."""
-    still_percent_per_s: float = 0.03
+    still_percent_per_s: float = Field(0.03, ge=0)
     """And one that spares the flow altogether."""
-    short_side_px: int = 64
+    short_side_px: int = Field(64, ge=16, le=1080)
 
 
 @dataclass(slots=True)
@@ -71,11 +73,13 @@ class MotionMeter:
 
         Returns (motion, None), or (None, reason) for a clip too short to hold two measured frames.
         """
-        inside = [s for s in self._samples if start_pts <= s.pts < end_pts]
+        first, last = (bisect_left(self._samples, pts, key=_pts) for pts in (start_pts, end_pts))
+        inside = self._samples[first:last]
+        # A speed counts only if both of its frames lie within the clip: none is measured across a cut.
         speeds = [s.long_speed for s in inside if s.long_end_pts is not None and s.long_end_pts < end_pts]
         if not speeds:
             speeds = [s.short_speed for s in inside if s.short_end_pts is not None and s.short_end_pts < end_pts]
-        speeds = [speed for speed in speeds if not math.isnan(speed)]  # NaN: the frame size changed in between
+        speeds = [speed for speed in speeds if not math.isnan(speed)]  # NaN: the frame size changed, or no time passed
         if not speeds:
             return None, "no two measured frames lie within the clip"
         return float(np.mean(speeds)), None
@@ -98,11 +102,15 @@ class MotionMeter:
     def _speed(self, since: _Sample, time_s: float, luma_HW: Image, estimate_up_to: float) -> float:
         """Percent of the shorter side per second since a sample: by estimate if that is this low, else by flow."""
         assert since.luma is not None
-        if since.luma.shape != luma_HW.shape:
+        if since.luma.shape != luma_HW.shape or time_s <= since.time_s:
             return float("nan")
         percent_per_px = 100 / min(luma_HW.shape) / (time_s - since.time_s)
         estimate = percent_per_px * _normal_flow(since.luma, luma_HW)
         return estimate if estimate <= estimate_up_to else percent_per_px * _flow(since.luma, luma_HW)
+
+
+def _pts(sample: _Sample) -> int:
+    return sample.pts
 
 
 def _normal_flow(first_HW: Image, second_HW: Image) -> float:

@@ -13,6 +13,8 @@ from curation.decode import VideoInfo
 PLANAR_420 = ("yuv420p", "yuvj420p")
 """Pixel formats whose planes can be read as they are: 8 bits, chroma at half size both ways."""
 
+_MOST_ASPECT = 16
+
 Image = NDArray[Any]
 """uint8 pixels, (height, width) or (height, width, 3); what the three channels are is said where it is made."""
 
@@ -51,9 +53,12 @@ class Shrinker:
         return cv2.resize(luma, (width, height), interpolation=cv2.INTER_AREA)
 
     def luma(self, picture: av.VideoFrame, info: VideoInfo, *, short_side_px: int) -> Image:
-        """(height, width) uint8 luma with square pixels, in coded orientation, properly filtered: for optical flow."""
+        """(height, width) uint8 luma with square pixels, in coded orientation, properly filtered: for optical flow.
+
+        The longer side has at most 16 times `short_side_px`: of thinner pictures the shorter side has less.
+        """
         width, height = (info.height, info.width) if info.rotation in (90, 270) else (info.width, info.height)
-        scale = short_side_px / min(width, height)
+        scale = min(short_side_px / min(width, height), _MOST_ASPECT * short_side_px / max(width, height))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         if picture.format.name not in PLANAR_420:
             picture = self._resized(picture, 2 * size[0], 2 * size[1])

@@ -57,6 +57,12 @@ SOURCES = pa.schema(
         column("clips", pa.int64(), "clips taken from this source"),
         column("clip_s", pa.float64(), "footage in those clips", unit="s"),
         column("lost_transition_s", pa.float64(), "footage lost to transitions", unit="s"),
+        column(
+            "lost_blank_s",
+            pa.float64(),
+            "footage that shows nothing (black, white or another even picture) for a second or longer",
+            unit="s",
+        ),
         column("lost_short_s", pa.float64(), "footage lost in shots that are too short", unit="s"),
         column("lost_keyframe_s", pa.float64(), "footage lost by starting on a keyframe", unit="s"),
         column(

@@ -9,7 +9,6 @@ folder.
 import hashlib
 import json
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -22,6 +21,7 @@ from curation import storage
 from curation.errors import SourceError, UserError
 from curation.schemas import CLIPS, SOURCES
 from curation.scores import SCORERS, Scorer
+from curation.spool import Spool
 from curation.tables import differences
 from curation.takes import Clip, Kind, Take, TakeConfig, take_clips
 
@@ -273,21 +273,31 @@ def _taken_in_order(plan: ShardPlan, config: ShardConfig, run: Run) -> Iterator[
     """Every row with its take. Clips of one source are taken together, and wait on disk until it is their turn."""
     rows = plan.clips.to_pylist()
     calls = _calls(rows)
-    waiting: dict[str, Take | SourceError | _Spooled] = {}
-    with tempfile.SpooledTemporaryFile(_SPOOL_IN_MEMORY_BYTES) as spool:
+    waiting: dict[str, Any] = {}
+    with Spool(_SPOOL_IN_MEMORY_BYTES) as spool:
         for row in rows:
             clip_id = row["clip_id"]
             if clip_id not in waiting:
                 together = calls[clip_id]
-                try:
-                    takes = run(take_clips, row["uri"], together, plan.kind, config)
-                except SourceError as error:  # the child that should have taken them hung or died
-                    takes = [error] * len(together)
+                takes = _take_together(row["uri"], together, plan.kind, config, run)
                 for other, taken in zip(together, takes, strict=True):
                     waits = other is not row and isinstance(taken, Take)
                     waiting[other["clip_id"]] = _Spooled.put(spool, taken) if waits else taken
             taken = waiting.pop(clip_id)
             yield row, taken.get(spool) if isinstance(taken, _Spooled) else taken
+
+
+def _take_together(
+    uri: str, together: Sequence[Clip], kind: Kind, config: ShardConfig, run: Run
+) -> list[Take | SourceError]:
+    """Clips of one source. Where their files together are too large for one answer, each is taken by itself."""
+    try:
+        taken: list[Take | SourceError] = run(take_clips, uri, together, kind, config)
+    except SourceError as error:  # the child that should have taken them hung or died
+        if error.kind == "too_large" and len(together) > 1:
+            return [take for clip in together for take in _take_together(uri, [clip], kind, config, run)]
+        return [error] * len(together)
+    return taken
 
 
 def _calls(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -313,15 +323,13 @@ class _Spooled:
     size: int
 
     @classmethod
-    def put(cls, spool: Any, take: Take) -> "_Spooled":
-        start = spool.seek(0, 2)
-        spool.write(take.content)
+    def put(cls, spool: Spool, take: Any) -> "_Spooled":
+        start = spool.put(take.content)
         bare = Take(content=b"", suffix=take.suffix, shape=take.shape)
         return cls(take=bare, start=start, size=len(take.content))
 
-    def get(self, spool: Any) -> Take:
-        spool.seek(self.start)
-        return Take(content=spool.read(self.size), suffix=self.take.suffix, shape=self.take.shape)
+    def get(self, spool: Spool) -> Take:
+        return Take(content=spool.get(self.start, self.size), suffix=self.take.suffix, shape=self.take.shape)
 
 
 def _sample(row: Clip, take: Take, selection: str) -> dict[str, Any]:

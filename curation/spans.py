@@ -88,6 +88,7 @@ class SpanPlan:
     spans: list[Span] = field(default_factory=list)
     clip_s: float = 0.0
     lost_transition_s: float = 0.0
+    lost_blank_s: float = 0.0
     lost_damage_s: float = 0.0
     lost_short_s: float = 0.0
     lost_keyframe_s: float = 0.0
@@ -122,15 +123,23 @@ def _shots(
             last = timeline.frame_at(timeline.bound_pts(last) - margin_pts) if last else 0
             next_first = timeline.frame_at(timeline.bound_pts(next_first) + margin_pts)
         last, next_first = max(first, last), min(frames, max(first, next_first))
-        lost = timeline.seconds(last, next_first)
+        lost_s = timeline.seconds(last, next_first)
         if transition.kind == "damage":
-            plan.lost_damage_s += lost
+            plan.lost_damage_s += lost_s
         else:
-            plan.lost_transition_s += lost
+            blank_s = _seconds_within(timeline, transition.blank, last, next_first)
+            plan.lost_blank_s += blank_s
+            plan.lost_transition_s += lost_s - blank_s
         shots.append((first, last))
         first = next_first
     shots.append((first, frames))
     return [piece for a, b in shots for piece in _without_gaps(timeline, a, b, config, plan)]
+
+
+def _seconds_within(timeline: Timeline, ranges: Sequence[tuple[int, int]], first: int, last: int) -> float:
+    """What the frame ranges, which do not overlap, cover of the frames first <= i < last."""
+    within = ((max(a, first), min(b, last)) for a, b in ranges)
+    return sum(timeline.seconds(a, b) for a, b in within if a < b)
 
 
 def _without_gaps(

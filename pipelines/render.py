@@ -21,6 +21,7 @@ from pipelines.status import Status
 _SCORES = ("motion", *SCORERS)
 LOSSES = {
     "transition": "fades, dissolves and other transitions",
+    "blank": "black or blank footage",
     "short": "shots too short",
     "keyframe": "snapping to keyframes",
     "damage": "unreadable parts",

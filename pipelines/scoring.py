@@ -15,6 +15,7 @@ from curation.columns import LEFT_OUT
 from curation.errors import SourceError, UserError
 from curation.isolation import Isolated
 from curation.scan import Scan, rejected, scan
+from curation.scan_check import check_scan
 from curation.scores import SCORERS, Captioner, ClipView, Embeddings, Scorer
 from curation.sources import Source
 from pipelines.config import CurateConfig
@@ -38,9 +39,14 @@ class Models:
 
 
 def scan_safely(child: Isolated, source: Source, config: CurateConfig) -> Scan:
-    """Scan in the child process. Whatever happens there, the answer is a scan: a rejected one says why."""
+    """Scan in the child process. Whatever happens there, the answer is a scan: a rejected one says why.
+
+    Raises RunStopped where it is the machine that fails: no child can start, the temporary folder is full.
+    """
     try:
-        return child.run(scan, source, config.scan_settings())
+        scanned = child.run_on(source.uri, scan, source, config.scan_settings())
+        check_scan(scanned, source)
+        return scanned
     except SourceError as error:
         return rejected(source, error)
 

@@ -2,7 +2,7 @@
 
 import pickle
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -105,10 +105,15 @@ def write_planned(row: dict[str, Any], folder: str, selection: str, config: Shar
     """Write one planned shard; what touches the videos runs in a child process with limits."""
     plan: ShardPlan = pickle.loads(row["plan"])
     try:
-        result = write_shard(plan, folder, selection=selection, config=config, run=_child(config).run)
+        result = write_shard(plan, folder, selection=selection, config=config, run=partial(_run_isolated, config))
     except UserError as error:
         return {"result": b"", "error": str(error)}
     return {"result": pickle.dumps(result), "error": None}
+
+
+def _run_isolated(config: ShardConfig, function: Callable[..., Any], uri: str, *args: Any) -> Any:
+    """Call a function that reads the source at `uri`, in a child with the credentials of its store."""
+    return _child(config).run_on(uri, function, uri, *args)
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ from curation.captions import NOTHING_TO_MERGE
 from curation.select import Selection, load_selection, selection_names
 from curation.tables import Dataset
 
-_LOSSES = ("lost_transition_s", "lost_short_s", "lost_keyframe_s", "lost_damage_s")
+_LOSSES = ("lost_transition_s", "lost_blank_s", "lost_short_s", "lost_keyframe_s", "lost_damage_s")
 
 
 @dataclass(frozen=True, kw_only=True)

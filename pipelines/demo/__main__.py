@@ -81,7 +81,9 @@ def _claim(out: Path) -> None:
     """
     if not (out / _MARKER).exists():
         if out.exists() and any(out.iterdir()):
-            raise UserError(f"{out} is not empty and was not made by the demo: give a new or an empty folder with --out")
+            raise UserError(
+                f"{out} is not empty and was not made by the demo: give a new or an empty folder with --out"
+            )
         out.mkdir(parents=True, exist_ok=True)
         (out / _MARKER).write_text("The clipmill demo made this folder. Its next run deletes what this one wrote.\n")
 

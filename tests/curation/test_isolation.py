@@ -1,9 +1,12 @@
 """Every way in which native code can fail ends as a SourceError in the parent; no child is left behind."""
 
 import ctypes
+import errno
 import os
+import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,8 +20,9 @@ import cv2
 import numpy as np
 import pytest
 
+from curation import wire
 from curation.decode import Limits
-from curation.errors import SourceError, UserError
+from curation.errors import RunStopped, SourceError, UserError
 from curation.isolation import Isolated
 
 LIMITS = Limits(timeout_s=60, memory_bytes=1 << 30)
@@ -31,8 +35,77 @@ def isolated() -> Iterator[Isolated]:
         yield isolated
 
 
+def divided(dividend: int, divisor: int) -> tuple[int, int]:
+    return divmod(dividend, divisor)
+
+
 def child_pid() -> int:
     return os.getpid()
+
+
+def environment() -> dict[str, str]:
+    return dict(os.environ)
+
+
+def fork_and_stay() -> int:
+    """A process that native code started: it holds none of our descriptors and outlives its parent."""
+    pid = os.fork()
+    if not pid:
+        os.closerange(0, 256)
+        while True:
+            time.sleep(1000)
+    return pid
+
+
+def write_file(path: Path, size_bytes: int) -> None:
+    try:
+        path.write_bytes(b"x" * size_bytes)
+    except OSError as error:
+        raise SourceError("crashed", errno.errorcode[error.errno or 0]) from error
+
+
+def many_bytes(size_bytes: int) -> bytes:
+    return b"x" * size_bytes
+
+
+def fail_to_allocate_the_answer() -> bytes:
+    raise_on_encoding = wire.msgpack.packb
+
+    def packb(*_: object, **__: object) -> bytes:
+        wire.msgpack.packb = raise_on_encoding
+        raise MemoryError
+
+    wire.msgpack.packb = packb  # type: ignore[attr-defined]
+    return b""
+
+
+def something_else() -> int:
+    return "a sentence"  # type: ignore[return-value]
+
+
+def answer_with(content: bytes) -> int:
+    """What a decoder that was taken over can do: speak to the parent itself."""
+    connection = socket.socket(fileno=os.dup(int(sys.argv[2])))
+    wire.send(connection, content)
+    time.sleep(1000)
+    return 0
+
+
+def answer_half() -> int:
+    connection = socket.socket(fileno=os.dup(int(sys.argv[2])))
+    connection.sendall(b"\0\0\0\0\0\0\1\0 and then nothing")
+    time.sleep(1000)
+    return 0
+
+
+def close_the_connection_and_leave(code: int) -> None:
+    os.close(int(sys.argv[2]))
+    time.sleep(0.2)
+    os._exit(code)
+
+
+def fill_the_disk() -> None:
+    raise RunStopped("the disk is full")
 
 
 def opencv_threads() -> int:
@@ -111,7 +184,7 @@ def fill_ffmpeg_and_blame_the_file() -> None:
 
 
 def test_a_result_comes_back_and_the_child_serves_again(isolated: Isolated) -> None:
-    assert isolated.run(divmod, 17, 5) == (3, 2)
+    assert isolated.run(divided, 17, 5) == (3, 2)
     first = isolated.run(child_pid)
     assert first != os.getpid()
     assert isolated.run(child_pid) == first
@@ -203,13 +276,13 @@ def test_an_interrupted_call_leaves_no_answer_behind(isolated: Isolated) -> None
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         isolated.run(sleep_for_ever)
-    assert isolated.run(divmod, 17, 5) == (3, 2)
+    assert isolated.run(divided, 17, 5) == (3, 2)
 
 
 def test_a_child_that_cannot_start_convicts_no_source() -> None:
     with (
         Isolated(Limits(memory_bytes=64 << 20)) as isolated,
-        pytest.raises(RuntimeError, match="could not start"),
+        pytest.raises(RunStopped, match=r"could not start: .*limits.memory_bytes = 67,108,864"),
     ):
         isolated.run(child_pid)
 
@@ -256,6 +329,94 @@ def test_no_child_outlives_its_parent(how: signal.Signals) -> None:
         else:
             parent.send_signal(how)
     assert gone(child)
+
+
+UNPICKLED: list[str] = []
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return UNPICKLED.append, ("by the parent",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps(Bomb()),
+        b"",
+        b"\xc1",
+        b"\x81\xa5value\xa1x",  # a string where an int is declared
+        b"\x81\xadsource_error\xa1x",
+        b"\xdd\xff\xff\xff\xff",  # a list of four thousand million items
+        b"\x91" * 5000,
+    ],
+)
+def test_an_answer_that_is_not_one_is_refused_and_the_child_replaced(isolated: Isolated, content: bytes) -> None:
+    before = isolated.run(child_pid)
+    with pytest.raises(SourceError, match="answered with something else") as caught:
+        isolated.run(answer_with, content)
+    assert caught.value.kind == "crashed"
+    assert not UNPICKLED
+    assert isolated.run(child_pid) != before
+
+
+def test_an_answer_of_another_type_is_refused(isolated: Isolated) -> None:
+    with pytest.raises(SourceError, match="something_else"):
+        isolated.run(something_else)
+
+
+def test_an_answer_has_at_most_so_many_bytes_and_its_deadline_holds_half_way() -> None:
+    with Isolated(Limits(answer_bytes=1 << 20, timeout_s=0.5)) as isolated:
+        assert len(isolated.run(many_bytes, 1 << 19)) == 1 << 19
+        with pytest.raises(SourceError, match=r"limits.answer_bytes") as caught:
+            isolated.run(many_bytes, 1 << 21)
+        assert caught.value.kind == "too_large"
+        with pytest.raises(SourceError, match=r"after 0.5 s") as caught:
+            isolated.run(answer_half)
+        assert caught.value.kind == "timeout"
+
+
+def test_memory_that_runs_out_while_the_answer_is_encoded(isolated: Isolated) -> None:
+    with pytest.raises(SourceError) as caught:
+        isolated.run(fail_to_allocate_the_answer)
+    assert caught.value.kind == "out_of_memory"
+
+
+def test_an_exit_code_survives_a_connection_that_ends_before_the_process(isolated: Isolated) -> None:
+    with pytest.raises(SourceError, match="code 7"):
+        isolated.run(close_the_connection_and_leave, 7)
+
+
+def test_a_failing_machine_stops_the_run_and_convicts_no_source(isolated: Isolated) -> None:
+    with pytest.raises(RunStopped, match="the disk is full"):
+        isolated.run(fill_the_disk)
+
+
+def test_the_child_writes_no_large_file(tmp_path: Path) -> None:
+    with Isolated(Limits(spool_bytes=8 << 20)) as isolated:
+        isolated.run(write_file, tmp_path / "small", 1 << 20)
+        with pytest.raises(SourceError, match="EFBIG"):
+            isolated.run(write_file, tmp_path / "large", 9 << 20)
+
+
+def test_what_the_child_started_ends_with_it() -> None:
+    with Isolated(LIMITS) as isolated:
+        grandchild = isolated.run(fork_and_stay)
+    assert gone(grandchild)
+
+
+def test_only_the_child_of_a_store_sees_its_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:secret@proxy")
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    with Isolated(LIMITS) as isolated:
+        local, pid = isolated.run(environment), isolated.run(child_pid)
+        assert "secret" not in " ".join(local.values())
+        assert local["TMPDIR"] == "/tmp"
+        remote = isolated.run_on("s3://bucket/a.mp4", environment)
+        assert (remote["AWS_SECRET_ACCESS_KEY"], "OPENAI_API_KEY" in remote) == ("secret", False)
+        assert isolated.run_on("/videos/a.mp4", child_pid) == pid
 
 
 def gone(pid: int) -> bool:

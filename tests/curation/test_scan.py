@@ -14,7 +14,7 @@ from curation.scan import Scan, ScanConfig, scan
 from curation.sources import Source, list_sources
 from tests.media import panning, write_video
 
-LOSSES = ("lost_transition_s", "lost_short_s", "lost_keyframe_s", "lost_damage_s")
+LOSSES = ("lost_transition_s", "lost_blank_s", "lost_short_s", "lost_keyframe_s", "lost_damage_s")
 
 
 def scan_file(path: Path, **limits: float) -> Scan:

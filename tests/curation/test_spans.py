@@ -188,7 +188,7 @@ def situations(draw):
 def test_spans_keep_their_promises(situation):
     line, transitions, config = situation
     plan = plan_spans(line, transitions, config)
-    lost = plan.lost_transition_s + plan.lost_damage_s + plan.lost_short_s + plan.lost_keyframe_s
+    lost = plan.lost_transition_s + plan.lost_blank_s + plan.lost_damage_s + plan.lost_short_s + plan.lost_keyframe_s
     assert plan.clip_s + lost == pytest.approx(line.seconds(0, len(line.frame_pts)))
     last_end = None
     for span in plan.spans:

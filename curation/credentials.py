@@ -1,0 +1,44 @@
+"""The environment of a child that reads untrusted videos: what it needs to run, and one store's credentials.
+
+A variable that is not named here does not reach the child, so a decoder that is taken over finds no key of another
+service in its environment. The child of a local source gets no credential at all.
+"""
+
+from collections.abc import Mapping
+
+_NEEDED = (
+    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TZDIR"),
+    *("TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"),
+)
+_NEEDED_PREFIXES: tuple[str, ...] = ("LC_", "OMP_", "OPENBLAS_", "MKL_", "MALLOC_", "OPENCV_")
+
+_NETWORK = (
+    *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "XDG_CONFIG_HOME", "FSSPEC_CONFIG_DIR"),
+)
+"""What every remote store is reached through. A proxy's address may hold a password."""
+
+_CLIENTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("s3", "s3a"), ("AWS_", "S3FS_", "BOTO_")),
+    (("gs", "gcs"), ("GOOGLE_", "GCLOUD_", "GCE_", "GCSFS_", "CLOUDSDK_", "STORAGE_EMULATOR_HOST")),
+    (("az", "abfs", "abfss", "adl"), ("AZURE_", "MSI_", "IDENTITY_")),
+    (("hf",), ("HF_", "HUGGINGFACE_", "HUGGING_FACE_")),
+)
+"""Protocols of a store, and how the variables begin that its client reads."""
+
+
+def store_of(uri: str) -> str:
+    """The protocol through which an address is read; "" for a local file."""
+    protocol, separator, _ = uri.partition("://")
+    return protocol.lower() if separator and protocol != "file" else ""
+
+
+def child_environment(store: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Of `environment`, what a child needs that reads from `store`, a protocol as `store_of` gives it."""
+    names, prefixes = set(_NEEDED), _NEEDED_PREFIXES
+    if store:
+        protocols, of_client = next((client for client in _CLIENTS if store in client[0]), ((store,), ()))
+        of_fsspec = tuple(f"FSSPEC_{protocol.upper()}" for protocol in protocols)
+        names.update(_NETWORK, of_fsspec)
+        prefixes = (*prefixes, *of_client, *(f"{name}_" for name in of_fsspec))
+    return {name: value for name, value in environment.items() if name in names or name.startswith(prefixes)}

@@ -5,7 +5,8 @@ to its name only when all parts are there.
     CHECKPOINTS/step-00000500/rank-0.pt      of each rank, where its data went on, and what it has yet to log
     CHECKPOINTS/step-00001000.tmp/   not whole: being written, or left by a run that was killed
 
-DCP's own index is a pickle: continue runs that you trust. What a run exports at its end is safetensors.
+DCP's own index is a pickle; `training.checkpoint_index` reads it without running code. What a run exports at its end is
+safetensors.
 """
 
 import json
@@ -24,6 +25,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from training.checkpoint_index import INDEX, IndexReader, read_index
 from training.distributed import Ranks
 from training.ema import Ema
 
@@ -156,17 +158,25 @@ class Checkpoints:
         """Read into `state` what `path` holds. Returns how many steps it has seen, and what is this rank's own: None
         where it was written by another number of ranks.
 
-        Raises CheckpointError where it does not fit the network.
+        Raises CheckpointError where it does not fit the network, or is damaged.
         """
-        about = json.loads((path / _ABOUT).read_text())
         tensors = state.tensors()
-        stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-        _compare(path, stored, tensors)
-        dcp.load(tensors, checkpoint_id=path, process_group=self._group)
+        try:
+            about = json.loads((path / _ABOUT).read_text())
+            step, ranks = int(about["step"]), int(about["ranks"])
+            _compare(path, read_index(path).state_dict_metadata, tensors)
+            dcp.load(tensors, storage_reader=IndexReader(path), process_group=self._group)
+            place = path / f"rank-{self.ranks.rank}.pt"
+            own = torch.load(place, weights_only=True) if ranks == self.ranks.count else None
+        except CheckpointError:
+            raise
+        except (Exception, dcp.api.CheckpointException) as error:
+            reason = " ".join(str(_reason(error)).split()) or type(error).__name__
+            raise CheckpointError(
+                f"the checkpoint {path} is damaged: {reason}. Remove it to continue from the one before"
+            ) from error
         state.network.load_state_dict(tensors["weights"])
-        if about["ranks"] != self.ranks.count:
-            return int(about["step"]), None
-        return int(about["step"]), torch.load(path / f"rank-{self.ranks.rank}.pt", weights_only=True)
+        return step, own
 
     def _temporary(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.tmp"
@@ -191,7 +201,7 @@ class Checkpoints:
 
 def whole(folder: Path) -> list[Path]:
     """The whole checkpoints in `folder`, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.suffix != ".tmp" and (p / ".metadata").is_file())
+    return sorted(p for p in folder.glob("step-*") if p.suffix != ".tmp" and (p / INDEX).is_file())
 
 
 def last_whole(folder: Path) -> str:

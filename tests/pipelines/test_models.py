@@ -139,15 +139,15 @@ def test_retried_captions_take_back_nothing_else(
 ):
     other, out = many_small(tmp_path / "other", 1), str(tmp_path / "out")
 
-    def config(url: str | None, key: str | None = "OPENAI_API_KEY") -> CurateConfig:
+    def config(url: str | None, key: str | None = None) -> CurateConfig:
         settings = VideoConfig(base_url=url, model="any", retries=0, api_key_env=key)
         return WITHOUT_CLIP.model_copy(update={"captioners": CaptionersConfig(video=settings)})
 
     shutil.copy(next(videos.glob("*.mp4")), tmp_path / "beside.mp4")
     for inputs in ([str(videos)], [str(other), str(tmp_path / "beside.mp4")]):
         curate(inputs, out, config=config(refused_url()), quiet=True)
-    with pytest.raises(UserError, match="NO_SUCH_KEY"):
-        curate([str(other)], out, config=config(refused_url(), "NO_SUCH_KEY"), retry_captions=True, quiet=True)
+    with pytest.raises(UserError, match="NO_SUCH_API_KEY"):
+        curate([str(other)], out, config=config(refused_url(), "NO_SUCH_API_KEY"), retry_captions=True, quiet=True)
     assert len(clips(out)) == 5, "a mistake in the configuration costs nothing"
     with CaptionServer([says("a texture")]) as server:
         result = curate([str(other)], out, config=config(server.url), retry_captions=True, quiet=True)

@@ -66,3 +66,16 @@ def test_another_number_of_ranks_goes_on_after_the_samples_that_were_seen(tmp_pa
     longer, stream = tiny_stage(steps=3), Stream(stage)
     train(longer, tiny_model(longer), stream, tmp_path, ranks)
     assert stream.batches == 3
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", ".metadata", "rank-0.pt", "__0_0.distcp"])
+@pytest.mark.parametrize("content", [b"", b"\x80\x04once upon a time"])
+def test_a_damaged_checkpoint_is_named_with_what_to_do(
+    state: State, tmp_path: Path, ranks: Ranks, name: str, content: bytes
+) -> None:
+    checkpoints = Checkpoints(tmp_path, ranks)
+    checkpoints.save(3, state, {"place": 1}, {})
+    checkpoints.wait()
+    (tmp_path / "step-00000003" / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"step-00000003 is damaged: .*Remove it to continue from the one before"):
+        checkpoints.load(tmp_path / "step-00000003", state)

@@ -1,0 +1,108 @@
+"""The index of a checkpoint is read as DCP wrote it, and nothing in it runs or leads out of the folder."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+
+from training.checkpoint_index import IndexReader, read_index
+from training.distributed import Ranks
+
+
+class _Code:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.target,)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, ranks: Ranks) -> Path:
+    dcp.save({"weights": {"a": torch.arange(6.0)}, "moments": {"a": torch.ones(2, 3, dtype=torch.bfloat16)}},
+             checkpoint_id=tmp_path / "step")  # fmt: skip
+    return tmp_path / "step"
+
+
+def rewrite(folder: Path, change: Callable[[Any], Any]) -> None:
+    index = pickle.loads((folder / ".metadata").read_bytes())
+    (folder / ".metadata").write_bytes(pickle.dumps(change(index) or index))
+
+
+def test_tensors_come_back_as_they_were_saved(folder: Path) -> None:
+    tensors = {"weights": {"a": torch.zeros(6)}, "moments": {"a": torch.zeros(2, 3, dtype=torch.bfloat16)}}
+    dcp.load(tensors, storage_reader=IndexReader(folder))
+    assert torch.equal(tensors["weights"]["a"], torch.arange(6.0))
+    assert tensors["moments"]["a"].eq(1).all()
+    assert {name: tuple(entry.size) for name, entry in read_index(folder).state_dict_metadata.items()} == {
+        "weights.a": (6,),
+        "moments.a": (2, 3),
+    }
+
+
+@pytest.mark.parametrize("where", ["whole", "planner_data", "entry"])
+def test_code_in_an_index_does_not_run(folder: Path, tmp_path: Path, where: str) -> None:
+    def change(index: Metadata) -> Any:
+        code = _Code(tmp_path / "ran")
+        if where == "whole":
+            return code
+        if where == "planner_data":
+            index.planner_data = code
+        else:
+            index.state_dict_metadata["weights.a"] = code  # type: ignore[assignment]
+        return index
+
+    rewrite(folder, change)
+    with pytest.raises(ValueError, match=r"it names .*, which DCP does not write"):
+        IndexReader(folder).read_metadata()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_entry_that_would_be_unpickled_is_refused(folder: Path) -> None:
+    def change(index: Metadata) -> None:
+        entry = BytesStorageMetadata()
+        entry.size = torch.Size([6])  # type: ignore[attr-defined]
+        index.state_dict_metadata["weights.a"] = entry
+
+    rewrite(folder, change)
+    with pytest.raises(ValueError, match="BytesStorageMetadata, which DCP does not write"):
+        read_index(folder)
+
+
+@pytest.mark.parametrize("name", ["../__0_0.distcp", "/etc/passwd", "__0_0.distcp/../x", 7])
+def test_data_outside_the_folder_is_refused(folder: Path, name: Any) -> None:
+    def change(index: Metadata) -> None:
+        for info in index.storage_data.values():
+            info.relative_path = name
+
+    rewrite(folder, change)
+    with pytest.raises(ValueError, match="which is no file of a checkpoint"):
+        read_index(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: {"a": 1},
+        lambda index: Metadata(state_dict_metadata=[]),  # type: ignore[arg-type]
+        lambda index: Metadata(state_dict_metadata={}, storage_data=None),
+        lambda index: Metadata(state_dict_metadata={3: None}, storage_data={}),  # type: ignore[dict-item]
+        lambda index: Metadata(state_dict_metadata={}, storage_data={"a": "b"}),
+    ],
+)
+def test_an_index_of_another_shape_is_a_sentence(folder: Path, change: Callable[[Any], Any]) -> None:
+    rewrite(folder, change)
+    with pytest.raises(ValueError, match="no index of a checkpoint of clipmill"):
+        read_index(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04.", b"<html>", b"\x80\x04N.", b"\x80\x04" + b"(" * 1000])
+def test_a_damaged_index_is_a_sentence(folder: Path, content: bytes) -> None:
+    (folder / ".metadata").write_bytes(content)
+    with pytest.raises(ValueError, match=r"\.metadata"):
+        read_index(folder)

@@ -1,0 +1,158 @@
+"""What is damaged, and the command or function that reads it: a table of kinds, and how a case of each is made."""
+
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.hostile import readers
+from benchmarks.hostile.mutate import mutated
+from benchmarks.hostile.originals import settings
+
+Command = Sequence[str] | Callable[[Path, Path], int]
+"""Arguments of `clipmill`, with {case} and {originals} filled in; or a function of the two that gives an exit code."""
+
+_STEP = ("--stage", "tiny-image-to-video", "--init", "{originals}/model", *settings())
+_NOWHERE = ("--address", "127.0.0.1:1")
+"""What would need a cluster after all is refused at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of input."""
+
+    original: str
+    """Folder of the originals that a case copies."""
+    needs: tuple[str, ...] = ()
+    """Other folders of the originals that the commands name."""
+    commands: tuple[Command, ...]
+    """One of them is drawn for each case."""
+    share: int
+    """Of a hundred cases."""
+    victims: str = "**/*"
+    """Pattern of the files that may be damaged."""
+    group: int = 1
+    """Cases that one call of the command reads together."""
+
+
+KINDS: dict[str, Kind] = {
+    "video": Kind(
+        original="footage", needs=("config",), victims="*.*[!tn]", share=22, group=40, commands=(readers.curate_all,)
+    ),
+    "sidecar": Kind(
+        original="footage", needs=("config",), victims="h264.[jt]*", share=8, group=40, commands=(readers.curate_all,)
+    ),
+    "list": Kind(original="lists", share=8, commands=(readers.read_lists,)),
+    "curate.yaml": Kind(
+        original="config", needs=("dataset",), victims="curate.yaml", share=4,
+        commands=(("duplicates", "{originals}/dataset", "--config", "{case}/curate.yaml"),),
+    ),
+    "rules.yaml": Kind(
+        original="config", needs=("dataset",), victims="rules.yaml", share=4, commands=(readers.select_by_rules,),
+    ),
+    "stage.yaml": Kind(
+        original="config", victims="stage.yaml", share=4,
+        commands=(("train", "--stage", "tiny-image-to-video", "--config", "{case}/stage.yaml", "--dry-run"),),
+    ),
+    "recipe.yaml": Kind(
+        original="config", victims="recipe.yaml", share=3,
+        commands=(("train", "--recipe", "{case}/recipe.yaml", "--out", "{case}/runs"),),
+    ),
+    "dataset": Kind(
+        original="dataset", needs=("footage", "config"), share=13,
+        commands=(
+            ("status", "{case}"),
+            ("status", "{case}", "--json"),
+            ("select", "{case}", "--config", "{originals}/config/everything.yaml"),
+            ("select", "{case}"),
+            ("duplicates", "{case}"),
+            ("curate", "{originals}/footage", "--out", "{case}", "--config", "{originals}/config/demo.yaml", *_NOWHERE),
+            ("shard", "{case}", "--selection", "all", "--clips-per-shard", "6", *_NOWHERE),
+        ),
+    ),
+    "clips": Kind(
+        original="clips", needs=("model",), victims="*.tar", share=8,
+        commands=(
+            *(readers.load_batches,) * 4,
+            readers.encode_shards,
+            ("train", "--data", "{case}", "--out", "{case}/run", *_STEP),
+        ),
+    ),
+    "images": Kind(original="images", victims="*.tar", share=4, commands=(readers.load_pictures,)),
+    "latents": Kind(
+        original="latents", needs=("model",), victims="*.tar", share=5,
+        commands=(
+            *(readers.load_batches,) * 4,
+            ("train", "--data", "{case}", "--out", "{case}/run", *_STEP),
+        ),
+    ),
+    "clip": Kind(original="clip", share=4, commands=(readers.load_clip,)),
+    "coca": Kind(original="coca", victims="open_clip_*", share=2, commands=(readers.load_coca,)),
+    "model": Kind(
+        original="model", needs=("picture",), share=4,
+        commands=(
+            ("export", "{case}", "--out", "{case}/exported"),
+            ("sample", "{case}", "--image", "{originals}/picture/first.png", "--steps", "1", "--out", "{case}/v.mp4"),
+        ),
+    ),
+    "original": Kind(
+        original="original", share=1,
+        commands=(("export", "{case}/model.safetensors", "--out", "{case}/exported"),),
+    ),
+    "lora": Kind(
+        original="lora", needs=("model", "picture"), share=2,
+        commands=(
+            ("sample", "{originals}/model", "--lora", "{case}/lora.safetensors", "--steps", "1", "--out",
+             "{case}/v.mp4", "--image", "{originals}/picture/first.png"),
+        ),
+    ),
+    "checkpoint": Kind(
+        original="run", needs=("latents", "model"), share=3,
+        commands=(
+            ("train", "--data", "{originals}/latents", "--out", "{case}/run", *_STEP, "--set", "run.steps=2"),
+        ),
+    ),
+    "picture": Kind(
+        original="picture", needs=("model",), share=1,
+        commands=(
+            ("sample", "{originals}/model", "--image", "{case}/first.png", "--steps", "1", "--out", "{case}/v.mp4"),
+        ),
+    ),
+}  # fmt: skip
+
+
+def kind_of(case: int) -> str:
+    """The kind of a case: by its number alone, so that every hundred cases hold every kind by its share."""
+    return _ORDER[case % len(_ORDER)]
+
+
+def make_case(case: int, seed: int, originals: Path, folder: Path) -> str:
+    """Write the damaged input of a case into `folder`, and say which file was damaged."""
+    kind, rng = KINDS[kind_of(case)], random.Random(f"{seed}/{case}")
+    original = originals / kind.original
+    victims = sorted(path for path in original.glob(kind.victims) if path.is_file())
+    damaged = rng.choice(victims)
+    if kind.group > 1:  # one video with what lies beside it, under a name of its own
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in original.glob(f"{damaged.stem}.*"):
+            shutil.copyfile(path, folder / f"{case:06d}{path.suffix}")
+        target = folder / f"{case:06d}{damaged.suffix}"
+    else:
+        shutil.copytree(original, folder)
+        target = folder / damaged.relative_to(original)
+    for _ in range(rng.choice((1, 1, 1, 3))):
+        before = target.read_bytes()
+        while (after := mutated(rng, target.name, before)) == before:
+            continue
+        target.write_bytes(after)
+    return str(damaged.relative_to(originals))
+
+
+def command_of(case: int, seed: int) -> Command:
+    """The command of a case, places not yet filled in."""
+    return random.Random(f"{seed}/{case}/command").choice(KINDS[kind_of(case)].commands)
+
+
+_ORDER = [name for name, kind in KINDS.items() for _ in range(kind.share)]
+random.Random(0).shuffle(_ORDER)

@@ -1,0 +1,141 @@
+"""What reads damaged inputs where that is more, or less, than one command: functions that give an exit code.
+
+Ray and its workers are not started for each case: what runs in them is called here as they call it.
+"""
+
+import json
+import logging
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.hostile.originals import SETTINGS, clipmill
+
+REJECTED = 2
+_SAMPLES = 13
+"""In the shards of the originals."""
+UNEXPECTED = re.compile(r"unexpected \w+|Traceback \(most recent call last\)")
+"""How an exception that nobody expected is told, in a row of a table or on stderr."""
+
+
+def curate_all(case: Path, originals: Path) -> int:
+    """Curate, select and shard a folder of damaged videos; prints a line of JSON per video."""
+    from curation.tables import Dataset
+
+    dataset, limits = case.with_name(f"{case.name}-dataset"), originals / "config" / "limits.yaml"
+    without = ("--without", "similarity,aesthetic,text_area")
+    code = clipmill("curate", case, originals / "footage" / "mpeg4.mp4", "--out", dataset, "--config", limits, *without)
+    code = code or clipmill("select", dataset, "--config", originals / "config" / "everything.yaml")
+    if code:
+        return code
+    for images in ((), ("--images",)):
+        clipmill("shard", dataset, "--selection", "all", *images)
+    clipmill("status", dataset)
+    with Dataset(str(dataset)).connect() as connection:
+        sources = connection.execute("SELECT uri, source_id, error_kind, error FROM sources").fetchall()
+        captions = connection.execute(
+            "SELECT source_id, c.error FROM (SELECT source_id, unnest(captions) AS c FROM clips) WHERE c.error NOT NULL"
+        ).fetchall()
+    failed = [
+        clip for index in (dataset / "shards").glob("*/index.json") for clip in json.loads(index.read_text())["failed"]
+    ]
+    later = [*captions, *((clip["clip_id"][:16], f"{clip['error_kind']}: {clip['error']}") for clip in failed)]
+    for uri, source_id, kind, error in sources:
+        reasons = [f"{kind}: {error}"] if kind else [reason for of, reason in later if of == source_id]
+        print(json.dumps({"case": Path(uri).stem, "reason": "; ".join(dict.fromkeys(reasons))}))
+    return 0
+
+
+def read_lists(case: Path, originals: Path) -> int:
+    """Every list of the folder, as `curate` reads it in the driver."""
+    from curation.sources import list_sources
+
+    codes = [REJECTED if source.error else 0 for path in sorted(case.iterdir()) for source in list_sources([str(path)])]
+    return max(codes, default=0)
+
+
+def select_by_rules(case: Path, originals: Path) -> int:
+    """A selection by damaged rules, in a dataset of the case's own."""
+    dataset = case / "dataset"
+    shutil.copytree(originals / "dataset", dataset)
+    return clipmill("select", dataset, "--config", case / "rules.yaml", "--allow-missing")
+
+
+def load_batches(case: Path, originals: Path) -> int:
+    """An epoch of the trainer's loader, from clips or latents; prints what was left out."""
+    return _load(case, "tiny-image-to-video", SETTINGS)
+
+
+def load_pictures(case: Path, originals: Path) -> int:
+    """An epoch of pictures."""
+    changes = {**SETTINGS, "model": {}, "data": {**SETTINGS["data"], "frames": 1}}
+    return _load(case, "tiny-image", changes)
+
+
+def _load(case: Path, preset: str, changes: dict[str, Any]) -> int:
+    from training.data import loader
+    from training.stages import Stage, overlay
+
+    left_out = _Warnings()
+    logging.getLogger("clipmill.data").addHandler(left_out)
+    changes = {**changes, "data": {**changes["data"], "batch_size": 1, "max_broken_share": 0.9}}
+    try:
+        for _ in zip(range(_SAMPLES), loader(str(case), overlay(Stage.preset(preset), changes).data), strict=False):
+            continue
+    except ValueError as error:  # what `train` turns into a sentence
+        left_out.said.append(str(error))
+    print(*left_out.said, sep="\n", file=sys.stderr)
+    return REJECTED if left_out.said else 0
+
+
+class _Warnings(logging.Handler):
+    """Keeps what is said of samples and shards that were left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+def encode_shards(case: Path, originals: Path) -> int:
+    """Latents of every shard, as the Ray task computes them."""
+    from training.encode import encode_shard
+    from training.initial import initial_model
+    from training.shard_index import index_shards
+    from training.stages import Stage, overlay
+
+    stage = overlay(Stage.preset("tiny-image-to-video"), SETTINGS)
+    model = initial_model(stage, originals / "model")
+    try:
+        shards = index_shards(str(case)).shards
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return REJECTED
+    failed = [encode_shard(shard, case / "latents", model, stage.data).failed for shard in shards]
+    print(*(reason for each in failed for reason in each.values()), sep="\n")
+    return REJECTED if any(failed) else 0
+
+
+def load_clip(case: Path, originals: Path) -> int:
+    """CLIP model and aesthetic head, as `curate` checks them before a run and workers load them."""
+    from pipelines.config import CurateConfig
+    from pipelines.scoring import load_models
+
+    clip = {"model": str(case), "pretrained": None}
+    config = {"clip": clip, "aesthetic": {"head": str(case / "head.pt")}, "without": ["text_area"]}
+    load_models(CurateConfig.from_values(config, origin="config"))
+    return 0
+
+
+def load_coca(case: Path, originals: Path) -> int:
+    """The captioner CoCa, as workers load it."""
+    from pipelines.config import CurateConfig
+    from pipelines.scoring import load_captioners
+
+    coca = {"model": str(case), "pretrained": None, "max_tokens": 20}
+    load_captioners(CurateConfig.from_values({"captioners": {"coca": coca}}, origin="config"))
+    return 0

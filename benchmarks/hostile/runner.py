@@ -148,7 +148,7 @@ def _child(read: Callable[[], int], logs: Path, limits: Limits, factor: int) -> 
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         opened = os.open(logs / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(opened, descriptor)
-        setattr(sys, name, open(descriptor, "w", errors="backslashreplace", closefd=False))
+        setattr(sys, name, open(descriptor, "w", errors="backslashreplace", closefd=False))  # noqa: SIM115
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     used_s = int(time.process_time())
     resource.setrlimit(resource.RLIMIT_CPU, (used_s + int(factor * limits.cpu_s) + 60,) * 2)

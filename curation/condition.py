@@ -1,6 +1,7 @@
 """The `where` of a selection: one boolean SQL expression over the joined view, checked before it runs."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import duckdb
 
 from curation.errors import UserError
+from curation.sql import literal, sentence
 
 _REFUSED = {
     "SUBQUERY": "a query inside the condition",
@@ -33,10 +35,22 @@ def read_condition(connection: duckdb.DuckDBPyConnection, text: str, known: Iter
     Nothing but an expression gets through: no further statement, clause or query. Raises UserError, with DuckDB's
     own sentence where it has one.
     """
+    known = list(known)
+    lower_known = {column.lower() for column in known}
     expression = _parsed(connection, text)
+    unstable = _unstable_functions(connection)
     for node in _nodes(expression):
         if node.get("class") in _REFUSED:
-            raise UserError(f"where: {_REFUSED[node['class']]} is not allowed, came {text!r}")
+            raise UserError(f"where: {_REFUSED[node['class']]} is not allowed, got {text!r}")
+        called = node.get("function_name", "").lower()
+        if node.get("class") == "COLUMN_REF" and len(node["column_names"]) == 1:  # as `current_date` is parsed
+            name = node["column_names"][0].lower()
+            called = "" if name in lower_known else name
+        if called in unstable or f"get_{called}" in unstable:
+            raise UserError(
+                f"where: {called}() is not allowed, got {text!r}: a condition must depend on the columns of a clip "
+                "alone, and give the same answer each time"
+            )
     names = {
         name.lower()
         for node in _nodes(expression)
@@ -57,9 +71,17 @@ def read_condition(connection: duckdb.DuckDBPyConnection, text: str, known: Iter
     return Condition(sql=sql, columns=columns)
 
 
-def sentence(error: duckdb.Error) -> str:
-    """What DuckDB says, without its picture of the query."""
-    return " ".join(str(error).split("\n\nLINE ")[0].split())
+def _unstable_functions(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    """Functions that have a side effect (sleep, log), or whose answer changes from query to query (random, today)."""
+    functions = connection.execute(
+        "SELECT function_name, stability = 'CONSISTENT' AND NOT has_side_effects, macro_definition "
+        "FROM duckdb_functions() WHERE function_type IN ('scalar', 'macro')"
+    ).fetchall()
+    unstable = {name.lower() for name, stable, macro in functions if macro is None and not stable}
+    macros = {name.lower(): set(re.findall(r"\w+", macro.lower())) for name, _, macro in functions if macro}
+    while calling := {name for name, words in macros.items() if words & unstable} - unstable:
+        unstable |= calling
+    return unstable
 
 
 def _parsed(connection: duckdb.DuckDBPyConnection, text: str) -> dict[str, Any]:
@@ -67,15 +89,20 @@ def _parsed(connection: duckdb.DuckDBPyConnection, text: str) -> dict[str, Any]:
     plain, _ = _tree(connection, "true")
     around, expression = _tree(connection, text)
     if around != plain or not isinstance(expression, dict):
-        raise UserError(f"where: expected one condition and nothing else, came {text!r}")
+        raise UserError(f"where: expected one condition and nothing else, got {text!r}")
     return expression
 
 
 def _tree(connection: duckdb.DuckDBPyConnection, text: str) -> tuple[Any, Any]:
     query = f"SELECT 1 FROM joined WHERE (\n{text}\n)"
-    found = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchone()
-    assert found is not None
-    tree = json.loads(found[0])
+    try:
+        found = connection.execute(f"SELECT json_serialize_sql({literal(query)})").fetchone()
+        assert found is not None
+        tree = json.loads(found[0])
+    except RecursionError as error:
+        raise UserError(f"where: the condition is nested too deeply: {text[:60]!r}...") from error
+    except duckdb.Error as error:
+        raise UserError(f"where: {sentence(error)} (in {text!r})") from error
     if tree["error"]:
         raise UserError(f"where: {tree['error_message']} (in {text!r})")
     expression = tree["statements"][0]["node"].pop("where_clause", None)
@@ -83,9 +110,11 @@ def _tree(connection: duckdb.DuckDBPyConnection, text: str) -> tuple[Any, Any]:
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(tree, dict):
-        yield tree
-        tree = list(tree.values())
-    if isinstance(tree, list):
-        for branch in tree:
-            yield from _nodes(branch)
+    waiting = [tree]
+    while waiting:
+        branch = waiting.pop()
+        if isinstance(branch, dict):
+            yield branch
+            waiting += branch.values()
+        elif isinstance(branch, list):
+            waiting += branch

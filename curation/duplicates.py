@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from curation import storage
 from curation.columns import column
-from curation.condition import sentence
 from curation.duplicate_groups import CLIP_COLUMNS, DuplicatesConfig, RankedClips, keepers, read_ranked
 from curation.errors import UserError
 from curation.tables import Dataset, fingerprint, joined_columns, joined_query
@@ -82,11 +81,8 @@ def find_duplicates(dataset: Dataset, config: DuplicatesConfig | None = None) ->
     known = _written(dataset, inputs)
     if known is not None:
         return replace(known, reused=True)
-    try:
-        with dataset.connect() as connection:
-            table, result = rank_duplicates(_batches(dataset, connection), config)
-    except duckdb.Error as error:
-        raise UserError(f"the embeddings of {dataset.url} cannot be read: {sentence(error)}") from error
+    with dataset.connect() as connection:
+        table, result = rank_duplicates(_batches(dataset, connection), config)
     if result.without_embedding and not result.clips:
         raise UserError(
             f"no clip of {dataset.url} has an embedding to compare: it was curated without CLIP. Leave the rule on "
@@ -193,8 +189,12 @@ def _written(dataset: Dataset, inputs: str) -> DuplicatesResult | None:
     path = dataset.file(_TABLE, f"{_PART}.parquet")
     if not storage.exists(dataset.fs, path):
         return None
-    with storage.explained("read", dataset.fs, path), dataset.fs.open(path, "rb") as file:
+    with (
+        storage.explained("read", dataset.fs, path),
+        dataset.fs.open(path, "rb") as file,
+        storage.damaged_as_user_error(dataset.fs, path),
+    ):
         about = pq.read_schema(file).metadata or {}
-    if about.get(_INPUTS, b"").decode() != inputs:
-        return None
-    return DuplicatesResult(**json.loads(about[_RESULT]))
+        if about.get(_INPUTS, b"").decode() != inputs:
+            return None
+        return DuplicatesResult(**json.loads(about[_RESULT]))

@@ -3,16 +3,15 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from curation import storage
-from curation.condition import sentence
 from curation.config import unknown_name
 from curation.errors import UserError
 from curation.rules import Rule, Rules, load_rules
@@ -87,7 +86,7 @@ def select(dataset: Dataset, rules: Rules, *, name: str | None = None, allow_mis
     """
     rules = rules.named(name) if name else rules
     description = dataset.description()
-    with _as_user_error(dataset, rules.where), dataset.connect() as connection:
+    with dataset.connect() as connection:
         tests, skipped = tests_of(connection, rules, allow_missing=allow_missing)
         counts = _count(connection, tests)
         chosen = [code for code in counts if _passes(tests, code)]
@@ -114,9 +113,11 @@ def load_selection(dataset: Dataset, name: str) -> Selection:
     known = selection_names(dataset)
     if name not in known:
         raise UserError(unknown_name("selection", name, known) + " `clipmill select` makes one.")
-    content = json.loads(storage.read_bytes(dataset.fs, _path(dataset, name, "json")))
-    del content["dataset_fingerprint"]
-    return Selection(**{**content, "funnel": tuple(FunnelStep(**step) for step in content["funnel"])})
+    path = _path(dataset, name, "json")
+    content = storage.read_json(dataset.fs, path)
+    content.pop("dataset_fingerprint", None)
+    with storage.damaged_as_user_error(dataset.fs, path):
+        return _SELECTION.validate_python(content)
 
 
 def selection_names(dataset: Dataset) -> list[str]:
@@ -130,12 +131,9 @@ def selected_clips(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of the joined view (or some of its columns) for the selected clips, sorted by clip_id."""
     load_selection(dataset, name)
-    with (
-        _as_user_error(dataset),
-        dataset.connect() as connection,
-        dataset.fs.open(_path(dataset, name, "parquet"), "rb") as file,
-    ):
-        connection.register("selected", pq.read_table(file, columns=["clip_id"]))
+    chosen = storage.read_parquet(dataset.fs, _path(dataset, name, "parquet"), ["clip_id"])
+    with dataset.connect() as connection:
+        connection.register("selected", chosen)
         wanted = ", ".join(map(quoted, columns)) if columns else "*"
         rows = joined_query(connection, ["clip_id", *columns] if columns else None)
         query = f"SELECT {wanted} FROM ({rows}) SEMI JOIN selected USING (clip_id) ORDER BY clip_id"
@@ -148,6 +146,9 @@ def funnel_rows(selection: Selection) -> list[dict[str, Any]]:
         rule="all clips", asked="", clips_left=selection.total_clips, seconds_left=selection.total_seconds
     )
     return [asdict(step) for step in (start, *selection.funnel)]
+
+
+_SELECTION = TypeAdapter(Selection)
 
 
 class _Count(NamedTuple):
@@ -278,12 +279,3 @@ def _resolved_rules(rules: Rules, tests: Sequence[Test]) -> dict[str, Any]:
 
 def _path(dataset: Dataset, name: str, suffix: str) -> str:
     return dataset.file(_FOLDER, f"{name}.{suffix}")
-
-
-@contextmanager
-def _as_user_error(dataset: Dataset, where: str | None = None) -> Iterator[None]:
-    try:
-        yield
-    except duckdb.Error as error:
-        condition = f" (where: {where!r})" if where else ""
-        raise UserError(f"the query over {dataset.url} failed: {sentence(error)}{condition}") from error

@@ -5,11 +5,9 @@ A part is committed by its file in `sources/`, written last; clips and previews 
 
 import hashlib
 import json
-import os
 import re
-import tempfile
-import uuid
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import duckdb
@@ -20,6 +18,7 @@ import pyarrow.parquet as pq
 from curation import storage
 from curation.errors import UserError
 from curation.schemas import CLIPS, PREVIEWS, SCHEMAS, SOURCES
+from curation.sql import open_connection, quoted, sentence
 
 __all__ = [
     "CLIPS",
@@ -119,6 +118,10 @@ class Dataset:
         with storage.atomic_write(self.fs, self.file(table_name, f"{part}.parquet")) as file:
             pq.write_table(table, file, compression="zstd")
 
+    def read_part(self, table_name: str, part: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """One part, or some of its columns. Raises UserError when the file is damaged."""
+        return storage.read_parquet(self.fs, self.file(table_name, f"{part}.parquet"), columns)
+
     def parts(self, table_name: str) -> list[str]:
         """Names of the committed parts of a table, sorted."""
         if table_name in SCHEMAS:
@@ -151,8 +154,7 @@ class Dataset:
         """
         forgotten = 0
         for part in self.parts("sources"):
-            with self.fs.open(self.file("sources", f"{part}.parquet"), "rb") as file:
-                table = pq.read_table(file)
+            table = self.read_part("sources", part)
             asked = pc.is_in(table["source_id"], pa.array(source_ids, pa.string()))
             kept = table.filter(pc.invert(pc.and_(pc.equal(table["status"], "rejected"), asked)))
             if kept.num_rows < table.num_rows:
@@ -164,10 +166,16 @@ class Dataset:
         """source_id -> "ok" or "rejected" of all sources that a rerun need not do again: committed, clips in place."""
         found: dict[str, str] = {}
         for part in self.parts("clips"):
-            with self.fs.open(self.file("sources", f"{part}.parquet"), "rb") as file:
-                table = pq.read_table(file, columns=["source_id", "status"])
+            table = self.read_part("sources", part, ["source_id", "status"])
             found |= zip(table["source_id"].to_pylist(), table["status"].to_pylist(), strict=True)
         return found
+
+    def failed_captions(self, part: str) -> pa.Table:
+        """A row per caption of this part that failed: `source` (of captions) and `error`. No text is read."""
+        leaves = [f"captions.list.element.{name}" for name in ("source", "error")]
+        captions = pc.list_flatten(self.read_part("clips", part, leaves)["captions"].combine_chunks())
+        table = pa.Table.from_struct_array(captions)
+        return table.filter(pc.is_valid(table["error"]))
 
     def score_names(self) -> list[str]:
         """Names of the scorers that were added under scores/."""
@@ -175,41 +183,32 @@ class Dataset:
         names = [folder.rpartition("/")[2] for folder in folders]
         return [name for name in names if _NAME.fullmatch(name) and self.parts(f"{_SCORES}/{name}")]
 
-    def connect(self, *, memory: str = "1GiB") -> duckdb.DuckDBPyConnection:
-        """A DuckDB connection that sees the committed parts as views.
+    @contextmanager
+    def connect(self, *, memory: str = "1GiB") -> Iterator[duckdb.DuckDBPyConnection]:
+        """A DuckDB connection that sees the committed parts as views, for a `with` block.
 
         Views: `sources`, `clips`, one `scores_NAME` per added scorer, and `joined`, a row per clip with every
-        column of the three (see `joined_query`). Close it when done; larger queries than `memory` spill to disk.
+        column of the three (see `joined_query`). It reads these tables and nothing else (`curation.sql`); larger
+        queries than `memory` spill to disk. Errors of DuckDB's in the block leave it as UserError.
         """
-        spill = os.path.join(tempfile.gettempdir(), f"clipmill-{uuid.uuid4().hex[:12]}")
-        connection = duckdb.connect(
-            config={
-                "autoinstall_known_extensions": False,
-                "autoload_known_extensions": False,
-                "memory_limit": memory,
-                "preserve_insertion_order": False,
-                "temp_directory": spill,
-            }
-        )
-        if not storage.is_local(self.fs):
-            connection.register_filesystem(self.fs)
-        for table_name in ("sources", "clips"):
-            self._create_view(connection, table_name, table_name)
-        for name in self.score_names():
-            self._create_view(connection, f"{_SCORES}_{name}", f"{_SCORES}/{name}")
-        connection.execute(f"CREATE VIEW joined AS {joined_query(connection)}")
-        return connection
+        names = ["sources", "clips", *(f"{_SCORES}/{name}" for name in self.score_names())]
+        tables = {name.replace("/", "_", 1): self._part_files(name) or _empty(name) for name in names}
+        try:
+            with open_connection(self.fs, tables, memory=memory) as connection:
+                connection.execute(f"CREATE VIEW joined AS {joined_query(connection)}")
+                yield connection
+        except duckdb.Error as error:
+            raise UserError(f"the query over {self.url} failed: {sentence(error)}") from error
 
     def _read_description(self) -> dict[str, Any] | None:
+        path = self.file(_DESCRIPTION)
         try:
-            content = storage.read_bytes(self.fs, self.file(_DESCRIPTION))
+            found = storage.read_json(self.fs, path)
         except FileNotFoundError:
             return None
-        try:
-            found = dict(json.loads(content))
+        with storage.damaged_as_user_error(self.fs, path):
             version = int(found["format_version"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{self.url}/{_DESCRIPTION} is damaged: {error!r}") from error
+            _check_types({"columns": {}, **found}, {"fingerprint": str, "config": dict, "columns": dict})
         if version < FORMAT_VERSION:
             raise UserError(
                 f"{self.url} has dataset format {version}, of an earlier release; this one has format "
@@ -245,15 +244,8 @@ class Dataset:
         files = storage.list_files(self.fs, self.file(table_name), ".parquet")
         return {file.rpartition("/")[2].removesuffix(".parquet") for file in files}
 
-    def _create_view(self, connection: duckdb.DuckDBPyConnection, view: str, table_name: str) -> None:
-        files = [self.file(table_name, f"{part}.parquet") for part in self.parts(table_name)]
-        if files:
-            listed = ", ".join(_literal(_no_glob(storage.address(self.fs, file))) for file in files)
-            rows = f"read_parquet([{listed}])"
-        else:
-            connection.register(f"_empty_{view}", _without_halves(SCHEMAS[table_name]).empty_table())
-            rows = f"_empty_{view}"
-        connection.execute(f"CREATE VIEW {quoted(view)} AS SELECT * FROM {rows}")
+    def _part_files(self, table_name: str) -> list[str]:
+        return [self.file(table_name, f"{part}.parquet") for part in self.parts(table_name)]
 
 
 def part_name(source_ids: Iterable[str]) -> str:
@@ -299,15 +291,11 @@ def joined_query(connection: duckdb.DuckDBPyConnection, columns: Iterable[str] |
     return f"SELECT {selected} FROM clips{joins}"
 
 
-def quoted(name: str) -> str:
-    """A name as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _without_halves(schema: pa.Schema) -> pa.Schema:
-    """The schema as DuckDB sees it in a file: it reads half floats from Parquet, but not from Arrow."""
+def _empty(table_name: str) -> pa.Table:
+    """A table without rows, as DuckDB sees it in a file: it reads half floats from Parquet, but not from Arrow."""
     single = pa.list_(pa.float32())
-    return pa.schema([f.with_type(single) if f.type == pa.list_(pa.float16()) else f for f in schema])
+    schema = pa.schema([f.with_type(single) if f.type == pa.list_(pa.float16()) else f for f in SCHEMAS[table_name]])
+    return schema.empty_table()
 
 
 def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -340,6 +328,12 @@ def _listed(lines: Iterable[str]) -> str:
     return "\n".join(f"  {line}" for line in lines)
 
 
+def _check_types(values: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    for key, kind in kinds.items():
+        if not isinstance(values[key], kind):
+            raise TypeError(f"expected {key} to be a {kind.__name__}, got {type(values[key]).__name__}")
+
+
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -350,12 +344,3 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 def _shown(leaves: Mapping[str, Any], key: str) -> str:
     return json.dumps(leaves[key], ensure_ascii=False) if key in leaves else "absent"
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _no_glob(path: str) -> str:
-    """A path in which DuckDB finds no pattern: each wildcard becomes a set of one character."""
-    return re.sub(r"[*?\[]", lambda found: f"[{found.group()}]", path)

@@ -1,15 +1,39 @@
 """What a dataset holds: counts that reconcile, from its tables."""
 
-import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
+
+import duckdb
+import pyarrow.compute as pc
 
 from curation import storage
 from curation.captions import NOTHING_TO_MERGE
 from curation.select import Selection, load_selection, selection_names
-from curation.tables import Dataset
+from curation.sql import quoted
+from curation.tables import CLIPS, Dataset
 
 _LOSSES = ("lost_transition_s", "lost_blank_s", "lost_short_s", "lost_keyframe_s", "lost_damage_s")
+_SUMS = ("duration_s", "clip_s", "scan_cpu_s", "score_cpu_s", *_LOSSES)
+FIRST_REJECTED = 10
+"""Rejected sources that a run lists at its end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """A source that could not be used, and why."""
+
+    uri: str
+    error_kind: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """Why clips have no score: the commonest reason, and how many clips have it."""
+
+    text: str
+    clips: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,51 +55,51 @@ class Status:
     score_cpu_s: float
     unscored: dict[str, int]
     """Score column -> clips without it, but for scores that were left out on purpose."""
+    unscored_reasons: dict[str, Reason] = field(default_factory=dict)
+    """Score column -> the commonest reason, for those that `unscored` counts."""
     left_out: tuple[str, ...] = ()
     """Scores that the dataset was curated without."""
     captions_failed: dict[str, int] = field(default_factory=dict)
     """Source of captions -> captions that failed."""
     notices: tuple[str, ...] = ()
     """What to know of the models that scored it."""
+    rejected_sources: tuple[Rejected, ...] = ()
+    """By kind and address; the first few only, unless all were asked for."""
     selections: list[Selection] = field(default_factory=list)
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Shard folder -> its index."""
 
 
-def status(dataset: Dataset) -> Status:
-    """Read the counts. Raises UserError where there is no dataset."""
-    dataset.open()
+def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> Status:
+    """Read the counts, and at most `list_rejected` rejected sources (None: all).
+
+    Raises UserError where there is no dataset, or a file of it is damaged.
+    """
+    config = dataset.description()["config"]
     with dataset.connect() as connection:
-
-        def counts(query: str) -> dict[str, int]:
-            return dict(connection.execute(query).fetchall())
-
-        sums = ", ".join(
-            f"coalesce(sum({c}), 0)" for c in ("duration_s", "clip_s", "scan_cpu_s", "score_cpu_s", *_LOSSES)
-        )
+        sums = ", ".join(f"coalesce(sum({quoted(name)}), 0)" for name in _SUMS)
         totals = connection.execute(f"SELECT count(*), count_if(status = 'ok'), {sums} FROM sources").fetchone()
-        rejected = counts(
-            "SELECT error_kind, count(*) FROM sources WHERE status = 'rejected' GROUP BY 1 ORDER BY 2 DESC, 1"
+        assert totals is not None
+        sources, sources_ok, video_s, clip_s, scan_cpu_s, score_cpu_s, *lost = totals
+        rejected = dict(
+            connection.execute(
+                "SELECT error_kind, count(*) FROM sources WHERE status = 'rejected' GROUP BY 1 ORDER BY 2 DESC, 1"
+            ).fetchall()
         )
-        takes = counts("SELECT take, count(*) FROM clips GROUP BY 1 ORDER BY 1")
-        errors = [row[0] for row in connection.execute("DESCRIBE clips").fetchall() if row[0].endswith("_error")]
-        failed = counts(
-            "SELECT c.source, count(*) FROM (SELECT unnest(captions) AS c FROM clips) WHERE c.text IS NULL "
-            f"AND NOT starts_with(c.error, '{NOTHING_TO_MERGE}') "
-            "GROUP BY 1 ORDER BY 1"
-        )
-        missing = ", ".join(f"count({error})" for error in errors)
-        unscored = connection.execute(f"SELECT {missing} FROM clips").fetchone()
-    assert totals is not None
-    assert unscored is not None
-    clips, counted = sum(takes.values()), dict(zip((e.removesuffix("_error") for e in errors), unscored, strict=True))
-    left_out = tuple(dataset.description()["config"].get("without", ()))
-    no_embedding = ("embedding",) if {"aesthetic", "similarity"} <= set(left_out) else ()
-    sources, ok, video_s, clip_s, scan_cpu_s, score_cpu_s, *lost = totals
+        takes = dict(connection.execute("SELECT take, count(*) FROM clips GROUP BY 1 ORDER BY 1").fetchall())
+        clips = sum(takes.values())
+        left_out = tuple(map(str, config.get("without") or ()))
+        unscored = {
+            name: count
+            for name, count in _unscored(connection).items()
+            if not (count == clips and _was_left_out(name, left_out))
+        }
+        reasons = {name: _commonest_reason(connection, name) for name, count in unscored.items() if count}
+        rejected_sources = _rejected_sources(connection, list_rejected)
     return Status(
         dataset=dataset.url,
         sources=sources,
-        sources_ok=ok or 0,
+        sources_ok=sources_ok or 0,
         rejected=rejected,
         clips=clips,
         takes=takes,
@@ -84,10 +108,12 @@ def status(dataset: Dataset) -> Status:
         lost_s=dict(zip((name.removeprefix("lost_").removesuffix("_s") for name in _LOSSES), lost, strict=True)),
         scan_cpu_s=scan_cpu_s,
         score_cpu_s=score_cpu_s,
-        unscored={name: n for name, n in counted.items() if not (n == clips and name in (*left_out, *no_embedding))},
+        unscored=unscored,
+        unscored_reasons=reasons,
         left_out=left_out,
-        captions_failed=failed,
-        notices=tuple(models_of(dataset).get("notices", ())),
+        captions_failed=_failed_captions(dataset),
+        notices=tuple(map(str, models_of(dataset).get("notices") or ())),
+        rejected_sources=rejected_sources,
         selections=[load_selection(dataset, name) for name in selection_names(dataset)],
         shards=_shards(dataset),
     )
@@ -96,17 +122,69 @@ def status(dataset: Dataset) -> Status:
 def models_of(dataset: Dataset) -> dict[str, Any]:
     """What models.json says of the models and settings that made a dataset; nothing where there is none."""
     try:
-        return dict(json.loads(storage.read_bytes(dataset.fs, dataset.file("models.json"))))
+        return storage.read_json(dataset.fs, dataset.file("models.json"))
     except FileNotFoundError:
         return {}
+
+
+def _unscored(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    """Score column -> clips with an error in its place. Only columns of our own schema are looked at."""
+    present = {row[0] for row in connection.execute("DESCRIBE clips").fetchall()}
+    names = [name for name in CLIPS.names if name.endswith("_error") and name in present]
+    counts = ", ".join(f"count({quoted(name)})" for name in names)
+    found = connection.execute(f"SELECT {counts or '1'} FROM clips").fetchone()
+    assert found is not None
+    return dict(zip((name.removesuffix("_error") for name in names), found, strict=bool(names)))
+
+
+def _was_left_out(name: str, left_out: tuple[str, ...]) -> bool:
+    return name in left_out or (name == "embedding" and {"aesthetic", "similarity"} <= set(left_out))
+
+
+def _commonest_reason(connection: duckdb.DuckDBPyConnection, name: str) -> Reason:
+    error = quoted(f"{name}_error")
+    found = connection.execute(
+        f"SELECT {error}, count(*) FROM clips WHERE {error} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 1"
+    ).fetchone()
+    assert found is not None
+    return Reason(text=str(found[0]), clips=found[1])
+
+
+def _rejected_sources(connection: duckdb.DuckDBPyConnection, limit: int | None) -> tuple[Rejected, ...]:
+    rows = connection.execute(
+        "SELECT coalesce(uri, ''), coalesce(error_kind, ''), coalesce(error, '') FROM sources "
+        f"WHERE status = 'rejected' ORDER BY 2, 1 LIMIT {'ALL' if limit is None else limit}"
+    ).fetchall()
+    return tuple(Rejected(uri=uri, error_kind=kind, error=error) for uri, kind, error in rows)
+
+
+def _failed_captions(dataset: Dataset) -> dict[str, int]:
+    failed: Counter[str] = Counter()
+    for part in dataset.parts("clips"):
+        captions = dataset.failed_captions(part)
+        nothing_to_do = pc.starts_with(captions["error"], NOTHING_TO_MERGE)
+        failed.update(captions.filter(pc.invert(nothing_to_do))["source"].to_pylist())
+    return dict(sorted(failed.items()))
 
 
 def _shards(dataset: Dataset) -> dict[str, dict[str, Any]]:
     indexes = {}
     for folder in storage.list_folders(dataset.fs, dataset.file("shards")):
+        path = f"{folder}/index.json"
         try:
-            index = json.loads(storage.read_bytes(dataset.fs, f"{folder}/index.json"))
+            index = storage.read_json(dataset.fs, path)
         except FileNotFoundError:
             continue  # begun, not finished
-        indexes[folder.rpartition("/")[2]] = {key: index[key] for key in ("kind", "selection", "totals")}
+        with storage.damaged_as_user_error(dataset.fs, path):
+            totals = {str(key): _number(value) for key, value in index["totals"].items()}
+            counts = {key: index[key] for key in ("selected", "written") if key in index}
+            kept = {key: str(index[key]) for key in ("kind", "selection")} | {"totals": totals} | counts
+            _ = [totals[key] for key in ("shards", "samples", "bytes", "failed")]
+        indexes[folder.rpartition("/")[2]] = kept
     return indexes
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"expected a number, got {value!r}")
+    return value

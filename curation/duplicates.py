@@ -189,12 +189,11 @@ def _written(dataset: Dataset, inputs: str) -> DuplicatesResult | None:
     path = dataset.file(_TABLE, f"{_PART}.parquet")
     if not storage.exists(dataset.fs, path):
         return None
-    with (
-        storage.explained("read", dataset.fs, path),
-        dataset.fs.open(path, "rb") as file,
-        storage.damaged_as_user_error(dataset.fs, path),
-    ):
-        about = pq.read_schema(file).metadata or {}
-        if about.get(_INPUTS, b"").decode() != inputs:
-            return None
-        return DuplicatesResult(**json.loads(about[_RESULT]))
+    with storage.explained("read", dataset.fs, path), dataset.fs.open(path, "rb") as file:
+        try:
+            about = pq.read_schema(file).metadata or {}
+            if about.get(_INPUTS, b"").decode() == inputs:
+                return DuplicatesResult(**json.loads(about[_RESULT]))
+        except (pa.ArrowException, ValueError, TypeError, KeyError):
+            return None  # damaged: it is made anew
+    return None

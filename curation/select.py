@@ -113,11 +113,7 @@ def load_selection(dataset: Dataset, name: str) -> Selection:
     known = selection_names(dataset)
     if name not in known:
         raise UserError(unknown_name("selection", name, known) + " `clipmill select` makes one.")
-    path = _path(dataset, name, "json")
-    content = storage.read_json(dataset.fs, path)
-    content.pop("dataset_fingerprint", None)
-    with storage.damaged_as_user_error(dataset.fs, path):
-        return _SELECTION.validate_python(content)
+    return storage.read_json(dataset.fs, _path(dataset, name, "json"), _SELECTION.validate_python)
 
 
 def selection_names(dataset: Dataset) -> list[str]:

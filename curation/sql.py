@@ -1,7 +1,7 @@
 """The one place where DuckDB connections are opened, and where names and paths become SQL text.
 
-A connection reads the files it was opened for and nothing else: whatever SQL a dataset or a rules file manages to
-smuggle in can open no other file, write none but to the spill folder, load no extension and change no setting.
+A connection reaches the files it was opened for and nothing else: whatever SQL a dataset or a rules file managed to
+smuggle in could open no other file, make none outside the spill folder, load no extension and change no setting.
 """
 
 import os

@@ -7,12 +7,14 @@ import os
 import stat
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, TypeVar
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
@@ -151,6 +153,22 @@ def read_json(
         raise _damaged(fs, path, f"it has no {error}") from error
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise _damaged(fs, path, str(error) or type(error).__name__) from error
+
+
+def read_parquet(fs: fsspec.AbstractFileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file, or some of its columns (a nested one by its full name, as in "captions.list.element.error").
+
+    Raises FileNotFoundError, or UserError `PATH is damaged: ...`.
+    """
+    with explained("read", fs, path), fs.open(path, "rb") as file:
+        try:
+            table = pq.ParquetFile(file).read(columns=None if columns is None else list(columns))
+        except (pa.ArrowException, ValueError) as error:
+            raise _damaged(fs, path, " ".join(str(error).split())) from error
+    missing = {name.split(".")[0] for name in columns or ()} - set(table.column_names)
+    if missing:
+        raise _damaged(fs, path, f"it has no column {min(missing)!r}")
+    return table
 
 
 def open_regular(path: str) -> BinaryIO:

@@ -201,14 +201,11 @@ class Dataset:
             raise UserError(f"the query over {self.url} failed: {sentence(error)}") from error
 
     def _read_description(self) -> dict[str, Any] | None:
-        path = self.file(_DESCRIPTION)
         try:
-            found = storage.read_json(self.fs, path)
+            found = storage.read_json(self.fs, self.file(_DESCRIPTION), _checked_description)
         except FileNotFoundError:
             return None
-        with storage.damaged_as_user_error(self.fs, path):
-            version = int(found["format_version"])
-            _check_types({"columns": {}, **found}, {"fingerprint": str, "config": dict, "columns": dict})
+        version = found["format_version"]
         if version < FORMAT_VERSION:
             raise UserError(
                 f"{self.url} has dataset format {version}, of an earlier release; this one has format "
@@ -328,10 +325,12 @@ def _listed(lines: Iterable[str]) -> str:
     return "\n".join(f"  {line}" for line in lines)
 
 
-def _check_types(values: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
-    for key, kind in kinds.items():
+def _checked_description(values: dict[str, Any]) -> dict[str, Any]:
+    kinds = {"format_version": int, "fingerprint": str, "config": dict}
+    for key, kind in (kinds | ({"columns": dict} if "columns" in values else {})).items():
         if not isinstance(values[key], kind):
-            raise TypeError(f"expected {key} to be a {kind.__name__}, got {type(values[key]).__name__}")
+            raise TypeError(f"expected {key} to be of type {kind.__name__}, got {type(values[key]).__name__}")
+    return values
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

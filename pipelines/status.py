@@ -1,6 +1,7 @@
 """What a dataset holds: counts that reconcile, from its tables."""
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,10 +84,11 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
         sources, sources_ok, video_s, clip_s, scan_cpu_s, score_cpu_s, *lost = totals
         rejected = dict(
             connection.execute(
-                "SELECT error_kind, count(*) FROM sources WHERE status = 'rejected' GROUP BY 1 ORDER BY 2 DESC, 1"
+                "SELECT error_kind::VARCHAR, count(*) FROM sources WHERE status = 'rejected' "
+                "GROUP BY 1 ORDER BY 2 DESC, 1"
             ).fetchall()
         )
-        takes = dict(connection.execute("SELECT take, count(*) FROM clips GROUP BY 1 ORDER BY 1").fetchall())
+        takes = dict(connection.execute("SELECT take::VARCHAR, count(*) FROM clips GROUP BY 1 ORDER BY 1").fetchall())
         clips = sum(takes.values())
         left_out = tuple(map(str, config.get("without") or ()))
         unscored = {
@@ -122,9 +124,16 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
 def models_of(dataset: Dataset) -> dict[str, Any]:
     """What models.json says of the models and settings that made a dataset; nothing where there is none."""
     try:
-        return storage.read_json(dataset.fs, dataset.file("models.json"))
+        return storage.read_json(dataset.fs, dataset.file("models.json"), _checked_models)
     except FileNotFoundError:
         return {}
+
+
+def _checked_models(values: dict[str, Any]) -> dict[str, Any]:
+    for key, kind in {"notices": list, "duplicates": dict, "digests": dict}.items():
+        if not isinstance(values.get(key), kind | None):
+            raise TypeError(f"expected {key} to be of type {kind.__name__}, got {type(values[key]).__name__}")
+    return values
 
 
 def _unscored(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
@@ -170,18 +179,16 @@ def _failed_captions(dataset: Dataset) -> dict[str, int]:
 def _shards(dataset: Dataset) -> dict[str, dict[str, Any]]:
     indexes = {}
     for folder in storage.list_folders(dataset.fs, dataset.file("shards")):
-        path = f"{folder}/index.json"
-        try:
-            index = storage.read_json(dataset.fs, path)
-        except FileNotFoundError:
-            continue  # begun, not finished
-        with storage.damaged_as_user_error(dataset.fs, path):
-            totals = {str(key): _number(value) for key, value in index["totals"].items()}
-            counts = {key: index[key] for key in ("selected", "written") if key in index}
-            kept = {key: str(index[key]) for key in ("kind", "selection")} | {"totals": totals} | counts
-            _ = [totals[key] for key in ("shards", "samples", "bytes", "failed")]
-        indexes[folder.rpartition("/")[2]] = kept
+        with suppress(FileNotFoundError):  # begun, not finished
+            indexes[folder.rpartition("/")[2]] = storage.read_json(dataset.fs, f"{folder}/index.json", _shard_totals)
     return indexes
+
+
+def _shard_totals(index: dict[str, Any]) -> dict[str, Any]:
+    totals = {key: _number(value) for key, value in index["totals"].items()}
+    for key in ("shards", "samples", "bytes", "failed"):
+        totals[key]  # a KeyError says which is missing
+    return {"kind": str(index["kind"]), "selection": str(index["selection"]), "totals": totals}
 
 
 def _number(value: Any) -> float:

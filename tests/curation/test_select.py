@@ -130,6 +130,11 @@ def test_where_reads_the_joined_view_and_null_is_unscored(ten: Dataset) -> None:
         ("sum(width) > 1", "aggregates"),
         ("duplicate_rank = 0", "clipmill duplicates DATASET"),
         ("random() < 0.5", "same answer each time"),
+        ("pg_sleep(60) IS NULL", "pg_sleep.. is not allowed"),
+        ("list_transform([1], lambda x: sleep_ms(x)) IS NULL", "sleep_ms.. is not allowed"),
+        ("CURRENT_DATE > '2020-01-01'", "current_date.. is not allowed"),
+        ("NOT " * 900 + "true", "nested too deeply"),
+        ("codec = '\ud800'", "valid UTF-8"),
     ],
 )
 def test_where_is_one_boolean_condition(tmp_path: Path, where: str, message: str) -> None:
@@ -261,7 +266,7 @@ def test_rules_files(tmp_path: Path) -> None:
     for text, message in [
         ("rules: {motion: {min: 1}, motion: {min: 2}}", "twice"),
         ("rules: [", "YAML"),
-        ("- motion", "came list"),
+        ("- motion", "got list"),
         ("", "is empty"),
         ("rulez: {}", "'rules'"),
         ("rules: {motion: }", "motion"),

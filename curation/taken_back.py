@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from curation import storage
 from curation.captions import NOTHING_TO_MERGE
@@ -22,7 +21,7 @@ def failed_captions(dataset: Dataset, origins: Collection[str]) -> dict[str, set
     """Parts in which captions of these origins failed -> the sources whose captions those are."""
     found: dict[str, set[str]] = {}
     for part in dataset.parts("clips"):
-        rows = _read(dataset, "clips", part, ["source_id", "captions"]).to_pylist()
+        rows = dataset.read_part("clips", part, ["source_id", "captions"]).to_pylist()
         failed = {row["source_id"] for row in rows if any(_failed(c, origins) for c in row["captions"] or ())}
         if failed:
             found[part] = failed
@@ -54,7 +53,7 @@ def finish_taking_back(dataset: Dataset) -> None:
 
 def _remove_rows(dataset: Dataset, table_name: str, part: str, source_ids: list[str]) -> None:
     try:
-        table = _read(dataset, table_name, part)
+        table = dataset.read_part(table_name, part)
     except FileNotFoundError:
         return
     column = table["clip_id" if table_name == "previews" else "source_id"]
@@ -64,11 +63,6 @@ def _remove_rows(dataset: Dataset, table_name: str, part: str, source_ids: list[
         storage.remove(dataset.fs, dataset.file(table_name, f"{part}.parquet"))
     elif kept.num_rows < table.num_rows:
         dataset.write_part(table_name, part, kept)
-
-
-def _read(dataset: Dataset, table_name: str, part: str, columns: list[str] | None = None) -> pa.Table:
-    with dataset.fs.open(dataset.file(table_name, f"{part}.parquet"), "rb") as file:
-        return pq.read_table(file, columns=columns)
 
 
 def _failed(caption: Mapping[str, Any], origins: Collection[str]) -> bool:

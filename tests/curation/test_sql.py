@@ -49,10 +49,10 @@ def hostile(tmp_path: Path) -> tuple[Dataset, list[str], Path]:
     tables["scores/mine"] = clips.select(["clip_id"])
     for folder, table in list(tables.items()):
         for i, name in enumerate(names):
-            tables[folder] = tables[folder].append_column(f"{name}{folder}", pa.array([float(i)] * table.num_rows))
+            tables[folder] = tables[folder].append_column(f"{folder[-2]}{name}", pa.array([float(i)] * table.num_rows))
         (Path(dataset.path) / folder).mkdir(parents=True, exist_ok=True)
         pq.write_table(tables[folder], f"{dataset.path}/{folder}/it's.parquet")
-    return dataset, [f"{name}{folder}" for name in names for folder in tables], evil
+    return dataset, [f"{folder[-2]}{name}" for name in names for folder in tables], evil
 
 
 def test_column_names_that_are_sql_are_only_names(hostile: tuple[Dataset, list[str], Path]) -> None:

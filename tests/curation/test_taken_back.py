@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from curation import storage, taken_back
+from curation import storage
 from curation.captions import NOTHING_TO_MERGE
 from curation.tables import CLIPS, PREVIEWS, SOURCES, Dataset
 from curation.taken_back import failed_captions, finish_taking_back, take_back
@@ -39,7 +39,7 @@ def held(dataset: Dataset) -> tuple[set[str], list[str], int]:
     """Sources, the sources of the clips, and how many previews there are."""
     with dataset.connect() as connection:
         clips = [row[0] for row in connection.execute("SELECT source_id FROM clips ORDER BY 1").fetchall()]
-    previews = taken_back._read(dataset, "previews", "part").num_rows if dataset.parts("previews") else 0
+    previews = dataset.read_part("previews", "part").num_rows if dataset.parts("previews") else 0
     return set(dataset.statuses()), clips, previews
 
 

@@ -26,19 +26,39 @@ _SECRET_VALUE = re.compile(
 )
 """Keys and tokens that are known by their form, whatever the parameter is called."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s'\"<>`]+")
-_WEB = ("http", "https")
+_LINK_OF_CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*://)")
+"""Between the parts of an address such as simplecache::https://..."""
+_WITHOUT_QUERY = {
+    "s3",
+    "s3a",
+    "gs",
+    "gcs",
+    "az",
+    "abfs",
+    "abfss",
+    "adl",
+    "oss",
+    "hf",
+    "file",
+    "memory",
+    "sftp",
+    "ssh",
+    "smb",
+}
+"""Protocols in which a question mark is part of a name."""
 
 
 def without_credentials(address: str) -> str:
     """`address` without password, signature and token; a plain path, or an address without any, as it is."""
+    chained = _LINK_OF_CHAIN.split(address)
+    if len(chained) > 1:
+        return "::".join(map(without_credentials, chained))
     scheme, separator, rest = address.partition("://")
-    if not separator:
+    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         return address
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):  # a chain such as simplecache::https://...
-        return redacted(address)
     host, path = re.fullmatch(r"(?s)([^/?#]*)(.*)", rest).groups()  # type: ignore[union-attr]
     user, at, host = host.rpartition("@")
-    web = scheme.lower() in _WEB
+    web = scheme.lower() not in _WITHOUT_QUERY
     if at and not web:  # abfs://container@account is no user
         host = f"{user.partition(':')[0]}@{host}"
     if not web:

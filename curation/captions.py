@@ -10,21 +10,28 @@ import math
 import os
 import posixpath
 import re
-import stat
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+from curation.addresses import redacted, without_credentials
 from curation.config import unknown_name
 from curation.errors import UserError
-from curation.sources import Source, _locate
-from curation.storage import explained, is_local
+from curation.stats import Source, locate, signed_address
+from curation.storage import is_local, open_regular, path_of, read_limited, reason_of
 
 MAX_CHARS = 20_000
 """Of one caption. Every clip of a video carries the captions of the whole video."""
 MAX_PER_CLIP = 32
+MAX_CLIP_BYTES = 64 << 10
+"""Of all captions of one clip. DuckDB reads 2,048 rows at a time, with all that is in them."""
+MAX_SOURCE_BYTES = 16 << 20
+"""Of all captions of a source, counted for every clip that has them."""
 _MAX_SIDECAR_BYTES = 4 << 20
+_NO_ROOM = "captions left out: more text than the clips of one video may have; shorten its captions"
+_TOO_LARGE = f"more than {_MAX_SIDECAR_BYTES >> 20} MiB; captions are expected in it, nothing else"
 _MAX_ENTRIES = 10_000
 _MIN_COVER = 0.5
 
@@ -38,11 +45,27 @@ _SOURCE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 _METADATA_TAGS = ("description", "synopsis", "title", "comment")
 """What says most of the content comes first; comments are often left by programs."""
-_PROGRAMS = re.compile(
-    r"(made|created|edited|encoded|recorded|captured|exported|generated|rendered|produced) (by|with|using|in) .{,40}$"
-    r"|(lav[cf]\d|x26[45]\b|handbrake|ffmpeg).{,40}$|vid:\w+$|https?://\S+$|www\.\S+$",
+_MADE_WITH = re.compile(
+    r"(was )?(made|created|edited|encoded|recorded|captured|exported|generated|rendered|produced|processed)"
+    r" (by|with|using|in|on|via|from) (the )?",
     re.IGNORECASE,
 )
+_MAX_EDITION = 40
+_EDITION_WORDS = {"app", "beta", "build", "core", "edition", "free", "release", "trial", "version"}
+_ENCODERS = r"lav[cf]\s?\d|libav|ffmpeg|x26[45]\b|handbrake|mencoder|xvid|divx|gpac|mp4box|mkvmerge|mkvtoolnix"
+_ENCODER = re.compile(_ENCODERS, re.IGNORECASE)
+_PROGRAM = re.compile(
+    _ENCODERS + r"|adobe|premiere (pro|elements|rush)|after effects|media encoder|final cut|imovie|quicktime|davinci"
+    r"|avid (media|xpress|pinnacle)|magix|sony vegas|vegas (pro|movie)|(windows (live )?)?movie maker|microsoft"
+    r"|clipchamp|vlc\b|obs\b|streamlabs|xsplit|bandicam|camtasia|fraps\b|screenflow|snagit|kdenlive|openshot|shotcut"
+    r"|lightworks|blender\b|filmora|wondershare|powerdirector|cyberlink|pinnacle studio|nero (video|vision|recode)"
+    r"|capcut|inshot|kinemaster|vivavideo|videoshow|vllo\b|canva\b|animoto|renderforest|gopro|dji\b|insta360|iphone"
+    r"|tiktok|instagram|snapchat|youtube|google (photos|pixel|clips|meet|veo)|picasa|zoom\b|webex|synthesia|runwayml"
+    r"|sora\b|veo\b|pika labs|kling\b|stable video diffusion|yt-dlp|any video converter|freemake|vsdc|hitfilm",
+    re.IGNORECASE,
+)
+"""Programs and devices that write their names into files, as the beginning of a text."""
+_ADDRESS = re.compile(r"vid:\w+$|https?://\S+$|www\.\S+$", re.IGNORECASE)
 _PLACEHOLDERS = {
     *("untitled", "unknown", "unnamed", "no title", "title", "video", "movie", "clip", "output", "default", "test"),
     *("none", "null", "n/a", "sequence", "timeline", "my movie", "new project", "untitled project"),
@@ -86,10 +109,23 @@ def read_captions(source: Source, metadata: Mapping[str, str]) -> list[TimedCapt
     such a sidecar counts as not there.
     """
     found = [TimedCaption(caption=c) for text in source.captions for c in _captions("list", text)]
-    found += _from_sidecar(source.uri, ".json", _parse_json)
-    found += _from_sidecar(source.uri, ".txt", _parse_text)
+    found += _from_sidecar(source, ".json", _parse_json)
+    found += _from_sidecar(source, ".txt", _parse_text)
     found += [TimedCaption(caption=c) for c in _from_metadata(source.uri, metadata)]
     return list(dict.fromkeys(found))
+
+
+def captions_of_clips(captions: Sequence[TimedCaption], clips_s: Sequence[tuple[float, float]]) -> list[list[Caption]]:
+    """The captions of each clip of a source, given its start and end; at most MAX_SOURCE_BYTES in all.
+
+    Every clip has a row with its captions, so a long caption of a video with many clips is there many times. Where
+    that is more than the limit, each clip gets an equal share of it, and an error for what did not fit.
+    """
+    chosen = [captions_between(captions, start_s, end_s) for start_s, end_s in clips_s]
+    size_bytes = {caption: len((caption.text or caption.error or "").encode()) for clip in chosen for caption in clip}
+    total_bytes = sum(size_bytes[caption] for clip in chosen for caption in clip)
+    share = MAX_SOURCE_BYTES // max(1, len(chosen)) if total_bytes > MAX_SOURCE_BYTES else MAX_CLIP_BYTES
+    return [_fitting(clip, size_bytes, min(share, MAX_CLIP_BYTES)) for clip in chosen]
 
 
 def captions_between(captions: Sequence[TimedCaption], start_s: float, end_s: float) -> list[Caption]:
@@ -103,6 +139,19 @@ def captions_between(captions: Sequence[TimedCaption], start_s: float, end_s: fl
         error = f"{len(chosen)} captions for one clip, the first {MAX_PER_CLIP} were taken"
         chosen[MAX_PER_CLIP:] = [Caption(source=chosen[MAX_PER_CLIP].source, error=error)]
     return chosen
+
+
+def _fitting(captions: list[Caption], size_bytes: Mapping[Caption, int], room_bytes: int) -> list[Caption]:
+    """The captions that fit into the room, in order, and an error for the first that does not."""
+    kept: list[Caption] = []
+    left_out: list[Caption] = []
+    for caption in captions:
+        if size_bytes[caption] <= room_bytes:
+            room_bytes -= size_bytes[caption]
+            kept.append(caption)
+        else:
+            left_out.append(caption)
+    return kept + [Caption(source=caption.source, error=_NO_ROOM) for caption in left_out[:1]]
 
 
 def clean(text: str) -> str | None:
@@ -132,51 +181,76 @@ def _captions(source: str, text: str) -> Iterator[Caption]:
         yield Caption(source=source, text=line)
 
 
-def _from_sidecar(uri: str, suffix: str, parse: Callable[[str], Iterator[TimedCaption]]) -> list[TimedCaption]:
-    address = _beside(uri, suffix)
+def _from_sidecar(source: Source, suffix: str, parse: Callable[[str], Iterator[TimedCaption]]) -> list[TimedCaption]:
+    address = _beside(source.location, suffix)
     try:
-        content = _read(address)
+        content = _read(address, source.root)
         return [] if content is None else list(parse(_decode(content)))
     except MemoryError:
         raise
     except Exception as error:  # untrusted bytes, and whatever client a store has: a caption is not worth a source
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        name = posixpath.basename(address)
-        return [TimedCaption(caption=Caption(source="sidecar", error=clean(f"{name}: {reason}")))]
+        name = posixpath.basename(without_credentials(address))
+        return [TimedCaption(caption=Caption(source="sidecar", error=clean(f"{name}: {redacted(reason)}")))]
 
 
-def _beside(uri: str, suffix: str) -> str:
-    """The address of the same name with another suffix; a web address keeps its query."""
-    query = ""
-    if uri.startswith(("http://", "https://")):
-        uri, mark, query = uri.partition("?")
-        query = mark + query
-    return posixpath.splitext(uri)[0] + suffix + query
+def _beside(address: str, suffix: str) -> str:
+    """The address of the same name with another suffix; a web address keeps its query, or takes its own signature."""
+    if not address.startswith(("http://", "https://")):
+        return posixpath.splitext(address)[0] + suffix
+    address, mark, query = address.partition("#")[0].partition("?")
+    return signed_address(posixpath.splitext(address)[0] + suffix + mark + query)
 
 
-def _read(address: str) -> bytes | None:
+def _read(address: str, root: str) -> bytes | None:
     """The content; None where there is no such file. One request on an object store."""
-    fs, path = _locate(address)
+    fs, path = locate(address)
     try:
-        with explained("read", fs, path):
-            if is_local(fs) and not stat.S_ISREG(os.stat(path).st_mode):
-                raise UserError("this is a folder, a device or a pipe, not a file")
-            content: bytes = fs.cat_file(path, start=0, end=_MAX_SIDECAR_BYTES + 1)
+        if is_local(fs):
+            return _read_local(path, root)
+        return read_limited(fs, path, max_bytes=_MAX_SIDECAR_BYTES)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # .json is longer than .mp4
+            return None
+        raise UserError(reason_of(error)) from error
     except UserError as error:
-        if _says_nothing_is_there(error.__cause__, local=is_local(fs)):
+        if not is_local(fs) and _says_nothing_is_there(error.__cause__):
             return None
         raise
-    if len(content) > _MAX_SIDECAR_BYTES:
-        raise UserError(f"more than {_MAX_SIDECAR_BYTES >> 20} MiB; captions are expected in it, nothing else")
-    return content
 
 
-def _says_nothing_is_there(error: BaseException | None, *, local: bool) -> bool:
-    number = error.errno if isinstance(error, OSError) else None
-    if local:
-        return number == errno.ENAMETOOLONG  # .json is longer than .mp4
+def _read_local(path: str, root: str) -> bytes:
+    """The content of a sidecar. A link has to stay below the input's folder, the video's, or their content store."""
+    with open_regular(path) as file:
+        real_path, folder = path_of(file.fileno(), path), posixpath.dirname(path)
+        if not any(real_path.startswith(f"{place.rstrip('/')}/") for place in _allowed(folder, root or folder)):
+            raise UserError(f"this is a link to a file outside {root or folder}; captions are read from inside only")
+        size_bytes = os.fstat(file.fileno()).st_size
+        if size_bytes > _MAX_SIDECAR_BYTES:
+            raise UserError(_TOO_LARGE)
+        return file.read(size_bytes)  # no more: a file that grows under us is not a caption
+
+
+@lru_cache(maxsize=1024)
+def _allowed(folder: str, root: str) -> tuple[str, ...]:
+    """Folders in which a sidecar may lie when links are resolved: git-annex, DVC and Hugging Face have stores."""
+    places = [os.path.realpath(folder), os.path.realpath(root)]
+    for above in _ancestors(places[1]):
+        places += [f"{above}/.git/annex/objects", f"{above}/.dvc/cache"]
+        places += [f"{above}/blobs"] if os.path.isdir(f"{above}/snapshots") else []
+    return tuple(places)
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """`path` and every folder above it."""
+    yield path
+    while path != (path := posixpath.dirname(path)):
+        yield path
+
+
+def _says_nothing_is_there(error: BaseException | None) -> bool:
     forbidden, range_not_satisfiable = 403, 416  # the latter: the file is empty
     status = getattr(error, "status", None)
     empty = "InvalidRange" in str(error) or "not satisfiable" in str(error)
@@ -273,7 +347,7 @@ def _from_metadata(uri: str, metadata: Mapping[str, str]) -> Iterator[Caption]:
 
 def _worthless(text: str, uri: str) -> bool:
     """Left by a program, a mere name, or in an encoding that was not understood."""
-    if "\ufffd" in text or _PROGRAMS.match(text) or text.lower() in _PLACEHOLDERS:
+    if "\ufffd" in text or _names_a_program(text) or _ADDRESS.match(text) or text.lower() in _PLACEHOLDERS:
         return True
     if not any(c.isalpha() for c in text):
         return True
@@ -282,6 +356,19 @@ def _worthless(text: str, uri: str) -> bool:
         return True
     # IMG_0042, 2019-07-21T10.mov, dQw4w9WgXcQ; a language without spaces is not meant.
     return text.isascii() and " " not in text and not text.isalpha()
+
+
+def _names_a_program(text: str) -> bool:
+    """Whether the text is "made with PROGRAM" or an encoder's name, with at most a version or an edition after it."""
+    made_with = _MADE_WITH.match(text)
+    name = text[made_with.end() :] if made_with else text
+    program = (_PROGRAM if made_with else _ENCODER).match(name)
+    if program is None:
+        return False
+    edition = name[program.end() :]
+    return len(edition) <= _MAX_EDITION and all(
+        word in _EDITION_WORDS or not (word.isalpha() and word.islower()) for word in edition.split()
+    )
 
 
 def _letters(text: str) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from curation.captions import captions_between, read_captions
+from curation.addresses import redacted
+from curation.captions import captions_of_clips, read_captions
 from curation.config import Config
 from curation.cuts import CutConfig, CutDetector, Transition
 from curation.damage import damage, merge
@@ -65,7 +66,7 @@ def scan(source: Source, config: ScanConfig | None = None) -> Scan:
     if source.size_bytes is not None and source.size_bytes > config.limits.max_bytes:
         raise SourceError("too_large", f"{source.size_bytes:,} bytes, at most {config.limits.max_bytes:,} are allowed")
     spool_bytes = min(config.limits.spool_bytes, config.limits.answer_bytes) // 2
-    with open_source(source.uri) as file, PictureSpool(spool_bytes) as spool, Video(file, config.limits) as video:
+    with open_source(source.location) as file, PictureSpool(spool_bytes) as spool, Video(file, config.limits) as video:
         one_pass = OnePass(video.info, config, spool, copyable=fits_mp4(video))
         for frame in video.frames():
             one_pass.push(frame, video.packets)
@@ -82,7 +83,7 @@ def rejected(source: Source, error: SourceError) -> Scan:
 def rejected_row(row: Mapping[str, Any], error: SourceError) -> Scan:
     """The same for a source whose row is there already: only what identifies it stays."""
     kept = {name: row.get(name) for name in ("source_id", "uri", "size_bytes", "mark")}
-    verdict = {"status": "rejected", "error_kind": error.kind, "error": error.message, "clips": 0}
+    verdict = {"status": "rejected", "error_kind": error.kind, "error": redacted(error.message), "clips": 0}
     return Scan(source=kept | verdict)
 
 
@@ -149,17 +150,18 @@ class OnePass:
             }
             for t in transitions
         ]
-        captions = read_captions(source, info.metadata)
         clips, pictures = [], []
         for span in plan.spans:
             clip = clip_columns(source, info, timeline, span) | self._displayed_size(span)
             clip["motion"], clip["motion_error"] = self._motion.between(span.start_pts, span.end_pts)
             clip["motion_bucket"] = motion_bucket(clip["motion"])
-            within_s = (self._elapsed_s(span.start_pts), self._elapsed_s(span.end_pts))
-            clip["captions"] = [asdict(caption) for caption in captions_between(captions, *within_s)]
             clip["picture_pts"], jpegs = self._spool.first_middle_last(span.start_pts, span.end_pts)
             clips.append(clip)
             pictures.append(jpegs)
+        clips_s = [(self._elapsed_s(span.start_pts), self._elapsed_s(span.end_pts)) for span in plan.spans]
+        captions = captions_of_clips(read_captions(source, info.metadata), clips_s)
+        for clip, chosen in zip(clips, captions, strict=True):
+            clip["captions"] = [asdict(caption) for caption in chosen]
         return Scan(source=row, clips=clips, pictures=pictures)
 
     def _elapsed_s(self, pts: int) -> float:

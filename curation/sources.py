@@ -1,255 +1,241 @@
 """List inputs: files, folders, globs, any fsspec URL, or a .txt/.csv/.parquet list with an optional caption column.
 
-What is wrong with an input that cannot even be found is a value on its `Source`, not an exception.
+What is wrong with an input of a list or a folder is a value on its `Source`, not an exception. Every question to a
+store has a deadline, and one that does not answer is soon not asked any more.
 """
 
-import hashlib
-import io
+import difflib
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from itertools import islice
+from typing import Any
+from urllib.parse import urljoin
 
 import fsspec
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
+from curation.addresses import redacted, without_credentials
 from curation.errors import SourceError, UserError
-from curation.storage import address, explained, filesystem, is_local, read_bytes
-
-VIDEO_SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts"),
-    *(".mpg", ".mpeg", ".vob", ".flv", ".f4v", ".ogv", ".wmv", ".asf", ".mxf"),
+from curation.folders import (
+    FOLDER_NOT_FILE,
+    VIDEO_SUFFIXES,
+    Walk,
+    count_passed_over,
+    expand_pattern,
+    is_video_name,
+    walk_folder,
+    without_videos,
 )
-"""What counts as a video when a folder is listed. A file that is named or listed explicitly may be called anything."""
+from curation.lists import LIST_SUFFIXES, Row, read_rows
+from curation.stats import Candidate, Patience, Source, locate, open_source, stat_candidate, stat_source
+from curation.storage import address, call, explained, filesystem, is_local, reason_of, within
 
-LIST_SUFFIXES = (".txt", ".csv", ".parquet")
-_URI_COLUMNS = ("uri", "url", "path", "file", "video")
-_CAPTION_COLUMNS = ("caption", "text", "title")
+__all__ = ["LIST_SUFFIXES", "VIDEO_SUFFIXES", "Listing", "Source", "list_sources", "open_source", "stat_source"]
+
+_LISTED_PROTOCOLS = {"file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oss"}
+"""What a row of a list may name: plain stores. Archives, caches, references and chains are for the command line."""
+_CAPTIONS_AT_MOST = 100
+"""Of one source that are kept of lists; a clip has fewer."""
 _STATS_IN_FLIGHT = 32
+_LISTING_DEADLINE_S = 3600.0
+_NAMED_AT_MOST = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """One input. `error` is set for one that cannot be used; `captions` came with it."""
+class Listing:
+    """All sources of some inputs, and what was in the folders beside them."""
 
-    uri: str
-    """A plain absolute path or a URL. A local name that is not UTF-8 is a percent-encoded file:// URL."""
-    size_bytes: int | None = None
-    mark: str = ""
-    """What tells this version of the file from a later one: etag, or modification time in nanoseconds."""
-    captions: tuple[str, ...] = ()
-    error: SourceError | None = None
+    sources: tuple[Source, ...]
+    passed_over: Mapping[str, int]
+    """Files in folders that were not taken: by suffix, or "hidden", "without suffix", "other", "repeated folders"."""
 
-    @property
-    def source_id(self) -> str:
-        """16 hex digits from uri, size and modification mark: the same for as long as the file is."""
-        text = f"{self.uri}\0{self.size_bytes}\0{self.mark}"
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    def __iter__(self) -> Iterator[Source]:
+        return iter(self.sources)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def passed_over_sentence(self, most: int = 8) -> str:
+        """Such as "12 .txt, 3 .jpg", the commonest first; empty where nothing was passed over. Safe to print."""
+        common = sorted(self.passed_over.items(), key=lambda item: (-item[1], item[0]))
+        rest = sum(count for _, count in common[most:])
+        return ", ".join([f"{count:,} {name}" for name, count in common[:most]] + ([f"{rest:,} more"] if rest else []))
 
 
-def list_sources(inputs: Sequence[str]) -> Iterator[Source]:
+def list_sources(inputs: Sequence[str]) -> Listing:
     """Every input once, in the order given, with all captions given for it; folders and globs in order of name.
 
-    Raises UserError for a list without an address column, an unknown protocol, or a list that cannot be read.
+    Raises UserError for an input that does not exist (rows of a list excepted), a list without an address column, an
+    unknown protocol, or a folder or list that cannot be read.
     """
+    passed_over: Counter[str] = Counter()
     found: dict[str, Source] = {}
-    for source in _stat_all(_expand(inputs)):
-        if before := found.get(source.uri):
-            captions = dict.fromkeys((*before.captions, *source.captions))
-            found[source.uri] = replace(before, captions=tuple(captions))
-        else:
-            found[source.uri] = source
-    yield from found.values()
+    captions: dict[str, dict[str, None]] = {}
+    missing = []
+    for candidate, source in _stat_all(_expand(inputs, passed_over)):
+        if candidate.explicit and source.error is not None and source.error.kind == "missing":
+            missing.append(_not_there(source.uri, source.error, local=is_local(candidate.fs)))
+        found.setdefault(source.uri, source)
+        texts = captions.setdefault(source.uri, {})
+        texts.update(dict.fromkeys(islice(source.captions, max(0, _CAPTIONS_AT_MOST - len(texts)))))
+    if missing:
+        more = f"\nand {len(missing) - _NAMED_AT_MOST} more" if len(missing) > _NAMED_AT_MOST else ""
+        raise UserError("\n".join(missing[:_NAMED_AT_MOST]) + more)
+    sources = tuple(replace(source, captions=tuple(captions[uri])) for uri, source in found.items())
+    return Listing(sources=sources, passed_over=dict(passed_over))
 
 
-def open_source(uri: str) -> BinaryIO:
-    """Open an input for reading with random access. Raises SourceError (missing, unreadable)."""
-    fs, path = _locate(uri)
-    try:
-        if is_local(fs):
-            return open(path, "rb")
-        return fs.open(path, "rb", cache_type="readahead", block_size=8 << 20)
-    except Exception as error:
-        raise _unusable(error) from error
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    fs: fsspec.AbstractFileSystem
-    path: str
-    captions: tuple[str, ...] = ()
-    info: dict[str, Any] | None = None
-
-
-def _expand(inputs: Iterable[str]) -> Iterator[_Candidate | Source]:
+def _expand(inputs: Iterable[str], passed_over: Counter[str]) -> Iterator[Candidate]:
     for given in inputs:
-        fs, path = _locate(given)
+        fs, path = locate(given)
         with explained("read", fs, path):
-            yield from _expand_one(fs, path, given)
+            yield from _expand_local(fs, path, passed_over) if is_local(fs) else _expand_url(fs, path, passed_over)
 
 
-def _expand_one(fs: fsspec.AbstractFileSystem, path: str, given: str) -> Iterator[_Candidate | Source]:
-    if path.lower().endswith(LIST_SUFFIXES):
-        yield from _read_list(fs, path, given)
-    elif _is_folder(fs, path):
-        yield from _list_folder(fs, path)
-    elif any(c in path for c in "*?[") and not fs.exists(path):
-        yield from _glob(fs, path, given)
+def _expand_local(fs: fsspec.AbstractFileSystem, path: str, passed_over: Counter[str]) -> Iterator[Candidate]:
+    if "\0" in path:
+        raise UserError(f"{path!r} is not a path: it holds a null character")
+    walk = Walk()
+    if os.path.isdir(path):
+        walk = walk_folder(path)
+        yield from (Candidate(fs, video, root=path) for video in walk.videos)
+    elif path.lower().endswith(LIST_SUFFIXES):
+        yield from _listed(fs, path)
+    elif os.path.lexists(path) or not any(c in path for c in "*?["):
+        yield Candidate(fs, path, explicit=True)
     else:
-        yield _Candidate(fs, path)
+        yield from _expand_pattern(fs, path, walk)
+    passed_over.update(walk.passed_over)
+    yield from (Candidate(fs, problem, error=error) for problem, error in sorted(walk.problems.items()))
 
 
-def _locate(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    if uri.startswith("file://"):
-        return filesystem(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
-    return filesystem(uri)
-
-
-def _uri(fs: fsspec.AbstractFileSystem, path: str) -> str:
-    if is_local(fs):
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            return f"file://{quote_from_bytes(os.fsencode(path))}"
-    return address(fs, path)
-
-
-def _is_folder(fs: fsspec.AbstractFileSystem, path: str) -> bool:
-    try:
-        return bool(fs.isdir(path))
-    except (OSError, ValueError):
-        return False
-
-
-def _list_folder(fs: fsspec.AbstractFileSystem, folder: str) -> Iterator[_Candidate | Source]:
-    found = False
-    entries = fs.find(folder, detail=True, withdirs=True)
-    for path in sorted(entries):
-        inside = path.removeprefix(folder)
-        if not _is_video_name(path) or any(part.startswith(".") for part in inside.split("/")):
-            continue
-        if entries[path]["type"] != "directory":
-            found = True
-            yield _Candidate(fs, path, info=entries[path])
-        elif path != folder and not any(p.startswith(f"{path}/") and _is_video_name(p) for p in entries):
-            yield _folder_named_like_a_video(fs, path)
-    if not found and _is_video_name(folder):
-        yield _folder_named_like_a_video(fs, folder)
-
-
-def _folder_named_like_a_video(fs: fsspec.AbstractFileSystem, path: str) -> Source:
-    return Source(uri=_uri(fs, path), error=SourceError("unreadable", "this is a folder, not a file"))
-
-
-def _glob(fs: fsspec.AbstractFileSystem, pattern: str, given: str) -> Iterator[_Candidate | Source]:
-    paths = sorted(fs.glob(pattern))
-    if not paths:
-        yield Source(uri=given, error=SourceError("missing", "no file matches this pattern"))
+def _expand_pattern(fs: fsspec.AbstractFileSystem, pattern: str, walk: Walk) -> Iterator[Candidate]:
+    paths = expand_pattern(pattern, walk)
+    if not paths and not walk.problems:
+        raise UserError(f"no file matches {pattern}")
+    fixed = pattern[: min(pattern.index(c) for c in "*?[" if c in pattern)]
+    root = posixpath.dirname(fixed)
     for path in paths:
-        if not _is_folder(fs, path):
-            yield _Candidate(fs, path)
-        else:
-            yield from _list_folder(fs, path)
+        if not os.path.isdir(path):
+            yield Candidate(fs, path, root=root)
+            continue
+        below = walk_folder(path)
+        yield from (Candidate(fs, video, root=root) for video in below.videos)
+        walk.passed_over.update(below.passed_over)
+        walk.problems |= below.problems
 
 
-def _is_video_name(path: str) -> bool:
-    return posixpath.splitext(path)[1].lower() in VIDEO_SUFFIXES
+def _expand_url(fs: fsspec.AbstractFileSystem, path: str, passed_over: Counter[str]) -> Iterator[Candidate]:
+    """A web address is one file: asking a web server for a folder would fetch the whole of what it is asked for."""
+    web = address(fs, path).startswith(("http://", "https://"))
+    if path.partition("?")[0].lower().endswith(LIST_SUFFIXES):
+        yield from _listed(fs, path)
+    elif not web and _ask(fs, "isdir", path):
+        yield from _list_folder(fs, path, passed_over)
+    elif not web and any(c in path for c in "*?[") and not _ask(fs, "exists", path):
+        paths = sorted(_ask(fs, "glob", path))
+        if not paths:
+            raise UserError(f"no file matches {without_credentials(address(fs, path))}")
+        for found in paths:
+            yield from _list_folder(fs, found, passed_over) if _ask(fs, "isdir", found) else [Candidate(fs, found)]
+    else:
+        yield Candidate(fs, path, explicit=True)
 
 
-def _read_list(fs: fsspec.AbstractFileSystem, path: str, given: str) -> Iterator[_Candidate | Source]:
-    folder = posixpath.dirname(path)
-    for uri, caption in _list_rows(fs, path, given):
-        if "://" in uri or posixpath.isabs(uri):
-            try:
-                entry_fs, entry = _locate(uri)
-            except UserError as error:
-                yield Source(uri=uri, error=SourceError("unreadable", str(error)))
-                continue
-        else:
-            entry_fs, entry = fs, posixpath.normpath(posixpath.join(folder, uri))
-        yield _Candidate(entry_fs, entry, (caption,) if caption else ())
-
-
-def _list_rows(fs: fsspec.AbstractFileSystem, path: str, given: str) -> Iterator[tuple[str, str | None]]:
-    """(address, caption) rows. A .txt has one address per line, a caption after a tab, and # before a comment."""
+def _ask(fs: fsspec.AbstractFileSystem, method: str, path: str, **options: Any) -> Any:
     try:
-        content = read_bytes(fs, path)
-        if path.lower().endswith(".txt"):
-            for line in content.decode("utf-8-sig").split("\n"):
-                if line.strip() and not line.startswith("#"):
-                    uri, _, caption = line.partition("\t")
-                    yield uri.strip(), caption.strip() or None
-            return
-        if path.lower().endswith(".csv"):
-            newlines = pa.csv.ParseOptions(newlines_in_values=True)
-            as_text = pa.csv.ConvertOptions(column_types=dict.fromkeys((*_URI_COLUMNS, *_CAPTION_COLUMNS), pa.string()))
-            table = pa.csv.read_csv(io.BytesIO(content), parse_options=newlines, convert_options=as_text)
-        else:
-            table = pa.parquet.read_table(io.BytesIO(content))
-    except FileNotFoundError as error:
-        raise UserError(f"the list {given!r} does not exist") from error
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise UserError(f"the list {given!r} cannot be read: {error}") from error
-    uri_column = next((name for name in _URI_COLUMNS if name in table.column_names), None)
-    if uri_column is None:
-        raise UserError(
-            f"the list {given!r} has columns {table.column_names}, but none of {list(_URI_COLUMNS)} to say where "
-            "the videos are"
-        )
-    caption_column = next((name for name in _CAPTION_COLUMNS if name in table.column_names), None)
-    uris = table.column(table.column_names.index(uri_column)).to_pylist()
-    texts: list[object] = [None] * len(uris)
-    if caption_column:
-        texts = table.column(table.column_names.index(caption_column)).to_pylist()
-    for uri, text in zip(uris, texts, strict=True):
-        if uri:
-            yield str(uri), str(text).strip() if text else None
+        return within(_LISTING_DEADLINE_S, fs, lambda: call(fs, method, path, **options))
+    except RecursionError as error:
+        raise UserError(f"{without_credentials(address(fs, path))} is nested too deeply to be listed") from error
 
 
-def _stat_all(candidates: Iterable[_Candidate | Source]) -> Iterator[Source]:
+def _list_folder(fs: fsspec.AbstractFileSystem, folder: str, passed_over: Counter[str]) -> Iterator[Candidate]:
+    entries = _ask(fs, "find", folder, detail=True, withdirs=True)
+    names: dict[str, list[str]] = {}
+    videos, named_like_videos = [], [folder]
+    for path in sorted(entries):
+        inside = path.removeprefix(folder).strip("/").split("/")
+        if any(part.startswith(".") for part in inside):
+            passed_over["hidden"] += 1
+        elif entries[path]["type"] == "directory":
+            named_like_videos.append(path)
+        elif inside != [""]:
+            names.setdefault(posixpath.dirname(path), []).append(inside[-1])
+            videos += [path] if is_video_name(path) else []
+    for files in names.values():
+        count_passed_over(passed_over, files)
+    yield from (Candidate(fs, path, info=entries[path]) for path in videos)
+    for path in without_videos(dict.fromkeys(filter(is_video_name, named_like_videos)), videos):
+        yield Candidate(fs, path, error=SourceError("unreadable", FOLDER_NOT_FILE))
+
+
+def _listed(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Candidate]:
+    for row in read_rows(fs, path):
+        try:
+            yield _row_candidate(fs, path, row)
+        except Exception as error:  # whatever one row is, the others are listed
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {reason_of(error)}"
+            yield _unlisted(fs, row.address, reason)
+
+
+def _row_candidate(fs: fsspec.AbstractFileSystem, path: str, row: Row) -> Candidate:
+    given, captions = row.address, (row.caption,) if row.caption else ()
+    if row.problem:
+        return _unlisted(fs, given, row.problem)
+    protocol, separator, rest = given.partition("://")
+    if not separator:
+        return Candidate(*_relative(fs, path, given), captions, root="" if posixpath.isabs(given) else _folder(path))
+    if protocol.lower() not in _LISTED_PROTOCOLS or "::" in rest:
+        allowed = ", ".join(sorted(_LISTED_PROTOCOLS))
+        return _unlisted(fs, given, f"a list may name paths and plain addresses ({allowed}), this is another kind")
+    return Candidate(*locate(given), captions)
+
+
+def _relative(fs: fsspec.AbstractFileSystem, path: str, given: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """A row without a protocol: an absolute path, or one that starts at the list's folder."""
+    if posixpath.isabs(given):
+        return filesystem(given)
+    if path.startswith(("http://", "https://")):
+        return fs, urljoin(path, given)
+    return fs, posixpath.normpath(posixpath.join(_folder(path), given))
+
+
+def _folder(path: str) -> str:
+    return posixpath.dirname(path)
+
+
+def _unlisted(fs: fsspec.AbstractFileSystem, given: str, reason: str) -> Candidate:
+    return Candidate(fs, given, error=SourceError("unreadable", redacted(reason)))
+
+
+def _stat_all(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Source]]:
     """Ask for sizes and marks, some at a time: a list may hold a million addresses in an object store."""
-    with ThreadPoolExecutor(_STATS_IN_FLIGHT) as pool:
-        batch: list[_Candidate | Source] = []
-        for candidate in candidates:
-            batch.append(candidate)
-            if len(batch) == 16 * _STATS_IN_FLIGHT:
-                yield from pool.map(_stat, batch)
-                batch = []
-        yield from pool.map(_stat, batch)
-
-
-def _stat(candidate: _Candidate | Source) -> Source:
-    if isinstance(candidate, Source):
-        return candidate
-    fs, path = candidate.fs, candidate.path
-    uri = _uri(fs, path)
+    patience, pool = Patience(), ThreadPoolExecutor(_STATS_IN_FLIGHT)
+    waiting = iter(candidates)
     try:
-        info = candidate.info or fs.info(path)
-        if info["type"] != "file":
-            what = "a folder" if info["type"] == "directory" else "a device or a pipe"
-            return Source(uri=uri, error=SourceError("unreadable", f"this is {what}, not a file"))
-        mark = str(os.stat(path).st_mtime_ns) if is_local(fs) else _mark(info)
-    except Exception as error:
-        return Source(uri=uri, captions=candidate.captions, error=_unusable(error))
-    return Source(uri=uri, size_bytes=info["size"], mark=mark, captions=candidate.captions)
+        while batch := list(islice(waiting, 16 * _STATS_IN_FLIGHT)):
+            yield from zip(batch, pool.map(lambda candidate: stat_candidate(candidate, patience), batch), strict=True)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _mark(info: dict[str, Any]) -> str:
-    for key in ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated"):
-        if info.get(key):
-            return str(info[key]).strip('"')
-    return ""
-
-
-def _unusable(error: Exception) -> SourceError:
-    if isinstance(error, FileNotFoundError):
-        return SourceError("missing", "nothing is at this address")
-    if isinstance(error, IsADirectoryError):
-        return SourceError("unreadable", "this is a folder, not a file")
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return SourceError("unreadable", f"it cannot be opened: {reason}")
+def _not_there(uri: str, error: SourceError, *, local: bool) -> str:
+    """The sentence for an input that does not exist, with the nearest name that does."""
+    if not local:
+        return f"{uri} does not exist: {error.message}"
+    if os.path.lexists(uri):
+        return f"{uri}: {error.message}"
+    folder, wanted = posixpath.split(uri)
+    while not os.path.isdir(folder):
+        folder, wanted = posixpath.split(folder)
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in islice(entries, 10_000)]
+    except OSError:
+        names = []
+    near = difflib.get_close_matches(wanted, names, n=1)
+    hint = f" Did you mean {posixpath.join(folder, near[0])!r}?" if near else f" {folder} has no {wanted!r}."
+    return f"{uri} does not exist.{hint}"

@@ -123,7 +123,8 @@ def read_limited(
     with explained("read", fs, path):
         if is_local(fs):
             with open_regular(path) as file:
-                content = file.read(max_bytes + 1)
+                # read() allocates what it is asked for, not what there is
+                content = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
         elif isinstance(fs, HTTPFileSystem):
             content = within(deadline_s, fs, lambda: _http_head(fs, path, max_bytes + 1))
         else:
@@ -181,12 +182,20 @@ def open_regular(path: str) -> BinaryIO:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _check_regular(os.fstat(descriptor).st_mode)
-        check_not_of_kernel(_path_of(descriptor, path))
+        check_not_of_kernel(path_of(descriptor, path))
         return open(descriptor, "rb")
     except BaseException:
         with suppress(OSError):
             os.close(descriptor)
         raise
+
+
+def path_of(descriptor: int, path: str) -> str:
+    """Where an open file lies, links resolved; `path` is the name it was opened by."""
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError:
+        return os.path.realpath(path)
 
 
 def check_not_of_kernel(real_path: str) -> None:
@@ -279,13 +288,6 @@ def _check_regular(mode: int) -> None:
         raise UserError("this is a folder, not a file")
     if not stat.S_ISREG(mode):
         raise UserError("this is a device or a pipe, not a file")
-
-
-def _path_of(descriptor: int, path: str) -> str:
-    try:
-        return os.readlink(f"/proc/self/fd/{descriptor}")
-    except OSError:
-        return os.path.realpath(path)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

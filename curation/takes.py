@@ -21,7 +21,7 @@ from curation.config import Config
 from curation.decode import Frame, Limits, Video
 from curation.errors import SourceError
 from curation.pictures import Shrinker
-from curation.sources import list_sources, open_source
+from curation.sources import open_source, stat_source
 from curation.spans import copied_packets
 from curation.upright import Upright
 
@@ -80,7 +80,7 @@ def take_clips(uri: str, clips: Sequence[Clip], kind: Kind, config: TakeConfig) 
 
 
 def _check_unchanged(uri: str, source_id: str) -> None:
-    source = next(iter(list_sources([uri])))
+    source = stat_source(uri)
     if source.error is not None:
         raise source.error
     if source.source_id != source_id:

@@ -23,6 +23,7 @@ SIGNED = {
     "https://S@h.org/a@b.mp4": "https://h.org/a@b.mp4",
     "https://h.org/a.mp4?id=7#access_token=S": "https://h.org/a.mp4?id=7",
     "sftp://user:S@h.org/a.mp4": "sftp://user@h.org/a.mp4",
+    "zip://x.mp4::https://user:S@h.org/a::b.zip?token=S": "zip://x.mp4::https://h.org/a::b.zip",
     "simplecache::https://user:S@h.org/a.mp4?token=S": "simplecache::https://h.org/a.mp4",
 }
 PLAIN = [

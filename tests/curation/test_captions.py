@@ -13,15 +13,18 @@ from typing import Any
 import fsspec
 import pytest
 import s3fs
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.captions import (
     MAX_CHARS,
+    MAX_CLIP_BYTES,
     MAX_PER_CLIP,
+    MAX_SOURCE_BYTES,
     Caption,
     TimedCaption,
     captions_between,
+    captions_of_clips,
     clean,
     read_captions,
 )
@@ -30,6 +33,34 @@ from curation.sources import Source, list_sources
 FAMILY = "👩‍👩‍👧‍👦"
 CAKE = "a cake rises in the oven of a small bakery"
 HEBREW = "\u202bחתול הולך\u202c and \u200fقطة"
+
+
+DESCRIPTIONS = [
+    "Recorded in Tokyo on a rainy night",
+    "Made in the mountains of Peru",
+    "Captured in slow motion: a cat jumps",
+    "Captured by GoPro surfers in Bali",
+    "Recorded with OBS by a nervous streamer",
+    "Handbrake turn on wet asphalt",
+    "FFmpeg explained by a patient teacher",
+    "Created by hand from clay",
+    "Recorded in Vegas",
+    "Produced by Anna in Apple Valley",
+    "Made on a loom",
+]
+LEFT_BY_PROGRAMS = [
+    "Created with HandBrake 1.5",
+    "HandBrake 1.5.1 2022010100",
+    "Made with Adobe Premiere Pro CC 2019 (Windows)",
+    "Made with iMovie",
+    "Recorded with OBS Studio 29",
+    "Created by Windows Movie Maker",
+    "Edited in DaVinci Resolve 18.6",
+    "Captured on iPhone 12",
+    "Rendered using Blender",
+    "Encoded by x264 core 164",
+    "Lavc58.54 libx264",
+]
 
 
 @pytest.fixture
@@ -276,6 +307,50 @@ def test_clean_is_done_once_and_for_all(text: str):
     assert cleaned is None or (clean(cleaned) == cleaned and "\n" not in cleaned and cleaned.strip() == cleaned)
 
 
+# Links
+
+
+def linked(tmp_path: Path, target: Path | str, folder: str = "input") -> list[TimedCaption]:
+    """What is read of a video whose .txt is a link, when the folder `input` was given."""
+    place = tmp_path / folder
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "a.mp4").write_bytes(b"x")
+    (place / "a.txt").symlink_to(target)
+    return read_captions(Source(uri=str(place / "a.mp4"), root=str(tmp_path / "input")), {})
+
+
+@pytest.mark.parametrize("target", ["/proc/self/environ", "/etc/passwd", "/dev/zero", "../outside.txt"])
+def test_a_link_to_a_file_elsewhere_is_not_a_caption(tmp_path: Path, target: str):
+    (tmp_path / "outside.txt").write_text("a secret")
+    (timed,) = linked(tmp_path, target)
+    assert timed.caption.text is None
+    assert timed.caption.error.startswith("a.txt: ")
+
+
+def test_a_link_within_the_input_is_a_caption(tmp_path: Path):
+    (tmp_path / "input" / "texts").mkdir(parents=True)
+    (tmp_path / "input" / "texts" / "1.txt").write_text("a cat")
+    assert [t.caption.text for t in linked(tmp_path, "../../texts/1.txt", folder="input/deep/videos")] == ["a cat"]
+
+
+@pytest.mark.parametrize("store", [".git/annex/objects/a/b", ".dvc/cache/files/md5/ab", "blobs"])
+def test_a_link_into_the_content_store_around_the_input_is_a_caption(tmp_path: Path, store: str):
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / store).mkdir(parents=True)
+    (tmp_path / store / "cdef").write_text("a cat")
+    assert [t.caption.text for t in linked(tmp_path, tmp_path / store / "cdef")] == ["a cat"]
+
+
+def test_a_linked_folder_has_the_captions_beside_its_videos(tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.mp4").write_bytes(b"x")
+    (tmp_path / "other" / "a.txt").write_text("a cat")
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input" / "link").symlink_to("../other")
+    (source,) = list_sources([str(tmp_path / "input")])
+    assert texts(source) == [("sidecar", "a cat")]
+
+
 # The container
 
 
@@ -297,7 +372,8 @@ def test_clean_is_done_once_and_for_all(text: str):
         ({"title": "A.B_Clip"}, None),
         ({"title": "a.b clip.mp4"}, None),
         ({"title": "Untitled"}, None),
-        ({"comment": "Created with HandBrake 1.5"}, None),
+        *(({"title": text}, text) for text in DESCRIPTIONS),
+        *(({"comment": text}, None) for text in LEFT_BY_PROGRAMS),
         ({"comment": "Lavf58.29.100"}, None),
         ({"comment": "vid:v0f044gc0000cbk7"}, None),
         ({"comment": "Caf\ufffd au lait"}, None),
@@ -363,6 +439,33 @@ def test_of_clips_in_a_row_those_get_a_caption_that_it_mostly_covers(
             assert bool(captions_between([caption], first_s, last_s)) == (share > 0.5)
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    sizes=st.lists(st.integers(1, MAX_CHARS), max_size=MAX_PER_CLIP + 2),
+    clips=st.integers(1, 3000),
+    letter=st.sampled_from(["x", "\u00e9", "\u732b", "\U0001f431"]),
+)
+def test_captions_times_clips_are_bounded(sizes: list[int], clips: int, letter: str):
+    captions = [timed(None, None, letter * size) for size in sizes]
+    rows = captions_of_clips(captions, [(float(i), i + 1.0) for i in range(clips)])
+    note_bytes = 200
+    assert len(rows) == clips
+    for row in rows:
+        assert sum(len((c.text or "").encode()) for c in row) <= MAX_CLIP_BYTES
+        assert len(row) <= MAX_PER_CLIP + 1
+    assert sum(len((c.text or "").encode()) for row in rows for c in row) <= MAX_SOURCE_BYTES + note_bytes * clips
+
+
+def test_captions_are_left_out_only_when_there_are_too_many_and_it_is_said():
+    clips_s = [(float(i), i + 1.0) for i in range(3840)]
+    assert (
+        captions_of_clips([timed(None, None, "a cat")], clips_s) == [[Caption(source="sidecar", text="a cat")]] * 3840
+    )
+    for row in captions_of_clips([timed(None, None, "a cat"), timed(None, None, "x" * MAX_CHARS)], clips_s):
+        assert [c.text for c in row] == ["a cat", None]
+        assert "captions left out" in row[1].error
+
+
 # Other places
 
 
@@ -378,7 +481,8 @@ def test_on_the_web_the_query_stays(tmp_path: Path):
     (tmp_path / "a.txt").write_text("a cat")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Folder, directory=str(tmp_path))) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        uri = f"http://127.0.0.1:{server.server_address[1]}/a.mp4"
+        base = f"http://127.0.0.1:{server.server_address[1]}"
+        uri = f"{base}/a.mp4"
         assert texts(Source(uri=f"{uri}?key=1")) == [("sidecar", "a cat")]
         assert texts(Source(uri=uri)) == []
         server.shutdown()

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation import storage
+from curation.addresses import redacted
 from curation.captioners import CAPTIONERS
 from curation.decode import Limits
 from curation.duplicates import DuplicatesResult, find_duplicates
@@ -99,9 +100,14 @@ def curate(
     dataset = Dataset(out)
     with Reporter("curate", unit="sources", quiet=quiet) as report:
         report.waiting("listing the inputs")
-        sources = list(islice(list_sources(inputs), limit))
+        listing = list_sources(inputs)
+        sources = list(islice(listing, limit))
+        passed_over = f"passed over: {listing.passed_over_sentence()}" if listing.passed_over else ""
         if not sources:
-            raise UserError(f"no usable input: there is no video in {', '.join(inputs) or 'nothing'}")
+            given = ", ".join(map(redacted, inputs)) or "nothing"
+            raise UserError(f"no usable input: there is no video in {given}" + (passed_over and f" ({passed_over})"))
+        if passed_over and not quiet:
+            note(passed_over)
 
         def planned() -> _Plan:
             return _plan(sources, dataset, retry_rejected=retry_rejected, retry_captions=retry_captions)

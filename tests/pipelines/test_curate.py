@@ -43,7 +43,9 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
 @pytest.fixture(scope="module")
 def dataset(mixed, tmp_path_factory: pytest.TempPathFactory, local_ray) -> str:
     out = str(tmp_path_factory.mktemp("out") / "dataset")
-    curate([str(mixed[0]), str(mixed[0] / "gone.mp4")], out, config=WITHOUT_CLIP, quiet=True)
+    listed = tmp_path_factory.mktemp("list") / "list.txt"
+    listed.write_text(f"{mixed[0] / 'gone.mp4'}\n")
+    curate([str(mixed[0]), str(listed)], out, config=WITHOUT_CLIP, quiet=True)
     return out
 
 
@@ -85,8 +87,15 @@ def test_nothing_usable_is_an_error_that_says_why(tmp_path: Path):
     with pytest.raises(UserError, match=r"no usable input.*1 empty"):
         curate([str(tmp_path / "a.mp4")], str(tmp_path / "out"), config=WITHOUT_CLIP, quiet=True)
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(UserError, match="no usable input"):
+    (tmp_path / "nothing" / "notes.txt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no usable input.*passed over: 1 \.txt"):
         curate([str(tmp_path / "nothing")], str(tmp_path / "out2"), config=WITHOUT_CLIP, quiet=True)
+
+
+def test_an_input_that_does_not_exist_is_an_error_before_anything_is_written(mixed, tmp_path: Path):
+    with pytest.raises(UserError, match=r"vidoes does not exist"):
+        curate([str(mixed[0]), str(tmp_path / "vidoes")], str(tmp_path / "out"), config=WITHOUT_CLIP, quiet=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_limit_takes_the_first_inputs(tmp_path: Path):

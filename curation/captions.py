@@ -19,7 +19,7 @@ from typing import Any
 from curation.addresses import redacted, without_credentials
 from curation.config import unknown_name
 from curation.errors import UserError
-from curation.stats import Source, locate, signed_address
+from curation.stats import Source, locate
 from curation.storage import is_local, open_regular, path_of, read_limited, reason_of
 
 MAX_CHARS = 20_000
@@ -195,11 +195,11 @@ def _from_sidecar(source: Source, suffix: str, parse: Callable[[str], Iterator[T
 
 
 def _beside(address: str, suffix: str) -> str:
-    """The address of the same name with another suffix; a web address keeps its query, or takes its own signature."""
+    """The address of the same name with another suffix; a web address keeps its query."""
     if not address.startswith(("http://", "https://")):
         return posixpath.splitext(address)[0] + suffix
     address, mark, query = address.partition("#")[0].partition("?")
-    return signed_address(posixpath.splitext(address)[0] + suffix + mark + query)
+    return posixpath.splitext(address)[0] + suffix + mark + query
 
 
 def _read(address: str, root: str) -> bytes | None:

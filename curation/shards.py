@@ -22,6 +22,7 @@ from curation.errors import SourceError, UserError
 from curation.schemas import CLIPS, SOURCES
 from curation.scores import SCORERS, Scorer
 from curation.spool import Spool
+from curation.stats import signed_address
 from curation.tables import differences
 from curation.takes import Clip, Kind, Take, TakeConfig, take_clips
 
@@ -292,7 +293,7 @@ def _take_together(
 ) -> list[Take | SourceError]:
     """Clips of one source. Where their files together are too large for one answer, each is taken by itself."""
     try:
-        taken: list[Take | SourceError] = run(take_clips, uri, together, kind, config)
+        taken: list[Take | SourceError] = run(take_clips, signed_address(uri), together, kind, config)
     except SourceError as error:  # the child that should have taken them hung or died
         if error.kind == "too_large" and len(together) > 1:
             return [take for clip in together for take in _take_together(uri, [clip], kind, config, run)]

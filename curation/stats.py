@@ -94,15 +94,15 @@ class Patience:
 
 
 def stat_source(uri: str) -> Source:
-    """What is at one stored address now. Raises UserError for an unknown protocol; all else is on the Source."""
-    fs, path = locate(signed_address(uri))
+    """What is at one address now. Raises UserError for an unknown protocol; all else is on the Source."""
+    fs, path = locate(uri)
     return stat_candidate(Candidate(fs, path), Patience())
 
 
 def open_source(location: str) -> BinaryIO:
     """Open an input for reading with random access. Raises SourceError (missing, unreadable)."""
     try:
-        fs, path = locate(signed_address(location))
+        fs, path = locate(location)
         if is_local(fs):
             return open_regular(path)
         return fs.open(path, "rb", cache_type="readahead", block_size=8 << 20)

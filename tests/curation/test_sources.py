@@ -465,8 +465,9 @@ def test_signatures_are_used_but_not_kept(web: str, tmp_path: Path, monkeypatch:
     assert (refused.error.kind, "403" in refused.error.message) == ("unreadable", True)
     (tmp_path / "signed.csv").write_text(f"uri\n{second}\n")
     monkeypatch.setenv(stats.SIGNED_LIST, str(tmp_path / "signed.csv"))
-    assert stat_source(source.uri).source_id == source.source_id
-    with open_source(source.uri) as file:
+    opened = stats.signed_address(source.uri)
+    assert stat_source(opened).source_id == source.source_id
+    with open_source(opened) as file:
         assert file.read() == b"content"
 
 

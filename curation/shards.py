@@ -1,4 +1,4 @@
-"""Selected spans -> WebDataset tar files: the plan, the writing of one shard, the check on a rerun, the index.
+"""Selected spans -> WebDataset tar files: the division into shards, the writing of one, the check on a rerun.
 
 A sample is `{clip_id}.mp4` (or `.jpg`), `.txt` (the first caption that has text) and `.json` (span, shape, captions,
 conditioning, scores, provenance). Each shard has a small record beside it, `clips-000000.json`, written after it: the
@@ -23,11 +23,8 @@ from curation.schemas import CLIPS, SOURCES
 from curation.scores import SCORERS, Scorer
 from curation.spool import Spool
 from curation.stats import signed_address
-from curation.tables import differences
 from curation.takes import Clip, Kind, Take, TakeConfig, take_clips
 
-FORMAT_VERSION = 1
-_PLAN, _INDEX = "plan.json", "index.json"
 _FOOTAGE_PER_CALL_S = 60.0
 _SPOOL_IN_MEMORY_BYTES = 64 << 20
 _COPY_BYTES = 1 << 20
@@ -128,30 +125,6 @@ def plan_shards(clips: pa.Table | Iterable[Clip], *, kind: Kind, config: ShardCo
     return plans
 
 
-def start_shards(folder_url: str, plans: Sequence[ShardPlan], *, selection: str, config: ShardConfig) -> None:
-    """Note in plan.json what is going to be written there, or check that it is what was begun there before.
-
-    Raises UserError, with the difference, when the folder holds shards of other clips, columns or settings. Removes
-    what a killed run left behind; no other run may write there.
-    """
-    fs, folder = storage.filesystem(folder_url)
-    wanted = _plan(plans, selection, config)
-    try:
-        found = json.loads(storage.read_bytes(fs, f"{folder}/{_PLAN}"))
-    except FileNotFoundError:
-        storage.write_bytes(fs, f"{folder}/{_PLAN}", _json(wanted))
-        return
-    except ValueError as error:
-        raise UserError(f"{folder_url}/{_PLAN} is damaged: {error}. Remove the folder, or write elsewhere.") from error
-    if found != wanted:
-        raise UserError(
-            f"{folder_url} holds shards of something else:\n"
-            + "\n".join(f"  {line}" for line in differences(found, wanted))
-            + "\nGive the selection a new name, go back to the old settings, or remove that folder."
-        )
-    storage.remove_leftovers(fs, folder)
-
-
 def write_shard(
     plan: ShardPlan, folder_url: str, *, selection: str, config: ShardConfig | None = None, run: Run = _here
 ) -> ShardResult:
@@ -184,7 +157,7 @@ def write_shard(
         failed=tuple(failed),
         fingerprint=plan.fingerprint,
     )
-    storage.write_bytes(fs, _record(folder, plan.name), _json(asdict(result)))
+    storage.write_bytes(fs, _record(folder, plan.name), json_bytes(asdict(result)))
     return result
 
 
@@ -206,36 +179,6 @@ def check_shard(plan: ShardPlan, folder_url: str, *, read: bool = True) -> Shard
     return ShardCheck(result=None if problem else result, problem=problem)
 
 
-def write_index(
-    folder_url: str, plans: Sequence[ShardPlan], results: Iterable[ShardResult], *, selection: str, config: ShardConfig
-) -> dict[str, Any]:
-    """Write index.json, which says that all shards are there: what they were made of, each shard, totals, failures.
-
-    Raises ValueError when a planned shard has no result.
-    """
-    by_name = {result.name: result for result in results}
-    missing = [plan.name for plan in plans if plan.name not in by_name]
-    if missing:
-        raise ValueError(f"{len(missing)} shards have no result, among them {missing[0]}")
-    ordered = [by_name[plan.name] for plan in plans]
-    totals = ("samples", "duration_s", "bytes")
-    index = _plan(plans, selection, config) | {
-        "shards": [{key: getattr(r, key) for key in ("name", *totals, "sha256")} for r in ordered],
-        "totals": {key: round(sum(getattr(r, key) for r in ordered), 6) for key in totals}
-        | {"shards": len(ordered), "failed": sum(len(r.failed) for r in ordered)},
-        "failed": [asdict(clip) | {"shard": r.name} for r in ordered for clip in r.failed],
-    }
-    fs, folder = storage.filesystem(folder_url)
-    storage.write_bytes(fs, f"{folder}/{_INDEX}", _json(index))
-    return index
-
-
-def remove_index(folder_url: str) -> None:
-    """Take index.json away while shards are being written: where it is, all of them are there and whole."""
-    fs, folder = storage.filesystem(folder_url)
-    storage.remove(fs, f"{folder}/{_INDEX}")
-
-
 def _spread(ids: list[str], sources: list[str], rank: Mapping[str, int], seed: int) -> list[int]:
     """Row numbers in an order in which each source's clips are evenly spaced, from a random first place on."""
     by_source: dict[str, list[int]] = {}
@@ -252,22 +195,6 @@ def _spread(ids: list[str], sources: list[str], rank: Mapping[str, int], seed: i
 def _hash(seed: int, text: str) -> int:
     """64 bits that depend on nothing but the arguments, with any version of any library."""
     return int.from_bytes(hashlib.blake2b(f"{seed}\0{text}".encode(), digest_size=8).digest(), "big")
-
-
-def _plan(plans: Sequence[ShardPlan], selection: str, config: ShardConfig) -> dict[str, Any]:
-    ids = hashlib.sha256()
-    for plan in plans:
-        ids.update("\n".join([plan.name, *plan.clips["clip_id"].to_pylist(), ""]).encode())
-    return {
-        "format": "clipmill shards",
-        "format_version": FORMAT_VERSION,
-        "selection": selection,
-        "kind": plans[0].kind if plans else None,
-        "clips": sum(plan.clips.num_rows for plan in plans),
-        "clips_sha256": ids.hexdigest(),
-        "columns": {f.name: str(f.type) for f in plans[0].clips.schema} if plans else {},
-        "config": config.model_dump(exclude={"limits"}),
-    }
 
 
 def _taken_in_order(plan: ShardPlan, config: ShardConfig, run: Run) -> Iterator[tuple[Clip, Take | SourceError]]:
@@ -353,7 +280,7 @@ def _sample(row: Clip, take: Take, selection: str) -> dict[str, Any]:
         },
     }
     caption = next((c["text"] for c in captions if c["text"]), "")
-    return {"__key__": row["clip_id"], take.suffix: take.content, "txt": caption.encode(), "json": _json(about)}
+    return {"__key__": row["clip_id"], take.suffix: take.content, "txt": caption.encode(), "json": json_bytes(about)}
 
 
 def _is_score(column: str, value: Any) -> bool:
@@ -397,5 +324,6 @@ def _record(folder: str, shard: str) -> str:
     return f"{folder}/{shard.removesuffix('.tar')}.json"
 
 
-def _json(value: Any) -> bytes:
+def json_bytes(value: Any) -> bytes:
+    """A value as our files hold it."""
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -22,6 +22,7 @@ from pipelines.cli_shared import (
     EXIT_CODES,
     FAILED,
     NOTHING_CAME_OUT,
+    PARTIAL,
     Address,
     NumCpus,
     TakeOver,
@@ -168,19 +169,49 @@ def shard(
     dataset: DatasetFolder,
     selection: Annotated[str, typer.Option(help="Name of the selection to write.", show_default=False)],
     images: Annotated[bool, typer.Option("--images", help="Middle frames as JPEG, for image pretraining.")] = False,
-    clips_per_shard: Annotated[int, typer.Option(min=1, help="Samples in one clip shard.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the shuffle across sources.")] = 0,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="YAML: crf, min_psnr_db, preset, jpeg_quality, images_per_shard, limits.", show_default=False
+        ),
+    ] = None,
+    clips_per_shard: Annotated[
+        int | None, typer.Option(min=1, help="Samples in one clip shard; by default 100.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Shuffle seed; by default 0.", show_default=False)] = None,
+    take_over: TakeOver = False,
     address: Address = None,
+    num_cpus: NumCpus = None,
 ) -> None:
     """Write the selected clips as WebDataset shards: DATASET/shards/SELECTION/*.tar and index.json."""
     from curation.shards import ShardConfig
     from pipelines.shard import shard as run
 
-    settings = ShardConfig(clips_per_shard=clips_per_shard, seed=seed)
-    result = run(dataset, selection, images=images, config=settings, address=address)
+    if images and clips_per_shard is not None:
+        raise UserError("--clips-per-shard is for clip shards: with --images, set images_per_shard in a --config file")
+    given = {"clips_per_shard": clips_per_shard, "seed": seed}
+    changes = {name: value for name, value in given.items() if value is not None}
+    settings = (ShardConfig.from_file(config) if config else ShardConfig()).model_copy(update=changes)
+    result = run(
+        dataset,
+        selection,
+        images=images,
+        config=settings,
+        take_over=take_over,
+        address=address,
+        num_cpus=num_cpus,
+    )
     render.print_shards(console(), result)
-    if not result.index["totals"]["samples"]:
-        _nothing_came_out("no clip could be taken: see the index")
+    totals = result.index["totals"]
+    if not totals["samples"]:
+        _nothing_came_out("no clip could be written: index.json has the reason for each")
+    if result.partial:
+        complain(
+            f"{totals['samples']:,} of {totals['selected']:,} selected clips were written: {totals['failed']:,} "
+            f"failed, {totals['gone']:,} are no longer in the dataset. {result.folder}/index.json lists them with "
+            "reasons."
+        )
+        raise typer.Exit(PARTIAL)
 
 
 @app.command(epilog=EXIT_CODES)

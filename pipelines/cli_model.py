@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from curation.errors import UserError
-from pipelines.cli_shared import EXIT_CODES, Address, console, say
+from pipelines.cli_shared import EXIT_CODES, PARTIAL, Address, NumCpus, TakeOver, console, say
 from pipelines.render import estimate_table
 
 app = typer.Typer()
@@ -27,19 +27,36 @@ def encode(
     stage: Annotated[str, typer.Option(help="Preset whose frames and encoders are meant.", show_default=False)],
     init: Annotated[Path, typer.Option(help="Model with autoencoder and encoder.", show_default=False)],
     choices: Annotated[int, typer.Option(min=1, help="Draws of frames, rate and crop of each clip.")] = 1,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML with settings that differ from the preset.", show_default=False)
+    ] = None,
     change: Changes = None,
+    take_over: TakeOver = False,
     address: Address = None,
+    num_cpus: NumCpus = None,
     device: Device = None,
 ) -> None:
     """Compute latents and embeddings once: shards that `clipmill train` reads in the place of clips."""
     from pipelines.encode import encode as run
     from pipelines.train import resolve_stage
 
-    chosen = resolve_stage(stage, None, change or [])
-    done = run(chosen, data, out, init=init, choices=choices, address=address, device=device)
+    chosen = resolve_stage(stage, config, change or [])
+    done = run(
+        chosen,
+        data,
+        out,
+        init=init,
+        choices=choices,
+        take_over=take_over,
+        address=address,
+        num_cpus=num_cpus,
+        device=device,
+    )
     say(f"{done.samples:,} samples in {done.shards:,} shards, {done.bytes / 2**20:,.1f} MiB: {done.folder}")
     for key, reason in done.failed.items():
         say(f"left out: {key}: {reason}")
+    if done.failed:
+        raise typer.Exit(PARTIAL)
 
 
 @app.command(epilog=EXIT_CODES)

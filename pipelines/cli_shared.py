@@ -8,12 +8,12 @@ from rich.console import Console
 
 from pipelines.render import printable
 
-FAILED, BAD_REQUEST, NOTHING_CAME_OUT, CAPTIONS_FAILED = 1, 2, 3, 4
+FAILED, BAD_REQUEST, NOTHING_CAME_OUT, CAPTIONS_FAILED, PARTIAL = 1, 2, 3, 4, 5
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 failed on the way (run the same command again: what is done stays done); 2 a request that "
     "cannot be carried out, or no usable input; 3 it ran, but the result is empty; 4 it ran, but captions failed; "
-    "130 interrupted."
+    "5 it ran, but some selected clips or samples were not written; 130 interrupted."
 )
 
 Address = Annotated[

@@ -1,24 +1,29 @@
 """`clipmill encode`: clip shards into latent shards, a Ray task per shard."""
 
 import json
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import ray
-import torch
-
+from curation import storage
 from curation.errors import RunStopped, UserError
-from pipelines.cluster import connected, usual_device
+from pipelines.cluster import connected, stopped_by_errors, usual_device
+from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.progress import Reporter
 from svd.model import Model
 from training.encode import Encoded, check_names, digests, encode_shard, read_record
 from training.initial import initial_model
-from training.shard_index import Shard, index_shards
-from training.stages import Stage
+from training.shard_index import Shard, ShardIndex, index_shards
+from training.stages import Stage, overlay
 
 PLAN, INDEX = "plan.json", "index.json"
+_MAY_DIFFER = ("batch_size", "workers", "prefetch", "max_broken_share")
+_TASKS_AT_MOST = 4096
+"""Beyond this many shards a task does several, for each costs the driver time and memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,17 @@ class EncodeRun:
     """SHARD/KEY -> reason."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What every task of a run does with its shard."""
+
+    stage: Stage
+    init: Path
+    out: Path
+    choices: int
+    device: str
+
+
 def encode(
     stage: Stage,
     data: str,
@@ -40,7 +56,9 @@ def encode(
     *,
     init: Path,
     choices: int = 1,
+    take_over: bool = False,
     address: str | None = None,
+    num_cpus: int | None = None,
     device: str | None = None,
     quiet: bool = False,
 ) -> EncodeRun:
@@ -48,83 +66,166 @@ def encode(
     autoencoder and encoder that the stage would train with, `choices` draws of each. Run again, only what is missing is
     done.
 
-    On a cluster `data`, `init` and `out` have to be on a file system that all nodes see. Raises UserError, also for
-    an `out` that was begun with other settings.
+    On a cluster `data`, `init` and `out` have to be on a file system that all nodes see. A run that is alive and writes
+    into `out` is stopped only with `take_over`. Raises UserError, also for an `out` that was begun with other settings;
+    RunStopped.
     """
+    folder = str(out.absolute())
+    with Reporter("encode", unit="shards", quiet=quiet) as report:
+        report.waiting("reading the shards and the model")
+        index, plan = _inputs(stage, data, init, choices)
+        _check_plan(out, plan)
+        missing = [shard for shard in index.shards if read_record(out, shard) is None]
+        complete = not missing and _read(out / INDEX) == _content(index, out)
+        if not complete and not take_over:
+            refuse_if_running(folder)
+        with ExitStack() as stack:
+            if missing:
+                report.waiting(f"connecting to Ray at {address}" if address else "starting Ray")
+                stack.enter_context(connected(address, num_cpus=num_cpus))
+            if not complete:
+                fence = stack.enter_context(owned(folder, take_over=take_over))
+                _start(folder, plan)
+                if missing:
+                    task = _Task(
+                        stage=stage,
+                        init=init.absolute(),
+                        out=out.absolute(),
+                        choices=choices,
+                        device=device or usual_device(),
+                    )
+                    _run(missing, task, fence, report)
+                _write(folder, INDEX, _content(index, out))
+    return _result(index, out)
+
+
+def _inputs(stage: Stage, data: str, init: Path, choices: int) -> tuple[ShardIndex, dict[str, Any]]:
+    """The shards to do, and what plan.json says of what is made of them."""
     try:
         index = index_shards(data)
         check_names(index)
-        out.mkdir(parents=True, exist_ok=True)
-        _plan(stage, out, _model(stage, init, "cpu"), choices)
+        models = digests(_model(stage, init, "cpu"))
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
-    missing = [shard for shard in index.shards if read_record(out, shard) is None]
-    if missing:
-        with connected(address), Reporter("encode", len(missing), unit="shards", quiet=quiet) as reporter:
-            device = device or usual_device()
-            options = {"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
-            remote = ray.remote(_encode).options(max_retries=3, **options)
-            waiting = [
-                remote.remote(shard, out.absolute(), stage, init.absolute(), choices, device) for shard in missing
-            ]
-            while waiting:
-                finished, waiting = ray.wait(waiting)
-                encoded = _record(finished[0])
-                reporter.advance(detail=f"{encoded.name}: {encoded.samples} samples")
-    records = [record for shard in index.shards if (record := read_record(out, shard)) is not None]
-    failed = {f"{record.name}/{key}": reason for record in records for key, reason in record.failed.items()}
-    run = EncodeRun(
-        folder=out,
-        shards=len(records),
-        samples=sum(record.samples for record in records),
-        bytes=sum(record.bytes for record in records),
-        failed=failed,
-    )
-    shards = [{"name": f"{r.name}.tar", "samples": r.samples, "bytes": r.bytes, "sha256": r.sha256} for r in records]
-    content = {"shards": shards, "samples": run.samples, "bytes": run.bytes, "failed": failed}
-    (out / INDEX).write_text(json.dumps(content, indent=2) + "\n")
-    if not run.samples:
-        raise UserError(f"no sample could be encoded: {next(iter(failed.items()), 'the shards are empty')}")
-    return run
+    settings = {name: value for name, value in stage.data.to_dict().items() if name not in _MAY_DIFFER}
+    plan: dict[str, Any] = {"data": settings | {"choices": choices}, "models": models}
+    return index, json.loads(json.dumps(plan))
 
 
-def _record(task: Any) -> Encoded:
-    """Of a task that has ended. Raises RunStopped with what stopped it."""
-    try:
-        return cast("Encoded", ray.get(task))
-    except ray.exceptions.RayError as error:
-        raise RunStopped(f"encoding stopped: {str(error).strip().splitlines()[-1]}") from error
-
-
-def _plan(stage: Stage, out: Path, model: Model, choices: int) -> None:
-    """Raise ValueError where `out` was begun with other frames or other weights."""
-    free = ("batch_size", "workers", "prefetch", "max_broken_share")
-    data = {name: value for name, value in stage.data.to_dict().items() if name not in free}
-    plan = json.loads(json.dumps({"data": data | {"choices": choices}, "models": digests(model)}))
-    path = out / PLAN
-    if not path.is_file():
-        path.write_text(json.dumps(plan, indent=2) + "\n")
+def _check_plan(out: Path, plan: dict[str, Any]) -> None:
+    """Raise UserError where `out` was begun with other frames or other weights. Only reads."""
+    before = _read(out / PLAN)
+    if before is None:
         return
-    before = json.loads(path.read_text())
     differs = [
         f"{group}.{name}"
         for group, values in plan.items()
         for name in values
-        if before.get(group, {}).get(name) != values[name]
+        if (before.get(group) or {}).get(name) != values[name]
     ]
     if differs:
-        raise ValueError(f"{out} holds latents made otherwise ({', '.join(differs)}): use another folder")
+        raise UserError(f"{out} holds latents made with other settings ({', '.join(differs)}): use another folder")
 
 
-def _encode(shard: Shard, out: Path, stage: Stage, init: Path, choices: int, device: str) -> Encoded:
+def _start(folder: str, plan: dict[str, Any]) -> None:
+    """Make the folder ready for this run, which owns it."""
+    _check_plan(Path(folder), plan)
+    _write(folder, PLAN, plan)
+    storage.remove_leftovers(*storage.filesystem(folder))
+
+
+def _run(missing: Sequence[Shard], task: _Task, fence: Fence, report: Reporter) -> None:
+    report.begin(len(missing))
+    with stopped_by_errors():
+        for encoded in _stream(missing, task, fence):
+            if encoded["error"]:
+                raise RunStopped(f"encoding stopped: {encoded['error']}")
+            report.advance(detail=f"{encoded['name']}: {encoded['samples']} samples")
+
+
+def _stream(missing: Sequence[Shard], task: _Task, fence: Fence) -> Iterator[dict[str, Any]]:
+    """The graph. Yields {"name", "samples", "error"} for every shard as its latents are written, or could not be."""
+    import ray
+
+    rows = [{"shard": pickle.dumps(shard)} for shard in missing]
+    resources: dict[str, Any] = {"num_gpus": 1} if task.device == "cuda" else {"num_cpus": 1}
+    encoded = ray.data.from_items(rows, override_num_blocks=min(len(rows), _TASKS_AT_MOST)).map(
+        partial(encode_planned, task=task, fence=fence), **resources
+    )
+    yield from encoded.iter_rows()
+
+
+def encode_planned(row: dict[str, Any], task: _Task, fence: Fence) -> dict[str, Any]:
+    """Write the latents of one shard."""
+    import torch
+
     torch.set_num_threads(1)
-    return encode_shard(shard, out, _model(stage, init, device), stage.data, choices=choices)
+    shard: Shard = pickle.loads(row["shard"])
+    try:
+        fence.check()
+        try:
+            encoded = encode_shard(
+                shard,
+                task.out,
+                _model(task.stage, task.init, task.device),
+                task.stage.data,
+                choices=task.choices,
+                commit=fence.check,
+            )
+        except OSError:
+            fence.check()  # another run removes our unfinished files, and the error would be about those
+            raise
+    except (ValueError, OSError) as error:
+        return {"name": shard.name, "samples": 0, "error": str(error)}
+    return {"name": encoded.name, "samples": encoded.samples, "error": ""}
+
+
+def _records(index: ShardIndex, out: Path) -> list[Encoded]:
+    return [record for shard in index.shards if (record := read_record(out, shard)) is not None]
+
+
+def _content(index: ShardIndex, out: Path) -> dict[str, Any]:
+    """What index.json says."""
+    records = _records(index, out)
+    return {
+        "shards": [
+            {"name": f"{r.name}.tar", "samples": r.samples, "bytes": r.bytes, "sha256": r.sha256} for r in records
+        ],
+        "samples": sum(record.samples for record in records),
+        "bytes": sum(record.bytes for record in records),
+        "failed": {f"{record.name}/{key}": reason for record in records for key, reason in record.failed.items()},
+    }
+
+
+def _result(index: ShardIndex, out: Path) -> EncodeRun:
+    content = _content(index, out)
+    if not content["samples"]:
+        reasons = next((f"{key}: {reason}" for key, reason in content["failed"].items()), "the shards are empty")
+        raise UserError(f"no sample could be encoded: {reasons}")
+    return EncodeRun(
+        folder=out,
+        shards=len(content["shards"]),
+        samples=content["samples"],
+        bytes=content["bytes"],
+        failed=content["failed"],
+    )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    fs, file = storage.filesystem(str(path))
+    try:
+        return storage.read_json(fs, file, dict)
+    except FileNotFoundError:
+        return None
+
+
+def _write(folder: str, name: str, content: dict[str, Any]) -> None:
+    fs, path = storage.filesystem(folder)
+    storage.write_bytes(fs, f"{path}/{name}", (json.dumps(content, indent=2) + "\n").encode())
 
 
 @lru_cache(maxsize=1)
 def _model_of(settings: str, init: Path, device: str) -> Model:
-    from training.stages import overlay
-
     values = json.loads(settings)
     model = initial_model(overlay(Stage.preset(values["name"]), values), init)
     for name, network in model.networks().items():

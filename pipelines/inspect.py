@@ -19,6 +19,7 @@ class Inspection:
     source: dict[str, Any]
     transitions: list[dict[str, Any]] = field(default_factory=list)
     clips: list[dict[str, Any]] = field(default_factory=list)
+    """Without their embeddings, which say nothing to a reader."""
     error_kind: str | None = None
     error: str | None = None
 
@@ -40,7 +41,7 @@ def inspect(inputs: Sequence[str], config: CurateConfig | None = None) -> Iterat
                 uri=source.uri,
                 source=row,
                 transitions=transitions,
-                clips=found.clips,
+                clips=[{name: value for name, value in clip.items() if name != "embedding"} for clip in found.clips],
                 error_kind=row.pop("error_kind"),
                 error=row.pop("error"),
             )

@@ -1,6 +1,7 @@
 """How results look on a terminal: small tables, and text from files made safe to print."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from pipelines.shard import ShardRun
 from pipelines.status import Status
 
 _SCORES = ("motion", *SCORERS)
+_REASONS = 10
+"""Of clips that are missing, so many different ones are printed; the index has all."""
 LOSSES = {
     "transition": "fades, dissolves and other transitions",
     "blank": "black or blank footage",
@@ -240,13 +243,20 @@ def print_shards(console: Console, run: ShardRun) -> None:
     totals = run.index["totals"]
     rows: list[tuple[str, Any, str]] = [
         ("shards", totals["shards"], f"{run.written} written now, {run.kept} in place before"),
+        ("selected", totals["selected"], "clips"),
         ("samples", totals["samples"], duration(totals["duration_s"])),
         ("bytes", None, size(totals["bytes"])),
         ("seconds", None, f"{run.wall_s:.1f} s"),
     ]
-    if totals["failed"]:
-        rows.append(("failed", totals["failed"], f"first: {run.index['failed'][0]['error']}"))
+    rows += [
+        (f"  {kind}", count, f"not written: {error}") for (kind, error), count in _lost(run.index).most_common(_REASONS)
+    ]
     console.print(table(f"shards in {printable(run.folder)}", ("", "count", ""), rows))
+
+
+def _lost(index: dict[str, Any]) -> Counter[tuple[str, str]]:
+    """(kind, reason) -> selected clips that are in no shard because of it."""
+    return Counter((clip["error_kind"], clip["error"]) for clip in (*index["failed"], *index["gone"]))
 
 
 def print_status(console: Console, found: Status) -> None:

@@ -4,33 +4,29 @@ import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from curation.errors import RunStopped, UserError
 from curation.isolation import Isolated
 from curation.select import load_selection, selected_clips
-from curation.shards import (
-    ShardConfig,
-    ShardPlan,
-    ShardResult,
-    check_shard,
-    plan_shards,
-    remove_index,
-    start_shards,
-    write_index,
-    write_shard,
-)
-from curation.tables import Dataset
-from pipelines.cluster import connected
+from curation.shard_folder import check_plan, index_of, read_index, remove_index, start_shards, write_index
+from curation.shards import FailedClip, ShardConfig, ShardPlan, ShardResult, check_shard, plan_shards, write_shard
+from curation.tables import Dataset, joined_columns
+from pipelines.cluster import connected, stopped_by_errors
+from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.progress import Reporter
 
-_NOT_OF_THE_CLIP = ["scan_cpu_s", "score_cpu_s", "transitions", "note", "embedding"]
+_NOT_OF_THE_CLIP = {"scan_cpu_s", "score_cpu_s", "transitions", "note", "embedding"}
 """Columns of the joined view that a shard has no use for; timings would make equal shards differ."""
 _CHECKED_AT_ONCE = 8
+_TASKS_AT_MOST = 4096
+"""Beyond this many shards a task writes several, for each costs the driver time and memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +39,12 @@ class ShardRun:
     wall_s: float
     index: dict[str, Any]
 
+    @property
+    def partial(self) -> bool:
+        """Whether clips of the selection are not in the shards; the index says which, and why."""
+        totals = self.index["totals"]
+        return bool(totals["samples"] < totals["selected"])
+
 
 def shard(
     dataset: str,
@@ -50,62 +52,121 @@ def shard(
     *,
     images: bool = False,
     config: ShardConfig | None = None,
+    take_over: bool = False,
     address: str | None = None,
+    num_cpus: int | None = None,
     quiet: bool = False,
 ) -> ShardRun:
     """Write the selected clips (or, with `images`, their middle frames) to `shards/SELECTION[-images]/`.
 
-    Raises UserError: no such selection, an empty one, a folder that holds shards of something else or is not
-    writable; RunStopped: a full disk. Clips that cannot be taken any more are listed in the index with their reason.
+    Clips that cannot be taken any more, or that the dataset does not hold any more, are listed in the index with their
+    reason: selected = samples + failed + gone. A run that is alive and writes there is stopped only with `take_over`.
+    Raises UserError: no such selection, an empty one, a folder that holds shards of something else, is in use or not
+    writable; RunStopped: a full disk, another run that took over.
     """
     config, started_s = config or ShardConfig(), time.monotonic()
-    data = Dataset(dataset).open()
+    folder = f"{dataset.rstrip('/')}/shards/{selection}{'-images' if images else ''}"
+    with Reporter("shard", unit="shards", quiet=quiet) as report:
+        report.waiting("reading the selection")
+        rows, gone = _selected(Dataset(dataset).open(), selection)
+        plans = plan_shards(rows, kind="images" if images else "clips", config=config)
+        check_plan(folder, plans, selection=selection, config=config)
+        report.waiting("checking the shards that are in place")
+        results = _in_place(plans, folder)
+        todo = [plan for plan in plans if plan.name not in results]
+
+        def index() -> dict[str, Any]:
+            return index_of(plans, results.values(), selection=selection, config=config, gone=gone)
+
+        complete = not todo and read_index(folder) == index()
+        if not complete and not take_over:
+            refuse_if_running(folder)
+        with ExitStack() as stack:
+            if todo:
+                report.waiting(f"connecting to Ray at {address}" if address else "starting Ray")
+                stack.enter_context(connected(address, num_cpus=num_cpus))
+            if not complete:
+                fence = stack.enter_context(owned(folder, take_over=take_over))
+                start_shards(folder, plans, selection=selection, config=config)
+                remove_index(folder)
+                for result in _stream(todo, folder, selection, config, fence, report):
+                    results[result.name] = result
+                write_index(folder, index())
+    return ShardRun(
+        folder=folder,
+        written=len(todo),
+        kept=len(plans) - len(todo),
+        wall_s=time.monotonic() - started_s,
+        index=index(),
+    )
+
+
+def _selected(data: Dataset, selection: str) -> tuple[pa.Table, list[FailedClip]]:
+    """The rows of the selected clips, and those clips that the dataset does not hold any more."""
     if load_selection(data, selection).empty:
         raise UserError(f"the selection {selection!r} holds no clips, so there is nothing to shard")
-    batches = selected_clips(data, selection)
-    rows = pa.Table.from_batches(batch.drop_columns(_NOT_OF_THE_CLIP) for batch in batches)
-    plans = plan_shards(rows, kind="images" if images else "clips", config=config)
-    folder = f"{dataset.rstrip('/')}/shards/{selection}{'-images' if images else ''}"
-    start_shards(folder, plans, selection=selection, config=config)
+    with data.connect() as connection:
+        columns = [name for name in joined_columns(connection) if name not in _NOT_OF_THE_CLIP]
+    rows = pa.Table.from_batches(selected_clips(data, selection, columns))
+    with data.fs.open(data.file("selections", f"{selection}.parquet"), "rb") as file:
+        chosen = pq.read_table(file, columns=["clip_id"])["clip_id"].to_pylist()
+    there = set(rows["clip_id"].to_pylist())
+    gone = [
+        FailedClip(clip_id=clip_id, error_kind="gone", error="the dataset no longer holds this clip: select again")
+        for clip_id in chosen
+        if clip_id not in there
+    ]
+    if not there:
+        raise UserError(f"{data.url} no longer holds any of the {len(gone):,} clips of {selection!r}: select again")
+    return rows, gone
+
+
+def _in_place(plans: Sequence[ShardPlan], folder: str) -> dict[str, ShardResult]:
+    """Name -> the shard as recorded, of those that are in place and whole; one with failed clips is tried again."""
+
+    def checked(plan: ShardPlan) -> ShardResult | None:
+        result = check_shard(plan, folder).result
+        return result if result and not result.failed else None
+
     with ThreadPoolExecutor(_CHECKED_AT_ONCE) as pool:
-        checked = zip(plans, pool.map(lambda plan: _usable(plan, folder), plans), strict=True)
-        kept = {plan.name: result for plan, result in checked if result}
-    todo = [plan for plan in plans if plan.name not in kept]
-    results = list(kept.values())
-    if todo:
-        remove_index(folder)
-        with connected(address), Reporter("shard", len(todo), unit="shards", quiet=quiet) as report:
-            for result in _stream(todo, folder, selection, config):
-                results.append(result)
-                report.advance(1, f"{sum(r.samples for r in results):,} samples")
-    index = write_index(folder, plans, results, selection=selection, config=config)
-    return ShardRun(folder=folder, written=len(todo), kept=len(kept), wall_s=time.monotonic() - started_s, index=index)
+        return {result.name: result for result in pool.map(checked, plans) if result}
 
 
-def _usable(plan: ShardPlan, folder: str) -> ShardResult | None:
-    """The shard as recorded, if it is in place and whole; one with failed clips is tried again."""
-    result = check_shard(plan, folder).result
-    return result if result and not result.failed else None
-
-
-def _stream(todo: Sequence[ShardPlan], folder: str, selection: str, config: ShardConfig) -> Iterator[ShardResult]:
+def _stream(
+    todo: Sequence[ShardPlan], folder: str, selection: str, config: ShardConfig, fence: Fence, report: Reporter
+) -> Iterator[ShardResult]:
+    if not todo:
+        return
     import ray
 
+    report.begin(len(todo))
+    samples = 0
     rows = [{"plan": pickle.dumps(plan)} for plan in todo]
-    written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        partial(write_planned, folder=folder, selection=selection, config=config), num_cpus=1
+    written = ray.data.from_items(rows, override_num_blocks=min(len(rows), _TASKS_AT_MOST)).map(
+        partial(write_planned, folder=folder, selection=selection, config=config, fence=fence), num_cpus=1
     )
-    for row in written.iter_rows():
-        if row["error"]:
-            raise RunStopped(row["error"])
-        yield pickle.loads(row["result"])
+    with stopped_by_errors():
+        for row in written.iter_rows():
+            if row["error"]:
+                raise RunStopped(row["error"])
+            result: ShardResult = pickle.loads(row["result"])
+            samples += result.samples
+            report.advance(1, f"{samples:,} samples")
+            yield result
 
 
-def write_planned(row: dict[str, Any], folder: str, selection: str, config: ShardConfig) -> dict[str, Any]:
+def write_planned(
+    row: dict[str, Any], folder: str, selection: str, config: ShardConfig, fence: Fence
+) -> dict[str, Any]:
     """Write one planned shard; what touches the videos runs in a child process with limits."""
     plan: ShardPlan = pickle.loads(row["plan"])
     try:
-        result = write_shard(plan, folder, selection=selection, config=config, run=partial(_run_isolated, config))
+        fence.check()
+        try:
+            result = write_shard(plan, folder, selection=selection, config=config, run=partial(_run_isolated, config))
+        except UserError:
+            fence.check()  # another run removes our unfinished files, and the error would be about those
+            raise
     except UserError as error:
         return {"result": b"", "error": str(error)}
     return {"result": pickle.dumps(result), "error": None}

@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -43,18 +44,27 @@ class Encoded:
     """Size in bytes and time of modification in ns of the clips' shard."""
 
 
-def encode_shard(shard: Shard, out: Path, model: Model, config: DataConfig, *, choices: int = 1) -> Encoded:
+def encode_shard(
+    shard: Shard,
+    out: Path,
+    model: Model,
+    config: DataConfig,
+    *,
+    choices: int = 1,
+    commit: Callable[[], None] = lambda: None,
+) -> Encoded:
     """Write OUT/SHARD.tar with the latents of `shard`, then OUT/SHARD.json, its record; an earlier process's whole one
     of the same clips stays as it is. Broken samples are left out, and named in the record.
 
-    Of each sample there are `choices` draws of frames, rate and crop: KEY, then KEY_1, KEY_2 and so on."""
+    Of each sample there are `choices` draws of frames, rate and crop: KEY, then KEY_1, KEY_2 and so on. `commit` is
+    called before the shard takes its name, and raises where it must not."""
     done = read_record(out, shard)
     if done is not None:
         return done
     source = _mark(shard)
     out.mkdir(parents=True, exist_ok=True)
     target, failed = out / f"{shard.name}.tar", dict(shard.broken)
-    temporary = out / f".{target.name}.{os.getpid()}.tmp"
+    temporary = _unfinished(target)
     samples = 0
     try:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -67,6 +77,7 @@ def encode_shard(shard: Shard, out: Path, model: Model, config: DataConfig, *, c
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = temporary.stat().st_size
+        commit()
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -80,10 +91,15 @@ def encode_shard(shard: Shard, out: Path, model: Model, config: DataConfig, *, c
         source=source,
     )
     path = out / f"{shard.name}.json"
-    unfinished = path.with_suffix(".tmp")
+    unfinished = _unfinished(path)
     unfinished.write_text(json.dumps(asdict(record), indent=2) + "\n")
     unfinished.replace(path)
     return record
+
+
+def _unfinished(path: Path) -> Path:
+    """A name that no other process uses, on whatever machine."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
 def read_record(out: Path, shard: Shard) -> Encoded | None:

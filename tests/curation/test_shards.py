@@ -20,15 +20,8 @@ from hypothesis import strategies as st
 from curation.decode import Video
 from curation.errors import SourceError, UserError
 from curation.scan import ScanConfig, scan
-from curation.shards import (
-    ShardConfig,
-    ShardPlan,
-    check_shard,
-    plan_shards,
-    start_shards,
-    write_index,
-    write_shard,
-)
+from curation.shard_folder import index_of, start_shards, write_index
+from curation.shards import FailedClip, ShardConfig, ShardPlan, check_shard, plan_shards, write_shard
 from curation.sources import list_sources
 from curation.spans import SpanConfig
 from tests.media import panning, write_video
@@ -69,7 +62,9 @@ def write_all(folder: Path, clips: list[dict[str, Any]], kind: Any = "clips", co
     plans = plan_shards(clips, kind=kind, config=config)
     start_shards(str(folder), plans, selection="s", config=config)
     results = [write_shard(plan, str(folder), selection="s", config=config) for plan in plans]
-    return plans, results, write_index(str(folder), plans, results, selection="s", config=config)
+    index = index_of(plans, results, selection="s", config=config)
+    write_index(str(folder), index)
+    return plans, results, index
 
 
 def test_the_plan_depends_on_ids_and_seed_only() -> None:
@@ -175,7 +170,18 @@ def test_the_index_adds_up(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
     assert index["totals"]["bytes"] == sum((tmp_path / plan.name).stat().st_size for plan in plans)
     assert index["totals"]["duration_s"] == pytest.approx(sum(clip["duration_s"] for clip in clips))
     with pytest.raises(ValueError, match=plans[1].name):
-        write_index(str(tmp_path), plans, results[:1], selection="s", config=CONFIG)
+        index_of(plans, results[:1], selection="s", config=CONFIG)
+
+
+def test_every_selected_clip_is_written_or_has_a_reason(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
+    lost = [clip | {"uri": str(tmp_path / "gone.mp4")} if clip["take"] == "copy" else clip for clip in clips]
+    plans, results, _ = write_all(tmp_path, lost)
+    gone = [FailedClip(clip_id="x", error_kind="gone", error="select again")]
+    index = index_of(plans, results, selection="s", config=CONFIG, gone=gone)
+    assert {key: index["totals"][key] for key in ("selected", "samples", "failed", "gone")} == {
+        "selected": 7, "samples": 3, "failed": 3, "gone": 1
+    }  # fmt: skip
+    assert [clip["error"] for clip in index["gone"]] == ["select again"]
 
 
 def test_a_rerun_finds_what_is_missing_or_broken(tmp_path: Path, clips: list[dict[str, Any]]) -> None:

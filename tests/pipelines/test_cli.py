@@ -1,6 +1,7 @@
 """The command line as scripts see it: exit codes, JSON on stdout alone, one sentence on stderr, signals."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from curation.tables import Dataset
+from curation.taken_back import take_back
 from pipelines import cli
 from tests.media import panning, write_video
 from tests.pipelines.corpora import WITHOUT_CLIP_OPTION
@@ -47,6 +50,41 @@ def test_the_whole_way(videos: Path, tmp_path: Path, monkeypatch, capsys, local_
     found = json.loads(line)
     assert (found["sources"], found["rejected"], found["clips"]) == (2, {"empty": 1}, 1)
     assert found["shards"]["svd-paper"]["totals"]["samples"] == 1
+
+
+def test_shards_without_some_of_the_selected_clips_have_their_own_exit_code(
+    videos: Path, tmp_path: Path, monkeypatch, capsys, local_ray
+):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(videos, folder)
+    for name in ("c.mp4", "d.mp4"):
+        shutil.copy(videos / "a.mp4", folder / name)
+    (tmp_path / "all.yaml").write_text("name: all\nrules: {duration_s: {min: 0}}\n")
+    (tmp_path / "shards.yaml").write_text("crf: 12\nclips_per_shard: 50\nlimits: {timeout_s: 60}\n")
+    assert run(monkeypatch, "curate", folder, "--out", out, *WITHOUT_CLIP_OPTION) == 0
+    assert run(monkeypatch, "select", out, "--config", tmp_path / "all.yaml") == 0
+    sharding = ("shard", out, "--selection", "all", "--config", tmp_path / "shards.yaml", "--seed", 3)
+    assert run(monkeypatch, *sharding) == 0
+    config = json.loads((out / "shards" / "all" / "index.json").read_text())["config"]
+    assert (config["crf"], config["clips_per_shard"], config["seed"]) == (12, 50, 3)
+    shutil.rmtree(out / "shards")
+    (folder / "c.mp4").unlink()
+    dataset = Dataset(str(out))
+    with dataset.connect() as connection:
+        (replaced,) = connection.execute("SELECT source_id FROM sources WHERE uri LIKE '%d.mp4'").fetchall()
+    take_back(dataset, {part: [replaced[0]] for part in dataset.parts("sources")})
+    capsys.readouterr()
+    assert run(monkeypatch, *sharding) == cli.PARTIAL
+    printed = capsys.readouterr()
+    assert "1 of 3 selected clips were written: 1 failed, 1 are no longer in the dataset" in printed.err
+    assert "not written: the dataset no longer holds this clip" in " ".join(printed.out.split())
+    index = json.loads((out / "shards" / "all" / "index.json").read_text())
+    assert {key: index["totals"][key] for key in ("selected", "samples", "failed", "gone")} == {
+        "selected": 3, "samples": 1, "failed": 1, "gone": 1
+    }  # fmt: skip
+    assert [clip["error_kind"] for clip in (*index["failed"], *index["gone"])] == ["missing", "gone"]
+    assert run(monkeypatch, *sharding[:4], "--images", "--clips-per-shard", 5) == 2
+    assert "images_per_shard" in capsys.readouterr().err
 
 
 def test_a_selection_without_clips_has_its_own_exit_code(videos: Path, tmp_path: Path, monkeypatch, capsys, local_ray):

@@ -145,6 +145,32 @@ def test_shards_hold_the_selected_clips_and_read_with_plain_webdataset(dataset: 
     }
 
 
+def test_shards_in_the_hands_of_another_run_are_left_alone(dataset: str):
+    select(dataset, MOVING, name="fenced")
+    run = shard(dataset, "fenced", quiet=True)
+    stage = importlib.import_module("pipelines.shard")
+    with owned(run.folder) as fence:
+        assert shard(dataset, "fenced", quiet=True).written == 0
+        fence.check()
+        next(Path(run.folder).glob("*.tar")).unlink()
+        half = Path(run.folder) / ".clips-000000.tar.0123456789ab.tmp"
+        half.write_bytes(b"half")
+        with pytest.raises(UserError, match=r"shards/fenced is in use by another run"):
+            shard(dataset, "fenced", quiet=True)
+        assert half.exists()
+        assert (Path(run.folder) / "index.json").exists()
+        assert shard(dataset, "fenced", take_over=True, quiet=True).index == run.index
+        plan = stage.plan_shards(stage._selected(Dataset(dataset), "fenced")[0], kind="clips")[0]
+        told = stage.write_planned({"plan": pickle.dumps(plan)}, run.folder, "fenced", stage.ShardConfig(), fence)
+        assert "another run now owns" in told["error"]
+    (Path(run.folder) / "index.json").unlink()  # killed before the last write
+    assert (
+        shard(dataset, "fenced", quiet=True).index
+        == run.index
+        == json.loads((Path(run.folder) / "index.json").read_text())
+    )
+
+
 def test_a_broken_shard_is_written_again(dataset: str):
     select(dataset, MOVING, name="mended")
     run = shard(dataset, "mended", quiet=True)

@@ -1,15 +1,18 @@
 """Latents computed once: the same training as from the clips, done again only where something is missing."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 
-from curation.errors import UserError
-from pipelines.encode import encode
+from curation.errors import RunStopped, UserError
+from pipelines.encode import _Task, encode, encode_planned
+from pipelines.fence import Fence, owned
 from pipelines.train import resolve_stage, train
 from tests.pipelines.test_train import SETTINGS, model_at
 from tests.training import shards
+from training.shard_index import index_shards
 
 
 @pytest.fixture(scope="module")
@@ -40,5 +43,42 @@ def test_latents_are_written_once_and_train(data: Path, tmp_path: Path, local_ra
     records = [json.loads(line) for line in (tmp_path / "latent" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2, 4]
     other = resolve_stage("tiny-image-to-video", None, [*SETTINGS, "data.frames=2"])
-    with pytest.raises(UserError, match=r"made otherwise \(data.frames\)"):
+    with pytest.raises(UserError, match=r"other settings \(data.frames\)"):
         encode(other, str(data), out, init=init, quiet=True)
+
+    with owned(str(out)) as fence:
+        assert encode(stage, str(data), out, init=init, quiet=True) == run, "nothing to do takes nothing over"
+        fence.check()
+        (out / "clips-1.json").unlink()
+        half = out / ".clips-1.tar.0123456789ab.tmp"
+        half.write_bytes(b"half")
+        with pytest.raises(UserError, match="in use by another run"):
+            encode(stage, str(data), out, init=init, quiet=True)
+        assert half.exists()
+        assert encode(stage, str(data), out, init=init, take_over=True, quiet=True) == run
+        assert not half.exists()
+        shard = next(shard for shard in index_shards(str(data)).shards if shard.name == "clips-1")
+        task = _Task(stage=stage, init=init, out=out, choices=2, device="cpu")
+        assert "another run now owns" in encode_planned({"shard": pickle.dumps(shard)}, task, fence)["error"]
+    (out / "plan.json").write_text("{")
+    with pytest.raises(UserError, match=r"plan\.json is damaged"):
+        encode(stage, str(data), out, init=init, quiet=True)
+
+
+def test_an_overtaken_run_gives_no_shard_its_name(data: Path, tmp_path: Path) -> None:
+    init, out = tmp_path / "init", tmp_path / "latents"
+    model_at(init, "svd")
+    task = _Task(
+        stage=resolve_stage("tiny-image-to-video", None, SETTINGS), init=init, out=out, choices=1, device="cpu"
+    )
+    shard = index_shards(str(data)).shards[0]
+
+    class Overtaken(Fence):
+        """Another run takes over while the latents are computed."""
+
+        def check(self) -> None:
+            if list(out.glob(".*.tmp")):
+                raise RunStopped("another run now owns it")
+
+    assert "another run" in encode_planned({"shard": pickle.dumps(shard)}, task, Overtaken(url="", run=""))["error"]
+    assert not list(out.iterdir())

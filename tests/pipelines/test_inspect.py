@@ -1,12 +1,15 @@
 """Inspect, and what becomes of a source whose decoder hangs, crashes or eats all memory."""
 
 import importlib
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from curation.decode import Limits
 from pipelines import inspect
+from pipelines.demo.model import demo_config
 from tests import faults
 from tests.media import panning, write_video
 from tests.pipelines.corpora import WITHOUT_CLIP
@@ -28,6 +31,14 @@ def test_a_video_is_described_without_a_dataset(video: Path):
     assert cut == {"kind": "hard", "start_frame": 60, "end_frame": 60, "start_s": 2.5, "end_s": 2.5}
     assert [(clip["start_frame"], clip["frames"]) for clip in seen.clips] == [(0, 60), (60, 60)]
     assert all(clip["text_area"] == 0 and clip["motion"] > 5 for clip in seen.clips)
+
+
+def test_with_a_clip_model_it_is_json_with_every_score(video: Path):
+    (seen,) = inspect([str(video)], demo_config())
+    clips = json.loads(json.dumps(asdict(seen), allow_nan=False))["clips"]
+    assert len(clips) == 2
+    assert all("embedding" not in clip and clip["embedding_error"] is None for clip in clips)
+    assert all(isinstance(clip[score], float) for clip in clips for score in ("aesthetic", "motion"))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
     python -m benchmarks.select_scale [--clips N]
 
-Two runs: rules on columns of the clips table, and the same with one more score joined from scores/.
+Three runs: rules on columns of the clips table; the same with one more score joined from scores/; and the same with the
+rule on near-duplicates, a tenth of the clips being copies.
 """
 
 import argparse
@@ -34,21 +35,26 @@ _RULES = {
     "duration_s": {"min": 2.0},
 }
 _JOINED_RULES = {**_RULES, "aesthetic": {"drop_lowest": "25%"}}
+_ALL_RULES = {"plain": _RULES, "joined": _JOINED_RULES, "duplicates": {**_RULES, "duplicate_rank": {"max": 0}}}
+_COPY_EVERY = 10
 
 
 def measure(clips: int = _CLIPS) -> dict[str, float]:
     """Build a dataset of `clips` rows in a temporary folder and select from it; seconds and peak GiB of each run."""
     with tempfile.TemporaryDirectory(prefix="clipmill-select-") as folder:
         _build(folder, clips)
-        plain, joined = (_in_child(folder, name) for name in ("plain", "joined"))
+        plain, joined, duplicates = (_in_child(folder, name) for name in _ALL_RULES)
     return {
         "select_10m_s": plain["seconds"],
         "select_10m_peak_gib": plain["peak_gib"],
         "select_10m_joined_s": joined["seconds"],
         "select_10m_joined_peak_gib": joined["peak_gib"],
+        "select_10m_duplicates_s": duplicates["seconds"],
+        "select_10m_duplicates_peak_gib": duplicates["peak_gib"],
         "rows": clips,
         "selected": plain["selected"],
         "selected_joined": joined["selected"],
+        "selected_duplicates": duplicates["selected"],
     }
 
 
@@ -64,7 +70,11 @@ def main() -> None:
     table = Table(title=f"select over {options.clips:,} clips in {_PARTS} parts")
     for heading in ("rules on", "selected", "seconds", "peak GiB", "goal"):
         table.add_column(heading, justify="left" if heading == "rules on" else "right")
-    for what, end in (("clips table", ""), ("clips table and a joined score", "_joined")):
+    for what, end in (
+        ("clips table", ""),
+        ("clips table and a joined score", "_joined"),
+        ("clips table and near-duplicates", "_duplicates"),
+    ):
         seconds, peak = figures[f"select_10m{end}_s"], figures[f"select_10m{end}_peak_gib"]
         selected = f"{figures[f'selected{end}']:,}"
         table.add_row(what, selected, f"{seconds:.1f}", f"{peak:.2f}", "" if end else "10 s, 2 GiB")
@@ -79,8 +89,7 @@ def _in_child(folder: str, rules: str) -> dict[str, float]:
 
 
 def _select(folder: str, name: str) -> dict[str, float]:
-    chosen = {"plain": _RULES, "joined": _JOINED_RULES}[name]
-    rules = Rules.from_values({"name": name, "rules": chosen, "where": "width >= 512"}, origin=name)
+    rules = Rules.from_values({"name": name, "rules": _ALL_RULES[name], "where": "width >= 512"}, origin=name)
     start = time.perf_counter()
     selection = select(Dataset(folder), rules)
     seconds = time.perf_counter() - start
@@ -104,6 +113,7 @@ def _build(folder: str, clips: int) -> None:
         dataset.write_part("clips", f"{part:04d}", table)
         scores = pa.table({"clip_id": table["clip_id"], "aesthetic": table["duration_s"].cast(pa.float32())})
         dataset.write_part("scores/aesthetic", f"{part:04d}", scores)
+        dataset.write_part("scores/duplicates", f"{part:04d}", _duplicates(table["clip_id"]))
         ids = pc.unique(table["source_id"])
         dataset.write_part("sources", f"{part:04d}", _filled(SOURCES, {"source_id": ids}, len(ids)))
 
@@ -132,6 +142,14 @@ def _clips(random: np.random.Generator, first: int, last: int) -> pa.Table:
         "text_area": text_area,
     }
     return _filled(CLIPS, columns, rows)
+
+
+def _duplicates(clip_id: pa.ChunkedArray) -> pa.Table:
+    """Every tenth clip is a copy of the one before it."""
+    number = np.arange(len(clip_id))
+    copy = (number % _COPY_EVERY == 1) & (number > 0)
+    of = pc.if_else(pa.array(copy), clip_id.take(pa.array(np.maximum(0, number - 1))), pa.scalar(None, pa.string()))
+    return pa.table({"clip_id": clip_id, "duplicate_rank": copy.astype(np.int32), "duplicate_of": of})
 
 
 def _filled(schema: pa.Schema, columns: dict[str, object], rows: int) -> pa.Table:

@@ -38,7 +38,7 @@ class Rule(Config):
             return value
         found = _PERCENT.fullmatch(value) if isinstance(value, str) else None
         if not found or float(found[1]) >= 100:
-            raise ValueError(f"expected a percentage from 0% to below 100%, such as '25%', came {value!r}")
+            raise ValueError(f"expected a percentage from 0% to below 100%, such as '25%', got {value!r}")
         return f"{found[1]}%"
 
     @model_validator(mode="after")
@@ -75,7 +75,7 @@ class Rules(Config):
     @classmethod
     def _is_file_name(cls, name: str) -> str:
         if not _NAME.fullmatch(name):
-            raise ValueError(f"a name is made of letters, digits, '-' and '_', came {name!r}")
+            raise ValueError(f"a name is made of letters, digits, '-' and '_', got {name!r}")
         return name
 
     def named(self, name: str) -> "Rules":

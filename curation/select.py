@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -14,9 +14,11 @@ from pydantic import TypeAdapter
 from curation import storage
 from curation.config import unknown_name
 from curation.errors import UserError
+from curation.funnel import FunnelStep, Judged, funnel, judge, judged_rows, passing
 from curation.rules import Rule, Rules, load_rules
-from curation.tables import Dataset, joined_query, quoted
-from curation.thresholds import REMOVED, UNSCORED, WHERE, Test, tests_of
+from curation.sql import quoted
+from curation.tables import Dataset, joined_query
+from curation.thresholds import WHERE, Test, tests_of
 
 __all__ = [
     "FunnelStep",
@@ -32,26 +34,8 @@ __all__ = [
 ]
 
 _FOLDER = "selections"
+_SELECTED = pa.schema([("clip_id", pa.string()), ("source_id", pa.string()), ("uri", pa.string())])
 _BATCH_ROWS = 100_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class FunnelStep:
-    """What one rule did. `removed_alone` and `unscored` count in all clips, the rest after the rules before it."""
-
-    rule: str
-    """The column, or "where"."""
-    asked: str
-    thresholds: dict[str, float | None] = field(default_factory=dict)
-    """Each bound as a number; None where no clip has the score."""
-    removed_alone: int = 0
-    removed: int = 0
-    unscored: int = 0
-    unscored_dropped: int = 0
-    clips_left: int
-    seconds_left: float
-    skipped: str | None = None
-    """Why the rule was not applied, if it was not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,35 +60,57 @@ class Selection:
         """Whether no clip passed. It is written all the same; the caller should make it an error."""
         return self.clips == 0
 
+    @property
+    def starved(self) -> tuple[FunnelStep, ...]:
+        """Rules that dropped clips for want of a score which more than half of all clips do not have."""
+        return tuple(s for s in self.funnel if s.unscored_dropped and 2 * s.unscored > self.total_clips)
 
-def select(dataset: Dataset, rules: Rules, *, name: str | None = None, allow_missing: bool = False) -> Selection:
+
+def select(
+    dataset: Dataset,
+    rules: Rules,
+    *,
+    name: str | None = None,
+    allow_missing: bool = False,
+    replace: bool = False,
+    dry_run: bool = False,
+) -> Selection:
     """Choose clips and write `selections/NAME.parquet` (clip_id, source_id, uri; sorted by clip_id) and NAME.json.
 
     Each file is whole or absent; the JSON comes last and marks the selection as complete. With `allow_missing`,
-    rules on columns that the dataset does not have are skipped, and the funnel says so. Raises UserError for a
-    column that is not there or holds no numbers, and for a `where` that DuckDB refuses.
+    rules on columns that the dataset does not have are skipped, and the funnel says so; with `dry_run` nothing is
+    written. Raises UserError for a column that is not there or holds no numbers, for a `where` that DuckDB refuses,
+    and, without `replace`, when the name holds other rules or other clips.
     """
     rules = rules.named(name) if name else rules
     description = dataset.description()
+    older = load_selection(dataset, rules.name) if rules.name in selection_names(dataset) else None
     with dataset.connect() as connection:
         tests, skipped = tests_of(connection, rules, allow_missing=allow_missing)
-        counts = _count(connection, tests)
-        chosen = [code for code in counts if _passes(tests, code)]
-        digest = _write_clips(dataset, connection, rules, tests, {code: counts[code] for code in chosen})
+        judged = judge(connection, tests)
+        chosen, total = judged.chosen(), judged.total()
+        steps = funnel(connection, rules, judged, skipped)
+        clips = _chosen_clips(connection, judged, rules.where)
+        if dry_run:
+            digest = _digest_of(clips)
+        else:
+            kept = None if replace else older
+            digest = _write_clips(dataset, rules, clips, kept)
     selection = Selection(
         name=rules.name,
-        clips=sum(counts[code].clips for code in chosen),
-        seconds=sum(counts[code].microseconds for code in chosen) / 1e6,
-        total_clips=sum(count.clips for count in counts.values()),
-        total_seconds=sum(count.microseconds for count in counts.values()) / 1e6,
-        funnel=_funnel(rules, tests, skipped, counts),
+        clips=chosen.clips,
+        seconds=chosen.microseconds / 1e6,
+        total_clips=total.clips,
+        total_seconds=total.microseconds / 1e6,
+        funnel=steps,
         rules=rules.as_given(),
         resolved=_resolved_rules(rules, tests),
         clips_sha256=digest,
     )
-    content = {"dataset_fingerprint": description["fingerprint"], **asdict(selection)}
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    storage.write_bytes(dataset.fs, _path(dataset, rules.name, "json"), text.encode())
+    if not dry_run:
+        content = {"dataset_fingerprint": description["fingerprint"], **asdict(selection)}
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        storage.write_bytes(dataset.fs, _path(dataset, rules.name, "json"), text.encode())
     return selection
 
 
@@ -147,114 +153,54 @@ def funnel_rows(selection: Selection) -> list[dict[str, Any]]:
 _SELECTION = TypeAdapter(Selection)
 
 
-class _Count(NamedTuple):
-    clips: int
-    microseconds: int
-
-
-def _rows(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test], columns: Sequence[str]) -> str:
-    """SQL for those columns and a `code` per clip: its outcome under each test, as digits to the base 3."""
-    used = dict.fromkeys([*columns, *(c for t in tests for c in sorted(t.columns))])
-    code = " + ".join(f"{3**i}::HUGEINT * ({t.outcome})" for i, t in enumerate(tests)) or "0::HUGEINT"
-    listed = ", ".join(map(quoted, columns))
-    return f"SELECT {listed}, {code} AS code FROM ({joined_query(connection, used)}) AS joined"
-
-
-def _count(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test]) -> dict[int, _Count]:
-    """Clips and whole microseconds (whose sum does not depend on the order) per combination of outcomes."""
-    counted = connection.execute(
-        "SELECT code, count(*), coalesce(sum(round(duration_s * 1e6)::BIGINT), 0) "
-        f"FROM ({_rows(connection, tests, ['duration_s'])}) GROUP BY code"
-    ).fetchall()
-    return {int(code): _Count(int(clips), int(microseconds)) for code, clips, microseconds in counted}
-
-
-def _outcomes(tests: Sequence[Test], code: int) -> list[tuple[Test, int]]:
-    return [(test, code // 3**i % 3) for i, test in enumerate(tests)]
-
-
-def _passes(tests: Sequence[Test], code: int) -> bool:
-    return all(test.keeps(outcome) for test, outcome in _outcomes(tests, code))
-
-
-def _funnel(
-    rules: Rules, tests: Sequence[Test], skipped: Mapping[str, str], counts: Mapping[int, _Count]
-) -> tuple[FunnelStep, ...]:
-    asked = {name: _asked(rule) for name, rule in rules.rules.items()}
-    if rules.where is not None:
-        asked[WHERE] = rules.where
-    place = {test.name: i for i, test in enumerate(tests)}
-    left, steps = dict(counts), []
-    for name, request in asked.items():
-        if name in skipped:
-            steps.append(_step(name, request, left, skipped=skipped[name]))
-            continue
-        test, digit = tests[place[name]], 3 ** place[name]
-        before = left
-        left = {code: count for code, count in before.items() if test.keeps(code // digit % 3)}
-        steps.append(
-            _step(
-                name,
-                request,
-                left,
-                thresholds=dict(test.thresholds),
-                removed_alone=_clips_with(counts, digit, REMOVED),
-                removed=_clips_with(before, digit, REMOVED),
-                unscored=_clips_with(counts, digit, UNSCORED),
-                unscored_dropped=0 if test.keeps_unscored else _clips_with(before, digit, UNSCORED),
-            )
+def _chosen_clips(connection: duckdb.DuckDBPyConnection, judged: Judged, where: str | None) -> Iterator[pa.RecordBatch]:
+    """The chosen clips in order. Raises UserError at the end if they are not as many as were counted."""
+    columns = ", ".join(f"{name}::VARCHAR AS {name}" for name in _SELECTED.names)
+    rows = judged_rows(connection, judged.tests, _SELECTED.names)
+    clips = 0
+    query = f"SELECT {columns} FROM ({rows}) WHERE {passing(judged.tests)} ORDER BY clip_id"
+    for batch in _batches(connection, query, _BATCH_ROWS):
+        clips += batch.num_rows
+        yield batch
+    if clips != judged.chosen().clips:
+        raise UserError(
+            f"{judged.chosen().clips} clips passed when counted but {clips} when written: `where` must give the same "
+            f"answer each time, got {where!r}"
         )
-    return tuple(steps)
 
 
-def _step(rule: str, asked: str, left: Mapping[int, _Count], **numbers: Any) -> FunnelStep:
-    return FunnelStep(
-        rule=rule,
-        asked=asked,
-        clips_left=sum(count.clips for count in left.values()),
-        seconds_left=sum(count.microseconds for count in left.values()) / 1e6,
-        **numbers,
-    )
+def _digest_of(clips: Iterable[pa.RecordBatch], write: Callable[[pa.RecordBatch], object] = lambda _: None) -> str:
+    """The digest of the clips' ids, which are given to `write` on the way."""
+    digest = hashlib.sha256()
+    for batch in clips:
+        write(batch)
+        digest.update("".join(f"{clip_id}\n" for clip_id in batch.column(0).to_pylist()).encode())
+    return digest.hexdigest()
 
 
-def _clips_with(counts: Mapping[int, _Count], digit: int, outcome: int) -> int:
-    return sum(count.clips for code, count in counts.items() if code // digit % 3 == outcome)
-
-
-def _asked(rule: Rule) -> str:
-    bounds = [f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in rule.bounds().items()]
-    return ", ".join([*bounds, *(["unscored keep"] if rule.unscored == "keep" else [])])
-
-
-def _write_clips(
-    dataset: Dataset,
-    connection: duckdb.DuckDBPyConnection,
-    rules: Rules,
-    tests: Sequence[Test],
-    chosen: Mapping[int, _Count],
-) -> str:
-    """Write the clips with the chosen outcome codes, and return the digest of their ids."""
-    columns = ["clip_id", "source_id", "uri"]
-    codes = ", ".join(f"{code}::HUGEINT" for code in chosen) or "NULL"
-    rows = _rows(connection, tests, columns)
-    query = f"SELECT {', '.join(columns)} FROM ({rows}) WHERE code IN ({codes}) ORDER BY clip_id"
-    batches = _batches(connection, query, _BATCH_ROWS)
-    clips, digest = 0, hashlib.sha256()
+def _write_clips(dataset: Dataset, rules: Rules, clips: Iterable[pa.RecordBatch], older: Selection | None) -> str:
+    """Write the chosen clips, and return the digest of their ids. Raises UserError if `older` is another selection."""
     with storage.atomic_write(dataset.fs, _path(dataset, rules.name, "parquet")) as file:
-        with pq.ParquetWriter(file, batches.schema, compression="zstd") as writer:
-            for batch in batches:
-                writer.write_batch(batch)
-                clips += batch.num_rows
-                digest.update("".join(f"{clip_id}\n" for clip_id in batch.column(0).to_pylist()).encode())
-        counted = sum(count.clips for count in chosen.values())
-        if clips != counted:
-            raise UserError(
-                f"{counted} clips passed when counted but {clips} when written: `where` must give the same answer "
-                f"each time, came {rules.where!r}"
-            )
+        with pq.ParquetWriter(file, _SELECTED, compression="zstd") as writer:
+            digest = _digest_of(clips, writer.write_batch)
+        if older is not None:
+            _check_same(dataset, older, rules, digest)
         # An older selection of this name stays complete until the new clips are about to take its place.
         storage.remove(dataset.fs, _path(dataset, rules.name, "json"))
-    return digest.hexdigest()
+    return digest
+
+
+def _check_same(dataset: Dataset, older: Selection, rules: Rules, digest: str) -> None:
+    if older.rules == rules.as_given() and older.clips_sha256 == digest:
+        return
+    name, what = rules.name, "other clips" if older.rules == rules.as_given() else "other rules"
+    folders = [folder.rpartition("/")[2] for folder in storage.list_folders(dataset.fs, dataset.file("shards"))]
+    shards = [f"shards/{folder}" for folder in folders if folder in (name, f"{name}-images")]
+    used = f", from which {' and '.join(shards)} were made" if shards else ""
+    raise UserError(
+        f"there is a selection {name!r} already, with {what} ({older.clips:,} clips{used}): give another --name, or "
+        "--replace to replace it"
+    )
 
 
 def _batches(connection: duckdb.DuckDBPyConnection, query: str, rows: int) -> pa.RecordBatchReader:

@@ -52,7 +52,7 @@ class Dataset:
         try:
             self.path.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"the name of a dataset folder must be valid UTF-8, came {url!r}") from error
+            raise UserError(f"the name of a dataset folder must be valid UTF-8, got {url!r}") from error
 
     def __repr__(self) -> str:
         return f"Dataset({self.url!r})"
@@ -114,7 +114,7 @@ class Dataset:
         elif not (table_name.startswith(f"{_SCORES}/") and _NAME.fullmatch(table_name[len(_SCORES) + 1 :])):
             raise ValueError(f"no table is called {table_name!r}")
         elif "clip_id" not in table.column_names:
-            raise ValueError(f"{table_name} needs a clip_id column, came with {table.column_names}")
+            raise ValueError(f"{table_name} needs a clip_id column, got {table.column_names}")
         with storage.atomic_write(self.fs, self.file(table_name, f"{part}.parquet")) as file:
             pq.write_table(table, file, compression="zstd")
 

@@ -26,6 +26,9 @@ MADE_BY: Mapping[str, str] = {
 """Columns that a command of their own adds to a dataset."""
 
 WHERE = "where"
+RANK, GROUP = "duplicate_rank", "duplicate_of"
+PLACE = "_place_in_group"
+"""In a group of near-duplicates, among its clips that pass the other rules: 0 for the best of them."""
 KEPT, REMOVED, UNSCORED = 0, 1, 2
 """What a test says of a clip."""
 
@@ -48,7 +51,10 @@ _NUMBERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Test:
-    """One rule, ready to run: `outcome` is SQL over the joined view that gives KEPT, REMOVED or UNSCORED."""
+    """One rule, ready to run: `outcome` is SQL over the joined view that gives KEPT, REMOVED or UNSCORED.
+
+    A test with `last` depends on the other rules: its `outcome` also reads `PLACE`, which `curation.funnel` joins.
+    """
 
     name: str
     """The column, or "where"."""
@@ -58,10 +64,19 @@ class Test:
     keeps_unscored: bool = False
     thresholds: Mapping[str, float | None] = field(default_factory=dict)
     """Each bound of the rule as a number; None where no clip has the score."""
+    note: str | None = None
+    """What is to be known of these thresholds."""
+    last: bool = False
+    outcome_alone: str = ""
+    """For a test with `last`: the outcome were there no other rules."""
 
     def keeps(self, outcome: int) -> bool:
         """Whether a clip with this outcome goes on."""
-        return outcome == KEPT or (outcome == UNSCORED and self.keeps_unscored)
+        return outcome in self.kept_outcomes()
+
+    def kept_outcomes(self) -> tuple[int, ...]:
+        """The outcomes with which a clip goes on."""
+        return (KEPT, UNSCORED) if self.keeps_unscored else (KEPT,)
 
     def resolved(self) -> dict[str, float]:
         """The strictest bounds, as `min` and `max`."""
@@ -87,6 +102,8 @@ def tests_of(
     for name in rules.rules:
         if name in known:
             scored[name] = _Score.of(name, known[name][2])
+            if name == RANK:
+                _check_rank_rule(rules.rules[name], known)
             _assure_possible(name, rules.rules[name])
         elif allow_missing:
             skipped[name] = f"there is no column {name!r}"
@@ -131,12 +148,21 @@ def _left_out(
     return {name: low for name, low, high, every in reasons if every and low == high and str(low).startswith(LEFT_OUT)}
 
 
+def _check_rank_rule(rule: Rule, known: Mapping[str, object]) -> None:
+    if GROUP not in known:
+        raise UserError(f"there is no column {GROUP!r} beside {RANK!r}: run `clipmill duplicates DATASET` again")
+    if rule.ranks():
+        raise UserError(
+            f"{RANK} counts the clips of a group from the best (0) to the worst: give it max or min, not a percentage"
+        )
+
+
 def _assure_possible(name: str, rule: Rule) -> None:
     """Refuse a threshold that means something else than was meant: 7 for 7 % of a share."""
     bounds = bounds_of(CLIPS.field(name)) if name in CLIPS.names else None
     for which, value in (("min", rule.min), ("max", rule.max)):
         if bounds and value is not None and not bounds[0] <= value <= bounds[1]:
-            raise UserError(f"{name} lies between {bounds[0]:g} and {bounds[1]:g}, came {which} {value:g}")
+            raise UserError(f"{name} lies between {bounds[0]:g} and {bounds[1]:g}, got {which} {value:g}")
 
 
 @dataclass(frozen=True)
@@ -189,28 +215,59 @@ def _scores(connection: duckdb.DuckDBPyConnection, columns: Sequence[_Score]) ->
 
 def _test(score: _Score, rule: Rule, values: NDArray[Any]) -> Test:
     thresholds: dict[str, float | None] = {}
+    notes = []
     for name, percentage, up in (
         ("drop_lowest", rule.drop_lowest, True),
         ("drop_highest", rule.drop_highest, False),
     ):
         if percentage is not None:
             at = percentile(values, share(percentage) if up else 1 - share(percentage))
-            thresholds[name] = None if at is None else score.representable(at, up=up)
-    for name, bound in (("min", rule.min), ("max", rule.max)):
-        if bound is not None:
-            thresholds[name] = score.representable(bound)
+            bound = thresholds[name] = None if at is None else score.representable(at, up=up)
+            if bound is not None and (tied := ties(values, share(percentage), bound, lowest=up)):
+                notes.append(f"{name} {percentage}: {tied}")
+    for name, value in (("min", rule.min), ("max", rule.max)):
+        if value is not None:
+            thresholds[name] = score.representable(value)
     test = Test(
         name=score.name,
         columns=frozenset({score.name}),
         outcome="",
         keeps_unscored=rule.unscored == "keep",
         thresholds=thresholds,
+        note="; ".join(notes) or None,
     )
+    outcome = _outcome(score.sql, test.resolved())
+    if score.name != RANK:
+        return replace(test, outcome=outcome)
+    place = f"CASE WHEN {quoted(RANK)} = 0 THEN 0 WHEN {quoted(RANK)} > 0 THEN coalesce({PLACE}, {quoted(RANK)}) END"
+    return replace(
+        test,
+        columns=frozenset({RANK, GROUP}),
+        outcome=_outcome(place, test.resolved()),
+        outcome_alone=outcome,
+        last=True,
+    )
+
+
+def _outcome(value: str, bounds: Mapping[str, float]) -> str:
+    """SQL for the outcome of a score (SQL for a number or null) under `min` and `max`."""
     compare = {"min": "<", "max": ">"}
     # As text: a bare decimal literal would be rounded twice on its way to a double.
-    outside = [f"({score.sql})::DOUBLE {compare[k]} '{v!r}'::DOUBLE" for k, v in test.resolved().items()]
-    outcome = f"WHEN {score.sql} IS NULL THEN {UNSCORED} WHEN {' OR '.join(outside) or 'false'} THEN {REMOVED}"
-    return replace(test, outcome=f"CASE {outcome} ELSE {KEPT} END")
+    outside = [f"({value})::DOUBLE {compare[k]} '{v!r}'::DOUBLE" for k, v in bounds.items()]
+    removed = " OR ".join(outside) or "false"
+    return f"CASE WHEN ({value}) IS NULL THEN {UNSCORED} WHEN {removed} THEN {REMOVED} ELSE {KEPT} END"
+
+
+def ties(scores: NDArray[Any], asked: Fraction, bound: float, *, lowest: bool) -> str | None:
+    """A sentence where a percentile bound removes a clip or more less than asked, for others are equal to it.
+
+    Clips on a bound stay, so equal scores stay or go together.
+    """
+    removed = int(np.count_nonzero(scores < bound if lowest else scores > bound))
+    if asked * len(scores) - removed < 1:
+        return None
+    equal = int(np.count_nonzero(scores == scores.dtype.type(bound)))
+    return f"removed {removed / len(scores):.1%}, for {equal:,} clips are tied at the threshold and stay"
 
 
 def percentile(scores: NDArray[Any], at: Fraction) -> float | None:

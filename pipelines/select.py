@@ -13,19 +13,26 @@ DEFAULT_PRESET = "svd-paper"
 
 
 def select(
-    dataset: str, rules: str | Rules = DEFAULT_PRESET, *, name: str | None = None, allow_missing: bool = False
+    dataset: str,
+    rules: str | Rules = DEFAULT_PRESET,
+    *,
+    name: str | None = None,
+    allow_missing: bool = False,
+    replace: bool = False,
+    dry_run: bool = False,
 ) -> Selection:
     """Choose clips of a dataset by rules: a preset's name, a .yaml file, or `Rules`. Written under `name`.
 
-    Raises UserError for an unknown preset, column, key or a threshold out of range. An empty selection is written
-    and returned: look at its `empty`.
+    Raises UserError for an unknown preset, column, key or a threshold out of range, and for a name that holds a
+    selection by other rules or of other clips, unless `replace`. With `dry_run` nothing is written. An empty
+    selection is written and returned: look at its `empty`, and at `starved` for rules that had little to go by.
     """
     if isinstance(rules, str):
         rules = load_rules(rules) if rules.endswith((".yaml", ".yml")) else load_preset(rules, PRESETS)
     opened = Dataset(dataset).open()
     if "duplicate_rank" in rules.rules:
         _assure_compared(opened)
-    return select_clips(opened, rules, name=name, allow_missing=allow_missing)
+    return select_clips(opened, rules, name=name, allow_missing=allow_missing, replace=replace, dry_run=dry_run)
 
 
 def _assure_compared(dataset: Dataset) -> None:

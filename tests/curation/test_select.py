@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from curation.errors import UserError
 from curation.rules import Rules, load_preset, load_rules
-from curation.select import Selection, funnel_rows, load_selection, select, selected_clips, selection_names
+from curation.select import Selection, funnel_rows, load_selection, selected_clips, selection_names
+from curation.select import select as select_clips
 from curation.tables import CLIPS, SOURCES, Dataset
 from curation.thresholds import percentile
 
@@ -38,6 +39,11 @@ def make(url: str, clips: Sequence[dict[str, Any]], *, parts: int = 2) -> Datase
 
 def rules(where: str | None = None, **columns: dict[str, Any]) -> Rules:
     return Rules.from_values({"name": "test", "rules": columns, "where": where}, origin="test")
+
+
+def select(dataset: Dataset, asked: Rules, *, replace: bool = True, **options: Any) -> Selection:
+    """Under the same name again and again."""
+    return select_clips(dataset, asked, replace=replace, **options)
 
 
 def chosen(dataset: Dataset, name: str = "test") -> list[str]:
@@ -155,7 +161,7 @@ def test_where_may_be_any_expression(ten: Dataset, where: str) -> None:
         ("motion", {"drop_lowest": "120%"}, r"rules\.motion\.drop_lowest.*'120%'"),
         ("motion", {"drop_lowest": "100%"}, "below 100%"),
         ("motion", {"drop_lowest": "-5%"}, "'-5%'"),
-        ("motion", {"drop_highest": 25}, "such as '25%', came 25"),
+        ("motion", {"drop_highest": 25}, "such as '25%', got 25"),
         ("motion", {"drop_lowest": "60%", "drop_highest": "40%"}, "leave no clip"),
         ("motion", {"min": math.nan}, "finite"),
         ("motion", {"max": "2"}, "number"),
@@ -191,7 +197,7 @@ def test_missing_columns_can_be_allowed_and_are_said(ten: Dataset) -> None:
 
 def test_the_paper_preset(ten: Dataset) -> None:
     preset = load_preset("svd-paper", PRESETS)
-    assert list(preset.rules) == ["duplicate_rank", "motion", "aesthetic", "similarity", "text_area", "duration_s"]
+    assert list(preset.rules) == ["motion", "aesthetic", "similarity", "text_area", "duration_s", "duplicate_rank"]
     with pytest.raises(UserError, match="clipmill duplicates DATASET"):
         select(ten, preset)
     assert select(ten, preset, allow_missing=True).clips == 2  # motion >= 2.25, text_area <= 0.045
@@ -376,6 +382,122 @@ def check_reconciled(selection: Selection) -> None:
 
 
 def test_a_threshold_beyond_what_a_column_can_hold_is_refused(ten: Dataset) -> None:
-    with pytest.raises(UserError, match="text_area lies between 0 and 1, came max 7"):
+    with pytest.raises(UserError, match="text_area lies between 0 and 1, got max 7"):
         select(ten, rules(text_area={"max": 7}))
     assert select(ten, rules(text_area={"max": 0.07})).total_clips == 10
+
+
+def with_duplicates(dataset: Dataset, groups: dict[str, Sequence[str]]) -> None:
+    """Write the table of near-duplicates: the best clip of each group -> its copies, from the best to the worst."""
+    rows = [(best, 0, None) for best in groups]
+    rows += [(copy, rank, best) for best, copies in groups.items() for rank, copy in enumerate(copies, 1)]
+    ids, ranks, of = zip(*rows, strict=True)
+    columns = {"clip_id": ids, "duplicate_rank": pa.array(ranks, pa.int32()), "duplicate_of": pa.array(of, pa.string())}
+    dataset.write_part("scores/duplicates", "duplicates", pa.table(columns))
+
+
+def test_the_best_clip_of_a_group_that_passes_the_other_rules_is_kept(tmp_path: Path) -> None:
+    """A subtitled upload in high resolution does not take its clean, smaller original along."""
+    named = [{"clip_id": name} for name in "abcdefg"]
+    text = {"a": 0.5, "b": 0.0, "c": 0.0, "d": 0.5, "e": 0.5, "f": 0.0, "g": 0.0}
+    dataset = make(str(tmp_path / "d"), [clip | {"text_area": text[clip["clip_id"]]} for clip in named])
+    with_duplicates(dataset, {"a": "bc", "d": "e", "f": "g"})
+    for order in (["duplicate_rank", "text_area"], ["text_area", "duplicate_rank"]):
+        both = {"duplicate_rank": {"max": 0}, "text_area": {"max": 0.1}}
+        selection = select(dataset, rules(**{name: both[name] for name in order}))
+        assert chosen(dataset) == ["b", "f"]
+        text_step, last = selection.funnel
+        assert (last.rule, last.removed_alone, last.removed, last.clips_left) == ("duplicate_rank", 4, 2, 2)
+        assert last.note == "among the clips that pass the other rules"
+        assert (text_step.removed, text_step.clips_left) == (3, 4)
+        check_reconciled(selection)
+    assert select(dataset, rules(duplicate_rank={"max": 1}, text_area={"max": 0.1})).clips == 4
+    assert select(dataset, rules(duplicate_rank={"max": 0})).clips == 3
+    assert select(dataset, rules(duplicate_rank={"min": 1})).clips == 4
+    assert select(dataset, rules("clip_id <> 'a'", duplicate_rank={"max": 0})).clips == 3
+    assert chosen(dataset) == ["b", "d", "f"]
+
+
+def test_clips_that_were_not_compared_are_unscored(tmp_path: Path) -> None:
+    dataset = make(str(tmp_path / "d"), [{"clip_id": name} for name in "abc"])
+    with_duplicates(dataset, {"a": "b"})
+    assert select(dataset, rules(duplicate_rank={"max": 0})).funnel[0].unscored_dropped == 1
+    assert chosen(dataset) == ["a"]
+    kept = select(dataset, rules(duplicate_rank={"max": 0, "unscored": "keep"}))
+    assert (chosen(dataset), kept.funnel[0].unscored) == (["a", "c"], 1)
+
+
+def test_a_rule_on_groups_needs_groups_and_counts(tmp_path: Path) -> None:
+    dataset = make(str(tmp_path / "d"), [{"clip_id": name} for name in "ab"])
+    with_duplicates(dataset, {"a": "b"})
+    with pytest.raises(UserError, match="give it max or min, not a percentage"):
+        select(dataset, rules(duplicate_rank={"drop_highest": "50%"}))
+    dataset.write_part("scores/duplicates", "duplicates", pa.table({"clip_id": ["a"], "duplicate_rank": [0]}))
+    with pytest.raises(UserError, match="clipmill duplicates DATASET"):
+        select(dataset, rules(duplicate_rank={"max": 0}))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=20), st.integers(0, 2))
+def test_groups_are_ranked_among_survivors(
+    tmp_path_factory: pytest.TempPathFactory, clips: list[tuple[int, bool]], most: int
+) -> None:
+    """The rule, said again: of each group, in order, the first `most + 1` that pass the other rule."""
+    dataset = make(
+        str(tmp_path_factory.mktemp("groups") / "d"),
+        [{"clip_id": f"c{i:02d}", "motion": float(passes)} for i, (_, passes) in enumerate(clips)],
+    )
+    groups: dict[int, list[int]] = {}
+    for i, (group, _) in enumerate(clips):
+        groups.setdefault(group, []).append(i)
+    with_duplicates(dataset, {f"c{m[0]:02d}": [f"c{i:02d}" for i in m[1:]] for m in groups.values()})
+    selection = select(dataset, rules(duplicate_rank={"max": most}, motion={"min": 1}))
+    expected = [[i for i in members if clips[i][1]][: most + 1] for members in groups.values()]
+    assert chosen(dataset) == sorted(f"c{i:02d}" for members in expected for i in members)
+    check_reconciled(selection)
+
+
+def test_ties_are_told(tmp_path: Path) -> None:
+    motion = [0.0] * 7 + [1.0, 2.0, 3.0]
+    dataset = make(str(tmp_path / "d"), [{"motion": m} for m in motion])
+    (step,) = select(dataset, rules(motion={"drop_highest": "50%"})).funnel
+    assert step.removed == 3
+    assert step.note == "drop_highest 50%: removed 30.0%, for 7 clips are tied at the threshold and stay"
+    (step,) = select(dataset, rules(motion={"drop_highest": "30%"})).funnel
+    assert (step.removed, step.note) == (3, None)
+
+
+def test_a_selection_is_replaced_only_when_asked(ten: Dataset) -> None:
+    older = select(ten, rules(motion={"min": 5}))
+    assert select(ten, rules(motion={"min": 5}), replace=False) == older
+    with pytest.raises(UserError, match=r"already, with other rules .5 clips.: give another --name, or --replace"):
+        select(ten, rules(motion={"min": 6}), replace=False)
+    (Path(ten.path) / "shards" / "test-images").mkdir(parents=True)
+    with pytest.raises(UserError, match="from which shards/test-images were made"):
+        select(ten, rules(motion={"min": 6}), replace=False)
+    assert load_selection(ten, "test") == older
+    assert len(chosen(ten)) == 5
+    ten.write_part("clips", "p0", ten.read_part("clips", "p0").slice(0, 2))
+    with pytest.raises(UserError, match="already, with other clips"):
+        select(ten, rules(motion={"min": 5}), replace=False)
+    assert select(ten, rules(motion={"min": 6})).clips == 2
+    assert len(list(Path(ten.file("selections")).iterdir())) == 2
+
+
+def test_a_dry_run_writes_nothing(ten: Dataset) -> None:
+    dry = select(ten, rules(motion={"min": 5}), dry_run=True)
+    assert not Path(ten.file("selections")).exists()
+    written = select(ten, rules(motion={"min": 5}))
+    assert dry == written
+    select(ten, rules(motion={"min": 7}), dry_run=True, replace=False)
+    assert load_selection(ten, "test") == written
+
+
+def test_a_rule_without_scores_to_go_by_is_told(tmp_path: Path) -> None:
+    reasons = ["the clip has no caption"] * 5 + ["no caption has text: x", None]
+    clips = [{"similarity": None if reason else 0.3, "similarity_error": reason} for reason in reasons]
+    dataset = make(str(tmp_path / "d"), clips)
+    selection = select(dataset, rules(similarity={"drop_lowest": "50%"}))
+    (step,) = selection.starved
+    assert (step.rule, step.unscored, step.unscored_reason) == ("similarity", 6, "the clip has no caption")
+    assert select(dataset, rules(similarity={"min": 0, "unscored": "keep"})).starved == ()

@@ -34,7 +34,7 @@ _RULES = {
     "text_area": {"drop_highest": "25%", "max": 0.07},
     "duration_s": {"min": 2.0},
 }
-_JOINED_RULES = {**_RULES, "aesthetic": {"drop_lowest": "25%"}}
+_JOINED_RULES = {**_RULES, "beauty": {"drop_lowest": "25%"}}
 _ALL_RULES = {"plain": _RULES, "joined": _JOINED_RULES, "duplicates": {**_RULES, "duplicate_rank": {"max": 0}}}
 _COPY_EVERY = 10
 
@@ -111,8 +111,8 @@ def _build(folder: str, clips: int) -> None:
     for part, (first, last) in enumerate(pairwise(bounds)):
         table = _clips(np.random.default_rng(part), int(first), int(last))
         dataset.write_part("clips", f"{part:04d}", table)
-        scores = pa.table({"clip_id": table["clip_id"], "aesthetic": table["duration_s"].cast(pa.float32())})
-        dataset.write_part("scores/aesthetic", f"{part:04d}", scores)
+        scores = pa.table({"clip_id": table["clip_id"], "beauty": table["duration_s"].cast(pa.float32())})
+        dataset.write_part("scores/beauty", f"{part:04d}", scores)
         dataset.write_part("scores/duplicates", f"{part:04d}", _duplicates(table["clip_id"]))
         ids = pc.unique(table["source_id"])
         dataset.write_part("sources", f"{part:04d}", _filled(SOURCES, {"source_id": ids}, len(ids)))

@@ -1,7 +1,8 @@
 """Near-duplicates: clips of different sources with almost the same pictures, and which of them to keep.
 
 Copies have almost equal embeddings (SemDeDup, arXiv 2303.09540, section 3). The result is a table of scores like any
-other: `duplicate_rank: {max: 0}` is the rule that keeps the best of each group. Sizes: N clips, D = embedding width.
+other; the rule `duplicate_rank: {max: 0}` keeps, of each group, the best that passes the other rules.
+Sizes: N clips, D = embedding width.
 """
 
 import json
@@ -21,7 +22,15 @@ from curation.duplicate_groups import CLIP_COLUMNS, DuplicatesConfig, RankedClip
 from curation.errors import UserError
 from curation.tables import Dataset, fingerprint, joined_columns, joined_query
 
-__all__ = ["DUPLICATES", "DuplicatesConfig", "DuplicatesResult", "find_duplicates", "is_current", "rank_duplicates"]
+__all__ = [
+    "DUPLICATES",
+    "DuplicatesConfig",
+    "DuplicatesResult",
+    "find_duplicates",
+    "is_current",
+    "last_config",
+    "rank_duplicates",
+]
 
 DUPLICATES = pa.schema(
     [
@@ -48,7 +57,7 @@ _METHOD = 1
 
 _TABLE, _PART = "scores/duplicates", "duplicates"
 _MARKS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated")
-_INPUTS, _RESULT = b"clipmill.inputs", b"clipmill.result"
+_INPUTS, _RESULT, _CONFIG = b"clipmill.inputs", b"clipmill.result", b"clipmill.config"
 _BATCH_ROWS = 8192
 
 
@@ -88,7 +97,7 @@ def find_duplicates(dataset: Dataset, config: DuplicatesConfig | None = None) ->
             f"no clip of {dataset.url} has an embedding to compare: it was curated without CLIP. Leave the rule on "
             "duplicate_rank out, or curate with CLIP into a new folder."
         )
-    about = {_INPUTS: inputs, _RESULT: json.dumps(asdict(result))}
+    about = {_INPUTS: inputs, _RESULT: json.dumps(asdict(result)), _CONFIG: config.model_dump_json()}
     dataset.write_part(_TABLE, _PART, table.replace_schema_metadata(about))
     return result
 
@@ -96,6 +105,15 @@ def find_duplicates(dataset: Dataset, config: DuplicatesConfig | None = None) ->
 def is_current(dataset: Dataset, config: DuplicatesConfig | None = None) -> bool:
     """Whether the table is there and was made from the clips as they are now, with these settings."""
     return _written(dataset, _inputs(dataset, config or DuplicatesConfig())) is not None
+
+
+def last_config(dataset: Dataset) -> DuplicatesConfig | None:
+    """The settings that the table was made with; None where there is none, or it does not say (an earlier release)."""
+    about = _metadata(dataset)
+    try:
+        return DuplicatesConfig.model_validate_json(about[_CONFIG]) if _CONFIG in about else None
+    except ValueError:
+        return None
 
 
 def rank_duplicates(
@@ -186,14 +204,22 @@ def _marks(dataset: Dataset, table: str) -> dict[str, str]:
 
 def _written(dataset: Dataset, inputs: str) -> DuplicatesResult | None:
     """What the table says that was found, if it was made from these inputs."""
+    about = _metadata(dataset)
+    try:
+        if about.get(_INPUTS, b"").decode() == inputs:
+            return DuplicatesResult(**json.loads(about[_RESULT]))
+    except (ValueError, TypeError, KeyError):
+        return None  # damaged: it is made anew
+    return None
+
+
+def _metadata(dataset: Dataset) -> dict[bytes, bytes]:
+    """Of the file; nothing where it is missing or damaged."""
     path = dataset.file(_TABLE, f"{_PART}.parquet")
     if not storage.exists(dataset.fs, path):
-        return None
+        return {}
     with storage.explained("read", dataset.fs, path), dataset.fs.open(path, "rb") as file:
         try:
-            about = pq.read_schema(file).metadata or {}
-            if about.get(_INPUTS, b"").decode() == inputs:
-                return DuplicatesResult(**json.loads(about[_RESULT]))
-        except (pa.ArrowException, ValueError, TypeError, KeyError):
-            return None  # damaged: it is made anew
-    return None
+            return dict(pq.read_schema(file).metadata or {})
+        except pa.ArrowException:
+            return {}

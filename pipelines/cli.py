@@ -10,7 +10,7 @@ import typer
 
 from curation.captioners import CAPTIONERS
 from curation.config import unknown_name
-from curation.duplicates import DuplicatesConfig, find_duplicates
+from curation.duplicates import DuplicatesConfig, find_duplicates, last_config
 from curation.errors import RunStopped, UserError
 from curation.rules import load_rules
 from curation.scores import SCORERS
@@ -33,7 +33,7 @@ from pipelines.config import CurateConfig
 from pipelines.inspect import inspect as inspect_videos
 from pipelines.select import DEFAULT_PRESET
 from pipelines.select import select as select_clips
-from pipelines.status import models_of
+from pipelines.status import FIRST_REJECTED, models_of
 from pipelines.status import status as read_status
 
 app = typer.Typer(
@@ -120,16 +120,18 @@ def duplicates(
     dataset: DatasetFolder,
     min_cosine: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="How near copies are; by default as the run had it.", show_default=False),
+        typer.Option(min=0, max=1, help="How near copies are; by default as in the last search.", show_default=False),
     ] = None,
     config: ConfigFile = None,
 ) -> None:
     """Find re-uploads and re-encodings among the clips: the column duplicate_rank, 0 for the best of each group.
 
-    `clipmill curate` does this by itself; this is for other settings, and after tables were copied together.
+    `clipmill curate` does this by itself; this is for other settings, and after tables were copied together. Settings
+    that are not given are those of the last search.
     """
     opened = Dataset(dataset).open()
-    values = dict(models_of(opened).get("duplicates") or {})
+    recorded = last_config(opened)
+    values = recorded.model_dump() if recorded else dict(models_of(opened).get("duplicates") or {})
     if config:
         values = (CurateConfig.from_file(config).duplicates or DuplicatesConfig()).model_dump()
     if min_cosine is not None:
@@ -150,18 +152,27 @@ def select(
     name: Annotated[
         str | None, typer.Option(help="Name of the selection; by default the rules' own.", show_default=False)
     ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Replace a selection of this name that has other rules or other clips."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the funnel and write nothing.")] = False,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Skip rules on columns that the dataset does not have.")
     ] = False,
 ) -> None:
-    """Choose clips by rules, by value or by percentile, and show what each rule removed."""
+    """Choose clips by rules, by value or by percentile, and show what each rule removed.
+
+    A name that holds the same rules and the same clips is written again; anything else under it needs --replace.
+    Exits with 3 when no clip passed, or when a rule dropped clips for a score that most clips do not have.
+    """
     if preset and config:
         raise UserError("--preset and --config are two sets of rules: give one of them")
     rules = load_rules(config) if config else preset or DEFAULT_PRESET
-    selection = select_clips(dataset, rules, name=name, allow_missing=allow_missing)
-    render.print_selection(console(), selection)
-    if selection.empty:
-        _nothing_came_out("no clip passed: loosen the rules that removed the most")
+    selection = select_clips(dataset, rules, name=name, allow_missing=allow_missing, replace=replace, dry_run=dry_run)
+    render.print_selection(console(), selection, dry_run=dry_run)
+    if told := render.shortfall(selection):
+        _nothing_came_out(told)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -215,13 +226,19 @@ def shard(
 
 
 @app.command(epilog=EXIT_CODES)
-def status(dataset: DatasetFolder, as_json: AsJson = False) -> None:
+def status(
+    dataset: DatasetFolder,
+    rejected: Annotated[bool, typer.Option("--rejected", help="List every rejected source with its reason.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show what a dataset holds: sources, clips, selections and shards."""
-    found = read_status(Dataset(dataset))
+    found = read_status(Dataset(dataset), list_rejected=None if rejected else FIRST_REJECTED)
     if as_json:
         print(json.dumps(asdict(found)))
-    else:
-        render.print_status(console(), found)
+        return
+    render.print_status(console(), found)
+    if rejected:
+        render.print_rejected(console(), found)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -248,11 +265,16 @@ def _nothing_came_out(sentence: str) -> NoReturn:
 
 def _config(address: str | None, without: str | None) -> CurateConfig:
     config = CurateConfig.from_file(address) if address else CurateConfig()
-    names = [name.strip() for name in without.split(",") if name.strip()] if without else []
-    for name in names:
-        if name not in SCORERS:
-            raise UserError(unknown_name("score", name, list(SCORERS)))
+    names = [_scorer(name.strip()) for name in without.split(",") if name.strip()] if without else []
     return config.model_copy(update={"without": tuple(sorted({*config.without, *names}))})
+
+
+def _scorer(name: str) -> str:
+    """The scorer with this name, or the only one whose name begins so. Raises UserError."""
+    matching = [name] if name in SCORERS else [scorer for scorer in SCORERS if scorer.startswith(name)]
+    if len(matching) != 1:
+        raise UserError(unknown_name("score", name, list(SCORERS)))
+    return matching[0]
 
 
 def main() -> None:

@@ -130,11 +130,11 @@ def print_curation(console: Console, result: CurateResult) -> None:
     rows: list[tuple[str, Any, str]] = [
         ("sources", found.sources, f"{result.sources_done_now} scanned now, {result.sources_done_before} before"),
         ("  ok", found.sources_ok, f"{duration(found.video_s)} of video"),
-        *((f"  {kind}", count, f"rejected: {ERROR_KINDS[kind]}") for kind, count in found.rejected.items()),
+        *((f"  {kind}", count, f"rejected: {_kind(kind)}") for kind, count in found.rejected.items()),
         ("clips", found.clips, ", ".join(f"{count} to {take}" for take, count in found.takes.items())),
         ("  footage", None, f"{duration(found.clip_s)}, {share(found.clip_s, found.video_s)} of all"),
         *((f"  lost: {LOSSES[why]}", None, duration(lost)) for why, lost in found.lost_s.items() if lost > 0.05),
-        *((f"  without {name}", count, "see the error column") for name, count in found.unscored.items() if count),
+        *_unscored_rows(found),
         *(("  note", None, notice) for notice in found.notices),
         *_caption_rows(found),
         *_duplicate_rows(result.duplicates),
@@ -143,6 +143,9 @@ def print_curation(console: Console, result: CurateResult) -> None:
         ("speed", None, _speed(found)),
     ]
     console.print(table(f"curated into {printable(result.dataset)}", ("", "count", ""), rows))
+    if found.rejected_sources:
+        console.print("rejected sources:")
+        print_rejected(console, found)
 
 
 def print_duplicates(console: Console, dataset: str, found: DuplicatesResult) -> None:
@@ -172,7 +175,7 @@ def print_summary(
     found = curated.status
     rows: list[tuple[str, Any, str]] = [
         ("sources", found.sources, f"{duration(found.video_s)} of video"),
-        *((f"  {kind}", count, f"rejected: {ERROR_KINDS[kind]}") for kind, count in found.rejected.items()),
+        *((f"  {kind}", count, f"rejected: {_kind(kind)}") for kind, count in found.rejected.items()),
         ("clips", found.clips, f"{duration(found.clip_s)}, {share(found.clip_s, found.video_s)} of all footage"),
         *((f"  kept by {step['rule']}", step["clips_left"], _asked(step)) for step in funnel_rows(selection)[1:]),
         ("selected", selection.clips, duration(selection.seconds)),
@@ -200,6 +203,31 @@ def _duplicate_rows(found: DuplicatesResult | None) -> list[tuple[str, Any, str]
     ]
 
 
+def _kind(kind: str) -> str:
+    return ERROR_KINDS.get(kind, "of a kind that this release does not know")
+
+
+def _unscored_rows(found: Status) -> list[tuple[str, Any, str]]:
+    rows: list[tuple[str, Any, str]] = []
+    for name, count in found.unscored.items():
+        if count:
+            reason = found.unscored_reasons.get(name)
+            others = f" ({reason.clips:,} of them)" if reason and reason.clips < count else ""
+            rows.append((f"  without {name}", count, f"{reason.text}{others}" if reason else "see the error column"))
+    return rows
+
+
+def print_rejected(console: Console, found: Status) -> None:
+    """The rejected sources that the status lists, one a line, with their reasons."""
+    shown, count = found.rejected_sources, found.sources - found.sources_ok
+    for source in shown:
+        console.print(Text(printable(f"{source.uri}: {source.error_kind}: {source.error}")), soft_wrap=True)
+    if len(shown) < count:
+        console.print(
+            f"and {count - len(shown):,} more: clipmill status {printable(found.dataset)} --rejected", markup=False
+        )
+
+
 def _caption_rows(found: Status) -> list[tuple[str, Any, str]]:
     return [(f"  {name} captions", count, "failed: see their error") for name, count in found.captions_failed.items()]
 
@@ -212,7 +240,7 @@ def _speed(found: Status) -> str:
     return f"{found.video_s / cpu_s:.1f} s of video per CPU-second ({scan})"
 
 
-def print_selection(console: Console, selection: Selection) -> None:
+def print_selection(console: Console, selection: Selection, *, dry_run: bool = False) -> None:
     """The funnel: what each rule asked, what that meant in numbers, and what it removed."""
     rows = [
         (
@@ -227,7 +255,27 @@ def print_selection(console: Console, selection: Selection) -> None:
         for step in funnel_rows(selection)
     ]
     title = f"selection {selection.name}: {selection.clips:,} of {selection.total_clips:,} clips"
+    title += " (dry run, nothing written)" if dry_run else ""
     console.print(table(title, ("rule", "asked", "alone", "removed", "unscored", "left", "footage left"), rows))
+
+
+def shortfall(selection: Selection) -> str | None:
+    """Which rule took what, where no clip is left or a rule had no score to go by for most clips; None otherwise."""
+    if selection.starved:
+        return "; ".join(
+            f"{step.rule} dropped {step.unscored_dropped:,} clips without a score"
+            + (f" ({step.unscored_reason})" if step.unscored_reason else "")
+            for step in selection.starved
+        ) + (
+            f": {selection.clips:,} of {selection.total_clips:,} clips are left. Provide what the score needs, leave "
+            "the rule out, or give it `unscored: keep`"
+        )
+    if not selection.empty:
+        return None
+    if not selection.total_clips:
+        return "no clip passed: the dataset holds none"
+    worst = max(selection.funnel, key=lambda step: step.removed + step.unscored_dropped)
+    return f"no clip passed: {worst.rule} removed the most, {worst.removed + worst.unscored_dropped:,} clips; loosen it"
 
 
 def _asked(step: Mapping[str, Any]) -> str:
@@ -235,7 +283,8 @@ def _asked(step: Mapping[str, Any]) -> str:
     if step["skipped"]:
         return f"skipped: {step['skipped']}"
     numbers = ", ".join(f"{k} {v:.4g}" for k, v in step["thresholds"].items() if v is not None)
-    return f"{step['asked']}" + (f"  ({numbers})" if numbers else "")
+    note = f"; {step['note']}" if step["note"] else ""
+    return f"{step['asked']}" + (f"  ({numbers})" if numbers else "") + note
 
 
 def print_shards(console: Console, run: ShardRun) -> None:
@@ -263,9 +312,12 @@ def print_status(console: Console, found: Status) -> None:
     """A dataset as a whole."""
     rows: list[tuple[str, Any, str]] = [
         ("sources", found.sources, f"{found.sources_ok} ok, {duration(found.video_s)}"),
-        *((f"  {kind}", count, ERROR_KINDS[kind]) for kind, count in found.rejected.items()),
+        *(
+            (f"  {kind}", count, ERROR_KINDS.get(kind, "of a kind that this release does not know"))
+            for kind, count in found.rejected.items()
+        ),
         ("clips", found.clips, duration(found.clip_s)),
-        *((f"  without {name}", count, "see the error column") for name, count in found.unscored.items() if count),
+        *_unscored_rows(found),
         *((f"  without {name}", None, "left out on purpose") for name in found.left_out),
         *_caption_rows(found),
         *(("note", None, notice) for notice in found.notices),
@@ -274,12 +326,21 @@ def print_status(console: Console, found: Status) -> None:
             (
                 f"shards {name}",
                 index["totals"]["samples"],
-                f"{index['totals']['shards']} files, {size(index['totals']['bytes'])}",
+                f"{index['totals']['shards']} files, {size(index['totals']['bytes'])}{_missing(index)}",
             )
             for name, index in found.shards.items()
         ),
     ]
     console.print(table(printable(found.dataset), ("", "count", ""), rows))
+
+
+def _missing(index: Mapping[str, Any]) -> str:
+    """How many of the selected clips are not in the shards."""
+    selected, failed = index.get("selected", 0), index["totals"]["failed"]
+    missing = max(failed, selected - index.get("written", selected))
+    if not missing:
+        return ""
+    return f"; partial: {missing:,} of {max(selected, index['totals']['samples'] + missing):,} clips missing"
 
 
 def duration(seconds: float) -> str:

@@ -58,7 +58,7 @@ def run(out: Path, videos: list[str], count: int, *, steps_share: float = 0.0) -
     with connected():
         curated = curate(videos, dataset, config=config)
         print_curation(screen, curated)
-        selection = select(dataset, "svd-paper", allow_missing=bool(config.without))
+        selection = select(dataset, "svd-paper", allow_missing=bool(config.without), replace=True)
         print_selection(screen, selection)
         shards = [shard(dataset, "svd-paper"), shard(dataset, "svd-paper", images=True)] if selection.clips else []
         print_summary(screen, curated, selection, shards, time.monotonic() - started_s)
@@ -92,7 +92,7 @@ def _train(dataset: Path, out: Path, steps_share: float) -> Path:
     """Choose by the demo's two sets of rules, write shards, train all stages."""
     screen = console()
     for rules, images in (("pretraining", True), ("pretraining", False), ("finetuning", False)):
-        selection = select(str(dataset), str(RULES / f"{rules}.yaml"))
+        selection = select(str(dataset), str(RULES / f"{rules}.yaml"), replace=True)
         run = shard(str(dataset), selection.name, images=images, config=ShardConfig(clips_per_shard=16), quiet=True)
         kind = "pictures" if images else "clips"
         screen.print(f"for training, by {rules}.yaml: {run.index['totals']['samples']} {kind}", markup=False)

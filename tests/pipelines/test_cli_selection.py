@@ -1,0 +1,133 @@
+"""`select`, `status` and `duplicates` as scripts see them, on tables written by hand: exit codes and sentences."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from curation import storage
+from curation.duplicates import DuplicatesConfig, find_duplicates, last_config
+from curation.errors import UserError
+from curation.tables import CLIPS, SOURCES, Dataset
+from pipelines import cli
+from pipelines.status import status
+
+REASON = "the clip has no caption"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """The exit code of a command, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["clipmill", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    return int(exit_info.value.code or 0)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    """Ten clips of ten sources, of which one has a caption; two of them nearly alike; and twelve rejected sources."""
+    dataset = Dataset(str(tmp_path / "d")).create_or_open({})
+    angles = np.radians([0.0, 16.0, *range(90, 90 + 8 * 30, 30)])
+    clips = [
+        {
+            "clip_id": f"c{i}",
+            "source_id": f"s{i}",
+            "uri": f"/v/{i}.mp4",
+            "take": "copy",
+            "duration_s": 4.0,
+            "motion": float(i),
+            "aesthetic": 5.0,
+            "text_area": 0.0,
+            "similarity": 0.3 if i == 9 else None,
+            "similarity_error": None if i == 9 else REASON if i else "no caption has text: x",
+            "embedding": [np.cos(angle), np.sin(angle)],
+        }
+        for i, angle in enumerate(angles)
+    ]
+    sources = [{"source_id": f"s{i}", "uri": f"/v/{i}.mp4", "status": "ok"} for i in range(10)]
+    for i in range(12):
+        reason = {"status": "rejected", "error_kind": "empty", "error": "it holds\n0 bytes"}
+        sources.append({"source_id": f"r{i}", "uri": f"/v/bad-{i:02d}.mp4"} | reason)
+    dataset.write_part("clips", "p", pa.Table.from_pylist(clips, CLIPS))
+    dataset.write_part("sources", "p", pa.Table.from_pylist(sources, SOURCES))
+    return dataset
+
+
+def test_a_preset_with_nothing_to_go_by_exits_with_3_and_says_which_rule(dataset: Dataset, monkeypatch, capsys):
+    find_duplicates(dataset)
+    assert run(monkeypatch, "select", dataset.url) == cli.NOTHING_CAME_OUT
+    assert f"similarity dropped 6 clips without a score ({REASON}): 1 of 10 clips are left" in capsys.readouterr().err
+
+
+def test_an_empty_selection_says_which_rule_took_the_most(dataset: Dataset, tmp_path: Path, monkeypatch, capsys):
+    rules = tmp_path / "none.yaml"
+    rules.write_text("rules: {aesthetic: {max: 5}, motion: {min: 100}}\n")
+    assert run(monkeypatch, "select", dataset.url, "--config", rules) == cli.NOTHING_CAME_OUT
+    assert "no clip passed: motion removed the most, 10 clips" in capsys.readouterr().err
+
+
+def test_a_name_is_replaced_only_when_asked_and_a_dry_run_writes_nothing(
+    dataset: Dataset, tmp_path: Path, monkeypatch, capsys
+):
+    rules = tmp_path / "fast.yaml"
+    rules.write_text("rules: {motion: {min: 5}}\n")
+    assert run(monkeypatch, "select", dataset.url, "--config", rules, "--dry-run") == 0
+    assert "5 of 10 clips (dry run, nothing written)" in capsys.readouterr().out
+    assert not storage.exists(dataset.fs, dataset.file("selections"))
+    assert run(monkeypatch, "select", dataset.url, "--config", rules) == 0
+    rules.write_text("rules: {motion: {min: 7}}\n")
+    assert run(monkeypatch, "select", dataset.url, "--config", rules) == cli.BAD_REQUEST
+    assert "with other rules (5 clips): give another --name, or --replace" in capsys.readouterr().err
+    assert run(monkeypatch, "select", dataset.url, "--config", rules, "--replace") == 0
+    assert "3 of 10 clips" in capsys.readouterr().out
+
+
+def test_status_lists_rejected_sources_and_the_commonest_reason(dataset: Dataset, monkeypatch, capsys):
+    assert run(monkeypatch, "status", dataset.url) == 0
+    printed = capsys.readouterr().out
+    assert f"{REASON} (8 of them)" in printed
+    assert "bad-00" not in printed
+    assert run(monkeypatch, "status", dataset.url, "--rejected") == 0
+    printed = capsys.readouterr().out
+    assert printed.count(r"empty: it holds\n0 bytes") == 12
+    assert "/v/bad-11.mp4: empty: " in printed
+    assert run(monkeypatch, "status", dataset.url, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["unscored_reasons"]["similarity"] == {"text": REASON, "clips": 8}
+    assert len(found["rejected_sources"]) == 10
+
+
+def test_status_says_that_shards_are_partial(dataset: Dataset, monkeypatch, capsys):
+    totals = {"shards": 1, "samples": 38, "bytes": 10, "failed": 2}
+    index = {"kind": "clips", "selection": "all", "totals": totals, "selected": 43, "written": 38}
+    storage.write_bytes(dataset.fs, dataset.file("shards", "all", "index.json"), json.dumps(index).encode())
+    assert run(monkeypatch, "status", dataset.url) == 0
+    assert "partial: 5 of 43 clips missing" in capsys.readouterr().out
+
+
+def test_duplicates_uses_the_settings_of_the_last_search(dataset: Dataset, monkeypatch, capsys):
+    assert run(monkeypatch, "duplicates", dataset.url) == 0  # a cosine of 0.961
+    assert status(dataset).clips == 10
+    assert re.search(r"duplicates +1 ", capsys.readouterr().out)
+    assert run(monkeypatch, "duplicates", dataset.url, "--min-cosine", "0.98") == 0
+    models = {"duplicates": {"min_cosine": 0.5}}  # what the first run had
+    storage.write_bytes(dataset.fs, dataset.file("models.json"), json.dumps(models).encode())
+    capsys.readouterr()
+    assert run(monkeypatch, "duplicates", dataset.url) == 0
+    assert "nothing had changed" in capsys.readouterr().out
+    assert last_config(dataset) == DuplicatesConfig(min_cosine=0.98)
+
+
+@pytest.mark.parametrize(("given", "name"), [("text", "text_area"), ("s", "similarity"), ("aesthetic", "aesthetic")])
+def test_scores_to_leave_out_may_be_shortened(given: str, name: str) -> None:
+    assert cli._config(None, given).without == (name,)
+
+
+@pytest.mark.parametrize("given", ["x", "text_areas"])
+def test_a_score_that_is_none_is_refused(given: str) -> None:
+    with pytest.raises(UserError, match="unknown score"):
+        cli._config(None, given)

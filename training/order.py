@@ -6,7 +6,7 @@ there are more of them than samples, and a reader's place is a single number.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ class Order:
         self._seed = seed
         if not len(self):
             raise ValueError(f"{len(sizes)} shards hold no sample that could be trained on")
-        self._order = lru_cache(maxsize=2)(self._order_of)
+        self._orders: dict[int, NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -35,7 +35,19 @@ class Order:
         shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
         return epoch, shard, sample - int(self._starts[shard])
 
-    def _order_of(self, epoch: int) -> NDArray[np.int64]:
+    def __getstate__(self) -> dict[str, Any]:
+        """For workers that are not forked: they draw the orders anew, which costs less than sending them."""
+        return self.__dict__ | {"_orders": {}}
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """The order of an epoch. Two are kept: samples that wait for a batch may be of the epoch before."""
+        if epoch not in self._orders:
+            for old in list(self._orders)[:-1]:
+                del self._orders[old]
+            self._orders[epoch] = self._draw(epoch)
+        return self._orders[epoch]
+
+    def _draw(self, epoch: int) -> NDArray[np.int64]:
         rng = np.random.default_rng([self._seed, epoch])
         shards = rng.permutation(len(self._starts) - 1)
         windows = [shards[i : i + WINDOW] for i in range(0, len(shards), WINDOW)]

@@ -36,8 +36,9 @@ class Block(nn.Module):
         self.transformer = Transformer(config, width) if attention else None
 
     def forward(self, x_FCHW: Tensor, batch: Batch) -> Tensor:
+        """No view is returned: FSDP2 hooks the output, and a change of a view in place would drop the hook."""
         x_FCHW = self.residual(x_FCHW, batch)
-        return x_FCHW if self.transformer is None else self.transformer(x_FCHW, batch)
+        return x_FCHW.clone() if self.transformer is None else self.transformer(x_FCHW, batch)
 
 
 class Level(nn.Module):
@@ -130,7 +131,7 @@ class UNet(nn.Module):
             if level.resample is not None:
                 x = level.resample(F.interpolate(x, size=skips[-1].shape[-2:], mode="nearest"))
         x = self.conv_out(F.silu(self.norm_out(x)))
-        return x.unflatten(0, x_BTCHW.shape[:2])
+        return x.unflatten(0, x_BTCHW.shape[:2]).clone()  # no view, as in Block
 
     def _run(self, block: nn.Module, x_FCHW: Tensor, batch: Batch) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():

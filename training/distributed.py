@@ -1,10 +1,10 @@
 """One process, several of torchrun, or workers of Ray Train: the same loop over DDP or FSDP2 (`fully_shard`)."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from svd.unet import Block, UNet
 
+_T = TypeVar("_T")
 Strategy = Literal["none", "ddp", "fsdp"]
 LARGE = 10**9
 """Parameters from which on `auto` shards them over ranks."""
@@ -120,6 +121,20 @@ def local(value: Tensor) -> Tensor:
 def whole(value: Tensor) -> Tensor:
     """A tensor that may be spread over ranks, gathered; all ranks have to call this."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def once(compute: Callable[[], _T]) -> _T:
+    """What `compute` gives on the first rank, on all of them. What it raises there, it raises on all."""
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = compute()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return cast("_T", outcome[0])
 
 
 def gather(value: Any) -> list[Any]:

@@ -7,12 +7,10 @@ checkpoint draws what it would have drawn.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from svd.clip import ImageEmbedder, ImageEncoder, clip_pixels
 from svd.conditioning import (
     Conditioning,
     Ids,
@@ -84,7 +82,9 @@ class Objective:
     def __call__(self, network: nn.Module, batch: Batch, seeds: Sequence[int]) -> Losses:
         """The loss of each sample; `network` is the model's UNet or what is wrapped around it."""
         draws = draw(self.schedule, seeds)
-        with torch.no_grad():
+        # What is frozen runs in float32 also in a bf16 step, as where latents are computed once: the released
+        # autoencoder overflows in half precision (diffusers' force_upcast).
+        with torch.no_grad(), torch.autocast(self.model.device.type, enabled=False):
             x0_BTCHW = self._latents(batch, draws.noise)
             noise_BTCHW = draws.noise(x0_BTCHW)
             conditioning = self._conditioning(batch, draws, frames=x0_BTCHW.shape[1])
@@ -162,7 +162,7 @@ class Objective:
             return [batch.image_embeddings_BEC[:, i].float() for i in range(len(pictures))]
         if self.model.image_encoder is None:
             raise ValueError(f"a model for {self.task} needs an image encoder: set model.image_encoder")
-        return [_embedded(self.model.image_encoder, each_BCHW).float() for each_BCHW in pictures]
+        return [self.model.image_encoder(each_BCHW).float() for each_BCHW in pictures]
 
 
 _ENCODE_FRAMES = 8
@@ -172,15 +172,6 @@ _ENCODE_FRAMES = 8
 def _signed(frames: Tensor) -> Tensor:
     """uint8 as float32 in [-1, 1]."""
     return frames.float() / 127.5 - 1
-
-
-def _embedded(encoder: ImageEmbedder, pictures_BCHW: Tensor) -> Tensor:
-    """The encoder's embeddings, its resizing in float32 also under autocast, as where embeddings are computed once."""
-    if not isinstance(encoder, ImageEncoder):
-        return encoder(pictures_BCHW)
-    with torch.autocast(pictures_BCHW.device.type, enabled=False):
-        pixels_BCHW = clip_pixels(pictures_BCHW, encoder.config.size_px)
-    return cast("Tensor", encoder.tower(pixels_BCHW))
 
 
 def _ids(batch: Batch, augmentation_B: Tensor) -> list[Ids]:

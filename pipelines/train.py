@@ -238,7 +238,7 @@ def _followed(metrics: Path, on_log: Callable[[Mapping[str, Any]], None]) -> Ite
         while not last:
             last = over.wait(_FOLLOWED_EVERY_S)
             with suppress(OSError, ValueError, IndexError):  # not there yet, or torn
-                on_log(json.loads(metrics.read_bytes()[-_LINE_BYTES:].splitlines()[-1]))
+                on_log(json.loads(_tail(metrics).splitlines()[-1]))
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -247,6 +247,13 @@ def _followed(metrics: Path, on_log: Callable[[Mapping[str, Any]], None]) -> Ite
     finally:
         over.set()
         thread.join()
+
+
+def _tail(path: Path) -> bytes:
+    """The last `_LINE_BYTES` of a file, without reading what is before them."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LINE_BYTES))
+        return file.read()
 
 
 def _ray_failure(error: Exception) -> str:

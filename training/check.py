@@ -6,6 +6,7 @@ from pathlib import Path
 from svd.model import Model
 from training.encode import digests
 from training.frames import SampleError
+from training.latents import LatentShape
 from training.samples import LATENT, Sample, read_sample, sizes_px
 from training.shard_index import Shard, ShardIndex
 from training.stages import Stage
@@ -23,6 +24,16 @@ def check_shards(index: ShardIndex, stage: Stage, model: Model, *, pictures: boo
         found = _first_latent(shard, stage)
         if found is not None:
             _check_shape(*found, stage, model, pictures=pictures)
+
+
+def latent_shape(stage: Stage, model: Model) -> LatentShape:
+    """What the latents of each sample should look like."""
+    autoencoder = model.autoencoder.config
+    return LatentShape(
+        channels=autoencoder.latent_channels,
+        factor=autoencoder.factor,
+        context_width=stage.model.config().context_width,
+    )
 
 
 def _check_media(index: ShardIndex, *, pictures: bool) -> None:

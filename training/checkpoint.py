@@ -154,29 +154,25 @@ class Checkpoints:
             self._temporary(step).rename(target)
             self._thin_out()
 
-    def load(self, path: Path, state: State) -> tuple[int, dict[str, Any] | None]:
-        """Read into `state` what `path` holds. Returns how many steps it has seen, and what is this rank's own: None
-        where it was written by another number of ranks.
+    def load(self, path: Path, state: State) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Read into `state` what `path` holds. Returns what is known of it (`read_about`), and what is this rank's own:
+        None where it was written by another number of ranks.
 
         Raises CheckpointError where it does not fit the network, or is damaged.
         """
         tensors = state.tensors()
         try:
-            about = json.loads((path / _ABOUT).read_text())
-            step, ranks = int(about["step"]), int(about["ranks"])
+            about = read_about(path)
             _compare(path, read_index(path).state_dict_metadata, tensors)
             dcp.load(tensors, storage_reader=IndexReader(path), process_group=self._group)
             place = path / f"rank-{self.ranks.rank}.pt"
-            own = torch.load(place, weights_only=True) if ranks == self.ranks.count else None
+            own = torch.load(place, weights_only=True) if about["ranks"] == self.ranks.count else None
         except CheckpointError:
             raise
         except (Exception, dcp.api.CheckpointException) as error:
-            reason = " ".join(str(_reason(error)).split()) or type(error).__name__
-            raise CheckpointError(
-                f"the checkpoint {path} is damaged: {reason}. Remove it to continue from the one before"
-            ) from error
+            raise _damaged(path, error) from error
         state.network.load_state_dict(tensors["weights"])
-        return step, own
+        return about, own
 
     def _temporary(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.tmp"
@@ -202,6 +198,21 @@ class Checkpoints:
 def whole(folder: Path) -> list[Path]:
     """The whole checkpoints in `folder`, oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.suffix != ".tmp" and (p / INDEX).is_file())
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What is known of a whole checkpoint: `step`, `ranks`, and what it was saved with. Raises CheckpointError where it
+    is damaged."""
+    try:
+        about = json.loads((path / _ABOUT).read_text())
+        return dict(about) | {"step": int(about["step"]), "ranks": int(about["ranks"])}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: BaseException) -> CheckpointError:
+    reason = " ".join(str(_reason(error)).split()) or type(error).__name__
+    return CheckpointError(f"the checkpoint {path} is damaged: {reason}. Remove it to continue from the one before")
 
 
 def last_whole(folder: Path) -> str:

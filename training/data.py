@@ -5,6 +5,7 @@ Shards are read by offset, not streamed: see docs/decisions.md.
 
 import logging
 import math
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +19,9 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from training.batch import Batch
 from training.data_config import DataConfig
 from training.frames import SampleError
+from training.latents import LatentShape
 from training.order import Order
+from training.resume import Contents
 from training.samples import LATENT, Sample, collate, read_sample
 from training.seeds import seed_of
 from training.shard_index import ShardIndex, index_shards
@@ -45,8 +48,16 @@ class ShardData(IterableDataset[Batch]):
     an epoch waits for the next. `state_dict` is the place in the data, in a few numbers.
     """
 
-    def __init__(self, index: ShardIndex, config: DataConfig, *, rank: int = 0, ranks: int = 1) -> None:
-        self.index, self.config, self.rank, self.ranks = index, config, rank, ranks
+    def __init__(
+        self,
+        index: ShardIndex,
+        config: DataConfig,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        latent_shape: LatentShape | None = None,
+    ) -> None:
+        self.index, self.config, self.rank, self.ranks, self.latent_shape = index, config, rank, ranks, latent_shape
         self.order = Order([len(shard) for shard in index.shards], seed=config.seed)
         self.start = 0
         """Where on the line of positions all readers begin."""
@@ -89,7 +100,8 @@ class ShardData(IterableDataset[Batch]):
         shard = self.index.shards[number]
         key = shard.key(row)
         try:
-            sample = read_sample(key, shard.read(row), self.config, seed=seed_of(self.config.seed, epoch, key))
+            seed = seed_of(self.config.seed, epoch, key)
+            sample = read_sample(key, shard.read(row), self.config, seed=seed, latent_shape=self.latent_shape)
         except (SampleError, EOFError) as error:
             kind = error.kind if isinstance(error, SampleError) else "shard_changed"
             self._broken[kind] += 1
@@ -140,6 +152,10 @@ class Batches(StatefulDataLoader[Batch]):
         with another number of ranks."""
         self.dataset.start = samples
 
+    def contents(self) -> Contents:
+        """Name, bytes and samples of each shard, in their order."""
+        return [(f"{shard.name}.tar", shard.size_bytes, len(shard)) for shard in self.dataset.index.shards]
+
     @property
     def latents(self) -> bool:
         """Whether these are latents, computed once, and no frames."""
@@ -153,10 +169,12 @@ def loader(
     rank: int = 0,
     ranks: int = 1,
     cache: str | Path | None = None,
+    latent_shape: LatentShape | None = None,
     pin_memory: bool = False,
 ) -> Batches:
     """Endless batches for one rank from clip, image or latent shards.
 
+    `latent_shape` is what latents have to look like; without it they may be of any size.
     Damage inside a shard is named in the log (`clipmill.data`), what can be read of it is read. Raises ValueError for
     shards that are not there or hold nothing, BrokenDataError (a ValueError) where too much of them is damaged.
     """
@@ -171,12 +189,38 @@ def loader(
             f"{lost} of {len(index) + lost} samples lack a file, first {name}: {reason}. More than "
             f"data.max_broken_share {config.max_broken_share:g} stops the run"
         )
-    data = ShardData(index, config, rank=rank, ranks=ranks)
-    ahead = {"prefetch_factor": config.prefetch, "persistent_workers": True} if config.workers else {}
+    data = ShardData(index, config, rank=rank, ranks=ranks, latent_shape=latent_shape)
+    ahead: dict[str, Any] = {}
+    if config.workers:
+        ahead = {"prefetch_factor": config.prefetch, "persistent_workers": True, "worker_init_fn": _outlive_signals}
     with warnings.catch_warnings():
         # torchdata 0.11 tells PyTorch 2.15 something that it no longer wants to hear.
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
         return Batches(data, batch_size=None, num_workers=config.workers, pin_memory=pin_memory, **ahead)
+
+
+def _outlive_signals(_: int) -> None:
+    """In a worker: what asks the run to stop (Ctrl-C in a terminal, a scheduler's SIGTERM) is sent to workers too, and
+    the step at hand still needs their batches. They end with the process that they read for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _heed_the_next)
+
+
+def _heed_the_next(signum: int, _: Any) -> None:
+    signal.signal(signum, signal.SIG_DFL)
+
+
+class Escaped(logging.Filter):
+    """Makes control characters of a message visible: names of samples come from shards, and may hold any."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if not message.isprintable():
+            record.msg, record.args = repr(message)[1:-1], ()
+        return True
+
+
+_LOG.addFilter(Escaped())
 
 
 class Joint:
@@ -192,6 +236,11 @@ class Joint:
             before, self._batches = self._batches, self._batches + 1
             picture = math.floor(self._batches * self.share) > math.floor(before * self.share)
             yield next(pictures if picture else videos)
+
+    def contents(self) -> Contents:
+        """As `Batches.contents`, the shards of pictures marked as such."""
+        pictures = [(f"{name} (pictures)", size, samples) for name, size, samples in self.pictures.contents()]
+        return self.videos.contents() + pictures
 
     @property
     def latents(self) -> bool:

@@ -7,7 +7,9 @@ Letters of layouts: T frames, C = 3 channels, H, W pixels.
 import io
 import random
 import statistics
-from collections.abc import Callable, Sequence
+import time
+import warnings
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -18,6 +20,7 @@ import cv2
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
+from PIL import Image
 
 Planes = Sequence[NDArray[Any]]
 """A picture: its red, green and blue, each uint8 (H, W)."""
@@ -26,9 +29,23 @@ Size = tuple[int, int]
 Crop = Literal["random", "center"]
 Reader = Literal["pyav", "decord"]
 
-_OPTIONS = {"protocol_whitelist": "none"}
+CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "flv", "ogg", "asf", "mxf")
+"""FFmpeg demuxers that may open a clip, the same as for a scan: no playlist, concat or network format is among them."""
+MAX_PIXELS = 8192 * 4352
+"""Of a picture or a frame, as stored and as resized."""
+MAX_STREAMS = 32
+MAX_PACKETS = 100_000
+"""Of the video stream of a clip."""
+MAX_DECODED_FRAMES = 10_000
+"""From the keyframe before the first chosen frame to the last one."""
+MAX_SAMPLE_S = 60.0
+"""CPU seconds of the thread that reads a sample; a clip of footage takes a fraction of one."""
+_MAX_DECORD_BYTES = 1 << 30
+"""Of the frames that decord hands over at once, in their own size."""
+
+_OPTIONS = {"protocol_whitelist": "none", "format_whitelist": ",".join(CONTAINERS)}
+_PICTURES = ("JPEG", "PNG", "WEBP")
 _BUFFER_BYTES = 1 << 20
-_MAX_PIXELS = 8192 * 4352
 _SKIP_PER_PACKET = ("h264", "hevc")
 """Decoders that ask for each packet whether to skip it; dav1d asks once."""
 # Without FULL_CHR_H_INT swscale halves the colour's width on the way to RGB and darkens by one level.
@@ -112,12 +129,13 @@ def sample_video(
     """Frames of a video in memory, chosen by `choose_frames`, as displayed (rotation and pixel aspect applied).
 
     `size_for` gives the (height, width) to cut out, from the displayed (height, width); the short side fits, what is
-    longer is cropped, at random or in the middle. Raises SampleError (too_short, decode_error).
+    longer is cropped, at random or in the middle. Raises SampleError (too_short, decode_error; too_large, too_long and
+    timeout for what is over a limit of this module).
     """
     try:
         file = io.BytesIO(content)
         with av.open(file, options=_OPTIONS, buffer_size=_BUFFER_BYTES, metadata_errors="replace") as container:
-            video = _Video(container)
+            video = _Video(container, time.thread_time() + MAX_SAMPLE_S)
             choice = choose_frames(video.times_s, lengths=lengths, rates=rates, rng=rng)
             fit = _Fit(video.pixel_aspect, size_for, crop, rng)
             if reader == "decord":
@@ -132,13 +150,32 @@ def sample_video(
 def sample_picture(
     content: bytes, *, size_for: Callable[[int, int], Size], crop: Crop, rng: random.Random
 ) -> NDArray[Any]:
-    """A JPEG or PNG in memory as uint8 RGB (1, 3, H, W), sized as in `sample_video`. Raises SampleError
-    (decode_error)."""
+    """A JPEG, PNG or WebP in memory as uint8 RGB (1, 3, H, W), sized as in `sample_video`. Raises SampleError
+    (decode_error, too_large)."""
+    _check_pixels(*_size_in_header(content))
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None
     if image is None:
         raise SampleError("decode_error", f"{len(content)} bytes that are no picture OpenCV can read")
     fit = _Fit(Fraction(1), size_for, crop, rng)
     return _stacked([fit.array(image)], fit.size)
+
+
+def _size_in_header(content: bytes) -> Size:
+    """(height, width) that a picture states, before a pixel of it is decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            with Image.open(io.BytesIO(content), formats=_PICTURES) as picture:
+                return picture.height, picture.width
+    except Image.DecompressionBombError as error:
+        raise SampleError("too_large", str(error)) from error
+    except Exception as error:  # Pillow lets through whatever its parsers raise on damaged headers
+        raise SampleError("decode_error", f"{len(content)} bytes that are no {', '.join(_PICTURES)}") from error
+
+
+def _check_pixels(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise SampleError("too_large", f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
 
 
 def _stacked(pictures: Sequence[Planes], size: Size) -> NDArray[Any]:
@@ -152,22 +189,41 @@ def _stacked(pictures: Sequence[Planes], size: Size) -> NDArray[Any]:
 class _Video:
     """An open video: all its packets in decode order, and the timestamps of its frames in display order."""
 
-    def __init__(self, container: Any) -> None:
+    def __init__(self, container: Any, ends_s: float) -> None:
         if not container.streams.video:
             raise SampleError("decode_error", "there is no video stream in it")
+        if len(container.streams) > MAX_STREAMS:
+            raise SampleError("too_large", f"{len(container.streams):,} streams, more than {MAX_STREAMS}")
+        self.format, self._ends_s = container.format.name, ends_s
         self.stream = container.streams.video[0]
         self.stream.thread_count = 1
         self.context = self.stream.codec_context
         if self.context is None:
             raise SampleError("decode_error", "FFmpeg has no decoder for its video stream")
-        self.context.options = {"max_pixels": str(_MAX_PIXELS)}
-        self.packets = [packet for packet in container.demux(self.stream) if packet.size]
+        _check_pixels(self.context.height, self.context.width)
+        self.context.options = {"max_pixels": str(MAX_PIXELS)}
+        self.packets = self._demuxed(container)
         shown = [packet.pts for packet in self.packets if packet.pts is not None and not packet.is_discard]
         self.pts = sorted(set(shown))
         base = float(self.stream.time_base)
         self.times_s = [pts * base for pts in self.pts]
         aspect = Fraction(self.stream.sample_aspect_ratio or 1)
         self.pixel_aspect = aspect if Fraction(1, 10) <= aspect <= 10 else Fraction(1)
+
+    def _demuxed(self, container: Any) -> list[av.Packet]:
+        packets: list[av.Packet] = []
+        for packet in container.demux(self.stream):
+            if packet.size:
+                packets.append(packet)
+            self.check_time()
+            if len(packets) > MAX_PACKETS:
+                raise SampleError("too_long", f"more than {MAX_PACKETS:,} frames")
+        return packets
+
+    def check_time(self) -> None:
+        """Raise SampleError where this sample has had its time."""
+        if time.thread_time() > self._ends_s:
+            raise SampleError("timeout", f"reading it took more than {MAX_SAMPLE_S:g} s of CPU time")
 
 
 class _Fit:
@@ -194,6 +250,7 @@ class _Fit:
             max(self.size[0], round(shown_height * scale)),
             max(self.size[1], round(shown_width * scale)),
         )
+        _check_pixels(*self._resized)  # of a thin picture, one side gets very long
         self._shrinks = self._resized[0] <= height and self._resized[1] <= width
         spare = [resized - size for resized, size in zip(self._resized, self.size, strict=True)]
         top, left = (self._rng.randint(0, s) if self._crop == "random" else s // 2 for s in spare)
@@ -243,17 +300,33 @@ def _colour(picture: av.VideoFrame) -> dict[str, int]:
 def _by_pyav(video: _Video, places: Sequence[int], fit: _Fit) -> dict[int, Planes]:
     """place -> picture. Starts on the keyframe before the first one; if that does not give all, on the first packet."""
     place_of = {video.pts[place]: place for place in places}
-    last = max(i for i, packet in enumerate(video.packets) if packet.pts in place_of)
-    first_pts = min(place_of)
-    keys = [i for i, p in enumerate(video.packets) if p.is_keyframe and p.pts is not None and p.pts <= first_pts]
+    first, last = _needed(video, place_of)
     pictures: dict[int, Planes] = {}
-    for start in dict.fromkeys((keys[-1] if keys else 0, 0)):
+    for start in dict.fromkeys((first, 0)):
+        _check_count(last + 1 - start)
         pictures = _decode(video, start, last, place_of, fit)
         if len(pictures) == len(place_of):
             return pictures
         video.context.flush_buffers()
     missing = len(place_of) - len(pictures)
     raise SampleError("decode_error", f"{missing} of {len(place_of)} frames could not be decoded, or are damaged")
+
+
+def _needed(video: _Video, chosen_pts: Collection[int]) -> tuple[int, int]:
+    """Indices of the packets to decode: from the keyframe before the first chosen frame to the last one."""
+    first_pts = min(chosen_pts)
+    last = max(i for i, packet in enumerate(video.packets) if packet.pts in chosen_pts)
+    keys = [i for i, p in enumerate(video.packets) if p.is_keyframe and p.pts is not None and p.pts <= first_pts]
+    return keys[-1] if keys else 0, last
+
+
+def _check_count(frames: int) -> None:
+    if frames > MAX_DECODED_FRAMES:
+        raise SampleError(
+            "too_long",
+            f"{frames:,} frames from the keyframe to the last chosen one, more than {MAX_DECODED_FRAMES:,}: encode "
+            "it with more keyframes",
+        )
 
 
 def _decode(video: _Video, start: int, last: int, place_of: dict[int, int], fit: _Fit) -> dict[int, Planes]:
@@ -263,6 +336,7 @@ def _decode(video: _Video, start: int, last: int, place_of: dict[int, int], fit:
         needed = packet is None or packet.pts in place_of or video.context.name not in _SKIP_PER_PACKET
         video.context.skip_frame = "DEFAULT" if needed else "NONREF"
         for picture in video.context.decode(packet):
+            video.check_time()
             if picture.pts in place_of and not picture.is_corrupt:
                 pictures[place_of[picture.pts]] = fit.frame(picture)
     return pictures
@@ -272,6 +346,7 @@ def _by_decord(content: bytes, video: _Video, places: Sequence[int], fit: _Fit) 
     """place -> picture, by decord, which turns frames upright itself; it neither knows pixel aspect nor AV1."""
     import decord
 
+    _check_for_decord(content, video, places)
     try:
         reader = decord.VideoReader(io.BytesIO(content), num_threads=1)
         if len(reader) != len(video.pts):
@@ -283,3 +358,17 @@ def _by_decord(content: bytes, video: _Video, places: Sequence[int], fit: _Fit) 
         raise SampleError("decode_error", f"decord could not read it: {reason}") from error
     sideways = frames.shape[1] != video.context.height
     return {place: fit.array(frame, sideways=sideways) for place, frame in zip(wanted, frames, strict=True)}
+
+
+def _check_for_decord(content: bytes, video: _Video, places: Sequence[int]) -> None:
+    """Raise SampleError for what decord should not be given: its FFmpeg is of 2018, knows no allow-list of formats and
+    would open a playlist and what that names. So it gets ISO-BMFF alone, by FFmpeg's word and by the first box."""
+    box_bytes, brand = int.from_bytes(content[:4], "big"), content[8:12]
+    is_mp4 = video.format == CONTAINERS[0] and content[4:8] == b"ftyp" and 16 <= box_bytes <= 4096
+    if not (is_mp4 and brand.isascii() and brand.decode().isprintable()):
+        raise SampleError("decode_error", "decord reads MP4 alone, which begins with an ftyp box: use data.reader pyav")
+    first, last = _needed(video, {video.pts[place] for place in places})
+    _check_count(last + 1 - first)
+    frames_bytes = 3 * video.context.height * video.context.width * len(set(places))
+    if frames_bytes > _MAX_DECORD_BYTES:
+        raise SampleError("too_large", f"the chosen frames have {frames_bytes:,} bytes, over {_MAX_DECORD_BYTES:,}")

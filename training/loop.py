@@ -15,12 +15,13 @@ from svd.lora import add_lora
 from svd.model import NEEDS, Model
 from svd.unet import Block, UNet
 from training.batch import Batch
-from training.checkpoint import CHECKPOINTS, Checkpoints, State
+from training.checkpoint import CHECKPOINTS, Checkpoints, State, read_about
 from training.distributed import Ranks, accumulating, distribute, gather, reshard, resolve, whole
 from training.ema import Ema
 from training.metrics import Log, Meter, by_noise_level, memory_bytes, peak_flops
 from training.objective import Losses, Objective
 from training.optimizer import beyond_images, build_optimizer, lr_factor, set_lr
+from training.resume import Contents, check_contents, digest, write_contents
 from training.seeds import seed_of
 from training.stages import Stage
 
@@ -40,6 +41,9 @@ class Loader(Protocol):
 
     def skip(self, samples: int) -> None:
         """Begin where all ranks together have had about so many samples."""
+
+    def contents(self) -> Contents:
+        """The shards that it reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +87,7 @@ def train(
                 trainer.report(done, log)
             if last or done % run.save_every == 0:
                 own = {"data": loader.state_dict(), "meter": trainer.meter.state_dict()}
-                trainer.checkpoints.save(done, trainer.state, own, {"stage": stage.name})
+                trainer.checkpoints.save(done, trainer.state, own, trainer.about)
             if run.sample_every and done % run.sample_every == 0:
                 trainer.preview(done, log)
             trainer.checkpoints.finish_if_done()
@@ -113,6 +117,8 @@ class _Trainer:
         self.checkpoints = Checkpoints(out / CHECKPOINTS, ranks, keep_last=run.keep_last, keep_every=run.keep_every)
         self.objective, self.meter = Objective(model, stage), Meter(ranks.device)
         self.lr_factor, self.norm = 0.0, torch.zeros(())
+        self.about: dict[str, Any] = {}
+        """What a checkpoint says of itself."""
         self.shown: Batch | None = None
         """What a preview shows: the last batch, but no pictures among videos."""
 
@@ -120,14 +126,21 @@ class _Trainer:
         """How many steps were done; network, optimiser, average and data are put back there."""
         # The first rank's view counts: others may still see the files as they were before a restart.
         latest = gather(self.checkpoints.latest())[0]
+        contents, workers = loader.contents(), self.stage.data.workers
+        self.about = {"stage": self.stage.name, "data": digest(contents), "workers": workers}
         if latest is None:
+            if self.ranks.first:
+                write_contents(self.out, contents)
             return 0
-        step, own = self.checkpoints.load(latest, self.state)
-        if own is None:
-            loader.skip(step * self.stage.run.batch_size)
-        else:
-            loader.load_state_dict(own["data"])
+        check_contents(self.out, read_about(latest).get("data"), contents)
+        about, own = self.checkpoints.load(latest, self.state)
+        step = int(about["step"])
+        if own is not None:
             self.meter.load_state_dict(own["meter"])
+        if own is not None and about.get("workers", workers) == workers:
+            loader.load_state_dict(own["data"])
+        else:  # other ranks or other workers share the samples in another way
+            loader.skip(step * self.stage.run.batch_size)
         return step
 
     def step(self, step: int, batches: Iterator[Batch]) -> None:

@@ -1,6 +1,7 @@
 """One stage from shards to a model on disk, by whatever started this process: python, torchrun or Ray Train.
 
 RUN/stage.json           the resolved configuration, and what it ran with
+RUN/contents.jsonl       the shards that it reads; RUN/shards.index, images.index    where their samples lie
 RUN/metrics.jsonl, tensorboard/, samples/    what there is to see
 RUN/checkpoints/         to go on from
 RUN/model/               the trained model, averaged weights; there when the run is done. Of a LoRA stage,
@@ -26,17 +27,20 @@ from svd.checkpoint import CONFIG, save_model
 from svd.lora import save_lora
 from svd.model import Model
 from svd.unet import UNet
-from training.check import check_shards
+from training.check import check_shards, latent_shape
 from training.data import Batches, Joint, Shards, loader
-from training.distributed import Ranks, join, resolve
+from training.distributed import Ranks, join, once, resolve
+from training.encode import digests
 from training.estimate import estimate
 from training.initial import MODEL, initial_model, with_unet
 from training.loop import Hooks, Loader, train
 from training.preview import preview
-from training.shard_index import index_shards
+from training.resume import differences, sentence
+from training.shard_index import ShardIndex, index_shards
 from training.stages import Stage
 
 LORA = "lora.safetensors"
+_SETTINGS = "stage.json"
 _PACKAGES = ("torch", "torchdata", "safetensors", "av", "numpy", "open-clip-torch", "ray")
 
 
@@ -68,13 +72,15 @@ def run_stage(
     """
     ranks = join(device)
     torch.manual_seed(stage.run.seed)
-    _same_run(stage, out)
+    check_settings(stage, out)
     model = model or initial_model(stage, init)
+    parts = _same_parts(model, out)
     for network in model.networks().values():
         network.to(ranks.device)
     batches = open_loader(stage, model, shards, images, ranks, out)
     if ranks.first:
-        _write_settings(stage, out, shards=str(shards), init=str(init) if init else None, ranks=ranks.count)
+        init_path = str(init) if init else None
+        _write_settings(stage, out, shards=str(shards), init=init_path, ranks=ranks.count, parts=parts)
     hooks = Hooks(
         on_log=on_log,
         preview=partial(preview, out / "samples"),
@@ -96,9 +102,20 @@ def open_loader(
         raise ValueError(f"run.image_share is {share:g}: joint training takes a share above 0 and image shards, both")
 
     def opened(what: str, where: Shards) -> Batches:
-        index = index_shards(where, cache=out / f"{what}-{ranks.rank}.index.npz")
-        check_shards(index, stage, model, pictures=what == "images")
-        return loader(index, stage.data, rank=ranks.rank, ranks=ranks.count, pin_memory=pin)
+        def indexed() -> ShardIndex:
+            index = index_shards(where, cache=out / f"{what}.index")
+            check_shards(index, stage, model, pictures=what == "images")
+            return index
+
+        # One rank walks the tars for all of them: they need not read 100,000 headers each.
+        return loader(
+            once(indexed),
+            stage.data,
+            rank=ranks.rank,
+            ranks=ranks.count,
+            latent_shape=latent_shape(stage, model),
+            pin_memory=pin,
+        )
 
     videos = opened("shards", shards)
     return videos if images is None else Joint(videos, opened("images", images), share=share)
@@ -145,28 +162,47 @@ def _flops(stage: Stage, model: Model, *, latents: bool) -> float:
     return costs.model_flops + (0 if latents else stage.run.batch_size * costs.encode_flops)
 
 
-def _same_run(stage: Stage, out: Path) -> None:
-    """Raise ValueError where `out` is the run of another stage, or of other settings than its length and what is
-    written how often."""
-    path = out / "stage.json"
-    if not path.is_file():
+def check_settings(stage: Stage, out: Path) -> None:
+    """Raise ValueError where `out` is the run of another stage, or one with other settings than
+    `training.resume.MAY_CHANGE` allows."""
+    settings = read_settings(out)
+    if settings is None:
         return
-    before, now = json.loads(path.read_text())["stage"], json.loads(json.dumps(stage.to_dict()))
+    before, now = settings["stage"], json.loads(json.dumps(stage.to_dict()))
     if before["name"] != now["name"]:
         raise ValueError(f"{out} holds a run of stage {before['name']!r}, not of {now['name']!r}: use another folder")
-    free = ("steps", "log_every", "save_every", "keep_last", "keep_every", "sample_every", "sample_count",
-            "sample_steps", "compile", "strategy")  # fmt: skip
-    differs = [
-        f"{group}.{name}"
-        for group, values in now.items()
-        if isinstance(values, dict)
-        for name, value in values.items()
-        if not (group == "run" and name in free) and value != before.get(group, {}).get(name, value)
-    ]
-    if differs:
+    differing = differences(before, now)
+    if differing:
+        raise ValueError(sentence(out, "a run", differing))
+
+
+def read_settings(out: Path) -> dict[str, Any] | None:
+    """RUN/stage.json; None where there is none. Raises ValueError for one that is damaged."""
+    path = out / _SETTINGS
+    try:
+        settings = json.loads(path.read_text())
+        if isinstance(settings["stage"]["name"], str):
+            return cast("dict[str, Any]", settings)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise ValueError(f"{path} is damaged: it should hold the settings of the run. Restore it, or use another folder")
+
+
+def _same_parts(model: Model, out: Path) -> dict[str, str]:
+    """The digests of the parts that do not train. Raises ValueError where the run was begun with others: their paths
+    may change, they may not."""
+    parts = digests(model)
+    before = (read_settings(out) or {}).get("parts")
+    other = [name for name in parts if isinstance(before, dict) and before.get(name, parts[name]) != parts[name]]
+    if other:
+        names = " and ".join(name.replace("_", " ") for name in other)
         raise ValueError(
-            f"{out} holds a run with other settings ({', '.join(differs)}): go on with the same, or use another folder"
+            f"{out} was started with another {names} than this model's: resume with the one it had, or choose another "
+            "folder"
         )
+    return parts
 
 
 def _write_settings(stage: Stage, out: Path, **about: Any) -> None:
@@ -184,9 +220,9 @@ def _write_settings(stage: Stage, out: Path, **about: Any) -> None:
         "versions": versions,
         "python": sys.version.split()[0],
     }
-    temporary = out / "stage.json.tmp"
+    temporary = out / f"{_SETTINGS}.tmp"
     temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(out / "stage.json")
+    temporary.replace(out / _SETTINGS)
 
 
 def _git() -> str | None:

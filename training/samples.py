@@ -14,6 +14,7 @@ from training.batch import Batch
 from training.buckets import bucket_sizes, nearest_size
 from training.data_config import DataConfig
 from training.frames import SampleError, sample_picture, sample_video
+from training.latents import LatentShape, read_latent
 
 LATENT = "latent.safetensors"
 _T = TypeVar("_T")
@@ -44,10 +45,18 @@ class Sample:
         return (self.picture, tuple(self.frames_TCHW.shape))
 
 
-def read_sample(key: str, members: Mapping[str, bytes], config: DataConfig, *, seed: int) -> Sample:
+def read_sample(
+    key: str,
+    members: Mapping[str, bytes],
+    config: DataConfig,
+    *,
+    seed: int,
+    latent_shape: LatentShape | None = None,
+) -> Sample:
     """The sample of a shard's files, by extension. What is drawn (rate, start, crop, caption) comes from `seed`.
 
-    Raises SampleError for what cannot be trained on.
+    Raises SampleError for what cannot be trained on. Latents are held against `latent_shape`, and against the frames
+    and sizes of `config`, where it is given.
     """
     rng, about = random.Random(seed), _about(members["json"])
     choice = choose_caption(about["captions"], config.captions, rng)
@@ -57,13 +66,14 @@ def read_sample(key: str, members: Mapping[str, bytes], config: DataConfig, *, s
     motion_bucket, elevation = _told(about["conditioning"], config)
     told = partial(Sample, key=key, caption=caption, motion_bucket=motion_bucket, elevation=elevation)
     if LATENT in members:
-        from training.latents import read_latent
-
         made = _field(about, "latent", dict)
         fps, picture = _number(made, "fps", 0, 1e6), _field(made, "picture", bool)
         if not fps:
             raise SampleError("missing_field", "its JSON has no latent.fps above 0")
-        return told(fps=fps, picture=picture, latent=read_latent(members[LATENT], choice))
+        latent = read_latent(members[LATENT], choice, latent_shape)
+        if latent_shape is not None:
+            _check_size(latent, config, picture=picture)
+        return told(fps=fps, picture=picture, latent=latent)
     size_for = partial(nearest_size, sizes_px(config))
     if "jpg" in members:
         frames_TCHW = sample_picture(members["jpg"], size_for=size_for, crop=config.crop, rng=rng)
@@ -86,16 +96,21 @@ def read_sample(key: str, members: Mapping[str, bytes], config: DataConfig, *, s
 def choose_caption(
     captions: Sequence[Mapping[str, Any]], shares: Mapping[str, float], rng: random.Random
 ) -> int | None:
-    """Place of a caption that has a text: drawn by source, over the sources that are there; the first one where no
-    source counts, or none that counts is there. None without any text.
+    """Index of a caption that has a text. A source is drawn with its share, among the sources that are there, then one
+    of its captions, all alike; the first caption where no source counts, or none that counts is there. None without
+    any text.
 
     The paper draws CoCa, V-BLIP and the merged caption with 0.5, 0.25 and 0.25 (section 3.1).
     """
-    written = [i for i, caption in enumerate(captions) if caption.get("text")]
-    if not written:
-        return None
-    weights = [shares.get(str(captions[i].get("source", "")).partition(":")[0], 0.0) for i in written]
-    return rng.choices(written, weights)[0] if sum(weights) > 0 else written[0]
+    by_source: dict[str, list[int]] = {}
+    for i, caption in enumerate(captions):
+        if caption.get("text"):
+            by_source.setdefault(str(caption.get("source", "")).partition(":")[0], []).append(i)
+    counting = [source for source in by_source if shares.get(source, 0.0) > 0]
+    if counting:
+        source = rng.choices(counting, [shares[source] for source in counting])[0]
+        return rng.choice(by_source[source])
+    return min((indices[0] for indices in by_source.values()), default=None)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -124,6 +139,18 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
+def _check_size(latent: Mapping[str, Tensor], config: DataConfig, *, picture: bool) -> None:
+    """Raise SampleError where a sample has other frames than all the others: there would be no batch for it."""
+    lengths = (1,) if picture else config.lengths or (config.frames,)
+    frames, (height, width) = len(latent["mean"]), latent["ends"].shape[-2:]
+    if frames not in lengths or (height, width) not in sizes_px(config):
+        wanted = " or ".join(f"{h} x {w}" for h, w in sizes_px(config))
+        raise SampleError(
+            "bad_latent",
+            f"it holds {frames} frames of {height} x {width}; expected {' or '.join(map(str, lengths))} of {wanted}",
+        )
+
+
 def _about(content: bytes) -> dict[str, Any]:
     """The sample's JSON. Raises SampleError for one that is none, or lacks what training needs."""
     try:
@@ -132,7 +159,7 @@ def _about(content: bytes) -> dict[str, Any]:
         raise SampleError("bad_json", str(error)) from error
     for caption in _field(about, "captions", list):
         if not isinstance(caption, dict) or not isinstance(caption.get("text"), str | None):
-            raise SampleError("bad_field", f"a caption has a text, or null where there is none; came {caption!r:.200}")
+            raise SampleError("bad_field", f"a caption has a text, or null where there is none; got {caption!r:.200}")
     _field(about, "conditioning", dict)
     return cast("dict[str, Any]", about)
 
@@ -162,7 +189,7 @@ def _number(values: Mapping[str, Any], name: str, least: float, most: float) -> 
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise SampleError("bad_field", f"its {name} should be a number from {least:g} to {most:g}, came {value!r:.200}")
+        raise SampleError("bad_field", f"its {name} should be a number from {least:g} to {most:g}, got {value!r:.200}")
     return float(value)
 
 

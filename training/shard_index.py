@@ -1,7 +1,8 @@
 """Where each sample's files lie inside local tar shards: an index by byte offset, made by walking the tar headers.
 
 Reading by offset, instead of as a stream, is what lets training resume in the middle of a shard, split few shards
-among many ranks, and see every sample exactly once per epoch.
+among many ranks, and see every sample exactly once per epoch. Shards may come from anybody: what the index takes in
+memory grows with the number of samples alone, whatever names and headers a tar holds.
 """
 
 import glob
@@ -12,17 +13,57 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import blake2b
+from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 MEDIA = ("mp4", "jpg", "latent.safetensors")
 """One of these makes a sample; `json` belongs to each."""
+MAX_FILE_BYTES: Mapping[str, int] = {
+    "json": 16 << 20,
+    "mp4": 1 << 30,
+    "jpg": 256 << 20,
+    "latent.safetensors": 1 << 30,
+}
+"""The files that training reads, by extension; a sample with a larger one is broken. Others are passed over."""
+MAX_NAME_BYTES = 255
+MAX_HEADER_BYTES = 1 << 20
+"""Of one member: its header with the pax and GNU headers before it."""
+_SHOWN_CHARACTERS = 60
 _BLOCK_BYTES = 512
 _THREADS = 8
-_CACHE_FORMAT = "clipmill shard index 1"
+_CACHE_FORMAT = "clipmill shard index 2"
+
+Place = tuple[int, int]
+"""Offset and size in bytes."""
+Stamp = tuple[int, int]
+"""Size in bytes and time of modification in ns of a tar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """The names of samples: one byte string with the ends of each name in it, because an array of fixed width would
+    take the longest name's bytes for all of them."""
+
+    text: bytes
+    """UTF-8, joined."""
+    ends: NDArray[np.int64]
+    """(N,) where each name ends."""
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "Keys":
+        encoded = [name.encode() for name in names]
+        return cls(text=b"".join(encoded), ends=np.cumsum([len(name) for name in encoded], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: int) -> str:
+        start = int(self.ends[row - 1]) if row else 0
+        return self.text[start : int(self.ends[row])].decode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +71,16 @@ class Shard:
     """The whole samples of one tar. Arrays, because an index of millions of samples goes to every worker process."""
 
     path: str
-    keys: NDArray[np.bytes_]
-    """(N,) UTF-8."""
+    size_bytes: int
+    keys: Keys
     extensions: tuple[str, ...]
+    """Of `MAX_FILE_BYTES`, those that occur."""
     places_NE2: NDArray[np.int64]
     """Offset and size in bytes of each extension's file; -1 where the sample has no such file."""
     problem: str | None = None
     """Why the tar could not be read to its end; what lies before the damage is indexed."""
     broken: tuple[tuple[str, str], ...] = ()
-    """(key, reason) of samples that lack a file."""
+    """(key, reason) of samples that lack a file, or cannot be used."""
 
     @property
     def name(self) -> str:
@@ -49,7 +91,7 @@ class Shard:
 
     def key(self, row: int) -> str:
         """SHARD/CLIP_ID."""
-        return f"{self.name}/{self.keys[row].decode()}"
+        return f"{self.name}/{self.keys[row]}"
 
     def read(self, row: int) -> dict[str, bytes]:
         """The sample's files by extension. Raises OSError; EOFError where the tar has become shorter since."""
@@ -79,7 +121,7 @@ class ShardIndex:
 
     @property
     def broken(self) -> list[tuple[str, str]]:
-        """(SHARD/CLIP_ID, reason) of each sample that lacks a file."""
+        """(SHARD/CLIP_ID, reason) of each sample that lacks a file, or cannot be used."""
         return [(f"{shard.name}/{key}", reason) for shard in self.shards for key, reason in shard.broken]
 
 
@@ -93,12 +135,12 @@ def index_shards(shards: str | Path | Iterable[str | Path], *, cache: str | Path
     known = _read_cache(cache)
     with ThreadPoolExecutor(_THREADS) as pool:
         stats = list(pool.map(os.stat, paths))
-        marks = {path: (stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)}
-        fresh = [path for path in paths if path not in known or known[path][0] != marks[path]]
+        stamps = {path: (stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)}
+        fresh = [path for path in paths if path not in known or known[path][0] != stamps[path]]
         read = dict(zip(fresh, pool.map(index_shard, fresh), strict=True))
     indexed = [read[path] if path in read else known[path][1] for path in paths]
     if cache is not None and read:
-        _write_cache(Path(cache), known | {path: (marks[path], shard) for path, shard in read.items()})
+        _write_cache(Path(cache), known | {path: (stamps[path], shard) for path, shard in read.items()})
     return ShardIndex(shards=tuple(indexed))
 
 
@@ -123,38 +165,99 @@ def find_shards(shards: str | Path | Iterable[str | Path]) -> list[str]:
     return list(found)
 
 
+class _Headers(FileIO):
+    """A tar that is read header by header; raises ReadError for a member whose headers are larger than any need be,
+    before they are in memory."""
+
+    left_bytes = 0
+    """What the headers of the next member may have."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= self.left_bytes:
+            raise tarfile.ReadError(f"its headers have more than {MAX_HEADER_BYTES:,} bytes")
+        self.left_bytes -= size
+        return super().read(size)
+
+
 def index_shard(path: str) -> Shard:
     """Index one tar. What is unreadable is told in `problem`, with the samples before it kept. Raises OSError."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    problem = None
+    samples = _Samples()
+    problem, end = None, 0
     size_bytes = os.path.getsize(path)
     try:
-        with tarfile.open(path, "r:") as tar:
-            end = 0
-            for member in tar:
-                end = member.offset_data + -(-member.size // _BLOCK_BYTES) * _BLOCK_BYTES if member.isreg() else end
-                if member.offset_data + member.size > size_bytes:
-                    problem = f"cut short inside {member.name}, at {size_bytes:,} bytes"
-                    break
-                if member.isreg():
-                    problem = _add(samples, member) or problem
-            problem = problem or _end_problem(path, end, size_bytes)
-    except (tarfile.TarError, EOFError, UnicodeError) as error:
-        problem = f"no readable tar: {error}"
-    return _shard(path, samples, problem)
+        with _Headers(path) as file:
+            file.left_bytes = MAX_HEADER_BYTES
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    if member.isreg() and member.offset_data + member.size > size_bytes and not member.issparse():
+                        problem = f"cut short inside {_shown(member.name)}, at {size_bytes:,} bytes"
+                        break
+                    if tar.offset <= end:
+                        problem = f"damaged header at byte {end:,} of {size_bytes:,}"
+                        break
+                    problem = samples.add(member) or problem
+                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header that it has read
+                    end, file.left_bytes = tar.offset, MAX_HEADER_BYTES
+        problem = problem or _end_problem(path, end, size_bytes)
+    except OSError:
+        raise
+    except Exception as error:  # tarfile lets through whatever its parsing of damaged fields raises
+        where = f"damaged header at byte {end:,} of {size_bytes:,}" if end else "no readable tar"
+        problem = f"{where}: {_shown(str(error) or type(error).__name__)}"
+    return _shard(path, size_bytes, samples, problem)
 
 
-def _add(samples: dict[str, dict[str, tuple[int, int]]], member: tarfile.TarInfo) -> str | None:
-    """Split as webdataset does: the key ends at the first dot of the last part of the path."""
-    folder, _, name = member.name.rpartition("/")
-    stem, dot, extension = name.partition(".")
-    if not (stem and dot):
+class _Samples:
+    """Members of a tar, gathered by sample."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, dict[str, Place]] = {}
+        self.broken: dict[str, str] = {}
+        """Key, as it can be shown -> reason."""
+
+    def add(self, member: tarfile.TarInfo) -> str | None:
+        """Split as webdataset does: the key ends at the first dot of the last part of the path. Returns what is wrong
+        with the tar."""
+        folder, _, name = member.name.rpartition("/")
+        stem, dot, extension = name.partition(".")
+        if not (member.isreg() and stem and dot):
+            return None
+        key = f"{folder}/{stem}" if folder else stem
+        reason = _unusable(key)
+        if reason is None and member.issparse():
+            reason = f"{_shown(extension)} is a sparse file, which cannot be read by its offset"
+        if reason is not None:
+            self.broken[_shown(key)] = reason
+            return None
+        extension = extension.lower()
+        if extension not in MAX_FILE_BYTES:
+            self.places.setdefault(key, {})
+            return None
+        files = self.places.setdefault(key, {})
+        if extension in files:
+            return f"{_shown(member.name)} comes twice, the first one counts"
+        files[extension] = member.offset_data, member.size
         return None
-    files = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
-    if extension.lower() in files:
-        return f"{member.name} comes twice, the first one counts"
-    files[extension.lower()] = member.offset_data, member.size
+
+
+def _unusable(key: str) -> str | None:
+    """What keeps a name from being a key."""
+    try:
+        size_bytes = len(key.encode())
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
+    if size_bytes > MAX_NAME_BYTES:
+        return f"its name has {size_bytes:,} bytes, more than {MAX_NAME_BYTES}"
     return None
+
+
+def _shown(text: str) -> str:
+    """A name from a tar as it can be told: of a long one the beginning, and a digest to tell it from others."""
+    printable = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    if len(printable) <= MAX_NAME_BYTES:
+        return printable
+    digest = blake2b(text.encode(errors="surrogateescape"), digest_size=4).hexdigest()
+    return f"{printable[:_SHOWN_CHARACTERS]}...{digest}"
 
 
 def _end_problem(path: str, end: int, size_bytes: int) -> str | None:
@@ -167,44 +270,55 @@ def _end_problem(path: str, end: int, size_bytes: int) -> str | None:
     return None if len(block) == _BLOCK_BYTES else f"cut short after a file, at {size_bytes:,} bytes: no end of archive"
 
 
-def _shard(path: str, samples: Mapping[str, Mapping[str, tuple[int, int]]], problem: str | None) -> Shard:
-    reasons = {key: _lacking(files) for key, files in samples.items()}
-    whole = [key for key, reason in reasons.items() if reason is None]
-    extensions = tuple(dict.fromkeys(extension for key in whole for extension in samples[key]))
-    places = [[samples[key].get(extension, (-1, -1)) for extension in extensions] for key in whole]
+def _shard(path: str, size_bytes: int, samples: _Samples, problem: str | None) -> Shard:
+    reasons = {key: _lacking(files) for key, files in samples.places.items()}
+    broken = {key: reason for key, reason in reasons.items() if reason is not None} | samples.broken
+    whole = [key for key, reason in reasons.items() if reason is None and key not in samples.broken]
+    occurring = {extension for key in whole for extension in samples.places[key]}
+    extensions = tuple(extension for extension in MAX_FILE_BYTES if extension in occurring)
+    places_NE2 = np.full((len(whole), len(extensions), 2), -1, np.int64)
+    for row, key in enumerate(whole):
+        for extension, place in samples.places[key].items():
+            places_NE2[row, extensions.index(extension)] = place
     return Shard(
         path=path,
-        keys=np.array([key.encode() for key in whole], np.bytes_),
+        size_bytes=size_bytes,
+        keys=Keys.of(whole),
         extensions=extensions,
-        places_NE2=np.array(places, np.int64).reshape(len(whole), len(extensions), 2),
+        places_NE2=places_NE2,
         problem=problem,
-        broken=tuple((key, reason) for key, reason in reasons.items() if reason is not None),
+        broken=tuple(broken.items()),
     )
 
 
-def _lacking(files: Mapping[str, Any]) -> str | None:
+def _lacking(files: Mapping[str, Place]) -> str | None:
     if "json" not in files:
         return "no json"
-    return None if any(medium in files for medium in MEDIA) else f"no {', '.join(MEDIA)}"
+    if not any(medium in files for medium in MEDIA):
+        return f"no {', '.join(MEDIA)}"
+    for extension, (_, size) in files.items():
+        if size > MAX_FILE_BYTES[extension]:
+            return f"its {extension} has {size:,} bytes, more than {MAX_FILE_BYTES[extension]:,}"
+    return None
 
 
-def _read_cache(cache: str | Path | None) -> dict[str, tuple[tuple[int, int], Shard]]:
+def _read_cache(cache: str | Path | None) -> dict[str, tuple[Stamp, Shard]]:
     """What the cache file knows; nothing where it is absent or damaged, for it can be made again."""
-    known: dict[str, tuple[tuple[int, int], Shard]] = {}
-    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+    known: dict[str, tuple[Stamp, Shard]] = {}
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         lines = Path(cache).read_text().splitlines() if cache is not None else []
         if lines[:1] != [_CACHE_FORMAT]:
             return {}
         for entry in map(json.loads, lines[1:]):
-            keys = [key.encode() for key in entry["keys"]]
-            places = np.array(entry["places"], np.int64).reshape(len(keys), len(entry["extensions"]), 2)
+            keys = Keys.of(entry["keys"])
             known[entry["path"]] = (
                 (entry["size_bytes"], entry["mtime_ns"]),
                 Shard(
                     path=entry["path"],
-                    keys=np.array(keys, np.bytes_),
+                    size_bytes=entry["size_bytes"],
+                    keys=keys,
                     extensions=tuple(entry["extensions"]),
-                    places_NE2=places,
+                    places_NE2=np.array(entry["places"], np.int64).reshape(len(keys), len(entry["extensions"]), 2),
                     problem=entry["problem"],
                     broken=tuple((key, reason) for key, reason in entry["broken"]),
                 ),
@@ -212,22 +326,22 @@ def _read_cache(cache: str | Path | None) -> dict[str, tuple[tuple[int, int], Sh
     return known
 
 
-def _write_cache(cache: Path, known: Mapping[str, tuple[tuple[int, int], Shard]]) -> None:
-    """Whole or not at all; of several ranks that write the same, the last one stays."""
+def _write_cache(cache: Path, known: Mapping[str, tuple[Stamp, Shard]]) -> None:
+    """Whole or not at all."""
     lines: Sequence[str] = [
         json.dumps(
             {
                 "path": path,
-                "size_bytes": mark[0],
-                "mtime_ns": mark[1],
-                "keys": [key.decode() for key in shard.keys.tolist()],
+                "size_bytes": stamp[0],
+                "mtime_ns": stamp[1],
+                "keys": [shard.keys[row] for row in range(len(shard))],
                 "extensions": shard.extensions,
                 "places": shard.places_NE2.tolist(),
                 "problem": shard.problem,
                 "broken": shard.broken,
             }
         )
-        for path, (mark, shard) in known.items()
+        for path, (stamp, shard) in known.items()
     ]
     cache.parent.mkdir(parents=True, exist_ok=True)
     unfinished = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")

@@ -5,7 +5,8 @@ A stage is one frozen configuration. A YAML file or `--set group.key=value` lays
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from svd.config import PRESETS as UNETS
 from svd.config import UNetConfig
@@ -108,6 +109,8 @@ class OptimizerPart(Fields):
         for name in ("lr", "eps", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"optimizer.{name} should be above 0, came {getattr(self, name)}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas should be two numbers from 0 to below 1, got {self.betas}")
         if self.ema is not None:
             _within("optimizer.ema", self.ema, 0, 1)
 
@@ -167,6 +170,11 @@ class Stage(Fields):
             raise ValueError(f"model.unet {self.model.unet!r} is {kind} network, data.frames is {self.data.frames}")
         if not unet.temporal and (self.model.trained in ("temporal", "lora") or self.run.image_share):
             raise ValueError(f"an image network has no temporal layers to train: model.trained {self.model.trained!r}")
+        if self.run.image_share and self.task == "interpolation":
+            raise ValueError(
+                "an interpolation network takes the first and the last frame of a video, and a picture has one frame: "
+                f"joint training (run.image_share {self.run.image_share:g}) is not possible for it"
+            )
         if self.run.image_share and self.model.trained in ("temporal", "lora"):
             raise ValueError(
                 f"model.trained {self.model.trained!r} trains layers that pictures do not pass through: joint training "
@@ -196,24 +204,26 @@ class Stage(Fields):
 
 
 def overlay(config: _F, changes: Mapping[str, Any], *, path: str = "") -> _F:
-    """`config` with `changes` laid over it, group by group; of a mapping, such as `model.changes`, key by key.
+    """`config` with `changes` laid over it, group by group. A mapping replaces the one that is there, so that shares
+    of captions can be taken away; `model.changes`, which are fields of a network, are merged key by key.
 
     Raises ValueError with the dotted name, and the nearest one that exists, for a key that is unknown, and for a
     value that is not of the kind that is there.
     """
     known = [f.name for f in fields(config)]  # type: ignore[arg-type]
+    hints = get_type_hints(type(config))
     made: dict[str, Any] = {}
     for name, value in changes.items():
         dotted = f"{path}{name}"
         if name not in known:
-            raise ValueError(f"unknown setting {dotted!r}{nearest(name, known)}")
+            raise ValueError(f"unknown setting {dotted!r}{nearest(str(name), known)}")
         current = getattr(config, name)
         if isinstance(current, Fields):
             if not isinstance(value, Mapping):
-                raise ValueError(f"{dotted} is a group of settings, came {value!r}")
+                raise ValueError(f"{dotted} is a group of settings, got {value!r:.200}")
             made[name] = overlay(current, value, path=f"{dotted}.")
         else:
-            made[name] = _fitted(dotted, current, value)
+            made[name] = _fitted(dotted, current, value, hints[name])
     try:
         return replace(config, **made)  # type: ignore[type-var]
     except (TypeError, AttributeError) as error:
@@ -226,32 +236,42 @@ def parse_setting(text: str) -> dict[str, Any]:
 
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise ValueError(f"a setting is written group.key=value, came {text!r}")
+        raise ValueError(f"a setting is written group.key=value, got {text!r}")
     try:
         changes: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"the value of {name} is not YAML: {error}") from error
     for part in reversed(name.split(".")):
         changes = {part: changes}
     return changes
 
 
-def _fitted(name: str, current: Any, value: Any) -> Any:
-    """`value` as the kind of `current`; YAML reads 1e-4 as a text and (1, 2) as a list."""
+_MERGED = "model.changes"
+"""The one mapping whose keys are merged into those that are there."""
+
+
+def _fitted(name: str, current: Any, value: Any, hint: Any) -> Any:
+    """`value` as the kind that the field has; YAML reads 1e-4 as a text and (1, 2) as a list."""
     if isinstance(value, list):
         value = tuple(value)
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if value is None and NoneType in kinds:
+        return value
     if isinstance(current, Mapping) and isinstance(value, Mapping):
-        return {**current, **{key: tuple(each) if isinstance(each, list) else each for key, each in value.items()}}
-    if isinstance(current, float) and not isinstance(value, bool):
+        tuples = {key: tuple(each) if isinstance(each, list) else each for key, each in value.items()}
+        return {**current, **tuples} if name == _MERGED else tuples
+    if float in kinds and not isinstance(value, bool):
         try:
-            return value if value is None else float(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"{name} is a number, came {value!r}") from None
-    if current is None or value is None or isinstance(value, type(current)):
+            return float(value)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"{name} is a number, got {value!r:.200}") from None
+    kind = next(kind for kind in kinds if kind is not NoneType) if current is None else type(current)
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     if isinstance(current, tuple) and isinstance(value, int | float | str):
         return (value,)
-    raise ValueError(f"{name} is {type(current).__name__} ({current!r}), came {type(value).__name__} ({value!r})")
+    was = "" if current is None else f" ({current!r})"
+    raise ValueError(f"{name} is {kind.__name__}{was}, got {type(value).__name__} ({value!r:.200})")
 
 
 def _one_of(name: str, value: str, known: Any) -> None:

@@ -165,6 +165,17 @@ def test_captions_are_drawn_by_source(tmp_path: Path, clip: bytes) -> None:
     assert set(first(tmp_path, 1)[0].captions) == {"m"}
 
 
+def test_names_with_control_characters_are_escaped_in_the_log(
+    tmp_path: Path, clip: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_shard(tmp_path / "one.tar", [sample("good", clip), sample("\x1b[31mred\nINFO: ä all well", b"none")])
+    with caplog.at_level(logging.WARNING, "clipmill.data"):
+        first(tmp_path, 2, changed(max_broken_share=1.0))
+    message = caplog.messages[0]
+    assert message.startswith(r"left out: one/\x1b[31mred\nINFO: ä all well: decode_error")
+    assert message.isprintable()
+
+
 def test_broken_samples_are_left_out_counted_and_named(
     tmp_path: Path, clip: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

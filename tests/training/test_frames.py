@@ -1,6 +1,9 @@
 """Which frames are taken, by their timestamps, and that they are the ones, upright and of the size."""
 
 import random
+import struct
+import tracemalloc
+import zlib
 from contextlib import suppress
 from fractions import Fraction
 from functools import partial
@@ -12,7 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curation.decode import CONTAINERS
 from tests.training.shards import number_of, numbered, video
+from training import frames
 from training.buckets import bucket_sizes, nearest_size
 from training.frames import SampleError, choose_frames, sample_picture, sample_video
 
@@ -124,7 +129,7 @@ def test_what_cannot_be_read_says_why() -> None:
         taken(video(3))
     with pytest.raises(SampleError, match="decode_error"):
         taken(b"no video")
-    with pytest.raises(SampleError, match="decode_error: 2 bytes that are no picture"):
+    with pytest.raises(SampleError, match="decode_error: 2 bytes that are no JPEG, PNG, WEBP"):
         sample_picture(b"no", size_for=partial(nearest_size, ((8, 8),)), crop="center", rng=random.Random(0))
     whole = video(40)
     with pytest.raises(SampleError, match="decode_error"):
@@ -164,3 +169,125 @@ def test_a_picture_goes_to_the_bucket_of_its_aspect() -> None:
     assert nearest_size(sizes, 1080, 1920) == (576, 1024)
     assert nearest_size(sizes, 1920, 1080) == (1024, 576)
     assert nearest_size(sizes, 500, 480) == (768, 768)
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG of so many black pixels, in a few bytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    packer = zlib.compressobj(9)
+    row = b"\0" * (1 + (width + 7) // 8)
+    pixels = b"".join(packer.compress(row) for _ in range(height))
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    idat = pixels + packer.flush()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", idat) + chunk(b"IEND", b"")
+
+
+def picture_of(content: bytes) -> None:
+    size_for = partial(nearest_size, ((64, 96),))
+    sample_picture(content, size_for=size_for, crop="center", rng=random.Random(0))
+
+
+def test_the_containers_are_those_of_a_scan() -> None:
+    assert frames.CONTAINERS == CONTAINERS
+
+
+@pytest.mark.parametrize("size", [(16_000, 16_000), (60_000, 60_000)])
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header(size: tuple[int, int]) -> None:
+    content = png_of(*size)
+    tracemalloc.start()
+    with pytest.raises(SampleError, match="too_large"):
+        picture_of(content)
+    assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    tracemalloc.stop()
+
+
+def test_a_thin_picture_is_not_blown_up() -> None:
+    """Its short side is enlarged to 64 pixels, and its long one with it."""
+    picture_of(png_of(2000, 10))
+    with pytest.raises(SampleError, match="too_large: 3840000 x 64 pixels"):
+        picture_of(png_of(60_000, 1))
+    thin = video([np.zeros((2, 4096, 3), np.uint8)] * 8)
+    with pytest.raises(SampleError, match="too_large"):
+        sample_video(
+            thin, lengths=(2,), rates=(12.0,), size_for=partial(nearest_size, ((576, 1024),)), crop="center",
+            rng=random.Random(0),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", ["pyav", "decord"])
+def test_a_clip_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch, reader: str) -> None:
+    content = video(16)
+    monkeypatch.setattr(frames, "MAX_PIXELS", 64 * 96 - 1)
+    with pytest.raises(SampleError, match=r"too_large: 96 x 64 pixels, more than 6,143"):
+        taken(content, reader=reader)
+    monkeypatch.setattr(frames, "MAX_PIXELS", 64 * 128)  # FFmpeg counts a width that is aligned
+    assert taken(content, reader=reader)
+
+
+def test_packets_streams_frames_and_time_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = video(40, options={"g": "250", "crf": "12"})
+    for name, enough, message in (
+        ("MAX_PACKETS", 40, "too_long: more than 39 frames"),
+        ("MAX_STREAMS", 1, "too_large: 1 streams, more than 0"),
+        ("MAX_DECODED_FRAMES", 40, "too_long: 40 frames from the keyframe to the last chosen one"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(frames, name, enough)
+            assert len(taken(content, length=40, rate=24.0)) == 40
+            patch.setattr(frames, name, enough - 1)
+            with pytest.raises(SampleError, match=message):
+                taken(content, length=40, rate=24.0)
+            if name == "MAX_DECODED_FRAMES":
+                with pytest.raises(SampleError, match=message):
+                    taken(content, length=40, rate=24.0, reader="decord")
+    monkeypatch.setattr(frames, "MAX_SAMPLE_S", -1.0)
+    with pytest.raises(SampleError, match="timeout: reading it took more than -1 s of CPU time"):
+        taken(content)
+
+
+PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nhttp://127.0.0.1:1/x.ts\n"
+
+
+@pytest.mark.parametrize("reader", ["pyav", "decord"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        PLAYLIST,
+        b"ffconcat version 1.0\nfile /etc/passwd\n",
+        b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nm=video 1 RTP/AVP 96\r\n",
+        b"<MPD xmlns='urn:mpeg:dash:schema:mpd:2011'><BaseURL>http://127.0.0.1:1/</BaseURL></MPD>",
+    ],
+)
+def test_playlists_open_nothing(content: bytes, reader: str) -> None:
+    with pytest.raises(SampleError, match="decode_error"):
+        taken(content, reader=reader)
+
+
+def test_decord_is_given_nothing_but_mp4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What FFmpeg takes for MP4 without its first box, and what is of another container, do not reach decord."""
+    import decord
+
+    reached: list[bytes] = []
+    monkeypatch.setattr(decord, "VideoReader", lambda file, **_: reached.append(file.read()) or 1 / 0)
+    whole = video(16)
+    box_bytes = int.from_bytes(whole[:4], "big")
+    for content in (
+        whole[box_bytes:],
+        b"\0\0\0\x08free" + whole,
+        PLAYLIST.ljust(188) + whole,
+        b"\0\0\0\x10ftyp\x1b[31" + whole[12:],
+    ):
+        with pytest.raises(SampleError, match="decode_error"):
+            taken(content, reader="decord")
+    assert not reached
+    frames_bytes = 3 * 64 * 96 * 4
+    monkeypatch.setattr(frames, "_MAX_DECORD_BYTES", frames_bytes - 1)
+    with pytest.raises(SampleError, match="too_large: the chosen frames have 73,728 bytes"):
+        taken(whole, reader="decord")
+    monkeypatch.setattr(frames, "_MAX_DECORD_BYTES", frames_bytes)
+    with pytest.raises(ZeroDivisionError):
+        taken(whole, reader="decord")
+    assert reached == [whole]

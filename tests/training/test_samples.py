@@ -2,6 +2,9 @@
 
 import json
 import math
+import random
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -9,12 +12,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 
 from tests.training.shards import about, numbered
 from training.data_config import DataConfig
 from training.frames import SampleError
-from training.latents import latent_members
-from training.samples import Sample, read_sample
+from training.latents import LatentShape, latent_members
+from training.samples import Sample, choose_caption, read_sample
 
 CONFIG = DataConfig(frames=1, height_px=32, width_px=48)
 PICTURE = cv2.imencode(".jpg", numbered(77))[1].tobytes()
@@ -49,7 +53,7 @@ def test_any_json_gives_a_sample_that_can_be_trained_on_or_a_reason(content: Any
         ({"captions": {}}, "missing_field: its JSON has no 'captions', or not as list"),
         ({"captions": ["a text"]}, "bad_field: a caption has a text"),
         ({"conditioning": {"motion_bucket": float("nan")}}, "its motion_bucket should be a number from 0 to 255"),
-        ({"conditioning": {"elevation": 100}}, "its elevation should be a number from -90 to 90, came 100"),
+        ({"conditioning": {"elevation": 100}}, "its elevation should be a number from -90 to 90, got 100"),
     ],
 )
 def test_a_field_that_is_missing_or_wrong_is_named(changes: dict[str, Any], reason: str) -> None:
@@ -67,7 +71,12 @@ def test_what_is_no_json_is_told() -> None:
 def test_latents_whose_rate_is_not_known_are_told(latent: Any) -> None:
     mean = torch.zeros(1, 4, 4, 6)
     members = latent_members(
-        about(), mean_TCHW=mean, logvar_TCHW=mean, ends_ECHW=torch.zeros(2, 3, 32, 48), fps=8.0, picture=False
+        about(),
+        mean_TCHW=mean,
+        logvar_TCHW=mean,
+        ends_ECHW=torch.zeros(2, 3, 32, 48, dtype=torch.uint8),
+        fps=8.0,
+        picture=False,
     )
     assert read_sample("a", members, CONFIG, seed=0).fps == 8
     with pytest.raises(SampleError, match="_field"):
@@ -96,3 +105,117 @@ def latent_files(**changes: Any) -> dict[str, bytes]:
 def test_a_malformed_field_is_a_reason(changes: dict[str, Any]) -> None:
     with pytest.raises(SampleError, match=r"bad_field|missing_field"):
         read_sample("a", latent_files(**changes), CONFIG, seed=0)
+
+
+def caption(source: str, text: str | None = "a text") -> dict[str, Any]:
+    return {"source": source, "text": text}
+
+
+def drawn(captions: list[dict[str, Any]], shares: dict[str, float], count: int = 4000) -> dict[int | None, float]:
+    """index -> how often it is drawn."""
+    rng = random.Random(0)
+    counts = Counter(choose_caption(captions, shares, rng) for _ in range(count))
+    return {index: number / count for index, number in counts.items()}
+
+
+def test_a_source_is_drawn_before_one_of_its_captions() -> None:
+    """Three captions from a list and one of CoCa, half and half: each of the three has a sixth."""
+    captions = [caption("list"), caption("list:b"), caption("coca:c"), caption("list", None), caption("list")]
+    shares = drawn(captions, {"list": 0.5, "coca": 0.5})
+    assert shares[2] == pytest.approx(1 / 2, abs=0.03)
+    assert [shares[i] for i in (0, 1, 4)] == pytest.approx([1 / 6] * 3, abs=0.03)
+    assert 3 not in shares
+
+
+def test_shares_count_among_the_sources_that_are_there() -> None:
+    captions = [caption("coca"), caption("video", None), caption("merged"), caption("other")]
+    shares = drawn(captions, {"coca": 0.5, "video": 0.25, "merged": 0.25})
+    assert shares == pytest.approx({0: 2 / 3, 2: 1 / 3}, abs=0.03)
+
+
+def test_the_first_caption_counts_where_no_source_does() -> None:
+    captions = [caption("a", None), caption("b"), caption("c"), caption("b")]
+    assert drawn(captions, {}) == {1: 1.0}
+    assert drawn(captions, {"coca": 1.0, "c": 0.0}) == {1: 1.0}
+    assert drawn([caption("a", None), caption("b", "")], {"a": 1.0}) == {None: 1.0}
+    assert drawn([], {}) == {None: 1.0}
+
+
+SHAPE = LatentShape(channels=4, factor=8, context_width=16)
+CLIPS = DataConfig(frames=2, height_px=32, width_px=48)
+
+
+def with_tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> dict[str, bytes]:
+    """The files of a latent sample with embeddings and tokens, its tensors changed."""
+    latent, ends = torch.zeros(2, 4, 4, 6), torch.zeros(2, 3, 32, 48, dtype=torch.uint8)
+    files = latent_members(
+        about(), mean_TCHW=latent, logvar_TCHW=latent, ends_ECHW=ends, fps=8.0, picture=False,
+        embeddings_EC=torch.zeros(2, 16), tokens={0: torch.zeros(3, 16)},
+    )  # fmt: skip
+    tensors = load(files["latent.safetensors"])
+    change(tensors)
+    return files | {"latent.safetensors": save(tensors)}
+
+
+def test_latents_as_they_should_be_are_read_in_float32() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        files = with_tensors(lambda tensors, dtype=dtype: tensors.update(mean=torch.ones(2, 4, 4, 6, dtype=dtype)))
+        latent = read_sample("a", files, CLIPS, seed=0, latent_shape=SHAPE).latent
+        assert latent is not None
+        assert {name: value.dtype for name, value in latent.items()} == {
+            "mean": torch.float32, "logvar": torch.float32, "ends": torch.uint8, "embeddings": torch.float32,
+            "tokens": torch.float32,
+        }  # fmt: skip
+        assert latent["mean"].eq(1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("mean", torch.full((2, 4, 4, 6), torch.nan)),
+        ("logvar", torch.full((2, 4, 4, 6), torch.inf)),
+        ("embeddings", torch.full((2, 16), -torch.inf)),
+        ("tokens.0", torch.full((3, 16), torch.nan)),
+        ("mean", torch.zeros(2, 4, 4, 6, dtype=torch.int64)),
+        ("mean", torch.zeros(2, 4, 4, 6, dtype=torch.float64)),
+        ("ends", torch.zeros(2, 3, 32, 48)),
+        ("mean", torch.zeros(2, 4, 24)),
+        ("mean", torch.zeros(())),
+        ("mean", torch.zeros(0, 4, 4, 6)),
+        ("mean", torch.zeros(2, 5, 4, 6)),
+        ("mean", torch.zeros(3, 4, 4, 6)),
+        ("logvar", torch.zeros(2, 4, 4, 7)),
+        ("ends", torch.zeros(3, 3, 32, 48, dtype=torch.uint8)),
+        ("ends", torch.zeros(2, 3, 32, 56, dtype=torch.uint8)),
+        ("ends", torch.zeros(2, 3, 64, 96, dtype=torch.uint8)),
+        ("embeddings", torch.zeros(1, 16)),
+        ("embeddings", torch.zeros(2, 17)),
+        ("tokens.0", torch.zeros(3, 17)),
+        ("tokens.0", torch.zeros(0, 16)),
+    ],
+)
+def test_a_tensor_that_is_not_as_it_should_be_breaks_its_sample(name: str, tensor: torch.Tensor) -> None:
+    with pytest.raises(SampleError, match=r"bad_latent: (its|it holds)"):
+        read_sample(
+            "a", with_tensors(lambda tensors: tensors.update({name: tensor})), CLIPS, seed=0, latent_shape=SHAPE
+        )
+
+
+@pytest.mark.parametrize(("frames", "size"), [(3, (32, 48)), (2, (64, 96)), (2, (48, 32))])
+def test_latents_of_another_size_break_their_sample(frames: int, size: tuple[int, int]) -> None:
+    latent = torch.zeros(frames, 4, size[0] // 8, size[1] // 8)
+    ends = torch.zeros(2, 3, *size, dtype=torch.uint8)
+    files = with_tensors(lambda tensors: tensors.update(mean=latent, logvar=latent.clone(), ends=ends))
+    with pytest.raises(SampleError, match=rf"it holds {frames} frames of {size[0]} x {size[1]}; expected 2 of 32 x 48"):
+        read_sample("a", files, CLIPS, seed=0, latent_shape=SHAPE)
+    assert read_sample("a", files, CLIPS, seed=0).latent  # judged against nothing, they fit each other
+
+
+def test_what_is_no_safetensors_file_is_told() -> None:
+    for content in (b"", b"{}", b"\xff" * 100):
+        with pytest.raises(SampleError, match="bad_latent"):
+            read_sample("a", with_tensors(lambda _: None) | {"latent.safetensors": content}, CLIPS, seed=0)
+    with pytest.raises(SampleError, match="it holds no logvar, ends"):
+        read_sample("a", with_tensors(lambda t: [t.pop("logvar"), t.pop("ends")]), CLIPS, seed=0)
+    with pytest.raises(SampleError, match="no_caption: there are tokens, but none of its caption 0"):
+        read_sample("a", with_tensors(lambda t: t.update({"tokens.1": t.pop("tokens.0")})), CLIPS, seed=0)

@@ -1,0 +1,108 @@
+"""What may change between a run and its resumption, and how a change is told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.data_config import DataConfig
+from training.resume import (
+    CONTENTS,
+    MAY_CHANGE,
+    check_contents,
+    differences,
+    digest,
+    sentence,
+    shortened,
+    write_contents,
+)
+from training.stages import Stage, overlay
+
+SHARDS = [("a.tar", 100, 5), ("b.tar", 200, 6), ("c.tar", 300, 7)]
+
+
+def stage(**changes: Any) -> dict[str, Any]:
+    return json.loads(json.dumps(overlay(Stage.preset("tiny-video"), changes).to_dict()))
+
+
+def test_every_setting_that_may_change_exists() -> None:
+    values = stage()
+    names = {name for name, value in values.items() if not isinstance(value, dict)}
+    names |= {f"{group}.{name}" for group, value in values.items() if isinstance(value, dict) for name in value}
+    assert names >= MAY_CHANGE
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"max_broken_share": 0.5}},
+        {"data": {"workers": 7, "prefetch": 9, "reader": "decord"}},
+        {"model": {"checkpointing": True, "autoencoder": "moved/there"}},
+        {"run": {"steps": 9999, "save_every": 1, "compile": True, "strategy": "ddp"}},
+    ],
+)
+def test_what_decides_nothing_may_change(changes: dict[str, Any]) -> None:
+    assert differences(stage(), stage(**changes)) == []
+
+
+def test_what_decides_something_is_named_with_both_values() -> None:
+    now = stage(optimizer={"lr": 0.5}, data={"captions": {"list": 1.0}}, model={"changes": {"frames": 4}})
+    named = differences(stage(), now)
+    assert [each.partition(" ")[0] for each in named] == ["model.changes", "data.captions", "optimizer.lr"]
+    assert named[2] == "optimizer.lr 0.0001, now 0.5"
+    assert named[1] == 'data.captions {"coca": 0.5, "video": 0.25, "merged": 0.25}, now {"list": 1.0}'
+    assert len(named[0]) < 160
+    assert differences(stage(), now, ignored=("optimizer.lr", "model.changes", "data.captions")) == []
+
+
+def test_a_setting_that_an_older_run_did_not_have_is_no_difference() -> None:
+    before = stage()
+    del before["data"]["seed"], before["dropping"]
+    assert differences(before, stage(data={"seed": 5}, dropping={"context": 0.9})) == []
+    assert differences(stage(data={"seed": 4}), stage(data={"seed": 5})) == ["data.seed 4, now 5"]
+
+
+def test_latents_may_differ_by_the_same_list() -> None:
+    """A plan of latents holds the settings of `data` alone."""
+    before, now = ({"data": DataConfig(**each).to_dict()} for each in ({}, {"workers": 0, "batch_size": 7}))
+    assert differences(before, now, ignored=("data.batch_size",)) == []
+    assert differences(before, now) == ["data.batch_size 1, now 7"]
+
+
+def test_three_differences_are_named_and_the_rest_counted() -> None:
+    assert shortened(list("abc")) == "a; b; c"
+    assert shortened(list("abcde")) == "a; b; c; and 2 more"
+    told = sentence(Path("run"), "latents", ["x 1, now 2"])
+    assert told.startswith("run holds latents with different settings (x 1, now 2): resume with the original ones")
+
+
+def test_equal_shards_pass_and_so_does_a_checkpoint_without_a_digest(tmp_path: Path) -> None:
+    check_contents(tmp_path, digest(SHARDS), list(SHARDS))
+    check_contents(tmp_path, None, SHARDS)
+    assert len({digest(each) for each in (SHARDS, SHARDS[::-1], SHARDS[:2], [("a.tar", 100, 6), *SHARDS[1:]])}) == 4
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        (SHARDS[:2], r"\(c.tar is gone\)"),
+        ([*SHARDS, ("d.tar", 1, 1)], r"\(d.tar is new\)"),
+        ([("a.tar", 101, 5), *SHARDS[1:]], r"\(a.tar had 5 samples in 100 bytes, now 5 in 101\)"),
+        ([("x.tar", 1, 1)], r"\(a.tar is gone; b.tar is gone; c.tar is gone; and 1 more\)"),
+        (SHARDS[::-1], r"\(names, sizes or their order differ\)"),
+    ],
+)
+def test_other_shards_are_named(tmp_path: Path, now: list[tuple[str, int, int]], message: str) -> None:
+    write_contents(tmp_path / "run", SHARDS)
+    with pytest.raises(ValueError, match=rf"run was trained on other shards {message}: resume with the same ones"):
+        check_contents(tmp_path / "run", digest(SHARDS), now)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [CONTENTS]
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "5\n", '["a.tar"]\n', '["a.tar", 1, 1]\n', "[" * 100_000])
+def test_other_shards_are_noticed_where_the_list_is_damaged(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / CONTENTS).write_text(content)
+    with pytest.raises(ValueError, match="names, sizes or their order differ"):
+        check_contents(tmp_path, digest(SHARDS), SHARDS[:1])

@@ -1,0 +1,121 @@
+"""Presets, and each rule by which changes are laid over them."""
+
+import json
+from typing import Any
+
+import pytest
+
+from training.stages import STAGES, Stage, overlay, parse_setting
+
+
+def test_presets_are_the_paper_s_table() -> None:
+    """App. D: frames, height, width, steps, batch, P_mean, P_std of the runs for which it gives them."""
+    table = {
+        "video": (14, 256, 384, 150_000, 1536, -1.2, 1.0),
+        "video-base": (14, 320, 576, 100_000, 768, 0.0, 1.0),
+        "text-to-video": (14, 576, 1024, 50_000, 768, 0.5, 1.4),
+        "image-to-video-base": (14, 320, 576, 50_000, 768, 0.7, 1.6),
+        "image-to-video": (14, 576, 1024, 50_000, 768, 1.0, 1.6),
+        "image-to-video-xt": (25, 576, 1024, 50_000, 768, 1.0, 1.6),
+        "interpolation": (5, 576, 1024, 10_000, 256, 1.0, 1.2),
+    }
+    for name, row in table.items():
+        stage = Stage.preset(name)
+        data, run, noise = stage.data, stage.run, stage.noise
+        sizes = (data.frames, data.height_px, data.width_px, run.steps, run.batch_size)
+        assert (*sizes, noise.p_mean, noise.p_std) == row
+    assert {stage.name for stage in STAGES if stage.optimizer.ema == 0.9999} == {
+        "text-to-video", "image-to-video", "image-to-video-xt", "interpolation"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", [*STAGES, *(Stage.preset(f"tiny-{stage.name}") for stage in STAGES)])
+def test_a_stage_survives_being_written_and_read(stage: Stage) -> None:
+    assert overlay(Stage.preset(stage.name), json.loads(json.dumps(stage.to_dict()))) == stage
+
+
+@pytest.mark.parametrize("trained", ["temporal", "lora"])
+def test_pictures_cannot_train_layers_of_time_alone(trained: str) -> None:
+    with pytest.raises(ValueError, match=r"joint training .* takes model.trained 'all'"):
+        overlay(Stage.preset("video"), {"model": {"trained": trained}, "run": {"image_share": 0.3}})
+
+
+def test_a_setting_is_read_as_yaml() -> None:
+    assert parse_setting("optimizer.lr=1e-4") == {"optimizer": {"lr": "1e-4"}}
+    stage = overlay(Stage.preset("video"), parse_setting("optimizer.lr=1e-4"))
+    assert stage.optimizer.lr == 1e-4
+    assert overlay(stage, parse_setting("data.fps=[4, 8]")).data.fps == (4, 8)
+
+
+def laid(**groups: Any) -> Stage:
+    return overlay(Stage.preset("tiny-video"), groups)
+
+
+def test_a_group_keeps_what_is_not_changed() -> None:
+    before, after = Stage.preset("tiny-video"), laid(run={"steps": 7}, name="mine")
+    assert (after.run.steps, after.name) == (7, "mine")
+    assert overlay(after, {"run": {"steps": before.run.steps}, "name": before.name}) == before
+
+
+def test_a_mapping_replaces_the_one_that_is_there() -> None:
+    """As docs/training.md shows it."""
+    assert laid(data={"captions": {"coca": 0.7, "merged": 0.3}}).data.captions == {"coca": 0.7, "merged": 0.3}
+    assert laid(data={"captions": {}}).data.captions == {}
+    one = overlay(Stage.preset("video"), parse_setting("data.captions.list=1"))
+    assert one.data.captions == {"list": 1}
+
+
+def test_changes_of_a_network_are_merged() -> None:
+    before = Stage.preset("tiny-video").model.changes
+    after = laid(model={"changes": {"frames": 5, "widths": [32, 64, 64, 64]}}).model.changes
+    assert after == {**before, "frames": 5, "widths": (32, 64, 64, 64)}
+
+
+def test_lists_are_tuples_and_one_value_a_tuple_of_it() -> None:
+    assert laid(data={"fps": [4, 8]}).data.fps == (4, 8)
+    assert laid(data={"fps": 8}).data.fps == (8,)
+
+
+def test_numbers_are_read_as_the_field_has_them() -> None:
+    """YAML reads 1e-5 as a text."""
+    optimizer = laid(optimizer={"lr": "1e-5", "eps": 1, "spatial_lr": "1e-6"}).optimizer
+    assert (optimizer.lr, optimizer.eps, optimizer.spatial_lr) == (1e-5, 1.0, 1e-6)
+    assert isinstance(optimizer.eps, float)
+    assert laid(optimizer={"ema": None}).optimizer.ema is None
+    assert laid(run={"keep_every": 100}).run.keep_every == 100
+    assert laid(model={"autoencoder": "a/path"}).model.autoencoder == "a/path"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rnu": {}}, "unknown setting 'rnu': did you mean 'run'"),
+        ({5: {}}, "unknown setting '5'"),
+        ({"run": {"stpes": 1}}, "unknown setting 'run.stpes': did you mean 'steps'"),
+        ({"run": 5}, "run is a group of settings, got 5"),
+        ({"run": {"steps": "many"}}, r"run.steps is int \(200\), got str \('many'\)"),
+        ({"run": {"steps": True}}, r"run.steps is int \(200\), got bool"),
+        ({"run": {"steps": None}}, r"run.steps is int \(200\), got NoneType"),
+        ({"run": {"compile": 1}}, r"run.compile is bool \(False\), got int"),
+        ({"run": {"keep_every": "x"}}, r"run.keep_every is int, got str"),
+        ({"run": {"keep_every": True}}, r"run.keep_every is int, got bool"),
+        ({"optimizer": {"lr": "fast"}}, "optimizer.lr is a number, got 'fast'"),
+        ({"optimizer": {"lr": True}}, r"optimizer.lr is float \(0.0001\), got bool"),
+        ({"optimizer": {"lr": 10**400}}, "optimizer.lr is a number"),
+        ({"optimizer": {"spatial_lr": "fast"}}, "optimizer.spatial_lr is a number, got 'fast'"),
+        ({"optimizer": {"betas": [0.9]}}, "optimizer.betas should be two numbers from 0 to below 1"),
+        ({"optimizer": {"betas": ["a", "b"]}}, "settings optimizer. do not fit"),
+        ({"data": {"captions": 5}}, r"data.captions is dict .*, got int"),
+        ({"data": {"fps": ["fast"]}}, "settings data. do not fit"),
+        ({"model": {"autoencoder": 5}}, "model.autoencoder is str, got int"),
+        ({"model": {"changes": {"widht": 1}}}, "widht"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        overlay(Stage.preset("tiny-video"), changes)
+
+
+def test_a_network_of_two_ends_takes_no_pictures() -> None:
+    with pytest.raises(ValueError, match=r"joint training .* is not possible for it"):
+        overlay(Stage.preset("interpolation"), {"run": {"image_share": 0.3}})

@@ -81,7 +81,7 @@ def train(
     recipe: Annotated[
         Path | None, typer.Option(help="YAML list of stages to run one after another.", show_default=False)
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost; train nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print a cost estimate and exit.")] = False,
     gpus: Annotated[int, typer.Option(min=1, help="For --dry-run: how many.")] = 1,
     ray_workers: Annotated[
         int | None,
@@ -90,20 +90,29 @@ def train(
     address: Address = None,
     device: Device = None,
 ) -> None:
-    """Train a stage of the paper's recipe on shards, or go on with it. Under torchrun, on all of its processes."""
+    """Train a stage of the paper's recipe on shards, or resume it. Under torchrun, on all of its processes.
+
+    Ctrl-C and SIGTERM save a checkpoint first; the same command resumes from it.
+    """
+    from pipelines import recipe as recipes
     from pipelines import train as training
 
     if recipe is not None:
         beside = {
             "--stage": stage, "--data": data, "--images": images, "--init": init, "--config": config, "--set": change,
-            "--dry-run": dry_run, "--ray-workers": ray_workers, "--address": address,
+            "--ray-workers": ray_workers, "--address": address,
         }  # fmt: skip
         unheeded = ", ".join(name for name, value in beside.items() if value)
         if unheeded:
             raise UserError(f"--recipe cannot go with {unheeded}: its file says it all, and runs in this process")
+        if dry_run:
+            for entry in recipes.read_recipe(recipe).stages:
+                say(f"{entry.folder}: {entry.stage.about}")
+                console().print(estimate_table(training.dry_run(entry.stage, gpus)))
+            return
         if out is None:
             raise UserError("--out is missing: the folder of the runs")
-        for finished in training.train_recipe(recipe, out, device=device):
+        for finished in recipes.train_recipe(recipe, out, device=device):
             say(f"trained: {finished}")
         return
     if stage is None:

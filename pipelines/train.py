@@ -1,29 +1,31 @@
-"""`clipmill train`: a stage, or a recipe of stages, in this process, under torchrun, or on Ray workers."""
+"""`clipmill train`: a stage in this process, under torchrun, or on Ray workers."""
 
 import json
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from curation.config import read_yaml
 from curation.errors import RunStopped, UserError
 from pipelines.progress import Reporter, note
-from training.checkpoint import CHECKPOINTS, CheckpointError, last_whole
+from training.checkpoint import CHECKPOINTS, CheckpointError, last_whole, whole
 from training.estimate import PEAK_SHARE, estimate
 from training.loop import NonFinite, accumulation
 from training.metrics import METRICS
 from training.run import finished, run_stage
 from training.stages import Stage, overlay, parse_setting
+from training.stopping import Stopped, StopRequest
 
 _STOPS = (ValueError, OSError, CheckpointError, NonFinite)
-_LASTING = (ValueError, FileNotFoundError, NonFinite)
-"""Of these, what the next start would only meet again."""
-_RECIPE_KEYS = ("stage", "data", "images", "set", "name")
+_LASTING = (ValueError, FileNotFoundError, NonFinite, Stopped)
+"""What the next start would only meet again, and what was asked for."""
+STOP = "stop"
+"""File in a run's folder that asks the workers of Ray to end it, after a checkpoint."""
 RESTARTS = 3
 """How often Ray starts a failed group of workers anew, from the newest checkpoint."""
 _FOLLOWED_EVERY_S = 1.0
@@ -36,12 +38,12 @@ def resolve_stage(name: str, config: Path | None = None, settings: Sequence[str]
     try:
         stage = Stage.preset(name)
         if config is not None:
-            stage = overlay(stage, _yaml(config, dict))
+            stage = overlay(stage, read_yaml(str(config)))
         for setting in settings:
             stage = overlay(stage, parse_setting(setting))
         return stage
     except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
+        raise error if isinstance(error, UserError) else UserError(str(error)) from error
 
 
 def train(
@@ -54,48 +56,33 @@ def train(
     device: str | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Train, or go on with, one stage; returns its model.
+    """Train, or resume, one stage; returns its model.
 
-    Raises UserError for what cannot be trained on, RunStopped (a UserError) for what stopped it on the way.
+    Raises UserError for what cannot be trained on, RunStopped (a UserError) for what stopped it on the way, and
+    KeyboardInterrupt where Ctrl-C or SIGTERM ended it, after a checkpoint.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     quiet = quiet or int(os.environ.get("RANK", "0")) > 0
+    _announce(stage, out, quiet=quiet)
     try:
         with Reporter(stage.name, stage.run.steps, unit="steps", quiet=quiet) as reporter:
             return run_stage(
                 stage, data, out, images=images, init=init, device=device, on_log=_Progress(reporter)
             ).model
+    except Stopped as stopped:
+        if not quiet:
+            note(str(stopped))
+        raise KeyboardInterrupt from stopped
     except _STOPS as error:
         raise _told(error, out) from error
 
 
-def train_recipe(path: Path, out: Path, *, device: str | None = None, quiet: bool = False) -> Iterator[Path]:
-    """Run the stages of a YAML file one after another, each from the weights of the one before; yields their models.
-
-        init: MODEL            (where the first one starts)
-        stages:
-          - {stage: tiny-image, data: DATASET/shards/NAME-images, set: {run: {steps: 100}}}
-          - {stage: tiny-video, data: DATASET/shards/NAME}
-
-    Relative paths are seen from the file. What is done already is not done again. Raises UserError.
-    """
-    content = _yaml(path, dict)
-    unknown = [key for key in content if key not in ("init", "stages")]
-    stages = content.get("stages")
-    if unknown or not isinstance(stages, list) or not stages:
-        raise UserError(f"{path}: a recipe has 'stages', a list, and may have 'init'; came {', '.join(content)}")
-    init = _beside(path, content.get("init"))
-    chosen = [_stage_of(path, entry) for entry in stages]
-    for number, (entry, stage) in enumerate(zip(stages, chosen, strict=True), 1):
-        folder = out / f"{number}-{entry.get('name', stage.name)}"
-        model = finished(folder)
-        if model is None:
-            data, images = (_beside(path, entry.get(key)) for key in ("data", "images"))
-            beside = None if images is None else str(images)
-            model = train(stage, str(data), folder, images=beside, init=init, device=device, quiet=quiet)
-        yield model
-        if stage.model.trained != "lora":  # adapters stand beside the model that they were made for
-            init = model
+def _announce(stage: Stage, out: Path, *, quiet: bool) -> None:
+    """Say from where a run is resumed."""
+    checkpoints = whole(out / CHECKPOINTS)
+    if checkpoints and not quiet:
+        step = int(checkpoints[-1].name.removeprefix("step-"))
+        note(f"resuming {out} from step {step:,} of {stage.run.steps:,}")
 
 
 def dry_run(stage: Stage, gpus: int) -> list[tuple[str, str]]:
@@ -154,7 +141,8 @@ def train_on_ray(
     file system that all of them see. A failed group is started anew and goes on from the newest checkpoint, but not
     where the next one would only fail in the same way.
 
-    Raises UserError and RunStopped as `train`.
+    Ctrl-C and SIGTERM reach the workers as a file, RUN/stop. Raises UserError, RunStopped and KeyboardInterrupt as
+    `train`.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -193,15 +181,45 @@ def train_on_ray(
                 callbacks=[callback],
             ),
         )
+        _announce(stage, out, quiet=quiet)
+        stop = StopRequest()
         try:
             with _followed(out / METRICS, _Progress(reporter)):
-                trainer.fit()
+                _fit(trainer.fit, stop, out / STOP)
         except Exception as error:  # Ray's own kinds differ between its versions
             cause = getattr(error, "controller_failure", None)
+            if stop.asked():
+                note(str(cause or error).strip().splitlines()[-1])
+                raise KeyboardInterrupt from error
             raise cause if isinstance(cause, UserError) else RunStopped(_ray_failure(error)) from error
     model = finished(out)
     assert model is not None
     return model
+
+
+def _fit(fit: Callable[[], Any], stop: StopRequest, file: Path) -> None:
+    """Call `fit` in a thread, because in the main thread Ray answers Ctrl-C by ending its workers at once; hand on a
+    request to stop as a file. Raises what `fit` does."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    fitted: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            fitted.set_result(fit())
+        except BaseException as error:
+            fitted.set_exception(error)
+
+    with stop.heeding_signals():
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            while not fitted.done():
+                wait([fitted], timeout=_FOLLOWED_EVERY_S)
+                if stop.asked():
+                    file.touch()
+        finally:
+            file.unlink(missing_ok=True)
+    fitted.result()
 
 
 def _ray_worker(settings: Mapping[str, Any]) -> None:
@@ -213,6 +231,7 @@ def _ray_worker(settings: Mapping[str, Any]) -> None:
         images=settings["images"],
         init=settings["init"],
         device=settings["device"],
+        stop=StopRequest(settings["out"] / STOP),
     )
 
 
@@ -297,29 +316,3 @@ class _Progress:
             parts.append(f"{record['peak_share']:.0%} of peak")
         self._reporter.advance(int(record["step"]) - self._step, ", ".join(parts))
         self._step = int(record["step"])
-
-
-def _stage_of(path: Path, entry: Any) -> Stage:
-    if not isinstance(entry, dict) or "stage" not in entry or "data" not in entry:
-        raise UserError(f"{path}: each stage has 'stage' and 'data', came {entry!r}")
-    unknown = [key for key in entry if key not in _RECIPE_KEYS]
-    if unknown:
-        raise UserError(f"{path}: a stage has {', '.join(_RECIPE_KEYS)}; came {', '.join(unknown)}")
-    try:
-        return overlay(Stage.preset(entry["stage"]), entry.get("set") or {})
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def _beside(recipe: Path, path: str | None) -> Path | None:
-    return None if path is None else recipe.parent / path
-
-
-def _yaml(path: Path, kind: type[dict[str, Any]]) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {error}") from error
-    if not isinstance(content, kind):
-        raise UserError(f"{path} should hold settings by name, came {type(content).__name__}")
-    return content

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from svd.lora import add_lora
 from svd.model import NEEDS, Model
 from svd.unet import Block, UNet
-from training.batch import Batch
+from training.batch import Batch, without_waiting
 from training.checkpoint import CHECKPOINTS, Checkpoints, State, read_about
 from training.distributed import Ranks, accumulating, distribute, gather, reshard, resolve, whole
 from training.ema import Ema
@@ -24,6 +24,7 @@ from training.optimizer import beyond_images, build_optimizer, lr_factor, set_lr
 from training.resume import Contents, check_contents, digest, write_contents
 from training.seeds import seed_of
 from training.stages import Stage
+from training.stopping import Stopped, StopRequest
 
 
 class NonFinite(Exception):
@@ -57,6 +58,8 @@ class Hooks:
     (of videos, in joint training) and the number of steps."""
     flops_per_step: float | None = None
     """Of all ranks, for the share of the device's peak."""
+    stop: StopRequest = field(default_factory=StopRequest)
+    """Asked after each step, on all ranks: where any of them is to stop, all do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,21 +76,26 @@ def train(
 ) -> Trained:
     """Train `model.unet` in place up to `stage.run.steps`, from the newest checkpoint in `out` if there is one.
 
+    SIGINT and SIGTERM, or `hooks.stop`, end the run after the step at hand: it saves a checkpoint and raises Stopped.
+
     At the end the network holds its averaged weights, where the stage keeps an average. Raises NonFinite,
     CheckpointError, and ValueError where stage, model and number of ranks do not fit together.
     """
-    trainer, run = _Trainer(stage, model, out, ranks, hooks or Hooks()), stage.run
+    hooks = hooks or Hooks()
+    trainer, run = _Trainer(stage, model, out, ranks, hooks), stage.run
     first = trainer.resume(loader)
     batches = iter(loader) if first < run.steps else iter(())
-    with trainer.log(first) as log, trainer.checkpoints.settled():
+    with hooks.stop.heeding_signals(say=ranks.first), trainer.log(first) as log, trainer.checkpoints.settled():
         for done in range(first + 1, run.steps + 1):
-            trainer.step(done - 1, batches)
+            asked = trainer.step(done - 1, batches)
             last = done == run.steps
             if last or done % run.log_every == 0:
                 trainer.report(done, log)
-            if last or done % run.save_every == 0:
+            if last or asked or done % run.save_every == 0:
                 own = {"data": loader.state_dict(), "meter": trainer.meter.state_dict()}
                 trainer.checkpoints.save(done, trainer.state, own, trainer.about)
+            if asked and not last:
+                trainer.stop(done)
             if run.sample_every and done % run.sample_every == 0:
                 trainer.preview(done, log)
             trainer.checkpoints.finish_if_done()
@@ -143,8 +151,8 @@ class _Trainer:
             loader.skip(step * self.stage.run.batch_size)
         return step
 
-    def step(self, step: int, batches: Iterator[Batch]) -> None:
-        """One update of the weights."""
+    def step(self, step: int, batches: Iterator[Batch]) -> bool:
+        """One update of the weights. Returns whether any rank was asked to stop."""
         self.lr_factor = lr_factor(step, self.stage.run.steps, self.stage.optimizer)
         set_lr(self.optimizer, self.lr_factor)
         seen: list[tuple[Batch, Losses]] = []
@@ -159,7 +167,7 @@ class _Trainer:
             if not (batch.image_only and self.model.unet.config.temporal):
                 self.shown = batch
         self.norm = whole(nn.utils.clip_grad_norm_(self.trained.values(), self.stage.optimizer.clip_norm))
-        _stop_unless_finite(step, self.norm, seen)
+        asked = _stop_unless_finite(step, self.norm, seen, asked=self.hooks.stop.asked())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
@@ -167,6 +175,15 @@ class _Trainer:
         for _, losses in seen:
             self.meter.add(losses.loss_B, losses.sigma_B)
         self.meter.steps += 1
+        return asked
+
+    def stop(self, done: int) -> None:
+        """Wait for the checkpoint after `done` steps and raise Stopped; CheckpointError where it cannot be written."""
+        self.checkpoints.wait()
+        raise Stopped(
+            f"stopped after step {done} of {self.stage.run.steps}; the same command resumes from its checkpoint, "
+            f"{self.checkpoints.latest()}"
+        )
 
     @contextmanager
     def log(self, first: int) -> Iterator[Log | None]:
@@ -257,13 +274,16 @@ def _autocast(stage: Stage, ranks: Ranks) -> torch.autocast:
     return torch.autocast(ranks.device.type, torch.bfloat16, enabled=stage.run.precision == "bf16")
 
 
-def _stop_unless_finite(step: int, norm: Tensor, seen: list[tuple[Batch, Losses]]) -> None:
-    """Raise NonFinite on all ranks, with the samples, where any rank has a loss or a gradient that is no number."""
+def _stop_unless_finite(step: int, norm: Tensor, seen: list[tuple[Batch, Losses]], *, asked: bool) -> bool:
+    """Raise NonFinite on all ranks, with the samples, where any rank has a loss or a gradient that is no number.
+    Returns whether any rank was `asked` to stop: both are told in one message between ranks."""
     finite = torch.stack([losses.loss_B.detach().isfinite().all() for _, losses in seen]).all() & norm.isfinite()
-    every = finite.to(torch.int32)
+    goes_on = without_waiting(torch.tensor(not asked), finite.device)
+    every = torch.stack([finite, goes_on]).to(torch.int32)
     dist.all_reduce(every, dist.ReduceOp.MIN)
-    if every.item():
-        return
+    all_finite, all_go_on = every.tolist()
+    if all_finite:
+        return not all_go_on
     bad = [
         f"{key} (loss {loss:g}, sigma {sigma:.3g})"
         for batch, losses in seen

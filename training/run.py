@@ -38,6 +38,7 @@ from training.preview import preview
 from training.resume import differences, sentence
 from training.shard_index import ShardIndex, index_shards
 from training.stages import Stage
+from training.stopping import StopRequest
 
 LORA = "lora.safetensors"
 _SETTINGS = "stage.json"
@@ -64,11 +65,13 @@ def run_stage(
     model: Model | None = None,
     device: str | None = None,
     on_log: Callable[[Mapping[str, Any]], None] | None = None,
+    stop: StopRequest | None = None,
 ) -> Finished:
     """Train `stage` on `shards` up to its last step, or go on with it where an earlier process came to.
 
     `images` are shards of pictures for joint training (`run.image_share`); `model` is what to start from in the place
     of `init`. Raises ValueError, OSError, CheckpointError and NonFinite for what stops a run; its checkpoints stay.
+    Raises Stopped where signals or `stop` end it early, with a checkpoint.
     """
     ranks = join(device)
     torch.manual_seed(stage.run.seed)
@@ -84,6 +87,7 @@ def run_stage(
     hooks = Hooks(
         on_log=on_log,
         preview=partial(preview, out / "samples"),
+        stop=stop or StopRequest(),
         flops_per_step=_flops(stage, model, latents=batches.latents) if ranks.device.type == "cuda" else None,
     )
     trained = train(stage, model, cast("Loader", batches), out, ranks, hooks=hooks)

@@ -17,8 +17,8 @@ from pipelines.demo.parts import FRAMES, HEIGHT_PX, RATE_FPS, UNET, WIDTH_PX, wr
 from pipelines.demo.scenes import Picture
 from pipelines.demo.small import small_frames
 from pipelines.encode import encode
+from pipelines.recipe import train_recipe
 from pipelines.sample import Request, Sample, sample
-from pipelines.train import train_recipe
 from training.stages import Stage, overlay
 
 HELD_BACK_SEED = 3_000_000

@@ -2,7 +2,12 @@
 
 import importlib.metadata
 import json
+import os
 import re
+import shutil
+import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +20,17 @@ from typer.testing import CliRunner
 
 from curation.errors import RunStopped, UserError
 from pipelines.cli import app
+from pipelines.recipe import train_recipe
 from pipelines.sample import Request, sample
-from pipelines.train import dry_run, resolve_stage, train, train_recipe
+from pipelines.train import STOP, _fit, _Progress, _ray_worker, dry_run, resolve_stage, train
 from svd.checkpoint import load_model, save_model
 from svd.config import UNetConfig
 from svd.model import Model, ModelConfig
 from tests.training import shards
 from tests.training.test_loop import largest_file
 from tests.training.world import UNET
+from training.distributed import Ranks, join, leave
+from training.stopping import Stopped, StopRequest
 
 SETTINGS = [
     f"model.changes={json.dumps({**UNET, 'id_width': 16, 'frames': 3})}",
@@ -48,6 +56,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jpg = cv2.imencode(".jpg", shards.numbered(77))[1].tobytes()
     shards.write_shard(folder / "images-0.tar", [shards.sample(f"{i}", jpg, "jpg") for i in range(4)])
     return folder
+
+
+@pytest.fixture
+def ranks() -> Iterator[Ranks]:
+    yield join("cpu")
+    leave()
 
 
 def model_at(folder: Path, preset: str) -> Path:
@@ -109,6 +123,15 @@ def test_a_recipe_grows_an_image_model_into_one_for_videos(data: Path, pictures:
     written = [(path / "clipmill.json").stat().st_mtime_ns for path in models]
     assert list(train_recipe(recipe, tmp_path / "runs", quiet=True)) == models
     assert [(path / "clipmill.json").stat().st_mtime_ns for path in models] == written
+    for group, change, message in (
+        ("optimizer", {"lr": 1}, r"1-tiny-image holds a run with different settings \(optimizer.lr 0.0001, now 1.0\)"),
+        ("run", {**stages[0]["set"]["run"], "steps": 3}, r"1-tiny-image would be trained .* 2-tiny-video has started"),
+    ):
+        changed = [{**stages[0], "set": {**stages[0]["set"], group: change}}, *stages[1:]]
+        recipe.write_text(yaml.safe_dump({"stages": changed}))
+        with pytest.raises(UserError, match=message):
+            next(train_recipe(recipe, tmp_path / "runs", quiet=True))
+    assert [(path / "clipmill.json").stat().st_mtime_ns for path in models] == written
 
 
 def test_joint_training_takes_pictures_beside_videos(data: Path, pictures: Path, tmp_path: Path) -> None:
@@ -131,6 +154,88 @@ def test_a_run_goes_on_in_the_middle_of_a_shard_that_workers_read(data: Path, tm
     whole = losses(tmp_path / "whole", 5)
     assert losses(tmp_path / "begun", 3) == whole[:3]
     assert losses(tmp_path / "begun", 5) == whole
+
+
+def test_a_resumed_run_says_from_where_and_may_read_in_another_way(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another number of workers, a moved autoencoder, more broken samples; but not another autoencoder, nor other
+    shards."""
+    init, out = model_at(tmp_path / "init", "t2v"), tmp_path / "run"
+    changes = [*SETTINGS, "run.steps=1", "run.sample_every=null"]
+    train(resolve_stage("tiny-video", None, changes), str(data), out, init=init)
+    assert "resuming" not in capsys.readouterr().err
+    moved = shutil.copytree(init, tmp_path / "moved")
+    changes += ["run.steps=2", "data.workers=1", "data.max_broken_share=0.5", "model.checkpointing=true"]
+    changes.append(f"model.autoencoder={moved}")
+    train(resolve_stage("tiny-video", None, changes), str(data), out, init=init)
+    assert f"resuming {out} from step 1 of 2" in capsys.readouterr().err.replace("\n", "")
+    torch.manual_seed(5)
+    other = resolve_stage("tiny-video", None, [*changes, f"model.autoencoder={model_at(tmp_path / 'other', 't2v')}"])
+    with pytest.raises(UserError, match="was started with another autoencoder than this model's"):
+        train(other, str(data), out, init=init, quiet=True)
+    more = shutil.copytree(data, tmp_path / "more")
+    shutil.copy(more / "clips-0.tar", more / "clips-1.tar")
+    stage = resolve_stage("tiny-video", None, changes)
+    with pytest.raises(UserError, match=r"was trained on other shards \(clips-1.tar is new\): resume with the same"):
+        train(stage, str(more), out, init=init, quiet=True)
+    (out / "stage.json").write_text("[")
+    with pytest.raises(UserError, match=r"stage\.json is damaged"):
+        train(stage, str(data), out, init=init, quiet=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_with_a_checkpoint_and_a_sentence(
+    data: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = resolve_stage(
+        "tiny-video", None, [*SETTINGS, "run.log_every=1", "run.save_every=100", "run.sample_every=null"]
+    )
+    monkeypatch.setattr(
+        _Progress, "__call__", lambda _, record: os.kill(os.getpid(), number) if record["step"] == 1 else None
+    )
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt):
+        train(stage, str(data), tmp_path / "run", init=model_at(tmp_path / "init", "t2v"))
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000002"
+    assert [checkpoint] == list(checkpoint.parent.iterdir())
+    said = capsys.readouterr().err.replace("\n", "")
+    assert f"stopped after step 2 of 4; the same command resumes from its checkpoint, {checkpoint}" in said
+
+
+def test_a_worker_of_ray_is_stopped_by_a_file(data: Path, tmp_path: Path, ranks: Ranks) -> None:
+    settings: dict[str, Any] = {
+        "stage": resolve_stage("tiny-video", None, SETTINGS), "data": str(data), "out": tmp_path / "run",
+        "images": None, "init": model_at(tmp_path / "init", "t2v"), "device": "cpu",
+    }  # fmt: skip
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / STOP).touch()
+    with pytest.raises(Stopped, match="stopped after step 1 of 4"):
+        _ray_worker(settings)
+
+
+def test_the_driver_hands_a_signal_on_to_workers_as_a_file(tmp_path: Path) -> None:
+    """And removes what an earlier run has left."""
+    file, stop = tmp_path / "run" / STOP, StopRequest()
+    file.parent.mkdir()
+    file.touch()
+
+    def fit() -> None:
+        assert not file.exists()
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not file.exists():
+            time.sleep(0.01)
+        raise RuntimeError("what Ray says")
+
+    with pytest.raises(RuntimeError, match="what Ray says"):
+        _fit(fit, stop, file)
+    assert stop.asked()
+    assert not file.exists()
 
 
 def test_sharded_weights_are_gathered_into_the_same_model(data: Path, tmp_path: Path) -> None:
@@ -169,7 +274,7 @@ def test_the_dry_run_of_the_command_line_prints_it_and_writes_nothing(
         ("--out run", "name a --stage, or give a --recipe"),
         ("--stage tiny-video --out run", "--data and --out are needed"),
         ("--stage tiny-video --data shards", "--data and --out are needed"),
-        ("--recipe r.yaml --out runs --dry-run --set a.b=1", "cannot go with --set, --dry-run"),
+        ("--recipe r.yaml --out runs --stage image --set a.b=1", "cannot go with --stage, --set"),
         ("--recipe r.yaml", "--out is missing"),
     ],
 )
@@ -211,7 +316,7 @@ def test_what_cannot_be_trained_on_says_why(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^20 of 20 samples cannot be trained on .20 decode_error.*, the last is .*$"):
         train(reading_ahead, str(tmp_path / "noise"), tmp_path / "e", init=tmp_path / "t2v", quiet=True)
     other = resolve_stage("tiny-video", None, [*SETTINGS, "optimizer.lr=1"])
-    with pytest.raises(UserError, match=r"a run with other settings \(optimizer.lr\)"):
+    with pytest.raises(UserError, match=r"a run with different settings \(optimizer.lr 0.0001, now 1.0\)"):
         train(other, str(data), tmp_path / "d", init=tmp_path / "t2v", quiet=True)
     with pytest.raises(UserError, match="a run of stage 'tiny-video', not of 'tiny-image-to-video'"):
         train(resolve_stage("tiny-image-to-video", None, SETTINGS), str(data), tmp_path / "d", quiet=True)

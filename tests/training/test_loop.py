@@ -1,16 +1,13 @@
 """The loop: what it learns, what a kill changes (nothing), what more ranks change (nothing), and what stops it."""
 
 import json
-import os
 import random
 import resource
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from torch import nn
 
 from svd.unet import Block
 from tests.svd.networks import DEEP, inputs, random_unet, randomise
+from tests.training.worker import STOPPED, start, wait
 from tests.training.world import Stream, tiny_model, tiny_stage
 from training.checkpoint import CheckpointError
 from training.distributed import Ranks
@@ -45,23 +43,9 @@ def losses(out: Path) -> list[float]:
     return [record["loss"] for record in records]
 
 
-def start(out: Path, settings: dict[str, Any], ranks: int = 1) -> list[subprocess.Popen[bytes]]:
-    """A process per rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = []
-    for rank in range(ranks):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
-        environment = {**os.environ, **({name: str(value) for name, value in place.items()} if ranks > 1 else {})}
-        command = [sys.executable, "-m", "tests.training.worker", str(out), json.dumps(settings)]
-        processes.append(subprocess.Popen(command, env=environment))
-    return processes
-
-
 def finish(out: Path, settings: dict[str, Any], ranks: int = 1) -> list[float]:
     """Run to the end; the losses."""
-    assert [process.wait(240) for process in start(out, settings, ranks)] == [0] * ranks
+    assert wait(start(out, settings, ranks)) == [0] * ranks
     return losses(out)
 
 
@@ -74,22 +58,33 @@ def test_it_learns_a_moving_pattern(tmp_path: Path, ranks: Ranks) -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_run_killed_at_any_step_goes_on_as_if_it_had_not_been(tmp_path: Path, count: int) -> None:
-    """Killed with -9 twice, at moments drawn by chance; losses and weights are equal bit by bit."""
-    settings = {"run": {"steps": 12, "batch_size": 4, "save_every": 2}}
-    expected = finish(tmp_path / "whole", settings, count)
-    for _ in range(2):
-        processes = start(tmp_path / "killed", settings, count)
-        deadline, wanted = time.monotonic() + 120, random.randint(3, 10)
-        metrics = tmp_path / "killed" / "metrics.jsonl"
-        while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count("\n") >= wanted):
-            time.sleep(0.005)
-        for process in processes:
-            process.send_signal(signal.SIGKILL)
-        assert [process.wait() for process in processes] == [-signal.SIGKILL] * count
-    assert finish(tmp_path / "killed", settings, count) == expected
-    assert json.loads((tmp_path / "killed" / "resumed.json").read_text()) > 0
+    """Killed with -9 at a moment drawn by chance, then stopped by a SIGTERM to its last rank between two checkpoints;
+    losses and weights are equal bit by bit."""
+    settings = {"run": {"steps": 12, "batch_size": 4, "save_every": 4}}
+    expected, killed = finish(tmp_path / "whole", settings, count), tmp_path / "killed"
+    chance = random.Random(count)
+    processes = start_and_wait_for(killed, settings, count, lines=chance.randint(5, 7))
+    for process in processes:
+        process.kill()
+    assert wait(processes) == [-signal.SIGKILL] * count
+    processes = start_and_wait_for(killed, settings, count, lines=9)
+    processes[-1].terminate()
+    assert wait(processes) == [STOPPED] * count
+    stopped_at = max(int(path.name.removeprefix("step-")) for path in (killed / "checkpoints").iterdir())
+    assert 9 <= stopped_at < 12
+    assert finish(killed, settings, count) == expected
+    assert json.loads((killed / "resumed.json").read_text()) == stopped_at
     weights, again = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("whole", "killed"))
     assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def start_and_wait_for(out: Path, settings: dict[str, Any], count: int, lines: int) -> list[BaseProcess]:
+    """Processes that have logged so many steps."""
+    processes, metrics = start(out, settings, count), out / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.is_file() and metrics.read_text().count("\n") >= lines):
+        time.sleep(0.005)
+    return processes
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

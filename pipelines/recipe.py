@@ -1,0 +1,128 @@
+"""A recipe: the stages of a YAML file one after another, each from the weights of the one before.
+
+    init: MODEL            (where the first one starts)
+    stages:
+      - {stage: tiny-image, data: DATASET/shards/NAME-images, set: {run: {steps: 100}}}
+      - {stage: tiny-video, data: DATASET/shards/NAME}
+
+Relative paths are seen from the file.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from curation.config import read_yaml
+from curation.errors import UserError
+from pipelines.train import train
+from training.run import check_settings, finished, read_settings
+from training.stages import Stage, overlay
+
+_KEYS = ("init", "stages")
+_STAGE_KEYS = {"stage": str, "data": str, "images": str, "set": Mapping, "name": str}
+_NAME = re.compile(r"\w[\w.-]{0,99}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeStage:
+    """One entry of a recipe."""
+
+    folder: str
+    """Of its run, below the folder of the runs: NUMBER-NAME."""
+    stage: Stage
+    data: Path
+    images: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a recipe says, checked."""
+
+    init: Path | None
+    stages: tuple[RecipeStage, ...]
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Raises UserError, naming the file and the entry, for anything that is not as it should be."""
+    content = read_yaml(str(path))
+    stages, init = content.get("stages"), content.get("init")
+    if set(content) - set(_KEYS) or not isinstance(stages, list) or not stages or not isinstance(init, str | None):
+        raise UserError(
+            f"{path}: a recipe has 'stages', a list, and may have 'init', a path; got {', '.join(map(str, content))}"
+        )
+    return Recipe(
+        init=None if init is None else path.parent / init,
+        stages=tuple(_recipe_stage(path, number, entry) for number, entry in enumerate(stages, 1)),
+    )
+
+
+def train_recipe(path: Path, out: Path, *, device: str | None = None, quiet: bool = False) -> Iterator[Path]:
+    """Run the stages of the recipe at `path`, each into a folder of `out`; yields their models.
+
+    A finished stage is not run again, but goes on where the recipe gives it more steps, as `train` does. Raises
+    UserError, before anything is trained, for a stage that was begun with other settings.
+    """
+    recipe = read_recipe(path)
+    done = [_finished(out / entry.folder, entry.stage) for entry in recipe.stages]
+    _check_order(recipe, out, done)
+    init = recipe.init
+    for entry, trained in zip(recipe.stages, done, strict=True):
+        images = None if entry.images is None else str(entry.images)
+        folder, data = out / entry.folder, str(entry.data)
+        model = trained or train(entry.stage, data, folder, images=images, init=init, device=device, quiet=quiet)
+        yield model
+        if entry.stage.model.trained != "lora":  # adapters stand beside the model that they were made for
+            init = model
+
+
+def _finished(folder: Path, stage: Stage) -> Path | None:
+    """The model of a run that has done all steps of `stage`. Raises UserError for a run with other settings."""
+    try:
+        check_settings(stage, folder)
+        settings, model = read_settings(folder), finished(folder)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    steps = None if settings is None else settings["stage"].get("run", {}).get("steps")
+    return model if steps is None or steps >= stage.run.steps else None
+
+
+def _check_order(recipe: Recipe, out: Path, done: list[Path | None]) -> None:
+    """Raise UserError where a stage would be trained on whose model a later stage has started from already."""
+    folders = [out / entry.folder for entry in recipe.stages]
+    for i, (folder, model) in enumerate(zip(folders, done, strict=True)):
+        later = [each for each in folders[i + 1 :] if read_settings(each) is not None]
+        if model is None and finished(folder) is not None and later:
+            raise UserError(
+                f"{folder} would be trained for more steps, and {later[0]} has started from its model: remove "
+                f"{later[0]} to train it again, or choose another --out"
+            )
+
+
+def _recipe_stage(path: Path, number: int, entry: Any) -> RecipeStage:
+    if not isinstance(entry, dict) or entry.get("stage") is None or entry.get("data") is None:
+        raise UserError(f"{path}: each stage has 'stage' and 'data', got {entry!r:.200}")
+    unknown = [str(key) for key in entry if key not in _STAGE_KEYS]
+    if unknown:
+        raise UserError(f"{path}: a stage has {', '.join(_STAGE_KEYS)}; got {', '.join(unknown)}")
+    for key, kind in _STAGE_KEYS.items():
+        if entry.get(key) is not None and not isinstance(entry[key], kind):
+            wanted = "settings by group" if kind is Mapping else "text"
+            raise UserError(f"{path}: '{key}' of stage {number} should be {wanted}, got {entry[key]!r:.200}")
+    name = entry.get("name") or entry["stage"]
+    if not _NAME.fullmatch(str(name)):
+        raise UserError(
+            f"{path}: the name of a stage becomes a folder: letters, digits, '.', '_' and '-', got {name!r:.200}"
+        )
+    try:
+        stage = overlay(Stage.preset(entry["stage"]), entry.get("set") or {})
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    images = entry.get("images")
+    return RecipeStage(
+        folder=f"{number}-{name}",
+        stage=stage,
+        data=path.parent / entry["data"],
+        images=None if images is None else path.parent / images,
+    )

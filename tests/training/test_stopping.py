@@ -1,0 +1,58 @@
+"""What asks a run to end."""
+
+import logging
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from training.stopping import StopRequest
+
+
+def test_the_first_signal_is_a_request_and_the_next_does_what_it_did_before(caplog: pytest.LogCaptureFixture) -> None:
+    stop = StopRequest()
+    with pytest.raises(KeyboardInterrupt), stop.heeding_signals():  # noqa: PT012
+        assert not stop.asked()
+        with caplog.at_level(logging.WARNING, "clipmill.training"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked()
+        assert caplog.messages == ["SIGTERM: ending after this step, with a checkpoint; again to end at once"]
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_under_torchrun_repetitions_are_the_same_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its agent hands on what the terminal has sent to all of them already."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    stop = StopRequest()
+    with stop.heeding_signals(say=False):
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked()
+    assert not caplog.messages
+
+
+def test_a_file_is_a_request_too(tmp_path: Path) -> None:
+    stop = StopRequest(tmp_path / "stop")
+    assert not stop.asked()
+    (tmp_path / "stop").touch()
+    assert stop.asked()
+    (tmp_path / "stop").unlink()
+    assert not stop.asked()
+
+
+def test_outside_of_the_main_thread_signals_are_left_alone() -> None:
+    before, inside = signal.getsignal(signal.SIGINT), []
+
+    def run() -> None:
+        with StopRequest().heeding_signals():
+            inside.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert inside == [before]

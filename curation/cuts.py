@@ -278,7 +278,7 @@ class CutDetector:
             before = [s.picture for s in near or window[place - 1 : place]]
         if len(after) <= _FLASH_FRAMES:
             near = window[place : place + _FLASH_FRAMES + 1]
-            after = [s.picture for s in near if s.time_s < time_s + _HELD_S]
+            after = [s.picture for s in near if s.time_s < time_s + _HELD_S] or [window[place].picture]
         old, new = before[-1], after[0]
         return self._is_new_shot(old, new) and not comes_back(before, after, distance(old, new))
 

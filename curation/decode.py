@@ -16,7 +16,7 @@ from pydantic import Field
 
 from curation.config import Config
 from curation.errors import SourceError
-from curation.stall import Stalled, Watched
+from curation.stall import Watched
 
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2",
@@ -237,18 +237,15 @@ class Video:
         while True:
             try:
                 packet = next(packets, None)
-                self._file.came_to_a_packet()
             except MemoryError:
                 raise
-            except Stalled as error:
-                seen.ended_early = str(error)
-                return
             except av.FFmpegError as error:
-                seen.ended_early = f"reading stopped: {error.strerror or error}"
+                seen.ended_early = self._file.reason or f"reading stopped: {error.strerror or error}"
                 return
             except OSError as error:  # of the disk or the store, not of the video
                 raise SourceError("unreadable", f"reading failed half way: {error}") from error
-            if packet is None:
+            if packet is None or not self._file.came_to_a_packet():
+                seen.ended_early = self._file.reason or seen.ended_early
                 return
             if packet.size:
                 seen.pts.append(packet.pts)
@@ -274,8 +271,6 @@ def _open_container(file: Any, head: bytes) -> Any:
         ) from error
     except av.error.MemoryError:
         raise
-    except Stalled as error:
-        raise SourceError("decode_error", f"no index and no stream was found: {error}") from error
     except (av.FFmpegError, ValueError) as error:
         if _looks_like_media(head):
             raise SourceError(

@@ -4,9 +4,11 @@ A span is a row, not a file: exact start and end timestamps in the source's own 
 taken: `copy` (packets unchanged, from a keyframe on) or `encode` (frame-exact).
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -19,6 +21,7 @@ from curation.cuts import Transition
 COPY_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 """Containers whose packets go into MP4 byte for byte (transport streams and AVI would have to be rewritten)."""
 COPY_CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4")
+_PACKETS_AT_FIRST = 1024
 
 
 class SpanConfig(Config):
@@ -54,6 +57,11 @@ class Timeline:
     """Decode order; empty where the container does not say, and nothing can be copied then."""
     copyable: bool
     """Whether container and codec go into MP4 unchanged."""
+
+    @cached_property
+    def decode_places(self) -> dict[int, int]:
+        """Of each packet's pts the place of its first packet in decode order."""
+        return dict(zip(self.packet_pts[::-1].tolist(), range(len(self.packet_pts) - 1, -1, -1), strict=True))
 
     def bound_pts(self, frame: int) -> int:
         """The pts at which `frame` starts; for frame == number of frames, the end of the video."""
@@ -168,7 +176,8 @@ def _divide(timeline: Timeline, first: int, last: int, config: SpanConfig) -> li
             lowest = start_pts + max(target_s / 2, config.min_s) / timeline.time_base
             highest = start_pts + config.max_s / timeline.time_base
             highest = min(highest, timeline.bound_pts(last) - config.min_s / timeline.time_base)
-            keys = timeline.key_pts[(timeline.key_pts >= lowest) & (timeline.key_pts <= highest)]
+            low, high = bisect_left(timeline.key_pts, lowest), bisect_right(timeline.key_pts, highest)
+            keys = timeline.key_pts[low:high]
             if len(keys):
                 boundary = timeline.frame_at(int(keys[np.argmin(np.abs(keys - target_pts))]))
         boundary = min(max(boundary, first + 1), last)
@@ -214,11 +223,12 @@ def _take(timeline: Timeline, first: int, last: int, config: SpanConfig, plan: S
 def _copy_range(timeline: Timeline, first: int, last: int) -> tuple[int, int]:
     """The frames that a copy gives: from the first keyframe on, to the last frame decodable from within the shot."""
     start_pts, end_pts = timeline.bound_pts(first), timeline.bound_pts(last)
-    keys = timeline.key_pts[(timeline.key_pts >= start_pts) & (timeline.key_pts < end_pts)]
-    if not len(keys):
+    key = int(np.searchsorted(timeline.key_pts, start_pts))
+    if key == len(timeline.key_pts) or timeline.key_pts[key] >= end_pts:
         return first, first
-    start = timeline.frame_at(int(keys[0]))
-    return start, start + count_copied(timeline, int(keys[0]), end_pts)
+    key_pts = int(timeline.key_pts[key])
+    start = timeline.frame_at(key_pts)
+    return start, start + count_copied(timeline, key_pts, end_pts)
 
 
 def count_copied(timeline: Timeline, key_pts: int, end_pts: int) -> int:
@@ -228,10 +238,12 @@ def count_copied(timeline: Timeline, key_pts: int, end_pts: int) -> int:
     or beyond `end_pts` refer to nothing beyond. Of these, frames count only up to the first gap in display order. 0
     where the packets do not match the frames one to one.
     """
-    start = timeline.frame_at(key_pts)
+    start, place = timeline.frame_at(key_pts), timeline.decode_places.get(key_pts)
+    if place is None:
+        return 0
     while True:
-        packets = copied_packets(timeline.packet_pts, key_pts, end_pts)
-        if len(np.unique(packets)) < len(packets) or not np.isin(packets, timeline.frame_pts).all():
+        packets = _copied_from(timeline.packet_pts, place, key_pts, end_pts)
+        if len(np.unique(packets)) < len(packets) or not _are_frames(timeline, packets):
             return 0  # packets that show nothing of their own, as an edit list makes them
         expected = timeline.frame_pts[start : start + len(packets)]
         held = np.isin(expected, packets)
@@ -248,9 +260,21 @@ def copied_packets(packet_pts: NDArray[np.int64], key_pts: int, end_pts: int) ->
     Pictures that lead the keyframe (shown before it, stored after it) belong to the previous group and are left out.
     """
     begin = np.flatnonzero(packet_pts == key_pts)
-    if not len(begin):
-        return packet_pts[:0]
-    rest = packet_pts[begin[0] :]
-    beyond = np.flatnonzero(rest >= end_pts)
-    rest = rest[: beyond[0]] if len(beyond) else rest
-    return rest[rest >= key_pts]
+    return _copied_from(packet_pts, int(begin[0]), key_pts, end_pts) if len(begin) else packet_pts[:0]
+
+
+def _copied_from(packet_pts: NDArray[np.int64], place: int, key_pts: int, end_pts: int) -> NDArray[np.int64]:
+    """The same from the keyframe's place on; looks no further into a long video than twice as far as needed."""
+    reach = _PACKETS_AT_FIRST
+    while True:
+        rest = packet_pts[place : place + reach]
+        beyond = np.flatnonzero(rest >= end_pts)
+        if len(beyond) or place + reach >= len(packet_pts):
+            rest = rest[: beyond[0]] if len(beyond) else rest
+            return rest[rest >= key_pts]
+        reach *= 2
+
+
+def _are_frames(timeline: Timeline, pts: NDArray[np.int64]) -> bool:
+    frames = np.searchsorted(timeline.frame_pts, pts).clip(0, len(timeline.frame_pts) - 1)
+    return bool((timeline.frame_pts[frames] == pts).all())

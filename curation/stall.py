@@ -6,34 +6,43 @@ _LEAST_READ_BYTES = 4096
 """What a read counts for at least: there are files that are sought through without end."""
 _MOST_PACKETS = 100_000
 """Without one frame: half an hour of a stream that cannot be decoded."""
-
-
-class Stalled(Exception):
-    """So much was read without coming to a frame."""
+_MOST_STALLS = 3
+"""Without one frame: then there is nothing more to read, wherever the demuxer looks."""
 
 
 class Watched:
-    """A file that stops a demuxer which reads on and on without a frame: sparse files, endless rubbish."""
+    """A file that ends where `stall_bytes` were read in vain. What lies before that stays readable."""
 
     def __init__(self, file: BinaryIO, stall_bytes: int) -> None:
         self._file, self._stall_bytes = file, stall_bytes
-        self._bytes, self._packets = 0, 0
+        self._bytes = self._packets = self._stalls = 0
+        self._end: int | None = None
+        self.reason: str | None = None
+        """Why it ends early, if it does."""
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int) -> bytes:
-        """As of any file. Raises Stalled."""
+        """As of any file. Nothing is raised: it would have to pass through a demuxer's native code."""
+        if self._bytes > self._stall_bytes:
+            self._stall(f"no frame in {self._stall_bytes:,} bytes (limits.stall_bytes)")
+        if self._end is not None:
+            size = max(0, min(size, self._end - self._file.tell()))
         content = self._file.read(size)
         self._bytes += max(len(content), _LEAST_READ_BYTES)
-        if self._bytes > self._stall_bytes:
-            raise Stalled(f"no frame in {self._stall_bytes:,} bytes (limits.stall_bytes)")
         return content
 
-    def came_to_a_packet(self) -> None:
-        """Count a packet. Raises Stalled."""
+    def came_to_a_packet(self) -> bool:
+        """Count a packet; whether to go on."""
         self._packets += 1
         if self._packets > _MOST_PACKETS:
-            raise Stalled(f"no frame in {_MOST_PACKETS:,} packets")
+            self.reason = f"no frame in {_MOST_PACKETS:,} packets"
+        return self._packets <= _MOST_PACKETS
 
     def came_to_a_frame(self) -> None:
         """Begin to count anew."""
-        self._bytes, self._packets = 0, 0
+        self._bytes = self._packets = self._stalls = 0
+
+    def _stall(self, reason: str) -> None:
+        self.reason, self._bytes, self._stalls = reason, 0, self._stalls + 1
+        end = 0 if self._stalls >= _MOST_STALLS else self._file.tell()
+        self._end = end if self._end is None else min(end, self._end)

@@ -9,7 +9,7 @@ import pytest
 from curation.motion import MotionMeter
 from curation.scan import scan
 from curation.sources import list_sources
-from tests.media import panning, write_video
+from tests.media import panning, texture, write_video
 
 
 def motion_of(path: Path) -> float:
@@ -64,3 +64,27 @@ def test_frames_that_are_not_wanted_are_few():
             wanted += 1
             meter.push(i, i / 60, np.zeros((64, 114), np.uint8))
     assert wanted <= 2 * 2 * 10 + 2
+
+
+def test_motion_is_not_measured_across_a_cut(tmp_path: Path):
+    """Opposite pans of unrelated textures that meet on a sampling instant: half a second is twelve frames."""
+    there = panning(height=360, pixels_per_frame=1, frames=60, angle=0.0)
+    back = panning(height=360, pixels_per_frame=1, frames=60, angle=0.0, seed=9)[::-1]
+    (source,) = list_sources([str(write_video(tmp_path / "two.mp4", there + back, fps=24))])
+    clips = scan(source).clips
+    assert [clip["start_frame"] for clip in clips] == [0, 60]
+    for clip in clips:
+        assert clip["motion"] == pytest.approx(24 / 360 * 100, rel=0.05)
+
+
+def test_a_speed_counts_if_both_of_its_frames_lie_within_the_clip():
+    """Still for a second, then another picture that is still: a speed beyond the cut at frame 24 would be large."""
+    meter = MotionMeter()
+    for i in range(48):
+        if meter.wants(i / 24):
+            meter.push(i, i / 24, texture(64, 114, seed=i // 24).astype(np.uint8))
+    assert meter.between(0, 24) == (0.0, None)
+    assert meter.between(24, 48) == (0.0, None)
+    across, _ = meter.between(0, 25)
+    assert across is not None
+    assert across > 5

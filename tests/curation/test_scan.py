@@ -1,5 +1,6 @@
 """The scan on every kind of video and on everything that is not quite one."""
 
+import itertools
 import random
 from fractions import Fraction
 from pathlib import Path
@@ -7,10 +8,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from curation.decode import Limits
+from curation.decode import Frame, Limits, PacketIndex, Video, VideoInfo
 from curation.errors import SourceError
-from curation.scan import Scan, ScanConfig, scan
+from curation.picture_spool import PictureSpool
+from curation.pictures import Shrinker
+from curation.scan import OnePass, Scan, ScanConfig, fits_mp4, scan
+from curation.scan_check import check_scan
 from curation.sources import Source, list_sources
 from tests.media import panning, write_video
 
@@ -285,3 +291,111 @@ def test_recordings_joined_end_to_end_are_read_up_to_the_jump_back(tmp_path: Pat
     found = scan_file(tmp_path / "two.ts")
     assert found.source["frames"] == 75
     assert "jump back" in found.source["note"]
+
+
+def test_a_jump_ahead_beyond_all_limits_keeps_what_came_before(tmp_path: Path, pan):
+    found = inspect_pts(tmp_path, pan[:60] + pan[:40], [40 * i + ((1 << 40) if i >= 60 else 0) for i in range(100)])
+    assert (found.source["frames"], [clip["frames"] for clip in found.clips]) == (60, [60])
+    assert "jump far ahead" in found.source["note"]
+
+
+def test_a_video_that_goes_on_for_too_long_is_still_too_long(tmp_path: Path, pan):
+    path = write_video(tmp_path / "a.ts", pan, options={"crf": "20", "bf": "0"})  # states no duration that is believed
+    assert rejection(path, max_duration_s=2.0).kind == "too_long"
+
+
+@pytest.mark.parametrize("start", [-(1 << 61), 1 << 62, (1 << 62) + 12345])
+def test_timestamps_may_begin_anywhere(tmp_path: Path, pan, start: int):
+    reference = inspect_pts(tmp_path, pan, [40 * i for i in range(75)])
+    (clip,) = inspect_pts(tmp_path, pan, [start + 40 * i for i in range(75)]).clips
+    assert clip["motion"] == pytest.approx(reference.clips[0]["motion"], rel=0.01)
+    assert (clip["frames"], len(clip["picture_pts"])) == (75, 3)
+
+
+@pytest.mark.parametrize(("width", "height"), [(5000, 1), (65000, 8)])
+def test_thin_frames_cost_no_more_than_others(tmp_path: Path, width: int, height: int):
+    """The picture for the optical flow has at most 16 times as many columns as rows of an ordinary one."""
+    row = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    path = write_video(tmp_path / "a.mkv", [np.roll(row, i, 1) for i in range(50)], codec="ffv1")
+    (source,) = list_sources([str(path)])
+    with open(path, "rb") as file, Video(file) as video:
+        frame = next(video.frames())
+        assert Shrinker().luma(frame.picture, video.info, short_side_px=64).size <= 16 * 64 * 64
+    (clip,) = scan(source).clips
+    assert clip["motion_error"] is None
+
+
+def write_flat(path: Path, *parts: tuple[int, object]) -> Path:
+    """(frames, grey level or pictures) one after the other."""
+    frames: list[np.ndarray] = []
+    for count, what in parts:
+        frames += [np.full((180, 320, 3), what, np.uint8)] * count if isinstance(what, int) else list(what)[:count]  # type: ignore[call-overload]
+    return write_video(path, frames, fps=25)
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_blank_footage_is_called_blank_and_no_transition(tmp_path: Path, level: int):
+    row = scan_file(write_flat(tmp_path / "blank.mp4", (250, level))).source
+    assert (row["lost_blank_s"], row["lost_transition_s"], row["clips"]) == (pytest.approx(10.0), 0.0, 0)
+    assert "10.0 s of 10.0 s show nothing (black or blank)" in row["note"]
+
+
+def test_blank_footage_between_shots_is_booked_apart_from_the_passages_beside_it(tmp_path: Path, pan):
+    row = scan_file(write_flat(tmp_path / "both.mp4", (75, pan), (100, 0), (75, pan[::-1]))).source
+    assert row["lost_blank_s"] == pytest.approx(4.0, abs=0.1)
+    assert row["lost_transition_s"] <= 0.5
+    assert row["duration_s"] == pytest.approx(row["clip_s"] + sum(row[k] for k in LOSSES))
+    assert "blank" not in (row["note"] or "")
+
+
+def test_making_room_for_pictures_changes_no_row_and_no_picture(tmp_path: Path):
+    """Five shots, and a spool that is crowded after every few pictures."""
+    shots = [panning(height=180, pixels_per_frame=2, frames=120, seed=seed) for seed in range(5)]
+    path = write_video(tmp_path / "a.mp4", [frame for shot in shots for frame in shot], fps=24)
+    (source,) = list_sources([str(path)])
+    plain = scan(source)
+    with open(path, "rb") as file, PictureSpool(1 << 30, in_memory_bytes=20_000) as spool, Video(file) as video:
+        one_pass = OnePass(video.info, ScanConfig(), spool, copyable=fits_mp4(video))
+        sizes = []
+        for frame in video.frames():
+            one_pass.push(frame, video.packets)
+            sizes.append(spool.size_bytes)
+        crowded = one_pass.describe(source, video.packets)
+    assert any(after < before for before, after in itertools.pairwise(sizes))
+    assert crowded.pictures == plain.pictures
+    assert crowded.clips == plain.clips
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    base=st.builds(Fraction, st.integers(1, 2**31 - 1), st.integers(1, 2**31 - 1)),
+    start=st.integers(-(3 << 61), 3 << 61),
+    steps=st.lists(st.integers(1, 1 << 50), max_size=30),
+    duration=st.integers(-(1 << 62), (1 << 63) - 1),
+)
+def test_rows_of_any_timestamps_fit_the_tables(base: Fraction, start: int, steps: list[int], duration: int):
+    pts = [at for at in itertools.accumulate(steps, initial=start) if at <= 3 << 61]
+    info = VideoInfo(
+        container="avi",
+        codec="mpeg4",
+        pixel_format="yuv420p",
+        width=32,
+        height=32,
+        coded_width=32,
+        coded_height=32,
+        rotation=0,
+        sample_aspect_ratio=Fraction(1),
+        fps=None,
+        duration_s=None,
+        time_base=base,
+        audio=False,
+    )
+    packets = PacketIndex(pts=list(pts), is_key=[True] * len(pts))
+    source = Source(uri="/a.avi", size_bytes=1)
+    with PictureSpool(1 << 20) as spool:
+        one_pass = OnePass(info, ScanConfig(), spool, copyable=False)
+        for index, at in enumerate(pts):
+            picture = av.VideoFrame.from_ndarray(np.full((48, 32), 8 * index % 255, np.uint8), "yuv420p")
+            picture.duration = min(duration, (1 << 63) - 1)
+            one_pass.push(Frame(index, at, picture), packets)
+        check_scan(one_pass.describe(source, packets), source)

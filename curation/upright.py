@@ -8,6 +8,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from numpy.typing import NDArray
 
 from curation.decode import VideoInfo
+from curation.errors import SourceError
 from curation.pictures import PLANAR_420, turn_upright
 
 _SCALING = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -27,8 +28,13 @@ class Upright:
         self._reformatter = VideoReformatter()
 
     def __call__(self, picture: av.VideoFrame) -> av.VideoFrame:
-        """The frame in shape, with the source's colour tags; RGB becomes BT.709, limited range."""
+        """The frame in shape, with the source's colour tags; RGB becomes BT.709, limited range.
+
+        Raises SourceError for a frame of a single row or column, of which no even size is left.
+        """
         width, height = self._size if self._stretched else (picture.width, picture.height)
+        if min(width, height) < 2:
+            raise SourceError("decode_error", f"frames of {width}x{height} pixels: 4:2:0 needs at least 2x2")
         even = width % 2 == 0 and height % 2 == 0
         planar = picture.format.name in PLANAR_420
         if planar and even and not self._stretched and not self._rotation:

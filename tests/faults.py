@@ -2,8 +2,11 @@
 
 import ctypes
 import os
+import tempfile
 import time
 from typing import Any, NoReturn
+
+from curation.spool import Spool
 
 
 def hang(*_: Any) -> NoReturn:
@@ -27,3 +30,10 @@ def fill_memory(*_: Any) -> None:
     kept = []
     while True:
         kept.append(bytearray(64 << 20))
+
+
+def fill_disk(*_: Any) -> None:
+    """A temporary folder that takes no more."""
+    tempfile.tempdir = "/proc/self/nowhere"
+    with Spool(in_memory_bytes=1) as spool:
+        spool.put(b"pictures")

@@ -9,7 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-from shapely import Polygon, box, union_all
+from pydantic import Field
+from shapely import MultiPolygon, Polygon, box, union_all
 
 from curation.columns import column
 from curation.config import Config
@@ -20,12 +21,12 @@ from curation.scores.base import ClipView
 class TextConfig(Config):
     """Settings of the text detector."""
 
-    long_side_px: int = 640
-    min_confidence: float = 0.6
-    giant_share: float = 0.3
+    long_side_px: int = Field(640, ge=64, le=4096)
+    min_confidence: float = Field(0.6, ge=0, le=1)
+    giant_share: float = Field(0.3, ge=0, le=1)
     """A box whose shorter side exceeds this share of the frame's has to be confirmed at half scale."""
-    giant_confidence: float = 0.8
-    giant_overlap: float = 0.7
+    giant_confidence: float = Field(0.8, ge=0, le=1)
+    giant_overlap: float = Field(0.7, ge=0, le=1)
 
 
 class TextArea:
@@ -119,10 +120,12 @@ class TextArea:
         result = self._engine(np.ascontiguousarray(picture_HWC), use_det=True, use_cls=False, use_rec=False)
         if result.boxes is None:
             return []
-        return [
+        boxes = [
             (Polygon(corners).buffer(0), float(confidence))
             for corners, confidence in zip(result.boxes, result.scores, strict=True)
         ]
+        # A box without area covers nothing; corners in a wrong order may leave two pieces, of which the larger counts.
+        return [(_one_piece(polygon), confidence) for polygon, confidence in boxes if polygon.area > 0]
 
     def _detect_at_half_size(self, picture_HWC: Image) -> list[tuple[Polygon, float]]:
         """Boxes found in the picture at half size, in the coordinates of the full one."""
@@ -135,6 +138,10 @@ class TextArea:
             (Polygon((np.array(polygon.exterior.coords) - (left, top)) * 2), confidence)
             for polygon, confidence in self._detect(canvas)
         ]
+
+
+def _one_piece(polygon: Polygon | MultiPolygon) -> Polygon:
+    return max(polygon.geoms, key=lambda piece: piece.area) if isinstance(polygon, MultiPolygon) else polygon
 
 
 def _shorter_side(polygon: Polygon) -> float:

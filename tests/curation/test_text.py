@@ -62,6 +62,20 @@ def test_overlapping_boxes_are_a_union(scorer: TextArea, monkeypatch: pytest.Mon
     assert scorer.area(np.zeros((200, 400, 3), np.uint8)) == pytest.approx(150 * 50 / (200 * 400))
 
 
+def test_boxes_without_area_cover_nothing_and_crossed_corners_are_no_error(
+    scorer: TextArea, monkeypatch: pytest.MonkeyPatch
+):
+    class Found:
+        # A point, a line, and a bow tie.
+        boxes = np.array([[[9, 9]] * 4, [[0, 0], [9, 0], [9, 0], [0, 0]], [[0, 0], [100, 100], [100, 0], [0, 100]]])
+        scores = (0.9, 0.9, 0.9)
+
+    monkeypatch.setattr(scorer, "_engine", lambda *_, **__: Found)
+    (columns,) = scorer.score([ClipView(pictures=(np.zeros((200, 400, 3), np.uint8),))])
+    assert columns["text_area_error"] is None
+    assert columns["text_area"] <= 100 * 100 / (200 * 400)
+
+
 def test_film_without_text_scores_zero(scorer: TextArea, real_videos: Path):
     """On most frames of this film the bare detector takes the whole picture for one giant letter."""
     shrinker, areas = Shrinker(), []

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from curation.decode import Limits
+from curation.errors import RunStopped
 from pipelines import inspect
 from pipelines.demo.model import demo_config
 from tests import faults
@@ -65,3 +66,12 @@ def test_the_next_source_goes_on_after_a_bad_one(video: Path, tmp_path: Path):
     (tmp_path / "bad.mp4").write_bytes(b"nothing")
     kinds = [seen.error_kind for seen in inspect([str(tmp_path / "bad.mp4"), str(video)], WITHOUT_CLIP)]
     assert kinds == ["not_video", None]
+
+
+def test_a_machine_that_fails_stops_the_run_and_rejects_no_source(video: Path, monkeypatch: pytest.MonkeyPatch):
+    too_little = Limits(memory_bytes=64 << 20)
+    with pytest.raises(RunStopped, match=r"could not start: .*limits.memory_bytes"):
+        list(inspect([str(video)], WITHOUT_CLIP.model_copy(update={"limits": too_little})))
+    monkeypatch.setattr(importlib.import_module("pipelines.scoring"), "scan", faults.fill_disk)
+    with pytest.raises(RunStopped, match="temporary folder"):
+        list(inspect([str(video)], WITHOUT_CLIP))

@@ -1,0 +1,161 @@
+"""Curate, select, shard and cache under faults, resumed until done: nothing lost, doubled or different from a calm run.
+
+Run: python -m benchmarks.faults --seconds N [--kills K] [--seed S]. Faults: kill -9 of the driver, of a Ray worker, of
+a scanning child; connections to the store that are refused, broken, slow or answered with 503; a disk that is full
+(root only). Moments are drawn over the length that each phase has when nothing happens. Rounds are repeated until
+so many seconds have passed and so many kills have been done; the last one is finished.
+"""
+
+import argparse
+import random
+import shutil
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks.common import report
+from benchmarks.faults.compare import Contents, contents, differences
+from benchmarks.faults.disk import SmallDisk
+from benchmarks.faults.network import FaultyStore
+from benchmarks.faults.pipeline import SOURCES, Phase, Pipeline
+from benchmarks.faults.processes import clear_up, kill, victims
+
+_MOST_ATTEMPTS, _ATTEMPT_S = 25, 600.0
+_CALM_FROM = 12
+"""From this attempt at a phase on nothing is disturbed: the next one finishes it."""
+_MOST_KILLS = {"curate": 4, "select": 1, "shard": 4, "cache": 4}
+"""That are drawn for one attempt."""
+
+
+class Session:
+    """Counts what was done to the pipeline, and what came of it."""
+
+    def __init__(self, pipeline: Pipeline, store: FaultyStore, disk: SmallDisk, seed: int) -> None:
+        self.pipeline, self.store, self.disk = pipeline, store, disk
+        self.rng, self.done, self.found = random.Random(seed), Counter[str](), Counter[str]()
+        self.length_s: dict[str, float] = {}
+
+    def calm(self) -> Contents:
+        """Run the pipeline once without a fault, and measure its phases."""
+        out = self._empty()
+        for phase in self.pipeline.phases(out):
+            started_s = time.monotonic()
+            code = self._attempt(phase, "calm", moments=[])
+            if code or not phase.done():
+                raise SystemExit(f"{phase.name} failed without any fault (exit code {code}): see {self._log(phase)}")
+            self.length_s[phase.name] = time.monotonic() - started_s
+            print(f"calm: {phase.name} takes {self.length_s[phase.name]:.1f} s", flush=True)
+        return contents(out / "dataset", out / "latents")
+
+    def round(self, number: int, calm: Contents) -> None:
+        """Run the pipeline with faults until it is done, and compare."""
+        out = self._empty()
+        for phase in self.pipeline.phases(out):
+            for attempt in range(_MOST_ATTEMPTS):
+                code = self._disturbed(phase, f"{number}-{phase.name}-{attempt}", calm=attempt >= _CALM_FROM)
+                if code == 0 and phase.done():
+                    break
+            else:
+                raise SystemExit(f"{phase.name} does not finish (exit code {code}): see {self._log(phase)}")
+        self._compare(number, calm, contents(out / "dataset", out / "latents"))
+
+    def _disturbed(self, phase: Phase, run: str, *, calm: bool) -> int:
+        count = 0 if calm else self.rng.randint(0, _MOST_KILLS[phase.name])
+        moments = sorted(self.rng.uniform(0, self.length_s[phase.name]) for _ in range(count))
+        with ExitStack() as faults:
+            if not calm and self.rng.random() < 0.3 and phase.name in ("curate", "shard"):
+                faults.enter_context(self.store.faulty(self.rng.choice((0.05, 0.3))))
+                self.done["network"] += 1
+            if not calm and self.disk.can_fill and self.rng.random() < 0.2:
+                faults.enter_context(self.disk.nearly_full(self.rng.choice((0, 1 << 14, 1 << 17))))
+                self.done["disk"] += 1
+            return self._attempt(phase, run, moments)
+
+    def _attempt(self, phase: Phase, run: str, moments: list[float]) -> int:
+        """Run the command once, with a kill at each of the moments; its exit code, negative for a killed driver."""
+        log, started_s = self._log(phase), time.monotonic()
+        before_bytes = log.stat().st_size if log.exists() else 0
+        process = self.pipeline.start(phase, run, log)
+        for moment_s in moments:
+            try:
+                process.wait(max(0.0, started_s + moment_s - time.monotonic()))
+                break
+            except subprocess.TimeoutExpired:
+                self._kill_one(process.pid)
+        try:
+            code = process.wait(_ATTEMPT_S)
+        except subprocess.TimeoutExpired:
+            self.found["hangs"] += 1
+            kill(process.pid)
+            code = process.wait()
+        clear_up(run)
+        with log.open("rb") as said:
+            said.seek(before_bytes)
+            if b"Traceback (most recent call last)" in said.read():
+                self.found["tracebacks"] += 1
+                print(f"traceback: {run}, see {log} from byte {before_bytes:,} on", flush=True)
+        return code
+
+    def _kill_one(self, driver: int) -> None:
+        """The driver, or one of the others; half of the time each, where there are others."""
+        others = victims(driver)
+        pid, what = self.rng.choice(others) if others and self.rng.random() < 0.6 else (driver, "driver")
+        if kill(pid):
+            self.done[what] += 1
+
+    def _compare(self, number: int, calm: Contents, disturbed: Contents) -> None:
+        found = differences(calm, disturbed)
+        for what in ("lost", "doubled", "different"):
+            keys = getattr(found, what)
+            self.found[what] += len(keys)
+            for key in keys[:10]:
+                print(f"{what}: {key}", flush=True)
+        kills = ", ".join(f"{count} {what}" for what, count in sorted(self.done.items()))
+        print(f"round {number} done; so far {kills}, {self.store.faults} faulty connections", flush=True)
+
+    def _empty(self) -> Path:
+        for path in self.disk.folder.iterdir():
+            shutil.rmtree(path)
+        return self.disk.folder
+
+    def _log(self, phase: Phase) -> Path:
+        return self.pipeline.work / f"{phase.name}.log"
+
+    @property
+    def kills(self) -> int:
+        return sum(self.done[what] for what in ("driver", "worker", "child"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=600.0, help="go on for so long at least")
+    parser.add_argument("--kills", type=int, default=0, help="and until so many kills have been done")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sources", type=int, default=SOURCES)
+    parser.add_argument("--work", type=Path, help="folder for inputs, logs and the output; a temporary one without it")
+    arguments = parser.parse_args()
+    work = arguments.work or Path(tempfile.mkdtemp(prefix="clipmill-faults-"))
+    work.mkdir(parents=True, exist_ok=True)
+    store, disk = FaultyStore(arguments.seed), SmallDisk(work / "out")
+    try:
+        session = Session(Pipeline(work, store, sources=arguments.sources), store, disk, arguments.seed)
+        calm, started_s, number = session.calm(), time.monotonic(), 0
+        while time.monotonic() - started_s < arguments.seconds or session.kills < arguments.kills:
+            session.round(number, calm)
+            number += 1
+    finally:
+        disk.close()
+        store.close()
+    done, found = session.done, session.found
+    figures = {"kills": session.kills, **{what: found[what] for what in ("lost", "doubled", "different")}}
+    figures |= {"tracebacks": found["tracebacks"], "hangs": found["hangs"], "rounds": number}
+    rows = [(what, done[what]) for what in ("driver", "worker", "child", "network", "disk")]
+    title = f"faults over {arguments.sources} sources, seed {arguments.seed}, full disk: "
+    report(title + ("tmpfs" if disk.can_fill else "none, only root can mount one"), ("fault", "times"), rows, figures)
+
+
+if __name__ == "__main__":
+    main()

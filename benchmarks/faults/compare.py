@@ -1,0 +1,68 @@
+"""What a pipeline has made, as digests by key; and what one lacks, has twice or has otherwise than another."""
+
+import hashlib
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from curation.tables import Dataset
+
+Contents = dict[str, list[tuple[str, str]]]
+"""Table -> (key, digest) of its rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """Keys, led by their table."""
+
+    lost: tuple[str, ...]
+    doubled: tuple[str, ...]
+    different: tuple[str, ...]
+    """Other content, or a key that the calm run does not have."""
+
+
+def contents(dataset: Path, latents: Path) -> Contents:
+    """Sources, clips with all their scores, selected clips, shard samples and latents; without what times tell."""
+    found: Contents = {}
+    with Dataset(str(dataset)).connect() as connection:
+        for table, key in (("sources", "source_id"), ("clips", "clip_id")):
+            columns = [row[0] for row in connection.execute(f"DESCRIBE {table}").fetchall()]
+            lasting = [column for column in columns if not column.endswith("_cpu_s")]
+            listed = ", ".join(f'"{column}"' for column in (key, *lasting))
+            found[table] = [
+                (row[0], _digest(row)) for row in connection.execute(f"SELECT {listed} FROM {table}").fetchall()
+            ]
+    for path in sorted((dataset / "selections").glob("*.parquet")):
+        rows = pq.read_table(path).to_pylist()
+        found[f"selection {path.stem}"] = [(row["clip_id"], _digest(tuple(row.items()))) for row in rows]
+    found["samples"] = list(_members(dataset / "shards"))
+    found["latents"] = list(_members(latents))
+    return found
+
+
+def differences(calm: Contents, disturbed: Contents) -> Differences:
+    """How the disturbed run's contents differ from the calm one's."""
+    lost, doubled, different = [], [], []
+    for table in calm.keys() | disturbed.keys():
+        before, after = dict(calm.get(table, [])), dict(disturbed.get(table, []))
+        counts = Counter(key for key, _ in disturbed.get(table, []))
+        lost += [f"{table}: {key}" for key in before.keys() - after.keys()]
+        doubled += [f"{table}: {key}" for key, count in counts.items() if count > 1]
+        different += [f"{table}: {key}" for key in after if after[key] != before.get(key)]
+    return Differences(lost=tuple(sorted(lost)), doubled=tuple(sorted(doubled)), different=tuple(sorted(different)))
+
+
+def _members(folder: Path) -> Iterator[tuple[str, str]]:
+    for path in sorted(folder.rglob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                yield f"{path.parent.name}/{member.name}", hashlib.sha256(file.read() if file else b"").hexdigest()
+
+
+def _digest(row: tuple[object, ...]) -> str:
+    return hashlib.sha256(repr(row).encode()).hexdigest()

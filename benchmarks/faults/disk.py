@@ -1,0 +1,39 @@
+"""A disk that is full: a memory file system of its own for the output, whose size is changed while it is mounted."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_ROOMY_BYTES = 1 << 30
+
+
+class SmallDisk:
+    """A tmpfs at `folder`. Only root may mount one: elsewhere `can_fill` is False, and the folder is a plain one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.can_fill = os.geteuid() == 0 and self._mount(
+            "-t", "tmpfs", "-o", f"size={_ROOMY_BYTES}", "clipmill-faults"
+        )
+
+    @contextmanager
+    def nearly_full(self, room_bytes: int) -> Iterator[None]:
+        """For the length of the block there is room for so many bytes more, in whole pages."""
+        stat = os.statvfs(self.folder)
+        used = (stat.f_blocks - stat.f_bfree) * stat.f_frsize
+        self._mount("-o", f"remount,size={used + room_bytes}")
+        try:
+            yield
+        finally:
+            self._mount("-o", f"remount,size={_ROOMY_BYTES}")
+
+    def close(self) -> None:
+        """Unmount it, with what it holds."""
+        if self.can_fill:
+            subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
+
+    def _mount(self, *options: str) -> bool:
+        return subprocess.run(["mount", *options, str(self.folder)], capture_output=True, check=False).returncode == 0

@@ -1,5 +1,6 @@
 """A local S3 server behind a proxy that misbehaves when told to: refused and broken connections, errors, slow bytes."""
 
+import logging
 import random
 import socket
 import threading
@@ -21,6 +22,7 @@ class FaultyStore:
         self._rng, self._lock = random.Random(seed), threading.Lock()
         self.share, self.faults = 0.0, 0
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
         self._server.start()
         self._behind = self._server.get_host_and_port()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)

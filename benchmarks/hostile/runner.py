@@ -22,6 +22,8 @@ from benchmarks.hostile.readers import UNEXPECTED
 
 OUTCOMES = ("ok", "rejected", "traceback", "hang", "over")
 _TRACEBACK_EXIT, _POLL_S = 70, 0.02
+_FACTOR_OVER = 4
+"""So many times the limit on memory stops a case that allocates faster than it is watched."""
 _GROUP_FACTOR = 4
 """A group of cases may take so many times as long as one case."""
 
@@ -153,6 +155,8 @@ def _child(read: Callable[[], int], logs: Path, limits: Limits, factor: int) -> 
     used_s = int(time.process_time())
     resource.setrlimit(resource.RLIMIT_CPU, (used_s + int(factor * limits.cpu_s) + 60,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    most_bytes = _peak_bytes(os.getpid(), "VmData") + _FACTOR_OVER * limits.memory_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
     try:
         return read()
     except BaseException:

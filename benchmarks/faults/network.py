@@ -54,7 +54,7 @@ class FaultyStore:
         with self._lock:
             fault = self._rng.choice(_FAULTS) if self._rng.random() < self.share else ""
             self.faults += bool(fault)
-            return fault, self._rng.choice((0, 100, 2_000, 20_000))
+            return fault, self._rng.choice((0, 100, 2_000, 8_000))
 
     def _forward(self, client: socket.socket, drawn: tuple[str, int]) -> None:
         fault, until_bytes = drawn
@@ -69,6 +69,7 @@ class FaultyStore:
                 asking = threading.Thread(target=_copy, args=(client, server), daemon=True)
                 asking.start()
                 _answer(server, client, fault, until_bytes)
+                client.shutdown(socket.SHUT_RDWR)  # closing alone ends nothing while the other thread reads
 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:

@@ -26,8 +26,8 @@ class PictureSpool:
         self._spool = Spool(in_memory_bytes)
         self._pts: list[int] = []
         self._pieces: list[tuple[int, int]] = []
-        self._last_s = float("-inf")
-        self._spacing = 1
+        self._times_s: list[float] = []
+        self._farthest_s = 0.0
         self._shrunk = False
         self._crowded_bytes = min(in_memory_bytes, max_bytes)
 
@@ -49,20 +49,20 @@ class PictureSpool:
     @property
     def note(self) -> str | None:
         """What the limit did to the pictures."""
-        done = [f"kept {self._spacing} times further apart"] if self._spacing > 1 else []
+        done = [f"kept up to {self._farthest_s:.2g} s apart"] if self._farthest_s else []
         done += ["made smaller"] if self._shrunk else []
         return f"pictures were {' and '.join(done)} (limits.spool_bytes, limits.answer_bytes)" if done else None
 
     def due(self, next_s: float, spacing_s: float) -> bool:
         """Whether waiting for the next frame would leave a gap of more than `spacing_s`."""
-        return next_s - self._last_s > spacing_s * self._spacing + 1e-6
+        return not self._times_s or next_s - self._times_s[-1] > spacing_s + 1e-6
 
     def add(self, pts: int, time_s: float, picture_HWC: Image) -> None:
         """Keep a picture. Timestamps rise."""
         jpeg = _compressed(picture_HWC)
         self._pieces.append((self._spool.put(jpeg), len(jpeg)))
         self._pts.append(pts)
-        self._last_s = time_s
+        self._times_s.append(time_s)
 
     def first_middle_last(self, start_pts: int, end_pts: int) -> tuple[list[int], tuple[bytes, ...]]:
         """pts and JPEG bytes of the pictures nearest to the start, the middle and the end of a clip, within it."""
@@ -72,14 +72,15 @@ class PictureSpool:
     def drop_decided(self, spans: Iterable[tuple[int, int]], decided_pts: int) -> None:
         """Make room: of the pictures before `decided_pts` only those of these (start_pts, end_pts) clips stay.
 
-        If that is not enough, every second picture of what is not decided goes, and then pictures get smaller.
+        If that is not enough, those of what is not decided are thinned out evenly, and then pictures get smaller.
         """
         undecided = bisect_left(self._pts, decided_pts)
         kept = sorted({i for span in spans for i in self._chosen(*span) if i < undecided})
-        later = list(range(undecided, len(self._pts)))
-        while sum(self._pieces[i][1] for i in (*kept, *later)) > self._max_bytes // 2 and len(later) > 1:
-            later = later[::2]
-            self._spacing *= 2
+        later, room_bytes = list(range(undecided, len(self._pts))), self._max_bytes // 2 - self._bytes(kept)
+        while self._bytes(later) > room_bytes and len(later) > 1:
+            apart_s = 2 * (self._times_s[later[-1]] - self._times_s[later[0]]) / (len(later) - 1)
+            self._farthest_s = max(self._farthest_s, apart_s)
+            later = self._at_least(apart_s, later) if apart_s > 0 else later[:1]
         self._keep(kept + later)
         if self.size_bytes > self._max_bytes // 2:
             self._shrink()
@@ -95,11 +96,23 @@ class PictureSpool:
         around = range(max(low, near - 1), min(high, near + 1))
         return [low, min(around, key=lambda i: abs(2 * self._pts[i] - twice_middle)), high - 1]
 
+    def _bytes(self, chosen: list[int]) -> int:
+        return sum(self._pieces[i][1] for i in chosen)
+
+    def _at_least(self, apart_s: float, pictures: list[int]) -> list[int]:
+        """The first of the pictures, and then each that is so far from the last one that stays."""
+        kept = pictures[:1]
+        for i in pictures[1:]:
+            if self._times_s[i] - self._times_s[kept[-1]] >= apart_s - 1e-6:
+                kept.append(i)
+        return kept
+
     def _keep(self, chosen: list[int]) -> None:
         pieces = [self._pieces[i] for i in chosen]
         starts = self._spool.keep(pieces)
         self._pieces = [(start, size) for start, (_, size) in zip(starts, pieces, strict=True)]
         self._pts = [self._pts[i] for i in chosen]
+        self._times_s = [self._times_s[i] for i in chosen]
 
     def _shrink(self) -> None:
         """Make the largest pictures smaller, so that all of them take half of the limit."""

@@ -76,7 +76,10 @@ def test_a_shot_without_end_and_pictures_of_noise_stay_within_the_limit():
             assert spool.size_bytes <= limit * 1.1
         first, middle, last = spool.first_middle_last(0, 300)[0]
         assert (first, 140 <= middle <= 160, last >= 250) == (0, True, True)
-        assert "further apart" in (spool.note or "")
+        assert all(spool.first_middle_last(i, i + 40)[0] for i in range(0, 260, 5)), "thinned out evenly"
+        assert "s apart" in (spool.note or "")
+        spool.drop_decided([(0, 300)], 299)
+        assert spool.due(300.0, 0.5)
 
 
 def test_pictures_of_decided_clips_get_smaller_where_there_are_too_many():

@@ -119,6 +119,7 @@ def test_timesteps_and_noise_levels_are_inverse():
     assert schedule.c_noise(torch.tensor([1e-4, 700.0])).tolist() == [0, 999]
     sampled = schedule.sample_sigma(500, generator=torch.Generator().manual_seed(0))
     assert torch.isin(sampled, schedule.sigmas).all()
+    assert torch.equal(sampled, schedule.sample_sigma(500, generator=torch.Generator().manual_seed(0)))
     assert schedule.c_noise(sampled).mean() == pytest.approx(500, abs=50)
 
 
@@ -152,7 +153,15 @@ def test_timesteps_between_two_are_those_of_diffusers():
 
 
 def test_schedules_are_checked():
-    with pytest.raises(ValueError, match="came 1 steps"):
+    with pytest.raises(
+        ValueError, match=r"^a schedule has at least 2 steps and 0 < beta_start <= beta_end < 1, came 1 st"
+    ):
         Discrete(steps=1)
+    Discrete(steps=2, beta_start=0.5, beta_end=0.5)
+    for start, end in ((0.0, 0.5), (0.6, 0.5), (0.5, 1.0), (0.5, 1.5)):
+        with pytest.raises(ValueError, match=f"beta_start {start}, beta_end {end}$"):
+            Discrete(beta_start=start, beta_end=end)
+    with pytest.raises(ValueError, match=r"p_std should be above 0, came 0"):
+        Edm(p_std=0)
     with pytest.raises(ValueError, match="'v' or 'noise'"):
         Discrete(prediction="x0")

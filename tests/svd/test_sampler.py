@@ -52,8 +52,35 @@ def test_sigmas_are_those_of_the_paper():
     assert sigmas[[0, 24, 25]].tolist() == pytest.approx([700, 0.002, 0])
     assert (sigmas.diff() < 0).all()
     assert (sigmas[:-1] ** (1 / 7)).diff().std() < 1e-12
-    with pytest.raises(ValueError, match="sigma_min"):
-        karras_sigmas(10, sigma_min=1.0, sigma_max=0.5)
+    assert sigmas.dtype == torch.float64
+    assert karras_sigmas(1, sigma_max=5.0).tolist() == pytest.approx([5, 0])
+    for steps, least, most in ((0, 0.002, 700.0), (10, 1.0, 0.5), (10, 0.0, 0.5), (10, 0.5, 0.5)):
+        with pytest.raises(ValueError, match=f"came {steps} steps, sigma_min {least}, sigma_max {most}$"):
+            karras_sigmas(steps, sigma_min=least, sigma_max=most)
+
+
+def test_churn_raises_sigma_within_its_bounds():
+    """Algorithm 2: gamma is the smaller of S_churn / N and sqrt(2) - 1, from S_min to S_max."""
+    churn = Churn(amount=2.0, sigma_min=1.0, sigma_max=3.0)
+    assert [churn.gamma(sigma, 10) for sigma in (0.9, 1.0, 2.0, 3.0, 3.1)] == [0.0, 0.2, 0.2, 0.2, 0.0]
+    assert Churn(amount=1000.0).gamma(2.0, 10) == pytest.approx(math.sqrt(2) - 1)
+
+
+@pytest.mark.parametrize("sampler", [sample_euler, sample_heun])
+def test_every_step_is_told_of(sampler):
+    told = []
+    start, sigmas = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), karras_sigmas(4)
+    end = sampler(gaussian, start, sigmas, on_step=lambda step, x: told.append((step, x)))
+    assert [step for step, _ in told] == [0, 1, 2, 3]
+    assert torch.equal(told[-1][1], end)
+
+
+def test_denoisers_are_told_of_the_noise_level():
+    x, sigma_B, told = torch.ones(2, 3, dtype=torch.float64), torch.tensor([1.0, 2.0]), []
+    guide = guided([lambda x, s: told.append(s) or 0 * x, lambda x, s: told.append(s) or x], [torch.tensor(2.0)])
+    assert torch.equal(guide(x, sigma_B), 2 * x)
+    assert guide(x, sigma_B).dtype == torch.float64
+    assert all(torch.equal(each, sigma_B) for each in told)
 
 
 @pytest.mark.parametrize("steps", [25, 30])

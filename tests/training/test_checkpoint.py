@@ -1,15 +1,21 @@
 """Checkpoints: when they get their names, and what an end before its time leaves."""
 
+import json
+import re
 import resource
+import shutil
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.training.world import Stream, tiny_model, tiny_stage
-from training.checkpoint import CheckpointError, Checkpoints, State
+from training.checkpoint import CheckpointError, Checkpoints, State, last_whole, read_about, whole
 from training.distributed import Ranks
+from training.ema import Ema
 from training.loop import NonFinite, choose_trained, train
 from training.optimizer import build_optimizer
 
@@ -79,3 +85,250 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(
     (tmp_path / "step-00000003" / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=r"step-00000003 is damaged: .*Remove it to continue from the one before"):
         checkpoints.load(tmp_path / "step-00000003", state)
+
+
+def state_of(unet: torch.nn.Module, ema: Ema | None = None) -> State:
+    """Of a small network, all of which trains."""
+    trained = dict(unet.named_parameters())
+    return State(network=unet, trained=trained, optimizer=torch.optim.AdamW(trained.values(), lr=0.1), ema=ema)
+
+
+def layer(seed: int, width: int = 3) -> torch.nn.Linear:
+    torch.manual_seed(seed)
+    return torch.nn.Linear(width, 2)
+
+
+def stepped(seed: int) -> State:
+    """After a step, so that moments and average are not what they begin with."""
+    network = layer(seed)
+    state = state_of(network, Ema(dict(network.named_parameters()), 0.5))
+    network(torch.ones(1, 3)).sum().backward()
+    state.optimizer.step()
+    assert state.ema is not None
+    state.ema.update(1)
+    return state
+
+
+def flat(state: State) -> dict[str, torch.Tensor]:
+    tensors = state.tensors()
+    moments = {f"{name}.{key}": value for name, each in tensors["optimizer"].items() for key, value in each.items()}
+    return {name: value.clone() for name, value in (tensors["weights"] | moments).items()} | {
+        f"average.{name}": value.clone() for name, value in tensors["average"].items()
+    }
+
+
+def test_all_of_a_state_comes_back(tmp_path: Path, ranks: Ranks) -> None:
+    """Weights, both moments and the step of AdamW, the average, what was said of it, and the rank's own."""
+    checkpoints, before = Checkpoints(tmp_path, ranks), stepped(0)
+    checkpoints.save(7, before, {"place": 5}, {"stage": "mine"})
+    checkpoints.wait()
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.name == "step-00000007"
+    after = stepped(1)
+    expected = flat(before)
+    assert not all(torch.equal(value, expected[name]) for name, value in flat(after).items())
+    about, own = checkpoints.load(latest, after)
+    assert about == {"step": 7, "ranks": 1, "stage": "mine"}
+    assert own == {"place": 5}
+    found = flat(after)
+    assert found.keys() == expected.keys()
+    assert {"weight", "bias.exp_avg", "weight.exp_avg_sq", "bias.step", "average.weight"} <= found.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    # The tensors that were read are those that train on.
+    after.optimizer.step()
+    assert after.optimizer.state[after.trained["weight"]]["step"] == 2
+
+
+def test_the_moments_of_a_new_optimizer_are_zeros(tmp_path: Path) -> None:
+    tensors = state_of(layer(0)).tensors()
+    assert set(tensors) == {"weights", "optimizer"}
+    assert {key: value.abs().sum().item() for key, value in tensors["optimizer"]["bias"].items()} == {
+        "step": 0, "exp_avg": 0, "exp_avg_sq": 0
+    }  # fmt: skip
+    assert tensors["optimizer"]["weight"]["step"].shape == ()
+    assert tensors["optimizer"]["weight"]["exp_avg"].shape == (2, 3)
+
+
+def test_what_is_a_rank_s_own_is_read_where_there_are_as_many_ranks(tmp_path: Path, ranks: Ranks) -> None:
+    checkpoints = Checkpoints(tmp_path, ranks)
+    checkpoints.save(1, stepped(0), {"place": 5}, {})
+    checkpoints.wait()
+    folder = tmp_path / "step-00000001"
+    about = json.loads((folder / "checkpoint.json").read_text())
+    (folder / "checkpoint.json").write_text(json.dumps(about | {"ranks": "2"}))
+    assert checkpoints.load(folder, stepped(1)) == ({"step": 1, "ranks": 2}, None)
+
+
+class _Code:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.target,)
+
+
+def test_what_is_a_rank_s_own_runs_no_code(tmp_path: Path, ranks: Ranks) -> None:
+    checkpoints = Checkpoints(tmp_path / "run", ranks)
+    checkpoints.save(1, stepped(0), {"place": 5}, {})
+    checkpoints.wait()
+    torch.save({"place": _Code(tmp_path / "ran")}, tmp_path / "run" / "step-00000001" / "rank-0.pt")
+    with pytest.raises(CheckpointError, match="step-00000001 is damaged: Weights only load failed"):
+        checkpoints.load(tmp_path / "run" / "step-00000001", stepped(1))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("other", "found"),
+    [
+        (lambda: state_of(layer(0)), "0 tensors are missing, 2 unexpected, 0 of another shape, first average.weight"),
+        (
+            lambda: stepped_like(width=4),
+            "0 tensors are missing, 0 unexpected, 4 of another shape, first weights.weight",
+        ),
+        (
+            lambda: stepped_like(bias=False),
+            "0 tensors are missing, 5 unexpected, 0 of another shape, first weights.bias",
+        ),
+        (
+            lambda: stepped_like(more=True),
+            "5 tensors are missing, 0 unexpected, 0 of another shape, first weights.more",
+        ),
+    ],
+)
+def test_another_network_is_refused_with_counts_and_the_first_name(
+    other: Callable[[], State], found: str, tmp_path: Path, ranks: Ranks
+) -> None:
+    checkpoints = Checkpoints(tmp_path, ranks)
+    checkpoints.save(1, stepped(0), {}, {})
+    checkpoints.wait()
+    path = tmp_path / "step-00000001"
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.load(path, other())
+    assert str(caught.value) == (
+        f"{path} is of another network or another choice of what trains: {found}. Continue it with the settings it was "
+        "begun with, or begin a new run in another folder"
+    )
+
+
+def stepped_like(*, width: int = 3, bias: bool = True, more: bool = False) -> State:
+    network = torch.nn.Linear(width, 2, bias=bias)
+    if more:
+        network.more = torch.nn.Parameter(torch.zeros(2))
+    return state_of(network, Ema(dict(network.named_parameters()), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[", "Expecting value: line 1 column 2 (char 1)"),
+        ("[]", "list indices must be integers or slices, not str"),
+        ('{"step": 1}', "'ranks'"),
+        ('{"step": "x", "ranks": 1}', "invalid literal for int() with base 10: 'x'"),
+        (None, "[Errno 2] No such file or directory: 'ABOUT'"),
+    ],
+)
+def test_what_is_known_of_a_checkpoint_may_be_damaged(content: str | None, reason: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "checkpoint.json").write_text(content)
+    with pytest.raises(CheckpointError) as caught:
+        read_about(tmp_path)
+    reason = reason.replace("ABOUT", str(tmp_path / "checkpoint.json"))
+    assert str(caught.value) == (
+        f"the checkpoint {tmp_path} is damaged: {reason}. Remove it to continue from the one before"
+    )
+
+
+def test_the_whole_checkpoints_are_told_oldest_first(tmp_path: Path) -> None:
+    assert last_whole(tmp_path) == "there is no whole one yet"
+    for name in ("step-00000010", "step-00000002", "step-00000011.tmp", "step-00000012", "other"):
+        (tmp_path / name).mkdir()
+        if name != "step-00000012":
+            (tmp_path / name / ".metadata").touch()
+    assert [path.name for path in whole(tmp_path)] == ["step-00000002", "step-00000010"]
+    assert last_whole(tmp_path) == f"the last whole one is {tmp_path / 'step-00000010'}"
+
+
+def test_a_checkpoint_that_cannot_be_written_says_how_much_room_there_was(tmp_path: Path, ranks: Ranks) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoints(tmp_path / "file", ranks).save(3, stepped(0), {}, {})
+    assert re.fullmatch(
+        r"the checkpoint after step 3 could not be written \(0 MiB were free there\): .*Not a directory.*; "
+        "there is no whole one yet",
+        str(caught.value),
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        checkpoints = Checkpoints(tmp_path, ranks)
+        with pytest.raises(CheckpointError) as caught:
+            checkpoints.save(3, stepped(0), {"place": torch.zeros(1000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    free = re.search(r"\(([\d,]+) MiB were free there\)", str(caught.value))
+    assert free is not None
+    assert int(free[1].replace(",", "")) == pytest.approx(shutil.disk_usage(tmp_path).free / 2**20, rel=0.2)
+    assert not list(tmp_path.glob("step-*"))
+
+
+def test_the_first_error_beneath_dcp_s_is_the_reason(tmp_path: Path, ranks: Ranks) -> None:
+    checkpoints = Checkpoints(tmp_path, ranks)
+    checkpoints.save(1, stepped(0), {}, {})
+    checkpoints.wait()
+    (tmp_path / "step-00000001" / "__0_0.distcp").unlink()
+    with pytest.raises(CheckpointError, match=r"is damaged: \[Errno 2\] No such file or directory: '.*distcp'\. Re"):
+        checkpoints.load(tmp_path / "step-00000001", stepped(1))
+
+
+def test_one_that_is_being_written_gets_its_name_once_it_is_whole(tmp_path: Path, ranks: Ranks) -> None:
+    """Until then nothing waits for it; on one rank, an error in the background is raised as soon as it is there."""
+    checkpoints, written = Checkpoints(tmp_path, ranks), Future[None]()
+    (tmp_path / "step-00000004.tmp").mkdir()
+    checkpoints._pending = 4, written
+    checkpoints.finish_if_done()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000004.tmp"]
+    written.set_result(None)
+    checkpoints.finish_if_done()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
+    checkpoints.finish_if_done()
+    checkpoints._pending = 5, Future()
+    checkpoints._pending[1].set_exception(OSError("the disk is gone"))
+    with pytest.raises(CheckpointError, match=r"after step 5 could not be written .* the disk is gone"):
+        checkpoints.finish_if_done()
+
+
+def test_of_several_ranks_none_waits_for_one_that_failed(tmp_path: Path, ranks: Ranks) -> None:
+    checkpoints = Checkpoints(tmp_path, Ranks(rank=0, count=2, device=ranks.device))
+    checkpoints._pending = 5, Future()
+    checkpoints._pending[1].set_exception(OSError("the disk is gone"))
+    checkpoints.finish_if_done()
+    with pytest.raises(CheckpointError, match="the disk is gone"):
+        checkpoints.wait()
+
+
+def test_of_a_run_that_ends_by_an_error_the_lost_checkpoint_is_told(
+    tmp_path: Path, ranks: Ranks, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = Checkpoints(tmp_path, ranks)
+    checkpoints._pending = 5, Future()
+    checkpoints._pending[1].set_exception(OSError("the disk is gone"))
+    with pytest.raises(KeyError, match="mine"), checkpoints.settled():
+        raise KeyError("mine")
+    assert caplog.messages == ["the checkpoint that was being written is lost: the disk is gone"]
+
+
+def test_checkpoints_are_thinned_out_but_for_the_last_and_multiples(tmp_path: Path, ranks: Ranks) -> None:
+    """And what killed runs have left is removed."""
+    for step in range(1, 9):
+        (tmp_path / f"step-{step:08d}").mkdir()
+        (tmp_path / f"step-{step:08d}" / ".metadata").touch()
+    (tmp_path / "step-00000099.tmp").mkdir()
+    (tmp_path / "step-00000010.tmp").mkdir()
+    (tmp_path / "step-00000010.tmp" / ".metadata").touch()
+    checkpoints = Checkpoints(tmp_path, ranks, keep_last=3, keep_every=4)
+    checkpoints._pending = 10, Future()
+    checkpoints._pending[1].set_result(None)
+    checkpoints.wait()
+    assert sorted(int(path.name.removeprefix("step-")) for path in tmp_path.iterdir()) == [4, 7, 8, 10]
+    assert Checkpoints(tmp_path, ranks).keep_every is None

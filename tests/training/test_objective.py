@@ -165,3 +165,74 @@ def test_pixels_and_their_latents_give_the_same_loss(bf16: bool) -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         one, other = (objective(model.unet, each, [1, 2]).loss_B for each in (pixels, latents))
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def without(*names: str, **changes: Any) -> tuple[Any, Any]:
+    """Objective and batch of image to video, the batch without these fields."""
+    stage = tiny_stage("tiny-image-to-video")
+    batch = replace(Stream(stage).batch([0, 1]), **dict.fromkeys(names), **changes)
+    return Objective(tiny_model(stage), stage), batch
+
+
+def test_what_a_condition_lacks_is_named() -> None:
+    objective, batch = without("ends_BECHW")
+    with pytest.raises(ValueError, match=r"^world/0 has latents but not the frames that conditions are made of$"):
+        objective(Recorder(), batch, [1, 2])
+    objective, batch = without("image_embeddings_BEC")
+    with pytest.raises(
+        ValueError, match=r"^a model for image-to-video needs an image encoder: set model.image_encoder$"
+    ):
+        objective(Recorder(), batch, [1, 2])
+    stage = tiny_stage()
+    objective = Objective(replace(tiny_model(stage), text_encoder=None), stage)
+    with pytest.raises(ValueError, match=r"^the empty text of guidance needs a text encoder: set model.text_encoder$"):
+        objective(Recorder(), Stream(stage).batch([0, 1]), [1, 2])
+
+
+def test_captions_go_through_the_text_encoder_once_and_the_empty_one_for_all_steps() -> None:
+    stage = dropping(0.5, 0)(tiny_stage())
+    asked: list[list[str]] = []
+
+    def encoder(texts: list[str]) -> Tensor:
+        asked.append(list(texts))
+        return torch.stack([torch.full((3, 16), float(len(text)), dtype=torch.float64) for text in texts])
+
+    objective = Objective(replace(tiny_model(stage), text_encoder=encoder), stage)
+    batch = replace(Stream(stage).batch([0, 1]), text_tokens_BNC=None, captions=["a", "bcd"])
+    told = set()
+    for step in range(6):
+        recorder = Recorder()
+        objective(recorder, batch, [2 * step, 2 * step + 1])
+        assert recorder.call["context_BNC"].dtype == torch.float32
+        told |= {tuple(each) for each in recorder.call["context_BNC"][:, 0, :1].tolist()}
+    assert asked == [[""], *[["a", "bcd"]] * 6]
+    assert told <= {(0.0,), (1.0,), (3.0,)}
+    assert (0.0,) in told
+
+
+@pytest.mark.parametrize("name", ["tiny-image-to-video", "tiny-interpolation"])
+def test_conditions_are_made_of_the_first_and_the_last_frame(name: str) -> None:
+    """Each frame has its own brightness; of it the encoder sees the mean, the autoencoder the picture."""
+    stage = dropping(0, 0)(tiny_stage(name))
+    levels = torch.tensor([10, 90, 250], dtype=torch.uint8)
+    frames = levels.reshape(1, 3, 1, 1, 1).expand(2, 3, 3, 32, 48)
+    seen: list[float] = []
+
+    def encoder(pictures_BCHW: Tensor) -> Tensor:
+        seen.append(float(pictures_BCHW.mean()))
+        return torch.zeros(2, 16)
+
+    model = replace(tiny_model(stage), image_encoder=encoder)
+    batch = replace(
+        Stream(stage).batch([0, 1]), frames_BTCHW=frames, mean_BTCHW=None, logvar_BTCHW=None, ends_BECHW=None,
+        image_embeddings_BEC=None,
+    )  # fmt: skip
+    recorder = Recorder()
+    Objective(model, stage)(recorder, batch, [1, 2])
+    ends = [10 / 127.5 - 1, 250 / 127.5 - 1][: 2 if name == "tiny-interpolation" else 1]
+    assert seen == pytest.approx(ends)
+    concat = recorder.call["x"][:, :, 4:8]
+    latents = [model.autoencoder.encode_condition(torch.full((1, 1, 3, 32, 48), end))[0, 0] for end in ends]
+    for i, latent in enumerate(latents):
+        distance = float((concat[:, -i] - latent).square().mean())
+        assert all(distance < float((concat[:, -i] - each).square().mean()) for each in latents if each is not latent)

@@ -31,6 +31,8 @@ def test_the_rate_rises_stays_and_may_fall() -> None:
     cosine = OptimizerPart(warmup_steps=10, decay="cosine")
     assert [lr_factor(step, 110, cosine) for step in (10, 60, 110)] == pytest.approx([1.0, 0.5, 0.0])
     assert lr_factor(0, 10, OptimizerPart(warmup_steps=0)) == 1.0
+    assert lr_factor(3, 3, OptimizerPart(warmup_steps=2, decay="cosine")) == pytest.approx(0.0)
+    assert lr_factor(3, 3, OptimizerPart(warmup_steps=3, decay="cosine")) == 1.0
     optimizer = build_optimizer(tiny_model(tiny_stage()).unet, OptimizerPart(lr=2e-3))
     set_lr(optimizer, 0.5)
     assert {group["lr"] for group in optimizer.param_groups} == {1e-3}

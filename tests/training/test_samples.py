@@ -5,20 +5,22 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from tests.training.shards import about, numbered
+from tests.training.shards import about, numbered, video
 from training.data_config import DataConfig
 from training.frames import SampleError
 from training.latents import LatentShape, latent_members
-from training.samples import Sample, choose_caption, read_sample
+from training.samples import Sample, choose_caption, collate, read_sample
 
 CONFIG = DataConfig(frames=1, height_px=32, width_px=48)
 PICTURE = cv2.imencode(".jpg", numbered(77))[1].tobytes()
@@ -219,3 +221,166 @@ def test_what_is_no_safetensors_file_is_told() -> None:
         read_sample("a", with_tensors(lambda t: [t.pop("logvar"), t.pop("ends")]), CLIPS, seed=0)
     with pytest.raises(SampleError, match="no_caption: there are tokens, but none of its caption 0"):
         read_sample("a", with_tensors(lambda t: t.update({"tokens.1": t.pop("tokens.0")})), CLIPS, seed=0)
+
+
+NO_CAPTION = [{"source": "coca", "text": None}]
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "reason"),
+    [
+        ({"caption_required": True}, {"captions": NO_CAPTION}, "no_caption: none of its 1 captions has a text"),
+        ({"motion_default": None}, {"conditioning": {}},
+         "missing_field: its motion bucket is not known, and data.motion_default is none"),
+        ({"elevation": True}, {"conditioning": {}},
+         "missing_field: its JSON has no conditioning.elevation, in degrees"),
+        ({}, {"latent": {"fps": 0, "picture": False}}, "missing_field: its JSON has no latent.fps above 0"),
+        ({}, {"conditioning": {"motion_bucket": 256}},
+         "bad_field: its motion_bucket should be a number from 0 to 255, got 256"),
+    ],
+)  # fmt: skip
+def test_what_a_stage_asks_for_and_a_sample_lacks_is_told(
+    config: dict[str, Any], changes: dict[str, Any], reason: str
+) -> None:
+    files = latent_files(**changes)
+    with pytest.raises(SampleError) as caught:
+        read_sample("a", files, DataConfig.from_dict(CLIPS.to_dict() | config), seed=0)
+    assert str(caught.value) == reason
+    assert (caught.value.kind, caught.value.message) == tuple(reason.split(": ", 1))
+
+
+def test_what_is_known_of_a_sample_goes_with_it() -> None:
+    files = latent_files(conditioning={"motion_bucket": 255, "elevation": -90}, latent={"fps": 0.5, "picture": False})
+    config = DataConfig.from_dict(
+        CLIPS.to_dict() | {"elevation": True, "caption_required": True, "motion_default": 3.0}
+    )
+    sample = read_sample("k", files, config, seed=0)
+    assert (sample.key, sample.caption, sample.motion_bucket) == ("k", "a bar code", 255)
+    assert (sample.fps, sample.elevation, sample.picture) == (0.5, -90, False)
+    bare = read_sample("k", latent_files(captions=NO_CAPTION, conditioning={}), CLIPS, seed=0)
+    assert (bare.caption, bare.motion_bucket, bare.elevation) == ("", 127.0, 0.0)
+    edge = latent_files(conditioning={"motion_bucket": 0, "elevation": 90}, latent={"fps": 1e6, "picture": False})
+    assert read_sample("k", edge, CLIPS, seed=0).motion_bucket == 0
+    beyond = latent_files(latent={"fps": 1000000.5, "picture": False})
+    with pytest.raises(SampleError, match="its fps should be a number from 0 to 1e"):
+        read_sample("k", beyond, CLIPS, seed=0)
+
+
+def test_the_seed_draws_the_caption() -> None:
+    captions = [{"source": "a", "text": f"{i}"} for i in range(8)]
+    config = DataConfig.from_dict(CLIPS.to_dict() | {"captions": {"a": 1.0}})
+    drawn = [
+        [read_sample("k", latent_files(captions=captions), config, seed=s).caption for s in range(9)] for _ in "ab"
+    ]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) > 3
+    source = [{"text": "without"}, {"source": "", "text": "empty"}]
+    assert {choose_caption(source, {"": 1.0}, random.Random(s)) for s in range(9)} == {0, 1}
+
+
+def test_latents_of_a_picture_are_one_frame() -> None:
+    ends = torch.zeros(2, 3, 32, 48, dtype=torch.uint8)
+    for frames in (1, 2):
+        latent = torch.zeros(frames, 4, 4, 6)
+        files = latent_members(about(), mean_TCHW=latent, logvar_TCHW=latent, ends_ECHW=ends, fps=1.0, picture=True)
+        if frames == 1:
+            assert read_sample("a", files, CLIPS, seed=0, latent_shape=SHAPE).picture
+        else:
+            with pytest.raises(SampleError, match=r"^bad_latent: it holds 2 frames of 32 x 48; expected 1 of 32 x 48$"):
+                read_sample("a", files, CLIPS, seed=0, latent_shape=SHAPE)
+    buckets = {"lengths": (3, 4), "aspect_ratios": (0.5, 2.0), "height_px": 128, "width_px": 128}
+    with pytest.raises(SampleError) as caught:
+        read_sample("a", latent_files(), DataConfig.from_dict(CLIPS.to_dict() | buckets), seed=0, latent_shape=SHAPE)
+    assert str(caught.value) == "bad_latent: it holds 2 frames of 32 x 48; expected 3 or 4 of 192 x 128 or 128 x 192"
+
+
+def mean_of(sample: Sample) -> float:
+    assert sample.frames_TCHW is not None
+    return float(sample.frames_TCHW.float().mean())
+
+
+def test_a_clip_is_read_as_its_configuration_says() -> None:
+    """Rate, number of frames, size, reader and crop; the picture of a clip goes from dark left to bright right."""
+    ramp = np.broadcast_to(np.arange(96, dtype=np.uint8)[None, :, None] * 2, (64, 96, 3))
+    files = {"json": json.dumps(about()).encode(), "mp4": video([ramp] * 24)}
+    config = DataConfig(frames=3, height_px=32, width_px=32, fps=(12.0,))
+    sample = read_sample("a", files, config, seed=0)
+    assert sample.fps == pytest.approx(12)
+    assert (sample.picture, sample.latent) == (False, None)
+    assert sample.frames_TCHW is not None
+    assert (sample.frames_TCHW.shape, sample.frames_TCHW.dtype) == ((3, 3, 32, 32), torch.uint8)
+    assert sample.shape == (False, (3, 3, 32, 32))
+    other = read_sample("a", files, DataConfig(frames=9, lengths=(4, 2), height_px=32, width_px=32, fps=(6.0,)), seed=0)
+    assert other.fps == pytest.approx(6)
+    assert other.shape == (False, (4, 3, 32, 32))
+    crops = [replace(config, crop=crop) for crop in ("center", "random", "random")]
+    levels = [[round(mean_of(read_sample("a", files, each, seed=seed))) for seed in range(5)] for each in crops]
+    assert len(set(levels[0])) == 1
+    assert len(set(levels[1])) > 2
+    assert levels[1] == levels[2]
+    assert read_sample("a", files, replace(config, reader="decord"), seed=0).shape == sample.shape
+    wide = replace(config, aspect_ratios=(2.0, 0.5), height_px=128, width_px=128)
+    assert read_sample("a", files, wide, seed=0).shape == (False, (3, 3, 128, 192))
+    with pytest.raises(SampleError, match="decode_error"):
+        read_sample("a", files | {"mp4": b""}, config, seed=0)
+
+
+def test_a_picture_is_read_as_its_configuration_says() -> None:
+    ramp = np.broadcast_to(np.arange(96, dtype=np.uint8)[None, :, None] * 2, (64, 96, 3))
+    files = {"json": json.dumps(about()).encode(), "jpg": cv2.imencode(".png", ramp)[1].tobytes()}
+    config = DataConfig(frames=1, height_px=32, width_px=32, crop="random")
+    samples = [read_sample("a", files, config, seed=seed) for seed in (0, 1, 2, 0)]
+    assert all((each.fps, each.picture, each.shape) == (1.0, True, (True, (1, 3, 32, 32))) for each in samples)
+    means = [mean_of(each) for each in samples]
+    assert means[0] == means[3]
+    assert len(set(means)) > 1
+    assert mean_of(read_sample("a", files, replace(config, crop="center"), seed=0)) == pytest.approx(95, abs=2)
+
+
+def test_a_batch_is_its_samples_stacked() -> None:
+    known = [{"caption": f"c{i}", "fps": 8.0 + i, "motion_bucket": 100.0 + i, "elevation": 0.5 * i} for i in range(2)]
+    frames = [torch.full((2, 3, 4, 4), i, dtype=torch.uint8) for i in range(2)]
+    clips = [Sample(key=f"k{i}", picture=True, frames_TCHW=frames[i], **known[i]) for i in range(2)]
+    batch = collate(clips)
+    assert (batch.keys, batch.captions, batch.image_only) == (["k0", "k1"], ["c0", "c1"], True)
+    assert [batch.fps.tolist(), batch.motion_bucket.tolist(), batch.elevation.tolist()] == [
+        [8, 9],
+        [100, 101],
+        [0, 0.5],
+    ]
+    assert torch.equal(batch.frames_BTCHW, torch.stack(frames))  # type: ignore[arg-type]
+    assert [batch.mean_BTCHW, batch.logvar_BTCHW, batch.ends_BECHW] == [None] * 3
+    names = ("mean", "logvar", "ends", "embeddings", "tokens")
+    latents = [{name: torch.full((2,), 10.0 * n + i) for n, name in enumerate(names)} for i in range(2)]
+    batch = collate([Sample(key=f"k{i}", picture=False, latent=latents[i], **known[i]) for i in range(2)])
+    assert (batch.image_only, batch.frames_BTCHW) == (False, None)
+    stacked = (
+        batch.mean_BTCHW,
+        batch.logvar_BTCHW,
+        batch.ends_BECHW,
+        batch.image_embeddings_BEC,
+        batch.text_tokens_BNC,
+    )
+    for n, value in enumerate(stacked):
+        assert value is not None
+        assert value.tolist() == [[10.0 * n] * 2, [10.0 * n + 1] * 2]
+    bare = collate([Sample(key="k", picture=False, latent={"mean": torch.zeros(2)}, **known[0])])
+    assert (bare.ends_BECHW, bare.image_embeddings_BEC, bare.text_tokens_BNC) == (None, None, None)
+
+
+def test_samples_of_one_shape_fit_into_a_batch() -> None:
+    """The names of latents count, their order does not; a picture is not a clip of one frame."""
+    known: dict[str, Any] = {"key": "k", "caption": "", "fps": 8.0, "motion_bucket": 1.0, "elevation": 0.0}
+    one, other = torch.zeros(2), torch.zeros(3)
+    shapes = {
+        Sample(picture=picture, latent=latent, **known).shape
+        for picture in (False, True)
+        for latent in ({"mean": one}, {"mean": other}, {"ends": one}, {"mean": one, "ends": one})
+    }
+    assert len(shapes) == 8
+    assert Sample(picture=False, latent={"ends": one, "mean": one}, **known).shape in shapes
+
+
+def test_json_that_cannot_be_read_says_why() -> None:
+    with pytest.raises(SampleError, match=r"^bad_json: Expecting property name enclosed in double quotes"):
+        read_sample("a", {"json": b"{", "jpg": PICTURE}, CONFIG, seed=0)

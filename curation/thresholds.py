@@ -267,7 +267,7 @@ def ties(scores: NDArray[Any], asked: Fraction, bound: float, *, lowest: bool) -
     if asked * len(scores) - removed < 1:
         return None
     equal = int(np.count_nonzero(scores == scores.dtype.type(bound)))
-    return f"removed {removed / len(scores):.1%}, for {equal:,} clips are tied at the threshold and stay"
+    return f"removed {removed / len(scores):.1%} because {equal:,} clips tie at the threshold and stay"
 
 
 def percentile(scores: NDArray[Any], at: Fraction) -> float | None:

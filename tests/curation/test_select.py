@@ -462,7 +462,7 @@ def test_ties_are_told(tmp_path: Path) -> None:
     dataset = make(str(tmp_path / "d"), [{"motion": m} for m in motion])
     (step,) = select(dataset, rules(motion={"drop_highest": "50%"})).funnel
     assert step.removed == 3
-    assert step.note == "drop_highest 50%: removed 30.0%, for 7 clips are tied at the threshold and stay"
+    assert step.note == "drop_highest 50%: removed 30.0% because 7 clips tie at the threshold and stay"
     (step,) = select(dataset, rules(motion={"drop_highest": "30%"})).funnel
     assert (step.removed, step.note) == (3, None)
 

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
+from curation import thresholds
 from curation.errors import UserError
 from curation.rules import Rules
 from curation.sql import open_connection
 from curation.tables import joined_query
-from curation.thresholds import KEPT, REMOVED, UNSCORED, Test, percentile, tests_of, ties
+from curation.thresholds import KEPT, REMOVED, UNSCORED, percentile, ties
 
 NAN = math.nan
 CLIPS = {
@@ -53,18 +54,18 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
 
 def judged_by(
     connection: duckdb.DuckDBPyConnection, where: str | None = None, *, allow_missing: bool = False, **rules: Any
-) -> tuple[list[Test], dict[str, str]]:
+) -> tuple[list[thresholds.Test], dict[str, str]]:
     asked = Rules.from_values({"name": "r", "rules": rules, "where": where}, origin="r")
-    return tests_of(connection, asked, allow_missing=allow_missing)
+    return thresholds.tests_of(connection, asked, allow_missing=allow_missing)
 
 
-def one(connection: duckdb.DuckDBPyConnection, where: str | None = None, **rules: Any) -> Test:
+def one(connection: duckdb.DuckDBPyConnection, where: str | None = None, **rules: Any) -> thresholds.Test:
     (test,), skipped = judged_by(connection, where, **rules)
     assert skipped == {}
     return test
 
 
-def outcomes(connection: duckdb.DuckDBPyConnection, test: Test, outcome: str | None = None) -> list[int]:
+def outcomes(connection: duckdb.DuckDBPyConnection, test: thresholds.Test, outcome: str | None = None) -> list[int]:
     """Of the clips a to h, as they are without other rules."""
     rows = connection.execute(f"SELECT {outcome or test.outcome} FROM joined ORDER BY clip_id").fetchall()
     return [row[0] for row in rows]
@@ -74,7 +75,7 @@ K, R, U = KEPT, REMOVED, UNSCORED
 
 
 @pytest.mark.parametrize(
-    ("column", "rule", "thresholds", "expected"),
+    ("column", "rule", "numbers", "expected"),
     [
         ("motion", {"min": 2}, {"min": 2.0}, [R, R, K, K, K, U, U, U]),
         ("motion", {"max": 2}, {"max": 2.0}, [K, K, K, R, R, U, U, U]),
@@ -98,13 +99,13 @@ def test_outcomes_clip_by_clip(
     connection: duckdb.DuckDBPyConnection,
     column: str,
     rule: dict[str, Any],
-    thresholds: dict[str, float | None],
+    numbers: dict[str, float | None],
     expected: list[int],
 ) -> None:
     test = one(connection, **{column: rule})
     assert (test.name, test.columns, test.last, test.outcome_alone) == (column, {column}, False, "")
-    assert test.thresholds == thresholds
-    assert list(test.thresholds) == list(thresholds)
+    assert test.thresholds == numbers
+    assert list(test.thresholds) == list(numbers)
     assert outcomes(connection, test) == expected
     assert [test.keeps(outcome) for outcome in (K, R, U)] == [True, False, False]
     assert test.kept_outcomes() == (K,)
@@ -184,7 +185,7 @@ def test_ties_are_noted(connection: duckdb.DuckDBPyConnection) -> None:
     both = one(connection, text_area={"drop_lowest": "20%", "drop_highest": "60%"}).note
     assert (
         both
-        == f"drop_lowest 40%: {told}; drop_highest 59%: removed 40.0% because 3 clips tie at the threshold and stay"
+        == f"drop_lowest 20%: {told}; drop_highest 60%: removed 40.0% because 3 clips tie at the threshold and stay"
     )
 
 

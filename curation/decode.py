@@ -150,7 +150,7 @@ class Video:
     def demux(self, start_pts: int) -> Iterator[av.Packet]:
         """Packets in decode order from the keyframe at or before `start_pts` on. Data packets only."""
         self._seek(start_pts)
-        for packet in self._container.demux(self.stream):
+        for packet in _demuxed(self._container, self.stream):
             if packet.size:
                 yield packet
 
@@ -233,7 +233,7 @@ class Video:
 
     def _packets(self, seen: PacketIndex) -> Iterator[av.Packet]:
         """Every packet, noted in `seen`, and so is why they end before the stream does."""
-        packets = self._container.demux(self.stream)
+        packets = _demuxed(self._container, self.stream)
         while True:
             try:
                 packet = next(packets, None)
@@ -290,6 +290,14 @@ def _looks_like_media(head: bytes) -> bool:
         or head[:4] == b"OggS"
         or (head[0] == 0x47 and head[188:189] == b"\x47")
     )
+
+
+def _demuxed(container: Any, stream: Any) -> Iterator[av.Packet]:
+    """The packets of one stream, and an empty one at the end. Raises what PyAV's `demux` does."""
+    # Where a stream has appeared that the header does not announce, PyAV looks for its last packets, too: after those
+    # of `stream`, and among the streams that it knows.
+    with suppress(IndexError):
+        yield from container.demux(stream)
 
 
 def _video_stream(container: Any, file: Any, limits: Limits) -> Any:

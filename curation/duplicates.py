@@ -7,7 +7,7 @@ Sizes: N clips, D = embedding width.
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
 import duckdb
@@ -20,6 +20,7 @@ from curation import storage
 from curation.columns import column
 from curation.duplicate_groups import CLIP_COLUMNS, DuplicatesConfig, RankedClips, keepers, read_ranked
 from curation.errors import UserError
+from curation.sql import batches
 from curation.tables import Dataset, fingerprint, joined_columns, joined_query
 
 __all__ = [
@@ -159,7 +160,7 @@ def _table(clips: RankedClips, keeper_N: NDArray[np.int64]) -> pa.Table:
     return pa.table(columns, schema=DUPLICATES).sort_by("clip_id")
 
 
-def _batches(dataset: Dataset, connection: duckdb.DuckDBPyConnection) -> pa.RecordBatchReader:
+def _batches(dataset: Dataset, connection: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatch]:
     known = joined_columns(connection)
     if "embedding" not in known:
         raise UserError(
@@ -169,9 +170,7 @@ def _batches(dataset: Dataset, connection: duckdb.DuckDBPyConnection) -> pa.Reco
     aesthetic = "CASE WHEN isfinite(aesthetic::FLOAT) THEN aesthetic::FLOAT END" if "aesthetic" in known else "NULL"
     chosen = ", ".join(f"{aesthetic}::FLOAT AS aesthetic" if name == "aesthetic" else name for name in CLIP_COLUMNS)
     rows = joined_query(connection, [name for name in CLIP_COLUMNS if name in known])
-    relation = connection.sql(f"SELECT {chosen} FROM ({rows})")
-    assert relation is not None
-    return relation.to_arrow_reader(_BATCH_ROWS)
+    return batches(connection, f"SELECT {chosen} FROM ({rows})", _BATCH_ROWS)
 
 
 def _inputs(dataset: Dataset, config: DuplicatesConfig) -> str:

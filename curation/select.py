@@ -16,7 +16,7 @@ from curation.config import unknown_name
 from curation.errors import UserError
 from curation.funnel import FunnelStep, Judged, funnel, judge, judged_rows, passing
 from curation.rules import Rule, Rules, load_rules
-from curation.sql import quoted
+from curation.sql import batches, quoted
 from curation.tables import Dataset, joined_query
 from curation.thresholds import WHERE, Test, tests_of
 
@@ -139,7 +139,7 @@ def selected_clips(
         wanted = ", ".join(map(quoted, columns)) if columns else "*"
         rows = joined_query(connection, ["clip_id", *columns] if columns else None)
         query = f"SELECT {wanted} FROM ({rows}) SEMI JOIN selected USING (clip_id) ORDER BY clip_id"
-        yield from _batches(connection, query, batch_rows)
+        yield from batches(connection, query, batch_rows)
 
 
 def funnel_rows(selection: Selection) -> list[dict[str, Any]]:
@@ -159,7 +159,7 @@ def _chosen_clips(connection: duckdb.DuckDBPyConnection, judged: Judged, where: 
     rows = judged_rows(connection, judged.tests, _SELECTED.names)
     clips = 0
     query = f"SELECT {columns} FROM ({rows}) WHERE {passing(judged.tests)} ORDER BY clip_id"
-    for batch in _batches(connection, query, _BATCH_ROWS):
+    for batch in batches(connection, query, _BATCH_ROWS):
         clips += batch.num_rows
         yield batch
     if clips != judged.chosen().clips:
@@ -201,12 +201,6 @@ def _check_same(dataset: Dataset, older: Selection, rules: Rules, digest: str) -
         f"there is a selection {name!r} already, with {what} ({older.clips:,} clips{used}): give another --name, or "
         "--replace to replace it"
     )
-
-
-def _batches(connection: duckdb.DuckDBPyConnection, query: str, rows: int) -> pa.RecordBatchReader:
-    relation = connection.sql(query)
-    assert relation is not None
-    return relation.to_arrow_reader(rows)
 
 
 def _resolved_rules(rules: Rules, tests: Sequence[Test]) -> dict[str, Any]:

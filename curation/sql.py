@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import duckdb
 import pyarrow as pa
@@ -64,6 +64,16 @@ def open_connection(
         connection.close()
         raise
     return connection
+
+
+def batches(connection: duckdb.DuckDBPyConnection, query: str, rows: int) -> Iterator[pa.RecordBatch]:
+    """The answer to a query, about `rows` rows at a time. Raises duckdb.Error, also for what fails while it is read."""
+    relation = connection.sql(query)
+    assert relation is not None
+    try:
+        yield from relation.to_arrow_reader(rows)
+    except (OSError, pa.ArrowException) as error:  # as which Arrow's stream passes on what DuckDB raises
+        raise duckdb.Error(str(error)) from error
 
 
 def quoted(name: str) -> str:

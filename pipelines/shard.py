@@ -10,8 +10,8 @@ from functools import lru_cache, partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from curation import storage
 from curation.errors import RunStopped, UserError
 from curation.isolation import Isolated
 from curation.select import load_selection, selected_clips
@@ -107,10 +107,10 @@ def _selected(data: Dataset, selection: str) -> tuple[pa.Table, list[FailedClip]
         raise UserError(f"the selection {selection!r} holds no clips, so there is nothing to shard")
     with data.connect() as connection:
         columns = [name for name in joined_columns(connection) if name not in _NOT_OF_THE_CLIP]
-    rows = pa.Table.from_batches(selected_clips(data, selection, columns))
-    with data.fs.open(data.file("selections", f"{selection}.parquet"), "rb") as file:
-        chosen = pq.read_table(file, columns=["clip_id"])["clip_id"].to_pylist()
-    there = set(rows["clip_id"].to_pylist())
+    batches = list(selected_clips(data, selection, columns))
+    path = data.file("selections", f"{selection}.parquet")
+    chosen = storage.read_parquet(data.fs, path, ["clip_id"])["clip_id"].to_pylist()
+    there = {clip_id for batch in batches for clip_id in batch["clip_id"].to_pylist()}
     gone = [
         FailedClip(clip_id=clip_id, error_kind="gone", error="the dataset no longer holds this clip: select again")
         for clip_id in chosen
@@ -118,7 +118,7 @@ def _selected(data: Dataset, selection: str) -> tuple[pa.Table, list[FailedClip]
     ]
     if not there:
         raise UserError(f"{data.url} no longer holds any of the {len(gone):,} clips of {selection!r}: select again")
-    return rows, gone
+    return pa.Table.from_batches(batches), gone
 
 
 def _in_place(plans: Sequence[ShardPlan], folder: str) -> dict[str, ShardResult]:

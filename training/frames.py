@@ -9,7 +9,8 @@ import random
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -212,7 +213,7 @@ class _Video:
 
     def _demuxed(self, container: Any) -> list[av.Packet]:
         packets: list[av.Packet] = []
-        for packet in container.demux(self.stream):
+        for packet in _packets(container, self.stream):
             if packet.size:
                 packets.append(packet)
             self.check_time()
@@ -224,6 +225,13 @@ class _Video:
         """Raise SampleError where this sample has had its time."""
         if time.thread_time() > self._ends_s:
             raise SampleError("timeout", f"reading it took more than {MAX_SAMPLE_S:g} s of CPU time")
+
+
+def _packets(container: Any, stream: Any) -> Iterator[av.Packet]:
+    # Where a stream has appeared that the header does not announce, PyAV looks for its last packets, too: after those
+    # of `stream`, and among the streams that it knows.
+    with suppress(IndexError):
+        yield from container.demux(stream)
 
 
 class _Fit:

@@ -24,6 +24,7 @@ from benchmarks.faults.pipeline import SOURCES, Phase, Pipeline
 from benchmarks.faults.processes import clear_up, kill, victims
 
 _MOST_ATTEMPTS, _ATTEMPT_S = 25, 600.0
+_VICTIM_S, _POLL_S = 5.0, 0.05
 _CALM_FROM = 12
 """From this attempt at a phase on nothing is disturbed: the next one finishes it."""
 _MOST_KILLS = {"curate": 4, "select": 1, "shard": 4, "cache": 4}
@@ -84,7 +85,7 @@ class Session:
                 process.wait(max(0.0, started_s + moment_s - time.monotonic()))
                 break
             except subprocess.TimeoutExpired:
-                self._kill_one(process.pid)
+                self._kill_one(process)
         try:
             code = process.wait(_ATTEMPT_S)
         except subprocess.TimeoutExpired:
@@ -99,12 +100,16 @@ class Session:
                 print(f"traceback: {run}, see {log} from byte {before_bytes:,} on", flush=True)
         return code
 
-    def _kill_one(self, driver: int) -> None:
-        """The driver, or one of the others; half of the time each, where there are others."""
-        others = victims(driver)
-        pid, what = self.rng.choice(others) if others and self.rng.random() < 0.6 else (driver, "driver")
-        if kill(pid):
-            self.done[what] += 1
+    def _kill_one(self, driver: subprocess.Popen[bytes]) -> None:
+        """The driver, a worker or a child; waits a moment for one of that kind to be there."""
+        wanted = self.rng.choice(("driver", "worker", "worker", "child"))
+        deadline = time.monotonic() + _VICTIM_S
+        found = [driver.pid] if wanted == "driver" else []
+        while not found and driver.poll() is None and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+            found = [pid for pid, what in victims(driver.pid) if what == wanted]
+        if found and kill(self.rng.choice(found)):
+            self.done[wanted] += 1
 
     def _compare(self, number: int, calm: Contents, disturbed: Contents) -> None:
         found = differences(calm, disturbed)

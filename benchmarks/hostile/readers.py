@@ -16,7 +16,7 @@ from benchmarks.hostile.originals import SETTINGS, clipmill
 REJECTED = 2
 _SAMPLES = 13
 """In the shards of the originals."""
-UNEXPECTED = re.compile(r"unexpected \w+|Traceback \(most recent call last\)")
+UNEXPECTED = re.compile(r"unexpected \w+ in \S+\.py:\d|Traceback \(most recent call last\)|it has no row$")
 """How an exception that nobody expected is told, in a row of a table or on stderr."""
 
 

@@ -194,6 +194,6 @@ def _reasons(printed: Path) -> dict[str, str]:
 
 
 def _of_row(case: int, kind: str, damaged: str, reasons: Mapping[str, str]) -> Verdict:
-    reason = reasons.get(f"{case:06d}", "unexpected absence: it has no row")
+    reason = reasons.get(f"{case:06d}", "it has no row")
     outcome = "traceback" if UNEXPECTED.search(reason) else "rejected" if reason else "ok"
     return Verdict(case=case, kind=kind, damaged=damaged, outcome=outcome, detail=reason[:300])

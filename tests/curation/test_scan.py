@@ -238,6 +238,25 @@ def test_random_damage_never_raises_anything_but_a_source_error(tmp_path: Path, 
         assert row["duration_s"] == pytest.approx(row["clip_s"] + sum(row[k] for k in LOSSES))
 
 
+def test_a_stream_that_appears_half_way_ends_nothing(tmp_path: Path):
+    """FFmpeg looks at the first and the last 250 KB of a transport stream; what comes between is news to PyAV."""
+    frames = panning(height=48, pixels_per_frame=1, frames=24)
+    alone = write_video(tmp_path / "alone.ts", frames, options={"crf": "1"}).read_bytes()
+    with av.open(str(tmp_path / "sound.ts"), "w") as container:
+        container.add_stream("libx264", rate=24)
+        sound = container.add_stream("mp2", rate=48_000)
+        for i in range(20):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 1152), np.int16), "s16", "stereo")
+            frame.sample_rate, frame.pts = 48_000, 1152 * i
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    around = alone * (400_000 // len(alone) + 1)
+    (tmp_path / "late.ts").write_bytes(around + (tmp_path / "sound.ts").read_bytes() + around)
+    with av.open(str(tmp_path / "late.ts")) as container:
+        assert len(container.streams) == 1
+    assert scan_file(tmp_path / "late.ts").source["status"] == "ok"
+
+
 def test_a_source_found_unusable_when_listed_stays_so():
     error = SourceError("missing", "nothing is at this address")
     with pytest.raises(SourceError, match="missing"):

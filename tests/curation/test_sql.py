@@ -9,14 +9,16 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from curation import storage
 from curation.duplicates import find_duplicates
 from curation.errors import UserError
 from curation.rules import Rules
 from curation.select import select, selected_clips
-from curation.sql import literal, quoted
+from curation.sql import batches, literal, open_connection, quoted
 from curation.tables import CLIPS, SOURCES, Dataset
+from pipelines import shard
 from pipelines.select import select as select_by_name
 from pipelines.status import status
 
@@ -227,6 +229,28 @@ def test_damaged_parquet_is_a_sentence_that_names_the_file(complete: Dataset, fi
         use(complete)
     if damage in ("empty", "8 bytes", "truncated"):
         assert file in str(error.value)
+
+
+def test_damage_met_while_rows_are_read_is_an_error_of_the_query(tmp_path: Path) -> None:
+    """In a late group of rows: by then the query has begun to answer."""
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"number": range(400_000)}), path, row_group_size=10_000)
+    chunk = pq.ParquetFile(path).metadata.row_group(35).column(0)
+    content = bytearray(path.read_bytes())
+    start = chunk.dictionary_page_offset
+    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(content)
+    with open_connection(LocalFileSystem(), {"rows": [str(path)]}) as connection:
+        answer = batches(connection, "SELECT * FROM rows", 1_000)
+        assert next(answer).num_rows == 1_000
+        with pytest.raises(duckdb.Error):
+            list(answer)
+
+
+def test_a_selection_of_which_no_clip_is_left_is_a_sentence(complete: Dataset) -> None:
+    pq.write_table(pa.table({"clip_id": ["gone"]}), Path(complete.file("selections/all.parquet")))
+    with pytest.raises(UserError, match="no longer holds any of the 1 clips of 'all': select again"):
+        shard(complete.url, "all")
 
 
 @pytest.mark.parametrize("name", ["clips", "sources"])

@@ -16,15 +16,16 @@ to encode and 1.7 GiB to decode, in float32; half of that in bfloat16. It grows 
 area of a frame, or of a tile (`benchmarks/autoencoder_memory.py`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svd.blocks import GroupNorm, TemporalConv
-from svd.fields import Fields, nearest
+from svd.fields import Shape, nearest
 from svd.tiling import Tiling, tiled
 
 _SPATIAL_EPS = 1e-6
@@ -32,8 +33,10 @@ _TEMPORAL_EPS = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig(Fields):
+class AutoencoderConfig(Shape):
     """Shape of an autoencoder. Each width after the first halves the resolution once more."""
+
+    MOST: ClassVar[Mapping[str, int]] = {"blocks_per_level": 8, "frame_channels": 64, "latent_channels": 1024}
 
     widths: tuple[int, ...] = (128, 256, 512, 512)
     blocks_per_level: int = 2
@@ -45,10 +48,8 @@ class AutoencoderConfig(Fields):
     narrow networks want fewer."""
 
     def __post_init__(self) -> None:
-        for name in ("blocks_per_level", "frame_channels", "latent_channels", "scale_factor", "groups"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} should be above 0, came {getattr(self, name)}")
-        if not self.widths or any(width <= 0 or width % self.groups for width in self.widths):
+        super().__post_init__()
+        if not self.widths or any(width % self.groups for width in self.widths):
             raise ValueError(f"widths should be multiples of {self.groups} (normalisation groups), came {self.widths}")
 
     @property

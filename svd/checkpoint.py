@@ -13,6 +13,7 @@ and files that we did not write are read as well.
 import json
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from svd import diffusers_json, names_autoencoder, names_clip, names_unet
 from svd.autoencoder import Autoencoder, AutoencoderConfig
 from svd.clip import ImageEncoder, ImageEncoderConfig, TextEncoder
 from svd.config import UNetConfig
+from svd.fields import parse_object, read_object
 from svd.model import NEEDS, Model, ModelConfig
 from svd.tensor_files import INDEX, Stored, WeightsError, open_tensors, write_shards, write_tensors
 from svd.weights import compare, load_unet, module_tensors
@@ -68,14 +70,15 @@ def read_config(path: str | Path) -> ModelConfig:
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there; a model is a folder, or a file in the layout of the release")
     if (path / CONFIG).is_file():
-        return _parse((path / CONFIG).read_text(), str(path / CONFIG))
+        return _parse(read_object(path / CONFIG), str(path / CONFIG))
     if path.is_dir():
         return diffusers_json.read(path)
     with ExitStack() as files:
         stored = open_tensors(path, files)
         metadata = next(iter(stored.values())).file.metadata() if stored else None
         if metadata and METADATA in metadata:
-            return _parse(metadata[METADATA], f"the metadata of {path}")
+            origin = f"the metadata of {path}"
+            return _parse(parse_object(metadata[METADATA], origin), origin)
         return _released(path, stored)
 
 
@@ -202,9 +205,9 @@ def _weights(path: Path, part: str) -> Path:
     return next((each for each in (file, index) if each.is_file()), file.parent)
 
 
-def _parse(text: str, origin: str) -> ModelConfig:
+def _parse(values: dict[str, Any], origin: str) -> ModelConfig:
     try:
-        return ModelConfig.from_dict(json.loads(text))
+        return ModelConfig.from_dict(values)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{origin} is no configuration of a model: {error}") from error
 

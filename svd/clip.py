@@ -7,13 +7,13 @@ text's 77 tokens are those of the penultimate layer of its text tower, after the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svd.fields import Fields
+from svd.fields import Shape
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -58,8 +58,10 @@ class CachedTexts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageEncoderConfig(Fields):
+class ImageEncoderConfig(Shape):
     """Shape of CLIP's vision tower. The defaults are ViT-H-14, which the release uses."""
+
+    MOST: ClassVar[Mapping[str, int]] = {"size_px": 2048, "layers": 128, "heads": 1024}
 
     size_px: int = 224
     patch_px: int = 14
@@ -69,6 +71,10 @@ class ImageEncoderConfig(Fields):
     mlp_width: int = 5120
     embedding_width: int = 1024
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_heads(self.width, self.heads)
+
     @classmethod
     def tiny(cls, embedding_width: int) -> "ImageEncoderConfig":
         """A tower of 0.4 M parameters, for tests and demos."""
@@ -76,8 +82,10 @@ class ImageEncoderConfig(Fields):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextEncoderConfig(Fields):
+class TextEncoderConfig(Shape):
     """Shape of CLIP's text tower. The defaults are ViT-H-14's as Stable Diffusion 2.1 uses it: 23 of its 24 layers."""
+
+    MOST: ClassVar[Mapping[str, int]] = {"tokens": 4096, "vocabulary": 2_000_000, "layers": 128, "heads": 1024}
 
     tokens: int = 77
     vocabulary: int = 49408
@@ -85,6 +93,10 @@ class TextEncoderConfig(Fields):
     layers: int = 23
     heads: int = 16
     mlp_width: int = 4096
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_heads(self.width, self.heads)
 
     @classmethod
     def tiny(cls, width: int) -> "TextEncoderConfig":
@@ -143,6 +155,11 @@ class TextEncoder(nn.Module):
         causal_NN = torch.full((n, n), -torch.inf, device=position_NC.device, dtype=position_NC.dtype).triu(1)
         x_BNC = self.transformer(self.token_embedding(ids_BN) + position_NC, attn_mask=causal_NN)
         return cast("Tensor", self.ln_final(x_BNC))
+
+
+def _check_heads(width: int, heads: int) -> None:
+    if width % heads:
+        raise ValueError(f"width {width} is not a multiple of its {heads} heads")
 
 
 def clip_pixels(frames_BCHW: Tensor, size_px: int = 224) -> Tensor:

@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from svd.fields import Fields, nearest
+from svd.fields import Shape, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetConfig(Fields):
+class UNetConfig(Shape):
     """Shape of one UNet. The defaults are Stable Video Diffusion's (section 4.3), 14 frames.
 
     Raises ValueError for shapes that cannot be built.
     """
+
+    MOST: ClassVar[Mapping[str, int]] = {"blocks_per_level": 8, "frames": 4096, "in_channels": 1024}
 
     in_channels: int = 8
     """Channels of the input: the noisy latent, then what is concatenated to it."""
@@ -41,6 +43,9 @@ class UNetConfig(Fields):
     """Frames the model is made for. No tensor depends on it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.widths:
+            raise ValueError("widths: expected one per level, got none")
         if len(self.attention) != len(self.widths):
             raise ValueError(f"{len(self.widths)} widths but {len(self.attention)} attention flags: give one per level")
         for width in self.widths:

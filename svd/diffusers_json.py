@@ -1,6 +1,5 @@
 """The JSON files of a diffusers folder, from our configurations and back."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from svd.autoencoder import AutoencoderConfig
 from svd.clip import CLIP_MEAN, CLIP_STD, ImageEncoderConfig, TextEncoderConfig
 from svd.config import UNetConfig
+from svd.fields import read_object
 from svd.model import ModelConfig
 from svd.names_unet import diffusers_config
 
@@ -83,7 +83,7 @@ def read(folder: Path) -> ModelConfig:
     for part in ("unet", "vae", "image_encoder", "text_encoder"):
         path = folder / part / "config.json"
         if path.is_file():
-            found[part] = _json(path)
+            found[part] = read_object(path)
         elif part in ("unet", "vae"):
             raise FileNotFoundError(f"{folder} is no model's folder: it has no {part}/config.json and no clipmill.json")
     try:
@@ -96,16 +96,10 @@ def read(folder: Path) -> ModelConfig:
         )
     except KeyError as error:
         raise ValueError(f"{folder}: a config.json lacks {error}, which diffusers writes for this model") from error
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} should hold an object, it holds a {type(content).__name__}")
-    return content
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(
+            f"{folder}: a value in a config.json is of another kind than diffusers writes: {error}"
+        ) from error
 
 
 def _read_unet(values: Mapping[str, Any]) -> UNetConfig:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svd.blocks import TemporalLayer
+from svd.fields import parse_object, read_object
 from svd.names_unet import table
 from svd.tensor_files import WeightsError, open_tensors, write_tensors
 from svd.unet import UNet
@@ -27,6 +28,7 @@ _PREFIX = "unet."
 _PREFIXES = (_PREFIX, "base_model.model.", "")
 """What names start with: in files of diffusers' trainers, in those of PEFT, in those of neither."""
 _METADATA = "lora_adapter_metadata"
+_MAX_ALPHA = 65_536
 _MATRICES = ("q", "k", "v", "out")
 
 
@@ -138,11 +140,18 @@ def load_lora(unet: UNet, path: str | Path) -> None:
 
 
 def _alpha(path: Path, metadata: dict[str, str]) -> float | None:
-    if _METADATA in metadata:
-        settings = json.loads(metadata[_METADATA])
-        return cast("float | None", settings.get(f"{_PREFIX}lora_alpha"))
     beside = (path if path.is_dir() else path.parent) / "adapter_config.json"
-    return cast("float | None", json.loads(beside.read_text()).get("lora_alpha")) if beside.is_file() else None
+    try:
+        if _METADATA in metadata:
+            alpha = parse_object(metadata[_METADATA], f"the metadata of {path}").get(f"{_PREFIX}lora_alpha")
+        else:
+            alpha = read_object(beside).get("lora_alpha") if beside.is_file() else None
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if alpha is not None and not (number and 0 < alpha <= _MAX_ALPHA):
+        raise WeightsError(f"{path} says lora_alpha {alpha!r}, expected a number above 0 and up to {_MAX_ALPHA:,}")
+    return cast("float | None", alpha)
 
 
 def _adapted(unet: UNet) -> dict[str, LoraLinear]:

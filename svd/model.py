@@ -48,6 +48,10 @@ class ModelConfig:
     """Size of the frames that the model was trained on, and makes if not told otherwise."""
 
     def __post_init__(self) -> None:
+        for name in ("width_px", "height_px"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1 << 16:
+                raise ValueError(f"{name}: expected a whole number from 1 to 65,536, got {value!r}")
         if self.autoencoder.latent_channels != self.unet.out_channels:
             raise ValueError(
                 f"the UNet makes latents of {self.unet.out_channels} channels, the autoencoder takes "
@@ -110,6 +114,9 @@ class ModelConfig:
             "image_encoder": ImageEncoderConfig.from_dict,
             "text_encoder": TextEncoderConfig.from_dict,
         }
+        for name in parts:
+            if not isinstance(values.get(name), Mapping | None):
+                raise ValueError(f"{name}: expected an object with its settings, got {type(values[name]).__name__}")
         made = {name: parts[name](values[name]) for name in parts if values.get(name) is not None}
         return cls(**{**values, **made})
 

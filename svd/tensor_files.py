@@ -12,10 +12,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from svd.fields import read_object
+
 CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 """The types of weights, as safetensors calls them."""
 
 INDEX = ".safetensors.index.json"
+_MAX_HEADER_BYTES = 32 << 20
 
 
 class WeightsError(ValueError):
@@ -44,8 +47,9 @@ def open_tensors(path: str | Path, files: ExitStack) -> dict[str, Stored]:
     stored: dict[str, Stored] = {}
     for shard in _shards(Path(path)):
         try:
+            _check_header(shard)
             file = files.enter_context(safe_open(shard, framework="pt", device="cpu"))
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise WeightsError(f"{shard} is no safetensors file, or is cut short ({error}); fetch it again") from error
         for name in list(file.keys()):
             if name in stored:
@@ -53,6 +57,14 @@ def open_tensors(path: str | Path, files: ExitStack) -> dict[str, Stored]:
             part = file.get_slice(name)
             stored[name] = Stored(name, file, tuple(part.get_shape()), part.get_dtype())
     return stored
+
+
+def _check_header(path: Path) -> None:
+    """Raise OSError for a header beyond all need: the library takes up to 100 MB of JSON, ten times that in memory."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER_BYTES:
+        raise OSError(f"its header claims {length:,} bytes, expected at most {_MAX_HEADER_BYTES:,}")
 
 
 def _shards(path: Path) -> list[Path]:
@@ -73,7 +85,7 @@ def _shards(path: Path) -> list[Path]:
             )
         return [path]
     try:
-        names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        names = sorted(set(read_object(path)["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"{path} is not an index of shards: {error!r}") from error
     shards = [path.parent / Path(name).name for name in names]

@@ -176,7 +176,7 @@ def test_errors_name_what_is_wrong(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"has no unet/config\.json and no clipmill\.json"):
         read_config(tmp_path)
     (tmp_path / "clipmill.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"clipmill\.json is no configuration of a model"):
+    with pytest.raises(ValueError, match=r"clipmill\.json should hold an object, it holds a list"):
         read_config(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(WeightsError, match="holds 1 tensors and no UNet"):

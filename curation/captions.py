@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from curation.addresses import redacted, without_credentials
 from curation.config import unknown_name
-from curation.errors import UserError
+from curation.errors import UserError, raise_if_stopped
 from curation.stats import Source, locate
 from curation.storage import is_local, open_regular, path_of, read_limited, reason_of
 
@@ -103,7 +105,7 @@ def read_captions(source: Source, metadata: Mapping[str, str]) -> list[TimedCapt
     """Every caption that came with `source`: from its list, NAME.json and NAME.txt beside it, its container's tags.
 
     `metadata` holds the container's tags. What cannot be read becomes a caption with an error; a caption without
-    text is none. Costs one attempt per sidecar name, and raises nothing of its own.
+    text is none. Costs one attempt per sidecar name. Raises RunStopped where this machine cannot go on, nothing else.
 
     A store that hides what it does not list answers "forbidden" for a file that is not there: outside the local disk
     such a sidecar counts as not there.
@@ -121,8 +123,10 @@ def captions_of_clips(captions: Sequence[TimedCaption], clips_s: Sequence[tuple[
     Every clip has a row with its captions, so a long caption of a video with many clips is there many times. Where
     that is more than the limit, each clip gets an equal share of it, and an error for what did not fit.
     """
-    chosen = [captions_between(captions, start_s, end_s) for start_s, end_s in clips_s]
-    size_bytes = {caption: len((caption.text or caption.error or "").encode()) for clip in chosen for caption in clip}
+    timeline = _Timeline(captions)
+    chosen = [timeline.between(start_s, end_s) for start_s, end_s in clips_s]
+    distinct = {caption for clip in chosen for caption in clip}
+    size_bytes = {caption: len((caption.text or caption.error or "").encode()) for caption in distinct}
     total_bytes = sum(size_bytes[caption] for clip in chosen for caption in clip)
     share = MAX_SOURCE_BYTES // max(1, len(chosen)) if total_bytes > MAX_SOURCE_BYTES else MAX_CLIP_BYTES
     return [_fitting(clip, size_bytes, min(share, MAX_CLIP_BYTES)) for clip in chosen]
@@ -134,11 +138,29 @@ def captions_between(captions: Sequence[TimedCaption], start_s: float, end_s: fl
     Half, because whoever wrote a timed caption found other cuts than we did. One that covers most of the clip tells
     what is mostly seen in it; one that covers less describes something else, or a moment of it.
     """
-    chosen = list(dict.fromkeys(timed.caption for timed in captions if _covers(timed, start_s, end_s)))
-    if len(chosen) > MAX_PER_CLIP:
-        error = f"{len(chosen)} captions for one clip, the first {MAX_PER_CLIP} were taken"
-        chosen[MAX_PER_CLIP:] = [Caption(source=chosen[MAX_PER_CLIP].source, error=error)]
-    return chosen
+    return _Timeline(captions).between(start_s, end_s)
+
+
+class _Timeline:
+    """The captions of a source, for being asked for each of its clips: ten thousand of each are a hundred million."""
+
+    def __init__(self, captions: Sequence[TimedCaption]) -> None:
+        numbers: dict[Caption, int] = {}
+        self._numbers = np.array([numbers.setdefault(timed.caption, len(numbers)) for timed in captions], np.int64)
+        self._captions = list(numbers)
+        self._start_s = np.array([-math.inf if timed.start_s is None else timed.start_s for timed in captions])
+        self._end_s = np.array([math.inf if timed.end_s is None else timed.end_s for timed in captions])
+
+    def between(self, start_s: float, end_s: float) -> list[Caption]:
+        """See `captions_between`."""
+        covered_s = np.minimum(self._end_s, end_s) - np.maximum(self._start_s, start_s)
+        covering = covered_s >= _MIN_COVER * (end_s - start_s)
+        numbers = list(dict.fromkeys(self._numbers[covering].tolist()))
+        chosen = [self._captions[number] for number in numbers[: MAX_PER_CLIP + 1]]
+        if len(numbers) > MAX_PER_CLIP:
+            error = f"{len(numbers)} captions for one clip, the first {MAX_PER_CLIP} were taken"
+            chosen[MAX_PER_CLIP:] = [Caption(source=chosen[MAX_PER_CLIP].source, error=error)]
+        return chosen
 
 
 def _fitting(captions: list[Caption], size_bytes: Mapping[Caption, int], room_bytes: int) -> list[Caption]:
@@ -164,14 +186,6 @@ def clean(text: str) -> str | None:
     return line if any(unicodedata.category(c) not in ("Cf", "Zs") for c in line) else None
 
 
-def _covers(timed: TimedCaption, start_s: float, end_s: float) -> bool:
-    if timed.start_s is None and timed.end_s is None:
-        return True
-    first_s = max(start_s, timed.start_s if timed.start_s is not None else start_s)
-    last_s = min(end_s, timed.end_s if timed.end_s is not None else end_s)
-    return last_s - first_s >= _MIN_COVER * (end_s - start_s)
-
-
 def _captions(source: str, text: str) -> Iterator[Caption]:
     """One caption, or none where there is no text."""
     line = clean(text)
@@ -189,6 +203,7 @@ def _from_sidecar(source: Source, suffix: str, parse: Callable[[str], Iterator[T
     except MemoryError:
         raise
     except Exception as error:  # untrusted bytes, and whatever client a store has: a caption is not worth a source
+        raise_if_stopped(error)
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         name = posixpath.basename(without_credentials(address))
         return [TimedCaption(caption=Caption(source="sidecar", error=clean(f"{name}: {redacted(reason)}")))]

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from curation.config import Config
-from curation.errors import SourceError
+from curation.errors import SourceError, raise_if_stopped
 from curation.stall import Watched
 
 CONTAINERS = (
@@ -243,6 +243,7 @@ class Video:
                 seen.ended_early = self._file.reason or f"reading stopped: {error.strerror or error}"
                 return
             except OSError as error:  # of the disk or the store, not of the video
+                raise_if_stopped(error)
                 raise SourceError("unreadable", f"reading failed half way: {error}") from error
             if packet is None or not self._file.came_to_a_packet():
                 seen.ended_early = self._file.reason or seen.ended_early
@@ -278,6 +279,7 @@ def _open_container(file: Any, head: bytes) -> Any:
             ) from error
         raise SourceError("not_video", "the content is no media file that FFmpeg recognises") from error
     except OSError as error:
+        raise_if_stopped(error)
         raise SourceError("unreadable", f"reading failed: {error}") from error
 
 

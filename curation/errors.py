@@ -1,5 +1,7 @@
 """The two kinds of failure: a source that cannot be used (a row with its reason), and a user's mistake."""
 
+import errno
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -41,3 +43,30 @@ class UserError(ValueError):
 
 class RunStopped(UserError):
     """A run that could not go on (a full disk, another run in its place). What it did stays; run it again."""
+
+
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS}
+_NO_THREAD = "can't start new thread"
+_LONGEST_CHAIN = 20
+"""Of causes: a library's may lead in a circle."""
+
+
+def raise_if_stopped(error: BaseException) -> None:
+    """Raise RunStopped where an error says that the run, or this machine, is at its end, and nothing of a source.
+
+    For every place that turns an exception into a row: a machine without file descriptors or threads left would reject
+    one good source after the other, for good.
+    """
+    cause: BaseException | None = error
+    for _ in range(_LONGEST_CHAIN):
+        if isinstance(cause, RunStopped):
+            raise cause
+        if isinstance(cause, OSError) and cause.errno in _EXHAUSTED:
+            raise RunStopped(_exhausted(os.strerror(cause.errno), "ulimit -n")) from error
+        if isinstance(cause, RuntimeError) and str(cause) == _NO_THREAD:
+            raise RunStopped(_exhausted(_NO_THREAD, "ulimit -u")) from error
+        cause = cause and (cause.__cause__ or cause.__context__)
+
+
+def _exhausted(reason: str, limit: str) -> str:
+    return f"this machine cannot go on reading: {reason}. Raise the limit ({limit}), then run the same command again"

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from curation.errors import SourceError, UserError
+from curation.errors import SourceError, UserError, raise_if_stopped
 from curation.storage import check_not_of_kernel, reason_of
 
 VIDEO_SUFFIXES = (
@@ -170,6 +170,7 @@ def _entries(
     except UserError as error:
         walk.problems[folder.path] = SourceError("unreadable", str(error))
     except OSError as error:
+        raise_if_stopped(error)
         walk.problems[folder.path] = SourceError("unreadable", f"this folder cannot be read: {reason_of(error)}")
     return sorted(found)
 

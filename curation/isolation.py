@@ -27,7 +27,7 @@ import cv2
 from curation import wire
 from curation.credentials import child_environment, store_of
 from curation.decode import Limits
-from curation.errors import RunStopped, SourceError, UserError
+from curation.errors import RunStopped, SourceError, UserError, raise_if_stopped
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -258,6 +258,10 @@ def _answer(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     except Exception as error:
         if _out_of_memory(error):
             os._exit(_OUT_OF_MEMORY_EXIT)  # the heap may stay full: this child has to go
+        try:
+            raise_if_stopped(error)
+        except RunStopped as stopped:
+            return wire.encode_error(stopped)
         if isinstance(error, (SourceError, UserError)):
             return wire.encode_error(error)
         place = traceback.extract_tb(error.__traceback__)[-1]

@@ -20,6 +20,8 @@ from curation.weight_files import check_shapes, short
 
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _HUB = "hf-hub:"
+_LARGEST_ASPECT = 8
+"""Of a picture that is resized as a whole; what models look at is close to a square."""
 _OURS = "clipmill-"
 
 
@@ -124,9 +126,26 @@ def load(model: str, pretrained: str | None, device: str = "cpu") -> Loaded:
     return Loaded(
         weights=weights,
         model=network.eval().to(device),
-        preprocess=image_transform_v2(PreprocessCfg(**about), is_train=False),
+        preprocess=_for_thin_pictures(image_transform_v2(PreprocessCfg(**about), is_train=False), about["resize_mode"]),
         tokenizer=tokenizer,
     )
+
+
+def _for_thin_pictures(preprocess: Callable[[Any], Any], resize_mode: str) -> Callable[[Any], Any]:
+    """`preprocess` in bounded memory: it makes the shorter side as long as the model's, and then crops the longer one.
+
+    A picture of 640x2 would be 72,000 pixels wide in between. So what is cropped in the end is left out before.
+    """
+
+    def cropped(picture: Any) -> Any:
+        width, height = picture.size
+        longest = _LARGEST_ASPECT * min(width, height)
+        left, top = max(0, width - longest) // 2, max(0, height - longest) // 2
+        if left or top:
+            picture = picture.crop((left, top, width - left, height - top))
+        return preprocess(picture)
+
+    return cropped if resize_mode == "shortest" else preprocess
 
 
 def _from_folder(folder: Path, name: str | None = None) -> Weights:

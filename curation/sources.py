@@ -18,7 +18,7 @@ from urllib.parse import urljoin
 import fsspec
 
 from curation.addresses import redacted, without_credentials
-from curation.errors import SourceError, UserError
+from curation.errors import SourceError, UserError, raise_if_stopped
 from curation.folders import (
     FOLDER_NOT_FILE,
     VIDEO_SUFFIXES,
@@ -177,6 +177,7 @@ def _listed(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Candidate]:
         try:
             yield _row_candidate(fs, path, row)
         except Exception as error:  # whatever one row is, the others are listed
+            raise_if_stopped(error)
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {reason_of(error)}"
             yield _unlisted(fs, row.address, reason)
 

@@ -14,7 +14,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 import fsspec
 
 from curation.addresses import redacted, without_credentials
-from curation.errors import SourceError, UserError
+from curation.errors import SourceError, UserError, raise_if_stopped
 from curation.folders import FOLDER_NOT_FILE
 from curation.lists import read_rows
 from curation.storage import address, call, filesystem, is_local, open_regular, reason_of, within
@@ -100,7 +100,7 @@ def stat_source(uri: str) -> Source:
 
 
 def open_source(location: str) -> BinaryIO:
-    """Open an input for reading with random access. Raises SourceError (missing, unreadable)."""
+    """Open an input for reading with random access. Raises SourceError (missing, unreadable), RunStopped."""
     try:
         fs, path = locate(location)
         if is_local(fs):
@@ -126,6 +126,8 @@ def stat_candidate(candidate: Candidate, patience: Patience) -> Source:
             what = FOLDER_NOT_FILE if info["type"] == "directory" else "this is a device or a pipe, not a file"
             return replace(source, error=SourceError("unreadable", what))
         return replace(source, size_bytes=info["size"], mark=_mark(info))
+    except MemoryError:
+        raise
     except Exception as error:
         return replace(source, error=_unusable(error))
 
@@ -163,6 +165,8 @@ def _mark(info: dict[str, Any]) -> str:
 
 
 def _unusable(error: Exception) -> SourceError:
+    """Raises RunStopped where the source is not to blame."""
+    raise_if_stopped(error)
     if isinstance(error, SourceError):
         return error
     if isinstance(error, FileNotFoundError):

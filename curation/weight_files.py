@@ -30,7 +30,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
             _check_header(path)
             return dict(load_file(path))
         _check_members(path)
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
     except pickle.UnpicklingError as error:
         if not _names_functions(path, error):
             raise _unreadable(path, error) from error
@@ -110,7 +110,7 @@ def _check_header(path: Path) -> None:
 def _check_members(path: Path) -> None:
     """torch stores members as they are, so none is larger than the file; what is pickled is small."""
     size = path.stat().st_size
-    if not zipfile.is_zipfile(path):
+    if not _is_archive(path):
         if size > _MAX_PICKLE_BYTES:
             raise ValueError(
                 f"it is neither safetensors nor a zip archive of torch, and has {size:,} bytes (at most "
@@ -132,14 +132,21 @@ def _check_members(path: Path) -> None:
             raise ValueError("its members are larger together than the file")
 
 
+def _is_archive(path: Path) -> bool:
+    """Whether torch, too, takes it for a zip archive, by its first bytes: a directory at its end makes none of it."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04" and zipfile.is_zipfile(path)
+
+
 def _names_functions(path: Path, error: Exception) -> bool:
     """Whether it names functions to be called; other content is just not readable, such as half a download."""
     if "Unsupported global" in str(error):
         return True
     with suppress(ValueError, IndexError, OSError, zipfile.BadZipFile):
-        if zipfile.is_zipfile(path):
+        if _is_archive(path):
             with zipfile.ZipFile(path) as archive:
-                pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")][:1]
+                names = [name for name in archive.namelist() if name.endswith(".pkl") and "/code/" not in name][:1]
+                pickles = [archive.read(name) for name in names]
         else:
             with path.open("rb") as file:
                 pickles = [file.read(_SCANNED_BYTES)]

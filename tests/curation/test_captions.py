@@ -439,6 +439,27 @@ def test_of_clips_in_a_row_those_get_a_caption_that_it_mostly_covers(
             assert bool(captions_between([caption], first_s, last_s)) == (share > 0.5)
 
 
+_BOUND = st.none() | st.integers(0, 12).map(float)
+
+
+@given(
+    captions=st.lists(st.tuples(_BOUND, _BOUND, st.sampled_from("abc")), max_size=12),
+    clips=st.lists(st.tuples(st.integers(0, 12), st.integers(1, 6)), max_size=6),
+)
+def test_all_clips_at_once_get_what_each_gets_by_the_rule(captions: list[Any], clips: list[tuple[int, int]]):
+    chosen = [timed(*caption) for caption in captions]
+    spans = [(float(start), float(start + length)) for start, length in clips]
+
+    def covers(caption: TimedCaption, start_s: float, end_s: float) -> bool:
+        first_s = start_s if caption.start_s is None else max(start_s, caption.start_s)
+        last_s = end_s if caption.end_s is None else min(end_s, caption.end_s)
+        return last_s - first_s >= (end_s - start_s) / 2
+
+    expected = [list(dict.fromkeys(c.caption for c in chosen if covers(c, *span))) for span in spans]
+    assert captions_of_clips(chosen, spans) == expected
+    assert [captions_between(chosen, *span) for span in spans] == expected
+
+
 @settings(deadline=None, max_examples=30)
 @given(
     sizes=st.lists(st.integers(1, MAX_CHARS), max_size=MAX_PER_CLIP + 2),

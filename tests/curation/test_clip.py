@@ -75,6 +75,32 @@ def test_embeddings_are_those_of_open_clip_by_hand(clip: Clip):
         assert len({e.tobytes() for e in np.round(images, 4)}) == len(images), "the pictures must be told apart"
 
 
+@pytest.mark.parametrize(("height", "width"), [(2, 640), (1, 641), (600, 4), (20, 300), (30, 240), (30, 241)])
+def test_a_thin_picture_is_not_enlarged_as_a_whole(clip: Clip, height: int, width: int):
+    """What the model sees is the middle, as without the limit; what is made in between stays small."""
+    loaded, seen = clip._ready(), Pil.fromarray(picture(1, height, width))
+    size = loaded.model.visual.image_size[0]
+    short = min(height, width)
+    left, top = (width - short) / 2, (height - short) / 2
+    middle = seen.resize((size, size), Pil.Resampling.BICUBIC, box=(left, top, left + short, top + short))
+    mean, std = (np.array(loaded.weights.preprocess[key], np.float32) for key in ("mean", "std"))
+    expected = torch.from_numpy((np.array(middle, np.float32) / 255 - mean) / std).permute(2, 0, 1)
+    assert (loaded.preprocess(seen) - expected).abs().mean() < 0.15
+
+    made: list[tuple[int, int]] = []
+    resize = Pil.Image.resize
+
+    def noted(self: Any, to: tuple[int, int], *rest: Any, **more: Any) -> Any:
+        made.append(to)
+        return resize(self, to, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pil.Image, "resize", noted)
+        loaded.preprocess(seen)
+    assert made
+    assert max(map(max, made)) < 10 * size
+
+
 def test_similarity_is_the_mean_cosine_and_keeps_each_captions_own(clip: Clip):
     scores = Similarity().score(
         [ClipView(**{**vars(v), "embeddings": e}) for v, e in zip(VIEWS, clip.embed(VIEWS), strict=True)]

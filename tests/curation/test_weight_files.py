@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,30 @@ def test_an_index_that_is_far_too_large_is_not_unpickled(tmp_path: Path):
     bomb = repacked(tmp_path / "weights.pt", zipfile.ZIP_STORED, index=b"}" * (9 << 20))
     with pytest.raises(UserError, match=r"'weights/data\.pkl' has 9,437,184 bytes, expected at most 8,388,608"):
         read_tensors(bomb)
+
+
+def test_a_pickle_with_a_directory_behind_it_is_no_archive(tmp_path: Path):
+    torch.save({"a": torch.ones(3)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    with (tmp_path / "old.pth").open("ab") as file:
+        file.truncate(9 << 20)
+    with zipfile.ZipFile(tmp_path / "old.pth", "a") as archive:
+        archive.writestr("a", b"")
+    with pytest.raises(UserError, match="neither safetensors nor a zip archive of torch"):
+        read_tensors(tmp_path / "old.pth")
+
+
+def test_code_that_nobody_reads_is_not_unfolded_for_the_reason(tmp_path: Path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pt")
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w") as bomb, zipfile.ZipFile(tmp_path / "weights.pt") as whole:
+        bomb.writestr("weights/code/x.pkl", bytes(200 << 20), zipfile.ZIP_DEFLATED)
+        for name in whole.namelist():
+            bomb.writestr(name, b"\x80\x02\xff." if name.endswith("data.pkl") else whole.read(name))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="is no readable weight file"):
+        read_tensors(tmp_path / "bomb.pt")
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 50 << 20
 
 
 def test_members_that_lie_over_one_another_are_refused(tmp_path: Path):

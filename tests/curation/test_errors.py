@@ -1,0 +1,102 @@
+"""What is wrong with this machine stops a run; it is never said of a source."""
+
+import errno
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import pairwise
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from curation.captions import read_captions
+from curation.decode import Limits
+from curation.errors import RunStopped, SourceError, UserError, raise_if_stopped
+from curation.isolation import Isolated
+from curation.sources import list_sources, open_source, stat_source
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Every file that is opened in the block is one too many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda folder: list_sources([str(folder)]),
+        lambda folder: list_sources([f"{folder}/*.mp4"]),
+        lambda folder: open_source(str(folder / "a.mp4")),
+        lambda folder: read_captions(stat_source(str(folder / "a.mp4")), {}),
+    ],
+    ids=["folder", "pattern", "video", "sidecar"],
+)
+def test_without_descriptors_a_run_stops(tmp_path: Path, ask: Callable[[Path], object]):
+    for name in ("a.mp4", "a.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    ask(tmp_path)
+    with no_descriptor_left(), pytest.raises(RunStopped, match=r"Too many open files.*ulimit -n"):
+        ask(tmp_path)
+
+
+def test_without_descriptors_a_run_stops_at_an_address(tmp_path: Path):
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_address[1]}/a.mp4"
+        assert stat_source(address).error is not None, "it answers, with 501"
+        with no_descriptor_left(), pytest.raises(RunStopped, match="Too many open files"):
+            stat_source(address)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def fail_with(number: int) -> None:
+    raise OSError(number, os.strerror(number))
+
+
+def test_in_a_child_as_well():
+    with Isolated(Limits(timeout_s=60, memory_bytes=1 << 30)) as isolated:
+        with pytest.raises(RunStopped, match="Too many open files"):
+            isolated.run(fail_with, errno.EMFILE)
+        with pytest.raises(SourceError, match="unexpected OSError"):
+            isolated.run(fail_with, errno.EINVAL)
+
+
+def chained(*errors: BaseException) -> BaseException:
+    for outer, inner in pairwise(errors):
+        outer.__cause__ = inner
+    return errors[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENFILE, "x"), "Too many open files in system"),
+        (chained(FileNotFoundError("x"), ValueError(), OSError(errno.ENOBUFS, "x")), "No buffer space"),
+        (chained(ValueError(), RuntimeError("can't start new thread")), "thread.*ulimit -u"),
+        (chained(UserError("x"), RunStopped("the disk is full")), "the disk is full"),
+    ],
+)
+def test_the_cause_may_be_deep_down(error: BaseException, said: str):
+    with pytest.raises(RunStopped, match=said):
+        raise_if_stopped(error)
+
+
+def test_other_errors_pass_and_a_circle_of_causes_ends():
+    first, second = ValueError("a"), ValueError("b")
+    first.__cause__, second.__cause__ = second, first
+    raise_if_stopped(first)
+    raise_if_stopped(OSError(errno.EACCES, "x"))

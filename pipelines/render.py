@@ -336,11 +336,13 @@ def print_status(console: Console, found: Status) -> None:
 
 def _missing(index: Mapping[str, Any]) -> str:
     """How many of the selected clips are not in the shards."""
-    selected, failed = index.get("selected", 0), index["totals"]["failed"]
-    missing = max(failed, selected - index.get("written", selected))
-    if not missing:
+    totals = index["totals"]
+    selected = totals.get("selected", totals["samples"] + totals["failed"])  # earlier releases counted only these
+    missing = selected - totals["samples"]
+    if missing <= 0:
         return ""
-    return f"; partial: {missing:,} of {max(selected, index['totals']['samples'] + missing):,} clips missing"
+    counts = ", ".join(f"{totals[key]:,} {key}" for key in ("failed", "gone") if totals.get(key))
+    return f"; partial: {missing:,} of {selected:,} selected clips missing ({counts})"
 
 
 def duration(seconds: float) -> str:

@@ -188,8 +188,7 @@ def _shard_totals(index: dict[str, Any]) -> dict[str, Any]:
     totals = {key: _number(value) for key, value in index["totals"].items()}
     for key in ("shards", "samples", "bytes", "failed"):
         totals[key]  # a KeyError says which is missing
-    counts = {key: _number(index[key]) for key in ("selected", "written") if key in index}
-    return {"kind": str(index["kind"]), "selection": str(index["selection"]), "totals": totals} | counts
+    return {"kind": str(index["kind"]), "selection": str(index["selection"]), "totals": totals}
 
 
 def _number(value: Any) -> float:

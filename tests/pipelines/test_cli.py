@@ -83,6 +83,8 @@ def test_shards_without_some_of_the_selected_clips_have_their_own_exit_code(
         "selected": 3, "samples": 1, "failed": 1, "gone": 1
     }  # fmt: skip
     assert [clip["error_kind"] for clip in (*index["failed"], *index["gone"])] == ["missing", "gone"]
+    assert run(monkeypatch, "status", out) == 0
+    assert "partial: 2 of 3 selected clips missing (1 failed, 1 gone)" in " ".join(capsys.readouterr().out.split())
     assert run(monkeypatch, *sharding[:4], "--images", "--clips-per-shard", 5) == 2
     assert "images_per_shard" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Which sources a run on Ray has done so far, counted where the work is done, and which nodes it lost."""
+"""How much of its work a run on Ray has done so far, counted where it is done, and which nodes it lost."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -15,9 +15,10 @@ class _Counter:
     def __init__(self, total: int) -> None:
         self._done, self._count = bytearray(total), 0
 
-    def add(self, number: int) -> None:
-        self._count += not self._done[number]
-        self._done[number] = 1
+    def add(self, *numbers: int) -> None:
+        for number in numbers:
+            self._count += not self._done[number]
+            self._done[number] = 1
 
     def count(self) -> int:
         return self._count

@@ -3,15 +3,17 @@
 import json
 import pickle
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from curation import storage
 from curation.errors import RunStopped, UserError
 from pipelines.cluster import connected, stopped_by_errors, usual_device
+from pipelines.counting import counted
 from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.progress import Reporter
 from svd.model import Model
@@ -71,7 +73,7 @@ def encode(
     RunStopped.
     """
     folder = str(out.absolute())
-    with Reporter("encode", unit="shards", quiet=quiet) as report:
+    with Reporter("encode", unit="samples", quiet=quiet) as report:
         report.waiting("reading the shards and the model")
         index, plan = _inputs(stage, data, init, choices)
         _check_plan(out, plan)
@@ -135,49 +137,61 @@ def _start(folder: str, plan: dict[str, Any]) -> None:
 
 
 def _run(missing: Sequence[Shard], task: _Task, fence: Fence, report: Reporter) -> None:
-    report.begin(len(missing))
-    with stopped_by_errors():
-        for encoded in _stream(missing, task, fence):
+    samples = [len(shard) for shard in missing]
+    total, shards = sum(samples), 0
+    report.begin(total)
+    first = accumulate(samples, initial=0)
+    rows = [{"shard": pickle.dumps(shard), "first": number} for shard, number in zip(missing, first, strict=False)]
+    counting = nullcontext() if report.quiet else counted(total, report.reached, report.node_died)
+    with stopped_by_errors(), counting as counter:
+        for encoded in _stream(rows, task, fence, counter):
             if encoded["error"]:
                 raise RunStopped(f"encoding stopped: {encoded['error']}")
-            report.advance(detail=f"{encoded['name']}: {encoded['samples']} samples")
+            shards += 1
+            report.detail(f"{shards:,} of {len(missing):,} shards")
+    report.reached(total)
 
 
-def _stream(missing: Sequence[Shard], task: _Task, fence: Fence) -> Iterator[dict[str, Any]]:
-    """The graph. Yields {"name", "samples", "error"} for every shard as its latents are written, or could not be."""
+def _stream(rows: list[dict[str, Any]], task: _Task, fence: Fence, counter: Any) -> Iterator[dict[str, Any]]:
+    """The graph. Yields {"name", "error"} for every shard as its latents are written, or could not be."""
     import ray
 
-    rows = [{"shard": pickle.dumps(shard)} for shard in missing]
     resources: dict[str, Any] = {"num_gpus": 1} if task.device == "cuda" else {"num_cpus": 1}
     encoded = ray.data.from_items(rows, override_num_blocks=min(len(rows), _TASKS_AT_MOST)).map(
-        partial(encode_planned, task=task, fence=fence), **resources
+        partial(encode_planned, task=task, fence=fence, counter=counter), **resources
     )
     yield from encoded.iter_rows()
 
 
-def encode_planned(row: dict[str, Any], task: _Task, fence: Fence) -> dict[str, Any]:
+def encode_planned(row: dict[str, Any], task: _Task, fence: Fence, counter: Any = None) -> dict[str, Any]:
     """Write the latents of one shard."""
     import torch
 
     torch.set_num_threads(1)
     shard: Shard = pickle.loads(row["shard"])
+
+    def done(sample: int) -> None:
+        if counter is not None:
+            counter.add.remote(row["first"] + sample)
+
     try:
         fence.check()
         try:
-            encoded = encode_shard(
+            encode_shard(
                 shard,
                 task.out,
                 _model(task.stage, task.init, task.device),
                 task.stage.data,
                 choices=task.choices,
                 commit=fence.check,
+                on_sample=done,
             )
         except OSError:
             fence.check()  # another run removes our unfinished files, and the error would be about those
             raise
     except (ValueError, OSError) as error:
-        return {"name": shard.name, "samples": 0, "error": str(error)}
-    return {"name": encoded.name, "samples": encoded.samples, "error": ""}
+        return {"name": shard.name, "error": str(error)}
+    return {"name": shard.name, "error": ""}
 
 
 def _records(index: ShardIndex, out: Path) -> list[Encoded]:

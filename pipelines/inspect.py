@@ -7,7 +7,7 @@ from typing import Any
 from curation.isolation import Isolated
 from curation.sources import list_sources
 from pipelines.config import CurateConfig
-from pipelines.progress import note
+from pipelines.progress import Reporter, note
 from pipelines.scoring import caption_clips, load_captioners, load_models, scan_safely, score_clips
 
 
@@ -24,10 +24,12 @@ class Inspection:
     error: str | None = None
 
 
-def inspect(inputs: Sequence[str], config: CurateConfig | None = None) -> Iterator[Inspection]:
+def inspect(inputs: Sequence[str], config: CurateConfig | None = None, *, quiet: bool = False) -> Iterator[Inspection]:
     """Scan and score every input on this machine, one after another, each in a child process with limits."""
     config = config or CurateConfig()
-    models, captioners = load_models(config), load_captioners(config)
+    with Reporter("inspect", unit="videos", quiet=quiet) as report:
+        report.waiting("loading the models")
+        models, captioners = load_models(config), load_captioners(config)
     for notice in models.notices:
         note(notice)
     with Isolated(config.limits) as child:

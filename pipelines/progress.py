@@ -22,6 +22,8 @@ class Reporter:
         self._console = Console(stderr=True)
         self._started_s = self._last_line_s = time.monotonic()
         self._bar: Progress | None = None
+        self._printed: tuple[int, str] | None = None
+        """The count and the detail that were printed last."""
 
     def __enter__(self) -> "Reporter":
         if self._console.is_terminal and not self.quiet:
@@ -46,14 +48,15 @@ class Reporter:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif not self.quiet and self._done:
-            self._line()
+        elif not self.quiet:
+            self._line_if_new()
 
     def waiting(self, what: str) -> None:
         """Say what the run does or waits for before, between or after its units of work."""
         if self._bar is not None:
             self._bar.update(self._task, detail=what)
         elif not self.quiet:
+            self._line_if_new()
             self._print(f"{self._title}: {what}")
 
     def begin(self, total: int) -> None:
@@ -89,7 +92,13 @@ class Reporter:
         elif not self.quiet and time.monotonic() - self._last_line_s > _SECONDS_BETWEEN_LINES:
             self._line()
 
+    def _line_if_new(self) -> None:
+        """The count as it stands, unless it was printed, or nothing has been counted."""
+        if self._done and self._printed != (self._done, self._detail):
+            self._line()
+
     def _line(self) -> None:
+        self._printed = (self._done, self._detail)
         self._last_line_s = time.monotonic()
         elapsed_s = self._last_line_s - self._started_s
         detail = f", {self._detail}" if self._detail else ""

@@ -2,11 +2,12 @@
 
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,9 @@ from curation.select import load_selection, selected_clips
 from curation.shard_folder import check_plan, index_of, read_index, remove_index, start_shards, write_index
 from curation.shards import FailedClip, ShardConfig, ShardPlan, ShardResult, check_shard, plan_shards, write_shard
 from curation.tables import Dataset, joined_columns
+from curation.takes import Clip
 from pipelines.cluster import connected, stopped_by_errors
+from pipelines.counting import counted
 from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.progress import Reporter
 
@@ -66,7 +69,7 @@ def shard(
     """
     config, started_s = config or ShardConfig(), time.monotonic()
     folder = f"{dataset.rstrip('/')}/shards/{selection}{'-images' if images else ''}"
-    with Reporter("shard", unit="shards", quiet=quiet) as report:
+    with Reporter("shard", unit="clips", quiet=quiet) as report:
         report.waiting("reading the selection")
         rows, gone = _selected(Dataset(dataset).open(), selection)
         plans = plan_shards(rows, kind="images" if images else "clips", config=config)
@@ -139,31 +142,37 @@ def _stream(
         return
     import ray
 
-    report.begin(len(todo))
-    samples = 0
-    rows = [{"plan": pickle.dumps(plan)} for plan in todo]
-    written = ray.data.from_items(rows, override_num_blocks=min(len(rows), _TASKS_AT_MOST)).map(
-        partial(write_planned, folder=folder, selection=selection, config=config, fence=fence), num_cpus=1
-    )
-    with stopped_by_errors():
+    clips = [plan.clips.num_rows for plan in todo]
+    total, shards = sum(clips), 0
+    report.begin(total)
+    first = accumulate(clips, initial=0)
+    rows = [{"plan": pickle.dumps(plan), "first": number} for plan, number in zip(todo, first, strict=False)]
+    counting = nullcontext() if report.quiet else counted(total, report.reached, report.node_died)
+    with stopped_by_errors(), counting as counter:
+        written = ray.data.from_items(rows, override_num_blocks=min(len(rows), _TASKS_AT_MOST)).map(
+            partial(write_planned, folder=folder, selection=selection, config=config, fence=fence, counter=counter),
+            num_cpus=1,
+        )
         for row in written.iter_rows():
             if row["error"]:
                 raise RunStopped(row["error"])
-            result: ShardResult = pickle.loads(row["result"])
-            samples += result.samples
-            report.advance(1, f"{samples:,} samples")
-            yield result
+            shards += 1
+            report.detail(f"{shards:,} of {len(todo):,} shards")
+            yield pickle.loads(row["result"])
+    report.reached(total)
 
 
 def write_planned(
-    row: dict[str, Any], folder: str, selection: str, config: ShardConfig, fence: Fence
+    row: dict[str, Any], folder: str, selection: str, config: ShardConfig, fence: Fence, counter: Any = None
 ) -> dict[str, Any]:
     """Write one planned shard; what touches the videos runs in a child process with limits."""
     plan: ShardPlan = pickle.loads(row["plan"])
+    numbers = {clip_id: row["first"] + i for i, clip_id in enumerate(plan.clips["clip_id"].to_pylist())}
+    run = partial(_run_isolated, config, numbers, counter)
     try:
         fence.check()
         try:
-            result = write_shard(plan, folder, selection=selection, config=config, run=partial(_run_isolated, config))
+            result = write_shard(plan, folder, selection=selection, config=config, run=run)
         except UserError:
             fence.check()  # another run removes our unfinished files, and the error would be about those
             raise
@@ -172,9 +181,21 @@ def write_planned(
     return {"result": pickle.dumps(result), "error": None}
 
 
-def _run_isolated(config: ShardConfig, function: Callable[..., Any], uri: str, *args: Any) -> Any:
-    """Call a function that reads the source at `uri`, in a child with the credentials of its store."""
-    return _child(config).run_on(uri, function, uri, *args)
+def _run_isolated(
+    config: ShardConfig,
+    numbers: Mapping[str, int],
+    counter: Any,
+    function: Callable[..., Any],
+    uri: str,
+    clips: Sequence[Clip],
+    *args: Any,
+) -> Any:
+    """Call a function that takes clips of the source at `uri`, in a child with the credentials of its store."""
+    try:
+        return _child(config).run_on(uri, function, uri, clips, *args)
+    finally:
+        if counter is not None:
+            counter.add.remote(*(numbers[clip["clip_id"]] for clip in clips))
 
 
 @lru_cache(maxsize=1)

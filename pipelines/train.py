@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ def train(
     _announce(stage, out, quiet=quiet)
     try:
         with Reporter(stage.name, stage.run.steps, unit="steps", quiet=quiet) as reporter:
+            reporter.waiting("loading the model and reading the shards")
             return run_stage(
                 stage, data, out, images=images, init=init, device=device, on_log=_Progress(reporter)
             ).model
@@ -165,7 +166,9 @@ def train_on_ray(
         accumulation(stage, workers)
     except ValueError as error:
         raise UserError(str(error)) from error
-    with connected(address), Reporter(stage.name, stage.run.steps, unit="steps", quiet=quiet) as reporter:
+    with Reporter(stage.name, stage.run.steps, unit="steps", quiet=quiet) as reporter, ExitStack() as stack:
+        reporter.waiting(f"connecting to Ray at {address}" if address else "starting Ray")
+        stack.enter_context(connected(address))
         gpu = (device or usual_device()) == "cuda"
         settings["device"] = "cuda" if gpu else "cpu"
         _assure_room(workers, "GPU" if gpu else "CPU", local=not (address or os.environ.get("RAY_ADDRESS")))
@@ -182,6 +185,7 @@ def train_on_ray(
             ),
         )
         _announce(stage, out, quiet=quiet)
+        reporter.waiting("starting the workers")
         stop = StopRequest()
         try:
             with _followed(out / METRICS, _Progress(reporter)):

@@ -52,12 +52,14 @@ def encode_shard(
     *,
     choices: int = 1,
     commit: Callable[[], None] = lambda: None,
+    on_sample: Callable[[int], None] = lambda row: None,
 ) -> Encoded:
     """Write OUT/SHARD.tar with the latents of `shard`, then OUT/SHARD.json, its record; an earlier process's whole one
     of the same clips stays as it is. Broken samples are left out, and named in the record.
 
     Of each sample there are `choices` draws of frames, rate and crop: KEY, then KEY_1, KEY_2 and so on. `commit` is
-    called before the shard takes its name, and raises where it must not."""
+    called before the shard takes its name, and raises where it must not; `on_sample` with the row of each sample that
+    is done."""
     done = read_record(out, shard)
     if done is not None:
         return done
@@ -68,7 +70,7 @@ def encode_shard(
     samples = 0
     try:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for key, members in _encoded(shard, model, config, failed, choices):
+            for key, members in _encoded(shard, model, config, failed, choices, on_sample):
                 samples += 1
                 for extension, content in members.items():
                     entry = tarfile.TarInfo(f"{key}.{extension}")
@@ -129,7 +131,12 @@ def _mark(shard: Shard) -> tuple[int, int]:
 
 
 def _encoded(
-    shard: Shard, model: Model, config: DataConfig, failed: dict[str, str], choices: int
+    shard: Shard,
+    model: Model,
+    config: DataConfig,
+    failed: dict[str, str],
+    choices: int,
+    on_sample: Callable[[int], None],
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, files) of each sample; those that cannot be read are put into `failed`."""
     models = digests(model)
@@ -143,6 +150,7 @@ def _encoded(
                 yield f"{name}_{choice}" if choice else name, _encode(key, members, model, config, seed, models)
         except (SampleError, EOFError) as error:
             failed[name] = str(error)
+        on_sample(row)
 
 
 @torch.no_grad()

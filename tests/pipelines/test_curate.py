@@ -161,7 +161,9 @@ def test_shards_in_the_hands_of_another_run_are_left_alone(dataset: str):
         assert (Path(run.folder) / "index.json").exists()
         assert shard(dataset, "fenced", take_over=True, quiet=True).index == run.index
         plan = stage.plan_shards(stage._selected(Dataset(dataset), "fenced")[0], kind="clips")[0]
-        told = stage.write_planned({"plan": pickle.dumps(plan)}, run.folder, "fenced", stage.ShardConfig(), fence)
+        told = stage.write_planned(
+            {"plan": pickle.dumps(plan), "first": 0}, run.folder, "fenced", stage.ShardConfig(), fence
+        )
         assert "another run now owns" in told["error"]
     (Path(run.folder) / "index.json").unlink()  # killed before the last write
     assert (

@@ -59,7 +59,9 @@ def test_latents_are_written_once_and_train(data: Path, tmp_path: Path, local_ra
         assert not half.exists()
         shard = next(shard for shard in index_shards(str(data)).shards if shard.name == "clips-1")
         task = _Task(stage=stage, init=init, out=out, choices=2, device="cpu")
-        assert "another run now owns" in encode_planned({"shard": pickle.dumps(shard)}, task, fence)["error"]
+        assert (
+            "another run now owns" in encode_planned({"shard": pickle.dumps(shard), "first": 0}, task, fence)["error"]
+        )
     (out / "plan.json").write_text("{")
     with pytest.raises(UserError, match=r"plan\.json is damaged"):
         encode(stage, str(data), out, init=init, quiet=True)
@@ -80,5 +82,8 @@ def test_an_overtaken_run_gives_no_shard_its_name(data: Path, tmp_path: Path) ->
             if list(out.glob(".*.tmp")):
                 raise RunStopped("another run now owns it")
 
-    assert "another run" in encode_planned({"shard": pickle.dumps(shard)}, task, Overtaken(url="", run=""))["error"]
+    assert (
+        "another run"
+        in encode_planned({"shard": pickle.dumps(shard), "first": 0}, task, Overtaken(url="", run=""))["error"]
+    )
     assert not list(out.iterdir())

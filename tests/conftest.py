@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item, group in groups.items():
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: (groups[item] != "ray", -slow[groups[item]]))
+
+
+def pytest_configure() -> None:
+    """Heed Ctrl-C here and in all that tests start: background jobs of a shell inherit that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @atexit.register

@@ -25,6 +25,14 @@ from curation.decode import Limits
 from curation.errors import RunStopped, SourceError, UserError
 from curation.isolation import Isolated
 
+ROOT = Path(__file__).parents[2]
+WITHOUT_MAIN_GUARD = """
+print("started", flush=True)
+from curation.isolation import Isolated
+from tests.curation.test_isolation import LIMITS, main_module
+with Isolated(LIMITS) as isolated:
+    print(isolated.run(main_module))
+"""
 LIMITS = Limits(timeout_s=60, memory_bytes=1 << 30)
 OVER_THE_LIMIT = 3 << 29
 
@@ -190,10 +198,19 @@ def test_a_result_comes_back_and_the_child_serves_again(isolated: Isolated) -> N
     assert isolated.run(child_pid) == first
 
 
-def test_the_child_does_not_run_the_main_script_again(isolated: Isolated) -> None:
-    parent = getattr(sys.modules["__main__"], "__file__", None)
-    assert parent is not None
-    assert isolated.run(main_module) != parent
+def test_the_child_does_not_run_the_main_script_again(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(WITHOUT_MAIN_GUARD)
+    done = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    started, child_main = done.stdout.splitlines()
+    assert started == "started"
+    assert child_main != str(script)
 
 
 def test_opencv_has_one_thread(isolated: Isolated) -> None:
@@ -302,7 +319,6 @@ def test_leaving_the_context_stops_a_busy_child() -> None:
 
 
 PARENT = """
-import sys, time
 from curation.isolation import Isolated
 from tests.curation.test_isolation import LIMITS, child_pid, spin_holding_the_interpreter
 isolated = Isolated(LIMITS)
@@ -312,18 +328,19 @@ isolated.run(spin_holding_the_interpreter)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_no_child_outlives_its_parent(how: signal.Signals) -> None:
+def test_no_child_outlives_its_parent(how: signal.Signals, tmp_path: Path) -> None:
     """The script has no main guard, and the child is busy in C when its parent dies."""
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(
-        [sys.executable, "-c", PARENT],
-        cwd=root,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as parent:
+    errors = tmp_path / "stderr"
+    with (
+        errors.open("w") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
+        ) as parent,
+    ):
         assert parent.stdout is not None
-        child = int(parent.stdout.readline())
+        line = parent.stdout.readline()
+        assert line, errors.read_text()
+        child = int(line)
         if how == signal.SIGINT:
             os.killpg(parent.pid, how)  # what Ctrl-C in a terminal does
         else:

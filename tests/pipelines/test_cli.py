@@ -124,7 +124,7 @@ def test_inspect_prints_one_line_of_json_per_video(videos: Path, monkeypatch, ca
     ("arguments", "sentence"),
     [
         (("curate", "{videos}", "--out", "/proc/nothing", *WITHOUT_CLIP_OPTION), "cannot write"),
-        (("curate", "{videos}/*.mov", "--out", "{out}", *WITHOUT_CLIP_OPTION), "no usable input"),
+        (("curate", "{videos}/*.mov", "--out", "{out}", *WITHOUT_CLIP_OPTION), "no file matches"),
         (("curate", "nothing.csv", "--out", "{out}"), "does not exist"),
         (("curate", "{videos}", "--out", "{videos}", *WITHOUT_CLIP_OPTION), "no dataset but holds other files"),
         (("curate", "{videos}", "--out", "{out}", "--config", "none.yaml"), "there is no file"),

@@ -5,7 +5,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
@@ -13,15 +13,30 @@ from pipelines.cluster import connected
 
 pytest_plugins = ["tests.s3"]
 
+_RAY_TRAINING = ("test_demo_train", "test_kill", "test_train_restart")
+"""Files with a Ray of their own, beside the one that all others share."""
 
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores: many tests wait for others that they started."""
+    return (os.cpu_count() or 1) + 1
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each process of pytest-xdist whole files, and all that needs Ray to a single one; the longest come first."""
-    groups = {item: "ray" if "local_ray" in getattr(item, "fixturenames", ()) else item.nodeid.partition("::")[0]
-              for item in items}  # fmt: skip
-    slow = Counter(groups[item] for item in items if item.get_closest_marker("slow"))
-    for item, group in groups.items():
+    """Give each process of pytest-xdist whole files, and those that need Ray to two of them; the longest come first."""
+    files = {item: item.nodeid.partition("::")[0] for item in items}
+    with_ray = {files[item] for item in items if "local_ray" in getattr(item, "fixturenames", ())}
+    slow = Counter(files[item] for item in items if item.get_closest_marker("slow"))
+    for item, file in files.items():
+        if file not in with_ray:
+            group = file
+        elif PurePath(file).stem in _RAY_TRAINING:
+            group = "ray-training"
+        else:
+            group = "ray"
         item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: (groups[item] != "ray", -slow[groups[item]]))
+    items.sort(key=lambda item: (files[item] not in with_ray, -slow[files[item]], files[item]))
 
 
 def pytest_configure() -> None:

@@ -334,7 +334,11 @@ def test_no_child_outlives_its_parent(how: signal.Signals, tmp_path: Path) -> No
     with (
         errors.open("w") as stderr,
         subprocess.Popen(
-            [sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
+            [sys.executable, "-c", PARENT],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
         ) as parent,
     ):
         assert parent.stdout is not None

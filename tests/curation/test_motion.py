@@ -19,6 +19,7 @@ def motion_of(path: Path) -> float:
     return clip["motion"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("height", [360, 1080])
 @pytest.mark.parametrize("fps", [12, 24, 60])
 @pytest.mark.parametrize("percent_per_s", [2.0, 40.0])

@@ -32,6 +32,7 @@ def test_a_folder_brings_architecture_weights_preprocessing_and_notice(tmp_path:
     assert loaded.weights.digest() == openclip.find(str(folder), None).digest()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_file_for_a_model_that_open_clip_knows(tmp_path: Path):
     torch.manual_seed(1)
     network = open_clip.create_model("RN50")

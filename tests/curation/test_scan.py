@@ -95,6 +95,7 @@ def test_pictures_lie_within_the_clip_and_a_quarter_second_of_its_ends(real_vide
         assert all(jpeg.startswith(b"\xff\xd8") for jpeg in pictures)
 
 
+@pytest.mark.slow
 def test_every_real_file_is_scanned_and_its_footage_adds_up(real_videos: Path):
     for source in list_sources([str(real_videos)]):
         if "v2d" in source.uri:  # the one long file; the benchmark covers it

@@ -335,6 +335,7 @@ rule_sets = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(scores, scores, scores), max_size=40), rule_sets, st.randoms())
 def test_funnel_reconciles_in_any_order_of_rules(

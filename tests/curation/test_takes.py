@@ -158,6 +158,7 @@ def test_a_copy_keeps_rotation_and_pixel_aspect_as_metadata(real_videos: Path) -
             assert take.shape["sample_aspect_ratio"] == aspect
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["psd_rotate.mp4", "psd_aspect_ratio.mp4", "tc_hevc_10bit.mp4", "psd_vfr.mp4", "tc_av1.mkv", "mma_struct.mp4"],

@@ -16,6 +16,8 @@ from pipelines import cli
 from tests.media import panning, write_video
 from tests.pipelines.corpora import WITHOUT_CLIP_OPTION
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -70,6 +70,7 @@ def test_an_empty_selection_says_which_rule_took_the_most(dataset: Dataset, tmp_
     assert "no clip passed: motion removed the most, 10 clips" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_name_is_replaced_only_when_asked_and_a_dry_run_writes_nothing(
     dataset: Dataset, tmp_path: Path, monkeypatch, capsys
 ):

@@ -12,6 +12,8 @@ from pipelines import curate
 from tests.pipelines.corpora import WITHOUT_CLIP, WITHOUT_CLIP_OPTION, content, many_small
 from tests.pipelines.test_kill import kill, wait_for, workers
 
+pytestmark = pytest.mark.slow
+
 SOURCES = 30
 
 

@@ -29,7 +29,7 @@ from pipelines.models import score_sources
 from tests.media import write_video
 from tests.pipelines.corpora import WITHOUT_CLIP, content, good_and_bad, many_small
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 MOVING = Rules(name="moving", rules={"motion": {"min": 0.5}})
 

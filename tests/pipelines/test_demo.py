@@ -15,6 +15,8 @@ from pipelines.demo.collection import Flaws
 from pipelines.demo.truth import Truth
 from tests.pipelines.corpora import many_small
 
+pytestmark = pytest.mark.slow
+
 GOOD_VIDEOS = 12
 
 

@@ -27,6 +27,8 @@ from pipelines.demo.clip_data import TRAINING_SEED
 from pipelines.demo.corpus import corpus_specs
 from pipelines.demo.timeline import Cut, VideoSpec
 
+pytestmark = pytest.mark.slow
+
 VIDEOS = 18
 TESTED_COPIES = ("low bitrate", "half the size", "cropped by 5 %", "with a logo")
 THRESHOLD = 0.88

@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+import pytest
 import yaml
 from typer.testing import CliRunner
 
@@ -14,6 +15,8 @@ from pipelines.demo.__main__ import run
 from pipelines.demo.parts import FRAMES, HEIGHT_PX, RATE_FPS, WIDTH_PX
 from pipelines.demo.train import RECIPE, STAGES, held_back_frames
 from svd.checkpoint import read_config
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_demo_ends_with_videos_from_first_frames_that_were_kept_back(

@@ -21,6 +21,8 @@ from pipelines.demo.corpus import corpus_specs
 from pipelines.demo.footage import render
 from pipelines.demo.model import demo_config
 
+pytestmark = pytest.mark.slow
+
 SEED, VIDEOS = HELD_BACK_SEED + 600_000, 6
 """Of another corpus than those from which the demo's threshold was chosen, and of none that its model has seen."""
 

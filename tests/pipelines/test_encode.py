@@ -14,6 +14,8 @@ from tests.pipelines.test_train import SETTINGS, model_at
 from tests.training import shards
 from training.shard_index import index_shards
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

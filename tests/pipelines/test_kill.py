@@ -15,6 +15,8 @@ from curation.rules import Rules
 from pipelines import curate, select, shard
 from tests.pipelines.corpora import WITHOUT_CLIP, WITHOUT_CLIP_OPTION, content, many_small, shard_content
 
+pytestmark = pytest.mark.slow
+
 SOURCES = 36
 EVERYTHING = Rules(name="all", rules={"duration_s": {"min": 0}})
 

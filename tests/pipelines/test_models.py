@@ -22,6 +22,8 @@ from tests.caption_server import CaptionServer, refused_url, says
 from tests.curation.models import tiny_clip
 from tests.pipelines.corpora import WITHOUT_CLIP, content, many_small
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -32,6 +32,8 @@ from tests.training.world import UNET
 from training.distributed import Ranks, join, leave
 from training.stopping import Stopped, StopRequest
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = [
     f"model.changes={json.dumps({**UNET, 'id_width': 16, 'frames': 3})}",
     "data.frames=3", "data.height_px=32", "data.width_px=48", "data.batch_size=2", "data.workers=0", "data.fps=[8]",

@@ -18,6 +18,8 @@ from tests.pipelines.test_train import SETTINGS, model_at
 from tests.training import shards
 from training.stages import Stage, overlay
 
+pytestmark = pytest.mark.slow
+
 STEPS = 12
 
 

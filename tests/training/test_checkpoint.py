@@ -64,6 +64,7 @@ def test_a_disk_that_is_full_already_for_the_place_in_the_data_is_told(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks_goes_on_after_the_samples_that_were_seen(tmp_path: Path, ranks: Ranks) -> None:
     stage = tiny_stage(steps=2)
     train(stage, tiny_model(stage), Stream(stage), tmp_path, ranks)

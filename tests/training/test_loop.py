@@ -24,6 +24,8 @@ from training.distributed import Ranks
 from training.loop import NonFinite, accumulation, choose_trained, compile_blocks, train
 from training.stages import Stage, overlay
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def largest_file(size_bytes: int) -> Iterator[None]:

@@ -37,6 +37,7 @@ def moments(checkpoint: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_a_preview_changes_neither_the_run_nor_its_checkpoint(tmp_path: Path, ranks: Ranks) -> None:
     """With FSDP2, which keeps some weights gathered after a pass without a backward pass."""
     stage = tiny_stage(steps=3, save_every=2, sample_every=1, sample_steps=1, strategy="fsdp")

@@ -128,7 +128,7 @@ def _shots(
     for transition in transitions:
         last, next_first = transition.start_frame, transition.end_frame
         if transition.kind != "hard":
-            last = timeline.frame_at(timeline.bound_pts(last) - margin_pts) if last else 0
+            last = timeline.frame_at(timeline.bound_pts(last) - margin_pts)
             next_first = timeline.frame_at(timeline.bound_pts(next_first) + margin_pts)
         last, next_first = max(first, last), min(frames, max(first, next_first))
         lost_s = timeline.seconds(last, next_first)
@@ -161,7 +161,7 @@ def _without_gaps(
         plan.lost_damage_s += timeline.seconds(int(gap), int(gap) + 1)
         pieces.append((first, int(gap)))
         first = int(gap) + 1
-    return [(a, b) for a, b in (*pieces, (first, last)) if b > a]
+    return [*pieces, (first, last)]
 
 
 def _divide(timeline: Timeline, first: int, last: int, config: SpanConfig) -> list[tuple[int, int]]:
@@ -183,9 +183,7 @@ def _divide(timeline: Timeline, first: int, last: int, config: SpanConfig) -> li
         boundary = min(max(boundary, first + 1), last)
         pieces.append((first, boundary))
         first = boundary
-    if first < last:
-        pieces.append((first, last))
-    return pieces
+    return [*pieces, (first, last)]
 
 
 def _take(timeline: Timeline, first: int, last: int, config: SpanConfig, plan: SpanPlan) -> None:
@@ -224,7 +222,7 @@ def _copy_range(timeline: Timeline, first: int, last: int) -> tuple[int, int]:
     """The frames that a copy gives: from the first keyframe on, to the last frame decodable from within the shot."""
     start_pts, end_pts = timeline.bound_pts(first), timeline.bound_pts(last)
     key = int(np.searchsorted(timeline.key_pts, start_pts))
-    if key == len(timeline.key_pts) or timeline.key_pts[key] >= end_pts:
+    if key == len(timeline.key_pts):
         return first, first
     key_pts = int(timeline.key_pts[key])
     start = timeline.frame_at(key_pts)
@@ -276,5 +274,5 @@ def _copied_from(packet_pts: NDArray[np.int64], place: int, key_pts: int, end_pt
 
 
 def _are_frames(timeline: Timeline, pts: NDArray[np.int64]) -> bool:
-    frames = np.searchsorted(timeline.frame_pts, pts).clip(0, len(timeline.frame_pts) - 1)
+    frames = np.minimum(np.searchsorted(timeline.frame_pts, pts), len(timeline.frame_pts) - 1)
     return bool((timeline.frame_pts[frames] == pts).all())

@@ -33,6 +33,10 @@ def gradual(start: int, end: int, kind: str = "dissolve") -> Transition:
     return Transition(kind=kind, start_frame=start, end_frame=end, start_pts=start, end_pts=end)
 
 
+def black(start: int, end: int, *blank: tuple[int, int]) -> Transition:
+    return Transition(kind="black", start_frame=start, end_frame=end, start_pts=start, end_pts=end, blank=blank)
+
+
 def bounds(plan) -> list[tuple[int, int, str]]:
     return [(s.start_pts, s.end_pts, s.take) for s in plan.spans]
 
@@ -139,6 +143,147 @@ def test_a_frame_that_stands_longer_than_a_clip_may_be_is_a_gap():
     plan = plan_spans(line, [])
     assert bounds(plan) == [(0, 59, "copy"), (2000, 2060, "copy")]
     assert plan.lost_damage_s == pytest.approx((2000 - 59) / FPS)
+
+
+def uneven(pts: list[int], end: int, keys: list[int] | None = None) -> Timeline:
+    return Timeline(
+        time_base=Fraction(1, FPS),
+        frame_pts=np.array(pts),
+        end_pts=end,
+        key_pts=np.array(pts[:1] if keys is None else keys),
+        packet_pts=np.array(pts),
+        copyable=keys is not None,
+    )
+
+
+def test_a_clip_of_exactly_the_least_length_is_kept():
+    plan = plan_spans(timeline(149, [0, 50, 100]), [hard(50), hard(100)])
+    assert bounds(plan) == [(0, 50, "copy"), (50, 100, "copy")]
+    assert plan.lost_short_s == pytest.approx(49 / FPS)
+    assert bounds(plan_spans(timeline(50, [0], copyable=False), [])) == [(0, 50, "encode")]
+
+
+def test_a_copy_may_cost_exactly_the_loss_and_leave_exactly_the_least_length():
+    near = plan_spans(timeline(150, [25]), [], SpanConfig(copy_loss_s=1.0))
+    assert bounds(near) == [(25, 150, "copy")]
+    far = plan_spans(timeline(150, [26]), [], SpanConfig(copy_loss_s=1.0))
+    assert bounds(far) == [(0, 150, "encode")]
+    least = plan_spans(timeline(75, [25]), [], SpanConfig(copy_loss_s=1.0))
+    assert bounds(least) == [(25, 75, "copy")]
+    too_short = plan_spans(timeline(75, [26]), [], SpanConfig(copy_loss_s=2.0))
+    assert bounds(too_short) == [(0, 75, "encode")]
+
+
+def test_what_is_lost_adds_up_by_kind():
+    """Two of each kind: blank footage within black passages, damage, short shots, and footage before keyframes."""
+    transitions = [
+        black(100, 150, (90, 130), (140, 145)),
+        gradual(250, 260, "damage"),
+        hard(280),
+        hard(300),
+        black(400, 450, (430, 470)),
+        gradual(550, 570, "damage"),
+    ]
+    config = SpanConfig(take="copy", gradual_margin_s=0)
+    plan = plan_spans(timeline(700, [5, 150, 310, 455, 600]), transitions, config)
+    taken = [(5, 100), (150, 250), (310, 400), (455, 550), (600, 700)]
+    assert bounds(plan) == [(start, end, "copy") for start, end in taken]
+    assert plan.lost_blank_s == pytest.approx((30 + 5 + 20) / FPS)
+    assert plan.lost_transition_s == pytest.approx((15 + 30) / FPS)
+    assert plan.lost_damage_s == pytest.approx((10 + 20) / FPS)
+    assert plan.lost_short_s == pytest.approx((20 + 20) / FPS)
+    assert plan.lost_keyframe_s == pytest.approx((5 + 10 + 5 + 30) / FPS)
+    assert plan.clip_s == pytest.approx((95 + 100 + 90 + 95 + 100) / FPS)
+    nothing = plan_spans(timeline(700, [], copyable=False), transitions, config)
+    assert not nothing.spans
+    assert nothing.lost_keyframe_s == pytest.approx((100 + 100 + 100 + 100 + 130) / FPS)
+
+
+def test_a_transition_that_opens_or_ends_a_video_takes_its_margin_within_it():
+    plan = plan_spans(
+        timeline(300, [0], copyable=False), [gradual(0, 20), gradual(280, 300)], SpanConfig(gradual_margin_s=2 / FPS)
+    )
+    assert bounds(plan) == [(22, 278, "encode")]
+    assert plan.lost_transition_s == pytest.approx(44 / FPS)
+    margins = [gradual(100, 120), gradual(121, 140)]  # the second begins within the first's margin
+    plan = plan_spans(timeline(300, [0], copyable=False), margins, SpanConfig(gradual_margin_s=2 / FPS))
+    assert bounds(plan) == [(0, 98, "encode"), (142, 300, "encode")]
+    assert plan.lost_transition_s == pytest.approx(44 / FPS)
+
+
+def test_a_span_says_what_the_cuts_asked_for_and_what_is_taken():
+    (first, second) = plan_spans(timeline(300, [0, 160]), [hard(150)]).spans
+    assert (first.cut_start_pts, first.cut_end_pts, first.start_frame, first.frames) == (0, 150, 0, 150)
+    assert (second.cut_start_pts, second.cut_end_pts, second.start_frame, second.frames) == (150, 300, 160, 140)
+
+
+def test_gaps_are_longer_than_a_clip_may_be_and_add_up():
+    config = SpanConfig(min_s=0.2, max_s=0.4)
+    line = uneven([*range(10), 30, 31, 32, 33, 34, *range(60, 70)], 70)
+    plan = plan_spans(line, [], config)
+    assert [(s.start_pts, s.end_pts) for s in plan.spans] == [(0, 9), (60, 70)]
+    assert plan.lost_damage_s == pytest.approx((21 + 26) / FPS)
+    assert plan.lost_short_s == pytest.approx(4 / FPS)
+    as_long_as_a_clip_may_be = plan_spans(uneven([*range(10), 19], 25), [], config)
+    assert as_long_as_a_clip_may_be.lost_damage_s == 0
+
+
+def test_a_long_shot_without_keyframes_is_divided_to_the_frame():
+    plan = plan_spans(timeline(45 * FPS, [0], copyable=False), [])
+    assert [s.frames for s in plan.spans] == [375] * 3
+    assert bounds(plan_spans(timeline(20 * FPS, [0, 250]), [])) == [(0, 500, "copy")]
+    encoded = plan_spans(timeline(30 * FPS, [0, 300]), [], SpanConfig(take="encode"))
+    assert [s.frames for s in encoded.spans] == [375] * 2
+    not_copyable = plan_spans(timeline(30 * FPS, [0, 300], copyable=False), [])
+    assert [s.frames for s in not_copyable.spans] == [375] * 2
+    every_other = plan_spans(uneven(list(range(0, 30 * FPS, 2)), 30 * FPS), [])
+    assert [s.end_pts for s in every_other.spans] == [374, 750]  # the last frame at or before the middle, 375
+
+
+def test_a_frame_that_stands_longer_than_a_piece_is_a_piece_of_its_own():
+    """40 pts in frames of 3, 27, 5 and 5, at most 30 to a piece: the middle, 20, lies within the second frame."""
+    plan = plan_spans(uneven([0, 3, 30, 35], 40), [], SpanConfig(min_s=0.4, max_s=1.2, take="encode"))
+    assert [(s.start_pts, s.end_pts) for s in plan.spans] == [(3, 30), (30, 40)]
+    assert plan.lost_short_s == pytest.approx(3 / FPS)
+    plan = plan_spans(uneven([0, 30, 35], 60), [], SpanConfig(min_s=0.4, max_s=1.2, take="encode"))
+    assert [(s.start_pts, s.end_pts) for s in plan.spans] == [(0, 30), (30, 60)]
+
+
+@pytest.mark.parametrize(
+    ("frames", "min_s", "keys", "first_end"),
+    [
+        (750, 2.0, [188], 188),  # 30 s make two pieces of 15 s; a keyframe counts from half of that on,
+        (750, 2.0, [187], 375),
+        (750, 10.0, [250], 250),  # from min_s on where that is later,
+        (750, 10.0, [249], 375),
+        (1125, 2.0, [500], 500),  # up to max_s,
+        (1125, 2.0, [501], 375),
+        (525, 2.0, [475], 475),  # and as long as min_s remains
+        (525, 2.0, [476], 262),
+        (750, 2.0, [300, 360, 400], 360),  # the nearest to the middle
+        (750, 2.0, [340, 400], 400),
+    ],
+)
+def test_a_long_shot_is_divided_at_the_nearest_keyframe_that_leaves_both_sides_possible(
+    frames: int, min_s: float, keys: list[int], first_end: int
+):
+    plan = plan_spans(timeline(frames, [0, *keys]), [], SpanConfig(min_s=min_s))
+    assert plan.spans[0].cut_end_pts == first_end
+
+
+def test_nothing_is_copied_where_packets_are_not_known_or_show_no_frame():
+    assert count_copied(timeline(5, [0], packets=[]), 0, 5) == 0
+    assert count_copied(timeline(5, [0], packets=[0, 1, 9, 2, 3, 4]), 0, 10) == 0
+    assert count_copied(uneven([0, 2, 4], 6, [0]), 0, 6) == 3
+    assert copied_packets(np.array([0, 1, 2]), 5, 9).tolist() == []
+
+
+def test_a_copy_of_a_long_video_holds_all_its_packets():
+    """More than a thousand packets, which are looked at in portions."""
+    line = timeline(5000, [0, 100])
+    assert count_copied(line, 100, 4500) == 4400
+    assert copied_packets(line.packet_pts, 100, 4500).tolist() == list(range(100, 4500))
+    assert copied_packets(line.packet_pts, 100, 9000).tolist() == list(range(100, 5000))
 
 
 def test_limits_that_cannot_divide_a_shot_are_refused():

@@ -1,25 +1,26 @@
 """The folder of a selection's shards: plan.json says what is written there, index.json that all of it is."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from curation import storage
 from curation.errors import UserError
-from curation.shards import FailedClip, ShardConfig, ShardPlan, ShardResult, json_bytes
+from curation.shards import FailedClip, ShardPlan, ShardResult, json_bytes
 from curation.tables import differences
 
 FORMAT_VERSION = 1
 _PLAN, _INDEX = "plan.json", "index.json"
 
 
-def check_plan(folder_url: str, plans: Sequence[ShardPlan], *, selection: str, config: ShardConfig) -> bool:
-    """Whether the folder holds these shards, or some of them, already. Only reads.
+def check_plan(folder_url: str, plans: Sequence[ShardPlan], *, selection: str, settings: Mapping[str, Any]) -> bool:
+    """Whether the folder holds these shards, or some of them, already; `settings` are those that decide what they hold.
+    Only reads.
 
     Raises UserError, with the difference, when it holds shards of other clips, columns or settings.
     """
-    wanted = _plan(plans, selection, config)
+    wanted = _plan(plans, selection, settings)
     found = _read(folder_url, _PLAN)
     if found is not None and found != wanted:
         raise UserError(
@@ -30,14 +31,14 @@ def check_plan(folder_url: str, plans: Sequence[ShardPlan], *, selection: str, c
     return found is not None
 
 
-def start_shards(folder_url: str, plans: Sequence[ShardPlan], *, selection: str, config: ShardConfig) -> None:
+def start_shards(folder_url: str, plans: Sequence[ShardPlan], *, selection: str, settings: Mapping[str, Any]) -> None:
     """Note in plan.json what is going to be written there, or check that it is what was begun there before.
 
     Raises UserError as `check_plan`. Removes what a killed run left behind; no other run may write there.
     """
     fs, folder = storage.filesystem(folder_url)
-    if not check_plan(folder_url, plans, selection=selection, config=config):
-        storage.write_bytes(fs, f"{folder}/{_PLAN}", json_bytes(_plan(plans, selection, config)))
+    if not check_plan(folder_url, plans, selection=selection, settings=settings):
+        storage.write_bytes(fs, f"{folder}/{_PLAN}", json_bytes(_plan(plans, selection, settings)))
     storage.remove_leftovers(fs, folder)
 
 
@@ -46,7 +47,7 @@ def index_of(
     results: Iterable[ShardResult],
     *,
     selection: str,
-    config: ShardConfig,
+    settings: Mapping[str, Any],
     gone: Sequence[FailedClip] = (),
 ) -> dict[str, Any]:
     """What index.json says: what the shards were made of, each shard, totals, and every clip that is not in them.
@@ -65,7 +66,7 @@ def index_of(
     }
     selected = sum(plan.clips.num_rows for plan in plans) + len(gone)
     assert selected == totals["samples"] + len(failed) + len(gone), "every clip of a plan is written or has failed"
-    return _plan(plans, selection, config) | {
+    return _plan(plans, selection, settings) | {
         "shards": [
             {key: getattr(result, key) for key in ("name", "samples", "duration_s", "bytes", "sha256")}
             for result in ordered
@@ -101,7 +102,7 @@ def _read(folder_url: str, name: str) -> dict[str, Any] | None:
         return None
 
 
-def _plan(plans: Sequence[ShardPlan], selection: str, config: ShardConfig) -> dict[str, Any]:
+def _plan(plans: Sequence[ShardPlan], selection: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     ids = hashlib.sha256()
     for plan in plans:
         ids.update("\n".join([plan.name, *plan.clips["clip_id"].to_pylist(), ""]).encode())
@@ -113,5 +114,5 @@ def _plan(plans: Sequence[ShardPlan], selection: str, config: ShardConfig) -> di
         "clips": sum(plan.clips.num_rows for plan in plans),
         "clips_sha256": ids.hexdigest(),
         "columns": {f.name: str(f.type) for f in plans[0].clips.schema} if plans else {},
-        "config": config.model_dump(exclude={"limits"}),
+        "config": dict(settings),
     }

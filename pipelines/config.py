@@ -14,6 +14,7 @@ from curation.scan import ScanConfig
 from curation.scores import SCORERS
 from curation.scores.aesthetics import AestheticConfig
 from curation.scores.text import TextConfig
+from training.resume import deciding
 
 
 class CaptionersConfig(Config):
@@ -54,13 +55,16 @@ class CurateConfig(ScanConfig):
         return self.model_copy(update={"captioners": self.captioners.model_copy(update=shared)})
 
     def described(self) -> dict[str, Any]:
-        """What decides the rows of a dataset: without limits, addresses, batch sizes, and where files are kept."""
-        values = self.model_dump(mode="json", exclude={"limits": True, "duplicates": True, "clip": {"batch_size"}})
-        for section, key in (("clip", "model"), ("clip", "pretrained"), ("aesthetic", "head")):
-            given = values[section][key]
-            if given and Path(given).exists():
-                values[section][key] = Path(given).name
-        values["captioners"] = {
-            name: settings.described() for name, settings in self.captioners if settings is not None
-        }
+        """What decides the rows of a dataset: without what may change (`training.resume`), nor where files are kept."""
+        values = deciding(self.model_dump(mode="json"))
+        captioners = values["captioners"] = {k: v for k, v in values["captioners"].items() if v is not None}
+        for section, key in (
+            (values["clip"], "model"),
+            (values["clip"], "pretrained"),
+            (values["aesthetic"], "head"),
+            (captioners.get("coca", {}), "model"),
+            (captioners.get("coca", {}), "pretrained"),
+        ):
+            if (given := section.get(key)) and Path(given).exists():
+                section[key] = Path(given).name
         return values

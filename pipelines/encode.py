@@ -19,11 +19,13 @@ from pipelines.progress import Reporter
 from svd.model import Model
 from training.encode import Encoded, check_names, digests, encode_shard, read_record
 from training.initial import initial_model
+from training.resume import deciding, differences, sentence, shortened
 from training.shard_index import Shard, ShardIndex, index_shards
 from training.stages import Stage, overlay
 
 PLAN, INDEX = "plan.json", "index.json"
-_MAY_DIFFER = ("batch_size", "workers", "prefetch", "max_broken_share")
+_OF_TRAINING = ("data.batch_size",)
+"""Settings of the frames that decide how a model trains on the latents, not what they are."""
 _TASKS_AT_MOST = 4096
 """Beyond this many shards a task does several, for each costs the driver time and memory."""
 
@@ -77,6 +79,7 @@ def encode(
         report.waiting("reading the shards and the model")
         index, plan = _inputs(stage, data, init, choices)
         _check_plan(out, plan)
+        _check_shards(out, index, data)
         missing = [shard for shard in index.shards if read_record(out, shard) is None]
         complete = not missing and _read(out / INDEX) == _content(index, out)
         if not complete and not take_over:
@@ -109,8 +112,8 @@ def _inputs(stage: Stage, data: str, init: Path, choices: int) -> tuple[ShardInd
         models = digests(_model(stage, init, "cpu"))
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
-    settings = {name: value for name, value in stage.data.to_dict().items() if name not in _MAY_DIFFER}
-    plan: dict[str, Any] = {"data": settings | {"choices": choices}, "models": models}
+    settings = deciding(stage.data.to_dict() | {"choices": choices}, "data.")
+    plan: dict[str, Any] = {"data": settings, "models": models}
     return index, json.loads(json.dumps(plan))
 
 
@@ -119,14 +122,20 @@ def _check_plan(out: Path, plan: dict[str, Any]) -> None:
     before = _read(out / PLAN)
     if before is None:
         return
-    differs = [
-        f"{group}.{name}"
-        for group, values in plan.items()
-        for name in values
-        if (before.get(group) or {}).get(name) != values[name]
-    ]
-    if differs:
-        raise UserError(f"{out} holds latents made with other settings ({', '.join(differs)}): use another folder")
+    differing = differences(before, plan, ignored=_OF_TRAINING)
+    if differing:
+        raise UserError(sentence(out, "latents", differing))
+
+
+def _check_shards(out: Path, index: ShardIndex, data: str) -> None:
+    """Raise UserError where `out` holds latents of shards that `data` does not have: training would read them too."""
+    known = {f"{shard.name}.tar" for shard in index.shards}
+    others = sorted(path.name for path in out.glob("*.tar") if path.name not in known)
+    if others:
+        raise UserError(
+            f"{out} holds latents of shards that {data} does not have ({shortened(others)}): remove them, or choose "
+            "another folder"
+        )
 
 
 def _start(folder: str, plan: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from pipelines.cluster import connected, stopped_by_errors
 from pipelines.counting import counted
 from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.progress import Reporter
+from training.resume import deciding
 
 _NOT_OF_THE_CLIP = {"scan_cpu_s", "score_cpu_s", "transitions", "note", "embedding"}
 """Columns of the joined view that a shard has no use for; timings would make equal shards differ."""
@@ -73,13 +74,14 @@ def shard(
         report.waiting("reading the selection")
         rows, gone = _selected(Dataset(dataset).open(), selection)
         plans = plan_shards(rows, kind="images" if images else "clips", config=config)
-        check_plan(folder, plans, selection=selection, config=config)
+        settings = deciding(config.model_dump(mode="json"))
+        check_plan(folder, plans, selection=selection, settings=settings)
         report.waiting("checking the shards that are in place")
         results = _in_place(plans, folder)
         todo = [plan for plan in plans if plan.name not in results]
 
         def index() -> dict[str, Any]:
-            return index_of(plans, results.values(), selection=selection, config=config, gone=gone)
+            return index_of(plans, results.values(), selection=selection, settings=settings, gone=gone)
 
         complete = not todo and read_index(folder) == index()
         if not complete and not take_over:
@@ -90,7 +92,7 @@ def shard(
                 stack.enter_context(connected(address, num_cpus=num_cpus))
             if not complete:
                 fence = stack.enter_context(owned(folder, take_over=take_over))
-                start_shards(folder, plans, selection=selection, config=config)
+                start_shards(folder, plans, selection=selection, settings=settings)
                 remove_index(folder)
                 for result in _stream(todo, folder, selection, config, fence, report):
                     results[result.name] = result

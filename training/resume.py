@@ -1,4 +1,5 @@
-"""Going on with what an earlier process began: what may be different, in one list, and what is said where more is.
+"""Going on with what an earlier process began: what may be different, in one list for runs, latents, shards and
+datasets, and what is said where more is.
 
 RUN/contents.jsonl    the shards that a run reads, one a line: its checkpoints hold their digest
 """
@@ -15,6 +16,7 @@ _NAMED = 3
 """Differences that are named; the rest is counted."""
 
 MAY_CHANGE = frozenset({
+    # Stages, for runs and for latents.
     "about",
     # How samples are read and computed, not which.
     "data.workers", "data.prefetch", "data.reader", "model.checkpointing", "run.compile", "run.strategy",
@@ -25,12 +27,29 @@ MAY_CHANGE = frozenset({
     # How far it goes, and what it writes on the way.
     "run.steps", "run.log_every", "run.save_every", "run.keep_last", "run.keep_every",
     "run.sample_every", "run.sample_count", "run.sample_steps",
+    # Shards and datasets: what an input may cost decides which are rejected, not what the others give.
+    "limits",
+    # Datasets: duplicates are looked for anew; how many go through a model at a time.
+    "duplicates", "clip.batch_size", "captioners.coca.batch_size",
+    # Where an endpoint is, and how patiently it is asked.
+    *(f"captioners.{name}.{key}" for name in ("video", "merged") for key in (
+        "base_url", "api_key_env", "timeout_s", "retries", "max_in_flight", "give_up_after", "pause_s",
+    )),
 })  # fmt: skip
-"""Settings of a stage that may be others when a run is resumed, or latents are cached into a folder that holds some:
-they do not decide what is computed. Shards and frozen parts may have moved."""
+"""Settings that may be others when a run is resumed, latents or shards are written into a folder that holds some, or a
+dataset grows: they do not decide what is computed. Shards, frozen parts and models may have moved."""
 
 Contents = list[tuple[str, int, int]]
 """Name, bytes and samples of each shard, in the order in which they are read."""
+
+
+def deciding(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """The nested settings without those that may change; `path` leads to them, with a dot at its end."""
+    return {
+        name: deciding(value, f"{path}{name}.") if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+        if f"{path}{name}" not in MAY_CHANGE
+    }
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, ignored: Collection[str] = ()) -> list[str]:

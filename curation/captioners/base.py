@@ -1,6 +1,5 @@
 """What captioners that ask an endpoint have in common: how to reach it, and why there is no caption."""
 
-from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, JsonValue, field_validator
@@ -53,8 +52,3 @@ class EndpointConfig(Config):
         host = parts.hostname or ""
         openai = parts.scheme == "https" and (host == "openai.com" or host.endswith(".openai.com"))
         return self.api_key_env or ("OPENAI_API_KEY" if openai else None)
-
-    def described(self) -> dict[str, Any]:
-        """What decides the captions: not where the model is, nor how patiently it is asked."""
-        how = {"base_url", "api_key_env", "timeout_s", "retries", "max_in_flight", "give_up_after", "pause_s"}
-        return self.model_dump(mode="json", exclude=how)

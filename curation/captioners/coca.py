@@ -5,7 +5,6 @@ transformers that was removed from it, and gives other captions with other versi
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import cv2
@@ -38,13 +37,6 @@ class CocaConfig(Config):
         if self.min_tokens >= self.max_tokens:
             raise ValueError(f"min_tokens is {self.min_tokens}, expected less than max_tokens, {self.max_tokens}")
         return self
-
-    def described(self) -> dict[str, Any]:
-        """What decides the captions: not how many are made at a time, nor where a file is kept."""
-        values = self.model_dump(mode="json", exclude={"batch_size"})
-        for key in ("model", "pretrained"):
-            values[key] = Path(values[key]).name if values[key] and Path(values[key]).exists() else values[key]
-        return values
 
 
 class Coca:

@@ -401,13 +401,6 @@ def test_loading_does_not_contact_the_endpoint():
     assert server.requests == []
 
 
-def test_what_describes_a_dataset_is_what_decides_its_captions():
-    here = VideoConfig(base_url="http://here/v1", model="m", max_in_flight=1, timeout_s=1)
-    there = VideoConfig(base_url="http://there/v1", model="m", api_key_env="THE_API_KEY", retries=9, pause_s=5)
-    assert here.described() == there.described()
-    assert here.described() != VideoConfig(model="m", prompt="Say something.").described()
-
-
 def test_captioners_travel_to_a_worker_and_the_client_is_imported_only_there():
     names = [pickle.loads(pickle.dumps(make(None))).name for make in CAPTIONERS.values()]
     assert names == list(CAPTIONERS) == ["coca", "video", "merged"]

@@ -60,9 +60,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 def write_all(folder: Path, clips: list[dict[str, Any]], kind: Any = "clips", config: ShardConfig = CONFIG) -> Any:
     plans = plan_shards(clips, kind=kind, config=config)
-    start_shards(str(folder), plans, selection="s", config=config)
+    start_shards(str(folder), plans, selection="s", settings=config.model_dump(mode="json"))
     results = [write_shard(plan, str(folder), selection="s", config=config) for plan in plans]
-    index = index_of(plans, results, selection="s", config=config)
+    index = index_of(plans, results, selection="s", settings=config.model_dump(mode="json"))
     write_index(str(folder), index)
     return plans, results, index
 
@@ -170,14 +170,14 @@ def test_the_index_adds_up(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
     assert index["totals"]["bytes"] == sum((tmp_path / plan.name).stat().st_size for plan in plans)
     assert index["totals"]["duration_s"] == pytest.approx(sum(clip["duration_s"] for clip in clips))
     with pytest.raises(ValueError, match=plans[1].name):
-        index_of(plans, results[:1], selection="s", config=CONFIG)
+        index_of(plans, results[:1], selection="s", settings=CONFIG.model_dump(mode="json"))
 
 
 def test_every_selected_clip_is_written_or_has_a_reason(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
     lost = [clip | {"uri": str(tmp_path / "gone.mp4")} if clip["take"] == "copy" else clip for clip in clips]
     plans, results, _ = write_all(tmp_path, lost)
     gone = [FailedClip(clip_id="x", error_kind="gone", error="select again")]
-    index = index_of(plans, results, selection="s", config=CONFIG, gone=gone)
+    index = index_of(plans, results, selection="s", settings=CONFIG.model_dump(mode="json"), gone=gone)
     assert {key: index["totals"][key] for key in ("selected", "samples", "failed", "gone")} == {
         "selected": 7, "samples": 3, "failed": 3, "gone": 1
     }  # fmt: skip
@@ -211,7 +211,7 @@ def test_a_shard_of_other_rows_is_written_again(tmp_path: Path, clips: list[dict
 def test_a_folder_of_something_else_is_refused_with_the_difference(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
     plans, *_ = write_all(tmp_path, clips)
     folder = str(tmp_path)
-    start_shards(folder, plans, selection="s", config=CONFIG)
+    start_shards(folder, plans, selection="s", settings=CONFIG.model_dump(mode="json"))
     fewer = plan_shards(clips[1:], kind="clips", config=CONFIG)
     sharper = ShardConfig(clips_per_shard=4, crf=12)
     images = plan_shards(clips, kind="images", config=CONFIG)
@@ -223,14 +223,7 @@ def test_a_folder_of_something_else_is_refused_with_the_difference(tmp_path: Pat
         (wider, CONFIG, "similarity"),
     ):
         with pytest.raises(UserError, match=difference.replace(".", r"\.")):
-            start_shards(folder, other, selection="s", config=config)
-
-
-def test_limits_are_no_part_of_what_shards_are(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
-    plans, *_ = write_all(tmp_path, clips)
-    config = ShardConfig(clips_per_shard=4, limits={"timeout_s": 5})  # type: ignore[arg-type]
-    start_shards(str(tmp_path), plans, selection="s", config=config)  # raises if it took them for other shards
-    assert all(check_shard(plan, str(tmp_path)).problem is None for plan in plans)
+            start_shards(folder, other, selection="s", settings=config.model_dump(mode="json"))
 
 
 def test_a_vanished_source_costs_its_clips_only(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
@@ -271,5 +264,5 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path, clips: list[dict[
     plans, *_ = write_all(tmp_path, clips)
     leftover = tmp_path / ".clips-000000.tar.0123456789ab.tmp"
     leftover.write_bytes(b"half")
-    start_shards(str(tmp_path), plans, selection="s", config=CONFIG)
+    start_shards(str(tmp_path), plans, selection="s", settings=CONFIG.model_dump(mode="json"))
     assert not leftover.exists()

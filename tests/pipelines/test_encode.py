@@ -45,7 +45,7 @@ def test_latents_are_written_once_and_train(data: Path, tmp_path: Path, local_ra
     records = [json.loads(line) for line in (tmp_path / "latent" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2, 4]
     other = resolve_stage("tiny-image-to-video", None, [*SETTINGS, "data.frames=2"])
-    with pytest.raises(UserError, match=r"other settings \(data.frames\)"):
+    with pytest.raises(UserError, match=r"latents with different settings \(data\.frames \d+, now 2\)"):
         encode(other, str(data), out, init=init, quiet=True)
 
     with owned(str(out)) as fence:
@@ -89,3 +89,14 @@ def test_an_overtaken_run_gives_no_shard_its_name(data: Path, tmp_path: Path) ->
         in encode_planned({"shard": pickle.dumps(shard), "first": 0}, task, Overtaken(url="", run=""))["error"]
     )
     assert not list(out.iterdir())
+
+
+def test_latents_of_shards_that_are_gone_are_named(data: Path, tmp_path: Path) -> None:
+    """Training reads every tar of the folder, so they would stay in the set."""
+    init, out = tmp_path / "init", tmp_path / "latents"
+    model_at(init, "svd")
+    out.mkdir()
+    (out / "clips-0.tar").touch()
+    (out / "clips-7.tar").touch()
+    with pytest.raises(UserError, match=r"latents of shards that .* does not have \(clips-7\.tar\)"):
+        encode(resolve_stage("tiny-image-to-video", None, SETTINGS), str(data), out, init=init, quiet=True)

@@ -16,6 +16,19 @@ _REFUSED = {
     "STAR": "'*' or COLUMNS()",
     "WINDOW": "a window function",
 }
+_SIZED = {
+    *("range", "generate_series", "repeat", "lpad", "rpad", "list_resize", "array_resize", "printf", "format", "bar"),
+    *("bitstring", "to_base", "equi_width_bins", "replace", "regexp_replace", "array_to_string"),
+    *("array_to_string_comma_default", "list_string_agg", "list_reduce", "array_reduce", "reduce"),
+}
+"""Functions whose answer is as large as a number says, or as large as the product of what they are given: DuckDB
+computes those of constants while it plans, whatever its memory limit."""
+_ADDING = {
+    *("||", "concat", "concat_ws", "list_concat", "list_cat", "array_concat", "array_cat", "list_value", "list_pack"),
+    *("struct_pack", "row", "map", "list_append", "list_prepend", "array_append", "array_prepend", "array_push_back"),
+    *("array_push_front", "list_zip"),
+}
+"""Functions whose answer is as large as all they are given together: in a lambda, nested, they double it each time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +52,8 @@ def read_condition(connection: duckdb.DuckDBPyConnection, text: str, known: Iter
     lower_known = {column.lower() for column in known}
     expression = _parsed(connection, text)
     unstable = _unstable_functions(connection)
+    lambdas = (node for node in _nodes(expression) if node.get("class") == "LAMBDA")
+    in_lambda = {id(inner) for each in lambdas for inner in _nodes(each)}
     for node in _nodes(expression):
         if node.get("class") in _REFUSED:
             raise UserError(f"where: {_REFUSED[node['class']]} is not allowed, got {text!r}")
@@ -46,6 +61,8 @@ def read_condition(connection: duckdb.DuckDBPyConnection, text: str, known: Iter
         if node.get("class") == "COLUMN_REF" and len(node["column_names"]) == 1:  # as `current_date` is parsed
             name = node["column_names"][0].lower()
             called = "" if name in lower_known else name
+        if called in _SIZED or (called in _ADDING and id(node) in in_lambda):
+            raise UserError(f"where: {called}() is not allowed, got {text[:200]!r}: what it makes has no largest size")
         if called in unstable or f"get_{called}" in unstable:
             raise UserError(
                 f"where: {called}() is not allowed, got {text!r}: a condition must depend on the columns of a clip "

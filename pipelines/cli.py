@@ -31,6 +31,7 @@ from pipelines.cli_shared import (
 )
 from pipelines.config import CurateConfig
 from pipelines.inspect import inspect as inspect_videos
+from pipelines.printable import log_to_stderr
 from pipelines.select import DEFAULT_PRESET
 from pipelines.select import select as select_clips
 from pipelines.status import FIRST_REJECTED, models_of
@@ -280,6 +281,7 @@ def _scorer(name: str) -> str:
 def main() -> None:
     """Run the command line and exit with one of the codes above; a user's mistake is one sentence on stderr."""
     signal.signal(signal.SIGTERM, _interrupt)
+    log_to_stderr()
     try:
         app()
     except UserError as error:

@@ -6,6 +6,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pipelines.printable import printable
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -17,7 +19,7 @@ class Reporter:
 
     def __init__(self, title: str, total: int | None = None, *, unit: str, quiet: bool = False) -> None:
         self.quiet = quiet
-        self._title, self._total, self._unit = title, total, unit
+        self._title, self._total, self._unit = printable(title), total, unit
         self._done, self._detail = 0, ""
         self._console = Console(stderr=True)
         self._started_s = self._last_line_s = time.monotonic()
@@ -28,13 +30,13 @@ class Reporter:
     def __enter__(self) -> "Reporter":
         if self._console.is_terminal and not self.quiet:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn(self._unit),
+                TextColumn(self._unit, markup=False),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[detail]}"),
+                TextColumn("{task.fields[detail]}", markup=False),
                 console=self._console,
             )
             self._bar.start()
@@ -54,7 +56,7 @@ class Reporter:
     def waiting(self, what: str) -> None:
         """Say what the run does or waits for before, between or after its units of work."""
         if self._bar is not None:
-            self._bar.update(self._task, detail=what)
+            self._bar.update(self._task, detail=printable(what))
         elif not self.quiet:
             self._line_if_new()
             self._print(f"{self._title}: {what}")
@@ -88,7 +90,7 @@ class Reporter:
 
     def _show(self) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, detail=self._detail)
+            self._bar.update(self._task, completed=self._done, detail=printable(self._detail))
         elif not self.quiet and time.monotonic() - self._last_line_s > _SECONDS_BETWEEN_LINES:
             self._line()
 
@@ -105,9 +107,10 @@ class Reporter:
         self._print(f"{self._title}: {self._done}/{self._total} {self._unit} after {elapsed_s:.0f} s{detail}")
 
     def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def note(sentence: str) -> None:
     """Say on stderr what the user should know, whatever the progress."""
-    Console(stderr=True).print(f"note: {sentence}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    text = "\n".join(printable(line) for line in sentence.splitlines())
+    Console(stderr=True).print(f"note: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)

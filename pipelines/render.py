@@ -16,6 +16,7 @@ from curation.scores import SCORERS
 from curation.select import Selection, funnel_rows
 from pipelines.curate import CurateResult
 from pipelines.inspect import Inspection
+from pipelines.printable import printable
 from pipelines.shard import ShardRun
 from pipelines.status import Status
 
@@ -53,13 +54,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
     return printable(str(value))
-
-
-def printable(text: str) -> str:
-    """Text from a file name or a file, with control characters and broken encodings made visible."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text).encode(
-        "utf-8", "backslashreplace"
-    ).decode()  # fmt: skip
 
 
 def size(count: float) -> str:

@@ -1,7 +1,6 @@
 """`clipmill train`: a stage in this process, under torchrun, or on Ray workers."""
 
 import json
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from curation.config import read_yaml
 from curation.errors import RunStopped, UserError
+from pipelines.printable import log_to_stderr
 from pipelines.progress import Reporter, note
 from training.checkpoint import CHECKPOINTS, CheckpointError, last_whole, whole
 from training.estimate import PEAK_SHARE, estimate
@@ -61,7 +61,7 @@ def train(
     Raises UserError for what cannot be trained on, RunStopped (a UserError) for what stopped it on the way, and
     KeyboardInterrupt where Ctrl-C or SIGTERM ended it, after a checkpoint.
     """
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    log_to_stderr()
     quiet = quiet or int(os.environ.get("RANK", "0")) > 0
     _announce(stage, out, quiet=quiet)
     try:

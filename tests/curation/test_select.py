@@ -138,6 +138,13 @@ def test_where_reads_the_joined_view_and_null_is_unscored(ten: Dataset) -> None:
         ("random() < 0.5", "same answer each time"),
         ("pg_sleep(60) IS NULL", "pg_sleep.. is not allowed"),
         ("list_transform([1], lambda x: sleep_ms(x)) IS NULL", "sleep_ms.. is not allowed"),
+        ("repeat('x', 2000000000) <> ''", "repeat.. is not allowed"),
+        ("len(range(4000000000)) > 0", "range.. is not allowed"),
+        ("length(lpad(codec, 2000000000, 'x')) > 0", "lpad.. is not allowed"),
+        ("length(printf('%2000000000d', width)) > 0", "printf.. is not allowed"),
+        ("replace(replace(codec, 'h', 'hhhh'), 'h', 'hhhh') <> ''", "replace.. is not allowed"),
+        ("len(list_transform(['x'], lambda x: x || x)) > 0", "is not allowed"),
+        ("len(list_transform([1], lambda x: [x, x])) > 0", "list_value.. is not allowed"),
         ("CURRENT_DATE > '2020-01-01'", "current_date.. is not allowed"),
         ("NOT " * 900 + "true", "nested too deeply"),
         ("codec = '\ud800'", "valid UTF-8"),
@@ -150,7 +157,10 @@ def test_where_is_one_boolean_condition(tmp_path: Path, where: str, message: str
     assert selection_names(dataset) == []
 
 
-@pytest.mark.parametrize("where", ["list_contains(list_transform(captions, lambda c: c.text), 'x') OR true", "1 = 1"])
+@pytest.mark.parametrize(
+    "where",
+    ["list_contains(list_transform(captions, lambda c: c.text), 'x') OR true", "1 = 1", "len([codec || 'x', 'y']) = 2"],
+)
 def test_where_may_be_any_expression(ten: Dataset, where: str) -> None:
     assert select(ten, rules(where)).clips == 10
 

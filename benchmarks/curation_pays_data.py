@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from webdataset.writer import TarWriter
 
+from clipmill import curate, select, shard
 from curation.shards import ShardConfig
-from pipelines import curate, select, shard
 from pipelines.demo.corpus import corpus_specs
 from pipelines.demo.model import demo_config
 from pipelines.demo.small import small_frames

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmill import curate
 from curation.scan import SpanConfig
 from curation.tables import Dataset
-from pipelines import curate
 from pipelines.demo.model import demo_config
 from pipelines.demo.writer import Encoding, write_video
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import select_scale
 from benchmarks.common import report
-from pipelines import CurateConfig, curate
+from clipmill import CurateConfig, curate
 from pipelines.cluster import connected
 from pipelines.demo.footage import Cut, Shot, VideoSpec, render
 

@@ -1,21 +1,18 @@
-"""The command line of `clipmill`: one function per command. Here, curation; the model's are in `cli_model`."""
+"""The command line of `clipmill`: one function per command. Here, curation; the model's are in `cli_model`.
+
+What a command needs is imported when it runs, so that `clipmill --help` answers at once.
+"""
 
 import json
 import signal
 import sys
 from dataclasses import asdict
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from curation.captioners import CAPTIONERS
-from curation.config import unknown_name
-from curation.duplicates import DuplicatesConfig, find_duplicates, last_config
 from curation.errors import RunStopped, UserError
-from curation.rules import load_rules
-from curation.scores import SCORERS
-from curation.tables import Dataset
-from pipelines import cli_model, render
+from pipelines import cli_model
 from pipelines.cli_shared import (
     BAD_REQUEST,
     CAPTIONS_FAILED,
@@ -29,13 +26,10 @@ from pipelines.cli_shared import (
     complain,
     console,
 )
-from pipelines.config import CurateConfig
-from pipelines.inspect import inspect as inspect_videos
 from pipelines.printable import log_to_stderr
-from pipelines.select import DEFAULT_PRESET
-from pipelines.select import select as select_clips
-from pipelines.status import FIRST_REJECTED, models_of
-from pipelines.status import status as read_status
+
+if TYPE_CHECKING:
+    from pipelines.config import CurateConfig
 
 app = typer.Typer(
     name="clipmill",
@@ -63,8 +57,27 @@ AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output, o
 DatasetFolder = Annotated[str, typer.Argument(help="Dataset folder, local or any fsspec URL.", show_default=False)]
 Without = Annotated[
     str | None,
-    typer.Option(help=f"Scores to leave out, with commas between them: {', '.join(SCORERS)}.", show_default=False),
+    typer.Option(
+        help="Scores to leave out, separated by commas: similarity, aesthetic, text_area.", show_default=False
+    ),
 ]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from clipmill import __version__
+
+        print(f"clipmill {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command(epilog=EXIT_CODES)
@@ -89,6 +102,8 @@ def curate(
     Run the same command again after an interruption: only what is missing is done. Bad videos are rows with a
     reason in the sources table and stop nothing.
     """
+    from curation.captioners import CAPTIONERS
+    from pipelines import render
     from pipelines.curate import curate as run
 
     settings = _config(config, without)
@@ -130,6 +145,12 @@ def duplicates(
     `clipmill curate` does this by itself; this is for other settings, and after tables were copied together. Settings
     that are not given are those of the last search.
     """
+    from curation.duplicates import DuplicatesConfig, find_duplicates, last_config
+    from curation.tables import Dataset
+    from pipelines import render
+    from pipelines.config import CurateConfig
+    from pipelines.status import models_of
+
     opened = Dataset(dataset).open()
     recorded = last_config(opened)
     values = recorded.model_dump() if recorded else dict(models_of(opened).get("duplicates") or {})
@@ -145,7 +166,7 @@ def duplicates(
 def select(
     dataset: DatasetFolder,
     preset: Annotated[
-        str | None, typer.Option(help=f"Rules that come along, by name; {DEFAULT_PRESET} if none.", show_default=False)
+        str | None, typer.Option(help="Rules that come along, by name; by default svd-paper.", show_default=False)
     ] = None,
     config: Annotated[
         str | None, typer.Option(help="YAML file with your own rules instead.", show_default=False)
@@ -167,10 +188,15 @@ def select(
     A name that holds the same rules and the same clips is written again; anything else under it needs --replace.
     Exits with 3 when no clip passed, or when a rule dropped clips for a score that most clips do not have.
     """
+    from curation.rules import load_rules
+    from pipelines import render
+    from pipelines.select import DEFAULT_PRESET
+    from pipelines.select import select as run
+
     if preset and config:
         raise UserError("--preset and --config are two sets of rules: give one of them")
     rules = load_rules(config) if config else preset or DEFAULT_PRESET
-    selection = select_clips(dataset, rules, name=name, allow_missing=allow_missing, replace=replace, dry_run=dry_run)
+    selection = run(dataset, rules, name=name, allow_missing=allow_missing, replace=replace, dry_run=dry_run)
     render.print_selection(console(), selection, dry_run=dry_run)
     if told := render.shortfall(selection):
         _nothing_came_out(told)
@@ -197,6 +223,7 @@ def shard(
 ) -> None:
     """Write the selected clips as WebDataset shards: DATASET/shards/SELECTION/*.tar and index.json."""
     from curation.shards import ShardConfig
+    from pipelines import render
     from pipelines.shard import shard as run
 
     if images and clips_per_shard is not None:
@@ -233,7 +260,12 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show what a dataset holds: sources, clips, selections and shards."""
-    found = read_status(Dataset(dataset), list_rejected=None if rejected else FIRST_REJECTED)
+    from curation.tables import Dataset
+    from pipelines import render
+    from pipelines.status import FIRST_REJECTED
+    from pipelines.status import status as run
+
+    found = run(Dataset(dataset), list_rejected=None if rejected else FIRST_REJECTED)
     if as_json:
         print(json.dumps(asdict(found)))
         return
@@ -245,8 +277,11 @@ def status(
 @app.command(epilog=EXIT_CODES)
 def inspect(videos: Inputs, config: ConfigFile = None, without: Without = None, as_json: AsJson = False) -> None:
     """Show what the pipeline sees in a video: probe, transitions, clips, scores. Writes nothing."""
+    from pipelines import render
+    from pipelines.inspect import inspect as run
+
     usable = 0
-    for seen in inspect_videos(videos, _config(config, without)):
+    for seen in run(videos, _config(config, without)):
         usable += seen.error_kind is None
         if as_json:
             print(json.dumps(asdict(seen)), flush=True)
@@ -264,7 +299,9 @@ def _nothing_came_out(sentence: str) -> NoReturn:
     raise typer.Exit(NOTHING_CAME_OUT)
 
 
-def _config(address: str | None, without: str | None) -> CurateConfig:
+def _config(address: str | None, without: str | None) -> "CurateConfig":
+    from pipelines.config import CurateConfig
+
     config = CurateConfig.from_file(address) if address else CurateConfig()
     names = [_scorer(name.strip()) for name in without.split(",") if name.strip()] if without else []
     return config.model_copy(update={"without": tuple(sorted({*config.without, *names}))})
@@ -272,6 +309,9 @@ def _config(address: str | None, without: str | None) -> CurateConfig:
 
 def _scorer(name: str) -> str:
     """The scorer with this name, or the only one whose name begins so. Raises UserError."""
+    from curation.config import unknown_name
+    from curation.scores import SCORERS
+
     matching = [name] if name in SCORERS else [scorer for scorer in SCORERS if scorer.startswith(name)]
     if len(matching) != 1:
         raise UserError(unknown_name("score", name, list(SCORERS)))

@@ -7,7 +7,6 @@ import typer
 
 from curation.errors import UserError
 from pipelines.cli_shared import EXIT_CODES, PARTIAL, Address, NumCpus, TakeOver, console, say
-from pipelines.render import estimate_table
 
 app = typer.Typer()
 
@@ -96,6 +95,7 @@ def train(
     """
     from pipelines import recipe as recipes
     from pipelines import train as training
+    from pipelines.render import estimate_table
 
     if recipe is not None:
         beside = {
@@ -167,10 +167,10 @@ def sample(
     ] = None,
 ) -> None:
     """Make a video with a model, from a picture, a text, or two pictures: what the model is for, its files say."""
-    from pipelines.sample import Request
+    from pipelines.sample import SampleRequest
     from pipelines.sample import sample as run
 
-    request = Request(
+    request = SampleRequest(
         image=image,
         last_image=last_image,
         prompt=prompt,

@@ -34,7 +34,7 @@ _TAKEN: dict[Task, tuple[str, ...]] = {**_NEEDED, "multi-view": ("image", "eleva
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class SampleRequest:
     """What to make. A task takes some of image, last_image, prompt and elevation, and refuses the others."""
 
     image: Path | None = None
@@ -71,7 +71,7 @@ class Sample:
     seconds: float
 
 
-def sample(checkpoint: Path, out: Path, request: Request, *, quiet: bool = False) -> Sample:
+def sample(checkpoint: Path, out: Path, request: SampleRequest, *, quiet: bool = False) -> Sample:
     """Make one video with the model at `checkpoint`: `out` (.mp4) and the contact sheet beside it (.png).
 
     Raises UserError for a request that the model cannot carry out, and for files that cannot be read or written.
@@ -161,7 +161,7 @@ def open_picture(path: Path, width_px: int, height_px: int) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-def _check(config: ModelConfig, request: Request) -> None:
+def _check(config: ModelConfig, request: SampleRequest) -> None:
     """Raise UserError where the request and the model's task do not fit, before any weight is read."""
     task = config.task
     if task not in _NEEDED:
@@ -175,7 +175,7 @@ def _check(config: ModelConfig, request: Request) -> None:
             raise UserError(f"this model is for {task} and takes {wanted}, not {flag}")
 
 
-def _task(model: Model, request: Request, pictures: list[Tensor], size: tuple[int, int]) -> Callable[..., Tensor]:
+def _task(model: Model, request: SampleRequest, pictures: list[Tensor], size: tuple[int, int]) -> Callable[..., Tensor]:
     """The task's function with the conditions filled in; what is left is the same for all."""
     if model.config.task == "text-to-video":
         prompt, (width_px, height_px) = request.prompt or "", size

@@ -6,13 +6,13 @@ import sys
 import time
 from pathlib import Path
 
+from clipmill import CurateConfig, curate, select, shard
 from curation import openclip
 from curation.clip import ClipConfig
 from curation.errors import UserError
 from curation.scores.aesthetics import Aesthetic
 from curation.shards import ShardConfig
 from curation.tables import fingerprint
-from pipelines import CurateConfig, curate, select, shard
 from pipelines.cli import complain, console
 from pipelines.cluster import connected
 from pipelines.demo.collection import Flaws, collection

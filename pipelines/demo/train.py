@@ -18,7 +18,7 @@ from pipelines.demo.scenes import Picture
 from pipelines.demo.small import small_frames
 from pipelines.encode import encode
 from pipelines.recipe import train_recipe
-from pipelines.sample import Request, Sample, sample
+from pipelines.sample import Sample, SampleRequest, sample
 from training.stages import Stage, overlay
 
 HELD_BACK_SEED = 3_000_000
@@ -71,7 +71,7 @@ def sample_held_back(model: Path, out: Path) -> Iterator[Sample]:
     for number, picture in zip(range(1, _SAMPLES + 1), held_back_frames(), strict=False):
         first = out / f"sample-{number}-first.png"
         cv2.imwrite(str(first), picture)
-        request = Request(image=first, fps=RATE_FPS, seed=number, device="cpu")
+        request = SampleRequest(image=first, fps=RATE_FPS, seed=number, device="cpu")
         yield sample(model, out / f"sample-{number}.mp4", request)
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
+from clipmill import shard
 from curation import storage
 from curation.duplicates import find_duplicates
 from curation.errors import UserError
@@ -18,7 +19,6 @@ from curation.rules import Rules
 from curation.select import select, selected_clips
 from curation.sql import batches, literal, open_connection, quoted
 from curation.tables import CLIPS, SOURCES, Dataset
-from pipelines import shard
 from pipelines.select import select as select_by_name
 from pipelines.status import status
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from pipelines import curate
+from clipmill import curate
 from tests.pipelines.corpora import WITHOUT_CLIP, WITHOUT_CLIP_OPTION, content, many_small
 from tests.pipelines.test_kill import kill, wait_for, workers
 

@@ -13,6 +13,7 @@ import pytest
 import ray
 import webdataset
 
+from clipmill import CurateConfig, curate, select, shard, status
 from curation.captioners.endpoint import VideoConfig
 from curation.decode import Limits
 from curation.errors import RunStopped, UserError
@@ -21,7 +22,6 @@ from curation.scan import scan
 from curation.sources import list_sources
 from curation.spans import SpanConfig
 from curation.tables import Dataset
-from pipelines import CurateConfig, curate, select, shard, status
 from pipelines.cluster import stopped_by_errors
 from pipelines.config import CaptionersConfig
 from pipelines.fence import owned

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from clipmill import select
 from curation.errors import UserError
 from curation.select import Selection
 from curation.tables import Dataset
-from pipelines import select
 from pipelines.demo.__main__ import run
 from pipelines.demo.collection import Flaws
 from pipelines.demo.truth import Truth

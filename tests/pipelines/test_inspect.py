@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from clipmill import inspect
 from curation.decode import Limits
 from curation.errors import RunStopped
-from pipelines import inspect
 from pipelines.demo.model import demo_config
 from tests import faults
 from tests.media import panning, write_video

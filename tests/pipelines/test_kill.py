@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from clipmill import curate, select, shard
 from curation.rules import Rules
-from pipelines import curate, select, shard
 from tests.pipelines.corpora import WITHOUT_CLIP, WITHOUT_CLIP_OPTION, content, many_small, shard_content
 
 pytestmark = pytest.mark.slow

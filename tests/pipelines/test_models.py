@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from clipmill import CurateConfig, curate
 from curation.captioners.endpoint import MergedConfig, VideoConfig
 from curation.clip import ClipConfig
 from curation.errors import UserError
 from curation.scores.aesthetics import AestheticConfig
 from curation.tables import Dataset
-from pipelines import CurateConfig, cli, curate
+from pipelines import cli
 from pipelines.config import CaptionersConfig
 from pipelines.demo.model import demo_config
 from pipelines.models import _cpu_pool

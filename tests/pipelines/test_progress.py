@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import inspect
+from clipmill import inspect
 from pipelines.counting import counted
 from pipelines.progress import Reporter
 from tests.media import panning, write_video

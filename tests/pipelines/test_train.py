@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from curation.errors import RunStopped, UserError
 from pipelines.cli import app
 from pipelines.recipe import train_recipe
-from pipelines.sample import Request, sample
+from pipelines.sample import SampleRequest, sample
 from pipelines.train import STOP, _fit, _Progress, _ray_worker, dry_run, resolve_stage, train
 from svd.checkpoint import load_model, save_model
 from svd.config import UNetConfig
@@ -91,7 +91,7 @@ def test_a_stage_by_the_command_line_gives_a_model_that_makes_videos(data: Path,
     assert about["git"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", about["git"])
     assert (about["shards"], about["init"], about["ranks"]) == (str(data), str(init), 1)
     Image.fromarray(shards.numbered(3)).save(tmp_path / "first.png")
-    request = Request(image=tmp_path / "first.png", steps=2, device="cpu")
+    request = SampleRequest(image=tmp_path / "first.png", steps=2, device="cpu")
     made = sample(out / "model", tmp_path / "video.mp4", request, quiet=True)
     assert (made.frames, made.width_px, made.height_px) == (3, 48, 32)
 

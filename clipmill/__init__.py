@@ -1,0 +1,120 @@
+"""Raw videos in, training datasets and a Stable Video Diffusion trainer out: the public API.
+
+    import clipmill
+
+    clipmill.curate(["videos"], "dataset")
+    selection = clipmill.select("dataset")
+    clipmill.shard("dataset", selection.name)
+
+Every name is imported from its module on first use, so that `import clipmill` itself loads neither PyTorch nor Ray.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from curation.duplicates import DuplicatesConfig, DuplicatesResult, find_duplicates
+    from curation.errors import RunStopped, SourceError, UserError
+    from curation.rules import Rule, Rules
+    from curation.select import Selection
+    from curation.shards import ShardConfig
+    from curation.tables import Dataset
+    from pipelines.config import CurateConfig
+    from pipelines.curate import CurateResult, curate
+    from pipelines.encode import EncodeRun, encode
+    from pipelines.export import export
+    from pipelines.inspect import Inspection, inspect
+    from pipelines.sample import Sample, SampleRequest, sample
+    from pipelines.select import select
+    from pipelines.shard import ShardRun, shard
+    from pipelines.status import Status, status
+    from pipelines.train import train, train_on_ray
+    from training.stages import Stage
+
+    __version__: str
+
+_MODULES = {
+    "CurateConfig": "pipelines.config",
+    "CurateResult": "pipelines.curate",
+    "Dataset": "curation.tables",
+    "DuplicatesConfig": "curation.duplicates",
+    "DuplicatesResult": "curation.duplicates",
+    "EncodeRun": "pipelines.encode",
+    "Inspection": "pipelines.inspect",
+    "Rule": "curation.rules",
+    "Rules": "curation.rules",
+    "RunStopped": "curation.errors",
+    "Sample": "pipelines.sample",
+    "SampleRequest": "pipelines.sample",
+    "Selection": "curation.select",
+    "ShardConfig": "curation.shards",
+    "ShardRun": "pipelines.shard",
+    "SourceError": "curation.errors",
+    "Stage": "training.stages",
+    "Status": "pipelines.status",
+    "UserError": "curation.errors",
+    "curate": "pipelines.curate",
+    "encode": "pipelines.encode",
+    "export": "pipelines.export",
+    "find_duplicates": "curation.duplicates",
+    "inspect": "pipelines.inspect",
+    "sample": "pipelines.sample",
+    "select": "pipelines.select",
+    "shard": "pipelines.shard",
+    "status": "pipelines.status",
+    "train": "pipelines.train",
+    "train_on_ray": "pipelines.train",
+}
+"""Public name -> the module that defines it."""
+
+__all__ = [
+    "CurateConfig",
+    "CurateResult",
+    "Dataset",
+    "DuplicatesConfig",
+    "DuplicatesResult",
+    "EncodeRun",
+    "Inspection",
+    "Rule",
+    "Rules",
+    "RunStopped",
+    "Sample",
+    "SampleRequest",
+    "Selection",
+    "ShardConfig",
+    "ShardRun",
+    "SourceError",
+    "Stage",
+    "Status",
+    "UserError",
+    "__version__",
+    "curate",
+    "encode",
+    "export",
+    "find_duplicates",
+    "inspect",
+    "sample",
+    "select",
+    "shard",
+    "status",
+    "train",
+    "train_on_ray",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("clipmill")
+    elif name in _MODULES:
+        from importlib import import_module
+
+        value = getattr(import_module(_MODULES[name]), name)
+    else:
+        raise AttributeError(f"module 'clipmill' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

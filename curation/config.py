@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import Any, Self
 
 import yaml
@@ -84,6 +84,21 @@ def unknown_name(what: str, came: str, known: list[str]) -> str:
     near = difflib.get_close_matches(came, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {what} {came!r}.{hint} Known: {', '.join(sorted(known))}."
+
+
+def known_name(what: str, came: str, known: Collection[str]) -> str:
+    """The one of the `known` names that is meant: the name itself, or the only one that begins with `came`.
+
+    Raises UserError that names those that are known, or those that begin so.
+    """
+    if came in known:
+        return came
+    begin_so = sorted(name for name in known if came and name.startswith(came))
+    if len(begin_so) > 1:
+        raise UserError(f"ambiguous {what} {came!r}: it could be {', '.join(begin_so)}.")
+    if not begin_so:
+        raise UserError(unknown_name(what, came, list(known)))
+    return begin_so[0]
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -18,7 +18,7 @@ from curation.funnel import FunnelStep, Judged, funnel, judge, judged_rows, pass
 from curation.rules import Rule, Rules, load_rules
 from curation.sql import batches, quoted
 from curation.tables import Dataset, joined_query
-from curation.thresholds import WHERE, Test, tests_of
+from curation.thresholds import WHERE, Test, tests_of, with_full_names
 
 __all__ = [
     "FunnelStep",
@@ -86,6 +86,7 @@ def select(
     description = dataset.description()
     older = load_selection(dataset, rules.name) if rules.name in selection_names(dataset) else None
     with dataset.connect() as connection:
+        rules = with_full_names(connection, rules)
         tests, skipped = tests_of(connection, rules, allow_missing=allow_missing)
         judged = judge(connection, tests)
         chosen, total = judged.chosen(), judged.total()

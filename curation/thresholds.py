@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from curation.columns import LEFT_OUT, bounds_of
 from curation.condition import read_condition
-from curation.config import unknown_name
+from curation.config import known_name, unknown_name
 from curation.errors import UserError
 from curation.rules import Rule, Rules, share
 from curation.tables import CLIPS, joined_columns, joined_query, quoted
@@ -26,6 +26,7 @@ MADE_BY: Mapping[str, str] = {
 """Columns that a command of their own adds to a dataset."""
 
 WHERE = "where"
+_COLUMN = "column of numbers"
 RANK, GROUP = "duplicate_rank", "duplicate_of"
 PLACE = "_place_in_group"
 """In a group of near-duplicates, among its clips that pass the other rules: 0 for the best of them."""
@@ -85,6 +86,23 @@ class Test:
 
     def _bounds(self, *names: str) -> list[float]:
         return [bound for name in names if (bound := self.thresholds.get(name)) is not None]
+
+
+def with_full_names(connection: duckdb.DuckDBPyConnection, rules: Rules) -> Rules:
+    """The same rules with columns by their full names, where only the beginning of one was given.
+
+    A name that begins no column stays as it is. Raises UserError: it could be several, or one column has two rules.
+    """
+    known = joined_columns(connection)
+    numeric = [name for name, (_, _, kind) in known.items() if _is_number(kind)]
+    full: dict[str, Rule] = {}
+    for given, rule in rules.rules.items():
+        begins = any(name.startswith(given) for name in numeric)
+        name = given if given in known or not begins else known_name(_COLUMN, given, numeric)
+        if name in full:
+            raise UserError(f"{rules.name}: two rules for the column {name!r}: put their bounds into one")
+        full[name] = rule
+    return rules.model_copy(update={"rules": full})
 
 
 def tests_of(
@@ -291,7 +309,7 @@ def _is_number(kind: str) -> bool:
 
 def _no_column(name: str, numeric: list[str]) -> str:
     if name not in MADE_BY:
-        return unknown_name("column of numbers", name, numeric)
+        return unknown_name(_COLUMN, name, numeric)
     return (
         f"there is no column {name!r} in this dataset: {MADE_BY[name]}. Do that first, leave the rule out, or give "
         "--allow-missing."

@@ -300,22 +300,15 @@ def _nothing_came_out(sentence: str) -> NoReturn:
 
 
 def _config(address: str | None, without: str | None) -> "CurateConfig":
+    from curation.config import known_name
+    from curation.scores import SCORERS
     from pipelines.config import CurateConfig
 
     config = CurateConfig.from_file(address) if address else CurateConfig()
-    names = [_scorer(name.strip()) for name in without.split(",") if name.strip()] if without else []
+    names = (
+        [known_name("score", name.strip(), SCORERS) for name in without.split(",") if name.strip()] if without else []
+    )
     return config.model_copy(update={"without": tuple(sorted({*config.without, *names}))})
-
-
-def _scorer(name: str) -> str:
-    """The scorer with this name, or the only one whose name begins so. Raises UserError."""
-    from curation.config import unknown_name
-    from curation.scores import SCORERS
-
-    matching = [name] if name in SCORERS else [scorer for scorer in SCORERS if scorer.startswith(name)]
-    if len(matching) != 1:
-        raise UserError(unknown_name("score", name, list(SCORERS)))
-    return matching[0]
 
 
 def main() -> None:

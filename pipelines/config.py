@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from curation.captioners.coca import CocaConfig
 from curation.captioners.endpoint import MergedConfig, VideoConfig
 from curation.clip import ClipConfig
-from curation.config import Config, unknown_name
+from curation.config import Config, known_name
 from curation.duplicates import DuplicatesConfig
 from curation.scan import ScanConfig
 from curation.scores import SCORERS
@@ -40,10 +40,7 @@ class CurateConfig(ScanConfig):
     @field_validator("without")
     @classmethod
     def _are_scores(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in SCORERS:
-                raise ValueError(unknown_name("score", name, list(SCORERS)))
-        return tuple(sorted(set(names)))
+        return tuple(sorted({known_name("score", name, SCORERS) for name in names}))
 
     def sharing(self, workers: int) -> "CurateConfig":
         """The same for one of several captioning workers: together they keep to the bounds on requests in flight."""

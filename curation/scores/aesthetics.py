@@ -15,6 +15,7 @@ from curation.columns import column
 from curation.config import Config
 from curation.errors import UserError
 from curation.scores.base import ClipView
+from curation.weight_fetch import check_answers
 from curation.weight_files import read_tensors
 
 _LAION = {"large": "sa_0_4_vit_l_14_linear.pth", "small": "sa_0_4_vit_b_32_linear.pth"}
@@ -97,6 +98,8 @@ def _laion_head(size: str) -> dict[str, Any]:
     from aesthetic_predictor import get_aesthetic_model
 
     try:
+        if not path.exists():
+            check_answers(f"https://github.com/LAION-AI/aesthetic-predictor/blob/main/{path.name}?raw=true")
         return dict(get_aesthetic_model(size).state_dict())
     except (URLError, OSError) as error:
         path.unlink(missing_ok=True)  # half a download would be taken for the head the next time

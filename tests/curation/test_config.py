@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.config import Config, parse_yaml, read_yaml, unknown_name
+from curation.config import Config, known_name, parse_yaml, read_yaml, unknown_name
 from curation.errors import UserError
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -85,3 +85,15 @@ def test_a_mistake_names_the_nearest_key_and_is_short():
     with pytest.raises(UserError, match="Did you mean 'bound'"):
         Bounded.from_values({"bond": 1}, origin="x")
     assert len(unknown_name("key", "x" * 100_000, ["bound"])) < 300
+
+
+def test_a_name_may_be_cut_short_as_long_as_one_alone_begins_so():
+    known = ["text", "text_area", "motion", "motion_bucket", "similarity"]
+    assert known_name("score", "sim", known) == "similarity"
+    assert known_name("score", "text", known) == "text"
+    assert known_name("score", "text_", known) == "text_area"
+    with pytest.raises(UserError, match=r"ambiguous score 'mot': it could be motion, motion_bucket\."):
+        known_name("score", "mot", known)
+    for name in ("", "area", "similarity_x"):
+        with pytest.raises(UserError, match="Known: motion, motion_bucket, similarity, text, text_area"):
+            known_name("score", name, known)

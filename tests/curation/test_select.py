@@ -512,3 +512,16 @@ def test_a_rule_without_scores_to_go_by_is_told(tmp_path: Path) -> None:
     (step,) = selection.starved
     assert (step.rule, step.unscored, step.unscored_reason) == ("similarity", 6, "the clip has no caption")
     assert select(dataset, rules(similarity={"min": 0, "unscored": "keep"})).starved == ()
+
+
+def test_a_rule_may_name_the_beginning_of_a_column(ten: Dataset):
+    by_beginning = select(ten, rules(text={"max": 0.05, "unscored": "keep"}, duration={"min": 1}))
+    assert list(by_beginning.rules["rules"]) == ["text_area", "duration_s"]
+    assert (
+        by_beginning.resolved
+        == select(ten, rules(text_area={"max": 0.05, "unscored": "keep"}, duration_s={"min": 1})).resolved
+    )
+    with pytest.raises(UserError, match="ambiguous column of numbers 'm': it could be motion, motion_bucket"):
+        select(ten, rules(m={"min": 1}))
+    with pytest.raises(UserError, match="two rules for the column 'text_area'"):
+        select(ten, rules(text={"max": 1}, text_area={"max": 0.5}))

@@ -14,6 +14,7 @@ from curation.duplicates import DuplicatesConfig, find_duplicates, last_config
 from curation.errors import UserError
 from curation.tables import CLIPS, SOURCES, Dataset
 from pipelines import cli
+from pipelines.config import CurateConfig
 from pipelines.status import status
 
 REASON = "the clip has no caption"
@@ -143,3 +144,11 @@ def test_scores_to_leave_out_may_be_shortened(given: str, name: str) -> None:
 def test_a_score_that_is_none_is_refused(given: str) -> None:
     with pytest.raises(UserError, match="unknown score"):
         cli._config(None, given)
+
+
+def test_scores_are_left_out_by_one_rule_for_names_in_the_option_and_the_configuration(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("without: [text, aes]\n")
+    assert CurateConfig.from_file(str(tmp_path / "c.yaml")).without == ("aesthetic", "text_area")
+    (tmp_path / "c.yaml").write_text("without: [texts]\n")
+    with pytest.raises(UserError, match=r"without: unknown score 'texts'.*Known: aesthetic, similarity, text_area"):
+        CurateConfig.from_file(str(tmp_path / "c.yaml"))

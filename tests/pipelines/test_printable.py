@@ -49,11 +49,11 @@ def test_every_command_prints_warnings_of_libraries_so():
     script = (
         "import logging, sys, warnings\n"
         "sys.argv = ['clipmill', 'status', '/nowhere']\n"
-        "from pipelines import cli\n"
+        "from pipelines import cli, status as statuses\n"
         "def status(*_, **__):\n"
         "    logging.getLogger('library').warning('\\x1b[31mred')\n"
         "    warnings.warn('\\x1b[32mgreen')\n"
-        "cli.read_status = status\n"
+        "statuses.status = status\n"
         "try:\n    cli.main()\nexcept Exception:\n    pass\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -207,7 +207,7 @@ def _written(dataset: Dataset, inputs: str) -> DuplicatesResult | None:
     try:
         if about.get(_INPUTS, b"").decode() == inputs:
             return DuplicatesResult(**json.loads(about[_RESULT]))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None  # damaged: it is made anew
     return None
 

@@ -173,7 +173,7 @@ def check_shard(plan: ShardPlan, folder_url: str, *, read: bool = True) -> Shard
         result = ShardResult(**recorded, failed=failed)
     except FileNotFoundError:
         return ShardCheck(result=None, problem="not written yet")
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return ShardCheck(result=None, problem="its record is damaged")
     problem = _problem(fs, f"{folder}/{plan.name}", plan, result, read=read)
     return ShardCheck(result=None if problem else result, problem=problem)

@@ -4,6 +4,7 @@ Only for when no other run writes into the dataset.
 """
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from curation.captions import NOTHING_TO_MERGE
 from curation.tables import Dataset
 
 _NOTE = "taking-back.json"
+_PART = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def failed_captions(dataset: Dataset, origins: Collection[str]) -> dict[str, set[str]]:
@@ -40,15 +42,25 @@ def take_back(dataset: Dataset, sources_of: Mapping[str, Collection[str]]) -> No
 
 
 def finish_taking_back(dataset: Dataset) -> None:
-    """Do what a killed run had noted, if there is anything."""
+    """Do what a killed run had noted, if there is anything. Raises UserError where the note is damaged."""
     try:
-        noted = json.loads(storage.read_bytes(dataset.fs, dataset.file(_NOTE)))
+        noted = storage.read_json(dataset.fs, dataset.file(_NOTE), _checked)
     except FileNotFoundError:
         return
     for part, source_ids in noted.items():
         for table_name in ("sources", "previews", "clips"):  # the file that commits the part goes first
             _remove_rows(dataset, table_name, part, source_ids)
     storage.remove(dataset.fs, dataset.file(_NOTE))
+
+
+def _checked(noted: dict[str, Any]) -> dict[str, list[str]]:
+    """Names of parts become paths, so none may lead out of the dataset."""
+    for part, source_ids in noted.items():
+        if not _PART.fullmatch(part):
+            raise ValueError(f"{part!r} is not the name of a part")
+        if not isinstance(source_ids, list) or not all(isinstance(each, str) for each in source_ids):
+            raise TypeError(f"expected ids of sources for the part {part}")
+    return noted
 
 
 def _remove_rows(dataset: Dataset, table_name: str, part: str, source_ids: list[str]) -> None:

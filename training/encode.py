@@ -112,7 +112,7 @@ def read_record(out: Path, shard: Shard) -> Encoded | None:
         record = Encoded(**content | {"source": tuple(content["source"])})
         whole = (out / f"{shard.name}.tar").stat().st_size == record.bytes
         return record if whole and record.source == _mark(shard) else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

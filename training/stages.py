@@ -239,8 +239,9 @@ def parse_setting(text: str) -> dict[str, Any]:
         raise ValueError(f"a setting is written group.key=value, got {text!r}")
     try:
         changes: Any = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"the value of {name} is not YAML: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError, AttributeError, LookupError, TypeError) as error:
+        # the last three: PyYAML on `!!timestamp x`, `!!bool x`, `!!int ""`
+        raise ValueError(f"the value of {name} is not YAML: {error or type(error).__name__}") from error
     for part in reversed(name.split(".")):
         changes = {part: changes}
     return changes

@@ -8,6 +8,7 @@ import pytest
 
 from curation import storage
 from curation.captions import NOTHING_TO_MERGE
+from curation.errors import UserError
 from curation.tables import CLIPS, PREVIEWS, SOURCES, Dataset
 from curation.taken_back import failed_captions, finish_taking_back, take_back
 
@@ -93,3 +94,16 @@ def test_after_a_kill_at_any_write_the_next_run_finds_all_or_nothing(
     untouched = set(REASONS), ["a", "a", "b", "b", "c", "c", "d", "d"], 8
     assert held(dataset) == (({"b", "d"}, ["b", "b", "d", "d"], 4) if allowed else untouched)
     assert not storage.exists(dataset.fs, dataset.file("taking-back.json"))
+
+
+@pytest.mark.parametrize(
+    "note", ["[" * 100_000, "[]", '"x"', '{"part": "a"}', '{"part": [1]}', '{"../../outside": ["a"]}', "{"]
+)
+def test_a_damaged_note_is_one_sentence_and_leads_nowhere(dataset: Dataset, note: str):
+    outside = Path(dataset.path).parent / "outside.parquet"
+    outside.write_bytes(Path(dataset.file("clips", "part.parquet")).read_bytes())
+    before = outside.read_bytes()
+    Path(dataset.file("taking-back.json")).write_text(note)
+    with pytest.raises(UserError, match=r"taking-back\.json is damaged"):
+        finish_taking_back(dataset)
+    assert outside.read_bytes() == before

@@ -119,3 +119,9 @@ def test_what_does_not_fit_is_named(changes: Any, message: str) -> None:
 def test_a_network_of_two_ends_takes_no_pictures() -> None:
     with pytest.raises(ValueError, match=r"joint training .* is not possible for it"):
         overlay(Stage.preset("interpolation"), {"run": {"image_share": 0.3}})
+
+
+@pytest.mark.parametrize("value", ["!!timestamp x", "!!bool x", '!!int ""', "[", "[" * 5000])
+def test_a_value_that_is_not_yaml_says_so(value: str):
+    with pytest.raises(ValueError, match=r"the value of run\.steps is not YAML"):
+        parse_setting(f"run.steps={value}")

@@ -192,7 +192,7 @@ def _interpolate(x: Tensor, known_x: Tensor, known_y: Tensor) -> Tensor:
     """Piecewise linear y(x) through known points, x ascending; beyond them, the last one."""
     known_x, known_y = known_x.to(x.device, torch.float64), known_y.to(x.device, torch.float64)
     position = x.double().clamp(known_x[0], known_x[-1])
-    right = torch.searchsorted(known_x, position).clamp(1, len(known_x) - 1)
+    right = torch.searchsorted(known_x, position).clamp(min=1)
     left_x, right_x = known_x[right - 1], known_x[right]
     share = (position - left_x) / (right_x - left_x)
     return torch.lerp(known_y[right - 1], known_y[right], share).to(torch.float32)

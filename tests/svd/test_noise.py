@@ -1,5 +1,6 @@
 """The two noise schedules: identities of the equations, and agreement with diffusers' schedulers."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, EulerDiscreteScheduler
@@ -165,3 +166,15 @@ def test_schedules_are_checked():
         Edm(p_std=0)
     with pytest.raises(ValueError, match="'v' or 'noise'"):
         Discrete(prediction="x0")
+
+
+def test_timesteps_are_interpolated_in_double_precision_on_the_device_of_what_is_asked() -> None:
+    schedule = Discrete()
+    known = schedule.sigmas.log().double()
+    sigma = torch.linspace(0.02, 14.0, 997, dtype=torch.float64)
+    expected = np.interp(sigma.log(), known, np.arange(1000.0)).astype(np.float32)
+    assert schedule.c_noise(sigma).tolist() == expected.tolist()
+    assert schedule.c_noise(schedule.sigmas[:1]).item() == 0.0
+    for value in (schedule.c_noise(torch.ones(2, device="meta")), schedule.sigma(torch.ones(2, device="meta"))):
+        assert value.device.type == "meta"
+        assert value.shape == (2,)

@@ -211,3 +211,10 @@ def test_guidance_of_one_needs_no_second_denoiser():
     x = torch.randn(1, 5, 4, 3, 3)
     for scale in (1.0, linear_guidance(5, 1.0, 1.0)):
         assert torch.equal(guided([never, lambda x, s: 2 * x], [scale])(x, torch.ones(1)), 2 * x)
+
+
+def test_guidance_keeps_the_type_of_what_is_denoised():
+    x = torch.ones(2, 3, 1, 1, 1, dtype=torch.bfloat16)
+    both = guided([lambda x, sigma_B: 2 * x, lambda x, sigma_B: 4 * x], [linear_guidance(3, 1.0, 2.0)])
+    assert both(x, torch.ones(2)).dtype == torch.bfloat16
+    assert both(x, torch.ones(2))[0].flatten().tolist() == [4.0, 5.0, 6.0]

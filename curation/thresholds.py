@@ -211,10 +211,10 @@ class _Score:
         """
         if self.kind != "FLOAT":
             return bound
-        nearest = np.float32(bound)
-        if up is True and nearest < bound:
+        nearest = np.float32(bound)  # compared as doubles: beside a single, numpy would round `bound` as well
+        if up is True and float(nearest) < bound:
             nearest = np.nextafter(nearest, np.float32(np.inf))
-        if up is False and nearest > bound:
+        if up is False and float(nearest) > bound:
             nearest = np.nextafter(nearest, np.float32(-np.inf))
         return float(nearest)
 

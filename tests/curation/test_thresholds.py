@@ -141,6 +141,38 @@ def test_percentiles_between_two_numbers_go_to_a_number_of_the_column(bound: str
     assert abs(found - middle) <= np.spacing(np.float32(0.1))
 
 
+ONE = np.float32(1)
+AFTER_ONE = np.nextafter(ONE, np.float32(2))
+AFTER_THAT = np.nextafter(AFTER_ONE, np.float32(2))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "bound", "expected", "outcome"),
+    [
+        (ONE, AFTER_ONE, "drop_lowest", AFTER_ONE, [REMOVED, KEPT]),
+        (ONE, AFTER_ONE, "drop_highest", ONE, [KEPT, REMOVED]),
+        (AFTER_ONE, AFTER_THAT, "drop_lowest", AFTER_THAT, [REMOVED, KEPT]),
+        (AFTER_ONE, AFTER_THAT, "drop_highest", AFTER_ONE, [KEPT, REMOVED]),
+    ],
+)
+def test_a_percentile_between_neighbouring_numbers_removes_the_worse_of_them(
+    low: np.float32, high: np.float32, bound: str, expected: np.float32, outcome: list[int]
+) -> None:
+    """The middle of two neighbours rounds to the even one, which is the wrong one for one of the two bounds."""
+    values = pa.table({"clip_id": ["a", "b"], "source_id": ["s", "s"], "v": pa.array([low, high], pa.float32())})
+    tables = {"clips": values, "sources": pa.table({"source_id": ["s"]})}
+    with open_connection(LocalFileSystem(), tables) as connection:
+        connection.execute(f"CREATE VIEW joined AS {joined_query(connection)}")
+        test = one(connection, v={bound: "50%"})
+        assert test.thresholds == {bound: float(expected)}
+        assert outcomes(connection, test) == outcome
+
+
+def test_several_rules_by_percentage_have_a_threshold_each(connection: duckdb.DuckDBPyConnection) -> None:
+    tests, _ = judged_by(connection, motion={"drop_lowest": "50%"}, beauty={"drop_lowest": "50%"})
+    assert [test.thresholds for test in tests] == [{"drop_lowest": 2.0}, {"drop_lowest": 0.25}]
+
+
 @pytest.mark.parametrize(
     ("values", "at", "expected"),
     [
@@ -241,6 +273,11 @@ def test_only_scores_that_every_clip_was_curated_without_count_as_left_out(
 ) -> None:
     for name in ("failed", "some", "broken"):
         assert one(connection, **{name: {"min": 1}}).name == name
+    tests, skipped = judged_by(
+        connection, allow_missing=True, **{name: {"min": 1} for name in ("failed", "gone", "some", "broken")}
+    )
+    assert [test.name for test in tests] == ["failed", "some", "broken"]
+    assert list(skipped) == ["gone"]
 
 
 def test_what_is_missing_can_be_skipped(connection: duckdb.DuckDBPyConnection) -> None:

@@ -69,11 +69,15 @@ class CutConfig(Config):
     hard_content: float = Field(8.0, gt=0)
     """Every frame: the least content change of a hard cut. A change of slide has 9 to 16, of shot mostly over 20."""
     fast_fps: float = Field(4.0, gt=0)
+    """Rate at which frames are compared to propose short dissolves and wipes."""
     fast_content: float = Field(15.0, gt=0)
-    """Rate and threshold that propose short dissolves and wipes."""
+    """Least content change between two frames at `fast_fps` that proposes a short dissolve or wipe. Lower it if short
+    ones are missed; each proposal is checked frame by frame."""
     slow_fps: float = Field(1.0, gt=0)
+    """Rate at which frames are compared to propose long dissolves and wipes."""
     slow_content: float = Field(10.0, gt=0)
-    """Rate and threshold that propose long ones."""
+    """Least content change between two frames at `slow_fps` that proposes a long dissolve or wipe. Lower it if slow
+    dissolves between similar shots are missed."""
     changed_share: float = Field(0.5, gt=0, lt=1)
     """A new shot changes at least this share of the textured picture; an inset or a jump of one object changes less."""
     flash_s: float = Field(0.25, gt=0)
@@ -83,8 +87,9 @@ class CutConfig(Config):
     flat_texture: float = Field(0.5, gt=0)
     """A bright frame with a mean gradient below this many 8-bit levels is blank."""
     gradual_min_s: float = Field(0.3, gt=0)
+    """Shortest dissolve or wipe that is looked for; anything shorter can only be found as a hard cut."""
     gradual_max_s: float = Field(2.5, gt=0, le=3)
-    """Shortest and longest dissolve or wipe that is looked for."""
+    """Longest dissolve or wipe that is looked for. Raise it for footage with slower ones."""
     gradual_change: float = Field(12.0, gt=0)
     """Least mean change of brightness across a dissolve or wipe, in 8-bit levels."""
 

@@ -51,18 +51,25 @@ class Limits(Config):
     """What an input may ask of us. Videos are hostile until proven otherwise."""
 
     max_bytes: int = Field(64 << 30, gt=0)
+    """Largest file. Larger ones are rejected as `too_large`."""
     max_duration_s: float = Field(6 * 3600, gt=0)
+    """Longest video. Longer ones are rejected as `too_long`."""
     max_pixels: int = Field(8192 * 4352, gt=0)
+    """Most pixels in a frame (width times height)."""
     max_streams: int = Field(32, gt=0)
+    """Most streams in a container: video, audio, subtitles and attachments together."""
     timeout_s: float = Field(3600.0, gt=0, le=30 * 86400)
+    """Wall-clock time in which the child process has to finish a source, or the clips of one source for a shard; then
+    it is ended. Raise it for long videos on slow machines."""
     memory_bytes: int = Field(4 << 30, ge=64 << 20)
-    """Of the child process, libraries included: with much less than 256 MiB it cannot even start."""
+    """Memory of the child process, libraries included: with much less than 256 MiB it cannot even start."""
     spool_bytes: int = Field(1 << 30, ge=8 << 20)
-    """Of pictures that wait in a temporary file until the clips are known; and of any file that the child writes."""
+    """Candidate pictures that wait in a temporary file until the clips are known; also the largest file that the child
+    process may write."""
     answer_bytes: int = Field(1 << 30, ge=1 << 20)
-    """Of what the child gives back: rows and pictures of a scan, the files of a minute of clips for a shard."""
+    """What the child process returns: rows and pictures of a scan, or the files of a minute of clips for a shard."""
     stall_bytes: int = Field(512 << 20, ge=1 << 20)
-    """Read without coming to a frame: what follows is left out."""
+    """How much may be read without reaching a video frame; what follows is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)

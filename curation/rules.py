@@ -23,13 +23,15 @@ class Rule(Config):
     """Bounds on one column; a clip stays when it passes all of them. A clip on a bound stays."""
 
     drop_lowest: str | None = None
-    """A percentage, such as "25%": of the clips that have the score, that share with the lowest goes."""
+    """A percentage, such as "25%": of the clips that have the score, the share with the lowest is dropped."""
     drop_highest: str | None = None
-    """A percentage, such as "25%": of the clips that have the score, that share with the highest goes."""
+    """A percentage, such as "25%": of the clips that have the score, the share with the highest is dropped."""
     min: _Number | None = None
+    """Least value that passes, in the column's unit."""
     max: _Number | None = None
+    """Greatest value that passes, in the column's unit."""
     unscored: Literal["drop", "keep"] = "drop"
-    """What becomes of clips without the score."""
+    """Whether clips without the score are dropped or kept."""
 
     @field_validator("drop_lowest", "drop_highest", mode="before")
     @classmethod
@@ -67,7 +69,9 @@ class Rules(Config):
     """A named set of rules. Their order changes the funnel, never which clips are chosen."""
 
     name: str
+    """Name of the selection: letters, digits, '-' and '_'. `--name` replaces it."""
     rules: dict[str, Rule] = Field(default_factory=dict)
+    """Column of the joined view -> bounds on it."""
     where: str | None = None
     """An SQL condition on the joined view; a clip for which it is unknown (null) counts as unscored and goes."""
 

@@ -33,11 +33,19 @@ class ScanConfig(Config):
     """Settings of the scan, each owned by the module that uses it."""
 
     cuts: CutConfig = Field(default_factory=CutConfig)
+    """Where one shot ends and the next begins."""
     spans: SpanConfig = Field(default_factory=SpanConfig)
+    """How shots become clips."""
     motion: MotionConfig = Field(default_factory=MotionConfig)
+    """The motion score."""
     limits: Limits = Field(default_factory=Limits)
+    """What one input may cost."""
     picture_long_side_px: int = Field(640, ge=64, le=4096)
+    """Long side of the three pictures per clip that captioners and scorers look at; smaller frames keep their size.
+    Raise it for small on-screen text; pictures then take more memory and time."""
     picture_spacing_s: float = Field(0.25, gt=0)
+    """Longest time between the frames that are kept as candidates for those pictures. Lower it if the pictures of short
+    clips should lie nearer to their first, middle and last frame."""
 
     def scan_settings(self) -> "ScanConfig":
         """These alone, of a configuration that holds more: a scanning child need not import the rest."""

@@ -39,9 +39,11 @@ class ShardConfig(TakeConfig):
     """How a selection becomes shards."""
 
     seed: int = 0
-    """Of the shuffle across sources."""
+    """Seed of the shuffle across sources. With another seed the same clips lie in other shards."""
     clips_per_shard: int = Field(100, ge=1)
+    """Samples per clip shard, at most; all shards get nearly the same number."""
     images_per_shard: int = Field(1000, ge=1)
+    """Samples per image shard, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,12 +28,18 @@ class SpanConfig(Config):
     """Limits of a clip and how it is taken."""
 
     min_s: float = Field(2.0, gt=0)
+    """Shortest clip. Shots that are shorter are dropped and counted under `lost_short_s`."""
     max_s: float = Field(20.0, gt=0)
+    """Longest clip; at least twice `min_s`. Longer shots are divided into clips of about equal length."""
     take: Literal["auto", "copy", "encode"] = "auto"
+    """How clips are written to shards: `copy` remuxes packets between keyframes, `encode` transcodes frame-exactly,
+    `auto` decides per clip by `copy_loss_s`."""
     copy_loss_s: float = Field(0.5, ge=0)
-    """`auto` copies where snapping to keyframes costs at most this much footage, and encodes otherwise."""
+    """With `take: auto`, a clip is remuxed if aligning its ends to keyframes costs at most this much footage, and
+    transcoded otherwise. Raise it to transcode less; 0 remuxes only clips that lose nothing."""
     gradual_margin_s: float = Field(0.1, ge=0)
-    """Extra footage left out on both sides of a gradual transition, whose ends no detector knows to the frame."""
+    """Extra footage left out on both sides of a gradual transition, whose ends no detector knows to the frame. Raise it
+    if clips begin or end with frames in which two shots are still mixed."""
 
     @model_validator(mode="after")
     def _check_limits(self) -> "SpanConfig":

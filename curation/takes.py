@@ -46,12 +46,16 @@ class TakeConfig(Config):
     """How clips are encoded and pictures compressed."""
 
     crf: int = Field(18, ge=1, le=30)
-    """x264's constant rate factor that is tried first; lower is closer to the source and larger."""
+    """x264's constant rate factor that transcoding tries first; lower is closer to the source and larger."""
     min_psnr_db: float = Field(40.0, ge=30, le=50)
-    """Every frame has at least this, in luma and in RGB: a clip that has not is encoded again with a lower factor."""
+    """Least PSNR of every transcoded frame, in luma and in RGB: a clip that falls below is transcoded again with a
+    lower factor."""
     preset: Literal["veryfast", "faster", "fast", "medium", "slow", "slower"] = "fast"
+    """x264's preset; slower ones make smaller files and cost more CPU time."""
     jpeg_quality: int = Field(95, ge=1, le=100)
+    """JPEG quality of the middle frames that `--images` writes."""
     limits: Limits = Field(default_factory=Limits)
+    """What reading a source may cost, as for a scan."""
 
 
 @dataclass(frozen=True, kw_only=True)

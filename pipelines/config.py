@@ -21,21 +21,28 @@ class CaptionersConfig(Config):
     """Captioners that run, in this order: each for which there are settings (`coca: {}` takes the defaults)."""
 
     coca: CocaConfig | None = None
+    """CoCa on the middle picture; null: not run."""
     video: VideoConfig | None = None
+    """A video captioner behind an OpenAI-compatible endpoint, which gets the three pictures; null: not run."""
     merged: MergedConfig | None = None
+    """A language model behind an OpenAI-compatible endpoint, which merges the other two captions; null: not run."""
 
 
 class CurateConfig(ScanConfig):
     """Everything that decides what a curated dataset holds: the scan's settings, and each scorer's under its name."""
 
     captioners: CaptionersConfig = Field(default_factory=CaptionersConfig)
+    """Which captioners run."""
     clip: ClipConfig = Field(default_factory=ClipConfig)
+    """The CLIP model behind similarity, aesthetics and embeddings."""
     aesthetic: AestheticConfig = Field(default_factory=AestheticConfig)
+    """The aesthetic score."""
     text_area: TextConfig = Field(default_factory=TextConfig)
+    """The score of on-screen text."""
     duplicates: DuplicatesConfig | None = Field(default_factory=DuplicatesConfig)
-    """null: not looked for at the end of a run."""
+    """The search for near-duplicates at the end of a run; null: none."""
     without: tuple[str, ...] = ()
-    """Scores to leave out."""
+    """Scores to leave out: similarity, aesthetic, text_area."""
 
     @field_validator("without")
     @classmethod

@@ -19,6 +19,7 @@ class UNetConfig(Shape):
     in_channels: int = 8
     """Channels of the input: the noisy latent, then what is concatenated to it."""
     out_channels: int = 4
+    """Channels of the output: those of a latent."""
     widths: tuple[int, ...] = (320, 640, 1280, 1280)
     """Channels per level; the resolution halves from one level to the next."""
     blocks_per_level: int = 2
@@ -26,7 +27,9 @@ class UNetConfig(Shape):
     attention: tuple[bool, ...] = (True, True, True, False)
     """Which levels have transformers. The middle has one always."""
     head_width: int = 64
+    """Channels per attention head; `widths` are multiples of it."""
     context_width: int = 1024
+    """Width of the text or CLIP embedding that attention sees."""
     ids: tuple[str, ...] = ("fps_id", "motion_bucket", "noise_augmentation")
     """What the vector conditioning holds, in the order of `ids_BK`; empty for a network without one."""
     id_width: int = 256
@@ -36,6 +39,7 @@ class UNetConfig(Shape):
     learned_mask: bool = False
     """Whether a learned embedding stands in for the concatenated latent where the mask (the last channel) is 0."""
     groups: int = 32
+    """Groups of GroupNorm; `widths` are multiples of it."""
     norm_eps: float = 1e-5
     """Eps of the residual blocks' GroupNorm. The released weights were trained with 1e-5; diffusers has 1e-6 in 36 of
     the 44 residual normalisations' blocks, which changes its output by 1e-4."""

@@ -15,8 +15,11 @@ class DataConfig(Fields):
     """How samples are made of clips or pictures. Raises ValueError for what cannot be met."""
 
     frames: int = 14
+    """Frames per sample; 1 trains an image network."""
     height_px: int = 576
+    """Height of a sample."""
     width_px: int = 1024
+    """Width of a sample."""
     fps: tuple[float, ...] = (6.0, 8.0, 12.0)
     """Frame rates to draw from; a rate above the clip's own becomes the clip's own."""
     batch_size: int = 1
@@ -26,6 +29,7 @@ class DataConfig(Fields):
     caption_required: bool = False
     """Whether a sample without a caption is broken; otherwise it goes without."""
     crop: Crop = "center"
+    """Which part of a frame with another aspect ratio is taken."""
     aspect_ratios: tuple[float, ...] = ()
     """Width / height of the sizes that a sample may get, all of about one area; empty: `height_px` x `width_px`."""
     lengths: tuple[int, ...] = ()
@@ -35,12 +39,16 @@ class DataConfig(Fields):
     elevation: bool = False
     """Whether samples have to say the camera's elevation."""
     workers: int = 2
+    """Processes per rank that read and decode samples; 0 reads in the training process. Raise it if the metrics show
+    steps waiting for data."""
     prefetch: int = 2
     """Batches that each worker has ready."""
     reader: Reader = "pyav"
+    """Library that decodes clips: `pyav`, or `decord` where it is installed."""
     max_broken_share: float = 0.05
     """Broken samples beyond this share stop the run."""
     seed: int = 0
+    """Seed of the order of samples and of what is drawn per sample: rate, start, crop, caption."""
 
     def __post_init__(self) -> None:
         for name in ("frames", "height_px", "width_px", "batch_size", "prefetch"):

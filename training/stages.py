@@ -27,7 +27,7 @@ class ModelPart(Fields):
     """Which network trains, and which of its layers."""
 
     unet: str = "svd"
-    """Preset of `svd.config.UNetConfig`."""
+    """Preset of the network: sd21, svd, svd_xt, t2v, interpolation, multiview or tiny (`svd.config.PRESETS`)."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the preset that differ."""
     trained: Trained = "all"
@@ -36,12 +36,15 @@ class ModelPart(Fields):
     start: Start = "identity"
     """How new temporal layers begin: see `svd.inflate`."""
     lora_rank: int = 16
+    """Rank of the adapters, with `trained: lora`."""
     checkpointing: bool = False
     """Keep the input of each block only, and compute the rest again in the backward pass: a third more work."""
     autoencoder: str | None = None
+    """Model folder or file to take the autoencoder from, where the initial checkpoint has none or another."""
     image_encoder: str | None = None
+    """Model folder or file to take CLIP's image encoder from, likewise."""
     text_encoder: str | None = None
-    """Model folders or files to take these parts from, where the initial checkpoint has none or another."""
+    """Model folder or file to take CLIP's text encoder from, likewise."""
 
     def __post_init__(self) -> None:
         _one_of("model.unet", self.unet, UNETS)
@@ -59,8 +62,11 @@ class NoisePart(Fields):
     """Noise levels that are trained on: ln sigma ~ N(p_mean, p_std^2), or Stable Diffusion 2.1's discrete ones."""
 
     schedule: Literal["edm", "sd21"] = "edm"
+    """`edm`: continuous levels, log-normal. `sd21`: the 1,000 discrete levels of Stable Diffusion 2.1."""
     p_mean: float = -1.2
+    """With `edm`: mean of ln sigma. Raise it for larger frames, which need more noise to hide the same content."""
     p_std: float = 1.0
+    """With `edm`: standard deviation of ln sigma."""
 
     def __post_init__(self) -> None:
         _one_of("noise.schedule", self.schedule, ("edm", "sd21"))
@@ -78,9 +84,9 @@ class DroppingPart(Fields):
     """
 
     context: float = 0.1
-    """Text or CLIP embedding."""
+    """Share of samples without their text or CLIP embedding, 0 to 1."""
     concat: float = 0.1
-    """Concatenated latents."""
+    """Share of samples without their concatenated latents, 0 to 1."""
 
     def __post_init__(self) -> None:
         for name in ("context", "concat"):
@@ -92,17 +98,23 @@ class OptimizerPart(Fields):
     """AdamW: `lr` after `warmup_steps` of linear rise, then constant, or down to 0 along a cosine."""
 
     lr: float = 1e-4
+    """Learning rate after warm-up."""
     spatial_lr: float | None = None
-    """Of the layers that the image network has too; `lr` without it."""
+    """Learning rate of the layers that the image network has too; null: `lr`."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the averages of the gradient and of its square."""
     eps: float = 1e-8
+    """AdamW's epsilon."""
     weight_decay: float = 0.01
-    """Not on norms, biases, mixing factors and learned embeddings."""
+    """AdamW's weight decay; not on norms, biases, mixing factors and learned embeddings."""
     warmup_steps: int = 1000
+    """Optimiser steps over which the learning rate rises linearly from 0."""
     decay: Literal["constant", "cosine"] = "constant"
+    """After warm-up: `constant`, or `cosine` down to 0 at the last step."""
     clip_norm: float = 1.0
+    """Greatest norm of the gradient of all trained weights together; larger gradients are scaled down to it."""
     ema: float | None = 0.9999
-    """Decay of the running average of the weights; None keeps none."""
+    """Decay of the running average of the weights, which is what is sampled and exported; null keeps none."""
 
     def __post_init__(self) -> None:
         _one_of("optimizer.decay", self.decay, ("constant", "cosine"))
@@ -120,10 +132,12 @@ class RunPart(Fields):
     """Length, precision, distribution, and what is written how often. Counts are of optimiser steps."""
 
     steps: int = 1000
+    """Optimiser steps. A finished run goes on when it is started again with more."""
     batch_size: int = 8
     """Samples per step over all ranks. It is divided into batches of `data.batch_size` per rank; what is left over
     ranks is accumulated."""
     seed: int = 0
+    """Seed of new layers' weights, noise, noise levels and dropped conditions."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """`bf16`: autocast; weights, optimiser and average stay float32."""
     compile: bool = False
@@ -133,13 +147,19 @@ class RunPart(Fields):
     image_share: float = 0.0
     """Share of batches that come from the image shards given beside the clips (joint training)."""
     log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
     save_every: int = 500
+    """Steps between checkpoints."""
     keep_last: int = 2
+    """Newest checkpoints that are kept."""
     keep_every: int | None = None
-    """Checkpoints at multiples of this stay for good."""
+    """Checkpoints at multiples of this stay for good; null: none."""
     sample_every: int | None = 1000
+    """Steps between sample sheets; null: none."""
     sample_count: int = 2
+    """Videos per sample sheet, at most as many as one batch holds."""
     sample_steps: int = 25
+    """Sampler steps of those videos."""
 
     def __post_init__(self) -> None:
         _one_of("run.precision", self.precision, ("bf16", "fp32"))
@@ -155,13 +175,21 @@ class Stage(Fields):
     """One run. Raises ValueError for parts that do not fit together."""
 
     name: str
+    """Name of the stage; the preset's."""
     about: str = ""
+    """What the stage is for, in one line."""
     model: ModelPart = field(default_factory=ModelPart)
+    """Which network trains."""
     data: DataConfig = field(default_factory=DataConfig)
+    """What a sample is."""
     noise: NoisePart = field(default_factory=NoisePart)
+    """Which noise levels are trained on."""
     dropping: DroppingPart = field(default_factory=DroppingPart)
+    """How often conditions are dropped."""
     optimizer: OptimizerPart = field(default_factory=OptimizerPart)
+    """How weights are updated."""
     run: RunPart = field(default_factory=RunPart)
+    """How long, how large, how distributed."""
 
     def __post_init__(self) -> None:
         unet = self.model.config()

@@ -25,12 +25,15 @@ class CocaConfig(Config):
     """Settings of the captioner `coca`. The default weights are those tuned on captions that people wrote (COCO)."""
 
     model: str = "coca_ViT-L-14"
+    """A CoCa model, as open_clip names it."""
     pretrained: str | None = "mscoco_finetuned_laion2b_s13b_b90k"
-    """A tag, or a checkpoint file."""
+    """A tag that open_clip knows for the model, or a checkpoint file."""
     batch_size: int = Field(16, gt=0)
+    """Pictures in one forward pass. Lower it if a GPU runs out of memory."""
     min_tokens: int = Field(5, ge=1)
+    """Fewest tokens of a caption."""
     max_tokens: int = Field(30, gt=1)
-    """Marks of beginning and end included, as in open_clip."""
+    """Most tokens of a caption, the marks of beginning and end included, as in open_clip."""
 
     @model_validator(mode="after")
     def _check_tokens(self) -> Self:

@@ -42,13 +42,16 @@ class VideoConfig(EndpointConfig):
     """Settings of the captioner `video`."""
 
     prompt: str = _VIDEO_PROMPT
+    """Instruction that is sent with the three pictures."""
     jpeg_quality: int = Field(90, ge=1, le=100)
+    """JPEG quality of the pictures that are sent."""
 
 
 class MergedConfig(EndpointConfig):
     """Settings of the captioner `merged`."""
 
     prompt: str = _MERGE_PROMPT
+    """Instruction that is sent with the captions to merge."""
 
 
 class _EndpointCaptioner(ABC):

@@ -1,0 +1,285 @@
+"""The settings reference: every key of every configuration class, with type, default, unit and meaning.
+
+Types, bounds and defaults are read off the classes, meanings are the docstrings under their fields.
+
+    python -m pipelines.settings docs/settings.md
+"""
+
+import ast
+import dataclasses
+import inspect
+import json
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from curation.rules import Rule, Rules
+from curation.shards import ShardConfig
+from pipelines.config import CurateConfig
+from svd.config import UNetConfig
+from training.stages import Stage
+
+_UNITS = {
+    "percent_per_s": "%/s",
+    "per_s": "1/s",
+    "s": "s",
+    "fps": "frames/s",
+    "px": "px",
+    "pixels": "px",
+    "bytes": "bytes",
+    "db": "dB",
+    "share": "share, 0 to 1",
+    "tokens": "tokens",
+    "frames": "frames",
+    "lengths": "frames",
+    "steps": "steps",
+    "every": "steps",
+    "levels": "8-bit levels",
+}
+"""What a name ends in -> the unit."""
+_NOUNS = {bool: "true or false", int: "integer", float: "number", str: "text", NoneType: "null"}
+_LONGEST_DEFAULT = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One key. `meaning` is empty where its class has no docstring under the field."""
+
+    key: str
+    """Dotted: the groups that it is in, then its name."""
+    type: str
+    default: str
+    unit: str
+    meaning: str
+    long_default: str = ""
+    """A default that is too long for a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The settings of one class."""
+
+    title: str
+    about: str
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chapter:
+    """Where a command takes its settings from."""
+
+    command: str
+    title: str
+    about: str
+    config: type
+    more: tuple[tuple[str, type], ...] = ()
+    """Mappings whose values are settings of a class: key, with NAME for the mapping's keys, and class."""
+
+
+CHAPTERS = (
+    Chapter(
+        command="curate",
+        title="clipmill curate, inspect, duplicates",
+        about="A YAML file for `--config`. `clipmill duplicates` reads the group `duplicates` of it. What decides the "
+        "rows of a dataset is saved in its `dataset.json`: a dataset grows with the settings it was started with.",
+        config=CurateConfig,
+    ),
+    Chapter(
+        command="select",
+        title="clipmill select",
+        about="A YAML file for `--config`.",
+        config=Rules,
+        more=(("rules.COLUMN", Rule),),
+    ),
+    Chapter(command="shard", title="clipmill shard", about="A YAML file for `--config`.", config=ShardConfig),
+    Chapter(
+        command="train",
+        title="clipmill train, encode",
+        about="A preset (`--stage`), then a YAML file (`--config`), then `--set group.key=value`, each over the one "
+        "before. The defaults here are those of the classes; `clipmill train --stage NAME --dry-run` prints what a "
+        "preset comes to. [Training](training.md) lists the presets.",
+        config=Stage,
+        more=(("model.changes", UNetConfig),),
+    ),
+)
+
+
+def page() -> str:
+    """The settings reference, in Markdown."""
+    parts = [
+        "# Settings",
+        _wrapped(
+            "Every key of every configuration. The tables are generated from the classes with `python -m "
+            "pipelines.settings docs/settings.md`. An unknown key is an error that names the nearest known one. A key "
+            "ends in its unit: `_s` is seconds, `_px` pixels, `_bytes` bytes, `_fps` frames per second."
+        ),
+    ]
+    for chapter in CHAPTERS:
+        parts += [f"## {chapter.title}", _wrapped(chapter.about)]
+        for group in groups(chapter):
+            parts += [f"### {group.title}", _wrapped(group.about), _table(group.settings)]
+            parts += [f"Default of `{s.key}`:\n\n> {s.long_default}" for s in group.settings if s.long_default]
+    return "\n\n".join(parts) + "\n"
+
+
+def groups(chapter: Chapter) -> Iterator[Group]:
+    """The class of a chapter, then the classes of its groups, each once."""
+    pending = [("top level", "", chapter.config), *((key, f"{key}.", config) for key, config in chapter.more)]
+    while pending:
+        title, prefix, config = pending.pop(0)
+        own: list[Setting] = []
+        nested: list[tuple[str, str, type]] = []
+        for name, kind, default, bounds in _fields(config):
+            group = _group(kind)
+            if group is None:
+                own.append(_setting(config, f"{prefix}{name}", name, kind, default, bounds))
+            else:
+                nested.append((f"{prefix}{name}", f"{prefix}{name}.", group))
+                if default is None:
+                    own.append(_setting(config, f"{prefix}{name}", name, kind, default, bounds))
+        pending[:0] = nested
+        if own:
+            about = _sentence(config.__doc__).partition(" Raises ")[0]
+            yield Group(title=f"{chapter.command}: {title}", about=about, settings=tuple(own))
+
+
+def meanings(config: type) -> dict[str, str]:
+    """Field -> the docstring under it, of a class and its bases."""
+    found: dict[str, str] = {}
+    for base in reversed(config.__mro__):
+        if base.__module__.partition(".")[0] in ("builtins", "pydantic", "abc", "typing"):
+            continue
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        for statement, following in zip(tree.body, tree.body[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(following, ast.Expr)
+                and isinstance(following.value, ast.Constant)
+                and isinstance(following.value.value, str)
+            ):
+                found[statement.target.id] = _sentence(following.value.value)
+    return found
+
+
+def _fields(config: Any) -> Iterator[tuple[str, Any, Any, Sequence[Any]]]:
+    """Name, type, default and bounds of each field of a pydantic model or a dataclass."""
+    hints = get_type_hints(config)
+    if issubclass(config, BaseModel):
+        for name, field in config.model_fields.items():
+            yield name, hints[name], field.get_default(call_default_factory=True), field.metadata
+    else:
+        for field in dataclasses.fields(config):
+            made = field.default_factory
+            default = field.default if made is dataclasses.MISSING else made()
+            yield field.name, hints[field.name], PydanticUndefined if default is dataclasses.MISSING else default, ()
+
+
+def _group(kind: Any) -> type | None:
+    """The configuration class that a field holds, if it holds one."""
+    kinds = [each for each in (get_args(kind) if _is_union(kind) else (kind,)) if isinstance(each, type)]
+    return next((k for k in kinds if issubclass(k, BaseModel) or dataclasses.is_dataclass(k)), None)
+
+
+def _setting(config: type, key: str, name: str, kind: Any, default: Any, bounds: Sequence[Any]) -> Setting:
+    shown, long_default = _default(default, name)
+    return Setting(
+        key=key,
+        type=_noun(kind) + _bounds(bounds),
+        default=shown,
+        unit="" if _choices(kind) else _unit(name),
+        meaning=meanings(config).get(name, ""),
+        long_default=long_default,
+    )
+
+
+def _unit(name: str) -> str:
+    return next((unit for end, unit in _UNITS.items() if name == end or name.endswith(f"_{end}")), "")
+
+
+def _choices(kind: Any) -> bool:
+    return kind is bool or any(get_origin(each) is Literal for each in (kind, *get_args(kind)))
+
+
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) in (Union, UnionType)
+
+
+def _noun(kind: Any) -> str:
+    """A type as a person who writes YAML thinks of it."""
+    origin, of = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        noun = ", ".join(f"`{value}`" for value in of)
+    elif _is_union(kind):
+        noun = " or ".join(_noun(each) for each in of)
+    elif origin is tuple:
+        count = "" if Ellipsis in of else f" of {len(of)}"
+        noun = f"list{count}: {_noun(of[0])}"
+    elif isinstance(origin, type) and issubclass(origin, Mapping):
+        noun = "mapping"
+    elif _group(kind) is not None:
+        noun = "group"
+    elif of:  # Annotated
+        noun = _noun(of[0])
+    else:
+        noun = _NOUNS[kind]
+    return noun
+
+
+def _bounds(metadata: Sequence[Any]) -> str:
+    signs = ((Gt, "gt", ">"), (Ge, "ge", "≥"), (Lt, "lt", "<"), (Le, "le", "≤"))
+    told = [f"{sign} {getattr(m, name):,.10g}" for m in metadata for kind, name, sign in signs if isinstance(m, kind)]
+    return f", {', '.join(told)}" if told else ""
+
+
+def _default(value: Any, name: str) -> tuple[str, str]:
+    if value is PydanticUndefined:
+        return "required", ""
+    if isinstance(value, float) and value == int(value) and abs(value) < 1e15:
+        value = int(value)
+    text = json.dumps(value, default=dict)
+    if isinstance(value, str) and len(value) > _LONGEST_DEFAULT:
+        return "see below", value
+    if isinstance(value, float):
+        text = f"{value:.6g}"
+    if name.endswith("bytes"):
+        return f"`{text}` ({_binary(value)})", ""
+    return f"`{text}`", ""
+
+
+def _binary(count: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count % 1024 or count < 1024:
+            return f"{count} {unit}"
+        count //= 1024
+    return f"{count} GiB"
+
+
+def _sentence(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _table(settings: Sequence[Setting]) -> str:
+    lines = ["| key | type | default | unit | meaning |", "| --- | --- | --- | --- | --- |"]
+    for setting in settings:
+        cells = (f"`{setting.key}`", setting.type, setting.default, setting.unit, setting.meaning)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        Path(name).write_text(page())

@@ -270,6 +270,73 @@ def test_an_image_is_the_middle_frame_at_full_size_and_upright(real_videos: Path
     assert psnr_db(cv2.rotate(original, cv2.ROTATE_90_CLOCKWISE), image) >= 35
 
 
+@pytest.mark.parametrize("name", ["b_frames", "wide_pixels"])
+def test_an_image_is_the_frame_that_the_scorers_took_for_the_middle(tmp_path: Path, name: str) -> None:
+    path = make(tmp_path, name)
+    first, second = clips_of(path, "auto")[:2]
+    takes = take_clips(str(path), [second, first], "images", TakeConfig())
+    for clip, take in zip((second, first), takes, strict=True):
+        assert isinstance(take, Take)
+        height, width = (96, 170) if name == "b_frames" else (96, 228)  # 170 * 4 / 3, made even
+        middle_pts = clip["picture_pts"][1]
+        assert take.suffix == "jpg"
+        assert take.shape == {"codec": "jpeg", "width": width, "height": height, "pts": middle_pts}
+        image = cv2.imdecode(np.frombuffer(take.content, np.uint8), cv2.IMREAD_COLOR)
+        base = Fraction(clip["time_base_num"], clip["time_base_den"])
+        original = dict(wanted(path, clip))[(middle_pts - clip["start_pts"]) * base].to_ndarray(format="bgr24")
+        assert image.shape == (height, width, 3)
+        assert psnr_db(cv2.resize(original, (width, height), interpolation=cv2.INTER_AREA), image) >= 30
+    (coarse,) = take_clips(str(path), [first], "images", TakeConfig(jpeg_quality=20))
+    assert isinstance(coarse, Take)
+    assert len(coarse.content) < len(takes[1].content) / 2  # type: ignore[union-attr]
+
+
+def test_an_image_that_is_not_there_fails_alone_and_says_why(tmp_path: Path) -> None:
+    path = make(tmp_path, "b_frames")
+    good, clip = clips_of(path, "auto")[:2]
+    pts = clip["picture_pts"][1]
+    before, beyond = pts - 1, clip["end_pts"]
+    bad = [
+        clip | {"clip_id": "none", "picture_pts": []},
+        clip | {"clip_id": "before", "picture_pts": [0, before, 0]},
+        clip | {"clip_id": "beyond", "picture_pts": [0, beyond, 0]},
+    ]
+    *errors, picture = take_clips(str(path), [*bad, good], "images", TakeConfig())
+    assert isinstance(picture, Take)
+    assert [str(error) for error in errors] == [
+        "decode_error: the scan kept no picture of this clip",
+        f"decode_error: no frame with timestamp {before} could be decoded: not as scanned",
+        f"decode_error: no frame with timestamp {beyond} could be decoded: not as scanned",
+    ]
+
+
+@pytest.mark.parametrize("take", ["copy", "encode"])
+def test_what_is_not_as_scanned_is_said_in_full(tmp_path: Path, take: str) -> None:
+    path = make(tmp_path, "b_frames")
+    good, other = clips_of(path, take)[:2]
+    start_pts, frames = other["start_pts"], other["frames"]
+    bad = [
+        other | {"clip_id": "shifted", "start_pts": start_pts + 1},
+        other | {"clip_id": "short", "frames": frames + 1},
+    ]
+    found, *others = take_clips(str(path), [good, *bad], "clips", TakeConfig())
+    assert isinstance(found, Take)
+    expected = {
+        "copy": [
+            f"no packet with timestamp {start_pts + 1} was found: not as scanned",
+            f"{frames} packets found in the span of {frames + 1} frames: not as scanned",
+        ],
+        "encode": [
+            f"no frame with timestamp {start_pts + 1}: not as scanned",
+            f"{frames} frames decoded in the span of {frames + 1}: not as scanned",
+        ],
+    }
+    assert [str(error) for error in others] == [f"decode_error: {message}" for message in expected[take]]
+    os.utime(path, ns=(1, 1))
+    (changed,) = take_clips(str(path), [good], "clips", TakeConfig())
+    assert str(changed) == ("unreadable: the file has changed since it was scanned: its size or modification differs")
+
+
 def reasons(path: Path, clips: list[dict[str, Any]]) -> list[str]:
     takes = take_clips(str(path), clips, "clips", TakeConfig())
     return [str(take) if isinstance(take, SourceError) else "" for take in takes]

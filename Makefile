@@ -7,13 +7,14 @@ DEMO ?= demo
 # Many processes import the same packages here; compiled once, each starts in half the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test check docs format clean
 
 help:
 	@echo "make demo                 from rendered videos to a trained model and its videos (in ./$(DEMO))"
 	@echo "make demo VIDEOS=folder   curate your own videos into shards"
 	@echo "make test                 run the tests"
 	@echo "make check                lint, types, import rules"
+	@echo "make docs                 build the documentation into site/; fails on broken links"
 	@echo "make format               format the code"
 
 setup: .venv/ready
@@ -21,7 +22,7 @@ setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[s3,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[s3,dev,docs]'
 	touch $@
 
 demo: setup
@@ -36,9 +37,12 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -37,8 +37,9 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Without --quiet, which would hide warnings from --strict as well.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: setup
 	$(BIN)/ruff check --fix .

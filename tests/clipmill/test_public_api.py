@@ -69,5 +69,10 @@ def test_help_names_the_scores_and_the_preset_that_there_are():
     assert DEFAULT_PRESET in run("-m", "clipmill", "select", "--help").stdout
 
 
+def test_every_public_name_is_in_the_reference():
+    reference = (Path(__file__).parents[2] / "docs" / "reference" / "clipmill.md").read_text()
+    assert [name for name in clipmill._MODULES if f"heading: clipmill.{name}," not in reference] == []
+
+
 def test_types_are_shipped():
     assert Path(clipmill.__file__).with_name("py.typed").is_file()

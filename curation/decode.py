@@ -48,7 +48,7 @@ _READ_AHEAD_BYTES = 1 << 20
 
 
 class Limits(Config):
-    """What an input may ask of us. Videos are hostile until proven otherwise."""
+    """Limits on what one input may cost. Videos are hostile until checked."""
 
     max_bytes: int = Field(64 << 30, gt=0)
     """Largest file. Larger ones are rejected as `too_large`."""

@@ -40,15 +40,16 @@ class DuplicatesConfig(Config):
     same_source: bool = False
     """Whether two clips of one source can be duplicates. Neighbouring clips of a long shot look alike."""
     max_duration_ratio: float | None = Field(None, ge=1)
-    """A duplicate is at most this many times longer or shorter; None: its length does not matter."""
+    """A duplicate is at most this many times longer or shorter; null: length does not matter."""
     order: tuple[Literal["resolution", "aesthetic", "duration"], ...] = ("resolution", "aesthetic", "duration")
-    """What makes a clip better, the first first: more pixels, a higher score, more seconds. Ties go by clip_id."""
+    """What makes a clip the better one, most important first: more pixels, a higher aesthetic score, more seconds. Ties
+    are broken by clip_id."""
     exact_up_to: int = Field(200_000, ge=0)
-    """With more clips than this the search is approximate."""
+    """Up to this many clips the search is exact, above it approximate."""
     probes: int = Field(8, ge=1)
-    """Cells of the approximate index that are searched for each clip."""
+    """Cells of the approximate index that are searched per clip. More find more duplicates and take longer."""
     block_clips: int = Field(512, ge=1)
-    """Clips that are searched for at once."""
+    """Clips searched for at once. Fewer need less memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

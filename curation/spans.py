@@ -25,7 +25,7 @@ _PACKETS_AT_FIRST = 1024
 
 
 class SpanConfig(Config):
-    """Limits of a clip and how it is taken."""
+    """How long clips are and how they are extracted."""
 
     min_s: float = Field(2.0, gt=0)
     """Shortest clip. Shots that are shorter are dropped and counted under `lost_short_s`."""

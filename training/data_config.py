@@ -25,9 +25,10 @@ class DataConfig(Fields):
     batch_size: int = 1
     """Samples that go through the network at once, on one rank."""
     captions: Mapping[str, float] = field(default_factory=dict)
-    """Source of a caption, up to its colon -> probability, over those that a sample has. Empty: the first one."""
+    """Source of a caption (what comes before a colon) -> probability, among the sources that a sample has; empty: the
+    first caption."""
     caption_required: bool = False
-    """Whether a sample without a caption is broken; otherwise it goes without."""
+    """Whether a sample without a caption counts as broken; otherwise it is trained on without text."""
     crop: Crop = "center"
     """Which part of a frame with another aspect ratio is taken."""
     aspect_ratios: tuple[float, ...] = ()
@@ -35,18 +36,18 @@ class DataConfig(Fields):
     lengths: tuple[int, ...] = ()
     """Numbers of frames that a sample may get, the greatest that it is long enough for; empty: `frames`."""
     motion_default: float | None = 127.0
-    """Motion bucket of a clip whose motion is not known; None: such a clip is broken."""
+    """Motion bucket of clips whose motion is not known; null: such clips count as broken."""
     elevation: bool = False
-    """Whether samples have to say the camera's elevation."""
+    """Whether samples must give the camera's elevation, for multi-view."""
     workers: int = 2
     """Processes per rank that read and decode samples; 0 reads in the training process. Raise it if the metrics show
     steps waiting for data."""
     prefetch: int = 2
-    """Batches that each worker has ready."""
+    """Batches that each worker keeps ready."""
     reader: Reader = "pyav"
     """Library that decodes clips: `pyav`, or `decord` where it is installed."""
     max_broken_share: float = 0.05
-    """Broken samples beyond this share stop the run."""
+    """Share of broken samples above which the run stops."""
     seed: int = 0
     """Seed of the order of samples and of what is drawn per sample: rate, start, crop, caption."""
 

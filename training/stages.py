@@ -31,14 +31,15 @@ class ModelPart(Fields):
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the preset that differ."""
     trained: Trained = "all"
-    """`temporal`: what a video network has beyond its image network, ids and mask embedding included.
-    `noise_embedding`: what is told of the noise level alone. `lora`: adapters on attention over time."""
+    """`all`: every weight. `temporal`: what a video network has beyond its image network, ids and mask embedding
+    included. `noise_embedding`: the embedding of the noise level alone. `lora`: adapters on the attention over time."""
     start: Start = "identity"
-    """How new temporal layers begin: see `svd.inflate`."""
+    """How new temporal layers are initialised. `identity`: the network computes what it did before. `released`: as in
+    the released model; see `svd.inflate`."""
     lora_rank: int = 16
     """Rank of the adapters, with `trained: lora`."""
     checkpointing: bool = False
-    """Keep the input of each block only, and compute the rest again in the backward pass: a third more work."""
+    """Recompute activations in the backward pass instead of keeping them: less memory, about a third more compute."""
     autoencoder: str | None = None
     """Model folder or file to take the autoencoder from, where the initial checkpoint has none or another."""
     image_encoder: str | None = None
@@ -134,18 +135,19 @@ class RunPart(Fields):
     steps: int = 1000
     """Optimiser steps. A finished run goes on when it is started again with more."""
     batch_size: int = 8
-    """Samples per step over all ranks. It is divided into batches of `data.batch_size` per rank; what is left over
-    ranks is accumulated."""
+    """Samples per optimiser step, over all ranks. Each rank takes batches of `data.batch_size` and accumulates
+    gradients over as many as that needs."""
     seed: int = 0
     """Seed of new layers' weights, noise, noise levels and dropped conditions."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """`bf16`: autocast; weights, optimiser and average stay float32."""
+    """`bf16`: autocast; weights, optimiser state and average stay float32. `fp32`: no autocast."""
     compile: bool = False
-    """torch.compile, block by block."""
+    """Compile the network block by block with torch.compile."""
     strategy: Strategy = "auto"
-    """`auto` is none for one process, DDP for several, FSDP2 for several where the network has over 1 B parameters."""
+    """`auto`: `none` for one process, `ddp` for several, `fsdp` (FSDP2) for several if the network has over 1 B
+    parameters."""
     image_share: float = 0.0
-    """Share of batches that come from the image shards given beside the clips (joint training)."""
+    """Share of batches that come from image shards (`--images`), for joint training."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     save_every: int = 500

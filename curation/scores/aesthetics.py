@@ -23,7 +23,7 @@ _LAION = {"large": "sa_0_4_vit_l_14_linear.pth", "small": "sa_0_4_vit_b_32_linea
 
 
 class AestheticConfig(Config):
-    """Which head."""
+    """Which head scores the embeddings."""
 
     head: str = "large"
     """LAION's head `large` (for ViT-L-14) or `small` (for ViT-B-32), or a file with tensors weight (1, D), bias (1)."""

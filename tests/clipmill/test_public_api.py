@@ -74,5 +74,6 @@ def test_every_public_name_is_in_the_reference():
     assert [name for name in clipmill._MODULES if f"heading: clipmill.{name}," not in reference] == []
 
 
-def test_types_are_shipped():
-    assert Path(clipmill.__file__).with_name("py.typed").is_file()
+@pytest.mark.parametrize("package", ["clipmill", "curation", "pipelines", "svd", "training"])
+def test_types_are_shipped_with_every_package_that_they_come_from(package: str):
+    assert (Path(clipmill.__file__).parents[1] / package / "py.typed").is_file()

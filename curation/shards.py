@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from curation import storage
 from curation.errors import SourceError, UserError
@@ -84,6 +84,9 @@ class ShardResult:
     sha256: str
     failed: tuple[FailedClip, ...]
     fingerprint: str
+
+
+_RECORD = TypeAdapter(ShardResult)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,15 +173,21 @@ def check_shard(plan: ShardPlan, folder_url: str, *, read: bool = True) -> Shard
     """
     fs, folder = storage.filesystem(folder_url)
     try:
-        recorded = json.loads(storage.read_bytes(fs, _record(folder, plan.name)))
-        failed = tuple(FailedClip(**clip) for clip in recorded.pop("failed"))
-        result = ShardResult(**recorded, failed=failed)
+        result = _read_record(storage.read_bytes(fs, _record(folder, plan.name)))
     except FileNotFoundError:
         return ShardCheck(result=None, problem="not written yet")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except ValueError:
         return ShardCheck(result=None, problem="its record is damaged")
     problem = _problem(fs, f"{folder}/{plan.name}", plan, result, read=read)
     return ShardCheck(result=None if problem else result, problem=problem)
+
+
+def _read_record(content: bytes) -> ShardResult:
+    """Raises ValueError where it is not a record, with values of their types and within their bounds."""
+    result = _RECORD.validate_json(content)
+    if not 0 <= result.duration_s < math.inf or min(result.samples, result.bytes) < 0:
+        raise ValueError("a sum that is no sum")
+    return result
 
 
 def _spread(ids: list[str], sources: list[str], rank: Mapping[str, int], seed: int) -> list[int]:

@@ -340,7 +340,9 @@ def _missing(index: Mapping[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them."""
+    """Seconds as a person reads them; a dash where a damaged table makes them no number."""
+    if not math.isfinite(seconds):
+        return "–"
     if seconds < 120:
         return f"{seconds:.1f} s"
     hours, rest = divmod(round(seconds), 3600)

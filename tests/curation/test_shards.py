@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import tarfile
 from collections import Counter
@@ -182,6 +183,27 @@ def test_every_selected_clip_is_written_or_has_a_reason(tmp_path: Path, clips: l
         "selected": 7, "samples": 3, "failed": 3, "gone": 1
     }  # fmt: skip
     assert [clip["error"] for clip in index["gone"]] == ["select again"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (r'"duration_s": [0-9.]+', '"duration_s": Infinity'),
+        (r'"duration_s": [0-9.]+', '"duration_s": NaN'),
+        (r'"duration_s": [0-9.]+', '"duration_s": 1e999'),
+        (r'"samples": [0-9]+', '"samples": "many"'),
+        (r'"samples": [0-9]+', '"samples": -1'),
+        (r'"samples": [0-9]+', '"samples": null'),
+        (r'"failed": \[\]', '"failed": [1]'),
+        (r"(?s).*", "[" * 100_000),
+        (r"(?s).*", '"x"'),
+    ],
+)
+def test_a_record_with_other_values_is_damaged(tmp_path: Path, clips: list[dict[str, Any]], old: str, new: str) -> None:
+    plans, _, _ = write_all(tmp_path, clips[:1])
+    record = (tmp_path / plans[0].name).with_suffix(".json")
+    record.write_text(re.sub(old, new, record.read_text(), count=1))
+    assert check_shard(plans[0], str(tmp_path)).problem == "its record is damaged"
 
 
 def test_a_rerun_finds_what_is_missing_or_broken(tmp_path: Path, clips: list[dict[str, Any]]) -> None:

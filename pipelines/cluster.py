@@ -21,7 +21,7 @@ def connected(address: str | None = None, *, num_cpus: int | None = None) -> Ite
 
     `address` (or the environment's RAY_ADDRESS) names a cluster; without one a local Ray is started, with `num_cpus`
     or all CPUs that this process may use: only this user's processes can use it, and it leaves nothing behind.
-    Raises UserError when the cluster cannot be reached, or Ray cannot start.
+    Raises UserError when the cluster cannot be reached, RunStopped when Ray cannot start on this machine.
     """
     import ray  # here, so that commands which need no cluster start at once
 
@@ -55,7 +55,9 @@ def _start(settings: dict[str, Any], action: str) -> None:
         if not isinstance(error, Exception):
             raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"cannot {action}: {reason}") from error
+        # On this machine it is the machine's state, most often too much work: another try may do.
+        kind = UserError if "address" in settings else RunStopped
+        raise kind(f"cannot {action}: {reason}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray puts its own handler there, which ends in a stack trace

@@ -14,6 +14,8 @@ from typing import Any
 from benchmarks.hostile.originals import SETTINGS, clipmill
 
 REJECTED = 2
+_FAILED = 1
+_TRIES = 3
 _SAMPLES = 13
 """In the shards of the originals."""
 UNEXPECTED = re.compile(r"unexpected \w+ in \S+\.py:\d|Traceback \(most recent call last\)|it has no row$")
@@ -26,7 +28,14 @@ def curate_all(case: Path, originals: Path) -> int:
 
     dataset, limits = case.with_name(f"{case.name}-dataset"), originals / "config" / "limits.yaml"
     without = ("--without", "similarity,aesthetic,text_area")
-    code = clipmill("curate", case, originals / "footage" / "mpeg4.mp4", "--out", dataset, "--config", limits, *without)
+    inputs = (case, originals / "footage" / "mpeg4.mp4")
+    code = _FAILED
+    for _ in range(_TRIES):
+        code = clipmill("curate", *inputs, "--out", dataset, "--config", limits, *without)
+        if (
+            code != _FAILED
+        ):  # which says to run the same command again: Ray does not start on a machine that is too busy
+            break
     code = code or clipmill("select", dataset, "--config", originals / "config" / "everything.yaml")
     if code:
         return code

@@ -4,11 +4,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from clipmill import curate
+from curation.errors import RunStopped
+from pipelines.cluster import connected
 from tests.pipelines.corpora import WITHOUT_CLIP, WITHOUT_CLIP_OPTION, content, many_small
 from tests.pipelines.test_kill import kill, wait_for, workers
 
@@ -49,3 +53,18 @@ def test_a_cluster_that_is_not_there_is_an_error(tmp_path: Path):
     run = subprocess.run([*command, "--address", "127.0.0.1:1"], capture_output=True, text=True, check=False)
     assert run.returncode == 2
     assert "127.0.0.1:1" in run.stderr
+
+
+def test_a_local_ray_that_does_not_start_is_worth_another_try(monkeypatch: pytest.MonkeyPatch):
+    def timed_out(**_: Any) -> None:
+        raise RuntimeError("The current node timed out during startup.\nlog of many lines")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", timed_out)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with (
+        pytest.raises(RunStopped, match=r"cannot start Ray on this machine: .* timed out during startup\.$"),
+        connected(),
+    ):
+        pass

@@ -56,7 +56,7 @@ def _start(settings: dict[str, Any], action: str) -> None:
             raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         # On this machine it is the machine's state, most often too much work: another try may do.
-        kind = UserError if "address" in settings else RunStopped
+        kind = RunStopped if settings["address"] == "local" else UserError
         raise kind(f"cannot {action}: {reason}") from error
     finally:
         if threading.current_thread() is threading.main_thread():

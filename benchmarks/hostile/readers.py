@@ -32,9 +32,7 @@ def curate_all(case: Path, originals: Path) -> int:
     code = _FAILED
     for _ in range(_TRIES):
         code = clipmill("curate", *inputs, "--out", dataset, "--config", limits, *without)
-        if (
-            code != _FAILED
-        ):  # which says to run the same command again: Ray does not start on a machine that is too busy
+        if code != _FAILED:  # which says to run the same command again: Ray does not start on a busy machine
             break
     code = code or clipmill("select", dataset, "--config", originals / "config" / "everything.yaml")
     if code:

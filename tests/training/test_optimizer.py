@@ -9,11 +9,15 @@ from training.stages import OptimizerPart
 
 def test_matrices_alone_decay_and_layers_of_time_have_their_own_rate() -> None:
     unet = tiny_model(tiny_stage()).unet
-    optimizer = build_optimizer(unet, OptimizerPart(lr=1e-3, spatial_lr=1e-4, weight_decay=0.1))
+    optimizer = build_optimizer(
+        unet, OptimizerPart(lr=1e-3, spatial_lr=1e-4, weight_decay=0.1, betas=(0.8, 0.95), eps=1e-6)
+    )
     names = {id(parameter): name for name, parameter in unet.named_parameters()}
     temporal = {
         name for name in unet.state_dict() if ".temporal." in name or ".mix." in name or "ids_embedding" in name
     }
+    about = {name: optimizer.defaults[name] for name in ("lr", "betas", "eps", "fused")}
+    assert about == {"lr": 1e-3, "betas": (0.8, 0.95), "eps": 1e-6, "fused": False}
     seen = set()
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -3,6 +3,7 @@
 import io
 import os
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +336,20 @@ def test_what_is_not_as_scanned_is_said_in_full(tmp_path: Path, take: str) -> No
     os.utime(path, ns=(1, 1))
     (changed,) = take_clips(str(path), [good], "clips", TakeConfig())
     assert str(changed) == ("unreadable: the file has changed since it was scanned: its size or modification differs")
+
+
+def test_an_encode_has_a_keyframe_every_second_and_no_other(tmp_path: Path) -> None:
+    for name in ("b_frames", "variable_rate"):
+        path = make(tmp_path, name)
+        (take,) = taken(path, clips_of(path, "encode", min_s=1.0, max_s=60.0))
+        with av.open(io.BytesIO(take.content)) as container:
+            stream = container.streams.video[0]
+            shown = sorted(
+                (packet.pts * packet.time_base, packet.is_keyframe) for packet in container.demux(stream) if packet.size
+            )
+        first_of_seconds = [time // 1 != before // 1 for (before, _), (time, _) in pairwise(shown)]
+        assert [is_key for _, is_key in shown] == [True, *first_of_seconds]
+        assert sum(first_of_seconds) >= 3
 
 
 def reasons(path: Path, clips: list[dict[str, Any]]) -> list[str]:

@@ -10,20 +10,20 @@ from training.stages import OptimizerPart
 def test_matrices_alone_decay_and_layers_of_time_have_their_own_rate() -> None:
     unet = tiny_model(tiny_stage()).unet
     optimizer = build_optimizer(
-        unet, OptimizerPart(lr=1e-3, spatial_lr=1e-4, weight_decay=0.1, betas=(0.8, 0.95), eps=1e-6)
+        unet, OptimizerPart(lr=3e-3, spatial_lr=1e-4, weight_decay=0.1, betas=(0.8, 0.95), eps=1e-6)
     )
     names = {id(parameter): name for name, parameter in unet.named_parameters()}
     temporal = {
         name for name in unet.state_dict() if ".temporal." in name or ".mix." in name or "ids_embedding" in name
     }
     about = {name: optimizer.defaults[name] for name in ("lr", "betas", "eps", "fused")}
-    assert about == {"lr": 1e-3, "betas": (0.8, 0.95), "eps": 1e-6, "fused": False}
+    assert about == {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-6, "fused": False}
     seen = set()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
             seen.add(name)
-            assert group["base_lr"] == (1e-3 if name in temporal else 1e-4)
+            assert group["base_lr"] == (3e-3 if name in temporal else 1e-4)
             assert group["weight_decay"] == (0.1 if parameter.ndim > 1 else 0.0)
     assert seen == set(names.values())
     assert any("mix" in name for name in seen)

@@ -338,6 +338,15 @@ def test_what_is_not_as_scanned_is_said_in_full(tmp_path: Path, take: str) -> No
     assert str(changed) == ("unreadable: the file has changed since it was scanned: its size or modification differs")
 
 
+def test_a_span_beyond_the_end_of_the_source_fails_alone(tmp_path: Path) -> None:
+    path = make(tmp_path, "b_frames")
+    good, other = clips_of(path, "encode")[:2]
+    far = {"clip_id": "far", "start_pts": other["start_pts"] + 10**7, "end_pts": other["end_pts"] + 10**7}
+    found, error = take_clips(str(path), [good, other | far], "clips", TakeConfig())
+    assert isinstance(found, Take)
+    assert str(error) == f"decode_error: 0 frames decoded in the span of {other['frames']}: not as scanned"
+
+
 def test_an_encode_has_a_keyframe_every_second_and_no_other(tmp_path: Path) -> None:
     for name in ("b_frames", "variable_rate"):
         path = make(tmp_path, name)

@@ -26,7 +26,7 @@ setup: .venv/ready
 	touch $@
 
 demo: setup
-	$(BIN)/python -m pipelines.demo $(if $(VIDEOS),--videos '$(VIDEOS)') --out '$(DEMO)'
+	$(BIN)/python -m demo $(if $(VIDEOS),--videos '$(VIDEOS)') --out '$(DEMO)'
 
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder

@@ -24,9 +24,9 @@ import torch
 from benchmarks.common import report
 from benchmarks.curation_pays_data import PROMPTED_FPS, HeldBack, held_back, write_everything, write_selected
 from benchmarks.curation_pays_scores import FIGURES, score, write_videos
+from demo.collection import collection
+from demo.parts import FRAMES, HEIGHT_PX, UNET, WIDTH_PX, load_autoencoder, write_initial
 from pipelines.cluster import connected
-from pipelines.demo.collection import collection
-from pipelines.demo.parts import FRAMES, HEIGHT_PX, UNET, WIDTH_PX, load_autoencoder, write_initial
 from pipelines.encode import encode
 from svd.checkpoint import load_model
 from svd.conditioning import Ids

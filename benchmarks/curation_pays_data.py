@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from webdataset.writer import TarWriter
 
 from clipmill import curate, select, shard
-from curation.shards import ShardConfig
-from pipelines.demo.corpus import corpus_specs
-from pipelines.demo.model import demo_config
-from pipelines.demo.small import small_frames
-from pipelines.demo.train import HELD_BACK_SEED
+from curation.shards.write import ShardConfig
+from demo.model import demo_config
+from demo.small import small_frames
+from demo.train import HELD_BACK_SEED
+from footage.corpus import corpus_specs
 
 PROMPTED_FPS = 4.0
 WINDOW_S = 2.0

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill import curate
-from curation.scan import SpanConfig
-from curation.tables import Dataset
-from pipelines.demo.model import demo_config
-from pipelines.demo.writer import Encoding, write_video
+from clipmill.video_writer import Encoding, write_video
+from curation.dataset.tables import Dataset
+from curation.scan.one_pass import SpanConfig
+from demo.model import demo_config
 
 FPS = 4
 _ENLARGED = 4

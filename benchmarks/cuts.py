@@ -19,10 +19,10 @@ import cv2
 from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, SceneDetector
 
 from benchmarks.common import real_videos, report
-from curation.cuts import CutDetector
-from curation.decode import Video
-from curation.pictures import Shrinker
-from pipelines.demo.footage import corpus
+from curation.shots.cuts import CutDetector
+from curation.video.decode import Video
+from curation.video.pictures import Shrinker
+from footage.render import corpus
 
 SLACK_FRAMES = 2
 OURS = "clipmill"

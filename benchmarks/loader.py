@@ -26,7 +26,7 @@ import torch
 import webdataset
 
 from benchmarks.common import interleaved, real_videos, report
-from pipelines.demo.writer import Encoding, write_video
+from clipmill.video_writer import Encoding, write_video
 from svd.config import UNetConfig
 from svd.model import Model, ModelConfig
 from training.data import loader

@@ -15,8 +15,8 @@ from pathlib import Path
 from benchmarks import select_scale
 from benchmarks.common import report
 from clipmill import CurateConfig, curate
+from footage.render import Cut, Shot, VideoSpec, render
 from pipelines.cluster import connected
-from pipelines.demo.footage import Cut, Shot, VideoSpec, render
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _DISTINCT = 5

@@ -14,8 +14,8 @@ import cv2
 from scenedetect import AdaptiveDetector, SceneManager, open_video
 
 from benchmarks.common import cpu_s, interleaved, real_videos, report
-from curation.scan import scan
-from curation.sources import list_sources
+from curation.inputs.sources import list_sources
+from curation.scan.one_pass import scan
 
 SUMMED = ("v2d_test", "psd_testvideo", "cc_test_video_30s", "dj_video1", "dj_video3")
 UNSCANNABLE = ("dec_corrupted",)

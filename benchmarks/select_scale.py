@@ -22,9 +22,9 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
-from curation.rules import Rules
-from curation.select import select
-from curation.tables import CLIPS, SOURCES, Dataset
+from curation.dataset.tables import CLIPS, SOURCES, Dataset
+from curation.selection.rules import Rules
+from curation.selection.select import select
 
 _CLIPS = 10_000_000
 _PARTS = 50

@@ -19,9 +19,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.common import interleaved, report
-from curation.captions import Caption
-from curation.clip import Clip, ClipConfig
+from curation.inputs.captions import Caption
 from curation.scores.base import ClipView
+from curation.scores.clip_embedder import Clip, ClipConfig
 
 _CAPTION = "a small red boat crosses a wide grey harbour in the rain, seen from a bridge, take {}"
 _RUNS = 3

@@ -12,12 +12,12 @@ Every name is imported from its module on first use, so that `import clipmill` i
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from curation.duplicates import DuplicatesConfig, DuplicatesResult, find_duplicates
-    from curation.errors import RunStopped, SourceError, UserError
-    from curation.rules import Rule, Rules
-    from curation.select import Selection
-    from curation.shards import ShardConfig
-    from curation.tables import Dataset
+    from clipmill.errors import RunStopped, SourceError, UserError
+    from curation.dataset.tables import Dataset
+    from curation.dedup.duplicates import DuplicatesConfig, DuplicatesResult, find_duplicates
+    from curation.selection.rules import Rule, Rules
+    from curation.selection.select import Selection
+    from curation.shards.write import ShardConfig
     from pipelines.config import CurateConfig
     from pipelines.curate import CurateResult, curate
     from pipelines.encode import EncodeRun, encode
@@ -35,27 +35,27 @@ if TYPE_CHECKING:
 _MODULES = {
     "CurateConfig": "pipelines.config",
     "CurateResult": "pipelines.curate",
-    "Dataset": "curation.tables",
-    "DuplicatesConfig": "curation.duplicates",
-    "DuplicatesResult": "curation.duplicates",
+    "Dataset": "curation.dataset.tables",
+    "DuplicatesConfig": "curation.dedup.duplicates",
+    "DuplicatesResult": "curation.dedup.duplicates",
     "EncodeRun": "pipelines.encode",
     "Inspection": "pipelines.inspect",
-    "Rule": "curation.rules",
-    "Rules": "curation.rules",
-    "RunStopped": "curation.errors",
+    "Rule": "curation.selection.rules",
+    "Rules": "curation.selection.rules",
+    "RunStopped": "clipmill.errors",
     "Sample": "pipelines.sample",
     "SampleRequest": "pipelines.sample",
-    "Selection": "curation.select",
-    "ShardConfig": "curation.shards",
+    "Selection": "curation.selection.select",
+    "ShardConfig": "curation.shards.write",
     "ShardRun": "pipelines.shard",
-    "SourceError": "curation.errors",
+    "SourceError": "clipmill.errors",
     "Stage": "training.stages",
     "Status": "pipelines.status",
-    "UserError": "curation.errors",
+    "UserError": "clipmill.errors",
     "curate": "pipelines.curate",
     "encode": "pipelines.encode",
     "export": "pipelines.export",
-    "find_duplicates": "curation.duplicates",
+    "find_duplicates": "curation.dedup.duplicates",
     "inspect": "pipelines.inspect",
     "sample": "pipelines.sample",
     "select": "pipelines.select",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from curation.errors import RunStopped, UserError
+from clipmill.errors import RunStopped, UserError
 from pipelines import cli_model
 from pipelines.cli_shared import (
     BAD_REQUEST,
@@ -145,8 +145,8 @@ def duplicates(
     `clipmill curate` does this by itself; this is for other settings, and after tables were copied together. Settings
     that are not given are those of the last search.
     """
-    from curation.duplicates import DuplicatesConfig, find_duplicates, last_config
-    from curation.tables import Dataset
+    from curation.dataset.tables import Dataset
+    from curation.dedup.duplicates import DuplicatesConfig, find_duplicates, last_config
     from pipelines import render
     from pipelines.config import CurateConfig
     from pipelines.status import models_of
@@ -188,7 +188,7 @@ def select(
     A name that holds the same rules and the same clips is written again; anything else under it needs --replace.
     Exits with 3 when no clip passed, or when a rule dropped clips for a score that most clips do not have.
     """
-    from curation.rules import load_rules
+    from curation.selection.rules import load_rules
     from pipelines import render
     from pipelines.select import DEFAULT_PRESET
     from pipelines.select import select as run
@@ -222,7 +222,7 @@ def shard(
     num_cpus: NumCpus = None,
 ) -> None:
     """Write the selected clips as WebDataset shards: DATASET/shards/SELECTION/*.tar and index.json."""
-    from curation.shards import ShardConfig
+    from curation.shards.write import ShardConfig
     from pipelines import render
     from pipelines.shard import shard as run
 
@@ -260,7 +260,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show what a dataset holds: sources, clips, selections and shards."""
-    from curation.tables import Dataset
+    from curation.dataset.tables import Dataset
     from pipelines import render
     from pipelines.status import FIRST_REJECTED
     from pipelines.status import status as run
@@ -300,7 +300,7 @@ def _nothing_came_out(sentence: str) -> NoReturn:
 
 
 def _config(address: str | None, without: str | None) -> "CurateConfig":
-    from curation.config import known_name
+    from clipmill.config import known_name
     from curation.scores import SCORERS
     from pipelines.config import CurateConfig
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from curation.errors import UserError
+from clipmill.errors import UserError
 from pipelines.cli_shared import EXIT_CODES, PARTIAL, Address, NumCpus, TakeOver, console, say
 
 app = typer.Typer()

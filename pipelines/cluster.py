@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from curation.errors import RunStopped, UserError
+from clipmill.errors import RunStopped, UserError
 from pipelines.local_ray import private_ray
 
 _CONNECT_TIMEOUT_S = 10.0

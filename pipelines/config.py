@@ -5,14 +5,14 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from clipmill.config import Config, known_name
 from curation.captioners.coca import CocaConfig
 from curation.captioners.endpoint import MergedConfig, VideoConfig
-from curation.clip import ClipConfig
-from curation.config import Config, known_name
-from curation.duplicates import DuplicatesConfig
-from curation.scan import ScanConfig
+from curation.dedup.duplicates import DuplicatesConfig
+from curation.scan.one_pass import ScanConfig
 from curation.scores import SCORERS
 from curation.scores.aesthetics import AestheticConfig
+from curation.scores.clip_embedder import ClipConfig
 from curation.scores.text import TextConfig
 from training.resume import deciding
 

@@ -18,17 +18,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation import storage
-from curation.addresses import redacted
+from clipmill import storage
+from clipmill.addresses import redacted
+from clipmill.errors import RunStopped, SourceError, UserError
 from curation.captioners import CAPTIONERS
-from curation.decode import Limits
-from curation.duplicates import DuplicatesResult, find_duplicates
-from curation.errors import RunStopped, SourceError, UserError
-from curation.isolation import Isolated
-from curation.scan import Scan, rejected_row
-from curation.sources import Source, list_sources
-from curation.tables import CLIPS, PREVIEWS, SOURCES, Dataset, differences, part_name
-from curation.taken_back import failed_captions, finish_taking_back, take_back
+from curation.dataset.tables import CLIPS, PREVIEWS, SOURCES, Dataset, differences, part_name
+from curation.dataset.uncommit import failed_captions, finish_taking_back, take_back
+from curation.dedup.duplicates import DuplicatesResult, find_duplicates
+from curation.inputs.sources import Source, list_sources
+from curation.scan.isolation import Isolated
+from curation.scan.one_pass import Scan, rejected_row
+from curation.video.decode import Limits
 from pipelines.cluster import connected, stopped_by_errors
 from pipelines.config import CurateConfig
 from pipelines.counting import counted
@@ -89,7 +89,7 @@ def curate(
 ) -> CurateResult:
     """Curate videos into the dataset folder `out`; run again to do only what is missing.
 
-    `inputs` as `curation.sources.list_sources` takes them, at most `limit` of them; `address` of a Ray cluster, or the
+    `inputs` as `curation.inputs.sources.list_sources` takes them, at most `limit` of them; `address` of a Ray cluster, or the
     `num_cpus` of a local one. With `retry_rejected`, sources that an earlier run rejected (a store that failed, a limit
     too low) are tried again, with `retry_captions` those whose captions failed. A run that is alive is stopped only
     with `take_over`. Near-duplicates are looked for when all is done.

@@ -10,8 +10,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from curation import storage
-from curation.errors import RunStopped, UserError
+from clipmill import storage
+from clipmill.errors import RunStopped, UserError
 from pipelines.cluster import connected, stopped_by_errors, usual_device
 from pipelines.counting import counted
 from pipelines.fence import Fence, owned, refuse_if_running

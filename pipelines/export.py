@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from curation.errors import UserError
+from clipmill.errors import UserError
 from svd.checkpoint import load_model
 from svd.export import export as export_model
 

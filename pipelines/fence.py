@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from curation import storage
-from curation.errors import RunStopped, UserError
+from clipmill import storage
+from clipmill.errors import RunStopped, UserError
 
 RUN_FILE, HEARTBEAT_FILE = "run.json", "heartbeat.json"
 _BEAT_EVERY_S = 15.0

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from curation.isolation import Isolated
-from curation.sources import list_sources
+from curation.inputs.sources import list_sources
+from curation.scan.isolation import Isolated
 from pipelines.config import CurateConfig
 from pipelines.progress import Reporter, note
 from pipelines.scoring import caption_clips, load_captioners, load_models, scan_safely, score_clips

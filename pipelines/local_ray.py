@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from curation.errors import UserError
+from clipmill.errors import UserError
 
 _PREFIX = "clipmill-ray-"
 _LONGEST_PATH = 40

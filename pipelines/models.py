@@ -9,8 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from curation.errors import UserError
-from curation.scan import Scan
+from clipmill.errors import UserError
+from curation.scan.one_pass import Scan
 from curation.scores import Captioner
 from pipelines.config import CaptionersConfig, CurateConfig
 from pipelines.scoring import Models, caption_clips, load_captioners, load_models, score_clips

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from curation.config import read_yaml
-from curation.errors import UserError
+from clipmill.config import read_yaml
+from clipmill.errors import UserError
 from pipelines.train import train
 from training.run import check_settings, finished, read_settings
 from training.stages import Stage, overlay

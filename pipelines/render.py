@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from curation.duplicates import DuplicatesResult
-from curation.errors import ERROR_KINDS
+from clipmill.errors import ERROR_KINDS
+from curation.dedup.duplicates import DuplicatesResult
 from curation.scores import SCORERS
-from curation.select import Selection, funnel_rows
+from curation.selection.select import Selection, funnel_rows
 from pipelines.curate import CurateResult
 from pipelines.inspect import Inspection
 from pipelines.printable import printable

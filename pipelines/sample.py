@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from curation.errors import UserError
-from pipelines.demo.writer import Encoding, write_video
+from clipmill.errors import UserError
+from clipmill.video_writer import Encoding, write_video
 from pipelines.export import dtype_of
 from pipelines.progress import Reporter
 from svd import tasks

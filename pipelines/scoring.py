@@ -8,16 +8,16 @@ from typing import Any
 import cv2
 import numpy as np
 
+from clipmill.columns import LEFT_OUT
+from clipmill.errors import SourceError, UserError
 from curation.captioners import CAPTIONERS
-from curation.captions import Caption
-from curation.clip import Clip, embedding_columns
-from curation.columns import LEFT_OUT
-from curation.errors import SourceError, UserError
-from curation.isolation import Isolated
-from curation.scan import Scan, rejected, scan
-from curation.scan_check import check_scan
+from curation.inputs.captions import Caption
+from curation.inputs.sources import Source
+from curation.scan.isolation import Isolated
+from curation.scan.one_pass import Scan, rejected, scan
+from curation.scan.validate import check_scan
 from curation.scores import SCORERS, Captioner, ClipView, Embeddings, Scorer
-from curation.sources import Source
+from curation.scores.clip_embedder import Clip, embedding_columns
 from pipelines.config import CurateConfig
 
 _CLIPS_AT_ONCE = 64

@@ -21,8 +21,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from curation.rules import Rule, Rules
-from curation.shards import ShardConfig
+from curation.selection.rules import Rule, Rules
+from curation.shards.write import ShardConfig
 from pipelines.config import CurateConfig
 from svd.config import UNetConfig
 from training.stages import Stage

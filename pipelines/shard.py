@@ -12,14 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from curation import storage
-from curation.errors import RunStopped, UserError
-from curation.isolation import Isolated
-from curation.select import load_selection, selected_clips
-from curation.shard_folder import check_plan, index_of, read_index, remove_index, start_shards, write_index
-from curation.shards import FailedClip, ShardConfig, ShardPlan, ShardResult, check_shard, plan_shards, write_shard
-from curation.tables import Dataset, joined_columns
-from curation.takes import Clip
+from clipmill import storage
+from clipmill.errors import RunStopped, UserError
+from curation.dataset.tables import Dataset, joined_columns
+from curation.scan.isolation import Isolated
+from curation.selection.select import load_selection, selected_clips
+from curation.shards.extract import Clip
+from curation.shards.folder import check_plan, index_of, read_index, remove_index, start_shards, write_index
+from curation.shards.write import FailedClip, ShardConfig, ShardPlan, ShardResult, check_shard, plan_shards, write_shard
 from pipelines.cluster import connected, stopped_by_errors
 from pipelines.counting import counted
 from pipelines.fence import Fence, owned, refuse_if_running

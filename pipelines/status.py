@@ -8,11 +8,11 @@ from typing import Any
 import duckdb
 import pyarrow.compute as pc
 
-from curation import storage
-from curation.captions import NOTHING_TO_MERGE
-from curation.select import Selection, load_selection, selection_names
-from curation.sql import quoted
-from curation.tables import CLIPS, Dataset
+from clipmill import storage
+from curation.dataset.sql import quoted
+from curation.dataset.tables import CLIPS, Dataset
+from curation.inputs.captions import NOTHING_TO_MERGE
+from curation.selection.select import Selection, load_selection, selection_names
 
 _LOSSES = ("lost_transition_s", "lost_blank_s", "lost_short_s", "lost_keyframe_s", "lost_damage_s")
 _SUMS = ("duration_s", "clip_s", "scan_cpu_s", "score_cpu_s", *_LOSSES)

@@ -9,8 +9,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from curation.config import read_yaml
-from curation.errors import RunStopped, UserError
+from clipmill.config import read_yaml
+from clipmill.errors import RunStopped, UserError
 from pipelines.printable import log_to_stderr
 from pipelines.progress import Reporter, note
 from training.checkpoint import CHECKPOINTS, CheckpointError, last_whole, whole

@@ -6,7 +6,7 @@ import tempfile
 import time
 from typing import Any, NoReturn
 
-from curation.spool import Spool
+from clipmill.spool import Spool
 
 
 def hang(*_: Any) -> NoReturn:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from curation.tables import Dataset
+from curation.dataset.tables import Dataset
 
 Contents = dict[str, list[tuple[str, str]]]
 """Table -> (key, digest) of its rows."""

@@ -14,7 +14,7 @@ import yaml
 from benchmarks.faults.network import FaultyStore
 from benchmarks.faults.processes import MARK
 from benchmarks.hostile import originals
-from curation.tables import Dataset
+from curation.dataset.tables import Dataset
 from tests.media import panning, write_video
 
 SOURCES = 60

@@ -78,7 +78,7 @@ def _done(*arguments: object) -> None:
 
 
 def _footage(folder: Path) -> None:
-    from pipelines.demo.footage import Shot, VideoSpec, render
+    from footage.render import Shot, VideoSpec, render
 
     def video(name: str, seed: int, **encoding: object) -> None:
         shots = tuple(Shot(camera="pan", speed_px=1.0 + seed % 3, duration_s=2.5, seed=10 * seed + i) for i in range(2))
@@ -101,7 +101,7 @@ def _footage(folder: Path) -> None:
 
 
 def _configurations(folder: Path) -> None:
-    from pipelines.demo.model import FOLDER
+    from demo.model import FOLDER
 
     contents = {
         "curate": {
@@ -184,7 +184,7 @@ def _clip(folder: Path) -> None:
 
 
 def _coca(folder: Path) -> None:
-    from tests.curation.test_coca import TINY, random_model
+    from tests.curation.captioners.test_coca import TINY, random_model
 
     random_model(folder, TINY)
 

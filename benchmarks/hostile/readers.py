@@ -24,7 +24,7 @@ UNEXPECTED = re.compile(r"unexpected \w+ in \S+\.py:\d|Traceback \(most recent c
 
 def curate_all(case: Path, originals: Path) -> int:
     """Curate, select and shard a folder of damaged videos; prints a line of JSON per video."""
-    from curation.tables import Dataset
+    from curation.dataset.tables import Dataset
 
     dataset, limits = case.with_name(f"{case.name}-dataset"), originals / "config" / "limits.yaml"
     without = ("--without", "similarity,aesthetic,text_area")
@@ -57,7 +57,7 @@ def curate_all(case: Path, originals: Path) -> int:
 
 def read_lists(case: Path, originals: Path) -> int:
     """Every list of the folder, as `curate` reads it in the driver."""
-    from curation.sources import list_sources
+    from curation.inputs.sources import list_sources
 
     codes = [REJECTED if source.error else 0 for path in sorted(case.iterdir()) for source in list_sources([str(path)])]
     return max(codes, default=0)

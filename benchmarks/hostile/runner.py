@@ -98,7 +98,7 @@ def _put_away(folders: Sequence[Path], failures: Path, *, keep: bool) -> None:
 def _read(command: Command, case: Path, originals: Path) -> int:
     """Exit code of the command, as the shell would see it."""
     if callable(command):
-        from curation.errors import SourceError, UserError
+        from clipmill.errors import SourceError, UserError
 
         try:
             return command(case, originals)

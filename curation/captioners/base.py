@@ -4,7 +4,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, JsonValue, field_validator
 
-from curation.config import Config
+from clipmill.config import Config
 
 
 class NoCaption(Exception):

@@ -16,7 +16,7 @@ import openai
 from curation.captioners.base import EndpointConfig, NoCaption
 from curation.captioners.breaker import Breaker
 from curation.captioners.transport import DeadlineTransport
-from curation.captions import Caption, clean
+from curation.inputs.captions import Caption, clean
 from curation.scores.base import ClipView
 
 _MAX_ANSWER_BYTES = 1 << 20

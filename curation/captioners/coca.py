@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 import cv2
 from pydantic import Field, model_validator
 
-from curation import openclip
-from curation.captions import Caption, clean
-from curation.config import Config
-from curation.errors import UserError
-from curation.pictures import Image
+from clipmill.config import Config
+from clipmill.errors import UserError
+from curation.inputs.captions import Caption, clean
+from curation.scores import openclip
 from curation.scores.base import ClipView
+from curation.video.pictures import Image
 
 if TYPE_CHECKING:
     import torch

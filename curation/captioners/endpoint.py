@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import cv2
 from pydantic import Field
 
+from clipmill.errors import UserError
 from curation.captioners.base import EndpointConfig, NoCaption
-from curation.captions import NOTHING_TO_MERGE, Caption
-from curation.errors import UserError
-from curation.pictures import Image
+from curation.inputs.captions import NOTHING_TO_MERGE, Caption
 from curation.scores.base import ClipView
+from curation.video.pictures import Image
 
 if TYPE_CHECKING:
     from curation.captioners.chat import Chat

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import field_validator
 
-from curation.columns import column
-from curation.config import Config
-from curation.errors import UserError
+from clipmill.columns import column
+from clipmill.config import Config
+from clipmill.errors import UserError
 from curation.scores.base import ClipView
-from curation.weight_fetch import check_answers
-from curation.weight_files import read_tensors
+from curation.scores.weight_fetch import check_answers
+from curation.scores.weight_files import read_tensors
 
 _LAION = {"large": "sa_0_4_vit_l_14_linear.pth", "small": "sa_0_4_vit_b_32_linear.pth"}
 """Of the package aesthetic-predictor: large for OpenAI's ViT-L-14, small for its ViT-B-32."""

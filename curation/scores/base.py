@@ -1,6 +1,6 @@
 """What a scorer is: a small class that looks at a clip's three pictures and answers with columns.
 
-A scorer knows neither Ray nor thresholds. Every clip gets every score once; filtering is `curation.select`'s job.
+A scorer knows neither Ray nor thresholds. Every clip gets every score once; filtering is `curation.selection.select`'s job.
 A captioner looks at the same views and answers with a caption.
 """
 
@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from curation.captions import Caption
-from curation.pictures import Image
+from curation.inputs.captions import Caption
+from curation.video.pictures import Image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Scorer(Protocol):
     name: str
     """What the command line and the error columns call it."""
     columns: tuple[pa.Field, ...]
-    """The columns it fills, with meaning, unit and polarity in their metadata (see `curation.columns.column`)."""
+    """The columns it fills, with meaning, unit and polarity in their metadata (see `clipmill.columns.column`)."""
     needs_embeddings: bool
     """Whether it looks at `ClipView.embeddings`: the CLIP model runs once for all scorers that do."""
     embedding_width: int | None

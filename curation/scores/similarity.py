@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curation.columns import column
+from clipmill.columns import column
 from curation.scores.base import ClipView
 
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 from pydantic import Field
 from shapely import MultiPolygon, Polygon, box, union_all
 
-from curation.columns import column
-from curation.config import Config
-from curation.pictures import Image
+from clipmill.columns import column
+from clipmill.config import Config
 from curation.scores.base import ClipView
+from curation.video.pictures import Image
 
 
 class TextConfig(Config):

@@ -12,11 +12,11 @@ from threading import Thread
 
 import pytest
 
-from curation.captions import read_captions
-from curation.decode import Limits
-from curation.errors import RunStopped, SourceError, UserError, raise_if_stopped
-from curation.isolation import Isolated
-from curation.sources import list_sources, open_source, stat_source
+from clipmill.errors import RunStopped, SourceError, UserError, raise_if_stopped
+from curation.inputs.captions import read_captions
+from curation.inputs.sources import list_sources, open_source, stat_source
+from curation.scan.isolation import Isolated
+from curation.video.decode import Limits
 
 
 @contextmanager

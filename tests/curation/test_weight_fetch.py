@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from curation import openclip
-from curation.errors import UserError
+from clipmill.errors import UserError
+from curation.scores import openclip
 from curation.scores.aesthetics import Aesthetic
-from curation.weight_fetch import check_answers
+from curation.scores.weight_fetch import check_answers
 
 
 @pytest.fixture

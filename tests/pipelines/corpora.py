@@ -7,9 +7,9 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from curation.tables import Dataset
+from curation.dataset.tables import Dataset
+from footage.render import corpus
 from pipelines.config import CurateConfig
-from pipelines.demo.footage import corpus
 from tests.media import panning, write_video
 
 WITHOUT_CLIP = CurateConfig(without=("aesthetic", "similarity"))

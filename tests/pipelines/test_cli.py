@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from curation.tables import Dataset
-from curation.taken_back import take_back
+from curation.dataset.tables import Dataset
+from curation.dataset.uncommit import take_back
 from pipelines import cli
 from tests.media import panning, write_video
 from tests.pipelines.corpora import WITHOUT_CLIP_OPTION

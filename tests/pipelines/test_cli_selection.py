@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from curation import storage
-from curation.duplicates import DuplicatesConfig, find_duplicates, last_config
-from curation.errors import UserError
-from curation.tables import CLIPS, SOURCES, Dataset
+from clipmill import storage
+from clipmill.errors import UserError
+from curation.dataset.tables import CLIPS, SOURCES, Dataset
+from curation.dedup.duplicates import DuplicatesConfig, find_duplicates, last_config
 from pipelines import cli
 from pipelines.config import CurateConfig
 from pipelines.status import status

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from curation.shards import ShardConfig
+from curation.shards.write import ShardConfig
 from pipelines.config import CurateConfig
 from training.resume import MAY_CHANGE, deciding
 from training.stages import Stage

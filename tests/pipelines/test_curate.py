@@ -14,14 +14,14 @@ import ray
 import webdataset
 
 from clipmill import CurateConfig, curate, select, shard, status
+from clipmill.errors import RunStopped, UserError
 from curation.captioners.endpoint import VideoConfig
-from curation.decode import Limits
-from curation.errors import RunStopped, UserError
-from curation.rules import Rules
-from curation.scan import scan
-from curation.sources import list_sources
-from curation.spans import SpanConfig
-from curation.tables import Dataset
+from curation.dataset.tables import Dataset
+from curation.inputs.sources import list_sources
+from curation.scan.one_pass import scan
+from curation.selection.rules import Rules
+from curation.shots.spans import SpanConfig
+from curation.video.decode import Limits
 from pipelines.cluster import stopped_by_errors
 from pipelines.config import CaptionersConfig
 from pipelines.fence import owned

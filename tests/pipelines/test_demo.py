@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from clipmill import select
-from curation.errors import UserError
-from curation.select import Selection
-from curation.tables import Dataset
-from pipelines.demo.__main__ import run
-from pipelines.demo.collection import Flaws
-from pipelines.demo.truth import Truth
+from clipmill.errors import UserError
+from curation.dataset.tables import Dataset
+from curation.selection.select import Selection
+from demo.__main__ import run
+from demo.collection import Flaws
+from footage.truth import Truth
 from tests.pipelines.corpora import many_small
 
 pytestmark = pytest.mark.slow

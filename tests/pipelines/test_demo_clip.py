@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from pipelines.demo.altered import DEGRADATIONS
-from pipelines.demo.clip_check import (
+from demo.clip_check import (
     COPIES,
     FOLDER,
     HELD_BACK_SEED,
@@ -23,9 +22,10 @@ from pipelines.demo.clip_check import (
     duplicates,
     held_back,
 )
-from pipelines.demo.clip_data import TRAINING_SEED
-from pipelines.demo.corpus import corpus_specs
-from pipelines.demo.timeline import Cut, VideoSpec
+from demo.clip_data import TRAINING_SEED
+from footage.altered import DEGRADATIONS
+from footage.corpus import corpus_specs
+from footage.timeline import Cut, VideoSpec
 
 pytestmark = pytest.mark.slow
 

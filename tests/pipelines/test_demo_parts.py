@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import torch
 
-from pipelines.demo.corpus import corpus_specs
-from pipelines.demo.parts import RATE_FPS, initial_image_model, load_autoencoder
-from pipelines.demo.small import small_frames
-from pipelines.demo.train import HELD_BACK_SEED
-from pipelines.demo.train_parts import psnr_db
+from demo.parts import RATE_FPS, initial_image_model, load_autoencoder
+from demo.small import small_frames
+from demo.train import HELD_BACK_SEED
+from demo.train_parts import psnr_db
+from footage.corpus import corpus_specs
 
 
 def unseen_frames(count: int) -> np.ndarray:

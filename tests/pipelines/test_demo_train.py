@@ -10,10 +10,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from demo.__main__ import run
+from demo.parts import FRAMES, HEIGHT_PX, RATE_FPS, WIDTH_PX
+from demo.train import RECIPE, STAGES, held_back_frames
 from pipelines.cli import app
-from pipelines.demo.__main__ import run
-from pipelines.demo.parts import FRAMES, HEIGHT_PX, RATE_FPS, WIDTH_PX
-from pipelines.demo.train import RECIPE, STAGES, held_back_frames
 from svd.checkpoint import read_config
 
 pytestmark = pytest.mark.slow

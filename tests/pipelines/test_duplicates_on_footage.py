@@ -10,16 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from curation.clip import Clip
-from curation.duplicates import rank_duplicates
-from curation.scan import scan
-from curation.sources import list_sources
-from curation.tables import CLIPS
-from pipelines.demo.altered import transcoded
-from pipelines.demo.clip_check import COPIES, HELD_BACK_SEED
-from pipelines.demo.corpus import corpus_specs
-from pipelines.demo.footage import render
-from pipelines.demo.model import demo_config
+from curation.dataset.tables import CLIPS
+from curation.dedup.duplicates import rank_duplicates
+from curation.inputs.sources import list_sources
+from curation.scan.one_pass import scan
+from curation.scores.clip_embedder import Clip
+from demo.clip_check import COPIES, HELD_BACK_SEED
+from demo.model import demo_config
+from footage.altered import transcoded
+from footage.corpus import corpus_specs
+from footage.render import render
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from curation.errors import RunStopped, UserError
+from clipmill.errors import RunStopped, UserError
 from pipelines.encode import _Task, encode, encode_planned
 from pipelines.fence import Fence, owned
 from pipelines.train import resolve_stage, train

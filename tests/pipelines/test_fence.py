@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from curation.errors import RunStopped, UserError
+from clipmill.errors import RunStopped, UserError
 from pipelines.fence import HEARTBEAT_FILE, RUN_FILE, owned, refuse_if_running
 
 ELSEWHERE = {"machine": "another boot pid:[1]", "started": "1"}

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from curation.decode import Video
-from curation.pictures import Shrinker
-from pipelines.demo.corpus import corpus_specs
-from pipelines.demo.footage import corpus, main, render
-from pipelines.demo.scenes import BACKGROUND_TONES, BACKGROUNDS, LEAST_CONTRAST, SHAPE_COLORS, SHAPES, contrast
-from pipelines.demo.shots import SHAPE_MOTIONS, Shot, ShotPainter
-from pipelines.demo.timeline import CUTS, Cut, Timeline, VideoSpec, plan, timestamps
-from pipelines.demo.truth import Truth
+from curation.video.decode import Video
+from curation.video.pictures import Shrinker
+from footage.corpus import corpus_specs
+from footage.render import corpus, main, render
+from footage.scenes import BACKGROUND_TONES, BACKGROUNDS, LEAST_CONTRAST, SHAPE_COLORS, SHAPES, contrast
+from footage.shots import SHAPE_MOTIONS, Shot, ShotPainter
+from footage.timeline import CUTS, Cut, Timeline, VideoSpec, plan, timestamps
+from footage.truth import Truth
 
 Frames = list[NDArray[np.uint8]]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from clipmill import inspect
-from curation.decode import Limits
-from curation.errors import RunStopped
-from pipelines.demo.model import demo_config
+from clipmill.errors import RunStopped
+from curation.video.decode import Limits
+from demo.model import demo_config
 from tests import faults
 from tests.media import panning, write_video
 from tests.pipelines.corpora import WITHOUT_CLIP

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from clipmill import curate, select, shard
-from curation.rules import Rules
+from curation.selection.rules import Rules
 from tests.pipelines.corpora import WITHOUT_CLIP, WITHOUT_CLIP_OPTION, content, many_small, shard_content
 
 pytestmark = pytest.mark.slow

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from clipmill import CurateConfig, curate
+from clipmill.errors import UserError
 from curation.captioners.endpoint import MergedConfig, VideoConfig
-from curation.clip import ClipConfig
-from curation.errors import UserError
+from curation.dataset.tables import Dataset
 from curation.scores.aesthetics import AestheticConfig
-from curation.tables import Dataset
+from curation.scores.clip_embedder import ClipConfig
+from demo.model import demo_config
 from pipelines import cli
 from pipelines.config import CaptionersConfig
-from pipelines.demo.model import demo_config
 from pipelines.models import _cpu_pool
 from tests.caption_server import CaptionServer, refused_url, says
 from tests.curation.models import tiny_clip

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from curation.errors import UserError
+from clipmill.errors import UserError
 from pipelines.cli import app
 from pipelines.recipe import read_recipe, train_recipe
 

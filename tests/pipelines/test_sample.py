@@ -11,7 +11,7 @@ import torch
 from diffusers import StableVideoDiffusionPipeline
 from PIL import Image
 
-from curation.errors import UserError
+from clipmill.errors import UserError
 from pipelines import cli
 from pipelines.sample import contact_sheet, open_picture, parse_guidance, parse_size
 from svd.checkpoint import save_model

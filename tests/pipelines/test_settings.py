@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import Field
 
-from curation.config import Config
+from clipmill.config import Config
 from pipelines.config import CurateConfig
 from pipelines.settings import CHAPTERS, Chapter, groups, meanings, page
 from training.stages import Stage

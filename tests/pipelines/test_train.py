@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from curation.errors import RunStopped, UserError
+from clipmill.errors import RunStopped, UserError
 from pipelines.cli import app
 from pipelines.recipe import train_recipe
 from pipelines.sample import SampleRequest, sample

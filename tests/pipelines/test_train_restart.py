@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from curation.errors import RunStopped, UserError
+from clipmill.errors import RunStopped, UserError
 from pipelines.train import resolve_stage, train, train_on_ray
 from svd.checkpoint import load_model
 from tests.pipelines.test_kill import kill, workers

@@ -25,7 +25,7 @@ def places(names):
 
 
 with connected(num_cpus=1):
-    print(json.dumps(ray.get(places.remote(["curation.scan", "svd.unet", "training.encode", "pipelines.encode"]))))
+    print(json.dumps(ray.get(places.remote(["curation.scan.one_pass", "svd.unet", "training.encode", "pipelines.encode"]))))
 """
 
 

@@ -65,7 +65,7 @@ def _rotated(mp4: bytes, rotation: int) -> bytes:
 
 
 def about(**changes: Any) -> dict[str, Any]:
-    """A sample's JSON as `curation.shards` writes it, as far as training reads it; None takes a key away."""
+    """A sample's JSON as `curation.shards.write` writes it, as far as training reads it; None takes a key away."""
     captions = [{"source": "coca", "text": "a bar code", "error": None}]
     fields = {"captions": captions, "conditioning": {"fps_id": 23, "motion_bucket": 100}} | changes
     return {key: value for key, value in fields.items() if value is not None}

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.decode import CONTAINERS
+from curation.video.decode import CONTAINERS
 from tests.training.shards import number_of, numbered, video
 from training import frames
 from training.buckets import bucket_sizes, nearest_size

@@ -1,0 +1,173 @@
+"""The base of every configuration: frozen, keyword-only, and unknown keys fail with the nearest known one."""
+
+import difflib
+import re
+from collections.abc import Collection, Hashable, Mapping
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from clipmill import storage
+from clipmill.addresses import redacted
+from clipmill.errors import UserError
+
+_MAX_YAML_BYTES = 1 << 20
+_MAX_NODES = 100_000
+_MAX_DEPTH = 50
+_MAX_SHOWN = 100
+_MAX_MISTAKES = 20
+_MERGE_TAG = "tag:yaml.org,2002:merge"
+
+
+class Config(BaseModel):
+    """Frozen settings, checked when made. An unknown key is an error that names the nearest known key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suggest_known_keys(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for key in values:
+                if key not in cls.model_fields:
+                    raise UserError(unknown_name("configuration key", str(key), list(cls.model_fields)))
+        return values
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], *, origin: str) -> Self:
+        """Check plain values. Raises UserError with one line per mistake, each led by its place in `origin`."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            lines = [
+                f"{'.'.join(str(part) for part in mistake['loc']) or cls.__name__}: "
+                + mistake["msg"].removeprefix("Value error, ")
+                for mistake in error.errors()[:_MAX_MISTAKES]
+            ]
+            raise UserError(f"{origin}: " + "\n  ".join(lines)) from error
+
+    @classmethod
+    def from_file(cls, address: str) -> Self:
+        """Settings from a YAML file (any address that fsspec knows), over the defaults. Raises UserError."""
+        return cls.from_values(read_yaml(address), origin=redacted(address))
+
+
+def read_yaml(address: str) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UserError: no such file, not YAML, not a mapping, nested or repeated too much.
+
+    Safe for files from strangers: plain values only, at most 1 MiB, and aliases count as often as they are used.
+    """
+    fs, path = storage.filesystem(address)
+    try:
+        content = storage.read_limited(fs, path, max_bytes=_MAX_YAML_BYTES)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {storage.shown(fs, path)}") from error
+    return parse_yaml(content, origin=storage.shown(fs, path))
+
+
+def parse_yaml(content: str | bytes, *, origin: str) -> dict[str, Any]:
+    """The mapping in YAML text; `origin` names it in errors. Raises UserError as `read_yaml`."""
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8-sig")
+        values = yaml.load(text, Loader=_StrictLoader)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # ValueError: 2024-99-99, 5,000 digits
+        raise UserError(f"{origin} is not valid YAML: {error or type(error).__name__}") from error
+    if not isinstance(values, dict | None):
+        raise UserError(f"{origin}: expected keys and values, got {type(values).__name__}")
+    return values or {}
+
+
+def unknown_name(what: str, came: str, known: list[str]) -> str:
+    """The sentence for a name that is not known: what came, the nearest known one, and all that are."""
+    came = came if len(came) <= _MAX_SHOWN else f"{came[:_MAX_SHOWN]}..."
+    near = difflib.get_close_matches(came, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {came!r}.{hint} Known: {', '.join(sorted(known))}."
+
+
+def known_name(what: str, came: str, known: Collection[str]) -> str:
+    """The one of the `known` names that is meant: the name itself, or the only one that begins with `came`.
+
+    Raises UserError that names those that are known, or those that begin so.
+    """
+    if came in known:
+        return came
+    begin_so = sorted(name for name in known if came and name.startswith(came))
+    if len(begin_so) > 1:
+        raise UserError(f"ambiguous {what} {came!r}: it could be {', '.join(begin_so)}.")
+    if not begin_so:
+        raise UserError(unknown_name(what, came, list(known)))
+    return begin_so[0]
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Plain YAML with bounds on depth and size, in which the same key twice is a mistake.
+
+    Bounds hold for the document with its aliases expanded, so a small file cannot stand for billions of values.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._open = 0
+        self._sizes: dict[int, tuple[int, int]] = {}
+        """Node id -> (nodes in it, levels in it), aliases expanded."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
+        self._open += 1
+        if self._open > _MAX_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"nested more than {_MAX_DEPTH} levels deep", mark)
+        node = super().compose_node(parent, index)
+        self._open -= 1
+        if node is not None and id(node) not in self._sizes:
+            if alias:
+                raise yaml.composer.ComposerError(None, None, "an alias refers to what it is part of", mark)
+            self._sizes[id(node)] = self._size(node, mark)
+        return node
+
+    def _size(self, node: yaml.Node, mark: yaml.Mark) -> tuple[int, int]:
+        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            children = [part for pair in children for part in pair]
+        sizes = [self._sizes[id(child)] for child in children]
+        text = len(node.value) // 100 if isinstance(node, yaml.ScalarNode) else 0
+        nodes = 1 + text + sum(size[0] for size in sizes)
+        levels = 1 + max((size[1] for size in sizes), default=0)
+        if nodes > _MAX_NODES or levels > _MAX_DEPTH:
+            bounds = f"{_MAX_NODES:,} values or {_MAX_DEPTH} levels"
+            raise yaml.composer.ComposerError(None, None, f"more than {bounds} with its aliases expanded", mark)
+        return nodes, levels
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, OverflowError, AttributeError, LookupError, TypeError) as error:
+            # `!!timestamp x`, `!!bool x`, `!!int ""`: PyYAML's constructors take what a tag says for granted.
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"not a value of type {kind}", node.start_mark
+            ) from error
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == _MERGE_TAG:
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key has to be text", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {str(key)[:_MAX_SHOWN]!r} is there twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+# YAML 1.1 asks for a dot and a signed exponent in a float, and so reads 1e9, 1E-3 and .5e3 as text; YAML 1.2 does not.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+\Z"),
+    list("-+.0123456789"),
+)

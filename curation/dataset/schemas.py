@@ -1,0 +1,164 @@
+"""The columns of the tables: each field's metadata says what it means, in which unit, and which way is better.
+
+The tables in docs/format.md are written from here: `python -m curation.dataset.schemas docs/format.md`.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import cast
+
+import pyarrow as pa
+
+from clipmill.columns import column
+from curation.scores import SCORERS, Scorer
+from curation.scores.clip_embedder import EMBEDDING_COLUMNS
+
+_TRANSITION = pa.struct(
+    [
+        ("kind", pa.string()),
+        ("start_frame", pa.int64()),
+        ("end_frame", pa.int64()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+    ]
+)
+_CAPTION = pa.struct([("source", pa.string()), ("text", pa.string()), ("error", pa.string())])
+
+
+SOURCES = pa.schema(
+    [
+        column("source_id", pa.string(), "16 hex digits: hash of uri, size and modification mark"),
+        column("uri", pa.string(), "where the video was read from"),
+        column("size_bytes", pa.int64(), "size of the file", unit="bytes"),
+        column("mark", pa.string(), "the store's mark of this version: etag or modification time"),
+        column("container", pa.string(), "FFmpeg's name of the container format"),
+        column("codec", pa.string(), "FFmpeg's name of the video codec"),
+        column("pixel_format", pa.string(), "FFmpeg's name of the decoded pixel format"),
+        column("width", pa.int32(), "displayed width: rotation and pixel aspect applied", unit="px"),
+        column("height", pa.int32(), "displayed height: rotation and pixel aspect applied", unit="px"),
+        column("rotation", pa.int32(), "clockwise turn that makes a decoded frame upright", unit="degrees"),
+        column("fps", pa.float64(), "measured: (frames - 1) / (last pts - first pts)", unit="frames/s"),
+        column("variable_fps", pa.bool_(), "whether the intervals between frames differ"),
+        column("duration_s", pa.float64(), "measured: first frame to end of the last frame", unit="s"),
+        column("start_s", pa.float64(), "timestamp of the first frame; often not 0", unit="s"),
+        column("frames", pa.int64(), "frames that could be decoded"),
+        column(
+            "keyframes",
+            pa.int64(),
+            "frames from which decoding can start, by packet flag and decoder",
+        ),
+        column("audio", pa.bool_(), "whether there is an audio stream"),
+        column("status", pa.string(), "ok or rejected"),
+        column("error_kind", pa.string(), "why a source was rejected, from a fixed set of kinds"),
+        column("error", pa.string(), "a sentence that says what was wrong with a rejected source"),
+        column("note", pa.string(), "what to know of a source that is ok: unreadable parts, or why it gave no clip"),
+        column("clips", pa.int64(), "clips taken from this source"),
+        column("clip_s", pa.float64(), "footage in those clips", unit="s"),
+        column("lost_transition_s", pa.float64(), "footage lost to transitions", unit="s"),
+        column(
+            "lost_blank_s",
+            pa.float64(),
+            "footage that shows nothing (black, white or another even picture) for a second or longer",
+            unit="s",
+        ),
+        column("lost_short_s", pa.float64(), "footage lost in shots that are too short", unit="s"),
+        column("lost_keyframe_s", pa.float64(), "footage lost by starting on a keyframe", unit="s"),
+        column(
+            "lost_damage_s", pa.float64(), "footage lost to unreadable parts and to gaps in the timestamps", unit="s"
+        ),
+        column("transitions", pa.list_(_TRANSITION), "the transitions found, in order of time"),
+        column("scan_cpu_s", pa.float64(), "CPU time of probe, cuts, motion and frame picking", unit="s"),
+        column("score_cpu_s", pa.float64(), "CPU time of the other scorers", unit="s"),
+    ]
+)
+"""A row per input, usable or not. clip_s + lost_*_s = duration_s."""
+
+CLIPS = pa.schema(
+    [
+        column("clip_id", pa.string(), "source_id-start_pts-end_pts, with m for a minus sign; holds no dot"),
+        column("source_id", pa.string(), "the source it is a span of"),
+        column("uri", pa.string(), "where that source is read from"),
+        column("take", pa.string(), "how a shard gets it: copy (packets unchanged) or encode"),
+        column("time_base_num", pa.int32(), "numerator of the seconds per pts unit"),
+        column("time_base_den", pa.int32(), "denominator of the seconds per pts unit"),
+        column("cut_start_pts", pa.int64(), "start that the cuts asked for", unit="pts"),
+        column("cut_end_pts", pa.int64(), "end that the cuts asked for, exclusive", unit="pts"),
+        column("start_pts", pa.int64(), "timestamp of the first frame", unit="pts"),
+        column("end_pts", pa.int64(), "end of the last frame, exclusive", unit="pts"),
+        column("cut_start_s", pa.float64(), "cut_start_pts in seconds", unit="s"),
+        column("cut_end_s", pa.float64(), "cut_end_pts in seconds", unit="s"),
+        column("start_s", pa.float64(), "start_pts in seconds", unit="s"),
+        column("end_s", pa.float64(), "end_pts in seconds", unit="s"),
+        column("duration_s", pa.float64(), "end_s - start_s", unit="s"),
+        column("start_frame", pa.int64(), "place of the first frame in the source, display order, from 0"),
+        column("frames", pa.int64(), "frames in the clip"),
+        column("fps", pa.float64(), "(frames - 1) / (last pts - first pts) of the clip", unit="frames/s"),
+        column("variable_fps", pa.bool_(), "whether the intervals between frames differ"),
+        column("width", pa.int32(), "displayed width: rotation and pixel aspect applied", unit="px"),
+        column("height", pa.int32(), "displayed height: rotation and pixel aspect applied", unit="px"),
+        column("codec", pa.string(), "FFmpeg's name of the source's video codec"),
+        column(
+            "captions",
+            pa.list_(_CAPTION),
+            "captions, each with where it comes from; without text, and why, if it failed",
+        ),
+        column(
+            "motion",
+            pa.float32(),
+            "mean optical flow at 2 frames/s over the clip, in percent of the frame's shorter side per second",
+            unit="%/s",
+            better="higher",
+        ),
+        column("motion_error", pa.string(), "why motion is null"),
+        column("motion_bucket", pa.int16(), "motion on SVD's scale for conditioning: 127 is 10 %/s", unit="0 to 255"),
+        column("fps_id", pa.int32(), "fps as SVD's conditioning takes it: rounded, minus 1"),
+        *EMBEDDING_COLUMNS,
+        *(field for scorer in SCORERS.values() for field in cast(type[Scorer], scorer).columns),
+        column(
+            "picture_pts",
+            pa.list_(pa.int64()),
+            "the first, middle and last frame that the scorers looked at",
+            unit="pts",
+        ),
+    ]
+)
+"""A row per clip. A score that failed is null, with the reason in its `_error` column; scorers bring their own."""
+
+PREVIEWS = pa.schema(
+    [
+        column("clip_id", pa.string(), "the clip that is shown"),
+        column("first", pa.binary(), "JPEG of its first picture, long side at most 320 px"),
+        column("middle", pa.binary(), "JPEG of its middle picture"),
+        column("last", pa.binary(), "JPEG of its last picture"),
+    ]
+)
+"""Small pictures of each clip, for looking at."""
+
+
+SCHEMAS: Mapping[str, pa.Schema] = MappingProxyType({"sources": SOURCES, "clips": CLIPS, "previews": PREVIEWS})
+
+
+def with_column_tables(document: str) -> str:
+    """A Markdown document with each block `<!-- columns of NAME -->` ... `<!-- end -->` written anew."""
+    for name, schema in SCHEMAS.items():
+        start, end = f"<!-- columns of {name} -->\n", "<!-- end -->"
+        before, _, rest = document.partition(start)
+        document = before + start + columns_table(schema) + end + rest.partition(end)[2]
+    return document
+
+
+def columns_table(schema: pa.Schema) -> str:
+    """The columns of a schema as a Markdown table: name, type, unit, which way is better, meaning."""
+    lines = ["| column | type | unit | better | meaning |", "| --- | --- | --- | --- | --- |"]
+    for field in schema:
+        about = {key.decode(): value.decode() for key, value in field.metadata.items()}
+        cells = (f"`{field.name}`", f"`{field.type}`", about["unit"], about["better"], about["meaning"])
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        Path(name).write_text(with_column_tables(Path(name).read_text()))

@@ -1,0 +1,113 @@
+"""The one place where DuckDB connections are opened, and where names and paths become SQL text.
+
+A connection reaches the files it was opened for and nothing else: whatever SQL a dataset or a rules file managed to
+smuggle in could open no other file, make none outside the spill folder, load no extension and change no setting.
+"""
+
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import duckdb
+import pyarrow as pa
+from fsspec import AbstractFileSystem
+
+from clipmill import storage
+from clipmill.errors import UserError
+
+
+def open_connection(
+    fs: AbstractFileSystem,
+    tables: Mapping[str, Sequence[str] | pa.Table],
+    *,
+    memory: str = "1GiB",
+) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection with a view per entry of `tables`: over Parquet files, as paths inside `fs`, or a table.
+
+    These files and a spill folder of its own are all it can reach, and its settings are locked. Close it when done;
+    queries larger than `memory` spill to disk. Raises duckdb.Error for files that are not Parquet.
+    """
+    connection = duckdb.connect(
+        config={
+            "allow_community_extensions": False,
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "memory_limit": memory,
+            "preserve_insertion_order": False,
+            "python_enable_replacements": False,
+            "temp_directory": os.path.join(tempfile.gettempdir(), f"clipmill-{uuid.uuid4().hex[:12]}"),
+        }
+    )
+    try:
+        if not storage.is_local(fs):
+            connection.register_filesystem(fs)
+        files = {
+            view: [storage.address(fs, path) for path in paths]
+            for view, paths in tables.items()
+            if not isinstance(paths, pa.Table)
+        }
+        readable = [address for addresses in files.values() for address in addresses]
+        # A file is checked twice: as the pattern it is asked for with, and as the path that the pattern matches.
+        _set(connection, "allowed_paths", list_of(dict.fromkeys([*readable, *map(without_wildcards, readable)])))
+        _set(connection, "enable_external_access", "false")
+        for view, source in tables.items():
+            if isinstance(source, pa.Table):
+                connection.register(f"_{view}", source)
+                rows = quoted(f"_{view}")
+            else:
+                rows = f"read_parquet({list_of(map(without_wildcards, files[view]))})"
+            connection.execute(f"CREATE VIEW {quoted(view)} AS SELECT * FROM {rows}")
+        _set(connection, "lock_configuration", "true")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def batches(connection: duckdb.DuckDBPyConnection, query: str, rows: int) -> Iterator[pa.RecordBatch]:
+    """The answer to a query, about `rows` rows at a time. Raises duckdb.Error, also for what fails while it is read."""
+    relation = connection.sql(query)
+    assert relation is not None
+    try:
+        yield from relation.to_arrow_reader(rows)
+    except (OSError, pa.ArrowException) as error:  # as which Arrow's stream passes on what DuckDB raises
+        raise duckdb.Error(str(error)) from error
+
+
+def quoted(name: str) -> str:
+    """A name as an SQL identifier. Raises UserError if it is not valid Unicode."""
+    return '"' + _encodable(name).replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A text as an SQL string. Raises UserError if it is not valid Unicode."""
+    return "'" + _encodable(text).replace("'", "''") + "'"
+
+
+def list_of(texts: Iterable[str]) -> str:
+    """Texts as an SQL list of strings."""
+    return f"[{', '.join(map(literal, texts))}]"
+
+
+def without_wildcards(path: str) -> str:
+    """A path in which DuckDB finds no pattern: each wildcard becomes a set of one character."""
+    return re.sub(r"[*?\[]", lambda found: f"[{found.group()}]", path)
+
+
+def sentence(error: duckdb.Error) -> str:
+    """What DuckDB says, without its picture of the query."""
+    return " ".join(str(error).split("\n\nLINE ")[0].split())
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"expected valid UTF-8, got {text!r}: it cannot be part of a query") from error
+    return text
+
+
+def _set(connection: duckdb.DuckDBPyConnection, setting: str, value: str) -> None:
+    connection.execute(f"SET {setting} = {value}")

@@ -1,0 +1,345 @@
+"""The dataset folder: Parquet parts that are whole or absent, and the joined view of them.
+
+A part is committed by its file in `sources/`, written last; clips and previews without it do not count.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from clipmill import storage
+from clipmill.errors import UserError
+from curation.dataset.schemas import CLIPS, PREVIEWS, SCHEMAS, SOURCES
+from curation.dataset.sql import open_connection, quoted, sentence
+
+__all__ = [
+    "CLIPS",
+    "FORMAT_VERSION",
+    "PREVIEWS",
+    "SCHEMAS",
+    "SOURCES",
+    "Dataset",
+    "differences",
+    "fingerprint",
+    "joined_columns",
+    "joined_query",
+    "part_name",
+    "quoted",
+]
+
+FORMAT_VERSION = 2
+"""Raised when a reader of the older format would misread the folder. All parts of a table have the same columns."""
+
+_DESCRIPTION = "dataset.json"
+_SCORES = "scores"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+
+
+class Dataset:
+    """One dataset folder, local or in an object store. Making the object touches nothing; it can be pickled."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.fs, self.path = storage.filesystem(url)
+        try:
+            self.path.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the name of a dataset folder must be valid UTF-8, got {url!r}") from error
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.url!r})"
+
+    def open(self) -> "Dataset":
+        """Check that a dataset is there. Raises UserError if not, or if its format is newer than this code."""
+        self.description()
+        return self
+
+    def exists(self) -> bool:
+        """Whether there is a dataset. Raises UserError if it is damaged, or newer than this code."""
+        return self._read_description() is not None
+
+    def create_or_open(self, config: Mapping[str, Any]) -> "Dataset":
+        """Start a dataset with this configuration (any JSON values), or go on with the one that is there.
+
+        Raises UserError when the folder cannot be written, holds other files, or holds a dataset that was made
+        with another configuration (the message shows the difference key by key).
+        """
+        wanted = json.loads(_canonical(config))
+        found = self._read_description()
+        if found is None:
+            self._create(wanted)
+            return self
+        if found.get("columns") != _columns():
+            raise UserError(
+                f"{self.url} was made by a release with other columns:\n"
+                + _listed(differences(found.get("columns") or {}, _columns()))
+                + "\nGive a new --out, or go on with that release."
+            )
+        if found["fingerprint"] != fingerprint(wanted):
+            raise UserError(
+                f"{self.url} was made with another configuration:\n"
+                + _listed(differences(found["config"], wanted))
+                + "\nClips of two configurations do not mix: give a new --out, or the old configuration."
+            )
+        self._check_writable()
+        return self
+
+    def description(self) -> dict[str, Any]:
+        """What dataset.json says: format_version, fingerprint, config. Raises UserError where there is none."""
+        found = self._read_description()
+        if found is None:
+            raise UserError(f"{self.url} is no dataset: it holds no {_DESCRIPTION}. `clipmill curate` makes one.")
+        return found
+
+    def file(self, *parts: str) -> str:
+        """The path, inside `fs`, of something in this folder."""
+        return "/".join((self.path, *parts))
+
+    def write_part(self, table_name: str, part: str, table: pa.Table) -> None:
+        """Write one Parquet part, whole or not at all; the same name again replaces it.
+
+        `table_name` is "previews", "clips", "sources" (write them in this order: the sources part is what commits
+        the three), or "scores/NAME" with a `clip_id` column. A table that does not fit its schema is a ValueError.
+        """
+        if table_name in SCHEMAS:
+            table = _fitted(table, SCHEMAS[table_name])
+        elif not (table_name.startswith(f"{_SCORES}/") and _NAME.fullmatch(table_name[len(_SCORES) + 1 :])):
+            raise ValueError(f"no table is called {table_name!r}")
+        elif "clip_id" not in table.column_names:
+            raise ValueError(f"{table_name} needs a clip_id column, got {table.column_names}")
+        with storage.atomic_write(self.fs, self.file(table_name, f"{part}.parquet")) as file:
+            pq.write_table(table, file, compression="zstd")
+
+    def read_part(self, table_name: str, part: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """One part, or some of its columns. Raises UserError when the file is damaged."""
+        return storage.read_parquet(self.fs, self.file(table_name, f"{part}.parquet"), columns)
+
+    def parts(self, table_name: str) -> list[str]:
+        """Names of the committed parts of a table, sorted."""
+        if table_name in SCHEMAS:
+            # Listed first: whatever is committed by now has its other parts in place.
+            committed = self._present("sources")
+            return sorted(committed if table_name == "sources" else committed & self._present(table_name))
+        return sorted(self._present(table_name))
+
+    def remove_unfinished(self) -> list[str]:
+        """Remove parts that were never committed, and temporary files; say which.
+
+        Only for when no run writes into this dataset.
+        """
+        committed, removed = self._present("sources"), []
+        for part in sorted(committed - self._present("clips")):  # as if it had never been: a run does it again
+            removed.append(self.file("sources", f"{part}.parquet"))
+            storage.remove(self.fs, removed[-1])
+            committed.discard(part)
+        for table_name in SCHEMAS:
+            for part in sorted(self._present(table_name) - committed):
+                removed.append(self.file(table_name, f"{part}.parquet"))
+                storage.remove(self.fs, removed[-1])
+            removed += storage.remove_leftovers(self.fs, self.file(table_name))
+        return removed + storage.remove_leftovers(self.fs, self.path)
+
+    def forget_rejected(self, source_ids: Collection[str]) -> int:
+        """Take the rows of those of these sources that were rejected out of their parts; say how many.
+
+        They have no clips, so each part stays whole. Only for when no run writes into this dataset.
+        """
+        forgotten = 0
+        for part in self.parts("sources"):
+            table = self.read_part("sources", part)
+            asked = pc.is_in(table["source_id"], pa.array(source_ids, pa.string()))
+            kept = table.filter(pc.invert(pc.and_(pc.equal(table["status"], "rejected"), asked)))
+            if kept.num_rows < table.num_rows:
+                forgotten += table.num_rows - kept.num_rows
+                self.write_part("sources", part, kept)
+        return forgotten
+
+    def statuses(self) -> dict[str, str]:
+        """source_id -> "ok" or "rejected" of all sources that a rerun need not do again: committed, clips in place."""
+        found: dict[str, str] = {}
+        for part in self.parts("clips"):
+            table = self.read_part("sources", part, ["source_id", "status"])
+            found |= zip(table["source_id"].to_pylist(), table["status"].to_pylist(), strict=True)
+        return found
+
+    def failed_captions(self, part: str) -> pa.Table:
+        """A row per caption of this part that failed: `source` (of captions) and `error`. No text is read."""
+        leaves = [f"captions.list.element.{name}" for name in ("source", "error")]
+        captions = pc.list_flatten(self.read_part("clips", part, leaves)["captions"].combine_chunks())
+        table = pa.Table.from_struct_array(captions)
+        return table.filter(pc.is_valid(table["error"]))
+
+    def score_names(self) -> list[str]:
+        """Names of the scorers that were added under scores/."""
+        folders = storage.list_folders(self.fs, self.file(_SCORES))
+        names = [folder.rpartition("/")[2] for folder in folders]
+        return [name for name in names if _NAME.fullmatch(name) and self.parts(f"{_SCORES}/{name}")]
+
+    @contextmanager
+    def connect(self, *, memory: str = "1GiB") -> Iterator[duckdb.DuckDBPyConnection]:
+        """A DuckDB connection that sees the committed parts as views, for a `with` block.
+
+        Views: `sources`, `clips`, one `scores_NAME` per added scorer, and `joined`, a row per clip with every
+        column of the three (see `joined_query`). It reads these tables and nothing else (`curation.dataset.sql`); larger
+        queries than `memory` spill to disk. Errors of DuckDB's in the block leave it as UserError.
+        """
+        names = ["sources", "clips", *(f"{_SCORES}/{name}" for name in self.score_names())]
+        tables = {name.replace("/", "_", 1): self._part_files(name) or _empty(name) for name in names}
+        try:
+            with open_connection(self.fs, tables, memory=memory) as connection:
+                connection.execute(f"CREATE VIEW joined AS {joined_query(connection)}")
+                yield connection
+        except duckdb.Error as error:
+            raise UserError(f"the query over {self.url} failed: {sentence(error)}") from error
+
+    def _read_description(self) -> dict[str, Any] | None:
+        try:
+            found = storage.read_json(self.fs, self.file(_DESCRIPTION), _checked_description)
+        except FileNotFoundError:
+            return None
+        version = found["format_version"]
+        if version < FORMAT_VERSION:
+            raise UserError(
+                f"{self.url} has dataset format {version}, of an earlier release; this one has format "
+                f"{FORMAT_VERSION}, with more columns. Curate into a new folder, or go on with that release."
+            )
+        if version > FORMAT_VERSION:
+            raise UserError(
+                f"{self.url} has dataset format {version}, this clipmill reads up to {FORMAT_VERSION}: upgrade it."
+            )
+        return found
+
+    def _create(self, config: dict[str, Any]) -> None:
+        entries = storage.list_files(self.fs, self.path) + storage.list_folders(self.fs, self.path)
+        if entries:
+            names = ", ".join(repr(entry.rpartition("/")[2]) for entry in entries[:3])
+            raise UserError(f"{self.url} is no dataset but holds other files ({names}): give an empty or a new folder.")
+        description = {
+            "format": "clipmill dataset",
+            "format_version": FORMAT_VERSION,
+            "fingerprint": fingerprint(config),
+            "config": config,
+            "columns": _columns(),
+        }
+        content = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+        storage.write_bytes(self.fs, self.file(_DESCRIPTION), content.encode())
+
+    def _check_writable(self) -> None:
+        probe = self.file(".writable.tmp")
+        storage.write_bytes(self.fs, probe, b"")
+        storage.remove(self.fs, probe)
+
+    def _present(self, table_name: str) -> set[str]:
+        files = storage.list_files(self.fs, self.file(table_name), ".parquet")
+        return {file.rpartition("/")[2].removesuffix(".parquet") for file in files}
+
+    def _part_files(self, table_name: str) -> list[str]:
+        return [self.file(table_name, f"{part}.parquet") for part in self.parts(table_name)]
+
+
+def part_name(source_ids: Iterable[str]) -> str:
+    """The name of the part that holds these sources: the same sources, in any order, give the same name."""
+    return hashlib.sha256("\n".join(sorted(source_ids)).encode()).hexdigest()[:16]
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """sha256, in hex, of a configuration's canonical JSON (sorted keys, no spaces)."""
+    return hashlib.sha256(_canonical(config).encode()).hexdigest()
+
+
+def joined_columns(connection: duckdb.DuckDBPyConnection) -> dict[str, tuple[str, str, str]]:
+    """Column of the joined view -> (view it comes from, its name there, its DuckDB type), in order.
+
+    A name that is taken (clips come first, then sources, then scores by name) is left out for sources and gets
+    its scorer's name in front for scores.
+    """
+    views = [row[0] for row in connection.execute("SELECT view_name FROM duckdb_views()").fetchall()]
+    score_views = sorted(view for view in views if view.startswith(f"{_SCORES}_"))
+    columns: dict[str, tuple[str, str, str]] = {}
+    taken: set[str] = set()  # SQL names do not tell upper from lower case
+    for view in ("clips", "sources", *score_views):
+        for name, kind, *_ in connection.execute(f"DESCRIBE {quoted(view)}").fetchall():
+            if name.lower() not in taken:
+                columns[name] = (view, name, kind)
+            elif view in score_views and name.lower() != "clip_id":
+                columns[f"{view.removeprefix(f'{_SCORES}_')}_{name}"] = (view, name, kind)
+        taken |= {column.lower() for column in columns}
+    return columns
+
+
+def joined_query(connection: duckdb.DuckDBPyConnection, columns: Iterable[str] | None = None) -> str:
+    """SQL for the joined view, or for some columns of it; tables that those columns do not need are not joined."""
+    known = joined_columns(connection)
+    wanted = list(known) if columns is None else list(dict.fromkeys(columns))
+    selected = ", ".join(f"{quoted(known[c][0])}.{quoted(known[c][1])} AS {quoted(c)}" for c in wanted)
+    joins = "".join(
+        f" LEFT JOIN {quoted(view)} USING ({'source_id' if view == 'sources' else 'clip_id'})"
+        for view in dict.fromkeys(known[c][0] for c in wanted)
+        if view != "clips"
+    )
+    return f"SELECT {selected} FROM clips{joins}"
+
+
+def _empty(table_name: str) -> pa.Table:
+    """A table without rows, as DuckDB sees it in a file: it reads half floats from Parquet, but not from Arrow."""
+    single = pa.list_(pa.float32())
+    schema = pa.schema([f.with_type(single) if f.type == pa.list_(pa.float16()) else f for f in SCHEMAS[table_name]])
+    return schema.empty_table()
+
+
+def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    if table.column_names != schema.names:
+        missing, extra = set(schema.names) - set(table.column_names), set(table.column_names) - set(schema.names)
+        if missing or extra:
+            raise ValueError(f"columns missing: {sorted(missing)}, unknown: {sorted(extra)}")
+    return table.select(schema.names).cast(schema)
+
+
+def _canonical(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line per key whose value differs: `a.b: was 1, now 2`. Nested keys are joined by dots."""
+    old, new = dict(_leaves(was)), dict(_leaves(now))
+    return [
+        f"{key}: was {_shown(old, key)}, now {_shown(new, key)}"
+        for key in sorted(old.keys() | new.keys())
+        if _shown(old, key) != _shown(new, key)
+    ]
+
+
+def _columns() -> dict[str, dict[str, str]]:
+    return {name: {field.name: str(field.type) for field in schema} for name, schema in SCHEMAS.items()}
+
+
+def _listed(lines: Iterable[str]) -> str:
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def _checked_description(values: dict[str, Any]) -> dict[str, Any]:
+    kinds = {"format_version": int, "fingerprint": str, "config": dict}
+    for key, kind in (kinds | ({"columns": dict} if "columns" in values else {})).items():
+        if not isinstance(values[key], kind):
+            raise TypeError(f"expected {key} to be of type {kind.__name__}, got {type(values[key]).__name__}")
+    return values
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _shown(leaves: Mapping[str, Any], key: str) -> str:
+    return json.dumps(leaves[key], ensure_ascii=False) if key in leaves else "absent"

@@ -1,0 +1,82 @@
+"""Undo the commit of some sources of a dataset, so that the next run does them again; all other rows stay.
+
+Only for when no other run writes into the dataset.
+"""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipmill import storage
+from curation.dataset.tables import Dataset
+from curation.inputs.captions import NOTHING_TO_MERGE
+
+_NOTE = "taking-back.json"
+_PART = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def failed_captions(dataset: Dataset, origins: Collection[str]) -> dict[str, set[str]]:
+    """Parts in which captions of these origins failed -> the sources whose captions those are."""
+    found: dict[str, set[str]] = {}
+    for part in dataset.parts("clips"):
+        rows = dataset.read_part("clips", part, ["source_id", "captions"]).to_pylist()
+        failed = {row["source_id"] for row in rows if any(_failed(c, origins) for c in row["captions"] or ())}
+        if failed:
+            found[part] = failed
+    return found
+
+
+def take_back(dataset: Dataset, sources_of: Mapping[str, Collection[str]]) -> None:
+    """Remove the rows of these sources: part -> source ids.
+
+    What is to be removed is noted in a file first: after a kill, `finish_taking_back` does the rest.
+    """
+    if sources_of:
+        noted = {part: sorted(source_ids) for part, source_ids in sources_of.items()}
+        storage.write_bytes(dataset.fs, dataset.file(_NOTE), (json.dumps(noted) + "\n").encode())
+        finish_taking_back(dataset)
+
+
+def finish_taking_back(dataset: Dataset) -> None:
+    """Do what a killed run had noted, if there is anything. Raises UserError where the note is damaged."""
+    try:
+        noted = storage.read_json(dataset.fs, dataset.file(_NOTE), _checked)
+    except FileNotFoundError:
+        return
+    for part, source_ids in noted.items():
+        for table_name in ("sources", "previews", "clips"):  # the file that commits the part goes first
+            _remove_rows(dataset, table_name, part, source_ids)
+    storage.remove(dataset.fs, dataset.file(_NOTE))
+
+
+def _checked(noted: dict[str, Any]) -> dict[str, list[str]]:
+    """Names of parts become paths, so none may lead out of the dataset."""
+    for part, source_ids in noted.items():
+        if not _PART.fullmatch(part):
+            raise ValueError(f"{part!r} is not the name of a part")
+        if not isinstance(source_ids, list) or not all(isinstance(each, str) for each in source_ids):
+            raise TypeError(f"expected ids of sources for the part {part}")
+    return noted
+
+
+def _remove_rows(dataset: Dataset, table_name: str, part: str, source_ids: list[str]) -> None:
+    try:
+        table = dataset.read_part(table_name, part)
+    except FileNotFoundError:
+        return
+    column = table["clip_id" if table_name == "previews" else "source_id"]
+    owners = pc.list_element(pc.split_pattern(column, "-", max_splits=1), 0)  # a clip's id begins with its source's
+    kept = table.filter(pc.invert(pc.is_in(owners, pa.array(source_ids, pa.string()))))
+    if not kept.num_rows and table_name == "sources":
+        storage.remove(dataset.fs, dataset.file(table_name, f"{part}.parquet"))
+    elif kept.num_rows < table.num_rows:
+        dataset.write_part(table_name, part, kept)
+
+
+def _failed(caption: Mapping[str, Any], origins: Collection[str]) -> bool:
+    empty = caption["source"] in origins and caption["text"] is None
+    return empty and not (caption["error"] or "").startswith(NOTHING_TO_MERGE)

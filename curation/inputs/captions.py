@@ -1,0 +1,390 @@
+"""Captions that come with a video: from a list, from a sidecar file, from the container's metadata (paper 3.1).
+
+Each caption keeps the name of its source, so that training can draw them with its own probabilities.
+"""
+
+import codecs
+import errno
+import json
+import math
+import os
+import posixpath
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from clipmill.addresses import redacted, without_credentials
+from clipmill.config import unknown_name
+from clipmill.errors import UserError, raise_if_stopped
+from clipmill.storage import is_local, open_regular, path_of, read_limited, reason_of
+from curation.inputs.stats import Source, locate
+
+MAX_CHARS = 20_000
+"""Of one caption. Every clip of a video carries the captions of the whole video."""
+MAX_PER_CLIP = 32
+MAX_CLIP_BYTES = 64 << 10
+"""Of all captions of one clip. DuckDB reads 2,048 rows at a time, with all that is in them."""
+MAX_SOURCE_BYTES = 16 << 20
+"""Of all captions of a source, counted for every clip that has them."""
+_MAX_SIDECAR_BYTES = 4 << 20
+_NO_ROOM = "captions left out: more text than the clips of one video may have; shorten its captions"
+_TOO_LARGE = f"more than {_MAX_SIDECAR_BYTES >> 20} MiB; captions are expected in it, nothing else"
+_MAX_ENTRIES = 10_000
+_MIN_COVER = 0.5
+
+_JSON_FORMS = (
+    'expected {"caption": "text"}, {"captions": ["text", ...]} or '
+    '{"captions": [{"text": "text", "start_s": 1.0, "end_s": 4.0, "source": "name"}, ...]}'
+)
+_TEXT_KEYS = ("caption", "text", "description", "title")
+_ENTRY_KEYS = ["text", "start_s", "end_s", "source"]
+_SOURCE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+_METADATA_TAGS = ("description", "synopsis", "title", "comment")
+"""What says most of the content comes first; comments are often left by programs."""
+_MADE_WITH = re.compile(
+    r"(was )?(made|created|edited|encoded|recorded|captured|exported|generated|rendered|produced|processed)"
+    r" (by|with|using|in|on|via|from) (the )?",
+    re.IGNORECASE,
+)
+_MAX_EDITION = 40
+_EDITION_WORDS = {"app", "beta", "build", "core", "edition", "free", "release", "trial", "version"}
+_ENCODERS = r"lav[cf]\s?\d|libav|ffmpeg|x26[45]\b|handbrake|mencoder|xvid|divx|gpac|mp4box|mkvmerge|mkvtoolnix"
+_ENCODER = re.compile(_ENCODERS, re.IGNORECASE)
+_PROGRAM = re.compile(
+    _ENCODERS + r"|adobe|premiere (pro|elements|rush)|after effects|media encoder|final cut|imovie|quicktime|davinci"
+    r"|avid (media|xpress|pinnacle)|magix|sony vegas|vegas (pro|movie)|(windows (live )?)?movie maker|microsoft"
+    r"|clipchamp|vlc\b|obs\b|streamlabs|xsplit|bandicam|camtasia|fraps\b|screenflow|snagit|kdenlive|openshot|shotcut"
+    r"|lightworks|blender\b|filmora|wondershare|powerdirector|cyberlink|pinnacle studio|nero (video|vision|recode)"
+    r"|capcut|inshot|kinemaster|vivavideo|videoshow|vllo\b|canva\b|animoto|renderforest|gopro|dji\b|insta360|iphone"
+    r"|tiktok|instagram|snapchat|youtube|google (photos|pixel|clips|meet|veo)|picasa|zoom\b|webex|synthesia|runwayml"
+    r"|sora\b|veo\b|pika labs|kling\b|stable video diffusion|yt-dlp|any video converter|freemake|vsdc|hitfilm",
+    re.IGNORECASE,
+)
+"""Programs and devices that write their names into files, as the beginning of a text."""
+_ADDRESS = re.compile(r"vid:\w+$|https?://\S+$|www\.\S+$", re.IGNORECASE)
+_PLACEHOLDERS = {
+    *("untitled", "unknown", "unnamed", "no title", "title", "video", "movie", "clip", "output", "default", "test"),
+    *("none", "null", "n/a", "sequence", "timeline", "my movie", "new project", "untitled project"),
+}
+
+
+NOTHING_TO_MERGE = "nothing to merge"
+"""How the error of a merged caption begins where nothing failed: trying again would change nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """One caption of a clip. A caption that failed has no text, and says why."""
+
+    source: str
+    """Where it comes from: list, sidecar, metadata, or the captioner's name (coca, video, merged)."""
+    text: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedCaption:
+    """A caption and the part of the video that it describes; the whole of it where both bounds are None.
+
+    Times are seconds from the first frame of the video, as a player shows them. One bound alone
+    means from the beginning, or to the end.
+    """
+
+    caption: Caption
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+def read_captions(source: Source, metadata: Mapping[str, str]) -> list[TimedCaption]:
+    """Every caption that came with `source`: from its list, NAME.json and NAME.txt beside it, its container's tags.
+
+    `metadata` holds the container's tags. What cannot be read becomes a caption with an error; a caption without
+    text is none. Costs one attempt per sidecar name. Raises RunStopped where this machine cannot go on, nothing else.
+
+    A store that hides what it does not list answers "forbidden" for a file that is not there: outside the local disk
+    such a sidecar counts as not there.
+    """
+    found = [TimedCaption(caption=c) for text in source.captions for c in _captions("list", text)]
+    found += _from_sidecar(source, ".json", _parse_json)
+    found += _from_sidecar(source, ".txt", _parse_text)
+    found += [TimedCaption(caption=c) for c in _from_metadata(source.uri, metadata)]
+    return list(dict.fromkeys(found))
+
+
+def captions_of_clips(captions: Sequence[TimedCaption], clips_s: Sequence[tuple[float, float]]) -> list[list[Caption]]:
+    """The captions of each clip of a source, given its start and end; at most MAX_SOURCE_BYTES in all.
+
+    Every clip has a row with its captions, so a long caption of a video with many clips is there many times. Where
+    that is more than the limit, each clip gets an equal share of it, and an error for what did not fit.
+    """
+    timeline = _Timeline(captions)
+    chosen = [timeline.between(start_s, end_s) for start_s, end_s in clips_s]
+    distinct = {caption for clip in chosen for caption in clip}
+    size_bytes = {caption: len((caption.text or caption.error or "").encode()) for caption in distinct}
+    total_bytes = sum(size_bytes[caption] for clip in chosen for caption in clip)
+    share = MAX_SOURCE_BYTES // max(1, len(chosen)) if total_bytes > MAX_SOURCE_BYTES else MAX_CLIP_BYTES
+    return [_fitting(clip, size_bytes, min(share, MAX_CLIP_BYTES)) for clip in chosen]
+
+
+def captions_between(captions: Sequence[TimedCaption], start_s: float, end_s: float) -> list[Caption]:
+    """The captions of a clip: those of the whole video, and those whose time covers at least half of the clip's.
+
+    Half, because whoever wrote a timed caption found other cuts than we did. One that covers most of the clip tells
+    what is mostly seen in it; one that covers less describes something else, or a moment of it.
+    """
+    return _Timeline(captions).between(start_s, end_s)
+
+
+class _Timeline:
+    """The captions of a source, for being asked for each of its clips: ten thousand of each are a hundred million."""
+
+    def __init__(self, captions: Sequence[TimedCaption]) -> None:
+        numbers: dict[Caption, int] = {}
+        self._numbers = np.array([numbers.setdefault(timed.caption, len(numbers)) for timed in captions], np.int64)
+        self._captions = list(numbers)
+        self._start_s = np.array([-math.inf if timed.start_s is None else timed.start_s for timed in captions])
+        self._end_s = np.array([math.inf if timed.end_s is None else timed.end_s for timed in captions])
+
+    def between(self, start_s: float, end_s: float) -> list[Caption]:
+        """See `captions_between`."""
+        covered_s = np.minimum(self._end_s, end_s) - np.maximum(self._start_s, start_s)
+        covering = covered_s >= _MIN_COVER * (end_s - start_s)
+        numbers = list(dict.fromkeys(self._numbers[covering].tolist()))
+        chosen = [self._captions[number] for number in numbers[: MAX_PER_CLIP + 1]]
+        if len(numbers) > MAX_PER_CLIP:
+            error = f"{len(numbers)} captions for one clip, the first {MAX_PER_CLIP} were taken"
+            chosen[MAX_PER_CLIP:] = [Caption(source=chosen[MAX_PER_CLIP].source, error=error)]
+        return chosen
+
+
+def _fitting(captions: list[Caption], size_bytes: Mapping[Caption, int], room_bytes: int) -> list[Caption]:
+    """The captions that fit into the room, in order, and an error for the first that does not."""
+    kept: list[Caption] = []
+    left_out: list[Caption] = []
+    for caption in captions:
+        if size_bytes[caption] <= room_bytes:
+            room_bytes -= size_bytes[caption]
+            kept.append(caption)
+        else:
+            left_out.append(caption)
+    return kept + [Caption(source=caption.source, error=_NO_ROOM) for caption in left_out[:1]]
+
+
+def clean(text: str) -> str | None:
+    """`text` on one line, without control characters and halves of characters; None if nothing visible is left.
+
+    What joins emoji or sets the direction of writing stays.
+    """
+    kept = (c for c in text.removeprefix("\ufeff") if c.isspace() or unicodedata.category(c) not in ("Cc", "Cs"))
+    line = " ".join("".join(kept).split())
+    return line if any(unicodedata.category(c) not in ("Cf", "Zs") for c in line) else None
+
+
+def _captions(source: str, text: str) -> Iterator[Caption]:
+    """One caption, or none where there is no text."""
+    line = clean(text)
+    if line and len(line) > MAX_CHARS:
+        yield Caption(source=source, error=f"a caption of {len(line):,} characters, at most {MAX_CHARS:,} are taken")
+    elif line:
+        yield Caption(source=source, text=line)
+
+
+def _from_sidecar(source: Source, suffix: str, parse: Callable[[str], Iterator[TimedCaption]]) -> list[TimedCaption]:
+    address = _beside(source.location, suffix)
+    try:
+        content = _read(address, source.root)
+        return [] if content is None else list(parse(_decode(content)))
+    except MemoryError:
+        raise
+    except Exception as error:  # untrusted bytes, and whatever client a store has: a caption is not worth a source
+        raise_if_stopped(error)
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        name = posixpath.basename(without_credentials(address))
+        return [TimedCaption(caption=Caption(source="sidecar", error=clean(f"{name}: {redacted(reason)}")))]
+
+
+def _beside(address: str, suffix: str) -> str:
+    """The address of the same name with another suffix; a web address keeps its query."""
+    if not address.startswith(("http://", "https://")):
+        return posixpath.splitext(address)[0] + suffix
+    address, mark, query = address.partition("#")[0].partition("?")
+    return posixpath.splitext(address)[0] + suffix + mark + query
+
+
+def _read(address: str, root: str) -> bytes | None:
+    """The content; None where there is no such file. One request on an object store."""
+    fs, path = locate(address)
+    try:
+        if is_local(fs):
+            return _read_local(path, root)
+        return read_limited(fs, path, max_bytes=_MAX_SIDECAR_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # .json is longer than .mp4
+            return None
+        raise UserError(reason_of(error)) from error
+    except UserError as error:
+        if not is_local(fs) and _says_nothing_is_there(error.__cause__):
+            return None
+        raise
+
+
+def _read_local(path: str, root: str) -> bytes:
+    """The content of a sidecar. A link has to stay below the input's folder, the video's, or their content store."""
+    with open_regular(path) as file:
+        real_path, folder = path_of(file.fileno(), path), posixpath.dirname(path)
+        if not any(real_path.startswith(f"{place.rstrip('/')}/") for place in _allowed(folder, root or folder)):
+            raise UserError(f"this is a link to a file outside {root or folder}; captions are read from inside only")
+        size_bytes = os.fstat(file.fileno()).st_size
+        if size_bytes > _MAX_SIDECAR_BYTES:
+            raise UserError(_TOO_LARGE)
+        return file.read(size_bytes)  # no more: a file that grows under us is not a caption
+
+
+@lru_cache(maxsize=1024)
+def _allowed(folder: str, root: str) -> tuple[str, ...]:
+    """Folders in which a sidecar may lie when links are resolved: git-annex, DVC and Hugging Face have stores."""
+    places = [os.path.realpath(folder), os.path.realpath(root)]
+    for above in _ancestors(places[1]):
+        places += [f"{above}/.git/annex/objects", f"{above}/.dvc/cache"]
+        places += [f"{above}/blobs"] if os.path.isdir(f"{above}/snapshots") else []
+    return tuple(places)
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """`path` and every folder above it."""
+    yield path
+    while path != (path := posixpath.dirname(path)):
+        yield path
+
+
+def _says_nothing_is_there(error: BaseException | None) -> bool:
+    forbidden, range_not_satisfiable = 403, 416  # the latter: the file is empty
+    status = getattr(error, "status", None)
+    empty = "InvalidRange" in str(error) or "not satisfiable" in str(error)
+    return isinstance(error, PermissionError) or status in (forbidden, range_not_satisfiable) or empty
+
+
+def _decode(content: bytes) -> str:
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"not {error.encoding.upper()} at byte {error.start:,} ({error.reason}); save it as UTF-8"
+        ) from error
+
+
+def _parse_text(text: str) -> Iterator[TimedCaption]:
+    """The whole file is one caption, however many lines it has."""
+    for caption in _captions("sidecar", text):
+        yield TimedCaption(caption=caption)
+
+
+def _parse_json(text: str) -> Iterator[TimedCaption]:
+    if not clean(text):
+        return
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"no valid JSON ({error}); {_JSON_FORMS}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"came {_kind(content)}; {_JSON_FORMS}")
+    entries = content.get("captions")
+    if not isinstance(entries, list | None):
+        raise UserError(f'"captions" is {_kind(entries)}; {_JSON_FORMS}')
+    if entries is None and not any(key in content for key in _TEXT_KEYS):
+        raise UserError(f"none of the keys captions, {', '.join(_TEXT_KEYS)} is there; {_JSON_FORMS}")
+    single_keys = _TEXT_KEYS if entries is None else _TEXT_KEYS[:1]
+    single = [content[key] for key in single_keys if content.get(key)][:1]
+    entries = [*single, *(entries or [])]
+    if len(entries) > _MAX_ENTRIES:
+        raise UserError(f"{len(entries):,} captions, at most {_MAX_ENTRIES:,} are taken")
+    for number, entry in enumerate(entries, start=1):
+        try:
+            yield from _parse_entry(entry)
+        except UserError as error:
+            yield TimedCaption(caption=Caption(source="sidecar", error=clean(f"caption {number}: {error}")))
+
+
+def _parse_entry(entry: Any) -> Iterator[TimedCaption]:
+    entry = {"text": entry} if isinstance(entry, str) else entry
+    if not isinstance(entry, dict):
+        raise UserError(f"came {_kind(entry)}; {_JSON_FORMS}")
+    for key in entry:
+        if key not in _ENTRY_KEYS:
+            raise UserError(unknown_name("key", key[:100], _ENTRY_KEYS))
+    text, source = entry.get("text"), entry.get("source")
+    source = "sidecar" if source is None else source
+    if not isinstance(text, str | None):
+        raise UserError(f'"text" is {_kind(text)}, expected text')
+    if not isinstance(source, str) or not _SOURCE_NAME.fullmatch(source):
+        raise UserError('"source" is expected to be up to 64 letters, digits, - and _')
+    start_s, end_s = _seconds(entry, "start_s"), _seconds(entry, "end_s")
+    if end_s is not None and end_s <= (start_s or 0):
+        raise UserError(f"it ends at {end_s:g} s, which is not after its start at {start_s or 0:g} s")
+    for caption in _captions(source, text or ""):
+        if caption.error:  # it is the file that is at fault, not the captioner that is named in it
+            raise UserError(caption.error)
+        yield TimedCaption(caption=caption, start_s=start_s, end_s=end_s)
+
+
+def _seconds(entry: Mapping[str, Any], key: str) -> float | None:
+    value = entry.get(key)
+    if value is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e9 and math.isfinite(value):
+        return float(value)
+    raise UserError(f'"{key}" is {str(value)[:40]!r}, expected seconds from 0 on')
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _from_metadata(uri: str, metadata: Mapping[str, str]) -> Iterator[Caption]:
+    """The first tag that says something of the content."""
+    tags = {key.lower().removeprefix("com.apple.quicktime."): value for key, value in metadata.items()}
+    for tag in _METADATA_TAGS:
+        text = clean(tags.get(tag, ""))
+        if text and not _worthless(text, uri):
+            yield from _captions("metadata", text)
+            return
+
+
+def _worthless(text: str, uri: str) -> bool:
+    """Left by a program, a mere name, or in an encoding that was not understood."""
+    if "\ufffd" in text or _names_a_program(text) or _ADDRESS.match(text) or text.lower() in _PLACEHOLDERS:
+        return True
+    if not any(c.isalpha() for c in text):
+        return True
+    name = posixpath.basename(uri)
+    if _letters(text) in (_letters(name), _letters(posixpath.splitext(name)[0])):
+        return True
+    # IMG_0042, 2019-07-21T10.mov, dQw4w9WgXcQ; a language without spaces is not meant.
+    return text.isascii() and " " not in text and not text.isalpha()
+
+
+def _names_a_program(text: str) -> bool:
+    """Whether the text is "made with PROGRAM" or an encoder's name, with at most a version or an edition after it."""
+    made_with = _MADE_WITH.match(text)
+    name = text[made_with.end() :] if made_with else text
+    program = (_PROGRAM if made_with else _ENCODER).match(name)
+    if program is None:
+        return False
+    edition = name[program.end() :]
+    return len(edition) <= _MAX_EDITION and all(
+        word in _EDITION_WORDS or not (word.isalpha() and word.islower()) for word in edition.split()
+    )
+
+
+def _letters(text: str) -> str:
+    return "".join(c for c in text.casefold() if c.isalnum())

@@ -1,0 +1,189 @@
+"""Walk local folders and patterns: the videos in them, what cannot be read, and how much was passed over.
+
+Links are followed. A folder is listed once, under its own path if it lies in the walk, so loops of links end and a link
+that is added changes no path.
+"""
+
+import fnmatch
+import os
+import posixpath
+import stat
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from clipmill.errors import SourceError, UserError, raise_if_stopped
+from clipmill.storage import check_not_of_kernel, reason_of
+
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts"),
+    *(".mpg", ".mpeg", ".vob", ".flv", ".f4v", ".ogv", ".wmv", ".asf", ".mxf"),
+)
+"""What counts as a video when a folder is listed. A file that is named or listed explicitly may be called anything."""
+
+_SIDECAR_SUFFIXES = (".json", ".txt")
+_LONGEST_SUFFIX = 12
+_MOST_SUFFIXES = 100
+FOLDER_NOT_FILE = "this is a folder, not a file"
+
+
+class Folder(NamedTuple):
+    """A folder as it is named and as it lies on the disk, links resolved: asking anew at each level takes too long."""
+
+    path: str
+    real_path: str
+
+    def child(self, name: str) -> "Folder":
+        """What is in it under this name, if that is not a link."""
+        return Folder(f"{self.path.rstrip('/')}/{name}", f"{self.real_path.rstrip('/')}/{name}")
+
+
+@dataclass(kw_only=True)
+class Walk:
+    """What a walk found. Paths are as named, not resolved."""
+
+    videos: list[str] = field(default_factory=list)
+    problems: dict[str, SourceError] = field(default_factory=dict)
+    """Folders that cannot be read, and folders without a video that are named like one."""
+    passed_over: Counter[str] = field(default_factory=Counter)
+    """Files that were not taken, by suffix; also "hidden", "without suffix", "other", and "repeated folders"."""
+
+
+def is_video_name(path: str) -> bool:
+    """Whether a name ends like a video's."""
+    return posixpath.splitext(path)[1].lower() in VIDEO_SUFFIXES
+
+
+def walk_folder(root: str) -> Walk:
+    """Every video below a local folder, sorted by path; hidden files and folders are passed over."""
+    walk, named_like_videos = Walk(), []
+    seen: set[tuple[int, int]] = set()
+    own, linked = [Folder(root, os.path.realpath(root))], list[str]()
+    while own or linked:
+        if not own:
+            linked.sort(reverse=True)
+            link = linked.pop()
+            own.append(Folder(link, os.path.realpath(link)))
+        folder = own.pop()
+        files = []
+        for name, mode, is_link in _entries(folder, seen, walk):
+            below = folder.child(name)
+            if not stat.S_ISDIR(mode):
+                files.append(name)
+                continue
+            named_like_videos += [below.path] if is_video_name(name) else []
+            if is_link:
+                linked.append(below.path)
+            else:
+                own.append(below)
+        walk.videos += [folder.child(name).path for name in files if is_video_name(name)]
+        count_passed_over(walk.passed_over, files)
+    if is_video_name(root):
+        named_like_videos.append(root)
+    walk.problems |= dict.fromkeys(without_videos(named_like_videos, walk.videos), _not_a_file())
+    walk.videos.sort()
+    return walk
+
+
+def without_videos(folders: Iterable[str], videos: Iterable[str]) -> list[str]:
+    """Those of the folders below which none of the videos lies."""
+    holding: set[str] = set()
+    for path in videos:
+        while (path := path.rpartition("/")[0]) and path not in holding:
+            holding.add(path)
+    return [folder for folder in folders if folder not in holding]
+
+
+def count_passed_over(counter: Counter[str], names: Collection[str]) -> None:
+    """Count the files of one folder that are neither videos nor captions of a video there."""
+    stems = {posixpath.splitext(name)[0] for name in names if is_video_name(name)}
+    for name in names:
+        stem, suffix = posixpath.splitext(name)
+        suffix = suffix.lower()
+        if not is_video_name(name) and not (suffix in _SIDECAR_SUFFIXES and stem in stems):
+            known = suffix[1:].isalnum() and suffix.isascii() and len(suffix) <= _LONGEST_SUFFIX
+            label = suffix if known else "other" if suffix else "without suffix"
+            counter[label if label in counter or len(counter) < _MOST_SUFFIXES else "other"] += 1
+
+
+def expand_pattern(pattern: str, walk: Walk) -> list[str]:
+    """Local paths that match a pattern of *, ?, [] and **, sorted; hidden names only where the pattern has the dot.
+
+    Files that a last part without a suffix (such as * or clip_*) matches by the way count as passed over unless they
+    are videos. `walk` takes up problems and counts.
+    """
+    *parts, last = pattern.split("/")[1:]
+    level = [Folder("/", "/")]
+    for part in parts:
+        level = [folder for folder in _matching(level, part, walk) if os.path.isdir(folder.path)]
+    matched = sorted(dict.fromkeys(folder.path for folder in _matching(level, last, walk)))
+    if posixpath.splitext(last)[1]:
+        return matched
+    folders = {path for path in matched if os.path.isdir(path)}
+    count_passed_over(walk.passed_over, [path for path in matched if path not in folders])
+    return [path for path in matched if path in folders or is_video_name(path)]
+
+
+def _matching(folders: Iterable[Folder], part: str, walk: Walk) -> Iterator[Folder]:
+    for folder in folders:
+        if part == "**":
+            yield from _folders_below(folder, walk)
+        elif not any(c in part for c in "*?["):
+            path = folder.child(part).path
+            if os.path.lexists(path):
+                yield Folder(path, os.path.realpath(path) if os.path.islink(path) else folder.child(part).real_path)
+        else:
+            for name, _, is_link in _entries(folder, set(), walk, hidden=part.startswith(".")):
+                if fnmatch.fnmatchcase(name, part):
+                    below = folder.child(name)
+                    yield Folder(below.path, os.path.realpath(below.path)) if is_link else below
+
+
+def _folders_below(root: Folder, walk: Walk) -> Iterator[Folder]:
+    """`root` and every folder below it; linked ones are not entered, for ** would meet them by every way."""
+    waiting, seen = [root], set[tuple[int, int]]()
+    while waiting:
+        yield (folder := waiting.pop())
+        entries = _entries(folder, seen, walk)
+        waiting += [folder.child(name) for name, mode, is_link in entries if stat.S_ISDIR(mode) and not is_link]
+
+
+def _entries(
+    folder: Folder, seen: set[tuple[int, int]], walk: Walk, *, hidden: bool = False
+) -> list[tuple[str, int, bool]]:
+    """(name, mode of what it leads to, whether it is a link) in one folder, by name. What is wrong goes to `walk`."""
+    found = []
+    try:
+        check_not_of_kernel(f"{folder.real_path}/")
+        about = os.stat(folder.path)
+        if (about.st_dev, about.st_ino) in seen:
+            walk.passed_over["repeated folders"] += 1
+            return []
+        seen.add((about.st_dev, about.st_ino))
+        with os.scandir(folder.path) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") and not hidden:
+                    walk.passed_over["hidden"] += 1
+                else:
+                    found.append((entry.name, _mode(entry), entry.is_symlink()))
+    except UserError as error:
+        walk.problems[folder.path] = SourceError("unreadable", str(error))
+    except OSError as error:
+        raise_if_stopped(error)
+        walk.problems[folder.path] = SourceError("unreadable", f"this folder cannot be read: {reason_of(error)}")
+    return sorted(found)
+
+
+def _mode(entry: "os.DirEntry[str]") -> int:
+    """Of what the entry leads to; 0 for a link that leads nowhere."""
+    try:
+        if entry.is_symlink():
+            return entry.stat().st_mode
+        return stat.S_IFDIR if entry.is_dir() else stat.S_IFREG
+    except OSError:
+        return 0
+
+
+def _not_a_file() -> SourceError:
+    return SourceError("unreadable", FOLDER_NOT_FILE)

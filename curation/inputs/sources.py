@@ -1,0 +1,242 @@
+"""List inputs: files, folders, globs, any fsspec URL, or a .txt/.csv/.parquet list with an optional caption column.
+
+What is wrong with an input of a list or a folder is a value on its `Source`, not an exception. Every question to a
+store has a deadline, and one that does not answer is soon not asked any more.
+"""
+
+import difflib
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+from urllib.parse import urljoin
+
+import fsspec
+
+from clipmill.addresses import redacted, without_credentials
+from clipmill.errors import SourceError, UserError, raise_if_stopped
+from clipmill.storage import address, call, explained, filesystem, is_local, reason_of, within
+from curation.inputs.folders import (
+    FOLDER_NOT_FILE,
+    VIDEO_SUFFIXES,
+    Walk,
+    count_passed_over,
+    expand_pattern,
+    is_video_name,
+    walk_folder,
+    without_videos,
+)
+from curation.inputs.lists import LIST_SUFFIXES, Row, read_rows
+from curation.inputs.stats import Candidate, Patience, Source, locate, open_source, stat_candidate, stat_source
+
+__all__ = ["LIST_SUFFIXES", "VIDEO_SUFFIXES", "Listing", "Source", "list_sources", "open_source", "stat_source"]
+
+_LISTED_PROTOCOLS = {"file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oss"}
+"""What a row of a list may name: plain stores. Archives, caches, references and chains are for the command line."""
+_CAPTIONS_AT_MOST = 100
+"""Of one source that are kept of lists; a clip has fewer."""
+_STATS_IN_FLIGHT = 32
+_LISTING_DEADLINE_S = 3600.0
+_NAMED_AT_MOST = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """All sources of some inputs, and what was in the folders beside them."""
+
+    sources: tuple[Source, ...]
+    passed_over: Mapping[str, int]
+    """Files in folders that were not taken: by suffix, or "hidden", "without suffix", "other", "repeated folders"."""
+
+    def __iter__(self) -> Iterator[Source]:
+        return iter(self.sources)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def passed_over_sentence(self, most: int = 8) -> str:
+        """Such as "12 .txt, 3 .jpg", the commonest first; empty where nothing was passed over. Safe to print."""
+        common = sorted(self.passed_over.items(), key=lambda item: (-item[1], item[0]))
+        rest = sum(count for _, count in common[most:])
+        return ", ".join([f"{count:,} {name}" for name, count in common[:most]] + ([f"{rest:,} more"] if rest else []))
+
+
+def list_sources(inputs: Sequence[str]) -> Listing:
+    """Every input once, in the order given, with all captions given for it; folders and globs in order of name.
+
+    Raises UserError for an input that does not exist (rows of a list excepted), a list without an address column, an
+    unknown protocol, or a folder or list that cannot be read.
+    """
+    passed_over: Counter[str] = Counter()
+    found: dict[str, Source] = {}
+    captions: dict[str, dict[str, None]] = {}
+    missing = []
+    for candidate, source in _stat_all(_expand(inputs, passed_over)):
+        if candidate.explicit and source.error is not None and source.error.kind == "missing":
+            missing.append(_not_there(source.uri, source.error, local=is_local(candidate.fs)))
+        found.setdefault(source.uri, source)
+        texts = captions.setdefault(source.uri, {})
+        texts.update(dict.fromkeys(islice(source.captions, max(0, _CAPTIONS_AT_MOST - len(texts)))))
+    if missing:
+        more = f"\nand {len(missing) - _NAMED_AT_MOST} more" if len(missing) > _NAMED_AT_MOST else ""
+        raise UserError("\n".join(missing[:_NAMED_AT_MOST]) + more)
+    sources = tuple(replace(source, captions=tuple(captions[uri])) for uri, source in found.items())
+    return Listing(sources=sources, passed_over=dict(passed_over))
+
+
+def _expand(inputs: Iterable[str], passed_over: Counter[str]) -> Iterator[Candidate]:
+    for given in inputs:
+        fs, path = locate(given)
+        with explained("read", fs, path):
+            yield from _expand_local(fs, path, passed_over) if is_local(fs) else _expand_url(fs, path, passed_over)
+
+
+def _expand_local(fs: fsspec.AbstractFileSystem, path: str, passed_over: Counter[str]) -> Iterator[Candidate]:
+    if "\0" in path:
+        raise UserError(f"{path!r} is not a path: it holds a null character")
+    walk = Walk()
+    if os.path.isdir(path):
+        walk = walk_folder(path)
+        yield from (Candidate(fs, video, root=path) for video in walk.videos)
+    elif path.lower().endswith(LIST_SUFFIXES):
+        yield from _listed(fs, path)
+    elif os.path.lexists(path) or not any(c in path for c in "*?["):
+        yield Candidate(fs, path, explicit=True)
+    else:
+        yield from _expand_pattern(fs, path, walk)
+    passed_over.update(walk.passed_over)
+    yield from (Candidate(fs, problem, error=error) for problem, error in sorted(walk.problems.items()))
+
+
+def _expand_pattern(fs: fsspec.AbstractFileSystem, pattern: str, walk: Walk) -> Iterator[Candidate]:
+    paths = expand_pattern(pattern, walk)
+    if not paths and not walk.problems:
+        raise UserError(f"no file matches {pattern}")
+    fixed = pattern[: min(pattern.index(c) for c in "*?[" if c in pattern)]
+    root = posixpath.dirname(fixed)
+    for path in paths:
+        if not os.path.isdir(path):
+            yield Candidate(fs, path, root=root)
+            continue
+        below = walk_folder(path)
+        yield from (Candidate(fs, video, root=root) for video in below.videos)
+        walk.passed_over.update(below.passed_over)
+        walk.problems |= below.problems
+
+
+def _expand_url(fs: fsspec.AbstractFileSystem, path: str, passed_over: Counter[str]) -> Iterator[Candidate]:
+    """A web address is one file: asking a web server for a folder would fetch the whole of what it is asked for."""
+    web = address(fs, path).startswith(("http://", "https://"))
+    if path.partition("?")[0].lower().endswith(LIST_SUFFIXES):
+        yield from _listed(fs, path)
+    elif not web and _ask(fs, "isdir", path):
+        yield from _list_folder(fs, path, passed_over)
+    elif not web and any(c in path for c in "*?[") and not _ask(fs, "exists", path):
+        paths = sorted(_ask(fs, "glob", path))
+        if not paths:
+            raise UserError(f"no file matches {without_credentials(address(fs, path))}")
+        for found in paths:
+            yield from _list_folder(fs, found, passed_over) if _ask(fs, "isdir", found) else [Candidate(fs, found)]
+    else:
+        yield Candidate(fs, path, explicit=True)
+
+
+def _ask(fs: fsspec.AbstractFileSystem, method: str, path: str, **options: Any) -> Any:
+    try:
+        return within(_LISTING_DEADLINE_S, fs, lambda: call(fs, method, path, **options))
+    except RecursionError as error:
+        raise UserError(f"{without_credentials(address(fs, path))} is nested too deeply to be listed") from error
+
+
+def _list_folder(fs: fsspec.AbstractFileSystem, folder: str, passed_over: Counter[str]) -> Iterator[Candidate]:
+    entries = _ask(fs, "find", folder, detail=True, withdirs=True)
+    names: dict[str, list[str]] = {}
+    videos, named_like_videos = [], [folder]
+    for path in sorted(entries):
+        inside = path.removeprefix(folder).strip("/").split("/")
+        if any(part.startswith(".") for part in inside):
+            passed_over["hidden"] += 1
+        elif entries[path]["type"] == "directory":
+            named_like_videos.append(path)
+        elif inside != [""]:
+            names.setdefault(posixpath.dirname(path), []).append(inside[-1])
+            videos += [path] if is_video_name(path) else []
+    for files in names.values():
+        count_passed_over(passed_over, files)
+    yield from (Candidate(fs, path, info=entries[path]) for path in videos)
+    for path in without_videos(dict.fromkeys(filter(is_video_name, named_like_videos)), videos):
+        yield Candidate(fs, path, error=SourceError("unreadable", FOLDER_NOT_FILE))
+
+
+def _listed(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Candidate]:
+    for row in read_rows(fs, path):
+        try:
+            yield _row_candidate(fs, path, row)
+        except Exception as error:  # whatever one row is, the others are listed
+            raise_if_stopped(error)
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {reason_of(error)}"
+            yield _unlisted(fs, row.address, reason)
+
+
+def _row_candidate(fs: fsspec.AbstractFileSystem, path: str, row: Row) -> Candidate:
+    given, captions = row.address, (row.caption,) if row.caption else ()
+    if row.problem:
+        return _unlisted(fs, given, row.problem)
+    protocol, separator, rest = given.partition("://")
+    if not separator:
+        return Candidate(*_relative(fs, path, given), captions, root="" if posixpath.isabs(given) else _folder(path))
+    if protocol.lower() not in _LISTED_PROTOCOLS or "::" in rest:
+        allowed = ", ".join(sorted(_LISTED_PROTOCOLS))
+        return _unlisted(fs, given, f"a list may name paths and plain addresses ({allowed}), this is another kind")
+    return Candidate(*locate(given), captions)
+
+
+def _relative(fs: fsspec.AbstractFileSystem, path: str, given: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """A row without a protocol: an absolute path, or one that starts at the list's folder."""
+    if posixpath.isabs(given):
+        return filesystem(given)
+    if path.startswith(("http://", "https://")):
+        return fs, urljoin(path, given)
+    return fs, posixpath.normpath(posixpath.join(_folder(path), given))
+
+
+def _folder(path: str) -> str:
+    return posixpath.dirname(path)
+
+
+def _unlisted(fs: fsspec.AbstractFileSystem, given: str, reason: str) -> Candidate:
+    return Candidate(fs, given, error=SourceError("unreadable", redacted(reason)))
+
+
+def _stat_all(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Source]]:
+    """Ask for sizes and marks, some at a time: a list may hold a million addresses in an object store."""
+    patience, pool = Patience(), ThreadPoolExecutor(_STATS_IN_FLIGHT)
+    waiting = iter(candidates)
+    try:
+        while batch := list(islice(waiting, 16 * _STATS_IN_FLIGHT)):
+            yield from zip(batch, pool.map(lambda candidate: stat_candidate(candidate, patience), batch), strict=True)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _not_there(uri: str, error: SourceError, *, local: bool) -> str:
+    """The sentence for an input that does not exist, with the nearest name that does."""
+    if not local:
+        return f"{uri} does not exist: {error.message}"
+    if os.path.lexists(uri):
+        return f"{uri}: {error.message}"
+    folder, wanted = posixpath.split(uri)
+    while not os.path.isdir(folder):
+        folder, wanted = posixpath.split(folder)
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in islice(entries, 10_000)]
+    except OSError:
+        names = []
+    near = difflib.get_close_matches(wanted, names, n=1)
+    hint = f" Did you mean {posixpath.join(folder, near[0])!r}?" if near else f" {folder} has no {wanted!r}."
+    return f"{uri} does not exist.{hint}"

@@ -1,0 +1,220 @@
+"""One input: its address, its size and mark as they are now, and how it is opened. Every question has a deadline."""
+
+import hashlib
+import os
+import posixpath
+import stat
+import threading
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, BinaryIO
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+import fsspec
+
+from clipmill.addresses import redacted, without_credentials
+from clipmill.errors import SourceError, UserError, raise_if_stopped
+from clipmill.storage import address, call, filesystem, is_local, open_regular, reason_of, within
+from curation.inputs.folders import FOLDER_NOT_FILE
+from curation.inputs.lists import read_rows
+
+SIGNED_LIST = "CLIPMILL_SIGNED_LIST"
+"""Environment variable with a list of signed addresses, for opening stored ones, which have no signature."""
+_STAT_DEADLINE_S = 30.0
+_IMPATIENT_DEADLINE_S = 3.0
+_PATIENCE = 64
+"""Addresses without an answer, after which the others get the shorter deadline."""
+_HOST_TRIES = 8
+"""Addresses of one host without an answer, one after the other, after which it is not asked again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One input. `error` is set for one that cannot be used; `captions` came with it."""
+
+    uri: str
+    """A plain absolute path, or a URL without its credentials. A local name that is not UTF-8 is a file:// URL."""
+    size_bytes: int | None = None
+    mark: str = ""
+    """What tells this version of the file from a later one: etag, or modification time in nanoseconds."""
+    captions: tuple[str, ...] = ()
+    error: SourceError | None = None
+    signed: str = field(default="", repr=False)
+    """The address with its credentials, where it has any: to open it in this run, never to be stored or shown."""
+    root: str = ""
+    """The local folder that it was found in, below which links to captions may lead; its own folder if empty."""
+
+    @property
+    def source_id(self) -> str:
+        """16 hex digits from uri, size and modification mark: the same for as long as the file is."""
+        text = f"{self.uri}\0{self.size_bytes}\0{self.mark}"
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    @property
+    def location(self) -> str:
+        """What to open."""
+        return self.signed or self.uri
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that may be an input, before it is known what is there."""
+
+    fs: fsspec.AbstractFileSystem
+    path: str
+    captions: tuple[str, ...] = ()
+    info: dict[str, Any] | None = None
+    root: str = ""
+    explicit: bool = False
+    """Given by name on the command line."""
+    error: SourceError | None = None
+    """Why it cannot be used; it is not asked for."""
+
+
+class Patience:
+    """How long an address may take, given what others did: no stream of dead addresses may hold up a run for hours."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._unanswered, self._in_a_row = 0, Counter[str]()
+
+    def deadline_s(self, host: str) -> float | None:
+        """None: not to be asked any more."""
+        with self._lock:
+            if self._in_a_row[host] >= _HOST_TRIES:
+                return None
+            return _STAT_DEADLINE_S if self._unanswered < _PATIENCE else _IMPATIENT_DEADLINE_S
+
+    def note(self, host: str, *, answered: bool) -> None:
+        """Count whether an address of this host was answered."""
+        with self._lock:
+            self._in_a_row[host] = 0 if answered else self._in_a_row[host] + 1
+            self._unanswered += not answered
+
+
+def stat_source(uri: str) -> Source:
+    """What is at one address now. Raises UserError for an unknown protocol; all else is on the Source."""
+    fs, path = locate(uri)
+    return stat_candidate(Candidate(fs, path), Patience())
+
+
+def open_source(location: str) -> BinaryIO:
+    """Open an input for reading with random access. Raises SourceError (missing, unreadable), RunStopped."""
+    try:
+        fs, path = locate(location)
+        if is_local(fs):
+            return open_regular(path)
+        return fs.open(path, "rb", cache_type="readahead", block_size=8 << 20)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _unusable(error) from error
+
+
+def stat_candidate(candidate: Candidate, patience: Patience) -> Source:
+    """Size and mark of one candidate. What is wrong with it is on the Source."""
+    fs, path, uri = candidate.fs, candidate.path, _uri(candidate)
+    source = Source(uri=uri, captions=candidate.captions, error=candidate.error, root=candidate.root)
+    if candidate.error is not None:
+        return source
+    if not is_local(fs) and (full := address(fs, path)) != uri:
+        source = replace(source, signed=full)
+    try:
+        info = candidate.info or (_local_info(path) if is_local(fs) else _remote_info(fs, path, patience))
+        if info["type"] != "file":
+            what = FOLDER_NOT_FILE if info["type"] == "directory" else "this is a device or a pipe, not a file"
+            return replace(source, error=SourceError("unreadable", what))
+        return replace(source, size_bytes=info["size"], mark=_mark(info))
+    except MemoryError:
+        raise
+    except Exception as error:
+        return replace(source, error=_unusable(error))
+
+
+def _local_info(path: str) -> dict[str, Any]:
+    try:
+        about = os.stat(path)
+    except FileNotFoundError:
+        if os.path.lexists(path):
+            raise SourceError("missing", "this link leads to a file that is not there, or was not fetched") from None
+        raise
+    kind = {stat.S_IFREG: "file", stat.S_IFDIR: "directory"}.get(stat.S_IFMT(about.st_mode), "other")
+    return {"type": kind, "size": about.st_size, "mtime": about.st_mtime_ns}
+
+
+def _remote_info(fs: fsspec.AbstractFileSystem, path: str, patience: Patience) -> Any:
+    host = address(fs, path).partition("://")[2].partition("/")[0].rpartition("@")[2]
+    deadline_s = patience.deadline_s(host)
+    if deadline_s is None:
+        raise SourceError("unreadable", f"not asked for: {host} did not answer {_HOST_TRIES} times in a row")
+    try:
+        info = within(deadline_s, fs, lambda: call(fs, "info", path))
+    except Exception as error:
+        patience.note(host, answered=not isinstance(error, TimeoutError))
+        raise
+    patience.note(host, answered=True)
+    return info
+
+
+def _mark(info: dict[str, Any]) -> str:
+    for key in ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated"):
+        if info.get(key):
+            return str(info[key]).strip('"')
+    return ""
+
+
+def _unusable(error: Exception) -> SourceError:
+    """Raises RunStopped where the source is not to blame."""
+    raise_if_stopped(error)
+    if isinstance(error, SourceError):
+        return error
+    if isinstance(error, FileNotFoundError):
+        cause = error.__cause__  # fsspec says this of every failure of a web server
+        of_web = isinstance(cause, Exception) and type(cause).__module__.startswith("aiohttp")
+        if of_web and getattr(cause, "status", None) not in (404, 410):
+            return SourceError("unreadable", f"it cannot be opened: {_web_reason(cause)}")
+        return SourceError("missing", "nothing is at this address")
+    if isinstance(error, IsADirectoryError):
+        return SourceError("unreadable", FOLDER_NOT_FILE)
+    if isinstance(error, UserError):
+        return SourceError("unreadable", redacted(str(error)))
+    return SourceError("unreadable", f"it cannot be opened: {reason_of(error)}")
+
+
+def _web_reason(error: BaseException | None) -> str:
+    status = getattr(error, "status", None)
+    return f"{status} {getattr(error, 'message', '')}".strip() if status or error is None else reason_of(error)
+
+
+def locate(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system behind a `Source`'s address, and the path inside it. Raises UserError as `filesystem`."""
+    if uri.startswith("file://"):
+        return filesystem(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
+    return filesystem(uri)
+
+
+def _uri(candidate: Candidate) -> str:
+    """The address to keep: of a row that could not be understood, what can be shown of it."""
+    fs, path = candidate.fs, candidate.path
+    if candidate.error is not None and not posixpath.isabs(path):
+        return without_credentials(path).encode("utf-8", "backslashreplace").decode()
+    if is_local(fs):
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            return f"file://{quote_from_bytes(os.fsencode(path))}"
+        return path
+    return without_credentials(address(fs, path))
+
+
+def signed_address(uri: str) -> str:
+    """The same address with a signature, if the list of signed addresses has it; else as it is."""
+    listed = os.environ.get(SIGNED_LIST)
+    web = uri.startswith(("http://", "https://"))
+    return _signed_addresses(listed).get(without_credentials(uri), uri) if listed and web else uri
+
+
+@lru_cache(maxsize=1)
+def _signed_addresses(path: str) -> dict[str, str]:
+    return {without_credentials(row.address): row.address for row in read_rows(*filesystem(path)) if not row.problem}

@@ -1,0 +1,280 @@
+"""Run a function in a child process with a time and a memory limit, so that no video can end a run.
+
+Decoders are native code: they hang, crash and allocate without end, and no exception handler can stop that. This
+contains accidents and takes away what an attack would look for first (credentials, a parent that unpickles). It is no
+sandbox: the child has the user, the files and the network of its parent. docs/cluster.md says what that means.
+"""
+
+import ctypes
+import json
+import os
+import pickle
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import cv2
+
+from clipmill.errors import RunStopped, SourceError, UserError, raise_if_stopped
+from curation.scan import wire
+from curation.scan.credentials import child_environment, store_of
+from curation.video.decode import Limits
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_OUT_OF_MEMORY_EXIT = 86
+_START_S = 120.0
+"""For a child to import what it needs: seconds, unless the machine is in trouble."""
+_LAST_S = 1.0
+"""From the end of a child's connection to its exit code."""
+_READY_BYTES = 64 << 10
+_PR_SET_PDEATHSIG = 1
+_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from curation.scan.isolation import serve; serve()"
+"""What the child runs. -I and this path keep the working directory out of it, and no `__main__` is run again."""
+
+
+class Isolated:
+    """A child process that runs one function at a time, and is replaced when it hangs or dies.
+
+    A context manager. The child serves many calls, so its imports are paid once; sources in another kind of store
+    have a child of their own, as its environment holds the credentials of one store only. Use it from one thread: the
+    kernel kills the child when the thread that started it ends, so none outlives a parent killed with -9.
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
+        self._children: dict[str, _Child] = {}
+
+    def __enter__(self) -> "Isolated":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill the children and what they started, whatever they are doing. The next `run` starts another."""
+        for store in list(self._children):
+            self._close(store)
+
+    def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `function` in a child that has no credentials. It and its arguments are pickled.
+
+        `function` must not come from `__main__`, and it declares its return type: plain values, dataclasses of them,
+        SourceErrors. Raises SourceError: "timeout", "out_of_memory", "too_large" (an answer of more than
+        `answer_bytes`), "crashed", or as the function raised it. Any other exception of the function becomes
+        "crashed" with its type, message and place, except UserError, which stays. RunStopped: the child cannot even
+        start, which is no fault of the source.
+        """
+        return self.run_on("", function, *args, **kwargs)
+
+    def run_on(self, uri: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `run`, in a child with the credentials of the store in which `uri` is."""
+        if function.__module__ == "__main__":
+            raise ValueError(f"{function.__qualname__} comes from __main__, which the child does not import")
+        store = store_of(uri)
+        used = store in self._children
+        try:
+            answer = self._ask(store, pickle.dumps((function, args, kwargs)))
+            return wire.decode(answer, function)
+        except wire.NotUnderstood as error:
+            self._close(store)
+            raise SourceError("crashed", f"the scanning process answered with something else: {error}") from error
+        except _ChildDied as death:
+            if not used:
+                raise _verdict(death, self._limits) from None
+            # What earlier sources left in the child may have killed it. In a new one only this source can.
+            return self.run_on(uri, function, *args, **kwargs)
+
+    def _ask(self, store: str, call: bytes) -> bytes:
+        limits, answer = self._limits, None
+        child = self._children.get(store) or _Child(store, limits)
+        self._children[store] = child
+        try:
+            answer = child.ask(call, limits.timeout_s)
+        except TimeoutError:
+            raise SourceError("timeout", f"not finished after {limits.timeout_s:g} s") from None
+        except wire.TooLong as error:
+            raise SourceError(
+                "too_large",
+                f"its rows and pictures come to {error.args[0]:,} bytes, at most {limits.answer_bytes:,} are taken "
+                "(limits.answer_bytes)",
+            ) from None
+        finally:
+            if answer is None:  # also when interrupted: a late answer must not meet the next question
+                self._close(store)
+        return answer
+
+    def _close(self, store: str) -> None:
+        child = self._children.pop(store, None)
+        if child is not None:
+            child.kill()
+
+
+class _ChildDied(Exception):
+    def __init__(self, exit_code: int, *, started: bool, reason: str | None = None) -> None:
+        super().__init__(exit_code, started, reason)
+        self.exit_code = exit_code
+        self.started = started
+        self.reason = reason
+
+
+class _Child:
+    """The process, the group of processes that it leads, and the connection to it."""
+
+    def __init__(self, store: str, limits: Limits) -> None:
+        self._answer_bytes = limits.answer_bytes
+        self._connection, childs_end = socket.socketpair()
+        numbers = (childs_end.fileno(), os.getpid(), limits.memory_bytes, limits.spool_bytes)
+        with childs_end:  # the child's copy has to be the only one, for its death to end the connection
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, *_interpreter_flags(), "-c", _CHILD, json.dumps(sys.path), *map(str, numbers)],
+                    env=child_environment(store, os.environ),
+                    pass_fds=[childs_end.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # a decoder that prints must not print into our own output
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self._connection.close()
+                raise RunStopped(f"cannot start a child process to read videos in: {error.strerror}") from error
+        self.kill = weakref.finalize(self, _end, self._connection, self._process)
+        """Ends the process and its group; also when this object is gone, and when the interpreter exits."""
+
+    def ask(self, call: bytes, timeout_s: float) -> bytes:
+        """The answer to a call. Raises TimeoutError (from when all imports are done), wire.TooLong, _ChildDied."""
+        started, reason = False, None
+        try:
+            self._connection.settimeout(_START_S)
+            wire.send(self._connection, call)
+            ready = wire.receive(self._connection, max_bytes=_READY_BYTES, timeout_s=_START_S)
+            reason, started = ready.decode("utf-8", "replace"), not ready
+            if started:
+                return wire.receive(self._connection, max_bytes=self._answer_bytes, timeout_s=timeout_s)
+        except (EOFError, ConnectionError, TimeoutError, wire.TooLong) as error:
+            if started and not isinstance(error, (EOFError, ConnectionError)):
+                raise
+        self._await_exit()
+        self.kill()
+        raise _ChildDied(self._process.returncode, started=started, reason=reason)
+
+    def _await_exit(self) -> None:
+        """Give a process whose connection has ended the time to end, too: killed, it would lose its exit code."""
+        deadline_s = time.monotonic() + _LAST_S
+        unreaped = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while os.waitid(os.P_PID, self._process.pid, unreaped) is None and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+
+
+def _end(connection: socket.socket, process: "subprocess.Popen[bytes]") -> None:
+    """Kill a child and all of its group. It is reaped last: until then no other process can have its number."""
+    connection.close()
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+
+
+def _interpreter_flags() -> list[str]:
+    """Isolated from PYTHON* variables and the working directory; else as this interpreter runs."""
+    flags = ["-I"]
+    if sys.dont_write_bytecode:
+        flags.append("-B")
+    if sys.flags.utf8_mode:
+        flags += ["-X", "utf8"]
+    if sys.pycache_prefix:
+        flags += ["-X", f"pycache_prefix={sys.pycache_prefix}"]
+    return flags
+
+
+def _verdict(death: _ChildDied, limits: Limits) -> SourceError | RunStopped:
+    code = death.exit_code
+    if not death.started:
+        return RunStopped(
+            "a child process to read videos in could not start: "
+            f"{death.reason or f'it ended with exit code {code}, its output says more'}. It may use "
+            f"limits.memory_bytes = {limits.memory_bytes:,} bytes; with much less than 256 MiB it cannot start"
+        )
+    if code == _OUT_OF_MEMORY_EXIT:
+        return SourceError("out_of_memory", f"needed more than {limits.memory_bytes / 2**30:g} GiB of memory")
+    if code == -signal.SIGKILL:
+        return SourceError("crashed", "killed by SIGKILL; most often the machine is out of memory")
+    if code < 0:
+        return SourceError("crashed", f"native code was killed by {signal.Signals(-code).name}")
+    return SourceError("crashed", f"the process exited by itself with code {code}")
+
+
+def serve() -> None:
+    """What the child does: answer calls until the parent is gone. Its command line says how."""
+    descriptor, parent_pid, memory_bytes, file_bytes = map(int, sys.argv[2:])
+    connection = socket.socket(fileno=descriptor)
+    connection.set_inheritable(False)
+    _prepare_child(parent_pid, memory_bytes, file_bytes)
+    with suppress(EOFError, ConnectionError):
+        while True:
+            call = wire.receive(connection, max_bytes=sys.maxsize)
+            try:
+                function, args, kwargs = pickle.loads(call)  # imports the function's module
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}".rstrip(" :.")
+                wire.send(connection, reason.encode("utf-8", "backslashreplace"))
+                return
+            wire.send(connection, b"")
+            wire.send(connection, _answer(function, args, kwargs))
+
+
+def _prepare_child(parent_pid: int, memory_bytes: int, file_bytes: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_pid:  # it died before the line above took effect
+            os._exit(1)
+    # RLIMIT_DATA counts what is allocated; RLIMIT_AS would count libraries and reserved addresses too. RLIMIT_NPROC is
+    # left alone: it counts all processes and threads of the user, those of other runs as well.
+    for kind, limit in (
+        (resource.RLIMIT_DATA, memory_bytes),
+        (resource.RLIMIT_FSIZE, file_bytes),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, hard = resource.getrlimit(kind)
+        allowed = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (allowed, allowed))
+    cv2.setNumThreads(1)
+
+
+def _answer(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    """Exceptions of libraries do not go back as they are, only our own two kinds and a sentence about the others."""
+    try:
+        return wire.encode_value(function(*args, **kwargs))
+    except Exception as error:
+        if _out_of_memory(error):
+            os._exit(_OUT_OF_MEMORY_EXIT)  # the heap may stay full: this child has to go
+        try:
+            raise_if_stopped(error)
+        except RunStopped as stopped:
+            return wire.encode_error(stopped)
+        if isinstance(error, (SourceError, UserError)):
+            return wire.encode_error(error)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        return wire.encode_error(SourceError("crashed", f"unexpected {type(error).__name__} in {where}: {error}"))
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory is at the root of it: FFmpeg's ENOMEM is a MemoryError too, OpenCV has its own code."""
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        if isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,235 @@
+"""The one pass over a source: its cuts, its motion, and the pictures that every other scorer looks at.
+
+Each frame is decoded once. Pictures are kept at most a quarter of a second apart until the clips are known, so no
+second pass is needed to get the first, middle and last frame of each.
+"""
+
+import time
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from clipmill.addresses import redacted
+from clipmill.config import Config
+from clipmill.errors import SourceError
+from curation.inputs.captions import captions_of_clips, read_captions
+from curation.inputs.sources import Source, open_source
+from curation.scan.picture_spool import PictureSpool
+from curation.scan.rows import clip_columns, identity, note, source_columns
+from curation.scores.microconditioning import motion_bucket
+from curation.scores.motion import MotionConfig, MotionMeter
+from curation.shots.cuts import CutConfig, CutDetector, Transition
+from curation.shots.damage import damage, merge
+from curation.shots.spans import COPY_CODECS, COPY_CONTAINERS, Span, SpanConfig, Timeline, plan_spans
+from curation.video.decode import Frame, Limits, PacketIndex, Video, VideoInfo
+from curation.video.pictures import Shrinker
+
+
+class ScanConfig(Config):
+    """Settings of the scan, each owned by the module that uses it."""
+
+    cuts: CutConfig = Field(default_factory=CutConfig)
+    """Where one shot ends and the next begins."""
+    spans: SpanConfig = Field(default_factory=SpanConfig)
+    """How shots become clips."""
+    motion: MotionConfig = Field(default_factory=MotionConfig)
+    """The motion score."""
+    limits: Limits = Field(default_factory=Limits)
+    """What one input may cost."""
+    picture_long_side_px: int = Field(640, ge=64, le=4096)
+    """Long side of the three pictures per clip that captioners and scorers look at; smaller frames keep their size.
+    Raise it for small on-screen text; pictures then take more memory and time."""
+    picture_spacing_s: float = Field(0.25, gt=0)
+    """Longest time between the frames that are kept as candidates for those pictures. Lower it if the pictures of short
+    clips should lie nearer to their first, middle and last frame."""
+
+    def scan_settings(self) -> "ScanConfig":
+        """These alone, of a configuration that holds more: a scanning child need not import the rest."""
+        return ScanConfig(**{name: getattr(self, name) for name in ScanConfig.model_fields})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """What one pass found: a `sources` row; per clip a `clips` row and three JPEG pictures (first, middle, last)."""
+
+    source: dict[str, Any]
+    clips: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[tuple[bytes, ...]] = field(default_factory=list)
+
+
+def scan(source: Source, config: ScanConfig | None = None) -> Scan:
+    """Decode a source once and describe it.
+
+    Raises SourceError where nothing of it can be used; RunStopped where the temporary folder cannot be written. Runs
+    native code on untrusted bytes: call it through `curation.scan.isolation.Isolated` unless the file is your own.
+    """
+    config = config or ScanConfig()
+    started_s = time.process_time()
+    if source.error is not None:
+        raise source.error
+    if source.size_bytes is not None and source.size_bytes > config.limits.max_bytes:
+        raise SourceError("too_large", f"{source.size_bytes:,} bytes, at most {config.limits.max_bytes:,} are allowed")
+    spool_bytes = min(config.limits.spool_bytes, config.limits.answer_bytes) // 2
+    with open_source(source.location) as file, PictureSpool(spool_bytes) as spool, Video(file, config.limits) as video:
+        one_pass = OnePass(video.info, config, spool, copyable=fits_mp4(video))
+        for frame in video.frames():
+            one_pass.push(frame, video.packets)
+        result = one_pass.describe(source, video.packets)
+    result.source["scan_cpu_s"] = time.process_time() - started_s
+    return result
+
+
+def rejected(source: Source, error: SourceError) -> Scan:
+    """The scan of a source that could not be scanned: one row that says why."""
+    return rejected_row(identity(source), error)
+
+
+def rejected_row(row: Mapping[str, Any], error: SourceError) -> Scan:
+    """The same for a source whose row is there already: only what identifies it stays."""
+    kept = {name: row.get(name) for name in ("source_id", "uri", "size_bytes", "mark")}
+    verdict = {"status": "rejected", "error_kind": error.kind, "error": redacted(error.message), "clips": 0}
+    return Scan(source=kept | verdict)
+
+
+def fits_mp4(video: Video) -> bool:
+    """Whether the packets can go into an MP4 as they are."""
+    info, extradata = video.info, bytes(video.codec_context.extradata or b"")
+    # Start codes instead of lengths between the units (Annex B) would have to be rewritten.
+    annex_b = info.codec in ("h264", "hevc") and not extradata.startswith(b"\x01")
+    return info.container in COPY_CONTAINERS and info.codec in COPY_CODECS and not annex_b
+
+
+class OnePass:
+    """All that looks at every frame of a source: push them in display order, then ask for the rows.
+
+    Time is measured from the first frame on: timestamps may begin anywhere in 64 bits, seconds in floating point not.
+    """
+
+    def __init__(self, info: VideoInfo, config: ScanConfig, spool: PictureSpool, *, copyable: bool) -> None:
+        self._info, self._config, self._spool, self._copyable = info, config, spool, copyable
+        self._shrinker = Shrinker()
+        self._cuts = CutDetector(config.cuts)
+        self._motion = MotionMeter(config.motion)
+        self._previous: Frame | None = None
+        self._sizes: list[tuple[int, int, int]] = []
+        self._frame_pts: list[int] = []
+        self._key_pts: list[int] = []
+        self._last_duration = 0
+
+    def push(self, frame: Frame, packets: PacketIndex) -> None:
+        """Take the next frame; `packets` are those that were read so far."""
+        picture, time_s = frame.picture, self._elapsed_s(frame.pts)
+        self._cuts.push(frame.index, frame.pts, time_s, self._shrinker.small_luma(picture))
+        if self._motion.wants(time_s):
+            luma = self._shrinker.luma(picture, self._info, short_side_px=self._config.motion.short_side_px)
+            self._motion.push(frame.pts, time_s, luma)
+        self._keep_picture(self._previous, time_s)
+        self._previous = frame
+        if not self._sizes or self._sizes[-1][1:] != (picture.width, picture.height):
+            self._sizes.append((frame.index, picture.width, picture.height))
+        if picture.key_frame:
+            self._key_pts.append(frame.pts)
+        self._frame_pts.append(frame.pts)
+        self._last_duration = picture.duration or 0
+        if self._spool.crowded:
+            self._make_room(packets)
+
+    def describe(self, source: Source, packets: PacketIndex) -> Scan:
+        """The rows and pictures. Raises SourceError where there was no frame."""
+        if not self._frame_pts:
+            raise SourceError("decode_error", "the stream has no frame with a timestamp")
+        self._keep_picture(self._previous, float("inf"))
+        info, timeline = self._info, self._timeline(packets)
+        transitions = merge(self._cuts.finish(), self._certain(timeline, packets))
+        plan = plan_spans(timeline, transitions, self._config.spans)
+        row = identity(source) | source_columns(info, timeline, packets, plan)
+        row["note"] = note(info, timeline, packets, plan, self._config.spans, self._spool.note)
+        row["transitions"] = [
+            {
+                "kind": t.kind,
+                "start_frame": t.start_frame,
+                "end_frame": t.end_frame,
+                "start_s": float(t.start_pts * timeline.time_base),
+                "end_s": float(t.end_pts * timeline.time_base),
+            }
+            for t in transitions
+        ]
+        clips, pictures = [], []
+        for span in plan.spans:
+            clip = clip_columns(source, info, timeline, span) | self._displayed_size(span)
+            clip["motion"], clip["motion_error"] = self._motion.between(span.start_pts, span.end_pts)
+            clip["motion_bucket"] = motion_bucket(clip["motion"])
+            clip["picture_pts"], jpegs = self._spool.first_middle_last(span.start_pts, span.end_pts)
+            clips.append(clip)
+            pictures.append(jpegs)
+        clips_s = [(self._elapsed_s(span.start_pts), self._elapsed_s(span.end_pts)) for span in plan.spans]
+        captions = captions_of_clips(read_captions(source, info.metadata), clips_s)
+        for clip, chosen in zip(clips, captions, strict=True):
+            clip["captions"] = [asdict(caption) for caption in chosen]
+        return Scan(source=row, clips=clips, pictures=pictures)
+
+    def _elapsed_s(self, pts: int) -> float:
+        """Seconds from the first frame to a timestamp."""
+        return float((pts - self._frame_pts[0]) * self._info.time_base) if self._frame_pts else 0.0
+
+    def _keep_picture(self, frame: Frame | None, next_s: float) -> None:
+        """Keep a frame as a candidate picture if none was kept that lies near enough to the next frame."""
+        if frame is not None and self._spool.due(next_s, self._config.picture_spacing_s):
+            long_side_px = self._config.picture_long_side_px
+            bgr = self._shrinker.upright_bgr(frame.picture, self._info, long_side_px=long_side_px)
+            self._spool.add(frame.pts, self._elapsed_s(frame.pts), bgr)
+
+    def _make_room(self, packets: PacketIndex) -> None:
+        """Drop the candidate pictures that no clip can take any more: of shots that are over, all but three a clip."""
+        timeline = self._timeline(packets)
+        seen, settled = self._cuts.settled()
+        transitions = merge(seen, self._certain(timeline, packets))
+        over = [t for t in transitions if t.end_frame < settled]
+        decided_pts = over[-1].start_pts if over else timeline.bound_pts(0)
+        plan = plan_spans(timeline, transitions, self._config.spans)
+        spans = [(s.start_pts, s.end_pts) for s in plan.spans if s.cut_end_pts <= decided_pts]
+        self._spool.drop_decided(spans, decided_pts)
+
+    def _certain(self, timeline: Timeline, packets: PacketIndex) -> list[Transition]:
+        """What is known without looking at the pictures. Where the frame size changes another shot begins."""
+        return [
+            *damage(timeline, packets),
+            *(
+                Transition(
+                    kind="hard",
+                    start_frame=index,
+                    end_frame=index,
+                    start_pts=timeline.bound_pts(index),
+                    end_pts=timeline.bound_pts(index),
+                )
+                for index, *_ in self._sizes[1:]
+            ),
+        ]
+
+    def _displayed_size(self, span: Span) -> dict[str, int]:
+        info = self._info
+        begun = bisect_right(self._sizes, span.start_frame, key=lambda size: size[0])
+        _, width, height = self._sizes[begun - 1]
+        width = max(1, round(width * info.sample_aspect_ratio))
+        return {"width": height, "height": width} if info.rotation in (90, 270) else {"width": width, "height": height}
+
+    def _timeline(self, packets: PacketIndex) -> Timeline:
+        info = self._info
+        frame_pts = np.array(self._frame_pts, np.int64)
+        duration = self._last_duration or (int(np.median(np.diff(frame_pts))) if len(frame_pts) > 1 else 1)
+        longest = max(1, int(self._config.limits.max_duration_s / info.time_base))
+        stamped = [pts for pts in packets.pts if pts is not None]
+        complete = len(stamped) == len(packets.pts)
+        flagged = {pts for pts, key in zip(packets.pts, packets.is_key, strict=True) if key}
+        return Timeline(
+            time_base=info.time_base,
+            frame_pts=frame_pts,
+            end_pts=int(frame_pts[-1]) + min(max(1, duration), longest),
+            key_pts=np.array([pts for pts in self._key_pts if pts in flagged], np.int64),
+            packet_pts=np.array(stamped if complete else [], np.int64),
+            copyable=complete and self._copyable,
+        )

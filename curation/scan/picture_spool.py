@@ -1,0 +1,144 @@
+"""Pictures that may become the first, middle or last one of a clip, kept until the clips are known.
+
+They are a quarter of a second apart, so that no second pass is needed. Those of clips that are decided already are
+dropped but for the three that were chosen, and what a shot without end leaves is kept within a limit.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+
+from clipmill.spool import IN_MEMORY_BYTES, Spool
+from curation.video.pictures import Image
+
+_JPEG_QUALITY = 92
+_LEAST_SIDE_PX = 64
+"""A picture is not made smaller than this, whatever the limit."""
+
+
+class PictureSpool:
+    """JPEG pictures by pts, at most `max_bytes` of them. A context manager. Raises RunStopped as `Spool`."""
+
+    def __init__(self, max_bytes: int, in_memory_bytes: int = IN_MEMORY_BYTES) -> None:
+        self._max_bytes, self._in_memory_bytes = max_bytes, in_memory_bytes
+        self._spool = Spool(in_memory_bytes)
+        self._pts: list[int] = []
+        self._pieces: list[tuple[int, int]] = []
+        self._times_s: list[float] = []
+        self._farthest_s = 0.0
+        self._shrunk = False
+        self._crowded_bytes = min(in_memory_bytes, max_bytes)
+
+    def __enter__(self) -> "PictureSpool":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._spool.__exit__(*exc)
+
+    @property
+    def size_bytes(self) -> int:
+        return self._spool.size_bytes
+
+    @property
+    def crowded(self) -> bool:
+        """Whether it is time for `drop_decided`."""
+        return self.size_bytes > self._crowded_bytes
+
+    @property
+    def note(self) -> str | None:
+        """What the limit did to the pictures."""
+        done = [f"kept up to {self._farthest_s:.2g} s apart"] if self._farthest_s else []
+        done += ["made smaller"] if self._shrunk else []
+        return f"pictures were {' and '.join(done)} (limits.spool_bytes, limits.answer_bytes)" if done else None
+
+    def due(self, next_s: float, spacing_s: float) -> bool:
+        """Whether waiting for the next frame would leave a gap of more than `spacing_s`."""
+        return not self._times_s or next_s - self._times_s[-1] > spacing_s + 1e-6
+
+    def add(self, pts: int, time_s: float, picture_HWC: Image) -> None:
+        """Keep a picture. Timestamps rise."""
+        jpeg = _compressed(picture_HWC)
+        self._pieces.append((self._spool.put(jpeg), len(jpeg)))
+        self._pts.append(pts)
+        self._times_s.append(time_s)
+
+    def first_middle_last(self, start_pts: int, end_pts: int) -> tuple[list[int], tuple[bytes, ...]]:
+        """pts and JPEG bytes of the pictures nearest to the start, the middle and the end of a clip, within it."""
+        chosen = self._chosen(start_pts, end_pts)
+        return [self._pts[i] for i in chosen], tuple(self._spool.get(*self._pieces[i]) for i in chosen)
+
+    def drop_decided(self, spans: Iterable[tuple[int, int]], decided_pts: int) -> None:
+        """Make room: of the pictures before `decided_pts` only those of these (start_pts, end_pts) clips stay.
+
+        If that is not enough, those of what is not decided are thinned out evenly, and then pictures get smaller.
+        """
+        undecided = bisect_left(self._pts, decided_pts)
+        kept = sorted({i for span in spans for i in self._chosen(*span) if i < undecided})
+        later, room_bytes = list(range(undecided, len(self._pts))), self._max_bytes // 2 - self._bytes(kept)
+        while self._bytes(later) > room_bytes and len(later) > 1:
+            apart_s = 2 * (self._times_s[later[-1]] - self._times_s[later[0]]) / (len(later) - 1)
+            self._farthest_s = max(self._farthest_s, apart_s)
+            later = self._at_least(apart_s, later) if apart_s > 0 else later[:1]
+        self._keep(kept + later)
+        if self.size_bytes > self._max_bytes // 2:
+            self._shrink()
+        crowded_bytes = min(max(self._in_memory_bytes, 2 * self.size_bytes), self._max_bytes)
+        self._crowded_bytes = max(crowded_bytes, self.size_bytes * 5 // 4)  # so that the next time is not at once
+
+    def _chosen(self, start_pts: int, end_pts: int) -> list[int]:
+        low, high = bisect_left(self._pts, start_pts), bisect_left(self._pts, end_pts)
+        if low == high:
+            return []
+        twice_middle = start_pts + end_pts
+        near = bisect_left(self._pts, (twice_middle + 1) // 2, low, high)
+        around = range(max(low, near - 1), min(high, near + 1))
+        return [low, min(around, key=lambda i: abs(2 * self._pts[i] - twice_middle)), high - 1]
+
+    def _bytes(self, chosen: list[int]) -> int:
+        return sum(self._pieces[i][1] for i in chosen)
+
+    def _at_least(self, apart_s: float, pictures: list[int]) -> list[int]:
+        """The first of the pictures, and then each that is so far from the last one that stays."""
+        kept = pictures[:1]
+        for i in pictures[1:]:
+            if self._times_s[i] - self._times_s[kept[-1]] >= apart_s - 1e-6:
+                kept.append(i)
+        return kept
+
+    def _keep(self, chosen: list[int]) -> None:
+        pieces = [self._pieces[i] for i in chosen]
+        starts = self._spool.keep(pieces)
+        self._pieces = [(start, size) for start, (_, size) in zip(starts, pieces, strict=True)]
+        self._pts = [self._pts[i] for i in chosen]
+        self._times_s = [self._times_s[i] for i in chosen]
+
+    def _shrink(self) -> None:
+        """Make the largest pictures smaller, so that all of them take half of the limit."""
+        share_bytes = self._max_bytes // 2 // len(self._pieces)
+        self._shrunk = True
+        smaller = Spool(self._in_memory_bytes)
+        pieces = []
+        for piece in self._pieces:
+            jpeg = _within(self._spool.get(*piece), share_bytes)
+            pieces.append((smaller.put(jpeg), len(jpeg)))
+        self._spool.__exit__()
+        self._spool, self._pieces = smaller, pieces
+
+
+def _compressed(picture_HWC: Image) -> bytes:
+    _, jpeg = cv2.imencode(".jpg", picture_HWC, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    return jpeg.tobytes()
+
+
+def _within(jpeg: bytes, max_bytes: int) -> bytes:
+    """The picture at half its size, again and again until it has at most so many bytes."""
+    while len(jpeg) > max_bytes:
+        picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+        assert picture is not None, "a picture that was compressed here"
+        if max(picture.shape) <= _LEAST_SIDE_PX:
+            break
+        height, width = (max(1, side // 2) for side in picture.shape[:2])
+        jpeg = _compressed(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA))
+    return jpeg

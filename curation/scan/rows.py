@@ -1,0 +1,126 @@
+"""What a scan learned, as rows: the columns of a source, of its clips, and a note for a person."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curation.inputs.sources import Source
+from curation.scores.microconditioning import fps_id
+from curation.shots.spans import Span, SpanConfig, SpanPlan, Timeline
+from curation.video.decode import PacketIndex, VideoInfo
+
+
+def identity(source: Source) -> dict[str, Any]:
+    """Which input it is."""
+    return {
+        "source_id": source.source_id,
+        "uri": source.uri,
+        "size_bytes": source.size_bytes,
+        "mark": source.mark,
+        "error_kind": None,
+        "error": None,
+    }
+
+
+def source_columns(info: VideoInfo, timeline: Timeline, packets: PacketIndex, plan: SpanPlan) -> dict[str, Any]:
+    """What was seen of a source that is ok."""
+    fps, variable = _frame_rate(timeline, 0, len(timeline.frame_pts))
+    return {
+        "container": info.container,
+        "codec": info.codec,
+        "pixel_format": info.pixel_format,
+        "width": info.width,
+        "height": info.height,
+        "rotation": info.rotation,
+        "fps": fps,
+        "variable_fps": variable,
+        "duration_s": timeline.seconds(0, len(timeline.frame_pts)),
+        "start_s": float(timeline.bound_pts(0) * timeline.time_base),
+        "frames": len(timeline.frame_pts),
+        "keyframes": len(timeline.key_pts),
+        "audio": info.audio,
+        "status": "ok",
+        "clips": len(plan.spans),
+        "clip_s": plan.clip_s,
+        "lost_transition_s": plan.lost_transition_s,
+        "lost_blank_s": plan.lost_blank_s,
+        "lost_short_s": plan.lost_short_s,
+        "lost_keyframe_s": plan.lost_keyframe_s,
+        "lost_damage_s": plan.lost_damage_s,
+    }
+
+
+def clip_columns(source: Source, info: VideoInfo, timeline: Timeline, span: Span) -> dict[str, Any]:
+    """Where a clip lies in its source, and how its frames follow each other."""
+    fps, variable = _frame_rate(timeline, span.start_frame, span.start_frame + span.frames)
+    base = timeline.time_base
+    bounds = ("cut_start", "cut_end", "start", "end")
+    return {
+        "clip_id": f"{source.source_id}-{span.start_pts}-{span.end_pts}".replace("--", "-m"),
+        "source_id": source.source_id,
+        "uri": source.uri,
+        "take": span.take,
+        "time_base_num": base.numerator,
+        "time_base_den": base.denominator,
+        **{f"{bound}_pts": getattr(span, f"{bound}_pts") for bound in bounds},
+        **{f"{bound}_s": float(getattr(span, f"{bound}_pts") * base) for bound in bounds},
+        "duration_s": float((span.end_pts - span.start_pts) * base),
+        "start_frame": span.start_frame,
+        "frames": span.frames,
+        "fps": fps,
+        "variable_fps": variable,
+        "fps_id": fps_id(fps),
+        "codec": info.codec,
+    }
+
+
+def _frame_rate(timeline: Timeline, first: int, last: int) -> tuple[float | None, bool]:
+    """(frames - 1) / (last pts - first pts), and whether 1 % of the intervals stray from the median, or one far."""
+    intervals: NDArray[np.int64] = np.diff(timeline.frame_pts[first:last])
+    if not len(intervals):
+        return None, False
+    fps = len(intervals) / float(int(intervals.sum()) * timeline.time_base)
+    median = float(np.median(intervals))
+    stray = np.abs(intervals - median) > max(1.5, 0.1 * median)  # 1.5 ticks: rounding to a coarse time base
+    return fps, bool(stray.mean() > 0.01 or intervals.max() > 3 * median + 1.5)
+
+
+def note(
+    info: VideoInfo,
+    timeline: Timeline,
+    packets: PacketIndex,
+    plan: SpanPlan,
+    config: SpanConfig,
+    pictures: str | None = None,
+) -> str | None:
+    """What a reader should know of a source that is ok but not whole, or that gave no clip."""
+    notes = []
+    if packets.damaged_pts:
+        notes.append(f"{len(set(packets.damaged_pts))} damaged packets or frames were left out")
+    if packets.unordered:
+        notes.append(f"{packets.unordered} frames out of order were left out")
+    decoded_s = timeline.seconds(0, len(timeline.frame_pts))
+    if packets.ended_early or (info.duration_s is not None and decoded_s < info.duration_s - 1):
+        promised = f" of the {info.duration_s:.1f} s it promises" if info.duration_s else ""
+        reason = f" ({packets.ended_early})" if packets.ended_early else ""
+        notes.append(f"only {decoded_s:.1f} s{promised} could be read{reason}")
+    if pictures:
+        notes.append(pictures)
+    if not plan.spans:
+        notes.append(_why_no_clip(info, timeline, plan, config))
+    return "; ".join(notes) or None
+
+
+def _why_no_clip(info: VideoInfo, timeline: Timeline, plan: SpanPlan, config: SpanConfig) -> str:
+    whole_s = timeline.seconds(0, len(timeline.frame_pts))
+    if plan.lost_blank_s and plan.lost_blank_s > whole_s - config.min_s:
+        return f"{plan.lost_blank_s:.1f} s of {whole_s:.1f} s show nothing (black or blank), the rest gives no clip"
+    if config.take == "copy" and not timeline.copyable:
+        return f"packets of {info.codec} in this container cannot be copied into an MP4; take: auto would encode them"
+    why = f"no shot gives a clip of {config.min_s:g} s"
+    if config.take == "copy" and plan.lost_keyframe_s:
+        why += " that starts on a keyframe and can be copied"
+    if plan.lost_blank_s:
+        why += f"; {plan.lost_blank_s:.1f} s of {whole_s:.1f} s show nothing (black or blank)"
+    return why

@@ -1,0 +1,82 @@
+"""Whether a scan that a child gave back fits the tables, and speaks of the source that was asked for.
+
+The child ran native code on untrusted bytes. Rows of other types would stop the run when a part is written, and a row
+under the name of another source would replace that.
+"""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+from clipmill.errors import SourceError
+from curation.dataset.schemas import CLIPS, SOURCES
+from curation.inputs.sources import Source
+from curation.scan.one_pass import Scan
+from curation.scan.rows import identity
+
+_LONGEST_SIDE_PX = 4096
+_EXACT_BITS = 53
+"""Of a floating-point number: a larger integer is not one."""
+
+
+def check_scan(scanned: Scan, source: Source) -> None:
+    """Raises SourceError (crashed) where a row is not what the scan of `source` gives."""
+    own = identity(source)
+    try:
+        _check(scanned.source.get("status") == "ok", "status")
+        _check(all(scanned.source.get(name) == value for name, value in own.items()), "source_id")
+        _check_row(scanned.source, SOURCES)
+        _check(len(scanned.clips) == len(scanned.pictures), "pictures")
+        for clip, pictures in zip(scanned.clips, scanned.pictures, strict=True):
+            _check_row(clip, CLIPS)
+            _check(clip["source_id"] == source.source_id and clip["uri"] == source.uri, "source_id")
+            _check(clip["clip_id"].startswith(f"{source.source_id}-") and clip["clip_id"].isascii(), "clip_id")
+            _check(len(pictures) in (0, 3) and len(clip["picture_pts"]) == len(pictures), "pictures")
+            _check(all(map(_is_picture, pictures)), "pictures")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _not_a_scan(f"{type(error).__name__}: {error}") from error
+
+
+def _check_row(row: Mapping[str, Any], schema: pa.Schema) -> None:
+    for name, value in row.items():
+        _check(name in schema.names and fits(value, schema.field(name).type), name)
+
+
+def fits(value: Any, kind: pa.DataType) -> bool:
+    """Whether a plain value is one of an Arrow type, without being converted; null is one of each."""
+    if value is None:
+        return True
+    if pa.types.is_list(kind):
+        return isinstance(value, list | tuple) and all(fits(item, kind.value_type) for item in value)
+    if pa.types.is_struct(kind):
+        types = {field.name: field.type for field in kind}
+        known = isinstance(value, dict) and value.keys() <= types.keys()
+        return known and all(fits(item, types[name]) for name, item in value.items())
+    if isinstance(value, bool):
+        return bool(pa.types.is_boolean(kind))
+    if isinstance(value, int):
+        bits = kind.bit_width if pa.types.is_integer(kind) else _EXACT_BITS * pa.types.is_floating(kind)
+        return -(1 << bits) <= 2 * value < 1 << bits
+    return (isinstance(value, float) and pa.types.is_floating(kind)) or (
+        isinstance(value, str) and pa.types.is_string(kind)
+    )
+
+
+def _is_picture(jpeg: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
+            return max(picture.size) <= _LONGEST_SIDE_PX
+    except (OSError, Image.DecompressionBombError):
+        return False
+
+
+def _check(holds: bool, what: str) -> None:
+    if not holds:
+        raise _not_a_scan(what[:60])
+
+
+def _not_a_scan(what: str) -> SourceError:
+    return SourceError("crashed", f"the scanning process gave back rows that are not those of a scan ({what})")

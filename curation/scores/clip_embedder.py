@@ -1,0 +1,176 @@
+"""CLIP embeddings of clips: one forward pass over pictures and captions serves every score that needs them.
+
+Paper 3.1 and App. C: embeddings of the first, middle and last frame, and of each caption.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, TypeVar
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from clipmill.columns import column
+from clipmill.config import Config
+from curation.scores import openclip
+from curation.scores.base import ClipView, Embeddings
+from curation.video.pictures import Image
+
+_T = TypeVar("_T")
+
+EMBEDDING_COLUMNS = (
+    column(
+        "embedding",
+        pa.list_(pa.float16()),
+        "mean of the CLIP embeddings of the first, middle and last frame, each of length 1; scaled to length 1",
+    ),
+    column("embedding_error", pa.string(), "why embedding is null"),
+)
+
+
+class ClipConfig(Config):
+    """Which CLIP model, and how it runs."""
+
+    model: str = "ViT-L-14"
+    """As open_clip names it, or a folder with open_clip_config.json and its weights, or hf-hub:OWNER/NAME."""
+    pretrained: str | None = "openai"
+    """A tag that open_clip knows, or a checkpoint file; a folder or a hf-hub model brings its own weights."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU, fp32 on a CPU. CPUs with AMX gain much from bf16; scores then differ by about 1e-3."""
+    batch_size: int = Field(32, ge=1)
+    """Pictures, or captions, in one forward pass. Scores do not depend on it."""
+
+    @field_validator("model", "pretrained")
+    @classmethod
+    def _absolute(cls, given: str | None) -> str | None:
+        """Workers run elsewhere than where the configuration was written."""
+        return os.path.abspath(given) if given and os.path.exists(given) else given
+
+
+class Clip:
+    """A CLIP model that embeds the pictures and captions of clips."""
+
+    def __init__(self, config: ClipConfig | None = None) -> None:
+        self._config = config or ClipConfig()
+        self._device = "cpu"
+        self._loaded: openclip.Loaded | None = None
+
+    @property
+    def weights(self) -> openclip.Weights:
+        """Of the model that is loaded."""
+        return self._ready().weights
+
+    @property
+    def width(self) -> int:
+        """Numbers in an embedding."""
+        return self.embed_texts(["a"]).shape[1]
+
+    def load(self, device: str = "cpu") -> None:
+        """Load the model. Raises UserError where its weights are missing or unfit (see `curation.scores.openclip.load`)."""
+        import torch
+
+        self._device = device
+        self._loaded = openclip.load(self._config.model, self._config.pretrained, device)
+        bf16 = self._config.precision == "bf16" or (self._config.precision == "auto" and device != "cpu")
+        self._loaded.model.to(dtype=torch.bfloat16 if bf16 else torch.float32, memory_format=torch.channels_last)
+
+    def embed(self, batch: Sequence[ClipView]) -> list[Embeddings]:
+        """Embeddings of every clip, in order, whatever the sizes of the batch and of its clips."""
+        texts = list(dict.fromkeys(c.text for view in batch for c in view.captions if c.text))
+        captions = dict(zip(texts, self.embed_texts(texts), strict=True))
+        pictures = iter(self.embed_pictures([picture for view in batch for picture in view.pictures]))
+        found = []
+        for view in batch:
+            if not view.pictures:
+                found.append(Embeddings(error="the clip has no pictures"))
+                continue
+            rows_FD = np.stack([next(pictures) for _ in view.pictures])
+            if not np.isfinite(rows_FD).all():
+                found.append(Embeddings(error="the model gave numbers that are not finite"))
+                continue
+            unknown_D = np.full(rows_FD.shape[1], np.nan, np.float32)
+            rows_CD = [captions[c.text] if c.text else unknown_D for c in view.captions]
+            found.append(Embeddings(pictures_FD=rows_FD, captions_CD=np.array(rows_CD, np.float32)))
+        return found
+
+    def embed_pictures(self, pictures: Sequence[Image]) -> NDArray[np.float32]:
+        """(picture, width) float32 rows of length 1, of (height, width, 3) uint8 BGR pictures of any sizes."""
+        import torch
+        from PIL import Image as Pil
+
+        loaded, rows = self._ready(), []
+        dtype = next(loaded.model.parameters()).dtype
+        for some in self._batches(pictures):
+            inputs = [loaded.preprocess(Pil.fromarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))) for bgr in some]
+            batch_NCHW = torch.stack(inputs).to(self._device, dtype, memory_format=torch.channels_last)
+            with torch.inference_mode():
+                rows.append(_unit_rows(loaded.model.encode_image(batch_NCHW)))
+        return _stacked(rows)
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(text, width) float32 rows of length 1; what goes beyond the model's context length does not count."""
+        import torch
+
+        loaded, rows = self._ready(), []
+        for some in self._batches(texts):
+            tokens_NL = loaded.tokenizer(list(some)).to(self._device)
+            with torch.inference_mode():
+                rows.append(_unit_rows(encode_text(loaded.model, tokens_NL)))
+        return _stacked(rows)
+
+    def _batches(self, items: Sequence[_T]) -> Iterator[Sequence[_T]]:
+        size = self._config.batch_size
+        return (items[i : i + size] for i in range(0, len(items), size))
+
+    def _ready(self) -> openclip.Loaded:
+        assert self._loaded is not None, "load() comes first"
+        return self._loaded
+
+
+def encode_text(model: Any, tokens_NL: Any) -> Any:
+    """`model.encode_text`, without the padding behind the longest text where the model allows for that.
+
+    OpenAI's text tower is causal and reads its answer at the end-of-text token (the largest number): what comes after
+    it changes nothing, and captions are mostly much shorter than the 77 tokens of the context.
+    """
+    import torch
+    from open_clip import CLIP
+
+    if type(model) is not CLIP or model.text_pool_type != "argmax" or model.attn_mask is None:
+        return model.encode_text(tokens_NL)
+    end_N = tokens_NL.argmax(dim=-1)
+    length = int(end_N.max()) + 1
+    dtype = model.transformer.get_cast_dtype()
+    x_NLD = model.token_embedding(tokens_NL[:, :length]).to(dtype) + model.positional_embedding[:length].to(dtype)
+    x_NLD = model.ln_final(model.transformer(x_NLD, attn_mask=model.attn_mask[:length, :length]))
+    pooled_ND = x_NLD[torch.arange(len(x_NLD), device=x_NLD.device), end_N]
+    projection = model.text_projection
+    if projection is None:
+        return pooled_ND
+    return projection(pooled_ND) if isinstance(projection, torch.nn.Linear) else pooled_ND @ projection
+
+
+def mean_embedding(pictures_FD: NDArray[np.float32]) -> NDArray[np.float16]:
+    """The clip's embedding: the mean of its pictures' rows, scaled to length 1."""
+    mean_D = pictures_FD.mean(axis=0)
+    return (mean_D / max(float(np.linalg.norm(mean_D)), 1e-12)).astype(np.float16)
+
+
+def embedding_columns(embeddings: Embeddings) -> dict[str, Any]:
+    """Columns embedding and embedding_error of one clip."""
+    if embeddings.pictures_FD is None:
+        return {"embedding": None, "embedding_error": embeddings.error}
+    return {"embedding": mean_embedding(embeddings.pictures_FD), "embedding_error": None}
+
+
+def _unit_rows(features_ND: Any) -> NDArray[np.float32]:
+    features_ND = features_ND.float()
+    rows_ND: NDArray[np.float32] = (features_ND / features_ND.norm(dim=-1, keepdim=True)).cpu().numpy()
+    return rows_ND
+
+
+def _stacked(rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)

@@ -1,0 +1,209 @@
+"""Tests -> counts and a funnel: how many clips have which outcome under every rule, and what each rule removed.
+
+A rule on single clips is judged on the unfiltered set. A rule that depends on the others (the best clip of each group
+of near-duplicates) is judged last, on the clips that the others left.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import duckdb
+
+from curation.dataset.sql import quoted
+from curation.dataset.tables import joined_columns, joined_query
+from curation.selection.rules import Rule, Rules
+from curation.selection.thresholds import PLACE, REMOVED, UNSCORED, WHERE, Test
+
+Outcomes = tuple[int, ...]
+"""Of one clip under every test, in order: KEPT, REMOVED or UNSCORED."""
+
+_LAST_NOTE = "among the clips that pass the other rules"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunnelStep:
+    """What one rule did. `removed_alone` and `unscored` count in all clips, the rest after the rules before it."""
+
+    rule: str
+    """The column, or "where"."""
+    asked: str
+    thresholds: dict[str, float | None] = field(default_factory=dict)
+    """Each bound as a number; None where no clip has the score."""
+    removed_alone: int = 0
+    removed: int = 0
+    unscored: int = 0
+    unscored_dropped: int = 0
+    unscored_reason: str | None = None
+    """Why most of the unscored clips have no score, where their error column says so."""
+    clips_left: int
+    seconds_left: float
+    note: str | None = None
+    """What a reader of the numbers has to know: ties at a threshold, or a rule that runs last."""
+    skipped: str | None = None
+    """Why the rule was not applied, if it was not."""
+
+
+class Count(NamedTuple):
+    """Clips and whole microseconds, whose sum does not depend on the order."""
+
+    clips: int
+    microseconds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What every clip got under every test, counted."""
+
+    tests: tuple[Test, ...]
+    """Those that depend on the others last."""
+    counts: Mapping[Outcomes, Count]
+    alone: Mapping[str, int]
+    """For each test that depends on the others: clips that it would remove from the unfiltered set."""
+
+    def passes(self, outcomes: Outcomes) -> bool:
+        """Whether a clip with these outcomes is chosen."""
+        return all(test.keeps(outcome) for test, outcome in zip(self.tests, outcomes, strict=True))
+
+    def chosen(self) -> Count:
+        """The clips that pass all tests."""
+        return _total(count for outcomes, count in self.counts.items() if self.passes(outcomes))
+
+    def total(self) -> Count:
+        """All clips."""
+        return _total(self.counts.values())
+
+
+def judge(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test]) -> Judged:
+    """Count the clips per combination of outcomes; see `judged_rows` for the clips themselves."""
+    ordered = tuple(sorted(tests, key=lambda test: test.last))
+    alone = {test.name: _removed_alone(connection, test) for test in ordered if test.last}
+    if alone:
+        _rank_survivors(connection, ordered)
+    names = [_outcome(i) for i in range(len(ordered))]
+    listed = "".join(f"{name}, " for name in names)
+    rows = connection.execute(
+        f"SELECT {listed}count(*), coalesce(sum(round(duration_s * 1e6)::BIGINT), 0) "
+        f"FROM ({judged_rows(connection, ordered, ['duration_s'])}) GROUP BY ALL"
+    ).fetchall()
+    counts = {tuple(outcomes): Count(int(clips), int(us)) for *outcomes, clips, us in rows if clips}
+    return Judged(tests=ordered, counts=counts, alone=alone)
+
+
+def judged_rows(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test], columns: Sequence[str]) -> str:
+    """SQL for these columns of every clip, and its outcome under each test as `outcome_0`, `outcome_1`, ..."""
+    used = dict.fromkeys([*columns, *(c for t in tests for c in sorted(t.columns)), *(["clip_id"] * _ranked(tests))])
+    rows = f"({joined_query(connection, used)}) AS joined"
+    if _ranked(tests):
+        rows += " LEFT JOIN _places USING (clip_id)"
+    listed = [*map(quoted, columns), *(f"({t.outcome})::TINYINT AS {_outcome(i)}" for i, t in enumerate(tests))]
+    return f"SELECT {', '.join(listed)} FROM {rows}"
+
+
+def passing(tests: Sequence[Test]) -> str:
+    """SQL over `judged_rows`: whether a clip passes all tests."""
+    kept = [f"{_outcome(i)} IN ({', '.join(map(str, t.kept_outcomes()))})" for i, t in enumerate(tests)]
+    return " AND ".join(kept) or "true"
+
+
+def _rank_survivors(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test]) -> None:
+    """Make the table `_places`: for each copy that passes the other tests, how many better ones of its group do so too.
+
+    Only copies have a row, for the best clip of a group has place 0 whenever it passes.
+    """
+    others = [test for test in tests if not test.last]
+    rows = judged_rows(connection, others, ["clip_id", "duplicate_of", "duplicate_rank"])
+    survivors = f"SELECT clip_id, duplicate_of, duplicate_rank FROM ({rows}) WHERE {passing(others)}"
+    connection.execute(
+        f"CREATE TEMP TABLE copies AS SELECT clip_id, duplicate_of, row_number() OVER "
+        f"(PARTITION BY duplicate_of ORDER BY duplicate_rank, clip_id) - 1 AS better "
+        f"FROM ({survivors}) WHERE duplicate_rank > 0"
+    )
+    connection.execute(
+        f"CREATE TEMP TABLE best AS SELECT clip_id FROM ({survivors}) AS s WHERE duplicate_rank = 0 "
+        "AND clip_id IN (SELECT duplicate_of FROM copies)"
+    )
+    connection.execute(
+        f"CREATE TEMP TABLE _places AS SELECT clip_id, "
+        f"better + (duplicate_of IN (SELECT clip_id FROM best))::BIGINT AS {PLACE} FROM copies"
+    )
+
+
+def _removed_alone(connection: duckdb.DuckDBPyConnection, test: Test) -> int:
+    rows = f"({joined_query(connection, sorted(test.columns))}) AS joined"
+    found = connection.execute(f"SELECT count_if(({test.outcome_alone}) = {REMOVED}) FROM {rows}").fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def funnel(
+    connection: duckdb.DuckDBPyConnection, rules: Rules, judged: Judged, skipped: Mapping[str, str]
+) -> tuple[FunnelStep, ...]:
+    """What each rule asked for and did: first those that look at single clips, in the order of the rules."""
+    asked = {name: _asked(rule) for name, rule in rules.rules.items()}
+    if rules.where is not None:
+        asked[WHERE] = rules.where
+    place = {test.name: i for i, test in enumerate(judged.tests)}
+    last = {test.name for test in judged.tests if test.last}
+    left, steps = dict(judged.counts), []
+    for name in sorted(asked, key=lambda name: name in last):
+        if name in skipped:
+            steps.append(_step(name, asked[name], left, skipped=skipped[name]))
+            continue
+        i, before = place[name], left
+        test = judged.tests[i]
+        left = {outcomes: count for outcomes, count in before.items() if test.keeps(outcomes[i])}
+        unscored = _clips_with(judged.counts, i, UNSCORED)
+        steps.append(
+            _step(
+                name,
+                asked[name],
+                left,
+                thresholds=dict(test.thresholds),
+                removed_alone=judged.alone.get(name, _clips_with(judged.counts, i, REMOVED)),
+                removed=_clips_with(before, i, REMOVED),
+                unscored=unscored,
+                unscored_dropped=0 if test.keeps_unscored else _clips_with(before, i, UNSCORED),
+                unscored_reason=_commonest_error(connection, name) if unscored else None,
+                note=_LAST_NOTE if test.last else test.note,
+            )
+        )
+    return tuple(steps)
+
+
+def _commonest_error(connection: duckdb.DuckDBPyConnection, name: str) -> str | None:
+    known, error = joined_columns(connection), f"{name}_error"
+    if error not in known or known[error][2] != "VARCHAR":
+        return None
+    found = connection.execute(
+        f"SELECT {quoted(error)} FROM ({joined_query(connection, [error])}) WHERE {quoted(error)} IS NOT NULL "
+        "GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT 1"
+    ).fetchone()
+    return str(found[0]) if found else None
+
+
+def _step(rule: str, asked: str, left: Mapping[Outcomes, Count], **numbers: Any) -> FunnelStep:
+    total = _total(left.values())
+    return FunnelStep(rule=rule, asked=asked, clips_left=total.clips, seconds_left=total.microseconds / 1e6, **numbers)
+
+
+def _total(counts: Iterable[Count]) -> Count:
+    listed = list(counts)
+    return Count(sum(count.clips for count in listed), sum(count.microseconds for count in listed))
+
+
+def _clips_with(counts: Mapping[Outcomes, Count], place: int, outcome: int) -> int:
+    return sum(count.clips for outcomes, count in counts.items() if outcomes[place] == outcome)
+
+
+def _asked(rule: Rule) -> str:
+    bounds = [f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in rule.bounds().items()]
+    return ", ".join([*bounds, *(["unscored keep"] if rule.unscored == "keep" else [])])
+
+
+def _outcome(i: int) -> str:
+    return f"outcome_{i}"
+
+
+def _ranked(tests: Sequence[Test]) -> bool:
+    return any(test.last for test in tests)

@@ -1,0 +1,218 @@
+"""Rules -> clip ids and a funnel: what stays, and what each rule removed (paper 3.1). No score is computed here."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter
+
+from clipmill import storage
+from clipmill.config import unknown_name
+from clipmill.errors import UserError
+from curation.dataset.sql import batches, quoted
+from curation.dataset.tables import Dataset, joined_query
+from curation.selection.funnel import FunnelStep, Judged, funnel, judge, judged_rows, passing
+from curation.selection.rules import Rule, Rules, load_rules
+from curation.selection.thresholds import WHERE, Test, tests_of, with_full_names
+
+__all__ = [
+    "FunnelStep",
+    "Rule",
+    "Rules",
+    "Selection",
+    "funnel_rows",
+    "load_rules",
+    "load_selection",
+    "select",
+    "selected_clips",
+    "selection_names",
+]
+
+_FOLDER = "selections"
+_SELECTED = pa.schema([("clip_id", pa.string()), ("source_id", pa.string()), ("uri", pa.string())])
+_BATCH_ROWS = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """A selection as written: total_clips = clips + what every step removed + what it dropped as unscored."""
+
+    name: str
+    clips: int
+    seconds: float
+    total_clips: int
+    total_seconds: float
+    funnel: tuple[FunnelStep, ...]
+    rules: dict[str, Any]
+    """As asked for."""
+    resolved: dict[str, Any]
+    """The same with every bound as a number: usable as rules on another dataset."""
+    clips_sha256: str
+    """Over the chosen clip ids in order: the same digest, the same clips."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether no clip passed. It is written all the same; the caller should make it an error."""
+        return self.clips == 0
+
+    @property
+    def starved(self) -> tuple[FunnelStep, ...]:
+        """Rules that dropped clips for want of a score which more than half of all clips do not have."""
+        return tuple(s for s in self.funnel if s.unscored_dropped and 2 * s.unscored > self.total_clips)
+
+
+def select(
+    dataset: Dataset,
+    rules: Rules,
+    *,
+    name: str | None = None,
+    allow_missing: bool = False,
+    replace: bool = False,
+    dry_run: bool = False,
+) -> Selection:
+    """Choose clips and write `selections/NAME.parquet` (clip_id, source_id, uri; sorted by clip_id) and NAME.json.
+
+    Each file is whole or absent; the JSON comes last and marks the selection as complete. With `allow_missing`,
+    rules on columns that the dataset does not have are skipped, and the funnel says so; with `dry_run` nothing is
+    written. Raises UserError for a column that is not there or holds no numbers, for a `where` that DuckDB refuses,
+    and, without `replace`, when the name holds other rules or other clips.
+    """
+    rules = rules.named(name) if name else rules
+    description = dataset.description()
+    older = load_selection(dataset, rules.name) if rules.name in selection_names(dataset) else None
+    with dataset.connect() as connection:
+        rules = with_full_names(connection, rules)
+        tests, skipped = tests_of(connection, rules, allow_missing=allow_missing)
+        judged = judge(connection, tests)
+        chosen, total = judged.chosen(), judged.total()
+        steps = funnel(connection, rules, judged, skipped)
+        clips = _chosen_clips(connection, judged, rules.where)
+        if dry_run:
+            digest = _digest_of(clips)
+        else:
+            kept = None if replace else older
+            digest = _write_clips(dataset, rules, clips, kept)
+    selection = Selection(
+        name=rules.name,
+        clips=chosen.clips,
+        seconds=chosen.microseconds / 1e6,
+        total_clips=total.clips,
+        total_seconds=total.microseconds / 1e6,
+        funnel=steps,
+        rules=rules.as_given(),
+        resolved=_resolved_rules(rules, tests),
+        clips_sha256=digest,
+    )
+    if not dry_run:
+        content = {"dataset_fingerprint": description["fingerprint"], **asdict(selection)}
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        storage.write_bytes(dataset.fs, _path(dataset, rules.name, "json"), text.encode())
+    return selection
+
+
+def load_selection(dataset: Dataset, name: str) -> Selection:
+    """A selection written before. Raises UserError, naming those that are there, when it is not one of them."""
+    known = selection_names(dataset)
+    if name not in known:
+        raise UserError(unknown_name("selection", name, known) + " `clipmill select` makes one.")
+    return storage.read_json(dataset.fs, _path(dataset, name, "json"), _SELECTION.validate_python)
+
+
+def selection_names(dataset: Dataset) -> list[str]:
+    """Names of the complete selections, sorted."""
+    files = storage.list_files(dataset.fs, dataset.file("selections"), ".json")
+    return [file.rpartition("/")[2].removesuffix(".json") for file in files]
+
+
+def selected_clips(
+    dataset: Dataset, name: str, columns: Sequence[str] | None = None, *, batch_rows: int = 10_000
+) -> Iterator[pa.RecordBatch]:
+    """The rows of the joined view (or some of its columns) for the selected clips, sorted by clip_id."""
+    load_selection(dataset, name)
+    chosen = storage.read_parquet(dataset.fs, _path(dataset, name, "parquet"), ["clip_id"])
+    with dataset.connect() as connection:
+        connection.register("selected", chosen)
+        wanted = ", ".join(map(quoted, columns)) if columns else "*"
+        rows = joined_query(connection, ["clip_id", *columns] if columns else None)
+        query = f"SELECT {wanted} FROM ({rows}) SEMI JOIN selected USING (clip_id) ORDER BY clip_id"
+        yield from batches(connection, query, batch_rows)
+
+
+def funnel_rows(selection: Selection) -> list[dict[str, Any]]:
+    """The funnel as rows for a table: first all clips, then each rule in order."""
+    start = FunnelStep(
+        rule="all clips", asked="", clips_left=selection.total_clips, seconds_left=selection.total_seconds
+    )
+    return [asdict(step) for step in (start, *selection.funnel)]
+
+
+_SELECTION = TypeAdapter(Selection)
+
+
+def _chosen_clips(connection: duckdb.DuckDBPyConnection, judged: Judged, where: str | None) -> Iterator[pa.RecordBatch]:
+    """The chosen clips in order. Raises UserError at the end if they are not as many as were counted."""
+    columns = ", ".join(f"{name}::VARCHAR AS {name}" for name in _SELECTED.names)
+    rows = judged_rows(connection, judged.tests, _SELECTED.names)
+    clips = 0
+    query = f"SELECT {columns} FROM ({rows}) WHERE {passing(judged.tests)} ORDER BY clip_id"
+    for batch in batches(connection, query, _BATCH_ROWS):
+        clips += batch.num_rows
+        yield batch
+    if clips != judged.chosen().clips:
+        raise UserError(
+            f"{judged.chosen().clips} clips passed when counted but {clips} when written: `where` must give the same "
+            f"answer each time, got {where!r}"
+        )
+
+
+def _digest_of(clips: Iterable[pa.RecordBatch], write: Callable[[pa.RecordBatch], object] = lambda _: None) -> str:
+    """The digest of the clips' ids, which are given to `write` on the way."""
+    digest = hashlib.sha256()
+    for batch in clips:
+        write(batch)
+        digest.update("".join(f"{clip_id}\n" for clip_id in batch.column(0).to_pylist()).encode())
+    return digest.hexdigest()
+
+
+def _write_clips(dataset: Dataset, rules: Rules, clips: Iterable[pa.RecordBatch], older: Selection | None) -> str:
+    """Write the chosen clips, and return the digest of their ids. Raises UserError if `older` is another selection."""
+    with storage.atomic_write(dataset.fs, _path(dataset, rules.name, "parquet")) as file:
+        with pq.ParquetWriter(file, _SELECTED, compression="zstd") as writer:
+            digest = _digest_of(clips, writer.write_batch)
+        if older is not None:
+            _check_same(dataset, older, rules, digest)
+        # An older selection of this name stays complete until the new clips are about to take its place.
+        storage.remove(dataset.fs, _path(dataset, rules.name, "json"))
+    return digest
+
+
+def _check_same(dataset: Dataset, older: Selection, rules: Rules, digest: str) -> None:
+    if older.rules == rules.as_given() and older.clips_sha256 == digest:
+        return
+    name, what = rules.name, "other clips" if older.rules == rules.as_given() else "other rules"
+    folders = [folder.rpartition("/")[2] for folder in storage.list_folders(dataset.fs, dataset.file("shards"))]
+    shards = [f"shards/{folder}" for folder in folders if folder in (name, f"{name}-images")]
+    used = f", from which {' and '.join(shards)} were made" if shards else ""
+    raise UserError(
+        f"there is a selection {name!r} already, with {what} ({older.clips:,} clips{used}): give another --name, or "
+        "--replace to replace it"
+    )
+
+
+def _resolved_rules(rules: Rules, tests: Sequence[Test]) -> dict[str, Any]:
+    bounded = {
+        test.name: test.resolved() | ({"unscored": "keep"} if test.keeps_unscored else {})
+        for test in tests
+        if test.name in rules.rules
+    }
+    where = {WHERE: rules.where} if any(test.name == WHERE for test in tests) else {}
+    return {"name": rules.name, "rules": bounded} | where
+
+
+def _path(dataset: Dataset, name: str, suffix: str) -> str:
+    return dataset.file(_FOLDER, f"{name}.{suffix}")

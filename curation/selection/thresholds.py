@@ -1,0 +1,316 @@
+"""Rules -> tests: every percentage becomes a number, every rule an SQL expression that judges a clip.
+
+A percentage's threshold is over the clips that have the score, on the unfiltered set (paper 3.3, App. E.2.2).
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmill.columns import LEFT_OUT, bounds_of
+from clipmill.config import known_name, unknown_name
+from clipmill.errors import UserError
+from curation.dataset.tables import CLIPS, joined_columns, joined_query, quoted
+from curation.selection.condition import read_condition
+from curation.selection.rules import Rule, Rules, share
+
+MADE_BY: Mapping[str, str] = {
+    "duplicate_rank": "`clipmill duplicates DATASET` finds near-duplicates and adds it",
+}
+"""Columns that a command of their own adds to a dataset."""
+
+WHERE = "where"
+_COLUMN = "column of numbers"
+RANK, GROUP = "duplicate_rank", "duplicate_of"
+PLACE = "_place_in_group"
+"""In a group of near-duplicates, among its clips that pass the other rules: 0 for the best of them."""
+KEPT, REMOVED, UNSCORED = 0, 1, 2
+"""What a test says of a clip."""
+
+_NUMBERS = (
+    "TINYINT",
+    "SMALLINT",
+    "INTEGER",
+    "BIGINT",
+    "HUGEINT",
+    "FLOAT",
+    "DOUBLE",
+    "DECIMAL",
+    "UTINYINT",
+    "USMALLINT",
+    "UINTEGER",
+    "UBIGINT",
+    "UHUGEINT",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Test:
+    """One rule, ready to run: `outcome` is SQL over the joined view that gives KEPT, REMOVED or UNSCORED.
+
+    A test with `last` depends on the other rules: its `outcome` also reads `PLACE`, which `curation.selection.funnel` joins.
+    """
+
+    name: str
+    """The column, or "where"."""
+    columns: frozenset[str]
+    """The columns of the joined view that `outcome` reads."""
+    outcome: str
+    keeps_unscored: bool = False
+    thresholds: Mapping[str, float | None] = field(default_factory=dict)
+    """Each bound of the rule as a number; None where no clip has the score."""
+    note: str | None = None
+    """What is to be known of these thresholds."""
+    last: bool = False
+    outcome_alone: str = ""
+    """For a test with `last`: the outcome were there no other rules."""
+
+    def keeps(self, outcome: int) -> bool:
+        """Whether a clip with this outcome goes on."""
+        return outcome in self.kept_outcomes()
+
+    def kept_outcomes(self) -> tuple[int, ...]:
+        """The outcomes with which a clip goes on."""
+        return (KEPT, UNSCORED) if self.keeps_unscored else (KEPT,)
+
+    def resolved(self) -> dict[str, float]:
+        """The strictest bounds, as `min` and `max`."""
+        lower, upper = self._bounds("drop_lowest", "min"), self._bounds("drop_highest", "max")
+        return ({"min": max(lower)} if lower else {}) | ({"max": min(upper)} if upper else {})
+
+    def _bounds(self, *names: str) -> list[float]:
+        return [bound for name in names if (bound := self.thresholds.get(name)) is not None]
+
+
+def with_full_names(connection: duckdb.DuckDBPyConnection, rules: Rules) -> Rules:
+    """The same rules with columns by their full names, where only the beginning of one was given.
+
+    A name that begins no column stays as it is. Raises UserError: it could be several, or one column has two rules.
+    """
+    known = joined_columns(connection)
+    numeric = [name for name, (_, _, kind) in known.items() if _is_number(kind)]
+    full: dict[str, Rule] = {}
+    for given, rule in rules.rules.items():
+        begins = any(name.startswith(given) for name in numeric)
+        name = given if given in known or not begins else known_name(_COLUMN, given, numeric)
+        if name in full:
+            raise UserError(f"{rules.name}: two rules for the column {name!r}: put their bounds into one")
+        full[name] = rule
+    return rules.model_copy(update={"rules": full})
+
+
+def tests_of(
+    connection: duckdb.DuckDBPyConnection, rules: Rules, *, allow_missing: bool
+) -> tuple[list[Test], dict[str, str]]:
+    """The tests of all rules that can run, in order, and for each of the others the reason why not.
+
+    There are others only with `allow_missing`. Raises UserError for a column that is not there or holds no
+    numbers, for a threshold beyond what its column can hold, and for a `where` that is not one boolean condition.
+    """
+    known = joined_columns(connection)
+    numeric = [name for name, (_, _, kind) in known.items() if _is_number(kind)]
+    scored: dict[str, _Score] = {}
+    skipped: dict[str, str] = {}
+    for name in rules.rules:
+        if name in known:
+            scored[name] = _Score.of(name, known[name][2])
+            if name == RANK:
+                _check_rank_rule(rules.rules[name], known)
+            _assure_possible(name, rules.rules[name])
+        elif allow_missing:
+            skipped[name] = f"there is no column {name!r}"
+        else:
+            raise UserError(_no_column(name, numeric))
+    for name, why in _left_out(connection, scored, known).items():
+        if not allow_missing:
+            raise UserError(
+                f"no clip of this dataset has a score {name!r} ({why}): curate with it into a new folder, leave the "
+                "rule out, or give --allow-missing."
+            )
+        skipped[name] = f"no clip has it ({why})"
+        del scored[name]
+    where = None
+    if rules.where is not None:
+        condition = read_condition(connection, rules.where, known)
+        if not condition.missing:
+            outcome = f"WHEN {condition.sql} THEN {KEPT} WHEN {condition.sql} IS NULL THEN {UNSCORED} ELSE {REMOVED}"
+            where = Test(name=WHERE, columns=condition.columns, outcome=f"CASE {outcome} END")
+        elif allow_missing:
+            skipped[WHERE] = f"there is no column {condition.missing[0]!r}"
+        else:
+            made = [_no_column(name, numeric) for name in condition.missing if name in MADE_BY]
+            raise UserError(f"where: {made[0] if made else condition.complaint}")
+    values = _scores(connection, [s for name, s in scored.items() if rules.rules[name].ranks()])
+    tests = [_test(s, rules.rules[name], values.pop(name, _NO_SCORES)) for name, s in scored.items()]
+    return [*tests, *([where] if where else [])], skipped
+
+
+def _left_out(
+    connection: duckdb.DuckDBPyConnection, names: Iterable[str], known: Mapping[str, object]
+) -> dict[str, str]:
+    """Scores that the dataset was curated without -> what their error column says of it."""
+    errors = {name: f"{name}_error" for name in names if f"{name}_error" in known}
+    if not errors:
+        return {}
+    # The same reason in every clip: min and max come from the Parquet files' own statistics.
+    bounds = ", ".join(f"min({quoted(e)}), max({quoted(e)}), count({quoted(e)}) = count(*)" for e in errors.values())
+    found = connection.execute(f"SELECT {bounds} FROM ({joined_query(connection, errors.values())})").fetchone()
+    assert found is not None
+    reasons = zip(errors, found[::3], found[1::3], found[2::3], strict=True)
+    return {name: low for name, low, high, every in reasons if every and low == high and str(low).startswith(LEFT_OUT)}
+
+
+def _check_rank_rule(rule: Rule, known: Mapping[str, object]) -> None:
+    if GROUP not in known:
+        raise UserError(f"there is no column {GROUP!r} beside {RANK!r}: run `clipmill duplicates DATASET` again")
+    if rule.ranks():
+        raise UserError(
+            f"{RANK} counts the clips of a group from the best (0) to the worst: give it max or min, not a percentage"
+        )
+
+
+def _assure_possible(name: str, rule: Rule) -> None:
+    """Refuse a threshold that means something else than was meant: 7 for 7 % of a share."""
+    bounds = bounds_of(CLIPS.field(name)) if name in CLIPS.names else None
+    for which, value in (("min", rule.min), ("max", rule.max)):
+        if bounds and value is not None and not bounds[0] <= value <= bounds[1]:
+            raise UserError(f"{name} lies between {bounds[0]:g} and {bounds[1]:g}, got {which} {value:g}")
+
+
+@dataclass(frozen=True)
+class _Score:
+    """A numeric column; NaN and infinity count as no score."""
+
+    name: str
+    kind: str
+
+    @classmethod
+    def of(cls, name: str, kind: str) -> "_Score":
+        if not _is_number(kind):
+            raise UserError(f"the rule on {name!r} needs a column of numbers, this one holds {kind}: use `where`")
+        return cls(name, kind)
+
+    @property
+    def sql(self) -> str:
+        column = quoted(self.name)
+        if self.kind not in ("FLOAT", "DOUBLE"):
+            return f"{column}::DOUBLE"
+        return f"CASE WHEN isfinite({column}) THEN {column} END"
+
+    def representable(self, bound: float, *, up: bool | None = None) -> float:
+        """The bound as the column can hold it, so that a score of 0.07 passes `max: 0.07` in single precision.
+
+        A percentile that falls between two neighbouring numbers goes to the one that changes no outcome (`up` for
+        a lower bound): the resolved number then chooses the very same clips.
+        """
+        if self.kind != "FLOAT":
+            return bound
+        nearest = np.float32(bound)  # compared as doubles: beside a single, numpy would round `bound` as well
+        if up is True and float(nearest) < bound:
+            nearest = np.nextafter(nearest, np.float32(np.inf))
+        if up is False and float(nearest) > bound:
+            nearest = np.nextafter(nearest, np.float32(-np.inf))
+        return float(nearest)
+
+
+_NO_SCORES: NDArray[Any] = np.empty(0)
+
+
+def _scores(connection: duckdb.DuckDBPyConnection, columns: Sequence[_Score]) -> dict[str, NDArray[Any]]:
+    if not columns:
+        return {}
+    listed = ", ".join(f"{column.sql} AS {quoted(column.name)}" for column in columns)
+    rows = joined_query(connection, [column.name for column in columns])
+    found = connection.execute(f"SELECT {listed} FROM ({rows})").fetchnumpy()
+    return {name: np.ma.compressed(found.pop(name)) for name in list(found)}
+
+
+def _test(score: _Score, rule: Rule, values: NDArray[Any]) -> Test:
+    thresholds: dict[str, float | None] = {}
+    notes = []
+    for name, percentage, up in (
+        ("drop_lowest", rule.drop_lowest, True),
+        ("drop_highest", rule.drop_highest, False),
+    ):
+        if percentage is not None:
+            at = percentile(values, share(percentage) if up else 1 - share(percentage))
+            bound = thresholds[name] = None if at is None else score.representable(at, up=up)
+            if bound is not None and (tied := ties(values, share(percentage), bound, lowest=up)):
+                notes.append(f"{name} {percentage}: {tied}")
+    for name, value in (("min", rule.min), ("max", rule.max)):
+        if value is not None:
+            thresholds[name] = score.representable(value)
+    test = Test(
+        name=score.name,
+        columns=frozenset({score.name}),
+        outcome="",
+        keeps_unscored=rule.unscored == "keep",
+        thresholds=thresholds,
+        note="; ".join(notes) or None,
+    )
+    outcome = _outcome(score.sql, test.resolved())
+    if score.name != RANK:
+        return replace(test, outcome=outcome)
+    place = f"CASE WHEN {quoted(RANK)} = 0 THEN 0 WHEN {quoted(RANK)} > 0 THEN coalesce({PLACE}, {quoted(RANK)}) END"
+    return replace(
+        test,
+        columns=frozenset({RANK, GROUP}),
+        outcome=_outcome(place, test.resolved()),
+        outcome_alone=outcome,
+        last=True,
+    )
+
+
+def _outcome(value: str, bounds: Mapping[str, float]) -> str:
+    """SQL for the outcome of a score (SQL for a number or null) under `min` and `max`."""
+    compare = {"min": "<", "max": ">"}
+    # As text: a bare decimal literal would be rounded twice on its way to a double.
+    outside = [f"({value})::DOUBLE {compare[k]} '{v!r}'::DOUBLE" for k, v in bounds.items()]
+    removed = " OR ".join(outside) or "false"
+    return f"CASE WHEN ({value}) IS NULL THEN {UNSCORED} WHEN {removed} THEN {REMOVED} ELSE {KEPT} END"
+
+
+def ties(scores: NDArray[Any], asked: Fraction, bound: float, *, lowest: bool) -> str | None:
+    """A sentence where a percentile bound removes a clip or more less than asked, for others are equal to it.
+
+    Clips on a bound stay, so equal scores stay or go together.
+    """
+    removed = int(np.count_nonzero(scores < bound if lowest else scores > bound))
+    if asked * len(scores) - removed < 1:
+        return None
+    equal = int(np.count_nonzero(scores == scores.dtype.type(bound)))
+    return f"removed {removed / len(scores):.1%} because {equal:,} clips tie at the threshold and stay"
+
+
+def percentile(scores: NDArray[Any], at: Fraction) -> float | None:
+    """The value below which the share `at` of the scores lies, linear between neighbours; None without scores.
+
+    `scores` (N,) is reordered. The place is an exact fraction: in floating point, the lowest 7 % of 101 clips
+    would end just above the eighth clip instead of on it.
+    """
+    if not len(scores):
+        return None
+    place = at * (len(scores) - 1)
+    below, above = math.floor(place), math.ceil(place)
+    scores.partition(sorted({below, above}))
+    low, high = float(scores[below]), float(scores[above])
+    return min(high, low + (high - low) * float(place - below))
+
+
+def _is_number(kind: str) -> bool:
+    return kind.startswith(_NUMBERS) and not kind.endswith("]")
+
+
+def _no_column(name: str, numeric: list[str]) -> str:
+    if name not in MADE_BY:
+        return unknown_name(_COLUMN, name, numeric)
+    return (
+        f"there is no column {name!r} in this dataset: {MADE_BY[name]}. Do that first, leave the rule out, or give "
+        "--allow-missing."
+    )

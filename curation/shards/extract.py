@@ -1,0 +1,356 @@
+"""Take one clip out of its source: as MP4, copied (packets unchanged) or encoded (frame-exact), or as one picture.
+
+The paper cuts its clips in the same keyframe-aware way (section 3.1, App. C). Nothing here knows tar files or Ray.
+"""
+
+import io
+import math
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal
+
+import av
+import cv2
+import numpy as np
+from pydantic import Field
+
+from clipmill.config import Config
+from clipmill.errors import SourceError
+from curation.inputs.sources import open_source, stat_source
+from curation.shots.spans import copied_packets
+from curation.video.decode import Frame, Limits, Video
+from curation.video.display import Upright
+from curation.video.pictures import Shrinker
+
+Kind = Literal["clips", "images"]
+Clip = Mapping[str, Any]
+"""A row of the `clips` table; other columns of the joined view may be with it."""
+
+_INDEX_BYTES = 4096
+_INDEX_BYTES_PER_FRAME = 48
+"""Room for the index (moov) in front of the media: at most 44 bytes per frame in stts, ctts, stss, stsz, stsc, stco."""
+
+_KEPT_TAGS = ("avc1", "avc3", "hvc1", "hev1")
+"""Sample entries that say where parameter sets are; a copy keeps them. Others are left to the muxer."""
+
+_DB_PER_CRF = 0.8
+"""How much a step of the rate factor gains, a little under what was measured on grainy footage."""
+_RGB_GAIN = (1.36, 1.51, 1.17)
+"""Mean squared error in RGB per error in Y, U and V: BT.709, limited range, the largest of the usual ones."""
+
+
+class TakeConfig(Config):
+    """How clips are encoded and pictures compressed."""
+
+    crf: int = Field(18, ge=1, le=30)
+    """x264's constant rate factor that transcoding tries first; lower is closer to the source and larger."""
+    min_psnr_db: float = Field(40.0, ge=30, le=50)
+    """Least PSNR of every transcoded frame, in luma and in RGB: a clip that falls below is transcoded again with a
+    lower factor."""
+    preset: Literal["veryfast", "faster", "fast", "medium", "slow", "slower"] = "fast"
+    """x264's preset; slower ones make smaller files and cost more CPU time."""
+    jpeg_quality: int = Field(95, ge=1, le=100)
+    """JPEG quality of the middle frames that `--images` writes."""
+    limits: Limits = Field(default_factory=Limits)
+    """What reading a source may cost, as for a scan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Take:
+    """The file of one clip, and what a reader of that file will find in it."""
+
+    content: bytes
+    suffix: Literal["mp4", "jpg"]
+    shape: dict[str, Any] = field(default_factory=dict)
+    """codec, pixel_format, width, height, rotation, sample_aspect_ratio as they are in the file."""
+
+
+def take_clips(uri: str, clips: Sequence[Clip], kind: Kind, config: TakeConfig) -> list[Take | SourceError]:
+    """Take clips of one source, in the order given; a clip that cannot be taken is a SourceError in its place.
+
+    "clips" gives MP4 files, copied or encoded as each row's `take` says; "images" the middle picture, upright, as
+    JPEG. A source that is gone, or is not the one that was scanned (another size or modification mark), fails all.
+    Runs native code on untrusted bytes: call it through `curation.scan.isolation.Isolated`.
+    """
+    try:
+        _check_unchanged(uri, clips[0]["source_id"])
+        with open_source(uri) as file, Video(file, config.limits) as video:
+            return _take_all(video, clips, kind, config)
+    except SourceError as error:
+        return [error] * len(clips)
+
+
+def _check_unchanged(uri: str, source_id: str) -> None:
+    source = stat_source(uri)
+    if source.error is not None:
+        raise source.error
+    if source.source_id != source_id:
+        raise SourceError("unreadable", "the file has changed since it was scanned: its size or modification differs")
+
+
+def _take_all(video: Video, clips: Sequence[Clip], kind: Kind, config: TakeConfig) -> list[Take | SourceError]:
+    taken: dict[str, Take | SourceError] = {}
+    to_encode = []
+    for clip in clips:
+        if kind == "clips" and clip["take"] == "encode":
+            to_encode.append(clip)
+            continue
+        try:
+            taken[clip["clip_id"]] = copy_clip(video, clip) if kind == "clips" else middle_picture(video, clip, config)
+        except SourceError as error:
+            taken[clip["clip_id"]] = error
+        except av.FFmpegError as error:
+            taken[clip["clip_id"]] = _failed(error)
+    taken.update(_encode(video, to_encode, config))
+    return [taken[clip["clip_id"]] for clip in clips]
+
+
+def copy_clip(video: Video, clip: Clip) -> Take:
+    """MP4 of the source's own packets, byte for byte; timestamps start at 0, their differences are the source's.
+
+    Rotation and pixel aspect stay metadata. Raises SourceError when the packets of the row are not found.
+    """
+    packets = _packets_between(video, clip["start_pts"], clip["end_pts"])
+    if len(packets) != clip["frames"] or len({p.pts for p in packets}) != len(packets):
+        raise SourceError(
+            "decode_error", f"{len(packets)} packets found in the span of {clip['frames']} frames: not as scanned"
+        )
+    source, info = video.stream, video.info
+    file = io.BytesIO()
+    with _mp4(file, clip, len(source.codec_context.extradata or b"")) as mp4:
+        # opaque: from the decoder, for an encoder of the same name need not exist.
+        stream = mp4.add_stream_from_template(source, opaque=True)
+        stream.codec_context.sample_aspect_ratio = info.sample_aspect_ratio
+        if source.codec_context.codec_tag in _KEPT_TAGS:
+            stream.codec_context.codec_tag = source.codec_context.codec_tag
+        _mux(mp4, stream, packets, clip, first_pts=clip["start_pts"], unit=clip["time_base_num"])
+    shape = {
+        "codec": info.codec,
+        "pixel_format": info.pixel_format,
+        "width": info.coded_width,
+        "height": info.coded_height,
+        "rotation": info.rotation,
+        "sample_aspect_ratio": f"{info.sample_aspect_ratio.numerator}:{info.sample_aspect_ratio.denominator}",
+    }
+    return Take(content=file.getvalue(), suffix="mp4", shape=shape)
+
+
+def middle_picture(video: Video, clip: Clip, config: TakeConfig) -> Take:
+    """JPEG, full size and upright, of the frame that the scorers took for the clip's middle.
+
+    Raises SourceError when there is no frame with that timestamp.
+    """
+    if not clip["picture_pts"]:
+        raise SourceError("decode_error", "the scan kept no picture of this clip")
+    pts = clip["picture_pts"][1]
+    frame = next(video.frames_between(pts, clip["end_pts"]), None)
+    if frame is None or frame.pts != pts:
+        raise SourceError("decode_error", f"no frame with timestamp {pts} could be decoded: not as scanned")
+    long_side_px = max(video.info.width, video.info.height)
+    bgr = Shrinker().upright_bgr(frame.picture, video.info, long_side_px=long_side_px)
+    _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality])
+    shape = {"codec": "jpeg", "width": bgr.shape[1], "height": bgr.shape[0], "pts": pts}
+    return Take(content=jpeg.tobytes(), suffix="jpg", shape=shape)
+
+
+def _packets_between(video: Video, start_pts: int, end_pts: int) -> list[av.Packet]:
+    for seek_pts in (start_pts, min(video.stream.start_time or 0, 0)):  # the second for an index that misleads
+        packets: list[av.Packet] = []
+        for packet in video.demux(seek_pts):
+            if not packets and packet.pts != start_pts:
+                continue
+            if packet.pts is None:
+                raise SourceError("decode_error", "a packet without a timestamp: not as scanned")
+            if packet.pts >= end_pts:
+                break
+            packets.append(packet)
+        if packets:
+            kept = set(copied_packets(np.array([p.pts for p in packets], np.int64), start_pts, end_pts).tolist())
+            return [packet for packet in packets if packet.pts in kept]
+    raise SourceError("decode_error", f"no packet with timestamp {start_pts} was found: not as scanned")
+
+
+def _passes(video: Video, clips: Iterable[Clip]) -> Iterator[list[Clip]]:
+    """Clips that one decode gives: those whose keyframe lies before the end of the clip before them."""
+    group: list[Clip] = []
+    for clip in sorted(clips, key=lambda c: c["start_pts"]):
+        key_pts = None
+        with suppress(av.FFmpegError):
+            key_pts = next((packet.pts for packet in video.demux(clip["start_pts"])), None)
+        end_pts = group[-1]["end_pts"] if group else None
+        if end_pts is not None and (key_pts is None or key_pts >= end_pts or clip["start_pts"] < end_pts):
+            yield group
+            group = []
+        group.append(clip)
+    if group:
+        yield group
+
+
+def _encode(video: Video, clips: Sequence[Clip], config: TakeConfig) -> dict[str, Take | SourceError]:
+    taken: dict[str, Take | SourceError] = {}
+    crf = {clip["clip_id"]: config.crf for clip in clips}
+    while clips:
+        again = []
+        for group in _passes(video, clips):
+            for clip, encoder, failure in _encode_in_one_pass(video, group, crf, config):
+                clip_id = clip["clip_id"]
+                missing_db = 0.0 if failure else config.min_psnr_db - encoder.psnr_db
+                if missing_db > 0 and crf[clip_id] > 1:
+                    crf[clip_id] = max(1, crf[clip_id] - math.ceil(missing_db / _DB_PER_CRF))
+                    again.append(clip)
+                else:
+                    taken[clip_id] = failure or encoder.take()
+        clips = again
+    return taken
+
+
+def _encode_in_one_pass(
+    video: Video, clips: list[Clip], crf: Mapping[str, int], config: TakeConfig
+) -> Iterator[tuple[Clip, "_Encoder", SourceError | None]]:
+    frames = video.frames_between(clips[0]["start_pts"], clips[-1]["end_pts"])
+    frame = next(frames, None)
+    for clip in clips:
+        encoder, failure = _Encoder(video, clip, crf[clip["clip_id"]], config.preset), None
+        while frame is not None and frame.pts < clip["end_pts"]:
+            if frame.pts >= clip["start_pts"] and failure is None:
+                failure = _attempt(encoder.push, frame)
+            frame = next(frames, None)
+        yield clip, encoder, failure or _attempt(encoder.finish)
+
+
+def _attempt(step: Callable[..., None], *args: Any) -> SourceError | None:
+    try:
+        step(*args)
+    except SourceError as error:
+        return error
+    except av.FFmpegError as error:
+        return _failed(error)
+    return None
+
+
+class _Encoder:
+    """Frames of one clip in, an H.264 file out: 8-bit 4:2:0, upright, square pixels, a keyframe every second."""
+
+    def __init__(self, video: Video, clip: Clip, crf: int, preset: str) -> None:
+        self._clip, self._crf, self._preset = clip, crf, preset
+        self.psnr_db = math.inf
+        """Of the worst frame, in luma or RGB, whichever is lower."""
+        self._upright = Upright(video.info)
+        self._file = io.BytesIO()
+        self._mp4 = _mp4(self._file, clip, 0)
+        self._stream: Any = None
+        self._packets: list[av.Packet] = []
+        self._frames = 0
+        self._first_pts = clip["start_pts"]
+        self._last_second = -1
+
+    def push(self, frame: Frame) -> None:
+        if self._frames == 0 and frame.pts != self._first_pts:
+            raise SourceError("decode_error", f"no frame with timestamp {self._first_pts}: not as scanned")
+        picture = self._upright(frame.picture)
+        if self._stream is None:
+            self._open(picture)
+        elapsed = (frame.pts - self._first_pts) * self._clip["time_base_num"]
+        second = elapsed // self._clip["time_base_den"]
+        picture.pts, picture.time_base = elapsed, Fraction(1, self._clip["time_base_den"])
+        # What the source's encoder made of the frame must not steer ours.
+        starts_second = second > self._last_second
+        picture.pict_type = av.video.frame.PictureType.I if starts_second else av.video.frame.PictureType.NONE
+        self._last_second = second
+        self._keep(self._stream.encode(picture))
+        self._frames += 1
+
+    def finish(self) -> None:
+        if self._frames != self._clip["frames"]:
+            raise SourceError(
+                "decode_error", f"{self._frames} frames decoded in the span of {self._clip['frames']}: not as scanned"
+            )
+        self._keep(self._stream.encode(None))
+        with self._mp4:
+            _mux(self._mp4, self._stream, self._packets, self._clip, first_pts=0, unit=1)
+
+    def take(self) -> Take:
+        context = self._stream.codec_context
+        shape = {
+            "codec": "h264",
+            "pixel_format": context.pix_fmt,
+            "width": context.width,
+            "height": context.height,
+            "rotation": 0,
+            "sample_aspect_ratio": "1:1",
+            "psnr_db": round(self.psnr_db, 2),
+        }
+        return Take(content=self._file.getvalue(), suffix="mp4", shape=shape)
+
+    def _keep(self, packets: list[av.Packet]) -> None:
+        pixels = self._stream.codec_context.width * self._stream.codec_context.height
+        for packet in packets:
+            *_, y, u, v = struct.unpack("=IBBHQQQ", bytes(packet.get_sidedata("quality_stats")))
+            mse = max(
+                y / pixels, sum(gain * sse / pixels for gain, sse in zip(_RGB_GAIN, (y, 4 * u, 4 * v), strict=True))
+            )
+            self.psnr_db = min(self.psnr_db, 10 * math.log10(255**2 / max(mse, 1e-6)))
+            self._packets.append(packet)
+
+    def _open(self, picture: av.VideoFrame) -> None:
+        options = {
+            "preset": self._preset,
+            "crf": str(self._crf),
+            "flags": "+psnr",  # each packet tells how far it is from its frame
+            "mbtree": "0",  # x264's AVX-512 code for it reads stray memory: other bytes on every run
+            "forced-idr": "1",
+            "sc_threshold": "0",
+        }
+        rate = Fraction(self._clip["fps"] or 25).limit_denominator(1001)
+        base = Fraction(1, self._clip["time_base_den"])
+        stream = self._mp4.add_stream(
+            "libx264", rate, options=options, width=picture.width, height=picture.height, time_base=base
+        )
+        context = stream.codec_context
+        context.thread_count = 1
+        context.pix_fmt = picture.format.name
+        context.sample_aspect_ratio = Fraction(1)
+        context.colorspace, context.color_range = picture.colorspace, picture.color_range
+        context.color_primaries, context.color_trc = picture.color_primaries, picture.color_trc
+        self._stream = stream
+
+
+def _mp4(file: io.BytesIO, clip: Clip, extra_bytes: int) -> Any:
+    """An MP4 to write into `file`: its index in front, its clock the source's, its bytes the same on every run."""
+    clock = str(clip["time_base_den"])
+    options = {
+        "moov_size": str(_INDEX_BYTES + extra_bytes + _INDEX_BYTES_PER_FRAME * clip["frames"]),
+        "video_track_timescale": clock,
+        "movie_timescale": clock,
+        "fflags": "+bitexact",
+    }
+    return av.open(file, "w", format="mp4", container_options=options)
+
+
+def _mux(mp4: Any, stream: Any, packets: list[av.Packet], clip: Clip, *, first_pts: int, unit: int) -> None:
+    """Write packets with timestamps from 0 on; `unit` is how many ticks of the MP4's clock make one of their pts."""
+    pts = [packet.pts for packet in packets if packet.pts is not None]
+    assert len(pts) == len(packets)
+    shown = sorted(pts)
+    end_pts = first_pts + (clip["end_pts"] - clip["start_pts"]) * clip["time_base_num"] // unit
+    until = dict(zip(shown, [*shown[1:], end_pts], strict=True))
+    # Decoding times are the display times, shifted so that none comes after its packet is shown: always valid.
+    delay = max(decoded - displayed for decoded, displayed in zip(shown, pts, strict=True))
+    for place, packet in enumerate(packets):
+        # The muxer adds up decoding intervals, and the last packet has to close the sum.
+        duration = until[pts[place]] - pts[place] if place + 1 < len(packets) else end_pts - shown[-1]
+        packet.stream = stream
+        packet.dts = (shown[place] - delay - first_pts) * unit
+        packet.pts = (pts[place] - first_pts) * unit
+        packet.duration = duration * unit
+        packet.time_base = Fraction(1, clip["time_base_den"])
+        mp4.mux_one(packet)
+
+
+def _failed(error: av.FFmpegError) -> SourceError:
+    if isinstance(error, MemoryError):
+        raise error
+    return SourceError("decode_error", f"FFmpeg could not take it: {error.strerror or error}")

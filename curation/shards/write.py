@@ -1,0 +1,340 @@
+"""Selected spans -> WebDataset tar files: the division into shards, the writing of one, the check on a rerun.
+
+A sample is `{clip_id}.mp4` (or `.jpg`), `.txt` (the first caption that has text) and `.json` (span, shape, captions,
+conditioning, scores, provenance). Each shard has a small record beside it, `clips-000000.json`, written after it: the
+tar's checksum is known to a rerun from there, and shards can be written on many machines that share nothing but the
+folder.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+from pydantic import Field, TypeAdapter
+
+from clipmill import storage
+from clipmill.errors import SourceError, UserError
+from clipmill.spool import Spool
+from curation.dataset.schemas import CLIPS, SOURCES
+from curation.inputs.stats import signed_address
+from curation.scores import SCORERS, Scorer
+from curation.shards.extract import Clip, Kind, Take, TakeConfig, take_clips
+
+_FOOTAGE_PER_CALL_S = 60.0
+_SPOOL_IN_MEMORY_BYTES = 64 << 20
+_COPY_BYTES = 1 << 20
+
+_SPAN = ("start_pts", "end_pts", "start_s", "end_s", "duration_s", "start_frame")
+_CUTS = ("cut_start_pts", "cut_end_pts", "cut_start_s", "cut_end_s")
+_SCORES = {"motion", *(column.name for scorer in SCORERS.values() for column in cast(type[Scorer], scorer).columns)}
+_NO_SCORES = {*CLIPS.names, *SOURCES.names} - _SCORES
+
+
+class ShardConfig(TakeConfig):
+    """How a selection becomes shards."""
+
+    seed: int = 0
+    """Seed of the shuffle across sources. With another seed the same clips lie in other shards."""
+    clips_per_shard: int = Field(100, ge=1)
+    """Samples per clip shard, at most; all shards get nearly the same number."""
+    images_per_shard: int = Field(1000, ge=1)
+    """Samples per image shard, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """One shard to be: its file name and the rows of its clips, in the order in which they are written."""
+
+    name: str
+    kind: Kind
+    clips: pa.Table
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256, in hex, of everything the rows say: a shard of other rows is not this shard."""
+        digest = hashlib.sha256(self.kind.encode())
+        for row in self.clips.to_pylist():
+            digest.update(json.dumps(row, sort_keys=True, default=repr).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedClip:
+    """A clip that could not be taken, and why."""
+
+    clip_id: str
+    error_kind: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """What became of a plan: the tar's size and checksum, its samples, and the clips that are not in it."""
+
+    name: str
+    samples: int
+    duration_s: float
+    """Footage in its clips (of images: the clips that they stand for)."""
+    bytes: int
+    sha256: str
+    failed: tuple[FailedClip, ...]
+    fingerprint: str
+
+
+_RECORD = TypeAdapter(ShardResult)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardCheck:
+    """The recorded result of a shard that is in place, or why it has to be written."""
+
+    result: ShardResult | None
+    problem: str | None
+
+
+Run = Callable[..., Any]
+"""Calls a function with arguments: itself, or in a child process as `curation.scan.isolation.Isolated.run` does."""
+
+
+def _here(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+def plan_shards(clips: pa.Table | Iterable[Clip], *, kind: Kind, config: ShardConfig | None = None) -> list[ShardPlan]:
+    """Divide clips (rows of the joined view) into shards of even size, shuffled across sources.
+
+    Each source's clips are spread evenly over all shards. The result depends on the clip ids and the seed only, not
+    on the order of the rows. Raises UserError for a clip that comes twice.
+    """
+    config = config or ShardConfig()
+    table = clips if isinstance(clips, pa.Table) else pa.Table.from_pylist([dict(clip) for clip in clips])
+    if not table.num_rows:
+        return []
+    ids, sources = table["clip_id"].to_pylist(), table["source_id"].to_pylist()
+    if len(set(ids)) < len(ids):
+        raise UserError("a clip comes twice among the rows to be sharded: does a table in scores/ repeat a clip_id?")
+    rank = {clip_id: _hash(config.seed, clip_id) for clip_id in ids}
+    order = _spread(ids, sources, rank, config.seed)
+    per_shard = config.clips_per_shard if kind == "clips" else config.images_per_shard
+    shards = math.ceil(len(order) / per_shard)
+    bounds = [len(order) * i // shards for i in range(shards + 1)]
+    plans = []
+    for i in range(shards):
+        inside = sorted(order[bounds[i] : bounds[i + 1]], key=lambda row: rank[ids[row]])
+        plans.append(ShardPlan(name=f"{kind}-{i:06d}.tar", kind=kind, clips=table.take(inside)))
+    return plans
+
+
+def write_shard(
+    plan: ShardPlan, folder_url: str, *, selection: str, config: ShardConfig | None = None, run: Run = _here
+) -> ShardResult:
+    """Write one tar, whole or not at all, then its record. The same plan gives the same bytes.
+
+    A clip that cannot be taken is in the result's `failed` with its reason; the others are written. `run` is what
+    calls the code that reads videos: pass `Isolated(config.limits).run`, so that a video which hangs or crashes the
+    decoder costs its own clips only. Raises UserError when the folder cannot be written or is full.
+    """
+    from webdataset.writer import TarWriter  # imports torch where there is one: not in children that only read videos
+
+    config = config or ShardConfig()
+    fs, folder = storage.filesystem(folder_url)
+    samples, duration_s, failed = 0, 0.0, []
+    with storage.atomic_write(fs, f"{folder}/{plan.name}") as file:
+        summed = _Summed(file)
+        with TarWriter(summed, encoder=False, mtime=0, user="clipmill", group="clipmill") as tar:
+            for row, taken in _taken_in_order(plan, config, run):
+                if isinstance(taken, SourceError):
+                    failed.append(FailedClip(clip_id=row["clip_id"], error_kind=taken.kind, error=taken.message))
+                    continue
+                tar.write(_sample(row, taken, selection))
+                samples, duration_s = samples + 1, duration_s + row["duration_s"]
+    result = ShardResult(
+        name=plan.name,
+        samples=samples,
+        duration_s=duration_s,
+        bytes=summed.bytes,
+        sha256=summed.digest.hexdigest(),
+        failed=tuple(failed),
+        fingerprint=plan.fingerprint,
+    )
+    storage.write_bytes(fs, _record(folder, plan.name), json_bytes(asdict(result)))
+    return result
+
+
+def check_shard(plan: ShardPlan, folder_url: str, *, read: bool = True) -> ShardCheck:
+    """Whether a planned shard is in place, as recorded: its rows, its size and, with `read`, its checksum.
+
+    A shard with failed clips is in place too; to try those clips again, write it again.
+    """
+    fs, folder = storage.filesystem(folder_url)
+    try:
+        result = _read_record(storage.read_bytes(fs, _record(folder, plan.name)))
+    except FileNotFoundError:
+        return ShardCheck(result=None, problem="not written yet")
+    except ValueError:
+        return ShardCheck(result=None, problem="its record is damaged")
+    problem = _problem(fs, f"{folder}/{plan.name}", plan, result, read=read)
+    return ShardCheck(result=None if problem else result, problem=problem)
+
+
+def _read_record(content: bytes) -> ShardResult:
+    """Raises ValueError where it is not a record, with values of their types and within their bounds."""
+    result = _RECORD.validate_json(content)
+    if not 0 <= result.duration_s < math.inf or min(result.samples, result.bytes) < 0:
+        raise ValueError("a sum that is no sum")
+    return result
+
+
+def _spread(ids: list[str], sources: list[str], rank: Mapping[str, int], seed: int) -> list[int]:
+    """Row numbers in an order in which each source's clips are evenly spaced, from a random first place on."""
+    by_source: dict[str, list[int]] = {}
+    for row, source in enumerate(sources):
+        by_source.setdefault(source, []).append(row)
+    places = []
+    for source, rows in by_source.items():
+        first = _hash(seed, source) / 2**64
+        shuffled = sorted(rows, key=lambda row: rank[ids[row]])
+        places += [((k + first) / len(rows), rank[ids[row]], row) for k, row in enumerate(shuffled)]
+    return [row for _, _, row in sorted(places)]
+
+
+def _hash(seed: int, text: str) -> int:
+    """64 bits that depend on nothing but the arguments, with any version of any library."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}\0{text}".encode(), digest_size=8).digest(), "big")
+
+
+def _taken_in_order(plan: ShardPlan, config: ShardConfig, run: Run) -> Iterator[tuple[Clip, Take | SourceError]]:
+    """Every row with its take. Clips of one source are taken together, and wait on disk until it is their turn."""
+    rows = plan.clips.to_pylist()
+    calls = _calls(rows)
+    waiting: dict[str, Any] = {}
+    with Spool(_SPOOL_IN_MEMORY_BYTES) as spool:
+        for row in rows:
+            clip_id = row["clip_id"]
+            if clip_id not in waiting:
+                together = calls[clip_id]
+                takes = _take_together(row["uri"], together, plan.kind, config, run)
+                for other, taken in zip(together, takes, strict=True):
+                    waits = other is not row and isinstance(taken, Take)
+                    waiting[other["clip_id"]] = _Spooled.put(spool, taken) if waits else taken
+            taken = waiting.pop(clip_id)
+            yield row, taken.get(spool) if isinstance(taken, _Spooled) else taken
+
+
+def _take_together(
+    uri: str, together: Sequence[Clip], kind: Kind, config: ShardConfig, run: Run
+) -> list[Take | SourceError]:
+    """Clips of one source. Where their files together are too large for one answer, each is taken by itself."""
+    try:
+        taken: list[Take | SourceError] = run(take_clips, signed_address(uri), together, kind, config)
+    except SourceError as error:  # the child that should have taken them hung or died
+        if error.kind == "too_large" and len(together) > 1:
+            return [take for clip in together for take in _take_together(uri, [clip], kind, config, run)]
+        return [error] * len(together)
+    return taken
+
+
+def _calls(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """clip_id -> the clips taken in one call: of one source, next to each other, about a minute of footage."""
+    calls: dict[str, list[dict[str, Any]]] = {}
+    together: list[dict[str, Any]] = []
+    footage_s = 0.0
+    for row in sorted(rows, key=lambda r: (r["source_id"], r["start_pts"])):
+        footage_s += row["duration_s"]
+        if not together or row["source_id"] != together[0]["source_id"] or footage_s > _FOOTAGE_PER_CALL_S:
+            together, footage_s = [], row["duration_s"]
+        together.append(row)
+        calls[row["clip_id"]] = together
+    return calls
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Spooled:
+    """A take whose content lies in a temporary file."""
+
+    take: Take
+    start: int
+    size: int
+
+    @classmethod
+    def put(cls, spool: Spool, take: Any) -> "_Spooled":
+        start = spool.put(take.content)
+        bare = Take(content=b"", suffix=take.suffix, shape=take.shape)
+        return cls(take=bare, start=start, size=len(take.content))
+
+    def get(self, spool: Spool) -> Take:
+        return Take(content=spool.get(self.start, self.size), suffix=self.take.suffix, shape=self.take.shape)
+
+
+def _sample(row: Clip, take: Take, selection: str) -> dict[str, Any]:
+    captions = row.get("captions") or []
+    about = {
+        "clip_id": row["clip_id"],
+        "take": row["take"],
+        "span": {"time_base": [row["time_base_num"], row["time_base_den"]]} | {key: row[key] for key in _SPAN},
+        "cuts": {key: row[key] for key in _CUTS},
+        "shape": take.shape | {key: row[key] for key in ("frames", "fps", "variable_fps") if take.suffix == "mp4"},
+        "captions": captions,
+        "conditioning": {"fps_id": row["fps_id"], "motion_bucket": row["motion_bucket"]},
+        "scores": {key: value for key, value in row.items() if _is_score(key, value)},
+        "provenance": {
+            "uri": row["uri"],
+            "source_id": row["source_id"],
+            "codec": row["codec"],
+            "selection": selection,
+            "clipmill": version("clipmill"),
+        },
+    }
+    caption = next((c["text"] for c in captions if c["text"]), "")
+    return {"__key__": row["clip_id"], take.suffix: take.content, "txt": caption.encode(), "json": json_bytes(about)}
+
+
+def _is_score(column: str, value: Any) -> bool:
+    if column in _NO_SCORES or column.endswith("_error"):
+        return False
+    values = value if isinstance(value, list) and value else [value]
+    return all(isinstance(v, (int, float, str)) and (not isinstance(v, float) or math.isfinite(v)) for v in values)
+
+
+def _problem(fs: Any, path: str, plan: ShardPlan, result: ShardResult, *, read: bool) -> str | None:
+    if result.fingerprint != plan.fingerprint:
+        return "it was written from other rows of its clips"
+    if not storage.exists(fs, path):
+        return "its tar is gone"
+    size = fs.size(path)
+    if size != result.bytes:
+        return f"it holds {size} bytes, {result.bytes} were written"
+    if read:
+        summed = _Summed(None)
+        with fs.open(path, "rb") as file:
+            while block := file.read(_COPY_BYTES):
+                summed.write(block)
+        if summed.digest.hexdigest() != result.sha256:
+            return "its checksum is not the one that was recorded"
+    return None
+
+
+class _Summed:
+    """Counts and sums up what is written, on its way into a file if there is one."""
+
+    def __init__(self, file: BinaryIO | None) -> None:
+        self._file, self.bytes, self.digest = file, 0, hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        self.bytes += len(content)
+        return self._file.write(content) if self._file else len(content)
+
+
+def _record(folder: str, shard: str) -> str:
+    return f"{folder}/{shard.removesuffix('.tar')}.json"
+
+
+def json_bytes(value: Any) -> bytes:
+    """A value as our files hold it."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,377 @@
+"""The cascade of cut detectors: small pictures in, transitions out (paper: section 3.1 and appendix on data).
+
+As in the paper, three detectors look at three frame rates with three thresholds: at every frame for hard cuts, at
+four and at one frame per second for slow changes. They only propose. Each proposal is then checked against the
+pictures around it, which turns down flashes, insets and camera motion, and gives exact frames. Fades are found from
+the blank pictures in their middle.
+"""
+
+import bisect
+from array import array
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
+
+from clipmill.config import Config
+from curation.shots.cut_spans import FrameSpan, merged
+from curation.shots.fades import BlankRun, BlankRuns, fade_bounds
+from curation.shots.gradual import (
+    Candidate,
+    Picture,
+    Sample,
+    changed_share,
+    comes_back,
+    dissolve_bounds,
+    distance,
+    find_gradual,
+    measure,
+    same_scene,
+    sample_size,
+    thumb,
+    wiped,
+)
+from curation.shots.wipes import Sweep, find_sweeps, wipe_bounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """A change of shot. Frames are counted in display order from 0.
+
+    A fade may open a video (start_frame 0) or end it (end_frame is the number of frames, and end_pts where the next
+    frame would have been).
+    """
+
+    kind: str
+    """hard, black (fade through black), white, dissolve (any other gradual change), or damage."""
+    start_frame: int
+    """First changed frame."""
+    end_frame: int
+    """First frame that is fully the next shot; equal to start_frame for a hard cut."""
+    start_pts: int
+    end_pts: int
+    blank: tuple[tuple[int, int], ...] = ()
+    """Frame ranges [first, last) within it that show nothing for a second or longer: blank footage, not a passage."""
+
+
+class CutConfig(Config):
+    """Thresholds of the cascade.
+
+    "Content" is scenedetect's measure of how much two pictures differ, here of their brightness alone, in 8-bit
+    levels: with hue and saturation, black-and-white footage would only score a third.
+    """
+
+    hard_ratio: float = Field(2.0, gt=1)
+    """Every frame: how far a change stands out from the changes of the two frames before and after."""
+    hard_content: float = Field(8.0, gt=0)
+    """Every frame: the least content change of a hard cut. A change of slide has 9 to 16, of shot mostly over 20."""
+    fast_fps: float = Field(4.0, gt=0)
+    """Rate at which frames are compared to propose short dissolves and wipes."""
+    fast_content: float = Field(15.0, gt=0)
+    """Least content change between two frames at `fast_fps` that proposes a short dissolve or wipe. Lower it if short
+    ones are missed; each proposal is checked frame by frame."""
+    slow_fps: float = Field(1.0, gt=0)
+    """Rate at which frames are compared to propose long dissolves and wipes."""
+    slow_content: float = Field(10.0, gt=0)
+    """Least content change between two frames at `slow_fps` that proposes a long dissolve or wipe. Lower it if slow
+    dissolves between similar shots are missed."""
+    changed_share: float = Field(0.5, gt=0, lt=1)
+    """A new shot changes at least this share of the textured picture; an inset or a jump of one object changes less."""
+    flash_s: float = Field(0.25, gt=0)
+    """A picture that is back within this time was interrupted by a flash, not cut."""
+    dark_share: float = Field(0.98, gt=0.5, le=1)
+    """A black frame has this share of black pixels; the rest is room for a watermark."""
+    flat_texture: float = Field(0.5, gt=0)
+    """A bright frame with a mean gradient below this many 8-bit levels is blank."""
+    gradual_min_s: float = Field(0.3, gt=0)
+    """Shortest dissolve or wipe that is looked for; anything shorter can only be found as a hard cut."""
+    gradual_max_s: float = Field(2.5, gt=0, le=3)
+    """Longest dissolve or wipe that is looked for. Raise it for footage with slower ones."""
+    gradual_change: float = Field(12.0, gt=0)
+    """Least mean change of brightness across a dissolve or wipe, in 8-bit levels."""
+
+
+_WINDOW_S = 7.0
+_LOOK_AHEAD_S = 3.5
+_SAMPLES_PER_S = 12.0
+_LEAST_SAMPLES = 6
+_FLASH_FRAMES = 2
+_KEPT_BEFORE = 4
+"""Frames before a proposed cut that are kept until it is decided, however long ago they were."""
+_HELD_S = 1.0
+"""A picture that stands for so long is a slide, not a flash."""
+_REPEATED = 0.5
+"""Two pictures closer than this many levels are one picture shown twice (24 fps in a 60 fps file, a still slide)."""
+_REPEATED_S = 0.2
+_BESIDE_WIPE_S = 0.5
+
+
+class _LumaScore:
+    """Has a scenedetect detector compare luma pictures as they are, without a detour over colour."""
+
+    _last: Picture | None = None
+
+    def _calculate_frame_score(self, timecode: FrameTimecode, frame_img: Picture) -> float:
+        last, self._last = self._last, frame_img
+        return 0.0 if last is None else distance(last, frame_img)
+
+
+class _Adaptive(_LumaScore, AdaptiveDetector):
+    pass
+
+
+class _Content(_LumaScore, ContentDetector):
+    pass
+
+
+@dataclass(slots=True)
+class _SlowDetector:
+    """A detector of the cascade that sees only some frames."""
+
+    interval_s: float
+    detector: ContentDetector
+    next_s: float = -np.inf
+
+    def proposes(self, sample: Sample) -> bool:
+        if sample.time_s < self.next_s:
+            return False
+        self.next_s = sample.time_s + self.interval_s - 1e-3
+        return bool(self.detector.process_frame(_timecode(sample), sample.picture))
+
+
+class CutDetector:
+    """Finds transitions. Push every frame in display order, then call `finish` once.
+
+    Memory: eight bytes per frame, and the pictures of the last seven seconds at 80 pixels.
+    """
+
+    def __init__(self, config: CutConfig | None = None) -> None:
+        c = self._config = config or CutConfig()
+        self._every_frame = _Adaptive(
+            adaptive_threshold=c.hard_ratio,
+            min_scene_len=1,
+            window_width=2,
+            min_content_val=c.hard_content,
+        )
+        self._slow = [
+            _SlowDetector(1 / c.fast_fps, _Content(threshold=c.fast_content, min_scene_len=0)),
+            _SlowDetector(1 / c.slow_fps, _Content(threshold=c.slow_content, min_scene_len=0)),
+        ]
+        self._blanks = BlankRuns(dark_share=c.dark_share, flat_texture=c.flat_texture)
+        self._size: tuple[int, int] | None = None
+        self._pts = array("q")
+        self._window: deque[Sample] = deque()
+        self._shown: Sample | None = None
+        self._proposed: list[int] = []
+        self._search_due_s: float | None = None
+        self._cuts: set[int] = set()
+        self._fades: list[FrameSpan] = []
+        self._dissolves: list[FrameSpan] = []
+        self._recent: list[FrameSpan] = []
+
+    def push(self, index: int, pts: int, time_s: float, luma_HW: NDArray[np.uint8]) -> None:
+        """Take the next frame: its pts, its time in seconds and its brightness as a small picture, (H, W) uint8.
+
+        80 pixels on the long side are enough. Pictures of another size than the first are resized to it.
+        """
+        assert index == len(self._pts), "every frame is pushed, in display order"
+        self._pts.append(pts)
+        self._size = self._size or sample_size(luma_HW)
+        sample = measure(index, time_s, luma_HW, self._size)
+        finished_runs = self._blanks.push(sample, self._window)
+        self._window.append(sample)
+        needed = min([index - 6, *(place - _KEPT_BEFORE for place in self._proposed[:1])])
+        while self._window[0].index < needed and self._window[0].time_s < time_s - _WINDOW_S:
+            self._window.popleft()
+        self._propose(sample)
+        self._check_cuts(time_s - self._config.flash_s)
+        if self._search_due_s is not None and time_s >= self._search_due_s:
+            self._search(time_s - self._config.flash_s)
+        for run in finished_runs:
+            self._add_fade(run)
+
+    def finish(self) -> list[Transition]:
+        """All transitions in the order of time. No two overlap."""
+        if not self._pts:
+            return []
+        for _ in range(2):
+            self._show(self._window[-1])  # lets the detector's window slide over the last two frames
+        self._check_cuts(np.inf)
+        if self._search_due_s is not None:
+            self._search(np.inf)
+        for run in self._blanks.finish():
+            self._add_fade(run)
+        return self._transitions()
+
+    def settled(self) -> tuple[list[Transition], int]:
+        """The transitions found so far, and the first frame that they may still change from: earlier ones are final."""
+        if not self._pts:
+            return [], 0
+        waiting = self._blanks.first_open()
+        first = self._window[0].index
+        return self._transitions(), first if waiting is None else min(first, waiting)
+
+    def _transitions(self) -> list[Transition]:
+        step = round(float(np.median(np.diff(self._pts)))) if len(self._pts) > 1 else 1
+        end_pts = self._pts[-1] + max(1, step)
+
+        def pts(frame: int) -> int:
+            return self._pts[frame] if frame < len(self._pts) else end_pts
+
+        return [
+            Transition(
+                kind=span.kind,
+                start_frame=span.start,
+                end_frame=span.end,
+                start_pts=pts(span.start),
+                end_pts=pts(span.end),
+                blank=span.blank,
+            )
+            for span in merged(self._fades, self._dissolves, self._cuts)
+        ]
+
+    def _propose(self, sample: Sample) -> None:
+        shown = self._shown
+        if shown is None:
+            for _ in range(2):
+                self._show(sample)  # so that a cut at the first frames has a past to stand out from
+        if (
+            shown is None
+            or sample.time_s > shown.time_s + _REPEATED_S
+            or distance(shown.picture, sample.picture) > _REPEATED
+        ):
+            self._show(sample)
+            self._shown = sample
+        last = self._window[-2] if len(self._window) > 1 else sample
+        held = sample.time_s - last.time_s >= _HELD_S
+        if held and distance(last.picture, sample.picture) >= self._config.hard_content:
+            self._add_proposal(sample.index)  # among slides each change is like the others, and none stands out
+        slow_change = [slow.proposes(sample) for slow in self._slow]
+        if any(slow_change) and self._search_due_s is None:
+            self._search_due_s = sample.time_s + _LOOK_AHEAD_S
+
+    def _show(self, sample: Sample) -> None:
+        cuts = self._every_frame.process_frame(_timecode(sample), sample.picture)
+        for cut in cuts:
+            self._add_proposal(cut.frame_num)
+
+    def _add_proposal(self, index: int) -> None:
+        if index not in self._proposed:
+            bisect.insort(self._proposed, index)
+
+    def _check_cuts(self, until_s: float) -> None:
+        """Decide on the proposed hard cuts up to this time."""
+        while self._proposed:
+            place = self._proposed[0] - self._window[0].index
+            future = len(self._window) - place
+            if place > 0 and until_s < np.inf and (self._window[place].time_s > until_s or future <= _FLASH_FRAMES):
+                return
+            if place > 0 and self._is_cut(place):
+                self._cuts.add(self._proposed[0])
+            del self._proposed[0]
+
+    def _is_cut(self, place: int) -> bool:
+        window, flash_s = list(self._window), self._config.flash_s
+        time_s = window[place].time_s
+        before = [s.picture for s in window[:place] if s.time_s >= time_s - flash_s]
+        after = [s.picture for s in window[place:] if s.time_s <= time_s + flash_s]
+        if len(before) <= _FLASH_FRAMES:  # at few frames per second a flash of one frame lasts longer
+            near = [s for s in window[max(0, place - _FLASH_FRAMES - 1) : place] if s.time_s > time_s - _HELD_S]
+            before = [s.picture for s in near or window[place - 1 : place]]
+        if len(after) <= _FLASH_FRAMES:
+            near = window[place : place + _FLASH_FRAMES + 1]
+            after = [s.picture for s in near if s.time_s < time_s + _HELD_S] or [window[place].picture]
+        old, new = before[-1], after[0]
+        return self._is_new_shot(old, new) and not comes_back(before, after, distance(old, new))
+
+    def _is_new_shot(self, old_HW: Picture, new_HW: Picture) -> bool:
+        return changed_share(old_HW, new_HW) >= self._config.changed_share and not same_scene(old_HW, new_HW)
+
+    def _search(self, until_s: float) -> None:
+        """Look for gradual changes in the window up to this time, between hard cuts and blank pictures."""
+        self._search_due_s = None
+        self._recent = [span for span in self._recent if span.end >= self._window[0].index]
+        stretch: list[Sample] = []
+        for sample in self._window:
+            blank = self._blanks.is_blank(sample)
+            if blank or sample.index in self._cuts or sample.time_s > until_s:
+                self._search_stretch(stretch)
+                stretch = []
+            if sample.time_s > until_s:
+                break
+            if not blank:
+                stretch.append(sample)
+        self._search_stretch(stretch)
+
+    def _search_stretch(self, stretch: list[Sample]) -> None:
+        c = self._config
+        if len(stretch) < _LEAST_SAMPLES or stretch[-1].time_s - stretch[0].time_s < c.gradual_min_s:
+            return
+        times = np.array([sample.time_s for sample in stretch])
+        wanted = np.arange(times[0], times[-1], 1 / _SAMPLES_PER_S)
+        picks = np.unique(np.searchsorted(times, wanted).clip(0, len(times) - 1))
+        if len(picks) < _LEAST_SAMPLES:
+            return
+        thumbs = np.stack([thumb(stretch[pick].picture) for pick in picks])
+        limits = {"min_s": c.gradual_min_s, "max_s": c.gradual_max_s, "min_change": c.gradual_change}
+        self._search_wipes(stretch, times, find_sweeps(thumbs, times[picks], **limits))
+        detail = np.array([stretch[pick].detail for pick in picks]).T
+        candidates = find_gradual(thumbs, times[picks], detail, **limits)
+        step = int(np.median(np.diff(picks)))
+        refused: list[tuple[int, int]] = []
+        for candidate in candidates:
+            old, new = int(picks[candidate.old]), int(picks[candidate.new])
+            known = self._is_known(stretch[old].index, stretch[new].index)
+            if known or any(abs(old - a) <= 2 * step and abs(new - b) <= 2 * step for a, b in refused):
+                continue
+            if not self._is_gradual(stretch, old, new, candidate):
+                refused.append((old, new))
+                continue
+            if candidate.dips:
+                old, new = dissolve_bounds(stretch, old, new, reach=2 * step)
+            # A tenth on both sides: the first and last mixed frames hardly differ from clean ones.
+            margin = 1 + (new - old) // 10
+            start, end = max(old + 1 - margin, 0), min(new + margin, len(stretch) - 1)
+            self._add_dissolve(stretch[start].index, stretch[end].index)
+
+    def _search_wipes(self, stretch: list[Sample], times: NDArray[np.float64], sweeps: list[Sweep]) -> None:
+        refused: list[Sweep] = []
+        for sweep in sweeps:
+            start, end = np.searchsorted(times, (sweep.start_s, sweep.end_s)).clip(0, len(times) - 1)
+            known = self._is_known(stretch[start].index, stretch[end].index)
+            if known or any(sweep.resembles(other) for other in refused):
+                continue
+            refused.append(sweep)
+            if changed_share(stretch[start].picture, stretch[end].picture) < self._config.changed_share:
+                continue
+            first, last = np.searchsorted(times, (sweep.start_s - _BESIDE_WIPE_S, sweep.end_s + _BESIDE_WIPE_S))
+            around = stretch[first:last]
+            bounds = wipe_bounds([sample.picture for sample in around], times[first:last], sweep)
+            if bounds is not None and self._is_new_shot(*(around[i].picture for i in bounds)):
+                self._add_dissolve(around[bounds[0]].index + 1, around[bounds[1]].index)
+
+    def _is_gradual(self, stretch: list[Sample], old: int, new: int, candidate: Candidate) -> bool:
+        first, middle, last = (stretch[i].picture for i in (old, (old + new) // 2, new))
+        return (candidate.dips or wiped(first, middle, last)) and self._is_new_shot(first, last)
+
+    def _add_dissolve(self, start: int, end: int) -> None:
+        self._dissolves.append(FrameSpan("dissolve", start, end))
+        self._recent.append(self._dissolves[-1])
+
+    def _is_known(self, start: int, end: int) -> bool:
+        """Whether a gradual change is known already that touches these frames of the window."""
+        return any(span.touches(start, end) for span in self._recent)
+
+    def _add_fade(self, run: BlankRun) -> None:
+        bounds = fade_bounds(run, self._cuts, flash_s=self._config.flash_s)
+        if bounds is not None:
+            blank = ((run.first.index, run.last.index + 1),) if run.long_and_empty else ()
+            self._fades.append(FrameSpan(run.kind, *bounds, blank))
+
+
+def _timecode(sample: Sample) -> FrameTimecode:
+    # The detectors only carry frame numbers through; their clock, and so this frame rate, plays no part.
+    return FrameTimecode(sample.index, 25.0)

@@ -1,0 +1,393 @@
+"""Open a video safely, iterate its frames, read frames at given times: the one place that touches PyAV for reading.
+
+Time is pts times time base everywhere; nothing here divides a frame index by a frame rate.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+from pydantic import Field
+
+from clipmill.config import Config
+from clipmill.errors import SourceError, raise_if_stopped
+from curation.video.stall import Watched
+
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2",
+    "matroska,webm",
+    "avi",
+    "mpegts",
+    "mpeg",
+    "flv",
+    "ogg",
+    "asf",
+    "mxf",
+)
+"""FFmpeg demuxers that may open an input. No playlist, concat, network or image-sequence format is among them."""
+
+_AUDIO_CONTAINERS = ("mp3", "wav", "flac", "aac", "ac3", "aiff")
+"""Opened only to say that they hold no video."""
+
+_OPTIONS = {"format_whitelist": ",".join((*CONTAINERS, *_AUDIO_CONTAINERS)), "protocol_whitelist": "none"}
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<SMIL", b"v=0\r", b"v=0\n")
+_JUMP_S = 1.0
+"""Timestamps that go back further than this begin something else: recordings that were joined end to end."""
+_GAP_S = 60.0
+"""A jump ahead by more than this, to beyond the longest video that is allowed, is a broken timestamp."""
+_LARGEST_PTS = 3 << 61
+"""Room for sums and differences in 64 bits."""
+_LEAST_BITS_PER_S = 100
+"""A container that promises so long a video that its bytes come to less is not believed."""
+_READ_AHEAD_BYTES = 1 << 20
+
+
+class Limits(Config):
+    """Limits on what one input may cost. Videos are hostile until checked."""
+
+    max_bytes: int = Field(64 << 30, gt=0)
+    """Largest file. Larger ones are rejected as `too_large`."""
+    max_duration_s: float = Field(6 * 3600, gt=0)
+    """Longest video. Longer ones are rejected as `too_long`."""
+    max_pixels: int = Field(8192 * 4352, gt=0)
+    """Most pixels in a frame (width times height)."""
+    max_streams: int = Field(32, gt=0)
+    """Most streams in a container: video, audio, subtitles and attachments together."""
+    timeout_s: float = Field(3600.0, gt=0, le=30 * 86400)
+    """Wall-clock time in which the child process has to finish a source, or the clips of one source for a shard; then
+    it is ended. Raise it for long videos on slow machines."""
+    memory_bytes: int = Field(4 << 30, ge=64 << 20)
+    """Memory of the child process, libraries included: with much less than 256 MiB it cannot even start."""
+    spool_bytes: int = Field(1 << 30, ge=8 << 20)
+    """Candidate pictures that wait in a temporary file until the clips are known; also the largest file that the child
+    process may write."""
+    answer_bytes: int = Field(1 << 30, ge=1 << 20)
+    """What the child process returns: rows and pictures of a scan, or the files of a minute of clips for a shard."""
+    stall_bytes: int = Field(512 << 20, ge=1 << 20)
+    """How much may be read without reaching a video frame; what follows is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What the container and the first frame say. Sizes are displayed ones: rotation and pixel aspect applied."""
+
+    container: str
+    codec: str
+    pixel_format: str
+    width: int
+    height: int
+    coded_width: int
+    coded_height: int
+    rotation: int
+    """Clockwise degrees (0, 90, 180, 270) by which a decoded frame is turned to be upright."""
+    sample_aspect_ratio: Fraction
+    fps: float | None
+    """The container's average rate; None where it states none."""
+    duration_s: float | None
+    time_base: Fraction
+    audio: bool
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """The container's tags, as the file has them: untrusted text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One decoded frame: its place in display order, its pts in the stream's time base, and the picture."""
+
+    index: int
+    pts: int
+    picture: av.VideoFrame
+
+
+@dataclass(slots=True)
+class PacketIndex:
+    """The video packets as they passed, in decode order. `pts` is None where the container gives none."""
+
+    pts: list[int | None] = field(default_factory=list)
+    is_key: list[bool] = field(default_factory=list)
+    damaged_pts: list[int] = field(default_factory=list)
+    """Timestamps of packets that the decoder refused, and of frames it marked as corrupt."""
+    unordered: int = 0
+    """Frames without a timestamp, or not later than the frame before them, which were left out."""
+    ended_early: str | None = None
+    """Why reading stopped before the end of the stream, if it did."""
+
+
+class Video:
+    """An open video. Use as a context manager; iterate `frames()` once, or `frames_between()` as often as needed.
+
+    Raises SourceError (not_video, unsupported_container, no_video_stream, too_large, too_long, decode_error).
+    """
+
+    def __init__(self, file: BinaryIO, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
+        head = file.read(4096)
+        file.seek(0)
+        self._file = Watched(file, self._limits.stall_bytes)
+        self._container = _open_container(self._file, head)
+        try:
+            self.stream = _video_stream(self._container, file, self._limits)
+            self.stream.thread_count = 1
+            self.stream.codec_context.options = {"max_pixels": str(self._limits.max_pixels)}
+            self.packets = PacketIndex()
+            self._first = self._decode_first()
+            self.info = _describe(self._container, self.stream, self._first, self._limits)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Video":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._container.close()
+
+    @property
+    def codec_context(self) -> Any:
+        return self.stream.codec_context
+
+    def demux(self, start_pts: int) -> Iterator[av.Packet]:
+        """Packets in decode order from the keyframe at or before `start_pts` on. Data packets only."""
+        self._seek(start_pts)
+        for packet in _demuxed(self._container, self.stream):
+            if packet.size:
+                yield packet
+
+    def frames(self) -> Iterator[Frame]:
+        """Every decodable frame in display order, filling `self.packets` on the way.
+
+        A packet that cannot be decoded is noted and passed over; a stream that breaks off ends the iteration,
+        with the reason in `self.packets.ended_early`.
+        """
+        self._seek(None)
+        index, first_pts, last_pts = 0, None, None
+        for picture in self._decode_all():
+            pts = picture.pts
+            if pts is None or abs(pts) > _LARGEST_PTS or (last_pts is not None and pts <= last_pts):
+                if pts is not None and last_pts is not None and (last_pts - pts) * self.stream.time_base > _JUMP_S:
+                    self.packets.ended_early = "the timestamps jump back there, what follows was left out"
+                    return
+                self.packets.unordered += 1
+                continue
+            first_pts = pts if first_pts is None else first_pts
+            elapsed_s = (pts - first_pts) * self.stream.time_base
+            if elapsed_s > self._limits.max_duration_s:
+                if last_pts is not None and (pts - last_pts) * self.stream.time_base > _GAP_S:
+                    self.packets.ended_early = "the timestamps jump far ahead there, what follows was left out"
+                    return
+                raise SourceError("too_long", _too_long(elapsed_s, self._limits))
+            yield Frame(index, pts, picture)
+            index, last_pts = index + 1, pts
+
+    def frames_between(self, start_pts: int, end_pts: int) -> Iterator[Frame]:
+        """Frames with start_pts <= pts < end_pts in display order; `index` counts from the first of them."""
+        for attempt in ("indexed", "from_the_start"):
+            self._seek(start_pts if attempt == "indexed" else None)
+            index, last_pts = 0, start_pts - 1
+            for picture in self._decode_all(note=False):
+                if picture.pts is None or picture.pts <= last_pts:
+                    continue
+                if index == 0 and picture.pts > start_pts and attempt == "indexed":
+                    break  # the seek landed too late: a container index that cannot be trusted
+                if picture.pts >= end_pts:
+                    return
+                yield Frame(index, picture.pts, picture)
+                index, last_pts = index + 1, picture.pts
+            else:
+                return
+
+    def _seek(self, pts: int | None) -> None:
+        if pts is not None:
+            self._container.seek(pts, stream=self.stream, backward=True, any_frame=False)
+        else:
+            start = self.stream.start_time or 0
+            with suppress(av.FFmpegError):
+                self._container.seek(min(start, 0), stream=self.stream, backward=True, any_frame=False)
+        self.stream.codec_context.flush_buffers()
+
+    def _decode_first(self) -> av.VideoFrame:
+        for picture in self._decode_all():
+            return picture
+        why = f" ({self.packets.ended_early})" if self.packets.ended_early else ""
+        raise SourceError("decode_error", f"no frame of the {self.codec_context.name} stream could be decoded{why}")
+
+    def _decode_all(self, *, note: bool = True) -> Iterator[av.VideoFrame]:
+        seen = PacketIndex()
+        if note:
+            self.packets = seen
+        for packet in self._packets(seen):
+            try:
+                for picture in packet.decode():
+                    if picture.is_corrupt and picture.pts is not None:
+                        seen.damaged_pts.append(picture.pts)
+                    self._file.came_to_a_frame()
+                    yield picture
+            except (av.error.InvalidDataError, av.error.UndefinedError, av.error.ArgumentError) as error:
+                self._assure_memory()
+                stamp = packet.pts if packet.pts is not None else packet.dts
+                if stamp is not None:
+                    seen.damaged_pts.append(stamp)
+                elif not packet.size:
+                    seen.ended_early = f"the decoder failed at the end of the stream: {error.strerror}"
+
+    def _packets(self, seen: PacketIndex) -> Iterator[av.Packet]:
+        """Every packet, noted in `seen`, and so is why they end before the stream does."""
+        packets = _demuxed(self._container, self.stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except MemoryError:
+                raise
+            except av.FFmpegError as error:
+                seen.ended_early = self._file.reason or f"reading stopped: {error.strerror or error}"
+                return
+            except OSError as error:  # of the disk or the store, not of the video
+                raise_if_stopped(error)
+                raise SourceError("unreadable", f"reading failed half way: {error}") from error
+            if packet is None or not self._file.came_to_a_packet():
+                seen.ended_early = self._file.reason or seen.ended_early
+                return
+            if packet.size:
+                seen.pts.append(packet.pts)
+                seen.is_key.append(packet.is_keyframe)
+            yield packet
+
+    def _assure_memory(self) -> None:
+        """Raise MemoryError if two frames cannot be allocated: decoders report that, too, as invalid data."""
+        np.empty(2 * 4 * self.codec_context.width * self.codec_context.height, np.uint8)
+
+
+def _open_container(file: Any, head: bytes) -> Any:
+    if not head:
+        raise SourceError("empty", "the file holds no bytes")
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLISTS):
+        raise SourceError("unsupported_container", "this is a playlist or a list of other files, not a video")
+    try:
+        return av.open(file, options=_OPTIONS, buffer_size=_READ_AHEAD_BYTES, metadata_errors="replace")
+    except av.error.ArgumentError as error:
+        allowed = ", ".join(name.split(",")[0] for name in CONTAINERS)
+        raise SourceError(
+            "unsupported_container", f"FFmpeg takes it for a format that is not allowed ({allowed} are)"
+        ) from error
+    except av.error.MemoryError:
+        raise
+    except (av.FFmpegError, ValueError) as error:
+        if _looks_like_media(head):
+            raise SourceError(
+                "decode_error", f"the container is damaged or cut short, its index cannot be read: {_reason(error)}"
+            ) from error
+        raise SourceError("not_video", "the content is no media file that FFmpeg recognises") from error
+    except OSError as error:
+        raise_if_stopped(error)
+        raise SourceError("unreadable", f"reading failed: {error}") from error
+
+
+def _looks_like_media(head: bytes) -> bool:
+    return (
+        head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide")
+        or head[:4] == b"\x1aE\xdf\xa3"
+        or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
+        or head[:3] == b"FLV"
+        or head[:4] == b"OggS"
+        or (head[0] == 0x47 and head[188:189] == b"\x47")
+    )
+
+
+def _demuxed(container: Any, stream: Any) -> Iterator[av.Packet]:
+    """The packets of one stream, and an empty one at the end. Raises what PyAV's `demux` does."""
+    # Where a stream has appeared that the header does not announce, PyAV looks for its last packets, too: after those
+    # of `stream`, and among the streams that it knows.
+    with suppress(IndexError):
+        yield from container.demux(stream)
+
+
+def _video_stream(container: Any, file: Any, limits: Limits) -> Any:
+    if len(container.streams) > limits.max_streams:
+        raise SourceError("too_large", f"{len(container.streams)} streams, at most {limits.max_streams} are allowed")
+    still = av.stream.Disposition.attached_pic
+    streams = [s for s in container.streams.video if not s.disposition & still]
+    if not streams:
+        kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+        raise SourceError("no_video_stream", f"the file holds {kinds} but no video stream")
+    stream = max(streams, key=_preference)
+    context = stream.codec_context
+    if context is None:
+        raise SourceError("decode_error", "the video stream uses a codec that this build of FFmpeg does not know")
+    size = (context.width, context.height) if context.width else _refused_size(file)
+    if size is None:
+        raise SourceError("decode_error", f"the {context.name} stream does not say how large its frames are")
+    if size[0] * size[1] > limits.max_pixels:
+        raise SourceError(
+            "too_large", f"frames of {size[0]}x{size[1]} pixels, at most {limits.max_pixels:,} pixels are allowed"
+        )
+    return stream
+
+
+def _preference(stream: Any) -> tuple[bool, int]:
+    """The container's default stream, and of several the one with the most pixels."""
+    context = stream.codec_context
+    return bool(stream.disposition & av.stream.Disposition.default), context.width * context.height if context else 0
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without numbers and paths."""
+    return (getattr(error, "strerror", None) or str(error)).rstrip(".")
+
+
+def _refused_size(file: Any) -> tuple[int, int] | None:
+    """The frame size that FFmpeg itself finds too large to allocate; it says so in its log alone."""
+    file.seek(0)
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as messages, suppress(av.FFmpegError), av.open(file, options=_OPTIONS):
+            pass
+    finally:
+        av.logging.set_level(None)
+    sizes = [re.search(r"Picture size (\d+)x(\d+) is invalid", text) for _, _, text in messages]
+    return next(((int(m[1]), int(m[2])) for m in sizes if m), None)
+
+
+def _describe(container: Any, stream: Any, first: av.VideoFrame, limits: Limits) -> VideoInfo:
+    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    if not Fraction(1, 10) <= aspect <= 10:
+        aspect = Fraction(1)
+    rotation = -round(first.rotation / 90) * 90 % 360
+    width, height = max(1, round(first.width * aspect)), first.height
+    if rotation in (90, 270):
+        width, height = height, width
+    duration_s = None
+    if stream.duration is not None:
+        duration_s = float(stream.duration * stream.time_base)
+    elif container.duration is not None:
+        duration_s = container.duration / av.time_base
+    most_s = 8 * container.size / _LEAST_BITS_PER_S if container.size > 0 else float("inf")
+    if duration_s is not None and limits.max_duration_s < duration_s <= most_s:
+        raise SourceError("too_long", _too_long(duration_s, limits))
+    return VideoInfo(
+        container=container.format.name,
+        codec=stream.codec_context.codec.canonical_name,
+        pixel_format=stream.codec_context.pix_fmt or first.format.name,
+        width=width,
+        height=height,
+        coded_width=first.width,
+        coded_height=first.height,
+        rotation=rotation,
+        sample_aspect_ratio=aspect,
+        fps=float(stream.average_rate) if stream.average_rate else None,
+        duration_s=duration_s,
+        time_base=stream.time_base,
+        audio=bool(container.streams.audio),
+        metadata=dict(container.metadata),
+    )
+
+
+def _too_long(seconds: Fraction | float, limits: Limits) -> str:
+    return f"{float(seconds):.0f} s of video, at most {limits.max_duration_s:.0f} s are allowed"

@@ -1,0 +1,80 @@
+"""A decoded frame as it is displayed: upright, square pixels, even size, planar 4:2:0 with 8 bits, for an encoder."""
+
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+from clipmill.errors import SourceError
+from curation.video.decode import VideoInfo
+from curation.video.pictures import PLANAR_420, turn_upright
+
+_SCALING = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+
+
+class Upright:
+    """Brings the frames of one video into shape. A frame that is in shape already passes untouched.
+
+    Odd sizes lose their last row or column: 4:2:0 has none, and resampling all for one column would blur all.
+    """
+
+    def __init__(self, info: VideoInfo) -> None:
+        self._rotation = info.rotation
+        width, height = (info.height, info.width) if info.rotation in (90, 270) else (info.width, info.height)
+        self._stretched = info.sample_aspect_ratio != 1
+        self._size = width, height
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, picture: av.VideoFrame) -> av.VideoFrame:
+        """The frame in shape, with the source's colour tags; RGB becomes BT.709, limited range.
+
+        Raises SourceError for a frame of a single row or column, of which no even size is left.
+        """
+        width, height = self._size if self._stretched else (picture.width, picture.height)
+        if min(width, height) < 2:
+            raise SourceError("decode_error", f"frames of {width}x{height} pixels: 4:2:0 needs at least 2x2")
+        even = width % 2 == 0 and height % 2 == 0
+        planar = picture.format.name in PLANAR_420
+        if planar and even and not self._stretched and not self._rotation:
+            return picture
+        if not planar or self._stretched:
+            picture = self._converted(picture, width, height)
+        planes = [turn_upright(plane, self._rotation) for plane in _even_planes(picture)]
+        height, width = planes[0].shape
+        shaped = av.VideoFrame.from_ndarray(
+            np.concatenate([plane.reshape(-1) for plane in planes]).reshape(height * 3 // 2, width), "yuv420p"
+        )
+        for tag in ("colorspace", "color_range", "color_primaries", "color_trc"):
+            setattr(shaped, tag, getattr(picture, tag))
+        if picture.format.name == "yuvj420p":
+            shaped.color_range = ColorRange.JPEG
+        return shaped
+
+    def _converted(self, picture: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
+        rgb = picture.format.is_rgb
+        full = picture.format.name.startswith("yuvj") or int(picture.color_range) == ColorRange.JPEG
+        color_range = ColorRange.JPEG if full and not rgb else ColorRange.MPEG
+        return self._reformatter.reformat(
+            picture,
+            width,
+            height,
+            "yuv420p",
+            dst_colorspace=Colorspace.ITU709 if rgb else None,
+            src_color_range=ColorRange.JPEG if rgb else color_range,
+            dst_color_range=color_range,
+            interpolation=_SCALING,
+            threads=1,
+        )
+
+
+def _even_planes(picture: av.VideoFrame) -> list[NDArray[Any]]:
+    """Y, U and V without the last row or column of an odd size."""
+    half_width, half_height = picture.width // 2, picture.height // 2
+    sizes = ((2 * half_height, 2 * half_width), (half_height, half_width), (half_height, half_width))
+    planes = []
+    for plane, (height, width) in zip(picture.planes, sizes, strict=True):
+        pixels = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
+        planes.append(pixels[:height, :width])
+    return planes

@@ -1,0 +1,124 @@
+"""`make demo`: the whole of what there is, on a small rendered collection or on your own videos."""
+
+import argparse
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from clipmill import CurateConfig, curate, select, shard
+from clipmill.errors import UserError
+from curation.dataset.tables import fingerprint
+from curation.scores import openclip
+from curation.scores.aesthetics import Aesthetic
+from curation.scores.clip_embedder import ClipConfig
+from curation.shards.write import ShardConfig
+from demo.collection import Flaws, collection
+from demo.model import demo_config
+from demo.train import RECIPE, RUNS, WRITTEN, sample_held_back, train
+from pipelines.cli import complain, console
+from pipelines.cluster import connected
+from pipelines.progress import note
+from pipelines.render import print_curation, print_selection, print_summary, table
+
+RULES = Path(__file__).with_name("rules")
+_MARKER = ".clipmill-demo"
+
+
+def main() -> None:
+    """Render (or take) videos, curate them, select by the paper's rules, write clip and image shards; on rendered
+    videos, train a model on them and make videos with it."""
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    parser.add_argument("--out", default="demo", help="folder for everything the demo writes")
+    parser.add_argument("--videos", nargs="*", default=[], help="your own videos instead of rendered ones")
+    parser.add_argument("--count", type=int, default=24, help="how many good videos to render (default: 24)")
+    parser.add_argument("--steps", type=float, default=1.0, help="of training, as a share of the usual; 0: none")
+    arguments = parser.parse_args()
+    try:
+        run(Path(arguments.out), arguments.videos, arguments.count, steps_share=arguments.steps)
+    except UserError as error:
+        complain(str(error))
+        sys.exit(1)
+
+
+def run(out: Path, videos: list[str], count: int, *, steps_share: float = 0.0) -> None:
+    """The demo as a recipe: footage -> clips, captions and scores -> selections -> shards -> a model -> new videos."""
+    screen, started_s, rendered = console(), time.monotonic(), not videos
+    dataset = str(out / ("rendered" if rendered else f"yours-{fingerprint({'videos': videos})[:8]}"))
+    config = demo_config() if rendered else _own_config()
+    if rendered:
+        footage = out / "footage"
+        _claim(out)
+        for folder in (footage, Path(dataset), *(out / name for name in WRITTEN)):
+            shutil.rmtree(folder, ignore_errors=True)  # rendered anew, they are new files, for a new dataset
+        screen.print(f"rendering {count} videos with known content, and some flawed ones, into {footage}", markup=False)
+        flaws = collection(footage, videos=count)
+        screen.print(_table_of(flaws))
+        videos = [str(footage)]
+    with connected():
+        curated = curate(videos, dataset, config=config)
+        print_curation(screen, curated)
+        selection = select(dataset, "svd-paper", allow_missing=bool(config.without), replace=True)
+        print_selection(screen, selection)
+        shards = [shard(dataset, "svd-paper"), shard(dataset, "svd-paper", images=True)] if selection.clips else []
+        print_summary(screen, curated, selection, shards, time.monotonic() - started_s)
+        model = _train(Path(dataset), out, steps_share) if rendered and steps_share else None
+    screen.print(
+        f"Look around: clipmill status {dataset}; tar tf {dataset}/shards/svd-paper/clips-000000.tar", markup=False
+    )
+    if model is not None:
+        again = f"clipmill train --recipe {out / RECIPE} --out {out / RUNS}"
+        screen.print(f"The trained model: {model}. The same by hand: {again}", markup=False)
+        for made in sample_held_back(model, out):
+            screen.print(f"Made from a first frame that was kept back: {made.video}, {made.sheet}", markup=False)
+        screen.print(f"all in {time.monotonic() - started_s:.0f} s", markup=False)
+
+
+def _claim(out: Path) -> None:
+    """Mark `out` as a demo's folder: only in such a folder are the files of an earlier demo deleted.
+
+    Raises UserError for a folder that holds anything else.
+    """
+    if not (out / _MARKER).exists():
+        if out.exists() and any(out.iterdir()):
+            raise UserError(
+                f"{out} is not empty and was not made by the demo: give a new or an empty folder with --out"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        (out / _MARKER).write_text("The clipmill demo made this folder. Its next run deletes what this one wrote.\n")
+
+
+def _train(dataset: Path, out: Path, steps_share: float) -> Path:
+    """Choose by the demo's two sets of rules, write shards, train all stages."""
+    screen = console()
+    for rules, images in (("pretraining", True), ("pretraining", False), ("finetuning", False)):
+        selection = select(str(dataset), str(RULES / f"{rules}.yaml"), replace=True)
+        run = shard(str(dataset), selection.name, images=images, config=ShardConfig(clips_per_shard=16), quiet=True)
+        kind = "pictures" if images else "clips"
+        screen.print(f"for training, by {rules}.yaml: {run.index['totals']['samples']} {kind}", markup=False)
+    return train(dataset, out, steps_share=steps_share)
+
+
+def _own_config() -> CurateConfig:
+    """For real videos: the real models where their weights can be had, no such scores where not."""
+    try:
+        openclip.find(ClipConfig().model, ClipConfig().pretrained)
+        Aesthetic().load()
+    except UserError:
+        note("the weights of CLIP or of its aesthetic head cannot be had here: going on without those scores")
+        return CurateConfig(without=("similarity", "aesthetic"))
+    return CurateConfig()
+
+
+def _table_of(flaws: Flaws) -> object:
+    rows = [
+        ("wrong captions", sum(map(len, flaws.wrong_captions.values())), "shots that carry another shot's caption"),
+        ("re-uploads", len(flaws.copies), "another size, cropped, with a logo: videos that are there already"),
+        ("bad pictures", len(flaws.degraded), ", ".join(flaws.degraded.values())),
+        ("broken files", len(flaws.broken), ", ".join(flaws.broken)),
+    ]
+    return table("flaws put in", ("", "count", ""), rows)
+
+
+if __name__ == "__main__":
+    main()

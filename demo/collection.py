@@ -1,0 +1,119 @@
+"""The demo's collection: rendered footage with caption sidecars, and in it the flaws of every real collection.
+
+Some captions are wrong, some videos are re-uploads of others, some look bad, two files are broken. What is wrong with
+which is known: FLAWS_FILE beside the videos.
+"""
+
+import json
+import multiprocessing
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from clipmill.video_writer import Encoding
+from footage.altered import Copy, copied, degraded, transcoded
+from footage.corpus import corpus_specs
+from footage.render import render
+from footage.truth import Truth
+
+FLAWS_FILE = "flaws.truth.json"
+_COPIES = (
+    (Copy(scale=0.5), Encoding(crf=28)),
+    (Copy(crop=(0.05, 0.0, 0.0, 0.05), logo_color="white"), Encoding(codec="vp9", crf=30)),
+)
+_DAMAGE = ("blur", "noise", "low contrast")
+_STRENGTH = 0.6
+_EVERY_WRONG = 5
+"""Of the shots of good videos, every so many-th has the caption of another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flaws:
+    """What is wrong in a collection, by file name."""
+
+    wrong_captions: dict[str, list[int]] = field(default_factory=dict)
+    """File -> its shots, by number, whose caption is that of another shot."""
+    copies: dict[str, str] = field(default_factory=dict)
+    """Re-upload -> original."""
+    degraded: dict[str, str] = field(default_factory=dict)
+    """File -> what was done to its pictures."""
+    broken: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, folder: Path) -> "Flaws":
+        """As `collection` wrote them."""
+        values = json.loads((folder / FLAWS_FILE).read_text(encoding="utf-8"))
+        return cls(**{**values, "broken": tuple(values["broken"])})
+
+
+def collection(folder: Path, *, videos: int = 12, seed: int = 0) -> Flaws:
+    """Write `videos` good videos and the flawed ones into `folder`, each with its captions in NAME.json."""
+    specs = corpus_specs(seed=seed, videos=videos + len(_DAMAGE))
+    with multiprocessing.get_context("spawn").Pool(min(videos, os.cpu_count() or 1)) as pool:
+        truths = pool.map(partial(render, folder=folder), specs[:videos], chunksize=1)
+    wrong = _write_captions(folder, truths)
+    copies = {}
+    for i, (copy, encoding) in enumerate(_COPIES):
+        original = truths[i * 3 % videos]
+        path = transcoded(folder / original.file, folder, f"reupload-{i}", partial(copied, copy=copy), encoding)
+        _describe(path, original, _captions_of(folder, original))
+        copies[path.name] = original.file
+    bad = {}
+    with tempfile.TemporaryDirectory() as elsewhere:
+        for spec, kind in zip(specs[videos:], _DAMAGE, strict=True):
+            truth = render(spec, Path(elsewhere))
+            change = partial(degraded, kind=kind, strength=_STRENGTH, rng=np.random.default_rng(seed))
+            name = f"{spec.name}-{kind.replace(' ', '-')}"
+            path = transcoded(Path(elsewhere, truth.file), folder, name, change)
+            _describe(path, truth, [shot.caption for shot in truth.shots])
+            bad[path.name] = kind
+    flaws = Flaws(wrong_captions=wrong, copies=copies, degraded=bad, broken=_break_two(folder, truths[0].file))
+    (folder / FLAWS_FILE).write_text(json.dumps(asdict(flaws), indent=1) + "\n", encoding="utf-8")
+    return flaws
+
+
+def _write_captions(folder: Path, truths: list[Truth]) -> dict[str, list[int]]:
+    """A sidecar per video; returns which shots got the caption of another shot."""
+    places = [(truth, shot) for truth in truths for shot in range(len(truth.shots))]
+    captions = {(truth.file, shot): truth.shots[shot].caption for truth, shot in places}
+    wrong: dict[str, list[int]] = {}
+    for i, (truth, shot) in enumerate(places):
+        if i % _EVERY_WRONG == _EVERY_WRONG - 1:
+            own = set(truth.shots[shot].caption.split())
+            other, other_shot = min(places, key=lambda place: len(own & set(place[0].shots[place[1]].caption.split())))
+            captions[truth.file, shot] = other.shots[other_shot].caption
+            wrong.setdefault(truth.file, []).append(shot)
+    for truth in truths:
+        _write_sidecar(folder / truth.file, truth, [captions[truth.file, shot] for shot in range(len(truth.shots))])
+    return wrong
+
+
+def _captions_of(folder: Path, truth: Truth) -> list[str]:
+    content = json.loads((folder / truth.file).with_suffix(".json").read_text(encoding="utf-8"))
+    return [entry["text"] for entry in content["captions"]]
+
+
+def _describe(path: Path, truth: Truth, captions: list[str]) -> None:
+    """Truth and sidecar of an altered video: its shots are those of the one it was made from."""
+    replace(truth, file=path.name).save(path.with_suffix(".truth.json"))
+    _write_sidecar(path, truth, captions)
+
+
+def _write_sidecar(path: Path, truth: Truth, captions: list[str]) -> None:
+    entries = [
+        {"text": text, "start_s": round(shot.start_s - truth.start_s, 3), "end_s": round(shot.end_s - truth.start_s, 3)}
+        for shot, text in zip(truth.shots, captions, strict=True)
+    ]
+    path.with_suffix(".json").write_text(json.dumps({"captions": entries}, indent=1) + "\n", encoding="utf-8")
+
+
+def _break_two(folder: Path, whole: str) -> tuple[str, str]:
+    """A file that is no video, and one whose download broke off."""
+    (folder / "not-a-video.mp4").write_text("This is a text file with a hopeful name.\n")
+    content = (folder / whole).read_bytes()
+    (folder / "cut-short.mp4").write_bytes(content[: len(content) // 2])
+    return "not-a-video.mp4", "cut-short.mp4"

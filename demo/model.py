@@ -1,0 +1,21 @@
+"""The configuration that uses the CLIP model which travels with the project, for rendered footage and nothing else."""
+
+from pathlib import Path
+
+from curation.dedup.duplicates import DuplicatesConfig
+from curation.scores.aesthetics import AestheticConfig
+from curation.scores.clip_embedder import ClipConfig
+from pipelines.config import CurateConfig
+
+FOLDER = Path(__file__).with_name("clip")
+MIN_COSINE = 0.86
+"""Between copies and different scenes of rendered footage, for this model."""
+
+
+def demo_config() -> CurateConfig:
+    """Curation with the demo's models instead of ViT-L-14 and LAION's head."""
+    return CurateConfig(
+        clip=ClipConfig(model=str(FOLDER), pretrained=None),
+        aesthetic=AestheticConfig(head=str(FOLDER / "aesthetic.safetensors")),
+        duplicates=DuplicatesConfig(min_cosine=MIN_COSINE),
+    )

@@ -1,0 +1,112 @@
+"""The demo's second half: shards -> latents -> stages I, II, III at tiny size -> videos from first frames never seen.
+
+What it does by hand, a user does with `clipmill encode`, `clipmill train --recipe` and `clipmill sample`; the recipe is
+written where it can be run again.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import yaml
+
+from demo.parts import FRAMES, HEIGHT_PX, RATE_FPS, UNET, WIDTH_PX, write_initial
+from demo.small import small_frames
+from footage.corpus import corpus_specs
+from footage.scenes import Picture
+from pipelines.encode import encode
+from pipelines.recipe import train_recipe
+from pipelines.sample import Sample, SampleRequest, sample
+from training.stages import Stage, overlay
+
+HELD_BACK_SEED = 3_000_000
+"""Neither the demo's footage nor what its models were trained on comes from corpora of this seed and later ones."""
+INITIAL, LATENTS, RUNS, RECIPE = "initial", "latents", "runs", "recipe.yaml"
+WRITTEN = (INITIAL, LATENTS, RUNS)
+"""Folders below the demo's, of one run of it."""
+_SAMPLES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """One stage of the demo."""
+
+    stage: str
+    shards: str
+    """Folder below DATASET/shards."""
+    steps: int
+    batch_size: int
+    lr: float
+    choices: int
+    """Draws of frames per clip."""
+
+
+STAGES = (
+    _Part(stage="tiny-image", shards="pretraining-images", steps=300, batch_size=32, lr=1e-3, choices=1),
+    _Part(stage="tiny-video", shards="pretraining", steps=100, batch_size=8, lr=1e-3, choices=3),
+    _Part(stage="tiny-image-to-video", shards="finetuning", steps=300, batch_size=8, lr=2e-3, choices=6),
+)
+"""Stage I on pictures, II on many clips, III on the best ones, from a picture. Steps fit into some three minutes."""
+
+
+def train(dataset: Path, out: Path, *, steps_share: float = 1.0) -> Path:
+    """Encode, then train all stages; returns the last one's model. `steps_share` shortens all stages alike."""
+    initial = write_initial(out / INITIAL)
+    entries, changes = [], {part.stage: _changes(part, initial, steps_share) for part in STAGES}
+    for part in STAGES:
+        stage = overlay(Stage.preset(part.stage), changes[part.stage])
+        latents = out / LATENTS / part.stage
+        encode(stage, str(dataset / "shards" / part.shards), latents, init=initial, choices=part.choices)
+        entries.append({"stage": part.stage, "data": str(latents.relative_to(out)), "set": changes[part.stage]})
+    recipe = out / RECIPE
+    recipe.write_text(yaml.safe_dump({"init": initial.name, "stages": entries}, sort_keys=False), encoding="utf-8")
+    return list(train_recipe(recipe, out / RUNS))[-1]
+
+
+def sample_held_back(model: Path, out: Path) -> Iterator[Sample]:
+    """Videos from first frames of shots that no model has seen: OUT/sample-1.mp4, its frames in .png, and so on."""
+    out.mkdir(parents=True, exist_ok=True)
+    for number, picture in zip(range(1, _SAMPLES + 1), held_back_frames(), strict=False):
+        first = out / f"sample-{number}-first.png"
+        cv2.imwrite(str(first), picture)
+        request = SampleRequest(image=first, fps=RATE_FPS, seed=number, device="cpu")
+        yield sample(model, out / f"sample-{number}.mp4", request)
+
+
+def held_back_frames() -> Iterator[Picture]:
+    """First frames (H, W, 3) BGR of shots in which a shape moves or the camera pans, without text."""
+    for seed in range(HELD_BACK_SEED, 2 * HELD_BACK_SEED):
+        for spec in corpus_specs(seed=seed, videos=1):
+            for shot in spec.shots:
+                if shot.text is None and (shot.moving_shape or shot.camera == "pan"):
+                    yield small_frames(spec, shot, rate_fps=RATE_FPS, count=1)[0]
+
+
+def _changes(part: _Part, initial: Path, steps_share: float) -> dict[str, Any]:
+    """What differs from the tiny preset: the demo's network and size, and how long it trains."""
+    steps = max(2, round(part.steps * steps_share))
+    preset = Stage.preset(part.stage)
+    video = preset.data.frames > 1
+    parts = {"image_encoder": str(initial.absolute())} if preset.task == "image-to-video" else {}
+    return {
+        "model": {"changes": {name: list(v) if isinstance(v, tuple) else v for name, v in UNET.items()}, **parts},
+        "data": {
+            "frames": FRAMES if video else 1,
+            "height_px": HEIGHT_PX,
+            "width_px": WIDTH_PX,
+            "fps": [RATE_FPS],
+            "batch_size": part.batch_size,
+            "workers": 0,
+        },
+        "optimizer": {"lr": part.lr, "warmup_steps": max(1, min(30, steps // 10)), "decay": "cosine", "ema": 0.99},
+        "run": {
+            "steps": steps,
+            "batch_size": part.batch_size,
+            "log_every": max(1, steps // 20),
+            "save_every": steps,
+            "sample_every": steps,
+            "sample_steps": 15,
+        },
+    }

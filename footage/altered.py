@@ -1,0 +1,131 @@
+"""Altered footage: pictures degraded in known ways, and copies of videos as they come back from a re-upload."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmill.video_writer import Encoding, write_video
+from curation.video.decode import Video
+from curation.video.pictures import Shrinker
+from footage.scenes import Picture, shape_sprite
+
+DEGRADATIONS = ("blur", "noise", "low contrast", "compression")
+
+_SHORT_SIDE_PX = 180
+"""Blur and grain are given for pictures this high, and grow with the picture."""
+_WHOLE_PX = 1 << 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """What a re-upload does to the pictures, before it is encoded again. Shares are of the picture's own sides."""
+
+    crop: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Share cut off at the left, top, right and bottom."""
+    scale: float = 1.0
+    logo_color: str | None = None
+    """A small star of this colour in a corner; None: no logo."""
+    logo_corner: tuple[int, int] = (1, 0)
+    """(right, bottom) as 0 or 1."""
+    logo_size: float = 0.12
+    """Across, as a share of the short side."""
+    gain: float = 1.0
+
+
+def degraded(picture_HWC: Picture, kind: str, *, strength: float, rng: np.random.Generator) -> Picture:
+    """A worse (height, width, 3) uint8 copy. strength: 0 (easily seen) to 1 (hardly bearable).
+
+    Raises ValueError for an unknown kind of degradation.
+    """
+    unit_px = min(picture_HWC.shape[:2]) / _SHORT_SIDE_PX
+    if kind == "blur":
+        return cv2.GaussianBlur(picture_HWC, (0, 0), (1.6 + 3.4 * strength) * unit_px)  # type: ignore[return-value]
+    if kind == "noise":
+        return _noisy(picture_HWC, deviation=16 + 34 * strength, grain_px=rng.uniform(1, max(1.0, unit_px)), rng=rng)
+    if kind == "low contrast":
+        kept = 0.58 - 0.33 * strength
+        return cv2.convertScaleAbs(picture_HWC, alpha=kept, beta=(1 - kept) * 128)  # type: ignore[return-value]
+    if kind == "compression":
+        return jpeg(picture_HWC, round(14 - 11 * strength))
+    raise ValueError(f"unknown degradation {kind!r}, expected one of {', '.join(DEGRADATIONS)}")
+
+
+def jpeg(picture_HWC: Picture, quality: int) -> Picture:
+    """The picture after a round trip through JPEG. quality: 1 to 100."""
+    _, content = cv2.imencode(".jpg", picture_HWC, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return cv2.imdecode(content, cv2.IMREAD_COLOR)  # type: ignore[return-value]
+
+
+def copied(picture_HWC: Picture, copy: Copy) -> Picture:
+    """The picture cropped, scaled, with its logo and its gain; its sides stay even numbers."""
+    height, width = picture_HWC.shape[:2]
+    left, top, right, bottom = copy.crop
+    rows = slice(round(top * height), height - round(bottom * height))
+    columns = slice(round(left * width), width - round(right * width))
+    kept = picture_HWC[rows, columns]
+    size = tuple(max(2, round(side * copy.scale / 2) * 2) for side in kept.shape[1::-1])
+    scaled = cv2.resize(kept, size, interpolation=cv2.INTER_AREA if copy.scale < 1 else cv2.INTER_CUBIC)
+    changed = cv2.convertScaleAbs(scaled, alpha=copy.gain)
+    if copy.logo_color is not None:
+        _lay_logo(changed, copy)  # type: ignore[arg-type]
+    return changed  # type: ignore[return-value]
+
+
+def transcoded(
+    source: Path, folder: Path, name: str, change: Callable[[Picture], Picture], encoding: Encoding | None = None
+) -> Path:
+    """Write `folder`/NAME.mp4 (or .webm, ...): the decoded pictures of `source`, changed, at the same times."""
+    encoding = encoding or Encoding()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.{encoding.suffix}"
+    with source.open("rb") as file, Video(file) as video:
+        pts, pictures = [], []
+        for stamp, picture in upright(video):
+            pts.append(stamp)
+            pictures.append(change(picture))
+        info = video.info
+    rate = Fraction(max(1, len(pts) - 1), max(1, pts[-1] - pts[0])) / info.time_base
+    height, width = pictures[0].shape[:2]
+    write_video(
+        path,
+        pictures,
+        pts,
+        time_base=info.time_base,
+        fps=rate.limit_denominator(1001),
+        width=width,
+        height=height,
+        encoding=replace(encoding, rotation=0),
+    )
+    return path
+
+
+def upright(video: Video, *, long_side_px: int = _WHOLE_PX) -> Iterator[tuple[int, Picture]]:
+    """pts and (height, width, 3) uint8 BGR of every frame, as displayed."""
+    shrinker = Shrinker()
+    for frame in video.frames():
+        yield frame.pts, shrinker.upright_bgr(frame.picture, video.info, long_side_px=long_side_px)
+
+
+def _noisy(picture_HWC: Picture, *, deviation: float, grain_px: float, rng: np.random.Generator) -> Picture:
+    height, width = picture_HWC.shape[:2]
+    rows, columns = max(2, round(height / grain_px)), max(2, round(width / grain_px))
+    grain: NDArray[np.float32] = rng.standard_normal((rows, columns, 3), np.float32)
+    if (rows, columns) != (height, width):
+        grain = cv2.resize(grain, (width, height), interpolation=cv2.INTER_NEAREST)  # type: ignore[assignment]
+    return np.clip(picture_HWC + grain * deviation + 0.5, 0, 255).astype(np.uint8)
+
+
+def _lay_logo(picture_HWC: Picture, copy: Copy) -> None:
+    height, width = picture_HWC.shape[:2]
+    assert copy.logo_color is not None
+    logo = shape_sprite("star", copy.logo_color, size_px=copy.logo_size * min(height, width))
+    side, edge = logo.shape[0], round(0.03 * min(height, width))
+    left = (width - side - edge) if copy.logo_corner[0] else edge
+    top = (height - side - edge) if copy.logo_corner[1] else edge
+    under = picture_HWC[top : top + side, left : left + side]
+    under[:] = (under * (1 - logo[:, :, 3:]) + logo[:, :, :3] + 0.5).astype(np.uint8)

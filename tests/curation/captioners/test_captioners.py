@@ -1,0 +1,441 @@
+"""Captioners that ask an endpoint: one that answers well, badly, late or not at all."""
+
+import base64
+import gzip
+import json
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from clipmill.errors import UserError
+from curation.captioners import CAPTIONERS
+from curation.captioners.base import EndpointConfig, NoCaption
+from curation.captioners.chat import read_answer, tidy
+from curation.captioners.endpoint import MergedCaptioner, MergedConfig, VideoCaptioner, VideoConfig
+from curation.inputs.captions import Caption
+from curation.scores.base import ClipView
+from tests.caption_server import CaptionServer, Reply, refused_url, refuses, says
+
+KEY = "sk-very-secret-0123456789"
+
+
+def view(*levels: int, captions: tuple[Caption, ...] = ()) -> ClipView:
+    """A clip of flat pictures of these gray levels."""
+    return ClipView(pictures=tuple(np.full((36, 64, 3), level, np.uint8) for level in levels), captions=captions)
+
+
+def clips(number: int) -> list[ClipView]:
+    return [view(i, i + 10, i + 20) for i in range(number)]
+
+
+def video(url: str | None, **settings: Any) -> VideoCaptioner:
+    defaults = {"model": "m", "timeout_s": 5, "retries": 0}
+    captioner = VideoCaptioner(VideoConfig(base_url=url, **(defaults | settings)))
+    captioner.load("cpu")
+    return captioner
+
+
+def merged(url: str) -> MergedCaptioner:
+    captioner = MergedCaptioner(MergedConfig(base_url=url, model="m", retries=0))
+    captioner.load("cpu")
+    return captioner
+
+
+def one(server: CaptionServer, **settings: Any) -> Caption:
+    (caption,) = video(server.url, **settings).caption(clips(1))
+    return caption
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+# What is sent
+
+
+def test_video_sends_the_three_frames_in_order_and_the_prompt():
+    with CaptionServer([says("A cat walks.")]) as server:
+        (caption,) = video(server.url, model="some/model", max_tokens=99).caption([view(30, 120, 220)])
+    assert caption == Caption(source="video", text="A cat walks.")
+    (request,) = server.requests
+    assert request["path"] == "/v1/chat/completions"
+    assert (request["model"], request["temperature"], request["max_tokens"]) == ("some/model", 0.0, 99)
+    (message,) = request["messages"]
+    *pictures, prompt = message["content"]
+    levels = []
+    for part in pictures:
+        jpeg = base64.b64decode(part["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))
+        levels.append(round(float(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).mean())))
+    assert levels == pytest.approx([30, 120, 220], abs=2)
+    assert prompt == {"type": "text", "text": VideoConfig().prompt}
+
+
+def test_limits_that_are_null_are_not_sent_and_further_fields_are():
+    with CaptionServer([says("x")]) as server:
+        one(server, max_tokens=None, temperature=None, extra_body={"max_completion_tokens": 50, "seed": 1})
+    (request,) = server.requests
+    assert "max_tokens" not in request
+    assert "temperature" not in request
+    assert (request["max_completion_tokens"], request["seed"]) == (50, 1)
+
+
+def test_merged_sends_what_coca_and_video_say_whatever_else_there_is():
+    captions = (
+        Caption(source="sidecar", text="holiday"),
+        Caption(source="merged", text="an older one"),
+        Caption(source="video", text='A man "surfs" 🏄.'),
+        Caption(source="coca", text="a man on a board"),
+    )
+    with CaptionServer([says('"A man surfs on a board."')]) as server:
+        (caption,) = merged(server.url).caption([view(1, captions=captions)])
+    assert caption == Caption(source="merged", text="A man surfs on a board.")
+    (part,) = server.requests[0]["messages"][0]["content"]
+    assert part["text"] == MergedConfig().prompt + '\n\n"a man on a board"\n"A man \\"surfs\\" 🏄."'
+
+
+def test_merged_takes_another_caption_where_one_is_missing_and_none_alone():
+    failed = Caption(source="video", error="HTTP 500: no")
+    coca, sidecar = Caption(source="coca", text="a man"), Caption(source="sidecar", text="holiday")
+    before = Caption(source="merged", text="an older one")
+    batch = [view(1, captions=c) for c in ((sidecar, coca, failed), (coca, failed), (), (coca, coca), (before, coca))]
+    with CaptionServer([says("both")]) as server:
+        first, *rest = merged(server.url).caption(batch)
+    assert first.text == "both"
+    assert server.requests[0]["messages"][0]["content"][0]["text"].endswith('"a man"\n"holiday"')
+    assert len(server.requests) == 1
+    assert [c.text for c in rest] == [None, None, None, None]
+    assert rest[0].error == (
+        "nothing to merge: it needs two different captions, came one (coca); video failed: HTTP 500: no"
+    )
+    assert rest[1].error == "nothing to merge: it needs two different captions, came none"
+
+
+def test_captions_keep_the_order_of_the_clips_and_requests_stay_within_the_bound():
+    def reply(request: dict[str, Any]) -> Reply:
+        jpeg = base64.b64decode(request["messages"][0]["content"][0]["image_url"]["url"].partition(",")[2])
+        level = round(float(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).mean()))
+        return says(f"level {level}", delay_s=0.05 * (level % 3))
+
+    with CaptionServer(reply) as server:
+        captions = video(server.url, max_in_flight=3).caption(clips(10))
+    assert [c.text for c in captions] == [f"level {i}" for i in range(10)]
+    assert 1 < server.most_at_once <= 3
+
+
+def test_a_clip_without_pictures_or_with_a_broken_one_is_its_own_failure():
+    broken = ClipView(pictures=(np.zeros((0, 10, 3), np.uint8),))
+    with CaptionServer([says("fine")]) as server:
+        captions = video(server.url).caption([ClipView(pictures=()), broken, view(1)])
+    assert [c.text for c in captions] == [None, None, "fine"]
+    assert captions[0].error == "the clip has no pictures"
+    assert captions[1].error
+
+
+# Endpoints that misbehave
+
+
+@pytest.mark.parametrize("bad", [refuses(429), refuses(429, headers={"retry-after": "1"}), refuses(500), refuses(503)])
+def test_a_failure_that_may_pass_is_tried_again(bad: Reply, monkeypatch: pytest.MonkeyPatch):
+    waits_s: list[float] = []
+    monkeypatch.setattr("openai._base_client.time.sleep", waits_s.append)
+    with CaptionServer([bad, says("at last")]) as server:
+        assert one(server, retries=1).text == "at last"
+    assert len(server.requests) == 2
+    (wait_s,) = filter(None, waits_s)  # the server sleeps for no time
+    assert wait_s == float(bad.headers["retry-after"]) if bad.headers else wait_s > 0
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_failure_that_stays_is_told_with_status_and_reason(status: int):
+    with CaptionServer([refuses(status, "too many of you")]) as server:
+        caption = one(server, retries=1)
+    assert caption == Caption(source="video", error=f"HTTP {status}: too many of you")
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422])
+def test_a_failure_that_cannot_pass_is_not_tried_again(status: int):
+    with CaptionServer([refuses(status, "wrong")]) as server:
+        assert one(server, retries=3).error == f"HTTP {status}: wrong"
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"choices": [{"mess', "no JSON"),
+        (b"<html>It works!</html>", "no JSON"),
+        (b"", "no JSON"),
+        (b"\xff\xfe\xff", "no JSON"),
+        (b"[" * 100_000, "no JSON"),
+        (b'{"choices": []}', "no chat completion"),
+        (b'{"choices": null}', "no chat completion"),
+        (b'{"error": "overloaded"}', "no chat completion"),
+        (b'[{"choices": 1}]', "no chat completion"),
+        (b'{"choices": ["text"]}', "no chat completion"),
+        (b'{"choices": [{"message": {"content": {"a": 1}}}]}', "content is no text"),
+        (says(None).body, "empty"),
+        (says(" \n\u200b").body, "empty"),
+        (says('""').body, "empty"),
+        (says("<think>so many thoughts", finish_reason="length").body, "max_tokens"),
+        (says(None, refusal="I cannot look at that").body, "refused: I cannot look at that"),
+        (says("", finish_reason="content_filter").body, "refused: content_filter"),
+    ],
+)
+def test_an_answer_that_is_none_is_a_reason(body: bytes, reason: str):
+    with CaptionServer([Reply(body=body)]) as server:
+        first, second = video(server.url, max_in_flight=1).caption(clips(2))
+    assert first.text is None
+    assert reason in first.error
+    assert second == first
+    assert len(server.requests) == 2
+    with pytest.raises(NoCaption, match=reason):
+        read_answer(body)
+
+
+def test_an_endpoint_that_is_slow_is_not_waited_for():
+    with CaptionServer([says("too late", delay_s=3), says("in time")]) as server:
+        captions = video(server.url, timeout_s=0.5, max_in_flight=1).caption(clips(2))
+    assert captions[0].error == "no complete answer within 0.5 s"
+    assert captions[1].text == "in time"
+
+
+@pytest.mark.parametrize(
+    "slow",
+    [
+        says("too late", trickle_s=0.1),
+        Reply(headers_trickle_s=0.1),
+        Reply(early_hints_s=0.1),
+        says("too late", delay_s=0.4, trickle_s=0.01),
+    ],
+    ids=["body", "headers", "interim answers", "headers and body"],
+)
+@pytest.mark.timeout(60)
+def test_an_answer_that_trickles_in_is_not_waited_for(slow: Reply):
+    """Not one of them would end by itself within the time that pytest gives the test, or they end late."""
+    with CaptionServer([slow]) as server:
+        assert one(server, timeout_s=0.5).error == "no complete answer within 0.5 s"
+    assert len(server.requests) == 1
+
+
+def test_connections_are_kept_and_a_later_request_has_a_time_of_its_own():
+    with CaptionServer([says(str(i), delay_s=0.3) for i in range(4)]) as server:
+        captions = video(server.url, timeout_s=1.0, max_in_flight=1).caption(clips(4))
+    assert [c.text for c in captions] == ["0", "1", "2", "3"]
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_and_named(status: int):
+    with CaptionServer([says("from another origin")]) as other:
+        away = Reply(status=status, headers={"location": f"{other.url}/chat/completions"})
+        with CaptionServer([away]) as server:
+            caption = one(server, api_key_env=None)
+    assert caption.error.startswith(f"HTTP {status}: redirects are not followed; set base_url to where it leads: http:")
+    assert other.requests == []
+
+
+def test_an_answer_without_end_or_unfolding_is_refused():
+    with CaptionServer([Reply(body=b" " * (2 << 20))]) as server:
+        assert one(server, retries=2).error == "the answer has more than 1,048,576 bytes"
+        assert len(server.requests) == 1
+    packed = gzip.compress(says("x" * 1000).body)
+    with CaptionServer([Reply(body=packed, headers={"content-encoding": "gzip"})]) as server:
+        assert one(server).error == "the answer is no JSON"
+    assert server.headers[0]["accept-encoding"] == "identity"
+
+
+def test_an_endpoint_that_is_down_is_given_up_and_the_reason_kept_for_the_next_batches():
+    captioner = video(refused_url(), give_up_after=3, max_in_flight=1)
+    captions = captioner.caption(clips(20))
+    assert all(c.text is None for c in captions)
+    assert [c.error.startswith("no connection to http://127.0.0.1:") for c in captions] == [True] * 3 + [False] * 17
+    assert captions[-1].error.startswith("not sent: the endpoint failed 3 times in a row: no connection to ")
+    assert captioner.caption(clips(1)) == captions[-1:]
+
+
+def test_an_endpoint_that_was_given_up_is_tried_again_by_one_request_without_retries():
+    with CaptionServer([refuses(503)] * 3 + [says("back")]) as server:
+        captioner = video(server.url, give_up_after=2, max_in_flight=1, retries=0, pause_s=0)
+        assert [c.text for c in captioner.caption(clips(5))] == [None, None, None, "back", "back"]
+    with CaptionServer([refuses(503)]) as server:
+        captioner = video(server.url, give_up_after=1, max_in_flight=1, retries=1, pause_s=0)
+        captioner.caption(clips(1))
+        assert len(server.requests) == 2
+        captioner.caption(clips(3))
+        assert len(server.requests) == 2 + 3
+
+
+def test_an_endpoint_that_hangs_costs_a_few_time_outs_not_one_per_clip():
+    with CaptionServer([says("too late", delay_s=5)]) as server:
+        captions = video(server.url, timeout_s=0.3, retries=1, give_up_after=2, max_in_flight=2).caption(clips(40))
+    assert {c.text for c in captions} == {None}
+    assert len(server.requests) <= 8
+    assert sum(c.error.startswith("not sent") for c in captions) >= 36
+
+
+@pytest.mark.parametrize("status", [401, 404, 503])
+def test_an_endpoint_that_lets_nobody_in_is_given_up(status: int):
+    with CaptionServer([refuses(status)]) as server:
+        captions = video(server.url, give_up_after=3, max_in_flight=1).caption(clips(10))
+    assert len(server.requests) == 3
+    assert captions[-1].error == f"not sent: the endpoint failed 3 times in a row: HTTP {status}: no"
+
+
+def test_failures_of_single_requests_do_not_give_the_endpoint_up():
+    refusals = [
+        refuses(400),
+        refuses(500),
+        refuses(404),
+        refuses(404),
+        says("x"),
+        refuses(404),
+        refuses(404),
+        says("y"),
+    ]
+    with CaptionServer(refusals) as server:
+        captions = video(server.url, give_up_after=3, max_in_flight=1).caption(clips(8))
+    assert [c.text for c in captions] == [None, None, None, None, "x", None, None, "y"]
+
+
+# Keys and pictures stay where they belong
+
+
+def test_the_key_is_sent_and_told_to_nobody(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MY_API_KEY", f" {KEY}\n")
+    with CaptionServer(
+        [refuses(401, f"wrong key {KEY}; you sent data:image/jpeg;base64,{'A' * 5000} " + "x" * 999)]
+    ) as server:
+        captioner = video(server.url, api_key_env="MY_API_KEY")
+        (caption,) = captioner.caption(clips(1))
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert caption.error.startswith("HTTP 401: wrong key [key]; you sent [picture] xxx")
+    assert len(caption.error) < 250
+    assert KEY not in str(captioner._config) + json.dumps(captioner._config.model_dump())
+
+
+def test_the_usual_key_goes_to_openai_alone_unless_it_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with CaptionServer([says("x")]) as server:
+        one(server)
+        one(server, api_key_env="OPENAI_API_KEY")
+    assert [KEY in str(headers) for headers in server.headers] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("url", "variable"),
+    [
+        ("https://api.openai.com/v1", "OPENAI_API_KEY"),
+        ("https://eu.api.openai.com/v1", "OPENAI_API_KEY"),
+        ("http://api.openai.com/v1", None),
+        ("https://api.openai.com.example.org/v1", None),
+        ("https://notopenai.com/v1", None),
+        ("http://localhost:8000/v1", None),
+        (None, None),
+    ],
+)
+def test_which_hosts_are_openais(url: str | None, variable: str | None):
+    assert EndpointConfig(base_url=url).key_variable() == variable
+    assert EndpointConfig(base_url=url, api_key_env="MY_API_KEY").key_variable() == "MY_API_KEY"
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "HF_TOKEN",
+        "GITHUB_TOKEN",
+        "PATH",
+        "_API_KEY",
+        "X_API_KEY\n",
+        "",
+        KEY,
+    ],
+)
+def test_a_configuration_cannot_have_other_secrets_sent(variable: str):
+    with pytest.raises(UserError, match="api_key_env"):
+        EndpointConfig.from_values({"api_key_env": variable}, origin="foreign.yaml")
+
+
+def test_a_key_that_was_asked_for_has_to_be_there():
+    with pytest.raises(UserError, match="NO_SUCH_API_KEY is not set"):
+        video("http://127.0.0.1:1/v1", api_key_env="NO_SUCH_API_KEY")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"api_key_env": KEY},
+        {"base_url": "localhost:8000/v1"},
+        {"base_url": f"https://user:{KEY}@example.org/v1"},
+        {"base_url": f"https://example.org/v1?key={KEY}"},
+        {"retries": -1},
+        {"timeout_s": 0},
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_without_repeating_a_key(settings: dict[str, Any]):
+    with pytest.raises(UserError) as raised:
+        EndpointConfig.from_values(settings, origin="x.yaml")
+    assert KEY not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["video", "merged"])
+def test_an_endpoint_without_address_or_model_is_an_error_before_work_starts(name: str):
+    with pytest.raises(UserError, match=f"captioner {name}: base_url and model not given"):
+        CAPTIONERS[name](None).load("cpu")
+    with pytest.raises(UserError, match="model not given"):
+        VideoCaptioner(VideoConfig(base_url="http://localhost:8000/v1")).load()
+
+
+def test_loading_does_not_contact_the_endpoint():
+    with CaptionServer([says("x")]) as server:
+        video(server.url)
+    assert server.requests == []
+
+
+def test_captioners_travel_to_a_worker_and_the_client_is_imported_only_there():
+    names = [pickle.loads(pickle.dumps(make(None))).name for make in CAPTIONERS.values()]
+    assert names == list(CAPTIONERS) == ["coca", "video", "merged"]
+    program = "import sys, curation.captioners; print({'openai', 'torch', 'open_clip'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# What becomes of an answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "caption"),
+    [
+        ("  A cat\n\n walks.\t", "A cat walks."),
+        ('"A cat walks."', "A cat walks."),
+        ("“A cat walks.”", "A cat walks."),
+        ("'A cat's tail.'", "'A cat's tail.'"),
+        ('"Go" and "stop"', '"Go" and "stop"'),
+        ('A "cat"', 'A "cat"'),
+        ("<think>\nIs it a dog?\n</think>\nA cat.", "A cat."),
+        ("Is it a dog?</think>A cat.", "A cat."),
+        ("A cat\x00 \x1b[31mwalks\ud800.", "A cat [31mwalks."),
+        ("猫が歩く。 👩‍👩‍👧 قطة", "猫が歩く。 👩‍👩‍👧 قطة"),
+    ],
+)
+def test_an_answer_is_tidied(answer: str, caption: str):
+    assert tidy(answer) == caption
+
+
+def test_an_answer_that_is_cut_or_too_long_ends_with_a_sentence():
+    assert tidy("A cat walks. It then ju", cut=True) == "A cat walks."
+    assert tidy("A cat walks 2.5 met", cut=True) == "A cat walks 2.5"
+    assert tidy("猫が歩く。走", cut=True) == "猫が歩く。"
+    long = tidy("A cat walks. " * 1000)
+    assert len(long) <= 2000
+    assert long.endswith("walks.")
+    assert len(tidy("x" * 5000)) == 2000

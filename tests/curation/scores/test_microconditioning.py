@@ -1,0 +1,37 @@
+"""The motion bucket and the frame rate id, at their reference points."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curation.scores.microconditioning import fps_id, motion_bucket
+
+
+@pytest.mark.parametrize(
+    ("motion", "bucket"),
+    [
+        (0.0, 0),
+        (1.0, 36),
+        (10.0, 127),
+        (30.0, 182),
+        (120.0, 255),
+        (1e6, 255),
+        (-0.1, 0),
+        (None, None),
+    ],
+)
+def test_motion_buckets_at_reference_points(motion: float | None, bucket: int | None):
+    assert motion_bucket(motion) == bucket
+
+
+@given(st.floats(0, 500), st.floats(0, 500))
+def test_more_motion_is_never_a_lower_bucket(one: float, other: float):
+    low, high = sorted((one, other))
+    assert 0 <= motion_bucket(low) <= motion_bucket(high) <= 255
+
+
+@pytest.mark.parametrize(
+    ("fps", "expected"), [(24, 23), (24000 / 1001, 23), (29.97, 29), (7, 6), (0.4, 0), (None, None)]
+)
+def test_fps_id_is_the_released_models(fps: float | None, expected: int | None):
+    assert fps_id(fps) == expected

@@ -1,0 +1,387 @@
+"""Copies and encodes of one span: the very packets, the very frames, the very times."""
+
+import io
+import os
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from clipmill.errors import SourceError
+from curation.inputs.sources import list_sources
+from curation.scan.one_pass import ScanConfig, scan
+from curation.shards.extract import Take, TakeConfig, take_clips
+from curation.shots.spans import SpanConfig
+from curation.video.decode import Video
+from curation.video.display import Upright
+from tests.media import panning, write_video
+
+Timed = list[tuple[Fraction, av.VideoFrame]]
+
+X264 = {"preset": "veryfast", "crf": "20", "g": "24", "sc_threshold": "0", "bf": "3"}
+OPEN_GOP = {**X264, "x264-params": "open-gop=1:b-pyramid=normal:bframes=3:b-adapt=0:keyint=24:scenecut=0"}
+X265 = {
+    "preset": "ultrafast",
+    "x265-params": "log-level=none:keyint=24:min-keyint=24:scenecut=0:bframes=4:open-gop=1:pools=none:frame-threads=1",
+}
+VARIABLE_PTS = [i * 40 + (i % 3) * 7 for i in range(96)]
+SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
+    "b_frames": ("a.mp4", {"options": X264}),
+    "open_gop": ("a.mp4", {"options": OPEN_GOP}),
+    "open_gop_mkv": ("a.mkv", {"options": OPEN_GOP}),
+    "hevc_open_gop": ("a.mp4", {"codec": "libx265", "options": X265}),
+    "hevc_10_bit": ("a.mkv", {"codec": "libx265", "options": X265, "pixel_format": "yuv420p10le"}),
+    "av1": ("a.mkv", {"codec": "libsvtav1", "options": {"preset": "12", "crf": "40", "g": "24"}}),
+    "vp9": ("a.webm", {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8", "g": "24"}}),
+    "mpeg4": ("a.mp4", {"codec": "mpeg4", "options": {"g": "24", "bf": "2", "qscale": "4"}}),
+    "variable_rate": ("a.mp4", {"options": X264, "pts": VARIABLE_PTS, "time_base": Fraction(1, 1000)}),
+    "delayed_start": ("a.mp4", {"options": X264, "pts": [i + 37 for i in range(96)], "time_base": Fraction(1, 24)}),
+    "wide_pixels": ("a.mp4", {"options": X264, "sample_aspect_ratio": Fraction(4, 3)}),
+}
+
+
+def make(folder: Path, name: str) -> Path:
+    file, options = SOURCES[name]
+    return write_video(folder / file, panning(height=96, pixels_per_frame=2, frames=96), **options)
+
+
+def clips_of(path: Path, take: str, **spans: Any) -> list[dict[str, Any]]:
+    limits = {"min_s": 0.5, "max_s": 2.0} | spans
+    source = next(iter(list_sources([str(path)])))
+    return scan(source, ScanConfig(spans=SpanConfig(take=take, **limits))).clips
+
+
+def taken(path: Path, clips: list[dict[str, Any]], config: TakeConfig | None = None) -> list[Take]:
+    takes = take_clips(str(path), clips, "clips", config or TakeConfig())
+    assert all(isinstance(take, Take) for take in takes), takes
+    return takes  # type: ignore[return-value]
+
+
+def wanted(path: Path, clip: dict[str, Any]) -> Timed:
+    """The source's frames in the span, timed from its start."""
+    base = Fraction(clip["time_base_num"], clip["time_base_den"])
+    with path.open("rb") as file, Video(file) as video:
+        frames = video.frames_between(clip["start_pts"], clip["end_pts"])
+        return [((frame.pts - clip["start_pts"]) * base, frame.picture) for frame in frames]
+
+
+def held(take: Take) -> Timed:
+    with Video(io.BytesIO(take.content)) as video:
+        return [(frame.pts * video.info.time_base, frame.picture) for frame in video.frames()]
+
+
+def packets(file: Any) -> list[tuple[Fraction, bytes]]:
+    with av.open(file) as container:
+        demuxed = container.demux(container.streams.video[0])
+        return [(packet.pts * packet.time_base, bytes(packet)) for packet in demuxed if packet.size]
+
+
+def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
+    mse = np.mean((a.astype(np.float64) - b) ** 2)
+    return 10 * np.log10(255**2 / max(mse, 1e-9))
+
+
+def luma(picture: av.VideoFrame) -> np.ndarray:
+    return picture.to_ndarray()[: picture.height]
+
+
+def check_copy(path: Path, clip: dict[str, Any], take: Take) -> None:
+    expected, got = wanted(path, clip), held(take)
+    assert len(got) == len(expected) == clip["frames"]
+    assert [time for time, _ in got] == [time for time, _ in expected]
+    assert all(np.array_equal(a.to_ndarray(), b.to_ndarray()) for (_, a), (_, b) in zip(got, expected, strict=True))
+    start_s = clip["start_pts"] * Fraction(clip["time_base_num"], clip["time_base_den"])
+    of_source = dict(packets(str(path)))
+    copied = packets(io.BytesIO(take.content))
+    assert len(copied) == clip["frames"]
+    assert all(of_source[start_s + time] == content for time, content in copied)
+    assert take.content.index(b"moov") < take.content.index(b"mdat")
+
+
+def check_encode(path: Path, clip: dict[str, Any], take: Take) -> None:
+    expected, got = wanted(path, clip), held(take)
+    assert [time for time, _ in got] == [time for time, _ in expected]
+    assert len(got) == clip["frames"]
+    with path.open("rb") as file, Video(file) as video:
+        upright = Upright(video.info)
+    for (_, theirs), (_, ours) in zip(expected, got, strict=True):
+        shaped = upright(theirs)
+        assert ours.format.name == shaped.format.name == "yuv420p"
+        assert psnr_db(luma(shaped), luma(ours)) >= 40
+        assert psnr_db(shaped.to_ndarray(format="rgb24"), ours.to_ndarray(format="rgb24")) >= 40
+    keys_s = [float(time) for time, picture in got if picture.key_frame]
+    assert keys_s[0] == 0
+    assert set(map(int, keys_s)) == set(range(int(got[-1][0]) + 1))
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_copy_holds_the_packets_and_frames_of_its_span(tmp_path: Path, name: str) -> None:
+    path = make(tmp_path, name)
+    clips = clips_of(path, "copy")
+    assert len(clips) >= 2
+    for clip, take in zip(clips, taken(path, clips), strict=True):
+        check_copy(path, clip, take)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_an_encode_holds_the_frames_of_its_span(tmp_path: Path, name: str) -> None:
+    path = make(tmp_path, name)
+    clips = clips_of(path, "encode", max_s=1.7)
+    assert len(clips) >= 2
+    for clip, take in zip(clips, taken(path, clips), strict=True):
+        check_encode(path, clip, take)
+
+
+@pytest.mark.parametrize("take", ["copy", "encode"])
+def test_the_clock_is_the_sources(tmp_path: Path, take: str) -> None:
+    path = make(tmp_path, "open_gop_mkv")  # 1/1000: 24 frames per second do not fit evenly
+    clip = clips_of(path, take)[1]
+    content = taken(path, [clip])[0].content
+    with av.open(io.BytesIO(content)) as container:
+        assert container.streams.video[0].time_base == Fraction(1, 1000)
+        assert container.duration == round(clip["duration_s"] * 1_000_000)
+
+
+def test_a_copy_keeps_rotation_and_pixel_aspect_as_metadata(real_videos: Path) -> None:
+    for name, rotation, aspect in (("psd_rotate.mp4", 90, "1:1"), ("psd_aspect_ratio.mp4", 0, "16:11")):
+        path = real_videos / name
+        clip = clips_of(path, "copy", min_s=2.0, max_s=20.0)[0]
+        take = taken(path, [clip])[0]
+        check_copy(path, clip, take)
+        with path.open("rb") as file, Video(file) as source, Video(io.BytesIO(take.content)) as video:
+            assert (video.info.width, video.info.height) == (source.info.width, source.info.height)
+            assert video.info.rotation == take.shape["rotation"] == rotation
+            assert take.shape["sample_aspect_ratio"] == aspect
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["psd_rotate.mp4", "psd_aspect_ratio.mp4", "tc_hevc_10bit.mp4", "psd_vfr.mp4", "tc_av1.mkv", "mma_struct.mp4"],
+)
+def test_real_footage_encodes_upright_with_square_pixels(real_videos: Path, name: str) -> None:
+    path = real_videos / name
+    clip = clips_of(path, "encode", min_s=0.5, max_s=3.0)[0]
+    take = taken(path, [clip])[0]
+    check_encode(path, clip, take)
+    with Video(io.BytesIO(take.content)) as video:
+        assert (video.info.coded_width, video.info.coded_height) == (clip["width"], clip["height"])
+        assert (video.info.rotation, video.info.sample_aspect_ratio) == (0, 1)
+        assert video.info.codec == "h264"
+
+
+def test_rotation_is_baked_in_the_right_way_round(tmp_path: Path) -> None:
+    images = [frame[:, :160] // 2 for frame in panning(height=96, pixels_per_frame=1, frames=24)]
+    for image in images:
+        image[:48, :80] += 120  # top left as stored: top right once turned clockwise
+    path = tmp_path / "turned.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options=X264, width=160, height=96)
+        stream.thread_count = 1
+        stream.set_display_rotation(-90)
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "bgr24")))
+        container.mux(stream.encode(None))
+    clip = clips_of(path, "encode")[0]
+    picture = held(taken(path, [clip])[0])[0][1]
+    assert (picture.width, picture.height) == (96, 160)
+    y = luma(picture)
+    quarters = [y[:80, :48].mean(), y[:80, 48:].mean(), y[80:, :48].mean(), y[80:, 48:].mean()]
+    assert np.argmax(quarters) == 1
+
+
+def test_grain_that_the_first_rate_factor_would_smooth_still_reaches_40_db(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    grainy = [
+        np.clip(frame + rng.normal(0, 12, frame.shape), 0, 255).astype(np.uint8)
+        for frame in panning(height=96, pixels_per_frame=2, frames=30)
+    ]
+    path = write_video(tmp_path / "grain.mp4", grainy, options={"preset": "veryfast", "qp": "4"})
+    clip = clips_of(path, "encode")[0]
+    first_try = taken(path, [clip], TakeConfig(min_psnr_db=30.0))[0]
+    take = taken(path, [clip])[0]
+    assert first_try.shape["psnr_db"] < 40 <= take.shape["psnr_db"]
+    check_encode(path, clip, take)
+
+
+def test_colour_tags_are_carried_over(tmp_path: Path) -> None:
+    path = tmp_path / "tagged.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options=X264, width=160, height=96)
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc, context.color_range = 9, 9, 14, 2
+        for image in panning(height=96, pixels_per_frame=1, frames=24):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:, :160]), "bgr24").reformat(format="yuv420p")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    clip = clips_of(path, "encode")[0]
+    picture = held(taken(path, [clip])[0])[0][1]
+    tags = (picture.colorspace, picture.color_primaries, picture.color_trc, picture.color_range)
+    assert tuple(map(int, tags)) == (9, 9, 14, 2)
+
+
+def test_odd_sizes_lose_a_column_and_nothing_else(tmp_path: Path) -> None:
+    options = {"preset": "veryfast", "qp": "0"}
+    frames = [frame[:95, :169] for frame in panning(height=96, pixels_per_frame=2, frames=24)]
+    path = write_video(tmp_path / "odd.mp4", frames, options=options, pixel_format="yuv444p")
+    clip = clips_of(path, "encode")[0]
+    take = taken(path, [clip])[0]
+    assert (take.shape["width"], take.shape["height"]) == (168, 94)
+    original = wanted(path, clip)[0][1].to_ndarray()[0, :94, :168]
+    assert psnr_db(original, luma(held(take)[0][1])) >= 40
+
+
+def test_clips_taken_together_are_those_taken_alone(tmp_path: Path) -> None:
+    one_keyframe = {**X264, "g": "1000"}
+    path = write_video(tmp_path / "a.mp4", panning(height=96, pixels_per_frame=2, frames=96), options=one_keyframe)
+    clips = clips_of(path, "encode", max_s=1.2)
+    assert len(clips) >= 3
+    together = taken(path, [clips[2], clips[0], clips[1]])
+    alone = [taken(path, [clip])[0] for clip in (clips[2], clips[0], clips[1])]
+    assert together == alone
+
+
+def test_taking_twice_gives_the_same_bytes(real_videos: Path) -> None:
+    path = real_videos / "mma_struct.mp4"  # 426 pixels wide: x264's AVX-512 code once gave each run other bytes here
+    clip = clips_of(path, "encode", min_s=0.5, max_s=2.0)[0]
+    assert len({taken(path, [clip])[0].content for _ in range(4)}) == 1
+
+
+def test_an_image_is_the_middle_frame_at_full_size_and_upright(real_videos: Path) -> None:
+    path = real_videos / "psd_rotate.mp4"
+    clip = clips_of(path, "auto", min_s=2.0, max_s=20.0)[0]
+    take = take_clips(str(path), [clip], "images", TakeConfig())[0]
+    assert isinstance(take, Take)
+    image = cv2.imdecode(np.frombuffer(take.content, np.uint8), cv2.IMREAD_COLOR)
+    assert image.shape == (1280, 544, 3)
+    assert (
+        abs(take.shape["pts"] - (clip["start_pts"] + clip["end_pts"]) / 2)
+        * clip["time_base_num"]
+        / clip["time_base_den"]
+        < 0.25
+    )
+    base = Fraction(clip["time_base_num"], clip["time_base_den"])
+    frames = dict(wanted(path, clip))
+    original = frames[(take.shape["pts"] - clip["start_pts"]) * base].to_ndarray(format="bgr24", src_colorspace=5)
+    assert psnr_db(cv2.rotate(original, cv2.ROTATE_90_CLOCKWISE), image) >= 35
+
+
+@pytest.mark.parametrize("name", ["b_frames", "wide_pixels"])
+def test_an_image_is_the_frame_that_the_scorers_took_for_the_middle(tmp_path: Path, name: str) -> None:
+    path = make(tmp_path, name)
+    first, second = clips_of(path, "auto")[:2]
+    takes = take_clips(str(path), [second, first], "images", TakeConfig())
+    for clip, take in zip((second, first), takes, strict=True):
+        assert isinstance(take, Take)
+        height, width = (96, 170) if name == "b_frames" else (96, 228)  # 170 * 4 / 3, made even
+        middle_pts = clip["picture_pts"][1]
+        assert take.suffix == "jpg"
+        assert take.shape == {"codec": "jpeg", "width": width, "height": height, "pts": middle_pts}
+        image = cv2.imdecode(np.frombuffer(take.content, np.uint8), cv2.IMREAD_COLOR)
+        base = Fraction(clip["time_base_num"], clip["time_base_den"])
+        original = dict(wanted(path, clip))[(middle_pts - clip["start_pts"]) * base].to_ndarray(format="bgr24")
+        assert image.shape == (height, width, 3)
+        assert psnr_db(cv2.resize(original, (width, height), interpolation=cv2.INTER_AREA), image) >= 30
+    (coarse,) = take_clips(str(path), [first], "images", TakeConfig(jpeg_quality=20))
+    assert isinstance(coarse, Take)
+    assert len(coarse.content) < len(takes[1].content) / 2  # type: ignore[union-attr]
+
+
+def test_an_image_that_is_not_there_fails_alone_and_says_why(tmp_path: Path) -> None:
+    path = make(tmp_path, "b_frames")
+    good, clip = clips_of(path, "auto")[:2]
+    pts = clip["picture_pts"][1]
+    before, beyond = pts - 1, clip["end_pts"]
+    bad = [
+        clip | {"clip_id": "none", "picture_pts": []},
+        clip | {"clip_id": "before", "picture_pts": [0, before, 0]},
+        clip | {"clip_id": "beyond", "picture_pts": [0, beyond, 0]},
+    ]
+    *errors, picture = take_clips(str(path), [*bad, good], "images", TakeConfig())
+    assert isinstance(picture, Take)
+    assert [str(error) for error in errors] == [
+        "decode_error: the scan kept no picture of this clip",
+        f"decode_error: no frame with timestamp {before} could be decoded: not as scanned",
+        f"decode_error: no frame with timestamp {beyond} could be decoded: not as scanned",
+    ]
+
+
+@pytest.mark.parametrize("take", ["copy", "encode"])
+def test_what_is_not_as_scanned_is_said_in_full(tmp_path: Path, take: str) -> None:
+    path = make(tmp_path, "b_frames")
+    good, other = clips_of(path, take)[:2]
+    start_pts, frames = other["start_pts"], other["frames"]
+    bad = [
+        other | {"clip_id": "shifted", "start_pts": start_pts + 1},
+        other | {"clip_id": "short", "frames": frames + 1},
+    ]
+    found, *others = take_clips(str(path), [good, *bad], "clips", TakeConfig())
+    assert isinstance(found, Take)
+    expected = {
+        "copy": [
+            f"no packet with timestamp {start_pts + 1} was found: not as scanned",
+            f"{frames} packets found in the span of {frames + 1} frames: not as scanned",
+        ],
+        "encode": [
+            f"no frame with timestamp {start_pts + 1}: not as scanned",
+            f"{frames} frames decoded in the span of {frames + 1}: not as scanned",
+        ],
+    }
+    assert [str(error) for error in others] == [f"decode_error: {message}" for message in expected[take]]
+    os.utime(path, ns=(1, 1))
+    (changed,) = take_clips(str(path), [good], "clips", TakeConfig())
+    assert str(changed) == ("unreadable: the file has changed since it was scanned: its size or modification differs")
+
+
+def test_a_span_beyond_the_end_of_the_source_fails_alone(tmp_path: Path) -> None:
+    path = make(tmp_path, "b_frames")
+    good, other = clips_of(path, "encode")[:2]
+    far = {"clip_id": "far", "start_pts": other["start_pts"] + 10**7, "end_pts": other["end_pts"] + 10**7}
+    found, error = take_clips(str(path), [good, other | far], "clips", TakeConfig())
+    assert isinstance(found, Take)
+    assert str(error) == f"decode_error: 0 frames decoded in the span of {other['frames']}: not as scanned"
+
+
+def test_an_encode_has_a_keyframe_every_second_and_no_other(tmp_path: Path) -> None:
+    for name in ("b_frames", "variable_rate"):
+        path = make(tmp_path, name)
+        (take,) = taken(path, clips_of(path, "encode", min_s=1.0, max_s=60.0))
+        with av.open(io.BytesIO(take.content)) as container:
+            stream = container.streams.video[0]
+            shown = sorted(
+                (packet.pts * packet.time_base, packet.is_keyframe) for packet in container.demux(stream) if packet.size
+            )
+        first_of_seconds = [time // 1 != before // 1 for (before, _), (time, _) in pairwise(shown)]
+        assert [is_key for _, is_key in shown] == [True, *first_of_seconds]
+        assert sum(first_of_seconds) >= 3
+
+
+def reasons(path: Path, clips: list[dict[str, Any]]) -> list[str]:
+    takes = take_clips(str(path), clips, "clips", TakeConfig())
+    return [str(take) if isinstance(take, SourceError) else "" for take in takes]
+
+
+def test_a_source_that_is_gone_or_changed_fails_with_the_reason(tmp_path: Path) -> None:
+    path = make(tmp_path, "b_frames")
+    clips = clips_of(path, "auto")
+    os.utime(path, ns=(1, 1))
+    assert all("changed since it was scanned" in reason for reason in reasons(path, clips))
+    path.unlink()
+    assert all("nothing is at this address" in reason for reason in reasons(path, clips))
+
+
+@pytest.mark.parametrize("take", ["copy", "encode"])
+def test_a_span_that_is_not_in_the_source_fails_alone(tmp_path: Path, take: str) -> None:
+    path = make(tmp_path, "b_frames")
+    good, other = clips_of(path, take)[:2]
+    shifted = other | {"clip_id": "shifted", "start_pts": other["start_pts"] + 1}
+    short = other | {"clip_id": "short", "frames": other["frames"] + 1}
+    for bad in (shifted, short):
+        found = reasons(path, [bad, good])
+        assert "not as scanned" in found[0]
+        assert found[1] == ""

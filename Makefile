@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 VIDEOS ?=
-DEMO ?= demo
+DEMO ?= demo-output
 
 # Many processes import the same packages here; compiled once, each starts in half the time.
 unexport PYTHONDONTWRITEBYTECODE

@@ -29,7 +29,7 @@ def main() -> None:
     """Render (or take) videos, curate them, select by the paper's rules, write clip and image shards; on rendered
     videos, train a model on them and make videos with it."""
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
-    parser.add_argument("--out", default="demo", help="folder for everything the demo writes")
+    parser.add_argument("--out", default="demo-output", help="folder for everything the demo writes")
     parser.add_argument("--videos", nargs="*", default=[], help="your own videos instead of rendered ones")
     parser.add_argument("--count", type=int, default=24, help="how many good videos to render (default: 24)")
     parser.add_argument("--steps", type=float, default=1.0, help="of training, as a share of the usual; 0: none")

@@ -10,9 +10,9 @@ from curation.captioners.coca import CocaConfig
 from curation.captioners.endpoint import MergedConfig, VideoConfig
 from curation.dedup.duplicates import DuplicatesConfig
 from curation.scan.one_pass import ScanConfig
-from curation.scores import SCORERS
 from curation.scores.aesthetics import AestheticConfig
 from curation.scores.clip_embedder import ClipConfig
+from curation.scores.columns import SCORE_COLUMNS
 from curation.scores.text import TextConfig
 from training.resume import deciding
 
@@ -47,7 +47,7 @@ class CurateConfig(ScanConfig):
     @field_validator("without")
     @classmethod
     def _are_scores(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(sorted({known_name("score", name, SCORERS) for name in names}))
+        return tuple(sorted({known_name("score", name, SCORE_COLUMNS) for name in names}))
 
     def sharing(self, workers: int) -> "CurateConfig":
         """The same for one of several captioning workers: together they keep to the bounds on requests in flight."""

@@ -89,7 +89,7 @@ def curate(
 ) -> CurateResult:
     """Curate videos into the dataset folder `out`; run again to do only what is missing.
 
-    `inputs` as `curation.inputs.sources.list_sources` takes them, at most `limit` of them; `address` of a Ray cluster, or the
+    `inputs` as `curation.inputs.list_sources` takes them, at most `limit` of them; `address` of a Ray cluster, or the
     `num_cpus` of a local one. With `retry_rejected`, sources that an earlier run rejected (a store that failed, a limit
     too low) are tried again, with `retry_captions` those whose captions failed. A run that is alive is stopped only
     with `take_over`. Near-duplicates are looked for when all is done.

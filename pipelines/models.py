@@ -11,7 +11,7 @@ import numpy as np
 
 from clipmill.errors import UserError
 from curation.scan.one_pass import Scan
-from curation.scores import Captioner
+from curation.scores.base import Captioner
 from pipelines.config import CaptionersConfig, CurateConfig
 from pipelines.scoring import Models, caption_clips, load_captioners, load_models, score_clips
 

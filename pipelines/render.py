@@ -12,7 +12,7 @@ from rich.text import Text
 
 from clipmill.errors import ERROR_KINDS
 from curation.dedup.duplicates import DuplicatesResult
-from curation.scores import SCORERS
+from curation.scores.columns import SCORE_COLUMNS
 from curation.selection.select import Selection, funnel_rows
 from pipelines.curate import CurateResult
 from pipelines.inspect import Inspection
@@ -20,7 +20,7 @@ from pipelines.printable import printable
 from pipelines.shard import ShardRun
 from pipelines.status import Status
 
-_SCORES = ("motion", *SCORERS)
+_SCORES = ("motion", *SCORE_COLUMNS)
 _REASONS = 10
 """Of clips that are missing, so many different ones are printed; the index has all."""
 LOSSES = {

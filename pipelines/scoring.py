@@ -16,8 +16,10 @@ from curation.inputs.sources import Source
 from curation.scan.isolation import Isolated
 from curation.scan.one_pass import Scan, rejected, scan
 from curation.scan.validate import check_scan
-from curation.scores import SCORERS, Captioner, ClipView, Embeddings, Scorer
+from curation.scores.base import Captioner, ClipView, Embeddings, Scorer
 from curation.scores.clip_embedder import Clip, embedding_columns
+from curation.scores.columns import SCORE_COLUMNS
+from curation.scores.registry import SCORERS
 from pipelines.config import CurateConfig
 
 _CLIPS_AT_ONCE = 64
@@ -145,7 +147,7 @@ def _embedded(models: Models, views: Sequence[ClipView]) -> list[Embeddings]:
 
 def _nothing(left_out: Sequence[str]) -> dict[str, Any]:
     """Null columns for the scores that were left out."""
-    names = {name: [column.name for column in SCORERS[name].columns] for name in left_out}  # type: ignore[attr-defined]
+    names = {name: [column.name for column in SCORE_COLUMNS[name]] for name in left_out}
     return {
         column: f"{LEFT_OUT}: --without {name}" if column == f"{name}_error" else None
         for name, columns in names.items()

@@ -7,13 +7,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import cast
 
 import pyarrow as pa
 
 from clipmill.columns import column
-from curation.scores import SCORERS, Scorer
-from curation.scores.clip_embedder import EMBEDDING_COLUMNS
+from curation.scores.columns import EMBEDDING_COLUMNS, SCORE_COLUMNS
 
 _TRANSITION = pa.struct(
     [
@@ -115,7 +113,7 @@ CLIPS = pa.schema(
         column("motion_bucket", pa.int16(), "motion on SVD's scale for conditioning: 127 is 10 %/s", unit="0 to 255"),
         column("fps_id", pa.int32(), "fps as SVD's conditioning takes it: rounded, minus 1"),
         *EMBEDDING_COLUMNS,
-        *(field for scorer in SCORERS.values() for field in cast(type[Scorer], scorer).columns),
+        *(field for columns in SCORE_COLUMNS.values() for field in columns),
         column(
             "picture_pts",
             pa.list_(pa.int64()),

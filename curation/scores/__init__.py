@@ -1,15 +1,1 @@
-"""The registry of scorers that look at a clip's pictures: one line each, made from its own configuration if any."""
-
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-
-from curation.scores.aesthetics import Aesthetic
-from curation.scores.base import Captioner, ClipView, Embeddings, Scorer
-from curation.scores.similarity import Similarity
-from curation.scores.text import TextArea
-
-SCORERS: Mapping[str, Callable[..., Scorer]] = MappingProxyType(
-    {"similarity": Similarity, "aesthetic": Aesthetic, "text_area": TextArea}
-)
-
-__all__ = ["SCORERS", "Captioner", "ClipView", "Embeddings", "Scorer"]
+"""Scores of clips: what a scorer is, one file per scorer, and the CLIP embedder that several of them share."""

@@ -8,14 +8,13 @@ from typing import Any
 from urllib.error import URLError
 
 import numpy as np
-import pyarrow as pa
 from pydantic import field_validator
 
-from clipmill.columns import column
 from clipmill.config import Config
 from clipmill.errors import UserError
 from curation.scores.base import ClipView
 from curation.scores.weight_fetch import check_answers
+from curation.scores.columns import AESTHETIC_COLUMNS
 from curation.scores.weight_files import read_tensors
 
 _LAION = {"large": "sa_0_4_vit_l_14_linear.pth", "small": "sa_0_4_vit_b_32_linear.pth"}
@@ -39,16 +38,7 @@ class Aesthetic:
     """Scorer `aesthetic`: a linear head on the L2-normalised embeddings of the frames, on the head's own scale."""
 
     name = "aesthetic"
-    columns = (
-        column(
-            "aesthetic",
-            pa.float32(),
-            "aesthetic head on CLIP's embeddings, mean of three frames; LAION's heads give about 1 to 10",
-            unit="head's scale",
-            better="higher",
-        ),
-        column("aesthetic_error", pa.string(), "why aesthetic is null"),
-    )
+    columns = AESTHETIC_COLUMNS
     needs_embeddings = True
 
     def __init__(self, config: AestheticConfig | None = None) -> None:

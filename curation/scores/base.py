@@ -1,6 +1,6 @@
 """What a scorer is: a small class that looks at a clip's three pictures and answers with columns.
 
-A scorer knows neither Ray nor thresholds. Every clip gets every score once; filtering is `curation.selection.select`'s job.
+A scorer knows neither Ray nor thresholds. Every clip gets every score once; `curation.selection` filters.
 A captioner looks at the same views and answers with a caption.
 """
 

@@ -9,26 +9,15 @@ from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from clipmill.columns import column
 from clipmill.config import Config
 from curation.scores import openclip
 from curation.scores.base import ClipView, Embeddings
 from curation.video.pictures import Image
 
 _T = TypeVar("_T")
-
-EMBEDDING_COLUMNS = (
-    column(
-        "embedding",
-        pa.list_(pa.float16()),
-        "mean of the CLIP embeddings of the first, middle and last frame, each of length 1; scaled to length 1",
-    ),
-    column("embedding_error", pa.string(), "why embedding is null"),
-)
 
 
 class ClipConfig(Config):
@@ -69,7 +58,7 @@ class Clip:
         return self.embed_texts(["a"]).shape[1]
 
     def load(self, device: str = "cpu") -> None:
-        """Load the model. Raises UserError where its weights are missing or unfit (see `curation.scores.openclip.load`)."""
+        """Load the model. Raises UserError where its weights are missing or unfit (see `openclip.load`)."""
         import torch
 
         self._device = device

@@ -4,33 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from clipmill.columns import column
 from curation.scores.base import ClipView
+from curation.scores.columns import SIMILARITY_COLUMNS
 
 
 class Similarity:
     """Scorer `similarity`: mean over the frames of the cosine to each caption, and the mean of that over captions."""
 
     name = "similarity"
-    columns = (
-        column(
-            "similarity",
-            pa.float32(),
-            "cosine of CLIP's embeddings of frame and caption, mean of three frames; mean over the clip's captions",
-            unit="cosine, -1 to 1",
-            better="higher",
-            bounds=(-1, 1),
-        ),
-        column(
-            "similarity_captions",
-            pa.list_(pa.float32()),
-            "the same for each caption, in their order; null for a caption without text",
-            unit="cosine, -1 to 1",
-        ),
-        column("similarity_error", pa.string(), "why similarity is null"),
-    )
+    columns = SIMILARITY_COLUMNS
     needs_embeddings = True
     embedding_width: int | None = None
     weights_digest: str | None = None

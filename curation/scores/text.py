@@ -8,13 +8,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 from pydantic import Field
 from shapely import MultiPolygon, Polygon, box, union_all
 
-from clipmill.columns import column
 from clipmill.config import Config
 from curation.scores.base import ClipView
+from curation.scores.columns import TEXT_AREA_COLUMNS
 from curation.video.pictures import Image
 
 
@@ -45,23 +44,7 @@ class TextArea:
     """
 
     name = "text_area"
-    columns = (
-        column(
-            "text_area",
-            pa.float32(),
-            "share of the frame covered by text boxes, the largest of three frames; 0 is no text",
-            unit="share, 0 to 1",
-            better="lower",
-            bounds=(0, 1),
-        ),
-        column(
-            "text_area_frames",
-            pa.list_(pa.float32()),
-            "the same share in the first, middle and last frame",
-            unit="share, 0 to 1",
-        ),
-        column("text_area_error", pa.string(), "why text_area is null"),
-    )
+    columns = TEXT_AREA_COLUMNS
     needs_embeddings = False
     embedding_width: int | None = None
     weights_digest: str | None = None

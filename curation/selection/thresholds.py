@@ -54,7 +54,7 @@ _NUMBERS = (
 class Test:
     """One rule, ready to run: `outcome` is SQL over the joined view that gives KEPT, REMOVED or UNSCORED.
 
-    A test with `last` depends on the other rules: its `outcome` also reads `PLACE`, which `curation.selection.funnel` joins.
+    A test with `last` depends on the other rules: its `outcome` also reads `PLACE`, which the funnel joins.
     """
 
     name: str

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 from pydantic import Field, TypeAdapter
@@ -22,7 +22,7 @@ from clipmill.errors import SourceError, UserError
 from clipmill.spool import Spool
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.inputs.stats import signed_address
-from curation.scores import SCORERS, Scorer
+from curation.scores.columns import SCORE_COLUMNS
 from curation.shards.extract import Clip, Kind, Take, TakeConfig, take_clips
 
 _FOOTAGE_PER_CALL_S = 60.0
@@ -31,7 +31,7 @@ _COPY_BYTES = 1 << 20
 
 _SPAN = ("start_pts", "end_pts", "start_s", "end_s", "duration_s", "start_frame")
 _CUTS = ("cut_start_pts", "cut_end_pts", "cut_start_s", "cut_end_s")
-_SCORES = {"motion", *(column.name for scorer in SCORERS.values() for column in cast(type[Scorer], scorer).columns)}
+_SCORES = {"motion", *(column.name for columns in SCORE_COLUMNS.values() for column in columns)}
 _NO_SCORES = {*CLIPS.names, *SOURCES.names} - _SCORES
 
 

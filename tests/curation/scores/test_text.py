@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from curation.scores import ClipView
+from curation.scores.base import ClipView
 from curation.scores.text import TextArea
 from curation.video.decode import Video
 from curation.video.pictures import Shrinker

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import av
 import numpy as np
-from demo.writer import write_video
 
+from clipmill.video_writer import write_video
 from footage.corpus import corpus_specs
 from footage.shots import Shot
 from footage.timeline import Cut, Span, Timeline, VideoSpec, flashes, plan, timestamps

@@ -189,7 +189,8 @@ class Dataset:
 
         Views: `sources`, `clips`, one `scores_NAME` per added scorer, and `joined`, a row per clip with every
         column of the three (see `joined_query`). It reads these tables and nothing else (see
-        `curation.dataset.sql`); larger queries than `memory` spill to disk. Errors of DuckDB's in the block leave it as UserError.
+        `curation.dataset.sql`); larger queries than `memory` spill to disk. Errors of DuckDB's in the block leave it as
+        UserError.
         """
         names = ["sources", "clips", *(f"{_SCORES}/{name}" for name in self.score_names())]
         tables = {name.replace("/", "_", 1): self._part_files(name) or _empty(name) for name in names}

@@ -13,8 +13,8 @@ from pydantic import field_validator
 from clipmill.config import Config
 from clipmill.errors import UserError
 from curation.scores.base import ClipView
-from curation.scores.weight_fetch import check_answers
 from curation.scores.columns import AESTHETIC_COLUMNS
+from curation.scores.weight_fetch import check_answers
 from curation.scores.weight_files import read_tensors
 
 _LAION = {"large": "sa_0_4_vit_l_14_linear.pth", "small": "sa_0_4_vit_b_32_linear.pth"}

@@ -301,12 +301,14 @@ def _nothing_came_out(sentence: str) -> NoReturn:
 
 def _config(address: str | None, without: str | None) -> "CurateConfig":
     from clipmill.config import known_name
-    from curation.scores import SCORERS
+    from curation.scores.columns import SCORE_COLUMNS
     from pipelines.config import CurateConfig
 
     config = CurateConfig.from_file(address) if address else CurateConfig()
     names = (
-        [known_name("score", name.strip(), SCORERS) for name in without.split(",") if name.strip()] if without else []
+        [known_name("score", name.strip(), SCORE_COLUMNS) for name in without.split(",") if name.strip()]
+        if without
+        else []
     )
     return config.model_copy(update={"without": tuple(sorted({*config.without, *names}))})
 

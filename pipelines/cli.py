@@ -305,11 +305,7 @@ def _config(address: str | None, without: str | None) -> "CurateConfig":
     from pipelines.config import CurateConfig
 
     config = CurateConfig.from_file(address) if address else CurateConfig()
-    names = (
-        [known_name("score", name.strip(), SCORE_COLUMNS) for name in without.split(",") if name.strip()]
-        if without
-        else []
-    )
+    names = [known_name("score", name.strip(), SCORE_COLUMNS) for name in (without or "").split(",") if name.strip()]
     return config.model_copy(update={"without": tuple(sorted({*config.without, *names}))})
 
 

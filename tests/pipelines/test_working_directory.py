@@ -25,7 +25,8 @@ def places(names):
 
 
 with connected(num_cpus=1):
-    print(json.dumps(ray.get(places.remote(["curation.scan.one_pass", "svd.unet", "training.encode", "pipelines.encode"]))))
+    names = ["curation.scan.one_pass", "svd.unet", "training.encode", "pipelines.encode"]
+    print(json.dumps(ray.get(places.remote(names))))
 """
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import clipmill
-from curation.scores import SCORERS
+from curation.scores.registry import SCORERS
 from pipelines.select import DEFAULT_PRESET
 
 HEAVY = {"torch", "ray", "pandas", "av", "cv2", "numpy", "pyarrow", "duckdb", "yaml", "fsspec"}

@@ -13,7 +13,7 @@ from curation.scores.registry import SCORERS
 from pipelines.select import DEFAULT_PRESET
 
 HEAVY = {"torch", "ray", "pandas", "av", "cv2", "numpy", "pyarrow", "duckdb", "yaml", "fsspec"}
-COMMAND_LINE = {"clipmill", "curation", "pipelines", "typer", "rich"}
+COMMAND_LINE = {"clipmill", "pipelines", "typer", "rich"}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -44,7 +44,7 @@ def test_unknown_names_are_attribute_errors():
 @pytest.mark.parametrize(
     ("arguments", "loaded", "heavy"),
     [
-        (("-c", "import clipmill; dir(clipmill)"), {"clipmill"}, HEAVY | {"pydantic", "typer", "rich", "curation"}),
+        (("-c", "import clipmill; dir(clipmill)"), {"clipmill"}, HEAVY | {"pydantic", "typer", "rich"}),
         (("-m", "clipmill", "--help"), COMMAND_LINE, HEAVY | {"pydantic"}),
         (("-m", "clipmill", "curate", "--help"), COMMAND_LINE, HEAVY),
         (("-m", "clipmill", "train", "--help"), COMMAND_LINE, HEAVY),  # typer reads paths with pydantic

@@ -11,7 +11,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from clipmill import curate
-from curation.errors import RunStopped
+from clipmill.errors import RunStopped
 from pipelines.cluster import connected
 from tests.pipelines.corpora import WITHOUT_CLIP, WITHOUT_CLIP_OPTION, content, many_small
 from tests.pipelines.test_kill import kill, wait_for, workers

@@ -31,6 +31,7 @@ class Fence:
     """The right of one run to commit into a folder. Travels to tasks on any node."""
 
     url: str
+    """Means the same in every working directory: a local path is absolute."""
     run: str
 
     def check(self) -> None:
@@ -49,6 +50,7 @@ def owned(url: str, *, take_over: bool = False) -> Iterator[Fence]:
     """
     if not take_over:
         refuse_if_running(url)
+    url = storage.address(*storage.filesystem(url))  # tasks have another working directory
     fence = Fence(url=url, run=uuid.uuid4().hex)
     owner = {"run": fence.run, "host": socket.gethostname(), "pid": os.getpid(), "process": _process(os.getpid())}
     _write(url, RUN_FILE, owner | {"since": _now().isoformat()})

@@ -94,7 +94,7 @@ def shard(
                 fence = stack.enter_context(owned(folder, take_over=take_over))
                 start_shards(folder, plans, selection=selection, settings=settings)
                 remove_index(folder)
-                for result in _stream(todo, folder, selection, config, fence, report):
+                for result in _stream(todo, fence, selection, config, report):
                     results[result.name] = result
                 write_index(folder, index())
     return ShardRun(
@@ -138,7 +138,7 @@ def _in_place(plans: Sequence[ShardPlan], folder: str) -> dict[str, ShardResult]
 
 
 def _stream(
-    todo: Sequence[ShardPlan], folder: str, selection: str, config: ShardConfig, fence: Fence, report: Reporter
+    todo: Sequence[ShardPlan], fence: Fence, selection: str, config: ShardConfig, report: Reporter
 ) -> Iterator[ShardResult]:
     if not todo:
         return
@@ -152,7 +152,7 @@ def _stream(
     counting = nullcontext() if report.quiet else counted(total, report.reached, report.node_died)
     with stopped_by_errors(), counting as counter:
         written = ray.data.from_items(rows, override_num_blocks=min(len(rows), _TASKS_AT_MOST)).map(
-            partial(write_planned, folder=folder, selection=selection, config=config, fence=fence, counter=counter),
+            partial(write_planned, folder=fence.url, selection=selection, config=config, fence=fence, counter=counter),
             num_cpus=1,
         )
         for row in written.iter_rows():

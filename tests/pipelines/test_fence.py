@@ -105,3 +105,13 @@ def test_an_object_store_holds_a_fence_too(s3_url: str):
         with pytest.raises(UserError, match="in use"):
             refuse_if_running(f"{s3_url}/dataset")
     refuse_if_running(f"{s3_url}/dataset")
+
+
+def test_a_folder_with_a_relative_name_is_the_same_one_in_tasks_that_run_elsewhere(tmp_path: Path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with owned("out") as fence:
+        monkeypatch.chdir("elsewhere")
+        fence.check()
+    assert json.loads((tmp_path / "out" / HEARTBEAT_FILE).read_text())["ended"]

@@ -18,15 +18,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from curation.captions import _parse_json
-from curation.config import Config
-from curation.decode import Limits
-from curation.rules import Rules
-from curation.scores import Scorer
-from curation.tables import Dataset
+from clipmill.config import Config
+from curation.dataset.tables import Dataset
+from curation.inputs.captions import _parse_json
+from curation.scores.base import Scorer
+from curation.selection.rules import Rules
+from curation.video.decode import Limits
+from demo.__main__ import run as run_demo
 from pipelines import recipe as recipes
 from pipelines.config import CurateConfig
-from pipelines.demo.__main__ import run as run_demo
 from pipelines.train import resolve_stage
 from svd.checkpoint import save_model, save_original
 from tests.docs import (
@@ -48,6 +48,7 @@ from training.samples import choose_caption
 
 Paste = Callable[[Reader, Block], None]
 VIDEOS = 5
+PACKAGES = ("clipmill", "curation", "svd", "training", "pipelines", "demo", "footage", "tests", "docs", "benchmarks")
 
 NO_WEIGHTS = "the weights of ViT-L-14 have to be fetched: the demo's take their place"
 NO_GPU = "there is no GPU"
@@ -265,11 +266,11 @@ def sample_each(reader: Reader, block: Block) -> None:
 
 def train_each(reader: Reader, block: Block) -> None:
     """Two steps on the demo's clips, of the demo's network; the estimate as it stands."""
-    settings = yaml.safe_load((reader.folder / "demo/recipe.yaml").read_text())["stages"][1]["set"]
+    settings = yaml.safe_load((reader.folder / "demo-output/recipe.yaml").read_text())["stages"][1]["set"]
     settings["run"] |= {"steps": 2, "save_every": 1, "sample_every": 1, "log_every": 1}
     settings["optimizer"]["warmup_steps"] = 1
     reader.write("two-steps.yaml", yaml.safe_dump(settings))
-    small = Instead("--init MODEL", "--init demo/initial --config two-steps.yaml", "200 steps take minutes")
+    small = Instead("--init MODEL", "--init demo-output/initial --config two-steps.yaml", "200 steps take minutes")
     shell(small, Instead("DATASET/shards/NAME", "DATASET/shards/pretraining", "NAME is a selection"))(reader, block)
 
 
@@ -282,12 +283,12 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
     "README.md": [
         ("make demo", made("both take minutes; tests/pipelines/test_demo_train.py runs the demo, `make test` is this")),
         ("make setup", made("installs; the demo is what the folder for these tests was prepared with")),
-        ("clip: {model: pipelines/demo/clip}", saved("demo.yaml", lambda path: CurateConfig.from_file(str(path)))),
-        ("clipmill inspect demo/footage/001-ntsc-vp9.webm", shell(codes=(0, 3))),
+        ("clip: {model: demo/clip}", saved("demo.yaml", lambda path: CurateConfig.from_file(str(path)))),
+        ("clipmill inspect demo-output/footage/001-ntsc-vp9.webm", shell(codes=(0, 3))),
         ("vp9 yuv420p in matroska", prints),
         ("sources", prints),
         ("selection svd-paper: 14 of 93 clips", prints),
-        ("clipmill train --recipe demo/recipe.yaml", shell()),
+        ("clipmill train --recipe demo-output/recipe.yaml", shell()),
         ("clipmill curate videos", in_turn(lambda r, _: shutil.rmtree(r.folder / "dataset"), shell(CURATE_SMALL))),
         ("hf download", parsed("needs a network")),
         ("clip: {model: FOLDER}", read_by(CurateConfig)),
@@ -297,15 +298,15 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
             lambda r, _: shutil.rmtree(r.folder / "dataset"),
             python(
                 Instead('"dataset")\n    selection', '"dataset", config=demo_config())\n    selection', NO_WEIGHTS),
-                Instead("from clipmill", "from pipelines.demo.model import demo_config\nfrom clipmill", NO_WEIGHTS),
+                Instead("from clipmill", "from demo.model import demo_config\nfrom clipmill", NO_WEIGHTS),
             ),
         )),
-        ("dataset/", tree("demo/rendered")),
+        ("dataset/", tree("demo-output/rendered")),
     ],
     "CONTRIBUTING.md": [
         ("make setup", made("they install and run these tests")),
-        ("python -m pipelines.demo.train_clip", parsed("trains for most of an hour")),
-        ("python -m pipelines.demo.train_parts", parsed("trains for most of an hour")),
+        ("python -m demo.train_clip", parsed("trains for most of an hour")),
+        ("python -m demo.train_parts", parsed("trains for most of an hour")),
         ("python -m benchmarks.scan", parsed("minutes to hours each, on an idle machine")),
         ("python -m benchmarks.faults", parsed("minutes; tests/benchmarks/test_faults.py runs its parts")),
         ("python -m benchmarks.hostile", parsed("minutes; tests/benchmarks/test_hostile.py runs it, small")),
@@ -349,7 +350,7 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
     "docs/reference/clipmill.md": [
         ("import clipmill", python(
             Instead('"dataset")\n    selection', '"dataset", config=demo_config())\n    selection', NO_WEIGHTS),
-            Instead("import clipmill", "from pipelines.demo.model import demo_config\nimport clipmill", NO_WEIGHTS),
+            Instead("import clipmill", "from demo.model import demo_config\nimport clipmill", NO_WEIGHTS),
         )),
     ],
     "docs/sampling.md": [
@@ -359,7 +360,7 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
             Instead("torch.bfloat16", "torch.float32", NO_GPU),
             Instead("width_px=1024, height_px=576", "width_px=96, height_px=64", TINY),
         )),
-        ("clipmill.json, model_index.json", tree("demo/runs/3-tiny-image-to-video/model")),
+        ("clipmill.json, model_index.json", tree("demo-output/runs/3-tiny-image-to-video/model")),
         ("from svd.checkpoint import load_model", python()),
     ],
     "docs/training.md": [
@@ -379,10 +380,10 @@ ELSEWHERE = {"docs/adding-a-scorer.md": "has a test of its own, in a copy of the
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
-    """What a reader of the README has after the demo: `demo/` with footage, dataset, recipe and models."""
+    """What a reader of the README has after the demo: `demo-output/` with footage, dataset, recipe and models."""
     folder = tmp_path_factory.mktemp("docs")
-    run_demo(folder / "demo", [], VIDEOS, steps_share=0.001)
-    (folder / "pipelines").symlink_to(ROOT / "pipelines")
+    run_demo(folder / "demo-output", [], VIDEOS, steps_share=0.001)
+    (folder / "demo").symlink_to(ROOT / "demo")
     return folder
 
 
@@ -390,13 +391,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
 def reader(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reader:
     """A reader whose folder has what the pages speak of: the demo, a DATASET, `videos` and `footage`, pictures."""
     shutil.copytree(prepared, tmp_path, symlinks=True, dirs_exist_ok=True)
-    (tmp_path / "DATASET").symlink_to("demo/rendered")
+    (tmp_path / "DATASET").symlink_to("demo-output/rendered")
     for name in ("videos", "footage"):
         (tmp_path / name).mkdir()
-        for file in sorted((prepared / "demo/footage").glob("00[0-4]-*")):
+        for file in sorted((prepared / "demo-output/footage").glob("00[0-4]-*")):
             shutil.copy(file, tmp_path / name)
     for name in ("first.png", "a.png", "b.png", "chair.png"):
-        shutil.copy(tmp_path / "demo/sample-1-first.png", tmp_path / name)
+        shutil.copy(tmp_path / "demo-output/sample-1-first.png", tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return Reader(tmp_path)
 
@@ -429,7 +430,7 @@ def test_every_block_is_pasted_or_listed_with_a_reason():
 
 
 def test_files_that_pages_name_are_there():
-    roots = "clipmill|curation|svd|training|pipelines|tests|benchmarks|docs"
+    roots = "clipmill|curation|svd|training|pipelines|demo|footage|tests|benchmarks|docs"
     for page in PAGES:
         for name in re.findall(
             rf"(?<![\w/.-])((?:{roots})/[\w/.-]*\.(?:py|md|yaml|json|txt))\b", (ROOT / page).read_text()
@@ -471,25 +472,29 @@ def test_the_page_on_scorers_has_every_member_of_the_protocol():
 @pytest.mark.slow
 def test_the_scorer_of_its_page_passes_its_test_and_scores_in_a_run(prepared: Path, tmp_path: Path):
     """All of docs/adding-a-scorer.md, in a copy of the packages, whose commands are processes of their own."""
-    names = ("module", "registry", "field", "test", "check", "inspect", "funnel", "script", "selecting")
+    names = ("module", "columns", "registry", "field", "test", "check", "inspect", "funnel", "script", "selecting")
     page = blocks_of("docs/adding-a-scorer.md")
     blocks = dict(zip(names, page, strict=True))
     copy, folder = tmp_path / "copy", tmp_path / "work"
-    for name in ("clipmill", "curation", "svd", "training", "pipelines", "tests", "docs", "benchmarks"):
+    for name in PACKAGES:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "constraints.txt"):
         shutil.copy(ROOT / name, copy)
-    shutil.copytree(prepared / "demo", folder / "demo")
+    shutil.copytree(prepared / "demo-output", folder / "demo-output")
     (copy / "curation/scores/brightness.py").write_text(blocks["module"].text)
     (copy / "tests/curation/test_brightness.py").write_text(blocks["test"].text)
     imported = "from curation.scores.brightness import Brightness"
-    registry = copy / "curation/scores/__init__.py"
+    registry = copy / "curation/scores/registry.py"
     text, changed = re.subn(r"^SCORERS: .*?^\)\n", blocks["registry"].text, registry.read_text(), flags=re.S | re.M)
     assert changed == 1
     registry.write_text(_with_import(text, imported, after="from curation.scores.base"))
+    columns = copy / "curation/scores/columns.py"
+    text, changed = re.subn(r"^SCORE_COLUMNS: .*?^\)\n", blocks["columns"].text, columns.read_text(), flags=re.S | re.M)
+    assert changed == 1
+    columns.write_text(text)
     config = copy / "pipelines/config.py"
-    field = "    text_area: TextConfig = Field(default_factory=TextConfig)\n"
-    text = config.read_text().replace(field, field + blocks["field"].text)
+    before = "    duplicates: DuplicatesConfig"
+    text = config.read_text().replace(before, blocks["field"].text + before, 1)
     config.write_text(_with_import(text, f"{imported}Config", after="from curation.scores.aesthetics"))
 
     environment = {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -504,7 +509,7 @@ def test_the_scorer_of_its_page_passes_its_test_and_scores_in_a_run(prepared: Pa
     assert lines
     assert all(0 < float(brightness) < 1 for _, brightness, _ in lines)
     assert output
-    user.paste("clipmill curate demo/footage/00[0-3]* --out dataset --without similarity,aesthetic --num-cpus 1")
+    user.paste("clipmill curate demo-output/footage/00[0-3]* --out dataset --without similarity,aesthetic --num-cpus 1")
     user.write("bright.yaml", "rules: {brightness: {min: 0.2, drop_highest: 5%}}\n")
     assert not is_printed(blocks["funnel"].text, user.paste("clipmill select dataset --config bright.yaml"))
     user.write("add_contrast.py", blocks["script"].text)

@@ -7,11 +7,15 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
+import hypothesis
 import pytest
 
 from pipelines.cluster import connected
 
 pytest_plugins = ["tests.s3"]
+
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 _RAY_TRAINING = ("test_demo_train", "test_kill", "test_train_restart")
 """Files with a Ray of their own, beside the one that all others share."""

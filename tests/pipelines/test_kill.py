@@ -43,7 +43,7 @@ def start(*arguments: object) -> subprocess.Popen[bytes]:
 
 def wait_for(run: subprocess.Popen[bytes], folder: Path, suffix: str, count: int) -> None:
     """Until that many files are in place, or the run is over."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while run.poll() is None and len(list(folder.glob(f"[!.]*{suffix}"))) < count:
         assert time.monotonic() < deadline, "the run makes no progress"
         time.sleep(0.01)

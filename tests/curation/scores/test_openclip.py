@@ -8,6 +8,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clipmill.errors import UserError
@@ -27,8 +28,8 @@ def test_a_folder_brings_architecture_weights_preprocessing_and_notice(tmp_path:
     assert not loaded.model.training
     saved = load_file(folder / "open_clip_model.safetensors")
     assert all(torch.equal(tensor, saved[name]) for name, tensor in loaded.model.state_dict().items())
-    normalize = loaded.preprocess.transforms[-1]
-    assert list(normalize.mean) == [0.4, 0.5, 0.6]
+    black, white = (loaded.preprocess(Image.new("RGB", (64, 64), color))[:, 0, 0] for color in ("black", "white"))
+    assert (black / (black - white)).tolist() == pytest.approx([0.4, 0.5, 0.6])  # (0 - mean) / std and (1 - mean) / std
     assert loaded.weights.digest() == openclip.find(str(folder), None).digest()
 
 

@@ -27,7 +27,7 @@ _MOST_ATTEMPTS, _ATTEMPT_S = 25, 600.0
 _VICTIM_S, _POLL_S = 5.0, 0.05
 _CALM_FROM = 12
 """From this attempt at a phase on nothing is disturbed: the next one finishes it."""
-_MOST_KILLS = {"curate": 4, "select": 1, "shard": 4, "cache": 4}
+_MOST_KILLS = {"curate": 12, "select": 1, "shard": 8, "cache": 8}
 """That are drawn for one attempt."""
 
 

@@ -2,8 +2,8 @@
 
 Run: python -m benchmarks.faults --seconds N [--kills K] [--seed S]. Faults: kill -9 of the driver, of a Ray worker, of
 a scanning child; connections to the store that are refused, broken, slow or answered with 503; a disk that is full
-(root only). Moments are drawn over the length that each phase has when nothing happens. Rounds are repeated until
-so many seconds have passed and so many kills have been done; the last one is finished.
+(root only). The time between two kills is drawn around a fraction of what the phase takes when nothing happens.
+Rounds are repeated until so many seconds have passed and so many kills have been done; the last one is finished.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from benchmarks.common import report
@@ -27,8 +27,9 @@ _MOST_ATTEMPTS, _ATTEMPT_S = 25, 600.0
 _VICTIM_S, _POLL_S = 5.0, 0.05
 _CALM_FROM = 12
 """From this attempt at a phase on nothing is disturbed: the next one finishes it."""
-_MOST_KILLS = {"curate": 12, "select": 1, "shard": 8, "cache": 8}
-"""That are drawn for one attempt."""
+_KILLS_PER_RUN = {"curate": 8.0, "select": 0.5, "shard": 5.0, "cache": 5.0}
+"""As often as one happens, on average, in the time that the phase takes undisturbed."""
+_VICTIMS = ("driver", "worker", "worker", "worker", "child", "child")
 
 
 class Session:
@@ -44,7 +45,7 @@ class Session:
         out = self._empty()
         for phase in self.pipeline.phases(out):
             started_s = time.monotonic()
-            code = self._attempt(phase, "calm", moments=[])
+            code = self._attempt(phase, "calm")
             if code or not phase.done():
                 raise SystemExit(f"{phase.name} failed without any fault (exit code {code}): see {self._log(phase)}")
             self.length_s[phase.name] = time.monotonic() - started_s
@@ -64,8 +65,7 @@ class Session:
         self._compare(number, calm, contents(out / "dataset", out / "latents"))
 
     def _disturbed(self, phase: Phase, run: str, *, calm: bool) -> int:
-        count = 0 if calm else self.rng.randint(0, _MOST_KILLS[phase.name])
-        moments = sorted(self.rng.uniform(0, self.length_s[phase.name]) for _ in range(count))
+        kills_per_s = 0.0 if calm or self.rng.random() < 0.2 else _KILLS_PER_RUN[phase.name] / self.length_s[phase.name]
         with ExitStack() as faults:
             if not calm and self.rng.random() < 0.3 and phase.name in ("curate", "shard"):
                 faults.enter_context(self.store.faulty(self.rng.choice((0.05, 0.3))))
@@ -73,21 +73,20 @@ class Session:
             if not calm and self.disk.can_fill and self.rng.random() < 0.2:
                 faults.enter_context(self.disk.nearly_full(self.rng.choice((0, 1 << 14, 1 << 17))))
                 self.done["disk"] += 1
-            return self._attempt(phase, run, moments)
+            return self._attempt(phase, run, kills_per_s)
 
-    def _attempt(self, phase: Phase, run: str, moments: list[float]) -> int:
-        """Run the command once, with a kill at each of the moments; its exit code, negative for a killed driver."""
-        log, started_s = self._log(phase), time.monotonic()
+    def _attempt(self, phase: Phase, run: str, kills_per_s: float = 0.0) -> int:
+        """Run the command once, with kills at random moments; its exit code, negative for a killed driver."""
+        log, deadline = self._log(phase), time.monotonic() + _ATTEMPT_S
         before_bytes = log.stat().st_size if log.exists() else 0
         process = self.pipeline.start(phase, run, log)
-        for moment_s in moments:
-            try:
-                process.wait(max(0.0, started_s + moment_s - time.monotonic()))
+        while kills_per_s and time.monotonic() < deadline:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(self.rng.expovariate(kills_per_s))
                 break
-            except subprocess.TimeoutExpired:
-                self._kill_one(process)
+            self._kill_one(process)
         try:
-            code = process.wait(_ATTEMPT_S)
+            code = process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self.found["hangs"] += 1
             kill(process.pid)
@@ -102,7 +101,7 @@ class Session:
 
     def _kill_one(self, driver: subprocess.Popen[bytes]) -> None:
         """The driver, a worker or a child; waits a moment for one of that kind to be there."""
-        wanted = self.rng.choice(("driver", "worker", "worker", "child"))
+        wanted = self.rng.choice(_VICTIMS)
         deadline = time.monotonic() + _VICTIM_S
         found = [driver.pid] if wanted == "driver" else []
         while not found and driver.poll() is None and time.monotonic() < deadline:

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from clipmill.config import Config, known_name
+from clipmill.resume import deciding
 from curation.captioners.coca import CocaConfig
 from curation.captioners.endpoint import MergedConfig, VideoConfig
 from curation.dedup.duplicates import DuplicatesConfig
@@ -14,7 +15,6 @@ from curation.scores.aesthetics import AestheticConfig
 from curation.scores.clip_embedder import ClipConfig
 from curation.scores.columns import SCORE_COLUMNS
 from curation.scores.text import TextConfig
-from training.resume import deciding
 
 
 class CaptionersConfig(Config):
@@ -59,7 +59,7 @@ class CurateConfig(ScanConfig):
         return self.model_copy(update={"captioners": self.captioners.model_copy(update=shared)})
 
     def described(self) -> dict[str, Any]:
-        """What decides the rows of a dataset: without what may change (`training.resume`), nor where files are kept."""
+        """What decides the rows of a dataset: without what may change (`clipmill.resume`), nor where files are kept."""
         values = deciding(self.model_dump(mode="json"))
         captioners = values["captioners"] = {k: v for k, v in values["captioners"].items() if v is not None}
         for section, key in (

@@ -1,10 +1,19 @@
 """How much of its work a run on Ray has done so far, counted where it is done, and which nodes it lost."""
 
+import pickle
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
+from clipmill.errors import RunStopped
+from pipelines.cluster import stopped_by_errors
+from pipelines.progress import Reporter
+
+TASKS_AT_MOST = 4096
+"""Beyond this many rows a task takes several: each task costs the driver time and memory."""
 _ASKED_EVERY_S = 1.0
 _ANSWER_S = 10.0
 
@@ -59,6 +68,47 @@ def counted(total: int, on_count: Callable[[int], None], on_death: Callable[[str
         follower.join()
         with suppress(Exception):
             ray.kill(counter)
+
+
+@contextmanager
+def counted_on(report: Reporter, total: int) -> Iterator[Any]:
+    """Count `total` units of work on `report`. Yields the actor of `counted`; None where `report` is quiet.
+
+    Raises RunStopped for errors of Ray.
+    """
+    report.begin(total)
+    counting = nullcontext() if report.quiet else counted(total, report.reached, report.node_died)
+    with stopped_by_errors(), counting as counter:
+        yield counter
+    report.reached(total)
+
+
+def stream_shards(
+    key: str,
+    shards: Sequence[Any],
+    samples: Sequence[int],
+    task: Callable[..., dict[str, Any]],
+    report: Reporter,
+    **resources: Any,
+) -> Iterator[dict[str, Any]]:
+    """Run `task` on Ray for each shard, and yield its answers as they come.
+
+    `task` gets a row, {`key`: the pickled shard, "first": the number of its first sample}, and `counter`, which counts
+    the `samples` of each shard. Raises RunStopped for an answer with an "error".
+    """
+    import ray
+
+    first = accumulate(samples, initial=0)
+    rows = [{key: pickle.dumps(shard), "first": number} for shard, number in zip(shards, first, strict=False)]
+    with counted_on(report, sum(samples)) as counter:
+        answers = ray.data.from_items(rows, override_num_blocks=min(len(rows), TASKS_AT_MOST)).map(
+            partial(task, counter=counter), **resources
+        )
+        for done, answer in enumerate(answers.iter_rows(), 1):
+            if answer["error"]:
+                raise RunStopped(answer["error"])
+            report.detail(f"{done:,} of {len(rows):,} shards")
+            yield answer
 
 
 def _nodes() -> dict[str, str]:

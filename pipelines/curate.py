@@ -9,7 +9,6 @@ import json
 import pickle
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from itertools import islice
@@ -29,9 +28,9 @@ from curation.inputs.sources import Source, list_sources
 from curation.scan.isolation import Isolated
 from curation.scan.one_pass import Scan, rejected_row
 from curation.video.decode import Limits
-from pipelines.cluster import connected, stopped_by_errors
+from pipelines.cluster import connected
 from pipelines.config import CurateConfig
-from pipelines.counting import counted
+from pipelines.counting import TASKS_AT_MOST, counted_on
 from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.models import CheckedModels, check_models, with_models
 from pipelines.progress import Reporter, note
@@ -43,8 +42,6 @@ _PART_SOURCE_BYTES = 2 << 30
 _PARTS_AT_LEAST = 64
 _SOURCES_PER_PART = 256
 _SOURCES_PER_SCORING = 4
-_TASKS_AT_MOST = 4096
-"""A task is a source; beyond this many a task takes several, for each costs the driver time and memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,16 +192,13 @@ def _run(
     """Do the sources, and say how many."""
     if not todo:
         return 0
-    report.begin(len(todo))
     clips = committed = 0
-    counting = nullcontext() if report.quiet else counted(len(todo), report.reached, report.node_died)
-    with stopped_by_errors(), counting as counter:
+    with counted_on(report, len(todo)) as counter:
         for part in _stream(todo, dataset, config, fence, checked, counter):
             if part["error"]:
                 raise RunStopped(part["error"])
             committed, clips = committed + part["sources"], clips + part["clips"]
             report.detail(f"{committed:,} committed, {clips:,} clips")
-    report.reached(len(todo))
     return len(todo)
 
 
@@ -215,7 +209,7 @@ def _stream(
     import ray
 
     rows = [{"source": pickle.dumps(source), "number": number} for number, source in enumerate(todo)]
-    scans = ray.data.from_items(rows, override_num_blocks=min(len(rows), _TASKS_AT_MOST)).map(
+    scans = ray.data.from_items(rows, override_num_blocks=min(len(rows), TASKS_AT_MOST)).map(
         partial(scan_source, config=config, counter=counter), num_cpus=1
     )
     written = with_models(scans, config, checked).map_batches(

@@ -2,32 +2,29 @@
 
 import json
 import pickle
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from clipmill import storage
-from clipmill.errors import RunStopped, UserError
-from pipelines.cluster import connected, stopped_by_errors, usual_device
-from pipelines.counting import counted
+from clipmill.errors import UserError
+from clipmill.resume import deciding, differences, sentence, shortened
+from pipelines.cluster import connected, usual_device
+from pipelines.counting import stream_shards
 from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.progress import Reporter
 from svd.model import Model
 from training.encode import Encoded, check_names, digests, encode_shard, read_record
 from training.initial import initial_model
-from training.resume import deciding, differences, sentence, shortened
 from training.shard_index import Shard, ShardIndex, index_shards
 from training.stages import Stage, overlay
 
 PLAN, INDEX = "plan.json", "index.json"
 _OF_TRAINING = ("data.batch_size",)
 """Settings of the frames that decide how a model trains on the latents, not what they are."""
-_TASKS_AT_MOST = 4096
-"""Beyond this many shards a task does several, for each costs the driver time and memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,30 +143,11 @@ def _start(folder: str, plan: dict[str, Any]) -> None:
 
 
 def _run(missing: Sequence[Shard], task: _Task, fence: Fence, report: Reporter) -> None:
-    samples = [len(shard) for shard in missing]
-    total, shards = sum(samples), 0
-    report.begin(total)
-    first = accumulate(samples, initial=0)
-    rows = [{"shard": pickle.dumps(shard), "first": number} for shard, number in zip(missing, first, strict=False)]
-    counting = nullcontext() if report.quiet else counted(total, report.reached, report.node_died)
-    with stopped_by_errors(), counting as counter:
-        for encoded in _stream(rows, task, fence, counter):
-            if encoded["error"]:
-                raise RunStopped(f"encoding stopped: {encoded['error']}")
-            shards += 1
-            report.detail(f"{shards:,} of {len(missing):,} shards")
-    report.reached(total)
-
-
-def _stream(rows: list[dict[str, Any]], task: _Task, fence: Fence, counter: Any) -> Iterator[dict[str, Any]]:
-    """The graph. Yields {"name", "error"} for every shard as its latents are written, or could not be."""
-    import ray
-
+    """The graph: a task per shard."""
     resources: dict[str, Any] = {"num_gpus": 1} if task.device == "cuda" else {"num_cpus": 1}
-    encoded = ray.data.from_items(rows, override_num_blocks=min(len(rows), _TASKS_AT_MOST)).map(
-        partial(encode_planned, task=task, fence=fence, counter=counter), **resources
-    )
-    yield from encoded.iter_rows()
+    planned = partial(encode_planned, task=task, fence=fence)
+    for _ in stream_shards("shard", missing, [len(shard) for shard in missing], planned, report, **resources):
+        pass
 
 
 def encode_planned(row: dict[str, Any], task: _Task, fence: Fence, counter: Any = None) -> dict[str, Any]:
@@ -199,7 +177,7 @@ def encode_planned(row: dict[str, Any], task: _Task, fence: Fence, counter: Any 
             fence.check()  # another run removes our unfinished files, and the error would be about those
             raise
     except (ValueError, OSError) as error:
-        return {"name": shard.name, "error": str(error)}
+        return {"name": shard.name, "error": f"encoding stopped: {error}"}
     return {"name": shard.name, "error": ""}
 
 

@@ -4,33 +4,30 @@ import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
 
 from clipmill import storage
-from clipmill.errors import RunStopped, UserError
+from clipmill.errors import UserError
+from clipmill.resume import deciding
 from curation.dataset.tables import Dataset, joined_columns
 from curation.scan.isolation import Isolated
 from curation.selection.select import load_selection, selected_clips
 from curation.shards.extract import Clip
 from curation.shards.folder import check_plan, index_of, read_index, remove_index, start_shards, write_index
 from curation.shards.write import FailedClip, ShardConfig, ShardPlan, ShardResult, check_shard, plan_shards, write_shard
-from pipelines.cluster import connected, stopped_by_errors
-from pipelines.counting import counted
+from pipelines.cluster import connected
+from pipelines.counting import stream_shards
 from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.progress import Reporter
-from training.resume import deciding
 
 _NOT_OF_THE_CLIP = {"scan_cpu_s", "score_cpu_s", "transitions", "note", "embedding"}
 """Columns of the joined view that a shard has no use for; timings would make equal shards differ."""
 _CHECKED_AT_ONCE = 8
-_TASKS_AT_MOST = 4096
-"""Beyond this many shards a task writes several, for each costs the driver time and memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,28 +137,12 @@ def _in_place(plans: Sequence[ShardPlan], folder: str) -> dict[str, ShardResult]
 def _stream(
     todo: Sequence[ShardPlan], fence: Fence, selection: str, config: ShardConfig, report: Reporter
 ) -> Iterator[ShardResult]:
+    """The graph: a task per shard."""
     if not todo:
         return
-    import ray
-
-    clips = [plan.clips.num_rows for plan in todo]
-    total, shards = sum(clips), 0
-    report.begin(total)
-    first = accumulate(clips, initial=0)
-    rows = [{"plan": pickle.dumps(plan), "first": number} for plan, number in zip(todo, first, strict=False)]
-    counting = nullcontext() if report.quiet else counted(total, report.reached, report.node_died)
-    with stopped_by_errors(), counting as counter:
-        written = ray.data.from_items(rows, override_num_blocks=min(len(rows), _TASKS_AT_MOST)).map(
-            partial(write_planned, folder=fence.url, selection=selection, config=config, fence=fence, counter=counter),
-            num_cpus=1,
-        )
-        for row in written.iter_rows():
-            if row["error"]:
-                raise RunStopped(row["error"])
-            shards += 1
-            report.detail(f"{shards:,} of {len(todo):,} shards")
-            yield pickle.loads(row["result"])
-    report.reached(total)
+    planned = partial(write_planned, folder=fence.url, selection=selection, config=config, fence=fence)
+    for row in stream_shards("plan", todo, [plan.clips.num_rows for plan in todo], planned, report, num_cpus=1):
+        yield pickle.loads(row["result"])
 
 
 def write_planned(

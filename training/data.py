@@ -17,11 +17,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from training.batch import Batch
+from training.contents import Contents
 from training.data_config import DataConfig
 from training.frames import SampleError
 from training.latents import LatentShape
 from training.order import Order
-from training.resume import Contents
 from training.samples import LATENT, Sample, collate, read_sample
 from training.seeds import seed_of
 from training.shard_index import ShardIndex, index_shards

@@ -16,12 +16,12 @@ from svd.model import NEEDS, Model
 from svd.unet import Block, UNet
 from training.batch import Batch, without_waiting
 from training.checkpoint import CHECKPOINTS, Checkpoints, State, read_about
+from training.contents import Contents, check_contents, digest, write_contents
 from training.distributed import Ranks, accumulating, distribute, gather, reshard, resolve, whole
 from training.ema import Ema
 from training.metrics import Log, Meter, by_noise_level, memory_bytes, peak_flops
 from training.objective import Losses, Objective
 from training.optimizer import beyond_images, build_optimizer, lr_factor, set_lr
-from training.resume import Contents, check_contents, digest, write_contents
 from training.seeds import seed_of
 from training.stages import Stage
 from training.stopping import Stopped, StopRequest

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from clipmill.resume import differences, sentence
 from svd.checkpoint import CONFIG, save_model
 from svd.lora import save_lora
 from svd.model import Model
@@ -35,7 +36,6 @@ from training.estimate import estimate
 from training.initial import MODEL, initial_model, with_unet
 from training.loop import Hooks, Loader, train
 from training.preview import preview
-from training.resume import differences, sentence
 from training.shard_index import ShardIndex, index_shards
 from training.stages import Stage
 from training.stopping import StopRequest
@@ -168,7 +168,7 @@ def _flops(stage: Stage, model: Model, *, latents: bool) -> float:
 
 def check_settings(stage: Stage, out: Path) -> None:
     """Raise ValueError where `out` is the run of another stage, or one with other settings than
-    `training.resume.MAY_CHANGE` allows."""
+    `clipmill.resume.MAY_CHANGE` allows."""
     settings = read_settings(out)
     if settings is None:
         return

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from clipmill.resume import MAY_CHANGE, deciding
 from curation.shards.write import ShardConfig
 from pipelines.config import CurateConfig
-from training.resume import MAY_CHANGE, deciding
 from training.stages import Stage
 
 ENDPOINT = {"base_url": "http://here/v1", "model": "m"}

@@ -6,16 +6,9 @@ from typing import Any
 
 import pytest
 
+from clipmill.resume import differences, sentence, shortened
+from training.contents import CONTENTS, check_contents, digest, write_contents
 from training.data_config import DataConfig
-from training.resume import (
-    CONTENTS,
-    check_contents,
-    differences,
-    digest,
-    sentence,
-    shortened,
-    write_contents,
-)
 from training.stages import Stage, overlay
 
 SHARDS = [("a.tar", 100, 5), ("b.tar", 200, 6), ("c.tar", 300, 7)]

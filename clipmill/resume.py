@@ -1,17 +1,10 @@
-"""Going on with what an earlier process began: what may be different, in one list for runs, latents, shards and
-datasets, and what is said where more is.
-
-RUN/contents.jsonl    the shards that a run reads, one a line: its checkpoints hold their digest
-"""
+"""Resuming a run, a set of latents or shards, or a dataset: which settings may differ, and how a difference is told."""
 
 import json
-import os
 from collections.abc import Collection, Iterable, Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-CONTENTS = "contents.jsonl"
 _NAMED = 3
 """Differences that are named; the rest is counted."""
 
@@ -38,9 +31,6 @@ MAY_CHANGE = frozenset({
 })  # fmt: skip
 """Settings that may be others when a run is resumed, latents or shards are written into a folder that holds some, or a
 dataset grows: they do not decide what is computed. Shards, frozen parts and models may have moved."""
-
-Contents = list[tuple[str, int, int]]
-"""Name, bytes and samples of each shard, in the order in which they are read."""
 
 
 def deciding(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -76,31 +66,6 @@ def shortened(listed: list[str]) -> str:
     return "; ".join(listed[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
-def digest(contents: Contents) -> str:
-    """16 hex digits for a set of shards."""
-    return sha256(json.dumps(contents).encode()).hexdigest()[:16]
-
-
-def write_contents(out: Path, contents: Contents) -> None:
-    """Keep in RUN/contents.jsonl what a run reads, so that a change can be named."""
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".{CONTENTS}.{os.getpid()}.tmp"
-    temporary.write_text("\n".join(json.dumps(shard) for shard in contents) + "\n")
-    temporary.replace(out / CONTENTS)
-
-
-def check_contents(out: Path, before: str | None, contents: Contents) -> None:
-    """Raise ValueError, naming the shards, where these are others than the checkpoint's, whose digest is `before`: a
-    position in the order of samples would mean another sample. A checkpoint without a digest is not judged."""
-    if before is None or before == digest(contents):
-        return
-    named = shortened(_changes(_read_contents(out, before), contents)) or "names, sizes or their order differ"
-    raise ValueError(
-        f"{out} was trained on other shards ({named}): resume with the same ones. To train on others, let this run end "
-        "(run.steps) and start another from it (--init)"
-    )
-
-
 def _both(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, Any, Any]]:
     """(dotted name, before, now) of each value that both have; a mapping below a group counts as one value."""
     for name, new in now.items():
@@ -114,28 +79,3 @@ def _both(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> 
 def _shown(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-def _read_contents(out: Path, expected: str) -> Contents:
-    """What RUN/contents.jsonl holds; nothing where it is damaged, or not that of the checkpoint."""
-    try:
-        lines = (out / CONTENTS).read_text().splitlines()
-        contents = [(str(name), int(size), int(samples)) for name, size, samples in map(json.loads, lines)]
-    except (OSError, ValueError, TypeError, RecursionError):
-        return []
-    return contents if digest(contents) == expected else []
-
-
-def _changes(before: Contents, now: Contents) -> list[str]:
-    """What has come, gone, or changed, if anything is known of before."""
-    if not before:
-        return []
-    old, new = ({name: (size, samples) for name, size, samples in each} for each in (before, now))
-    gone = [f"{name} is gone" for name in old if name not in new]
-    added = [f"{name} is new" for name in new if name not in old]
-    changed = [
-        f"{name} had {old[name][1]:,} samples in {old[name][0]:,} bytes, now {new[name][1]:,} in {new[name][0]:,}"
-        for name in old
-        if name in new and old[name] != new[name]
-    ]
-    return gone + added + changed

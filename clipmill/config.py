@@ -78,27 +78,27 @@ def parse_yaml(content: str | bytes, *, origin: str) -> dict[str, Any]:
     return values or {}
 
 
-def unknown_name(what: str, came: str, known: list[str]) -> str:
-    """The sentence for a name that is not known: what came, the nearest known one, and all that are."""
-    came = came if len(came) <= _MAX_SHOWN else f"{came[:_MAX_SHOWN]}..."
-    near = difflib.get_close_matches(came, known, n=1)
+def unknown_name(what: str, name: str, known: list[str]) -> str:
+    """Message for an unknown name: the name, the nearest known one, and all known ones."""
+    name = name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}..."
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {came!r}.{hint} Known: {', '.join(sorted(known))}."
+    return f"unknown {what} {name!r}.{hint} Known: {', '.join(sorted(known))}."
 
 
-def known_name(what: str, came: str, known: Collection[str]) -> str:
-    """The one of the `known` names that is meant: the name itself, or the only one that begins with `came`.
+def known_name(what: str, name: str, known: Collection[str]) -> str:
+    """Resolve a name or an unambiguous prefix of one among `known`.
 
-    Raises UserError that names those that are known, or those that begin so.
+    Raises UserError that lists the known names, or the candidates of an ambiguous prefix.
     """
-    if came in known:
-        return came
-    begin_so = sorted(name for name in known if came and name.startswith(came))
-    if len(begin_so) > 1:
-        raise UserError(f"ambiguous {what} {came!r}: it could be {', '.join(begin_so)}.")
-    if not begin_so:
-        raise UserError(unknown_name(what, came, list(known)))
-    return begin_so[0]
+    if name in known:
+        return name
+    candidates = sorted(candidate for candidate in known if name and candidate.startswith(name))
+    if len(candidates) > 1:
+        raise UserError(f"ambiguous {what} {name!r}: it could be {', '.join(candidates)}.")
+    if not candidates:
+        raise UserError(unknown_name(what, name, list(known)))
+    return candidates[0]
 
 
 class _StrictLoader(yaml.SafeLoader):

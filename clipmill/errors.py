@@ -10,7 +10,7 @@ ERROR_KINDS: Mapping[str, str] = MappingProxyType(
         "missing": "nothing is at this address",
         "unreadable": "it is there but cannot be read (permission, a folder, a failing store)",
         "empty": "the file holds no bytes, or its video stream no frame",
-        "not_video": "the content is no media file that can be recognised",
+        "not_video": "the content is not a media file",
         "no_video_stream": "a media file without a moving picture (audio only, cover art)",
         "unsupported_container": "a container or playlist format that is not on the allow-list",
         "too_large": "more bytes, pixels or streams than the limits allow",
@@ -38,7 +38,7 @@ class SourceError(Exception):
 
 
 class UserError(ValueError):
-    """A request that cannot be carried out; the message says what came, what was expected, what to do."""
+    """A request that cannot be carried out; the message says what was expected, what it got, and what to do."""
 
 
 class RunStopped(UserError):

@@ -240,7 +240,7 @@ def exists(fs: fsspec.AbstractFileSystem, path: str) -> bool:
 
 
 def remove(fs: fsspec.AbstractFileSystem, path: str) -> None:
-    """Remove one file. That it is already gone is no error."""
+    """Remove one file. A file that is already gone is not an error."""
     with explained("remove", fs, path), suppress(FileNotFoundError):
         fs.rm_file(path)
 

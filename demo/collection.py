@@ -112,7 +112,7 @@ def _write_sidecar(path: Path, truth: Truth, captions: list[str]) -> None:
 
 
 def _break_two(folder: Path, whole: str) -> tuple[str, str]:
-    """A file that is no video, and one whose download broke off."""
+    """A file that is not a video, and a truncated download."""
     (folder / "not-a-video.mp4").write_text("This is a text file with a hopeful name.\n")
     content = (folder / whole).read_bytes()
     (folder / "cut-short.mp4").write_bytes(content[: len(content) // 2])

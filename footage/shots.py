@@ -63,7 +63,7 @@ class Shot:
     text_size: float = 0.11
     text_place: str = "bottom"
     flash_at_s: float | None = None
-    """A burst of light this long after the first clean frame. It is no cut."""
+    """A burst of light this long after the first clean frame. Not a cut."""
     flash_frames: int = 1
     duration_s: float = 2.0
     """Of the clean frames; a transition's frames come on top."""

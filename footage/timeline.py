@@ -61,12 +61,14 @@ class VideoSpec(Encoding):
         if not self.shots:
             raise ValueError("a video needs at least one shot")
         if self.cuts and len(self.cuts) != len(self.shots) - 1:
-            raise ValueError(f"{len(self.cuts)} cuts came for {len(self.shots)} shots, expected one fewer than shots")
+            raise ValueError(
+                f"expected one cut fewer than shots, got {len(self.cuts)} cuts and {len(self.shots)} shots"
+            )
         for edge in (self.opening, self.ending):
             if edge is not None and edge.kind not in ("black", "white"):
                 raise ValueError(f"a video cannot open or end with {edge.kind!r}, expected black or white")
         if self.width % 2 or self.height % 2:
-            raise ValueError(f"sizes must be even, {self.width}x{self.height} came")
+            raise ValueError(f"sizes must be even, got {self.width}x{self.height}")
         across = self.height if self.rotation in (90, 270) else self.width
         if coded_size(self.width, self.height, self)[0] * self.sample_aspect_ratio != across:
             raise ValueError(f"{across} px cannot be stored as whole, even pixels {self.sample_aspect_ratio} wide")

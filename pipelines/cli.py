@@ -120,7 +120,7 @@ def curate(
     )
     render.print_curation(console(), result)
     if not result.status.clips:
-        _nothing_came_out("no clip came out: see the reasons above")
+        _nothing_came_out("no clips were produced: see the reasons above")
     failed = {name: count for name, count in result.status.captions_failed.items() if name in CAPTIONERS}
     if failed:
         counts = ", ".join(f"{count:,} of {name}" for name, count in failed.items())

@@ -14,7 +14,8 @@ Checkpoint = Annotated[
     Path, typer.Argument(help="A model: its folder, or a file in the layout of the release.", show_default=False)
 ]
 Changes = Annotated[
-    list[str] | None, typer.Option("--set", help="group.key=value, as often as you like.", show_default=False)
+    list[str] | None,
+    typer.Option("--set", help="Override a setting (group.key=value); repeatable.", show_default=False),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.")]
 

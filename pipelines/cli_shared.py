@@ -30,7 +30,7 @@ TakeOver = Annotated[
 
 
 def console() -> Console:
-    """Standard output; wide enough for the tables where it is no terminal."""
+    """Standard output; wide enough for the tables where it is not a terminal."""
     return Console() if sys.stdout.isatty() else Console(width=110)
 
 

@@ -119,7 +119,7 @@ def _clip_cells(clip: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def print_curation(console: Console, result: CurateResult) -> None:
-    """What a curation run did: what came in, what was rejected and why, what clips came out, and at what speed."""
+    """Summary of a curation run: inputs, rejected sources by reason, clips, and speed."""
     found = result.status
     rows: list[tuple[str, Any, str]] = [
         ("sources", found.sources, f"{result.sources_done_now} scanned now, {result.sources_done_before} before"),
@@ -143,7 +143,7 @@ def print_curation(console: Console, result: CurateResult) -> None:
 
 
 def print_duplicates(console: Console, dataset: str, found: DuplicatesResult) -> None:
-    """What the search for near-duplicates came to."""
+    """Result of the search for near-duplicates."""
     console.print(
         table(
             f"duplicates in {printable(dataset)}" + (" (nothing had changed)" if found.reused else ""),
@@ -165,7 +165,7 @@ def print_duplicates(console: Console, dataset: str, found: DuplicatesResult) ->
 def print_summary(
     console: Console, curated: CurateResult, selection: Selection, shards: Sequence[ShardRun], wall_s: float
 ) -> None:
-    """A whole run in one table: what came in, what became of it rule by rule, what came out, and at what speed."""
+    """A whole run in one table: inputs, what each rule removed, the result, and speed."""
     found = curated.status
     rows: list[tuple[str, Any, str]] = [
         ("sources", found.sources, f"{duration(found.video_s)} of video"),
@@ -273,7 +273,7 @@ def shortfall(selection: Selection) -> str | None:
 
 
 def _asked(step: Mapping[str, Any]) -> str:
-    """What a rule asked for and what that came to in numbers, or why it was skipped."""
+    """A rule as written and its resolved threshold, or why it was skipped."""
     if step["skipped"]:
         return f"skipped: {step['skipped']}"
     numbers = ", ".join(f"{k} {v:.4g}" for k, v in step["thresholds"].items() if v is not None)

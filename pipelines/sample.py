@@ -78,7 +78,7 @@ def sample(checkpoint: Path, out: Path, request: SampleRequest, *, quiet: bool =
     """
     started_s = time.monotonic()
     if out.suffix != ".mp4":
-        raise UserError(f"the video is an .mp4, came {out.name!r}")
+        raise UserError(f"the video is an .mp4, got {out.name!r}")
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype_of(request.dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
     try:
@@ -135,21 +135,21 @@ def parse_guidance(text: str) -> tuple[float, float]:
     try:
         return float(first), float(last if colon else first)
     except ValueError as error:
-        raise UserError(f"guidance is a number, or FIRST:LAST such as 1.0:3.0; came {text!r}") from error
+        raise UserError(f"guidance is a number, or FIRST:LAST such as 1.0:3.0; got {text!r}") from error
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """`1024x576` is width and height. Raises UserError."""
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise UserError(f"a size is WIDTHxHEIGHT in pixels, such as 1024x576; came {text!r}")
+        raise UserError(f"a size is WIDTHxHEIGHT in pixels, such as 1024x576; got {text!r}")
     return int(width), int(height)
 
 
 def open_picture(path: Path, width_px: int, height_px: int) -> Tensor:
     """The picture upright, cut in the middle to the aspect ratio and resized: (1, 3, H, W), RGB in [-1, 1].
 
-    Raises UserError for a file that is no picture.
+    Raises UserError for a file that is not a picture.
     """
     try:
         with Image.open(path) as opened:

@@ -36,7 +36,7 @@ def select(
 
 
 def _assure_compared(dataset: Dataset) -> None:
-    """Refuse to take clips that came after duplicates were looked for as clips without a score."""
+    """Refuse clips added after the last search for duplicates: they have no rank, which is not a missing score."""
     with dataset.connect() as connection:
         if "duplicate_rank" not in joined_columns(connection):
             return  # the rule itself says what to do

@@ -74,7 +74,7 @@ class Status:
 def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> Status:
     """Read the counts, and at most `list_rejected` rejected sources (None: all).
 
-    Raises UserError where there is no dataset, or a file of it is damaged.
+    Raises UserError where there is not a dataset, or a file of it is damaged.
     """
     config = dataset.description()["config"]
     with dataset.connect() as connection:

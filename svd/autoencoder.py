@@ -50,7 +50,7 @@ class AutoencoderConfig(Shape):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.widths or any(width % self.groups for width in self.widths):
-            raise ValueError(f"widths should be multiples of {self.groups} (normalisation groups), came {self.widths}")
+            raise ValueError(f"widths should be multiples of {self.groups} (normalisation groups), got {self.widths}")
 
     @property
     def factor(self) -> int:
@@ -194,7 +194,7 @@ class Autoencoder(nn.Module):
     def _batch(x_BTCHW: Tensor, channels: int, what: str) -> tuple[int, int]:
         """(B, T) of a tensor that is BTCHW with so many channels. Raises ValueError."""
         if x_BTCHW.ndim != 5 or x_BTCHW.shape[2] != channels or not all(x_BTCHW.shape):
-            raise ValueError(f"{what} should be (B, T, {channels}, H, W), none of them 0, came {tuple(x_BTCHW.shape)}")
+            raise ValueError(f"{what} should be (B, T, {channels}, H, W), none of them 0, got {tuple(x_BTCHW.shape)}")
         return x_BTCHW.shape[0], x_BTCHW.shape[1]
 
 

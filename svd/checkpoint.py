@@ -209,7 +209,7 @@ def _parse(values: dict[str, Any], origin: str) -> ModelConfig:
     try:
         return ModelConfig.from_dict(values)
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{origin} is no configuration of a model: {error}") from error
+        raise ValueError(f"{origin} is not a model configuration: {error}") from error
 
 
 def _released(path: Path, stored: dict[str, Stored]) -> ModelConfig:

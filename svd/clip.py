@@ -40,7 +40,7 @@ class CachedImages:
 
     def __call__(self, frames_BCHW: Tensor) -> Tensor:
         if len(frames_BCHW) != len(self.embeddings_BC):
-            raise ValueError(f"{len(self.embeddings_BC)} embeddings are cached, {len(frames_BCHW)} pictures came")
+            raise ValueError(f"{len(self.embeddings_BC)} embeddings are cached, got {len(frames_BCHW)} pictures")
         return self.embeddings_BC
 
 
@@ -125,7 +125,7 @@ class ImageEncoder(nn.Module):
     def forward(self, frames_BCHW: Tensor) -> Tensor:
         """Embeddings (B, C), projected and not normalised, in the dtype of the weights."""
         if frames_BCHW.ndim != 4 or frames_BCHW.shape[1] != 3:
-            raise ValueError(f"frames should be (B, 3, H, W), came {tuple(frames_BCHW.shape)}")
+            raise ValueError(f"frames should be (B, 3, H, W), got {tuple(frames_BCHW.shape)}")
         pixels_BCHW = clip_pixels(frames_BCHW, self.config.size_px)
         return cast("Tensor", self.tower(pixels_BCHW.to(self.tower.proj)))
 

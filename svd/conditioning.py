@@ -76,19 +76,19 @@ class Ids:
 
     def __post_init__(self) -> None:
         if not self.fps >= 1:
-            raise ValueError(f"fps should be 1 or more, came {self.fps}")
+            raise ValueError(f"fps should be 1 or more, got {self.fps}")
         if not 0 <= self.motion_bucket <= 255:
-            raise ValueError(f"the motion bucket should be from 0 to 255, came {self.motion_bucket}")
+            raise ValueError(f"the motion bucket should be from 0 to 255, got {self.motion_bucket}")
         if not self.noise_augmentation >= 0:
-            raise ValueError(f"noise augmentation should be 0 or more, came {self.noise_augmentation}")
+            raise ValueError(f"noise augmentation should be 0 or more, got {self.noise_augmentation}")
         if not -90 <= self.elevation <= 90:
-            raise ValueError(f"elevation should be from -90 to 90 degrees, came {self.elevation}")
+            raise ValueError(f"elevation should be from -90 to 90 degrees, got {self.elevation}")
 
 
 def ids_tensor(samples: Sequence[Ids], names: Sequence[str]) -> Tensor | None:
     """The ids of each sample in the order of `names` (`UNetConfig.ids`), float32; None for a network without ids.
 
-    Raises ValueError for a name that is no id.
+    Raises ValueError for an unknown id.
     """
     if not names:
         return None
@@ -133,7 +133,7 @@ def concat_ends(first_BCHW: Tensor, last_BCHW: Tensor, frames: int) -> Tensor:
     Raises ValueError for fewer than 2 frames.
     """
     if frames < 2:
-        raise ValueError(f"interpolation takes 2 frames or more, came {frames}")
+        raise ValueError(f"interpolation takes 2 frames or more, got {frames}")
     b, c, h, w = first_BCHW.shape
     concat_BTCHW = first_BCHW.new_zeros(b, frames, c + 1, h, w)
     for i, latent_BCHW in ((0, first_BCHW), (-1, last_BCHW)):

@@ -85,7 +85,9 @@ def read(folder: Path) -> ModelConfig:
         if path.is_file():
             found[part] = read_object(path)
         elif part in ("unet", "vae"):
-            raise FileNotFoundError(f"{folder} is no model's folder: it has no {part}/config.json and no clipmill.json")
+            raise FileNotFoundError(
+                f"{folder} is not a model folder: it has no {part}/config.json and no clipmill.json"
+            )
     try:
         unet = _read_unet(found["unet"])
         return ModelConfig(
@@ -108,7 +110,7 @@ def _read_unet(values: Mapping[str, Any]) -> UNetConfig:
     widths = values["block_out_channels"]
     head_widths = {width // heads for width, heads in zip(widths, values["num_attention_heads"], strict=True)}
     if len(head_widths) > 1:
-        raise ValueError(f"one width of heads throughout was expected, came {sorted(head_widths)}")
+        raise ValueError(f"one width of heads throughout was expected, got {sorted(head_widths)}")
     ids = values["projection_class_embeddings_input_dim"] // values["addition_time_embed_dim"]
     return UNetConfig(
         in_channels=values["in_channels"],

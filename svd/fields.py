@@ -86,7 +86,7 @@ def parse_object(content: str | bytes, origin: str) -> dict[str, Any]:
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{origin} is no JSON: {error or type(error).__name__}") from error
+        raise ValueError(f"{origin} is not JSON: {error or type(error).__name__}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{origin} should hold an object, it holds a {type(values).__name__}")
     return values

@@ -33,7 +33,7 @@ def inflate(unet: UNet, config: UNetConfig, *, start: Start = "identity") -> UNe
     `unet.config`.
     """
     if config.ids[: len(unet.config.ids)] != unet.config.ids:
-        raise ValueError(f"ids are added behind the existing ones {unet.config.ids}; {config.ids} came")
+        raise ValueError(f"new ids must follow the existing ones {unet.config.ids}, got {config.ids}")
     old = unet.state_dict()
     reference = next(unet.parameters())
     with torch.device(reference.device):

@@ -66,7 +66,7 @@ def add_lora(unet: UNet, *, rank: int = RANK, alpha: float | None = None) -> lis
     one that has adapters, and for a rank below 1.
     """
     if rank < 1:
-        raise ValueError(f"a rank is 1 or more, came {rank}")
+        raise ValueError(f"a rank is 1 or more, got {rank}")
     if any(isinstance(module, LoraLinear) for module in unet.modules()):
         raise ValueError("this network has adapters already; merge them first")
     attentions = [module.self_attention for module in unet.modules() if isinstance(module, TemporalLayer)]

@@ -64,7 +64,7 @@ class Edm(VPrediction):
 
     def __post_init__(self) -> None:
         if not self.p_std > 0:
-            raise ValueError(f"p_std should be above 0, came {self.p_std}")
+            raise ValueError(f"p_std should be above 0, got {self.p_std}")
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         return 0.25 * sigma.log()
@@ -90,11 +90,11 @@ class Discrete(VPrediction):
     def __post_init__(self) -> None:
         if self.steps < 2 or not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
-                f"a schedule has at least 2 steps and 0 < beta_start <= beta_end < 1, came {self.steps} steps, "
+                f"a schedule has at least 2 steps and 0 < beta_start <= beta_end < 1, got {self.steps} steps, "
                 f"beta_start {self.beta_start}, beta_end {self.beta_end}"
             )
         if self.prediction not in ("v", "noise"):
-            raise ValueError(f"prediction should be 'v' or 'noise', came {self.prediction!r}")
+            raise ValueError(f"prediction should be 'v' or 'noise', got {self.prediction!r}")
 
     @cached_property
     def sigmas(self) -> Tensor:
@@ -179,7 +179,7 @@ def _checked(sigma_B: Tensor, x_BTCHW: Tensor) -> Tensor:
     """sigma_B beside x. Raises ValueError where it is not one number per video."""
     if sigma_B.shape != x_BTCHW.shape[:1]:
         raise ValueError(
-            f"sigma should be one noise level per video, shape ({len(x_BTCHW)},), came shape {tuple(sigma_B.shape)}"
+            f"sigma should be one noise level per video, shape ({len(x_BTCHW)},), got shape {tuple(sigma_B.shape)}"
         )
     return sigma_B.to(x_BTCHW.device)
 

@@ -22,7 +22,7 @@ def karras_sigmas(steps: int, *, sigma_min: float = 0.002, sigma_max: float = 70
     """The noise levels of `steps` steps, descending, then 0 (equation 5): shape (steps + 1,), float64 on the CPU."""
     if steps < 1 or not 0 < sigma_min < sigma_max:
         raise ValueError(
-            f"sampling takes at least 1 step and 0 < sigma_min < sigma_max, came {steps} steps, sigma_min {sigma_min}, "
+            f"sampling takes at least 1 step and 0 < sigma_min < sigma_max, got {steps} steps, sigma_min {sigma_min}, "
             f"sigma_max {sigma_max}"
         )
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
@@ -43,7 +43,7 @@ class SeededNoise:
     def __call__(self, like: Tensor) -> Tensor:
         """Noise of the shape, dtype and device of `like`, whose first axis is the batch."""
         if len(like) != len(self._generators):
-            raise ValueError(f"there should be a seed per sample, came {len(self._generators)} seeds for {len(like)}")
+            raise ValueError(f"there should be a seed per sample, got {len(self._generators)} seeds for {len(like)}")
         samples = [torch.randn(like.shape[1:], generator=generator) for generator in self._generators]
         return torch.stack(samples).to(like)
 
@@ -145,7 +145,7 @@ def guided(denoisers: Sequence[Denoiser], scales: Sequence[float | Tensor]) -> D
     Raises ValueError for a number of scales that does not fit.
     """
     if len(scales) != len(denoisers) - 1:
-        raise ValueError(f"{len(denoisers)} denoisers take {len(denoisers) - 1} scales, came {len(scales)}")
+        raise ValueError(f"{len(denoisers)} denoisers take {len(denoisers) - 1} scales, got {len(scales)}")
 
     def weight(i: int) -> float | Tensor:
         before = 1.0 if i == 0 else scales[i - 1]

@@ -55,9 +55,9 @@ class Sampling:
         for name in ("frames", "decode_frames"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} should be 1 or more, came {value}")
+                raise ValueError(f"{name} should be 1 or more, got {value}")
         if self.guidance is not None and not all(0 <= scale < math.inf for scale in self.guidance):
-            raise ValueError(f"guidance should be 0 or more, came {self.guidance}")
+            raise ValueError(f"guidance should be 0 or more, got {self.guidance}")
 
 
 def default_guidance(task: Task, frames: int) -> tuple[float, float]:
@@ -116,7 +116,7 @@ def interpolate(
     sampling = _checked(model, ("interpolation",), len(first_BCHW), ids, seeds, sampling)
     if first_BCHW.shape != last_BCHW.shape:
         raise ValueError(
-            f"first and last frame should be of one size, came {tuple(first_BCHW.shape)} and {tuple(last_BCHW.shape)}"
+            f"first and last frame should be of one size, got {tuple(first_BCHW.shape)} and {tuple(last_BCHW.shape)}"
         )
     noise = SeededNoise(seeds)
     ends = [end_BCHW.to(model.device, torch.float32) for end_BCHW in (first_BCHW, last_BCHW)]
@@ -209,9 +209,7 @@ def _checked(
     if getattr(model, NEEDS[task]) is None:
         raise ValueError(f"a model for {task} needs its {NEEDS[task]}, and this one has none")
     if not len(ids) == len(seeds) == batch:
-        raise ValueError(
-            f"there should be ids and a seed for each of {batch} samples, came {len(ids)} and {len(seeds)}"
-        )
+        raise ValueError(f"there should be ids and a seed for each of {batch} samples, got {len(ids)} and {len(seeds)}")
     return sampling or Sampling()
 
 

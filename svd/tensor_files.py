@@ -50,7 +50,9 @@ def open_tensors(path: str | Path, files: ExitStack) -> dict[str, Stored]:
             _check_header(shard)
             file = files.enter_context(safe_open(shard, framework="pt", device="cpu"))
         except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{shard} is no safetensors file, or is cut short ({error}); fetch it again") from error
+            raise WeightsError(
+                f"{shard} is not a safetensors file, or is cut short ({error}); fetch it again"
+            ) from error
         for name in list(file.keys()):
             if name in stored:
                 raise WeightsError(f"{name} is in two shards of {path}; remove the one that is not of this network")

@@ -23,7 +23,7 @@ class Tiling:
     def __post_init__(self) -> None:
         if not 0 < self.overlap <= self.size // 2:
             raise ValueError(
-                f"overlap should be from 1 to half the tile's size, came {self.overlap} for a size of {self.size}"
+                f"overlap should be from 1 to half the tile's size, got {self.overlap} for a size of {self.size}"
             )
 
 

@@ -21,9 +21,9 @@ _RAY_TRAINING = ("test_demo_train", "test_kill", "test_train_restart")
 """Files with a Ray of their own, beside the one that all others share."""
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One process more than there are cores: many tests wait for others that they started."""
-    return (os.cpu_count() or 1) + 1
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process per core, and one more for slow tests: many of those wait for others that they started."""
+    return (os.cpu_count() or 1) + ("not slow" not in config.option.markexpr)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

@@ -16,7 +16,7 @@ def bucket_sizes(*, area_px: int, aspect_ratios: Sequence[float], multiple_px: i
     if area_px < multiple_px**2:
         raise ValueError(f"an area of {area_px} px is less than one block of {multiple_px} x {multiple_px} px")
     if not aspect_ratios or not all(math.isfinite(ratio) and ratio > 0 for ratio in aspect_ratios):
-        raise ValueError(f"aspect ratios are width / height, above 0; came {tuple(aspect_ratios)}")
+        raise ValueError(f"aspect ratios are width / height, above 0; got {tuple(aspect_ratios)}")
     return tuple(dict.fromkeys(_size(area_px, ratio, multiple_px) for ratio in aspect_ratios))
 
 

@@ -13,7 +13,7 @@ from training.stages import Stage
 
 
 def check_shards(index: ShardIndex, stage: Stage, model: Model, *, pictures: bool) -> None:
-    """Raise ValueError, saying what came and what was expected, for pictures among the clips of a video network or
+    """Raise ValueError, saying what was expected and what it got, for pictures among the clips of a video network or
     clips among its `pictures`, and for latents of other frames, of another size or by other networks than the stage's.
 
     Of the latents, one sample per folder is looked at: `clipmill encode` makes all of a folder alike.
@@ -67,8 +67,8 @@ def _check_shape(sample: Sample, made_by: dict[str, str], stage: Stage, model: M
     assert sample.latent is not None
     mean_TCHW, ends_ECHW = sample.latent["mean"], sample.latent["ends"]
     if stage.model.config().temporal and sample.picture != pictures:
-        came, wanted = ("a picture", "clips") if sample.picture else ("a clip", "pictures")
-        raise ValueError(f"{sample.key} holds the latents of {came}; those of {wanted} were expected")
+        found, expected = ("a picture", "clips") if sample.picture else ("a clip", "pictures")
+        raise ValueError(f"{sample.key} holds the latents of {found}; those of {expected} were expected")
     config, data = model.autoencoder.config, stage.data
     lengths = (1,) if pictures else data.lengths or (data.frames,)
     size_px = (ends_ECHW.shape[-2], ends_ECHW.shape[-1])

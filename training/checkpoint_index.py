@@ -55,7 +55,7 @@ def read_index(folder: Path) -> Metadata:
         raise ValueError(f"{path} is damaged or no index of a checkpoint: {error or type(error).__name__}") from error
     reason = _complaint(index)
     if reason:
-        raise ValueError(f"{path} is no index of a checkpoint of clipmill: {reason}")
+        raise ValueError(f"{path} is not a clipmill checkpoint index: {reason}")
     checked: Metadata = index
     return checked
 
@@ -80,10 +80,10 @@ def _complaint(index: Any) -> str | None:
         return "it lacks entries or their places"
     for name, entry in entries.items():
         if not isinstance(name, str) or type(entry) is not TensorStorageMetadata or type(entry.size) is not torch.Size:
-            return f"its entry {name!r} is no tensor"
+            return f"its entry {name!r} is not a tensor"
     for place, info in places.items():
         if type(place) is not MetadataIndex or type(info) is not filesystem._StorageInfo:
             return "it has a place of another kind"
         if not isinstance(info.relative_path, str) or not _DATA_FILE.fullmatch(info.relative_path):
-            return f"{place.fqn!r} lies in {info.relative_path!r}, which is no file of a checkpoint"
+            return f"{place.fqn!r} lies in {info.relative_path!r}, which is not a checkpoint file"
     return None

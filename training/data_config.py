@@ -54,17 +54,17 @@ class DataConfig(Fields):
     def __post_init__(self) -> None:
         for name in ("frames", "height_px", "width_px", "batch_size", "prefetch"):
             if getattr(self, name) < 1:
-                raise ValueError(f"data.{name} should be 1 or more, came {getattr(self, name)}")
+                raise ValueError(f"data.{name} should be 1 or more, got {getattr(self, name)}")
         if self.workers < 0:
-            raise ValueError(f"data.workers should be 0 or more, came {self.workers}")
+            raise ValueError(f"data.workers should be 0 or more, got {self.workers}")
         if not self.fps or min(self.fps) <= 0:
-            raise ValueError(f"data.fps should be rates above 0, came {self.fps}")
+            raise ValueError(f"data.fps should be rates above 0, got {self.fps}")
         if any(length < 1 for length in self.lengths):
-            raise ValueError(f"data.lengths should be 1 or more, came {self.lengths}")
+            raise ValueError(f"data.lengths should be 1 or more, got {self.lengths}")
         if any(share < 0 for share in self.captions.values()) or (self.captions and not sum(self.captions.values())):
-            raise ValueError(f"data.captions should be probabilities with a sum above 0, came {dict(self.captions)}")
+            raise ValueError(f"data.captions should be probabilities with a sum above 0, got {dict(self.captions)}")
         if not 0 <= self.max_broken_share <= 1:
-            raise ValueError(f"data.max_broken_share should be from 0 to 1, came {self.max_broken_share}")
+            raise ValueError(f"data.max_broken_share should be from 0 to 1, got {self.max_broken_share}")
         for name, known in (("crop", ("random", "center")), ("reader", ("pyav", "decord"))):
             if getattr(self, name) not in known:
-                raise ValueError(f"data.{name} is one of {', '.join(known)}, came {getattr(self, name)!r}")
+                raise ValueError(f"data.{name} is one of {', '.join(known)}, got {getattr(self, name)!r}")

@@ -156,7 +156,7 @@ def sample_picture(
     _check_pixels(*_size_in_header(content))
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None
     if image is None:
-        raise SampleError("decode_error", f"{len(content)} bytes that are no picture OpenCV can read")
+        raise SampleError("decode_error", f"{len(content)} bytes that are not a picture OpenCV can read")
     fit = _Fit(Fraction(1), size_for, crop, rng)
     return _stacked([fit.array(image)], fit.size)
 
@@ -171,7 +171,7 @@ def _size_in_header(content: bytes) -> Size:
     except Image.DecompressionBombError as error:
         raise SampleError("too_large", str(error)) from error
     except Exception as error:  # Pillow lets through whatever its parsers raise on damaged headers
-        raise SampleError("decode_error", f"{len(content)} bytes that are no {', '.join(_PICTURES)}") from error
+        raise SampleError("decode_error", f"{len(content)} bytes that are not {', '.join(_PICTURES)}") from error
 
 
 def _check_pixels(height: int, width: int) -> None:
@@ -192,7 +192,7 @@ class _Video:
 
     def __init__(self, container: Any, ends_s: float) -> None:
         if not container.streams.video:
-            raise SampleError("decode_error", "there is no video stream in it")
+            raise SampleError("decode_error", "it has no video stream")
         if len(container.streams) > MAX_STREAMS:
             raise SampleError("too_large", f"{len(container.streams):,} streams, more than {MAX_STREAMS}")
         self.format, self._ends_s = container.format.name, ends_s

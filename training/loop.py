@@ -28,7 +28,7 @@ from training.stopping import Stopped, StopRequest
 
 
 class NonFinite(Exception):
-    """A loss or a gradient that is no number. Nothing was updated."""
+    """A loss or a gradient that is not finite. Nothing was updated."""
 
 
 class Loader(Protocol):
@@ -275,7 +275,7 @@ def _autocast(stage: Stage, ranks: Ranks) -> torch.autocast:
 
 
 def _stop_unless_finite(step: int, norm: Tensor, seen: list[tuple[Batch, Losses]], *, asked: bool) -> bool:
-    """Raise NonFinite on all ranks, with the samples, where any rank has a loss or a gradient that is no number.
+    """Raise NonFinite on all ranks, with the samples, where any rank has a loss or a gradient that is not finite.
     Returns whether any rank was `asked` to stop: both are told in one message between ranks."""
     finite = torch.stack([losses.loss_B.detach().isfinite().all() for _, losses in seen]).all() & norm.isfinite()
     goes_on = without_waiting(torch.tensor(not asked), finite.device)

@@ -121,7 +121,7 @@ class OptimizerPart(Fields):
         _one_of("optimizer.decay", self.decay, ("constant", "cosine"))
         for name in ("lr", "eps", "clip_norm"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"optimizer.{name} should be above 0, came {getattr(self, name)}")
+                raise ValueError(f"optimizer.{name} should be above 0, got {getattr(self, name)}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas should be two numbers from 0 to below 1, got {self.betas}")
         if self.ema is not None:
@@ -169,7 +169,7 @@ class RunPart(Fields):
         _within("run.image_share", self.image_share, 0, 1)
         for name in ("steps", "batch_size", "log_every", "save_every", "keep_last", "sample_count", "sample_steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"run.{name} should be 1 or more, came {getattr(self, name)}")
+                raise ValueError(f"run.{name} should be 1 or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,7 +312,7 @@ def _one_of(name: str, value: str, known: Any) -> None:
 
 def _within(name: str, value: float, least: float, most: float) -> None:
     if not least <= value <= most:
-        raise ValueError(f"{name} should be from {least} to {most}, came {value}")
+        raise ValueError(f"{name} should be from {least} to {most}, got {value}")
 
 
 def _stage(

@@ -33,7 +33,7 @@ _VICTIMS = ("driver", "worker", "worker", "worker", "child", "child")
 
 
 class Session:
-    """Counts what was done to the pipeline, and what came of it."""
+    """Count the faults injected into the pipeline and their outcome."""
 
     def __init__(self, pipeline: Pipeline, store: FaultyStore, disk: SmallDisk, seed: int) -> None:
         self.pipeline, self.store, self.disk = pipeline, store, disk

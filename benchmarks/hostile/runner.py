@@ -40,7 +40,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What came of a case."""
+    """Outcome of a case."""
 
     case: int
     kind: str

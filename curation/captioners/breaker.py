@@ -35,7 +35,7 @@ class Breaker:
             return True
 
     def reached(self) -> None:
-        """An answer came."""
+        """The endpoint answered."""
         with self._lock:
             self._in_a_row, self._reason = 0, None
 

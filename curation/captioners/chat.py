@@ -105,13 +105,13 @@ def read_answer(body: bytes) -> str:
         text, ended = choice["message"]["content"], choice.get("finish_reason")
         refusal = choice["message"].get("refusal")
     except (ValueError, RecursionError) as error:
-        raise NoCaption("the answer is no JSON") from error
+        raise NoCaption("the answer is not JSON") from error
     except (LookupError, TypeError, AttributeError) as error:
-        raise NoCaption("the answer is no chat completion: it has no choices[0].message.content") from error
+        raise NoCaption("the answer is not a chat completion: it has no choices[0].message.content") from error
     if refusal or ended == "content_filter":
         raise NoCaption(f"the model refused: {refusal or ended}")
     if not isinstance(text, str | None):
-        raise NoCaption("the answer is no chat completion: its content is no text")
+        raise NoCaption("the answer is not a chat completion: its content is not text")
     caption = tidy(text or "", cut=ended == "length")
     if caption is None:
         raise NoCaption("the answer is empty" + (": it came to max_tokens before that" if ended == "length" else ""))

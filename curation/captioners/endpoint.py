@@ -125,9 +125,11 @@ class MergedCaptioner(_EndpointCaptioner):
     def _question(self, clip: ClipView) -> list[dict[str, Any]]:
         texts = {c.text: c.source for c in sorted(clip.captions, key=_preference) if c.text and c.source != self.name}
         if len(texts) < 2:
-            came = f"one ({', '.join(texts.values())})" if texts else "none"
+            available = f"one ({', '.join(texts.values())})" if texts else "none"
             failed = [f"{c.source} failed: {c.error}" for c in clip.captions if c.error and c.source != self.name]
-            raise NoCaption("; ".join((f"{NOTHING_TO_MERGE}: it needs two different captions, came {came}", *failed)))
+            raise NoCaption(
+                "; ".join((f"{NOTHING_TO_MERGE}: it needs two different captions, got {available}", *failed))
+            )
         two = "\n".join(json.dumps(text, ensure_ascii=False) for text in list(texts)[:2])
         return [{"type": "text", "text": f"{self._config.prompt}\n\n{two}"}]
 

@@ -96,7 +96,7 @@ class Dataset:
         """What dataset.json says: format_version, fingerprint, config. Raises UserError where there is none."""
         found = self._read_description()
         if found is None:
-            raise UserError(f"{self.url} is no dataset: it holds no {_DESCRIPTION}. `clipmill curate` makes one.")
+            raise UserError(f"{self.url} is not a dataset: it holds no {_DESCRIPTION}. `clipmill curate` makes one.")
         return found
 
     def file(self, *parts: str) -> str:
@@ -222,7 +222,9 @@ class Dataset:
         entries = storage.list_files(self.fs, self.path) + storage.list_folders(self.fs, self.path)
         if entries:
             names = ", ".join(repr(entry.rpartition("/")[2]) for entry in entries[:3])
-            raise UserError(f"{self.url} is no dataset but holds other files ({names}): give an empty or a new folder.")
+            raise UserError(
+                f"{self.url} is not a dataset and holds other files ({names}): give an empty or a new folder."
+            )
         description = {
             "format": "clipmill dataset",
             "format_version": FORMAT_VERSION,

@@ -102,7 +102,7 @@ class TimedCaption:
 
 
 def read_captions(source: Source, metadata: Mapping[str, str]) -> list[TimedCaption]:
-    """Every caption that came with `source`: from its list, NAME.json and NAME.txt beside it, its container's tags.
+    """Every caption supplied with `source`: from its list, NAME.json and NAME.txt beside it, its container's tags.
 
     `metadata` holds the container's tags. What cannot be read becomes a caption with an error; a caption without
     text is none. Costs one attempt per sidecar name. Raises RunStopped where this machine cannot go on, nothing else.
@@ -296,7 +296,7 @@ def _parse_json(text: str) -> Iterator[TimedCaption]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"no valid JSON ({error}); {_JSON_FORMS}") from error
     if not isinstance(content, dict):
-        raise UserError(f"came {_kind(content)}; {_JSON_FORMS}")
+        raise UserError(f"got {_kind(content)}; {_JSON_FORMS}")
     entries = content.get("captions")
     if not isinstance(entries, list | None):
         raise UserError(f'"captions" is {_kind(entries)}; {_JSON_FORMS}')
@@ -317,7 +317,7 @@ def _parse_json(text: str) -> Iterator[TimedCaption]:
 def _parse_entry(entry: Any) -> Iterator[TimedCaption]:
     entry = {"text": entry} if isinstance(entry, str) else entry
     if not isinstance(entry, dict):
-        raise UserError(f"came {_kind(entry)}; {_JSON_FORMS}")
+        raise UserError(f"got {_kind(entry)}; {_JSON_FORMS}")
     for key in entry:
         if key not in _ENTRY_KEYS:
             raise UserError(unknown_name("key", key[:100], _ENTRY_KEYS))

@@ -31,7 +31,7 @@ _HOST_TRIES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One input. `error` is set for one that cannot be used; `captions` came with it."""
+    """One input. `error` is set where it cannot be used; `captions` are those listed with it."""
 
     uri: str
     """A plain absolute path, or a URL without its credentials. A local name that is not UTF-8 is a file:// URL."""

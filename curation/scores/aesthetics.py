@@ -58,7 +58,9 @@ class Aesthetic:
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         width = shapes.get("weight", (0,))[-1:]
         if shapes != {"weight": (1, *width), "bias": (1,)}:
-            raise UserError(f"{head} is no aesthetic head: expected tensors weight (1, D) and bias (1,), came {shapes}")
+            raise UserError(
+                f"{head} is not an aesthetic head: expected tensors weight (1, D) and bias (1,), got {shapes}"
+            )
         self._weight_D, self._bias = tensors["weight"][0].float().numpy(), float(tensors["bias"][0])
         if not np.isfinite([*self._weight_D, self._bias]).all():
             raise UserError(f"the aesthetic head {head} holds numbers that are not finite")

@@ -49,7 +49,7 @@ TEXT_AREA_COLUMNS = (
     column(
         "text_area",
         pa.float32(),
-        "share of the frame covered by text boxes, the largest of three frames; 0 is no text",
+        "share of the frame covered by text boxes, the largest of three frames; 0 means no text",
         unit="share, 0 to 1",
         better="lower",
         bounds=(0, 1),

@@ -52,7 +52,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     for name, tensor in found.items():
         if not _is_plain(tensor):
             raise UserError(
-                f"{path} is no readable weight file: its tensor {name} is larger than the data it refers to"
+                f"{path} is not a readable weight file: its tensor {name} is larger than the data it refers to"
             )
     return {key.removeprefix("module."): tensor for key, tensor in found.items()}
 
@@ -166,4 +166,4 @@ def _is_plain(tensor: Any) -> bool:
 
 def _unreadable(path: Path, error: BaseException) -> UserError:
     hint = " (a TorchScript archive has to be saved as safetensors first)" if "TorchScript" in str(error) else ""
-    return UserError(f"{path} is no readable weight file: {short(error)}{hint}")
+    return UserError(f"{path} is not a readable weight file: {short(error)}{hint}")

@@ -186,7 +186,7 @@ def _read_record(content: bytes) -> ShardResult:
     """Raises ValueError where it is not a record, with values of their types and within their bounds."""
     result = _RECORD.validate_json(content)
     if not 0 <= result.duration_s < math.inf or min(result.samples, result.bytes) < 0:
-        raise ValueError("a sum that is no sum")
+        raise ValueError("seconds, samples and bytes should be finite and not negative")
     return result
 
 

@@ -101,7 +101,7 @@ def _standing_out(change_NHW: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def wipe_bounds(pictures: Sequence[Picture], times_N: NDArray[np.float64], sweep: Sweep) -> tuple[int, int] | None:
-    """The last old and the first new picture around a sweep, or None if it is no wipe.
+    """The last old and the first new picture around a sweep, or None if it is not a wipe.
 
     `pictures` are all frames of the sweep and about half a second on both sides.
     """

@@ -284,7 +284,7 @@ def _open_container(file: Any, head: bytes) -> Any:
             raise SourceError(
                 "decode_error", f"the container is damaged or cut short, its index cannot be read: {_reason(error)}"
             ) from error
-        raise SourceError("not_video", "the content is no media file that FFmpeg recognises") from error
+        raise SourceError("not_video", "the content is not a media file that FFmpeg recognises") from error
     except OSError as error:
         raise_if_stopped(error)
         raise SourceError("unreadable", f"reading failed: {error}") from error

@@ -69,6 +69,7 @@ def allocate() -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_memory_counts_from_what_the_child_starts_with(tmp_path: Path):
     """A parent full of libraries, whose pages no fork starts with, hides nothing that the child takes."""
     library = tmp_path / "library"
@@ -87,6 +88,7 @@ def fail() -> int:
     raise KeyError("name")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("read", "outcome"),
     [

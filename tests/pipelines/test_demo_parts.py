@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pytest
 import torch
 
 from demo.parts import RATE_FPS, initial_image_model, load_autoencoder
@@ -20,15 +21,18 @@ def unseen_frames(count: int) -> np.ndarray:
     return np.stack(frames)[..., ::-1]
 
 
+@pytest.mark.slow
 def test_the_autoencoder_gives_unseen_footage_back() -> None:
     assert psnr_db(load_autoencoder(), unseen_frames(8)) > 24
 
 
+@pytest.mark.slow
 def test_latents_have_about_unit_deviation() -> None:
     frames = torch.from_numpy(unseen_frames(24)[:, :1].copy()).movedim(-1, -3) / 127.5 - 1
     assert 0.8 < load_autoencoder().encode(frames).mean.std().item() < 1.25
 
 
+@pytest.mark.slow
 def test_embeddings_tell_pictures_of_a_shot_from_those_of_others() -> None:
     """The nearest embedding to that of a shot's last frame is that of its first."""
     encoder = initial_image_model().image_encoder

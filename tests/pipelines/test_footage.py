@@ -332,7 +332,7 @@ def test_keyframes_come_as_asked(tmp_path: Path) -> None:
         (lambda: Cut(kind="iris"), "unknown cut 'iris'"),
         (lambda: Cut(kind="dissolve"), "cannot last 0.0 s"),
         (lambda: VideoSpec(name="v", shots=()), "at least one shot"),
-        (lambda: VideoSpec(name="v", shots=(SEA,), cuts=(Cut(),)), "one fewer than shots"),
+        (lambda: VideoSpec(name="v", shots=(SEA,), cuts=(Cut(),)), "one cut fewer than shots"),
         (lambda: VideoSpec(name="v", shots=(SEA,), ending=Cut()), "cannot open or end"),
         (lambda: VideoSpec(name="v", shots=(SEA,), width=321), "must be even"),
         (lambda: VideoSpec(name="v", shots=(SEA,), sample_aspect_ratio=Fraction(7, 5)), "whole, even pixels"),

@@ -51,6 +51,7 @@ def test_inspect_says_that_it_loads_models_and_stdout_stays_for_results(
     assert printed.out == ""
 
 
+@pytest.mark.slow
 def test_work_that_is_done_twice_counts_once(local_ray: None) -> None:
     seen, all_seen = [], threading.Event()
 

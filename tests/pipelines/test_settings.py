@@ -42,6 +42,7 @@ class Plain:
     steps: int | None = None
 
 
+@pytest.mark.slow
 def test_every_key_has_a_meaning():
     silent = [s.key for chapter in CHAPTERS for group in groups(chapter) for s in group.settings if not s.meaning]
     assert not silent, "add a docstring under these fields, then run `python -m pipelines.settings docs/settings.md`"

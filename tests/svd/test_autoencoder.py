@@ -53,6 +53,7 @@ def test_encoding_equals_diffusers(pair, videos, frames, height, width):
     torch.testing.assert_close(posterior.logvar.flatten(0, 1), expected.logvar, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("videos", "frames", "height", "width"), [(1, 1, 8, 8), (2, 3, 9, 5), (1, 5, 4, 13)])
 def test_decoding_equals_diffusers(pair, videos, frames, height, width):
     ours, theirs = pair
@@ -180,6 +181,7 @@ def test_odd_layouts_are_refused(ours):
         table(CONFIG, "sgm")
 
 
+@pytest.mark.slow
 def test_a_chunk_is_decoded_as_if_it_were_the_video(ours):
     latents = torch.randn(2, 5, 4, 4, 6)
     whole = ours.decode(latents)
@@ -194,6 +196,7 @@ def test_a_chunk_is_decoded_as_if_it_were_the_video(ours):
     torch.testing.assert_close(ours.encode(video, chunk_frames=1).mean, ours.encode(video).mean, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_tiles_are_close_to_the_whole_and_one_tile_is_the_whole(ours):
     latents = torch.randn(1, 2, 4, 8, 20)
     whole = ours.decode(latents)

@@ -56,11 +56,11 @@ def test_an_image_network_takes_no_ids():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"fps": 0.5}, "fps should be 1 or more, came 0.5"),
-        ({"fps": 7, "motion_bucket": 256}, "from 0 to 255, came 256"),
-        ({"fps": 7, "noise_augmentation": -1}, "0 or more, came -1"),
-        ({"fps": 7, "elevation": 100}, "-90 to 90 degrees, came 100"),
-        ({"fps": float("nan")}, "came nan"),
+        ({"fps": 0.5}, "fps should be 1 or more, got 0.5"),
+        ({"fps": 7, "motion_bucket": 256}, "from 0 to 255, got 256"),
+        ({"fps": 7, "noise_augmentation": -1}, "0 or more, got -1"),
+        ({"fps": 7, "elevation": 100}, "-90 to 90 degrees, got 100"),
+        ({"fps": float("nan")}, "got nan"),
     ],
 )
 def test_ids_out_of_range_are_refused(values, message):
@@ -109,7 +109,7 @@ def test_interpolation_gives_first_and_last_frame_and_a_mask():
     assert torch.equal(concat[:, 4, :4], last)
     assert concat[:, :, 4].flatten(2).unique(dim=2).flatten(1).tolist() == [[1, 0, 0, 0, 1]] * 2
     assert not concat[:, 1:4].any()
-    with pytest.raises(ValueError, match="2 frames or more, came 1"):
+    with pytest.raises(ValueError, match="2 frames or more, got 1"):
         concat_ends(first, last, 1)
 
 

@@ -82,7 +82,7 @@ def test_sizes_that_the_files_cannot_fill_take_no_memory(tmp_path: Path, change:
 def test_a_configuration_of_another_kind_is_a_sentence(tmp_path: Path, change: Callable[[dict[str, Any]], object]):
     folder = model_folder(tmp_path)
     change_ours(folder, change)
-    with pytest.raises(ValueError, match=r"clipmill\.json is no configuration of a model"):
+    with pytest.raises(ValueError, match=r"clipmill\.json is not a model configuration"):
         read_config(folder)
 
 

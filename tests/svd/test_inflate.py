@@ -90,7 +90,7 @@ def test_dtype_is_kept_and_the_source_untouched() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ids": ("motion_bucket", "fps_id")}, "ids are added behind the existing ones"),
+        ({"ids": ("motion_bucket", "fps_id")}, "new ids must follow the existing ones"),
         ({"temporal": False}, "no place for .* tensors, first down.0"),
         ({"context_width": 32}, r"cross_attention.k.weight is \(32, 64\) and would have to become \(32, 32\)"),
     ],

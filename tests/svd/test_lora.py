@@ -146,7 +146,7 @@ def test_a_file_that_does_not_fit_changes_nothing(tmp_path: Path):
 def test_where_adapters_cannot_go():
     with pytest.raises(ValueError, match="no temporal layers"):
         add_lora(random_unet("sd21", head_width=16, context_width=64))
-    with pytest.raises(ValueError, match="a rank is 1 or more, came 0"):
+    with pytest.raises(ValueError, match="a rank is 1 or more, got 0"):
         add_lora(random_unet(), rank=0)
     with pytest.raises(ValueError, match="has adapters already"):
         add_lora(adapted_unet())

@@ -55,7 +55,7 @@ def test_sigmas_are_those_of_the_paper():
     assert sigmas.dtype == torch.float64
     assert karras_sigmas(1, sigma_max=5.0).tolist() == pytest.approx([5, 0])
     for steps, least, most in ((0, 0.002, 700.0), (10, 1.0, 0.5), (10, 0.0, 0.5), (10, 0.5, 0.5)):
-        with pytest.raises(ValueError, match=f"came {steps} steps, sigma_min {least}, sigma_max {most}$"):
+        with pytest.raises(ValueError, match=f"got {steps} steps, sigma_min {least}, sigma_max {most}$"):
             karras_sigmas(steps, sigma_min=least, sigma_max=most)
 
 
@@ -200,7 +200,7 @@ def test_guidance():
     expected = n + 1.5 * (i - n) + 7.0 * (b - i)
     torch.testing.assert_close(guided([nothing, image, both], [1.5, 7.0])(x, sigma_B), expected)
     torch.testing.assert_close(guided([nothing, both], [0.0])(x, sigma_B), n)
-    with pytest.raises(ValueError, match="take 2 scales, came 1"):
+    with pytest.raises(ValueError, match="take 2 scales, got 1"):
         guided([nothing, image, both], [1.5])
 
 

@@ -226,7 +226,7 @@ def test_default_guidance_rises_as_in_the_release():
     ("call", "message"),
     [
         (lambda: interpolate(tiny_model("multi-view"), pictures(), pictures(), [IDS], seeds=[0]), "is for multi-view"),
-        (lambda: image_to_video(tiny_model("image-to-video"), pictures(), [IDS], seeds=[0, 1]), "came 1 and 2"),
+        (lambda: image_to_video(tiny_model("image-to-video"), pictures(), [IDS], seeds=[0, 1]), "got 1 and 2"),
         (
             lambda: image_to_video(
                 replace(tiny_model("image-to-video"), image_encoder=None), pictures(), [IDS], seeds=[0]
@@ -237,7 +237,7 @@ def test_default_guidance_rises_as_in_the_release():
             lambda: text_to_video(tiny_model("text-to-video"), ["a"], [IDS], seeds=[0], width_px=50),
             "50x64 pixels do not divide by the autoencoder's 8",
         ),
-        (lambda: Sampling(frames=0), "frames should be 1 or more, came 0"),
+        (lambda: Sampling(frames=0), "frames should be 1 or more, got 0"),
         (lambda: Sampling(guidance=(-1.0, 2.0)), "guidance should be 0 or more"),
     ],
 )

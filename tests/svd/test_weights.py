@@ -25,6 +25,7 @@ def shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_tables_are_one_to_one_and_name_every_tensor(preset: str, layout: Layout) -> None:

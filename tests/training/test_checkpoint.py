@@ -43,6 +43,7 @@ def test_the_first_of_several_ranks_names_a_checkpoint_as_soon_as_it_is_whole(
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
 
+@pytest.mark.slow
 def test_what_ends_a_run_does_not_lose_the_checkpoint_being_written(tmp_path: Path, ranks: Ranks) -> None:
     stage = tiny_stage()
     with pytest.raises(NonFinite, match="step 3"):

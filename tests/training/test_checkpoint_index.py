@@ -81,7 +81,7 @@ def test_data_outside_the_folder_is_refused(folder: Path, name: Any) -> None:
             info.relative_path = name
 
     rewrite(folder, change)
-    with pytest.raises(ValueError, match="which is no file of a checkpoint"):
+    with pytest.raises(ValueError, match="which is not a checkpoint file"):
         read_index(folder)
 
 
@@ -97,7 +97,7 @@ def test_data_outside_the_folder_is_refused(folder: Path, name: Any) -> None:
 )
 def test_an_index_of_another_shape_is_a_sentence(folder: Path, change: Callable[[Any], Any]) -> None:
     rewrite(folder, change)
-    with pytest.raises(ValueError, match="no index of a checkpoint of clipmill"):
+    with pytest.raises(ValueError, match="not a clipmill checkpoint index"):
         read_index(folder)
 
 

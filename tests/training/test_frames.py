@@ -129,7 +129,7 @@ def test_what_cannot_be_read_says_why() -> None:
         taken(video(3))
     with pytest.raises(SampleError, match="decode_error"):
         taken(b"no video")
-    with pytest.raises(SampleError, match="decode_error: 2 bytes that are no JPEG, PNG, WEBP"):
+    with pytest.raises(SampleError, match="decode_error: 2 bytes that are not JPEG, PNG, WEBP"):
         sample_picture(b"no", size_for=partial(nearest_size, ((8, 8),)), crop="center", rng=random.Random(0))
     whole = video(40)
     with pytest.raises(SampleError, match="decode_error"):

@@ -48,6 +48,7 @@ def test_a_preview_changes_neither_the_run_nor_its_checkpoint(tmp_path: Path, ra
     assert seen["optimizer.conv_out.weight.exp_avg"].any()
 
 
+@pytest.mark.slow
 def test_a_preview_that_fails_leaves_the_checkpoint_of_its_step(tmp_path: Path, ranks: Ranks) -> None:
     """So that a run whose preview does not fit into memory gets past it."""
 
@@ -72,6 +73,7 @@ def test_samples_come_one_by_one_and_a_few_frames_at_a_time(tmp_path: Path) -> N
     assert (tmp_path / "step-00000007.png").is_file()
 
 
+@pytest.mark.slow
 def test_in_joint_training_a_video_is_shown_also_after_a_picture(tmp_path: Path, ranks: Ranks) -> None:
     class Joint(Stream):
         def batch(self, samples: list[int]) -> Batch:

@@ -47,6 +47,7 @@ class Recorder:
         self.steps.append(weights(self.model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", ["constant", "cosine"])
 def test_the_learning_rate_follows_the_schedule(decay: str, tmp_path: Path, ranks: Ranks) -> None:
     """Linear over 4 steps, then constant, or half a cosine over the 8 that are left."""
@@ -68,6 +69,7 @@ def gradients(model: Model, stage: Stage, step: int) -> Weights:
     return {name: each.grad for name, each in unet.named_parameters() if each.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_norm", [1e9, 0.01])
 def test_two_updates_are_those_of_adamw_after_clipping(clip_norm: float, tmp_path: Path, ranks: Ranks) -> None:
     """A large eps, so that an update depends on how large a gradient is; the first step's rate is half of the second's.
@@ -112,6 +114,7 @@ def averages(start: Weights, steps: list[Weights], decay: float) -> Weights:
     return average
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [0.4, 0.9999])
 def test_the_average_of_thirty_steps_is_what_the_network_holds_at_the_end(
     decay: float, tmp_path: Path, ranks: Ranks
@@ -129,6 +132,7 @@ def test_the_average_of_thirty_steps_is_what_the_network_holds_at_the_end(
         assert not torch.allclose(value, recorder.steps[-1][name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", [0.4, None])
 @pytest.mark.parametrize("name", ["tiny-video", "tiny-camera-motion"])
 def test_the_exported_weights_are_the_average_where_there_is_one(name: str, ema: float | None, tmp_path: Path) -> None:

@@ -112,9 +112,9 @@ def test_merged_takes_another_caption_where_one_is_missing_and_none_alone():
     assert len(server.requests) == 1
     assert [c.text for c in rest] == [None, None, None, None]
     assert rest[0].error == (
-        "nothing to merge: it needs two different captions, came one (coca); video failed: HTTP 500: no"
+        "nothing to merge: it needs two different captions, got one (coca); video failed: HTTP 500: no"
     )
-    assert rest[1].error == "nothing to merge: it needs two different captions, came none"
+    assert rest[1].error == "nothing to merge: it needs two different captions, got none"
 
 
 def test_captions_keep_the_order_of_the_clips_and_requests_stay_within_the_bound():
@@ -170,17 +170,17 @@ def test_a_failure_that_cannot_pass_is_not_tried_again(status: int):
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b'{"choices": [{"mess', "no JSON"),
-        (b"<html>It works!</html>", "no JSON"),
-        (b"", "no JSON"),
-        (b"\xff\xfe\xff", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
-        (b'{"choices": []}', "no chat completion"),
-        (b'{"choices": null}', "no chat completion"),
-        (b'{"error": "overloaded"}', "no chat completion"),
-        (b'[{"choices": 1}]', "no chat completion"),
-        (b'{"choices": ["text"]}', "no chat completion"),
-        (b'{"choices": [{"message": {"content": {"a": 1}}}]}', "content is no text"),
+        (b'{"choices": [{"mess', "not JSON"),
+        (b"<html>It works!</html>", "not JSON"),
+        (b"", "not JSON"),
+        (b"\xff\xfe\xff", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"choices": []}', "not a chat completion"),
+        (b'{"choices": null}', "not a chat completion"),
+        (b'{"error": "overloaded"}', "not a chat completion"),
+        (b'[{"choices": 1}]', "not a chat completion"),
+        (b'{"choices": ["text"]}', "not a chat completion"),
+        (b'{"choices": [{"message": {"content": {"a": 1}}}]}', "content is not text"),
         (says(None).body, "empty"),
         (says(" \n\u200b").body, "empty"),
         (says('""').body, "empty"),
@@ -248,7 +248,7 @@ def test_an_answer_without_end_or_unfolding_is_refused():
         assert len(server.requests) == 1
     packed = gzip.compress(says("x" * 1000).body)
     with CaptionServer([Reply(body=packed, headers={"content-encoding": "gzip"})]) as server:
-        assert one(server).error == "the answer is no JSON"
+        assert one(server).error == "the answer is not JSON"
     assert server.headers[0]["accept-encoding"] == "identity"
 
 

@@ -56,6 +56,7 @@ def hostile(tmp_path: Path) -> tuple[Dataset, list[str], Path]:
     return dataset, [f"{folder[-2]}{name}" for name in names for folder in tables], evil
 
 
+@pytest.mark.slow
 def test_column_names_that_are_sql_are_only_names(hostile: tuple[Dataset, list[str], Path]) -> None:
     dataset, names, evil = hostile
     before = sorted(p for p in Path(dataset.path).rglob("*") if p.is_file())

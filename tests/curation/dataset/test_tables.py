@@ -99,6 +99,7 @@ def test_joined_view_holds_clips_then_sources_then_scores(dataset: Dataset) -> N
     assert rows(dataset, "SELECT count(*) FROM scores_laion") == [(3,)]
 
 
+@pytest.mark.slow
 def test_tables_that_are_not_needed_are_not_joined(dataset: Dataset) -> None:
     with dataset.connect() as connection:
         assert "JOIN" not in joined_query(connection, ["clip_id", "motion"])
@@ -184,7 +185,7 @@ def test_a_folder_with_other_files_is_no_dataset(tmp_path: Path) -> None:
     (tmp_path / "holiday.mp4").write_bytes(b"")
     with pytest.raises(UserError, match=r"holiday\.mp4"):
         Dataset(str(tmp_path)).create_or_open({})
-    with pytest.raises(UserError, match="no dataset"):
+    with pytest.raises(UserError, match="not a dataset"):
         Dataset(str(tmp_path)).open()
     assert [p.name for p in tmp_path.iterdir()] == ["holiday.mp4"]
 

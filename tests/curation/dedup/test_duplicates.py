@@ -319,6 +319,7 @@ def test_the_table_of_a_dataset_and_the_rule_that_uses_it(dataset: Dataset) -> N
     assert (step.clips_left, step.removed, step.unscored_dropped) == (3, 1, 1)
 
 
+@pytest.mark.slow
 def test_a_rerun_does_nothing_until_something_changed(dataset: Dataset) -> None:
     assert not is_current(dataset)
     first = find_duplicates(dataset)

@@ -198,6 +198,7 @@ def test_a_result_comes_back_and_the_child_serves_again(isolated: Isolated) -> N
     assert isolated.run(child_pid) == first
 
 
+@pytest.mark.slow
 def test_the_child_does_not_run_the_main_script_again(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(WITHOUT_MAIN_GUARD)
@@ -235,6 +236,7 @@ def test_any_other_exception_says_what_and_where(isolated: Isolated) -> None:
     assert caught.value.kind == "crashed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "args", "said"),
     [(read_address_zero, (), "SIGSEGV"), (leave, (3,), "code 3"), (leave, (0,), "code 0")],
@@ -249,17 +251,20 @@ def test_a_dying_child_is_a_crash_and_is_replaced(
     assert isolated.run(child_pid) != before
 
 
+@pytest.mark.slow
 def test_only_a_fresh_child_convicts_a_source(isolated: Isolated, tmp_path: Path) -> None:
     isolated.run(child_pid)
     assert isolated.run(die_in_a_used_child, tmp_path / "marker") == "fine in a fresh child"
 
 
+@pytest.mark.slow
 def test_a_child_that_died_between_two_calls_is_replaced(isolated: Isolated) -> None:
     before = isolated.run(child_pid)
     os.kill(before, signal.SIGKILL)
     assert isolated.run(child_pid) != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fill", [fill_python, fill_numpy, fill_opencv, fill_ffmpeg, fill_ffmpeg_and_blame_the_file])
 def test_more_memory_than_allowed(isolated: Isolated, fill: object) -> None:
     with pytest.raises(SourceError, match="more than 1 GiB") as caught:
@@ -267,6 +272,7 @@ def test_more_memory_than_allowed(isolated: Isolated, fill: object) -> None:
     assert caught.value.kind == "out_of_memory"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hang", [sleep_for_ever, spin_holding_the_interpreter])
 def test_a_hanging_child_is_killed(hang: object) -> None:
     with Isolated(Limits(timeout_s=0.2)) as isolated:
@@ -327,6 +333,7 @@ isolated.run(spin_holding_the_interpreter)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_no_child_outlives_its_parent(how: signal.Signals, tmp_path: Path) -> None:
     """The script has no main guard, and the child is busy in C when its parent dies."""
@@ -386,6 +393,7 @@ def test_an_answer_of_another_type_is_refused(isolated: Isolated) -> None:
         isolated.run(something_else)
 
 
+@pytest.mark.slow
 def test_an_answer_has_at_most_so_many_bytes_and_its_deadline_holds_half_way() -> None:
     with Isolated(Limits(answer_bytes=1 << 20, timeout_s=0.5)) as isolated:
         assert len(isolated.run(many_bytes, 1 << 19)) == 1 << 19

@@ -188,11 +188,13 @@ def test_a_head_that_is_not_there_says_what_where_and_how(tmp_path: Path, monkey
 
 def test_a_head_of_another_shape_is_refused(tmp_path: Path):
     torch.save({"weight": torch.zeros(2, 768), "bias": torch.zeros(2)}, tmp_path / "head.pth")
-    with pytest.raises(UserError, match=r"no aesthetic head: expected tensors weight \(1, D\) and bias \(1,\)"):
+    with pytest.raises(UserError, match=r"not an aesthetic head: expected tensors weight \(1, D\) and bias \(1,\)"):
         Aesthetic(AestheticConfig(head=str(tmp_path / "head.pth"))).load()
 
 
-@pytest.mark.parametrize(("weight", "bias", "said"), [((), (1,), "no aesthetic head"), ((1, 3), (1,), "not finite")])
+@pytest.mark.parametrize(
+    ("weight", "bias", "said"), [((), (1,), "not an aesthetic head"), ((1, 3), (1,), "not finite")]
+)
 def test_a_damaged_head_is_refused(tmp_path: Path, weight: tuple[int, ...], bias: tuple[int, ...], said: str):
     torch.save({"weight": torch.full(weight, torch.nan), "bias": torch.zeros(bias)}, tmp_path / "head.pth")
     with pytest.raises(UserError, match=said):

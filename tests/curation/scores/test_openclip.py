@@ -119,6 +119,6 @@ def test_a_checkpoint_that_is_not_whole_is_refused(tmp_path: Path, change: str):
         path.write_bytes(path.read_bytes()[:-100])
     if change == "text":
         path.write_text("once upon a time")
-    said = {"lost": "ln_final.bias", "extra": "visual.more"}.get(change, "no readable weight file")
+    said = {"lost": "ln_final.bias", "extra": "visual.more"}.get(change, "not a readable weight file")
     with pytest.raises(UserError, match=said):
         openclip.load(str(folder), None)

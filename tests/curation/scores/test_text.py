@@ -76,6 +76,7 @@ def test_boxes_without_area_cover_nothing_and_crossed_corners_are_no_error(
     assert columns["text_area"] <= 100 * 100 / (200 * 400)
 
 
+@pytest.mark.slow
 def test_film_without_text_scores_zero(scorer: TextArea, real_videos: Path):
     """On most frames of this film the bare detector takes the whole picture for one giant letter."""
     shrinker, areas = Shrinker(), []

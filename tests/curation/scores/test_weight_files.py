@@ -80,7 +80,7 @@ def test_code_that_nobody_reads_is_not_unfolded_for_the_reason(tmp_path: Path):
         for name in whole.namelist():
             bomb.writestr(name, b"\x80\x02\xff." if name.endswith("data.pkl") else whole.read(name))
     tracemalloc.start()
-    with pytest.raises(UserError, match="is no readable weight file"):
+    with pytest.raises(UserError, match="is not a readable weight file"):
         read_tensors(tmp_path / "bomb.pt")
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -120,7 +120,7 @@ def test_a_header_that_claims_to_be_long_is_not_read(tmp_path: Path, length: int
     path = tmp_path / "weights.safetensors"
     path.write_bytes(length.to_bytes(8, "little") + b"{}")
     for read in (read_tensors, shapes):
-        with pytest.raises(UserError, match="no readable weight file: its header claims"):
+        with pytest.raises(UserError, match="not a readable weight file: its header claims"):
             read(path)
 
 
@@ -133,7 +133,7 @@ def test_a_broken_download_is_not_called_malicious(tmp_path: Path, content: byte
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
     for read in (read_tensors, shapes):
-        with pytest.raises(UserError, match="no readable weight file"):
+        with pytest.raises(UserError, match="not a readable weight file"):
             read(path)
 
 

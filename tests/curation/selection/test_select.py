@@ -448,6 +448,7 @@ def test_a_rule_on_groups_needs_groups_and_counts(tmp_path: Path) -> None:
         select(dataset, rules(duplicate_rank={"max": 0}))
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=20), st.integers(0, 2))
 def test_groups_are_ranked_among_survivors(

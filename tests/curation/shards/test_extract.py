@@ -246,6 +246,7 @@ def test_clips_taken_together_are_those_taken_alone(tmp_path: Path) -> None:
     assert together == alone
 
 
+@pytest.mark.slow
 def test_taking_twice_gives_the_same_bytes(real_videos: Path) -> None:
     path = real_videos / "mma_struct.mp4"  # 426 pixels wide: x264's AVX-512 code once gave each run other bytes here
     clip = clips_of(path, "encode", min_s=0.5, max_s=2.0)[0]

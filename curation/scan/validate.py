@@ -58,8 +58,9 @@ def fits(value: Any, kind: pa.DataType) -> bool:
     if isinstance(value, bool):
         return bool(pa.types.is_boolean(kind))
     if isinstance(value, int):
-        bits = kind.bit_width if pa.types.is_integer(kind) else _EXACT_BITS * pa.types.is_floating(kind)
-        return -(1 << bits) <= 2 * value < 1 << bits
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        bits = kind.bit_width if pa.types.is_integer(kind) else _EXACT_BITS
+        return is_number and -(1 << bits) <= 2 * value < 1 << bits
     return (isinstance(value, float) and pa.types.is_floating(kind)) or (
         isinstance(value, str) and pa.types.is_string(kind)
     )

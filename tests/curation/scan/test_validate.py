@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clipmill.errors import SourceError
@@ -96,6 +96,8 @@ TYPES = (
 
 
 @given(value=VALUES, kind=st.sampled_from(TYPES))
+@example(value=0, kind=pa.bool_())
+@example(value=0, kind=pa.string())
 def test_what_fits_can_be_written(value: object, kind: pa.DataType):
     if fits(value, kind):
         pa.array([value], kind)

@@ -26,8 +26,8 @@ from benchmarks.curation_pays_data import PROMPTED_FPS, HeldBack, held_back, wri
 from benchmarks.curation_pays_scores import FIGURES, score, write_videos
 from demo.collection import collection
 from demo.parts import FRAMES, HEIGHT_PX, UNET, WIDTH_PX, load_autoencoder, write_initial
+from pipelines.cache_latents import cache_latents
 from pipelines.cluster import connected
-from pipelines.encode import encode
 from svd.checkpoint import load_model
 from svd.conditioning import Ids
 from svd.tasks import Sampling, text_to_video
@@ -97,7 +97,7 @@ def prepare(folder: Path, videos: int) -> dict[str, int]:
             for arm in ARMS:
                 for name in (IMAGE_STAGE, VIDEO_STAGE):
                     stage, latents = stage_of(name, seed=0, steps=1), folder / "latents" / f"{arm}-{name}"
-                    run = encode(stage, str(folder / arm), latents, init=initial, choices=_CHOICES)
+                    run = cache_latents(stage, str(folder / arm), latents, init=initial, choices=_CHOICES)
                     counts[arm] = run.samples // _CHOICES
         (folder / "prepared.json").write_text(json.dumps(counts))
     return dict(json.loads((folder / "prepared.json").read_text()))

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from curation.selection.rules import Rule, Rules
     from curation.selection.select import Selection
     from curation.shards.write import ShardConfig
+    from pipelines.cache_latents import LatentCache, cache_latents
     from pipelines.config import CurateConfig
     from pipelines.curate import CurateResult, curate
-    from pipelines.encode import EncodeRun, encode
     from pipelines.export import export
     from pipelines.inspect import Inspection, inspect
     from pipelines.sample import Sample, SampleRequest, sample
@@ -38,7 +38,7 @@ _MODULES = {
     "Dataset": "curation.dataset.tables",
     "DuplicatesConfig": "curation.dedup.duplicates",
     "DuplicatesResult": "curation.dedup.duplicates",
-    "EncodeRun": "pipelines.encode",
+    "LatentCache": "pipelines.cache_latents",
     "Inspection": "pipelines.inspect",
     "Rule": "curation.selection.rules",
     "Rules": "curation.selection.rules",
@@ -53,7 +53,7 @@ _MODULES = {
     "Status": "pipelines.status",
     "UserError": "clipmill.errors",
     "curate": "pipelines.curate",
-    "encode": "pipelines.encode",
+    "cache_latents": "pipelines.cache_latents",
     "export": "pipelines.export",
     "find_duplicates": "curation.dedup.duplicates",
     "inspect": "pipelines.inspect",
@@ -72,8 +72,8 @@ __all__ = [
     "Dataset",
     "DuplicatesConfig",
     "DuplicatesResult",
-    "EncodeRun",
     "Inspection",
+    "LatentCache",
     "Rule",
     "Rules",
     "RunStopped",
@@ -87,8 +87,8 @@ __all__ = [
     "Status",
     "UserError",
     "__version__",
+    "cache_latents",
     "curate",
-    "encode",
     "export",
     "find_duplicates",
     "inspect",

@@ -1,7 +1,7 @@
 """The demo's second half: shards -> latents -> stages I, II, III at tiny size -> videos from first frames never seen.
 
-What it does by hand, a user does with `clipmill encode`, `clipmill train --recipe` and `clipmill sample`; the recipe is
-written where it can be run again.
+What it does by hand, a user does with `clipmill cache-latents`, `clipmill train --recipe` and `clipmill sample`; the
+recipe is written where it can be run again.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from demo.parts import FRAMES, HEIGHT_PX, RATE_FPS, UNET, WIDTH_PX, write_initia
 from demo.small import small_frames
 from footage.corpus import corpus_specs
 from footage.scenes import Picture
-from pipelines.encode import encode
+from pipelines.cache_latents import cache_latents
 from pipelines.recipe import train_recipe
 from pipelines.sample import Sample, SampleRequest, sample
 from training.stages import Stage, overlay
@@ -58,7 +58,7 @@ def train(dataset: Path, out: Path, *, steps_share: float = 1.0) -> Path:
     for part in STAGES:
         stage = overlay(Stage.preset(part.stage), changes[part.stage])
         latents = out / LATENTS / part.stage
-        encode(stage, str(dataset / "shards" / part.shards), latents, init=initial, choices=part.choices)
+        cache_latents(stage, str(dataset / "shards" / part.shards), latents, init=initial, choices=part.choices)
         entries.append({"stage": part.stage, "data": str(latents.relative_to(out)), "set": changes[part.stage]})
     recipe = out / RECIPE
     recipe.write_text(yaml.safe_dump({"init": initial.name, "stages": entries}, sort_keys=False), encoding="utf-8")

@@ -21,7 +21,7 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU 
 
 
 @app.command(epilog=EXIT_CODES)
-def encode(
+def cache_latents(
     data: Annotated[str, typer.Option(help="Clip or image shards.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for the latent shards.", show_default=False)],
     stage: Annotated[str, typer.Option(help="Preset whose frames and encoders are meant.", show_default=False)],
@@ -37,7 +37,7 @@ def encode(
     device: Device = None,
 ) -> None:
     """Compute latents and embeddings once: shards that `clipmill train` reads in the place of clips."""
-    from pipelines.encode import encode as run
+    from pipelines.cache_latents import cache_latents as run
     from pipelines.train import resolve_stage
 
     chosen = resolve_stage(stage, config, change or [])

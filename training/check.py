@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from svd.model import Model
-from training.encode import digests
+from training.cache_latents import digests
 from training.frames import SampleError
 from training.latents import LatentShape
 from training.samples import LATENT, Sample, read_sample, sizes_px
@@ -16,7 +16,7 @@ def check_shards(index: ShardIndex, stage: Stage, model: Model, *, pictures: boo
     """Raise ValueError, saying what was expected and what it got, for pictures among the clips of a video network or
     clips among its `pictures`, and for latents of other frames, of another size or by other networks than the stage's.
 
-    Of the latents, one sample per folder is looked at: `clipmill encode` makes all of a folder alike.
+    Of the latents, one sample per folder is looked at: `clipmill cache-latents` makes all of a folder alike.
     """
     if stage.model.config().temporal:
         _check_media(index, pictures=pictures)
@@ -76,7 +76,7 @@ def _check_shape(sample: Sample, made_by: dict[str, str], stage: Stage, model: M
         sizes = " or ".join(f"{height} x {width}" for height, width in sizes_px(data))
         raise ValueError(
             f"{sample.key} holds latents of {len(mean_TCHW)} frames of {size_px[0]} x {size_px[1]}; stage "
-            f"{stage.name!r} trains on {' or '.join(map(str, lengths))} of {sizes}: encode the clips for this stage"
+            f"{stage.name!r} trains on {' or '.join(map(str, lengths))} of {sizes}: cache latents for this stage"
         )
     latent = (config.latent_channels, size_px[0] // config.factor, size_px[1] // config.factor)
     made = {"autoencoder", *(_ENCODERS[name] for name in sample.latent if name in _ENCODERS)}
@@ -85,8 +85,8 @@ def _check_shape(sample: Sample, made_by: dict[str, str], stage: Stage, model: M
     if tuple(mean_TCHW.shape[1:]) != latent or other:
         what = " and ".join(other) or "autoencoder"
         raise ValueError(
-            f"{sample.key} holds latents by another {what.replace('_', ' ')} than the model's: encode the clips with "
-            "the model that is to be trained, or train with the one that encoded them"
+            f"{sample.key} holds latents by another {what.replace('_', ' ')} than the model's: cache latents with "
+            "the model that is to be trained, or train with the one that computed them"
         )
 
 

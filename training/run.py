@@ -28,10 +28,10 @@ from svd.checkpoint import CONFIG, save_model
 from svd.lora import save_lora
 from svd.model import Model
 from svd.unet import UNet
+from training.cache_latents import digests
 from training.check import check_shards, latent_shape
 from training.data import Batches, Joint, Shards, loader
 from training.distributed import Ranks, join, once, resolve
-from training.encode import digests
 from training.estimate import estimate
 from training.initial import MODEL, initial_model, with_unet
 from training.loop import Hooks, Loader, train

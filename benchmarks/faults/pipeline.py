@@ -66,7 +66,7 @@ class Pipeline:
             ),
             Phase(
                 name="cache",
-                arguments=("encode", "--data", str(shards), "--out", str(latents), *stage),
+                arguments=("cache-latents", "--data", str(shards), "--out", str(latents), *stage),
                 done=lambda: _read(latents / "index.json").get("failed", True) == {},
             ),
         ]

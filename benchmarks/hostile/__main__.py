@@ -80,9 +80,9 @@ def _import_everything() -> None:
     import torch.distributed.checkpoint
     import torch.utils.tensorboard
 
+    import pipelines.cache_latents
     import pipelines.cli
     import pipelines.curate
-    import pipelines.encode
     import pipelines.sample
     import pipelines.shard
     import pipelines.train  # noqa: F401

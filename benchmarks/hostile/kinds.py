@@ -75,7 +75,7 @@ KINDS: dict[str, Kind] = {
         original="clips", needs=("model",), victims="*.tar", share=8,
         commands=(
             *(readers.load_batches,) * 4,
-            readers.encode_shards,
+            readers.cache_latents,
             ("train", "--data", "{case}", "--out", "{case}/run", *_STEP),
         ),
     ),

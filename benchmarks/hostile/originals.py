@@ -213,7 +213,7 @@ def _copy(shards: Path, folder: Path) -> None:
 
 def _latents(folder: Path) -> None:
     stage = ("--stage", "tiny-image-to-video", "--init", folder.parent / "model", *settings())
-    _done("encode", "--data", folder.parent / "clips", "--out", folder, *stage)
+    _done("cache-latents", "--data", folder.parent / "clips", "--out", folder, *stage)
 
 
 def _run(folder: Path) -> None:

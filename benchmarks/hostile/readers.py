@@ -108,9 +108,9 @@ class _Warnings(logging.Handler):
         self.said.append(record.getMessage())
 
 
-def encode_shards(case: Path, originals: Path) -> int:
+def cache_latents(case: Path, originals: Path) -> int:
     """Latents of every shard, as the Ray task computes them."""
-    from training.encode import encode_shard
+    from training.cache_latents import cache_shard
     from training.initial import initial_model
     from training.shard_index import index_shards
     from training.stages import Stage, overlay
@@ -122,7 +122,7 @@ def encode_shards(case: Path, originals: Path) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return REJECTED
-    failed = [encode_shard(shard, case / "latents", model, stage.data).failed for shard in shards]
+    failed = [cache_shard(shard, case / "latents", model, stage.data).failed for shard in shards]
     print(*(reason for each in failed for reason in each.values()), sep="\n")
     return REJECTED if any(failed) else 0
 

@@ -25,7 +25,7 @@ def places(names):
 
 
 with connected(num_cpus=1):
-    names = ["curation.scan.one_pass", "svd.unet", "training.encode", "pipelines.encode"]
+    names = ["curation.scan.one_pass", "svd.unet", "training.cache_latents", "pipelines.cache_latents"]
     print(json.dumps(ray.get(places.remote(names))))
 """
 

@@ -9,8 +9,8 @@ import torch
 from svd.model import Model
 from tests.training.shards import about, sample, write_shard
 from tests.training.world import tiny_model, tiny_stage
+from training.cache_latents import digests
 from training.check import check_shards
-from training.encode import digests
 from training.latents import latent_members
 from training.shard_index import index_shards
 from training.stages import Stage, overlay
@@ -24,7 +24,7 @@ def model() -> Model:
 
 
 def latents(folder: Path, model: Model, *, frames: int = 3, size_px: tuple[int, int] = (32, 48)) -> Path:
-    """A shard of one sample, as `clipmill encode` would write it."""
+    """A shard of one sample, as `clipmill cache-latents` would write it."""
     factor = model.autoencoder.config.factor
     latent = torch.zeros(frames, 4, size_px[0] // factor, size_px[1] // factor)
     members = latent_members(

@@ -1,4 +1,4 @@
-"""`clipmill encode`: clip shards into latent shards, a Ray task per shard."""
+"""`clipmill cache-latents`: clip shards into latent shards, a Ray task per shard."""
 
 import json
 import pickle
@@ -17,7 +17,7 @@ from pipelines.counting import stream_shards
 from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.progress import Reporter
 from svd.model import Model
-from training.encode import Encoded, check_names, digests, encode_shard, read_record
+from training.cache_latents import LatentShard, cache_shard, check_names, digests, read_record
 from training.initial import initial_model
 from training.shard_index import Shard, ShardIndex, index_shards
 from training.stages import Stage, overlay
@@ -28,7 +28,7 @@ _OF_TRAINING = ("data.batch_size",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeRun:
+class LatentCache:
     """What is in the folder of latent shards."""
 
     folder: Path
@@ -50,7 +50,7 @@ class _Task:
     device: str
 
 
-def encode(
+def cache_latents(
     stage: Stage,
     data: str,
     out: Path,
@@ -62,7 +62,7 @@ def encode(
     num_cpus: int | None = None,
     device: str | None = None,
     quiet: bool = False,
-) -> EncodeRun:
+) -> LatentCache:
     """Write into `out` a latent shard for each shard of `data`, with the frames that `stage.data` chooses and the
     autoencoder and encoder that the stage would train with, `choices` draws of each. Run again, only what is missing is
     done.
@@ -72,7 +72,7 @@ def encode(
     RunStopped.
     """
     folder = str(out.absolute())
-    with Reporter("encode", unit="samples", quiet=quiet) as report:
+    with Reporter("cache-latents", unit="samples", quiet=quiet) as report:
         report.waiting("reading the shards and the model")
         index, plan = _inputs(stage, data, init, choices)
         _check_plan(out, plan)
@@ -145,12 +145,12 @@ def _start(folder: str, plan: dict[str, Any]) -> None:
 def _run(missing: Sequence[Shard], task: _Task, fence: Fence, report: Reporter) -> None:
     """The graph: a task per shard."""
     resources: dict[str, Any] = {"num_gpus": 1} if task.device == "cuda" else {"num_cpus": 1}
-    planned = partial(encode_planned, task=task, fence=fence)
+    planned = partial(cache_planned, task=task, fence=fence)
     for _ in stream_shards("shard", missing, [len(shard) for shard in missing], planned, report, **resources):
         pass
 
 
-def encode_planned(row: dict[str, Any], task: _Task, fence: Fence, counter: Any = None) -> dict[str, Any]:
+def cache_planned(row: dict[str, Any], task: _Task, fence: Fence, counter: Any = None) -> dict[str, Any]:
     """Write the latents of one shard."""
     import torch
 
@@ -164,7 +164,7 @@ def encode_planned(row: dict[str, Any], task: _Task, fence: Fence, counter: Any 
     try:
         fence.check()
         try:
-            encode_shard(
+            cache_shard(
                 shard,
                 task.out,
                 _model(task.stage, task.init, task.device),
@@ -177,11 +177,11 @@ def encode_planned(row: dict[str, Any], task: _Task, fence: Fence, counter: Any 
             fence.check()  # another run removes our unfinished files, and the error would be about those
             raise
     except (ValueError, OSError) as error:
-        return {"name": shard.name, "error": f"encoding stopped: {error}"}
+        return {"name": shard.name, "error": f"caching stopped: {error}"}
     return {"name": shard.name, "error": ""}
 
 
-def _records(index: ShardIndex, out: Path) -> list[Encoded]:
+def _records(index: ShardIndex, out: Path) -> list[LatentShard]:
     return [record for shard in index.shards if (record := read_record(out, shard)) is not None]
 
 
@@ -198,12 +198,12 @@ def _content(index: ShardIndex, out: Path) -> dict[str, Any]:
     }
 
 
-def _result(index: ShardIndex, out: Path) -> EncodeRun:
+def _result(index: ShardIndex, out: Path) -> LatentCache:
     content = _content(index, out)
     if not content["samples"]:
         reasons = next((f"{key}: {reason}" for key, reason in content["failed"].items()), "the shards are empty")
-        raise UserError(f"no sample could be encoded: {reasons}")
-    return EncodeRun(
+        raise UserError(f"no sample could be cached: {reasons}")
+    return LatentCache(
         folder=out,
         shards=len(content["shards"]),
         samples=content["samples"],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clipmill.errors import RunStopped, UserError
-from pipelines.encode import _Task, encode, encode_planned
+from pipelines.cache_latents import _Task, cache_latents, cache_planned
 from pipelines.fence import Fence, owned
 from pipelines.train import resolve_stage, train
 from tests.pipelines.test_train import SETTINGS, model_at
@@ -31,13 +31,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_latents_are_written_once_and_train(data: Path, tmp_path: Path, local_ray: None) -> None:
     stage, init, out = resolve_stage("tiny-image-to-video", None, SETTINGS), tmp_path / "init", tmp_path / "latents"
     model_at(init, "svd")
-    run = encode(stage, str(data), out, init=init, quiet=True)
+    run = cache_latents(stage, str(data), out, init=init, quiet=True)
     assert (run.shards, run.samples) == (3, 4)
     assert list(run.failed) == ["clips-2/short"]
     assert "too_short" in run.failed["clips-2/short"]
     times = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     (out / "clips-1.json").unlink()
-    assert encode(stage, str(data), out, init=init, quiet=True) == run
+    assert cache_latents(stage, str(data), out, init=init, quiet=True) == run
     again = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     assert [name for name in times if again[name] != times[name]] == ["clips-1.tar"]
 
@@ -46,27 +46,25 @@ def test_latents_are_written_once_and_train(data: Path, tmp_path: Path, local_ra
     assert [record["step"] for record in records] == [2, 4]
     other = resolve_stage("tiny-image-to-video", None, [*SETTINGS, "data.frames=2"])
     with pytest.raises(UserError, match=r"latents with different settings \(data\.frames \d+, now 2\)"):
-        encode(other, str(data), out, init=init, quiet=True)
+        cache_latents(other, str(data), out, init=init, quiet=True)
 
     with owned(str(out)) as fence:
-        assert encode(stage, str(data), out, init=init, quiet=True) == run, "nothing to do takes nothing over"
+        assert cache_latents(stage, str(data), out, init=init, quiet=True) == run, "nothing to do takes nothing over"
         fence.check()
         (out / "clips-1.json").unlink()
         half = out / ".clips-1.tar.0123456789ab.tmp"
         half.write_bytes(b"half")
         with pytest.raises(UserError, match="in use by another run"):
-            encode(stage, str(data), out, init=init, quiet=True)
+            cache_latents(stage, str(data), out, init=init, quiet=True)
         assert half.exists()
-        assert encode(stage, str(data), out, init=init, take_over=True, quiet=True) == run
+        assert cache_latents(stage, str(data), out, init=init, take_over=True, quiet=True) == run
         assert not half.exists()
         shard = next(shard for shard in index_shards(str(data)).shards if shard.name == "clips-1")
         task = _Task(stage=stage, init=init, out=out, choices=2, device="cpu")
-        assert (
-            "another run now owns" in encode_planned({"shard": pickle.dumps(shard), "first": 0}, task, fence)["error"]
-        )
+        assert "another run now owns" in cache_planned({"shard": pickle.dumps(shard), "first": 0}, task, fence)["error"]
     (out / "plan.json").write_text("{")
     with pytest.raises(UserError, match=r"plan\.json is damaged"):
-        encode(stage, str(data), out, init=init, quiet=True)
+        cache_latents(stage, str(data), out, init=init, quiet=True)
 
 
 def test_an_overtaken_run_gives_no_shard_its_name(data: Path, tmp_path: Path) -> None:
@@ -86,7 +84,7 @@ def test_an_overtaken_run_gives_no_shard_its_name(data: Path, tmp_path: Path) ->
 
     assert (
         "another run"
-        in encode_planned({"shard": pickle.dumps(shard), "first": 0}, task, Overtaken(url="", run=""))["error"]
+        in cache_planned({"shard": pickle.dumps(shard), "first": 0}, task, Overtaken(url="", run=""))["error"]
     )
     assert not list(out.iterdir())
 
@@ -99,4 +97,4 @@ def test_latents_of_shards_that_are_gone_are_named(data: Path, tmp_path: Path) -
     (out / "clips-0.tar").touch()
     (out / "clips-7.tar").touch()
     with pytest.raises(UserError, match=r"latents of shards that .* does not have \(clips-7\.tar\)"):
-        encode(resolve_stage("tiny-image-to-video", None, SETTINGS), str(data), out, init=init, quiet=True)
+        cache_latents(resolve_stage("tiny-image-to-video", None, SETTINGS), str(data), out, init=init, quiet=True)

@@ -29,7 +29,7 @@ _CHUNK_FRAMES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded:
+class LatentShard:
     """A latent shard that is there."""
 
     name: str
@@ -44,7 +44,7 @@ class Encoded:
     """Size in bytes and time of modification in ns of the clips' shard."""
 
 
-def encode_shard(
+def cache_shard(
     shard: Shard,
     out: Path,
     model: Model,
@@ -53,7 +53,7 @@ def encode_shard(
     choices: int = 1,
     commit: Callable[[], None] = lambda: None,
     on_sample: Callable[[int], None] = lambda row: None,
-) -> Encoded:
+) -> LatentShard:
     """Write OUT/SHARD.tar with the latents of `shard`, then OUT/SHARD.json, its record; an earlier process's whole one
     of the same clips stays as it is. Broken samples are left out, and named in the record.
 
@@ -63,14 +63,14 @@ def encode_shard(
     done = read_record(out, shard)
     if done is not None:
         return done
-    source = _mark(shard)
+    source = _version(shard)
     out.mkdir(parents=True, exist_ok=True)
     target, failed = out / f"{shard.name}.tar", dict(shard.broken)
     temporary = _unfinished(target)
     samples = 0
     try:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for key, members in _encoded(shard, model, config, failed, choices, on_sample):
+            for key, members in _latent_samples(shard, model, config, failed, choices, on_sample):
                 samples += 1
                 for extension, content in members.items():
                     entry = tarfile.TarInfo(f"{key}.{extension}")
@@ -83,7 +83,7 @@ def encode_shard(
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    record = Encoded(
+    record = LatentShard(
         name=shard.name,
         samples=samples,
         bytes=size,
@@ -104,14 +104,14 @@ def _unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
-def read_record(out: Path, shard: Shard) -> Encoded | None:
+def read_record(out: Path, shard: Shard) -> LatentShard | None:
     """The record of the latents of `shard`; None where they are not there, are not of the size that they had, or where
     the clips have changed since."""
     try:
         content = json.loads((out / f"{shard.name}.json").read_text())
-        record = Encoded(**content | {"source": tuple(content["source"])})
+        record = LatentShard(**content | {"source": tuple(content["source"])})
         whole = (out / f"{shard.name}.tar").stat().st_size == record.bytes
-        return record if whole and record.source == _mark(shard) else None
+        return record if whole and record.source == _version(shard) else None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
@@ -125,12 +125,12 @@ def check_names(index: ShardIndex) -> None:
             raise ValueError(f"{other} and {shard.path} have one name, and so would their latents: encode them apart")
 
 
-def _mark(shard: Shard) -> tuple[int, int]:
+def _version(shard: Shard) -> tuple[int, int]:
     stat = os.stat(shard.path)
     return stat.st_size, stat.st_mtime_ns
 
 
-def _encoded(
+def _latent_samples(
     shard: Shard,
     model: Model,
     config: DataConfig,
@@ -147,31 +147,31 @@ def _encoded(
             members = shard.read(row)
             for choice in range(choices):
                 seed = seed_of(config.seed, choice, key)
-                yield f"{name}_{choice}" if choice else name, _encode(key, members, model, config, seed, models)
+                yield f"{name}_{choice}" if choice else name, _encode_sample(key, members, model, config, seed, models)
         except (SampleError, EOFError) as error:
             failed[name] = str(error)
         on_sample(row)
 
 
 @torch.no_grad()
-def _encode(
+def _encode_sample(
     key: str, members: Mapping[str, bytes], model: Model, config: DataConfig, seed: int, models: Mapping[str, str]
 ) -> dict[str, bytes]:
     sample = read_sample(key, members, config, seed=seed)
     if sample.frames_TCHW is None:
         raise SampleError("latent", "it holds latents already")
-    about = json.loads(members["json"])
+    metadata = json.loads(members["json"])
     frames_TCHW = sample.frames_TCHW.to(model.autoencoder.quant_conv.weight.device)
     signed_BTCHW = (frames_TCHW.float() / 127.5 - 1)[None]
     posterior = model.autoencoder.encode(signed_BTCHW, chunk_frames=_CHUNK_FRAMES)
     embeddings = None if model.image_encoder is None else model.image_encoder(signed_BTCHW[0, [0, -1]])
-    written = [i for i, caption in enumerate(about["captions"]) if caption.get("text")]
+    written = [i for i, caption in enumerate(metadata["captions"]) if caption.get("text")]
     tokens = {}
     if model.text_encoder is not None and written:
-        texts = [about["captions"][i]["text"] for i in written]
+        texts = [metadata["captions"][i]["text"] for i in written]
         tokens = dict(zip(written, model.text_encoder(texts), strict=True))
     return latent_members(
-        about,
+        metadata,
         mean_TCHW=posterior.mean[0],
         logvar_TCHW=posterior.logvar[0],
         ends_ECHW=frames_TCHW[[0, -1]],

@@ -8,7 +8,7 @@ import torch
 from svd.model import Model
 from tests.training.shards import sample, video, write_shard
 from tests.training.world import tiny_model, tiny_stage
-from training.encode import check_names, digests, encode_shard, read_record
+from training.cache_latents import cache_shard, check_names, digests, read_record
 from training.shard_index import index_shard, index_shards
 
 STAGE = tiny_stage()
@@ -25,13 +25,13 @@ def test_a_damaged_shard_is_told_and_encoded_again_once_it_is_whole(model: Model
     clips, out = write_shard(tmp_path / "a.tar", [sample(f"{i}", video(24)) for i in range(2)]), tmp_path / "out"
     whole, middle_of_last = clips.read_bytes(), int(index_shard(str(clips)).places_NE2[-1, 0].sum()) - 100
     clips.write_bytes(whole[:middle_of_last])
-    damaged = encode_shard(index_shard(str(clips)), out, model, STAGE.data)
+    damaged = cache_shard(index_shard(str(clips)), out, model, STAGE.data)
     assert damaged.samples == 1
     assert "cut short" in str(damaged.problem)
     assert read_record(out, index_shard(str(clips))) == damaged
     clips.write_bytes(whole)
     assert read_record(out, index_shard(str(clips))) is None
-    again = encode_shard(index_shard(str(clips)), out, model, STAGE.data)
+    again = cache_shard(index_shard(str(clips)), out, model, STAGE.data)
     assert (again.samples, again.problem) == (2, None)
 
 

@@ -192,9 +192,12 @@ def _scored(batch: dict[str, Any], models: Models) -> dict[str, Any]:
 
 
 def _on_scans(batch: dict[str, Any], work: Callable[[list[Scan]], list[Scan]]) -> dict[str, Any]:
-    """A stage between the scan and the tables. What stops the run travels on as a sentence in the column `error`."""
-    if any(batch["error"]):
-        return batch
+    """A stage between the scan and the tables. What stops the run travels on as a sentence in the column `error`.
+
+    One error is that of the whole batch: the next stage cuts batches anew, and would commit the rest without scores.
+    """
+    if error := next(filter(None, batch["error"]), None):
+        return {"scan": [b""] * len(batch["scan"]), "error": [error] * len(batch["scan"])}
     try:
         scans = work([pickle.loads(scan) for scan in batch["scan"]])
     except UserError as error:

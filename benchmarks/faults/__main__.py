@@ -61,7 +61,8 @@ class Session:
                 if code == 0 and phase.done():
                     break
             else:
-                raise SystemExit(f"{phase.name} does not finish (exit code {code}): see {self._log(phase)}")
+                kept = shutil.copytree(out, self.pipeline.work / "failed", dirs_exist_ok=True)
+                raise SystemExit(f"{phase.name} does not finish (exit code {code}): see {self._log(phase)} and {kept}")
         self._compare(number, calm, contents(out / "dataset", out / "latents"))
 
     def _disturbed(self, phase: Phase, run: str, *, calm: bool) -> int:

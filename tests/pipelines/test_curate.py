@@ -287,6 +287,22 @@ def test_a_disk_that_is_full_in_a_child_stops_the_run_with_its_sentence(tmp_path
     assert error == "cannot write /tmp: the disk is full"
 
 
+def test_of_a_batch_with_one_error_nothing_is_committed_unscored(tmp_path: Path):
+    stage = importlib.import_module("pipelines.curate")
+    (source, *_) = list_sources([str(many_small(tmp_path / "in", 1))])
+    scanned = stage.scan_source({"source": pickle.dumps(source), "number": 0}, WITHOUT_CLIP)
+    assert pickle.loads(scanned["scan"]).clips
+    batch = {"scan": [scanned["scan"], b""], "error": ["", "cannot write /tmp: the disk is full"]}
+    dataset = Dataset(str(tmp_path / "out")).create_or_open({})
+    scored = score_sources(batch, WITHOUT_CLIP)
+    with owned(dataset.url) as fence:  # the next stage cuts batches of its own
+        parts = [
+            stage.write_part({name: [values[i]] for name, values in scored.items()}, dataset, fence) for i in range(2)
+        ]
+    assert [part["error"] for part in parts] == [["cannot write /tmp: the disk is full"]] * 2
+    assert not dataset.statuses()
+
+
 def test_an_unexpected_error_of_a_task_is_one_line():
     def unexpected(row: dict) -> dict:
         raise ZeroDivisionError("division by zero")

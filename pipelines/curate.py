@@ -22,7 +22,7 @@ from clipmill.addresses import redacted
 from clipmill.errors import RunStopped, SourceError, UserError
 from curation.captioners import CAPTIONERS
 from curation.dataset.tables import CLIPS, PREVIEWS, SOURCES, Dataset, differences, part_name
-from curation.dataset.uncommit import failed_captions, finish_taking_back, take_back
+from curation.dataset.uncommit import failed_captions, finish_uncommit, uncommit
 from curation.dedup.duplicates import DuplicatesResult, find_duplicates
 from curation.inputs.sources import Source, list_sources
 from curation.scan.isolation import Isolated
@@ -172,8 +172,8 @@ def _plan(sources: Sequence[Source], dataset: Dataset, *, retry_rejected: bool, 
 def _prepare(dataset: Dataset, plan: _Plan, checked: CheckedModels, config: CurateConfig) -> None:
     """Make the dataset ready for this run, which owns it."""
     _keep_models(dataset, checked, config)
-    finish_taking_back(dataset)
-    take_back(dataset, plan.uncaptioned)
+    finish_uncommit(dataset)
+    uncommit(dataset, plan.uncaptioned)
     dataset.remove_unfinished()
     if plan.rejected:
         dataset.forget_rejected(plan.rejected)

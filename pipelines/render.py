@@ -86,7 +86,15 @@ def print_inspection(console: Console, seen: Inspection) -> None:
     console.print(
         table(
             "clips",
-            ("start s", "end s", "length s", "frames", "take", "lost s", *(name.replace("_", " ") for name in _SCORES)),
+            (
+                "start s",
+                "end s",
+                "length s",
+                "frames",
+                "extraction",
+                "lost s",
+                *(name.replace("_", " ") for name in _SCORES),
+            ),
             (_clip_cells(clip) for clip in seen.clips),
         )
         if seen.clips
@@ -112,7 +120,7 @@ def _clip_cells(clip: Mapping[str, Any]) -> tuple[Any, ...]:
         clip["end_s"],
         clip["duration_s"],
         clip["frames"],
-        clip["take"],
+        clip["extraction"],
         lost_s,
         *(f"{clip[name]:.3g}" if clip.get(name) is not None else None for name in _SCORES),
     )
@@ -125,7 +133,11 @@ def print_curation(console: Console, result: CurateResult) -> None:
         ("sources", found.sources, f"{result.sources_done_now} scanned now, {result.sources_done_before} before"),
         ("  ok", found.sources_ok, f"{duration(found.video_s)} of video"),
         *((f"  {kind}", count, f"rejected: {_kind(kind)}") for kind, count in found.rejected.items()),
-        ("clips", found.clips, ", ".join(f"{count} to {take}" for take, count in found.takes.items())),
+        (
+            "clips",
+            found.clips,
+            ", ".join(f"{count} to {extraction}" for extraction, count in found.extractions.items()),
+        ),
         ("  footage", None, f"{duration(found.clip_s)}, {share(found.clip_s, found.video_s)} of all"),
         *((f"  lost: {LOSSES[why]}", None, duration(lost)) for why, lost in found.lost_s.items() if lost > 0.05),
         *_unscored_rows(found),
@@ -282,7 +294,7 @@ def _asked(step: Mapping[str, Any]) -> str:
 
 
 def print_shards(console: Console, run: ShardRun) -> None:
-    """What the shards hold and which clips could not be taken."""
+    """What the shards hold and which clips could not be extracted."""
     totals = run.index["totals"]
     rows: list[tuple[str, Any, str]] = [
         ("shards", totals["shards"], f"{run.written} written now, {run.kept} in place before"),

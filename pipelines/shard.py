@@ -60,8 +60,9 @@ def shard(
 ) -> ShardRun:
     """Write the selected clips (or, with `images`, their middle frames) to `shards/SELECTION[-images]/`.
 
-    Clips that cannot be taken any more, or that the dataset does not hold any more, are listed in the index with their
-    reason: selected = samples + failed + gone. A run that is alive and writes there is stopped only with `take_over`.
+    Clips that cannot be extracted any more, or that the dataset does not hold any more, are listed in the index with
+    their reason: selected = samples + failed + gone. A run that is alive and writes there is stopped only with
+    `take_over`.
     Raises UserError: no such selection, an empty one, a folder that holds shards of something else, is in use or not
     writable; RunStopped: a full disk, another run that took over.
     """
@@ -173,7 +174,7 @@ def _run_isolated(
     clips: Sequence[Clip],
     *args: Any,
 ) -> Any:
-    """Call a function that takes clips of the source at `uri`, in a child with the credentials of its store."""
+    """Call a function that extracts clips of the source at `uri`, in a child with the credentials of its store."""
     try:
         return _child(config).run_on(uri, function, uri, clips, *args)
     finally:

@@ -47,7 +47,7 @@ class Status:
     rejected: dict[str, int]
     """error_kind -> sources."""
     clips: int
-    takes: dict[str, int]
+    extractions: dict[str, int]
     """copy and encode -> clips."""
     video_s: float
     clip_s: float
@@ -88,8 +88,10 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
                 "GROUP BY 1 ORDER BY 2 DESC, 1"
             ).fetchall()
         )
-        takes = dict(connection.execute("SELECT take::VARCHAR, count(*) FROM clips GROUP BY 1 ORDER BY 1").fetchall())
-        clips = sum(takes.values())
+        extractions = dict(
+            connection.execute("SELECT extraction::VARCHAR, count(*) FROM clips GROUP BY 1 ORDER BY 1").fetchall()
+        )
+        clips = sum(extractions.values())
         left_out = tuple(map(str, config.get("without") or ()))
         unscored = {
             name: count
@@ -104,7 +106,7 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
         sources_ok=sources_ok or 0,
         rejected=rejected,
         clips=clips,
-        takes=takes,
+        extractions=extractions,
         video_s=video_s,
         clip_s=clip_s,
         lost_s=dict(zip((name.removeprefix("lost_").removesuffix("_s") for name in _LOSSES), lost, strict=True)),

@@ -27,10 +27,10 @@ _CAPTION = pa.struct([("source", pa.string()), ("text", pa.string()), ("error", 
 
 SOURCES = pa.schema(
     [
-        column("source_id", pa.string(), "16 hex digits: hash of uri, size and modification mark"),
+        column("source_id", pa.string(), "16 hex digits: hash of uri, size and version"),
         column("uri", pa.string(), "where the video was read from"),
         column("size_bytes", pa.int64(), "size of the file", unit="bytes"),
-        column("mark", pa.string(), "the store's mark of this version: etag or modification time"),
+        column("version", pa.string(), "tells the file from a later one at this uri: etag or modification time"),
         column("container", pa.string(), "FFmpeg's name of the container format"),
         column("codec", pa.string(), "FFmpeg's name of the video codec"),
         column("pixel_format", pa.string(), "FFmpeg's name of the decoded pixel format"),
@@ -52,7 +52,7 @@ SOURCES = pa.schema(
         column("error_kind", pa.string(), "why a source was rejected, from a fixed set of kinds"),
         column("error", pa.string(), "a sentence that says what was wrong with a rejected source"),
         column("note", pa.string(), "what to know of a source that is ok: unreadable parts, or why it gave no clip"),
-        column("clips", pa.int64(), "clips taken from this source"),
+        column("clips", pa.int64(), "clips of this source"),
         column("clip_s", pa.float64(), "footage in those clips", unit="s"),
         column("lost_transition_s", pa.float64(), "footage lost to transitions", unit="s"),
         column(
@@ -78,7 +78,7 @@ CLIPS = pa.schema(
         column("clip_id", pa.string(), "source_id-start_pts-end_pts, with m for a minus sign; holds no dot"),
         column("source_id", pa.string(), "the source it is a span of"),
         column("uri", pa.string(), "where that source is read from"),
-        column("take", pa.string(), "how a shard gets it: copy (packets unchanged) or encode"),
+        column("extraction", pa.string(), "how a shard gets it: remux (packets unchanged) or transcode (frame-exact)"),
         column("time_base_num", pa.int32(), "numerator of the seconds per pts unit"),
         column("time_base_den", pa.int32(), "denominator of the seconds per pts unit"),
         column("cut_start_pts", pa.int64(), "start that the cuts asked for", unit="pts"),

@@ -35,7 +35,7 @@ __all__ = [
     "quoted",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised when a reader of the older format would misread the folder. All parts of a table have the same columns."""
 
 _DESCRIPTION = "dataset.json"
@@ -209,12 +209,12 @@ class Dataset:
         version = found["format_version"]
         if version < FORMAT_VERSION:
             raise UserError(
-                f"{self.url} has dataset format {version}, of an earlier release; this one has format "
-                f"{FORMAT_VERSION}, with more columns. Curate into a new folder, or go on with that release."
+                f"{self.url} has dataset format {version}, this clipmill reads format {FORMAT_VERSION}: curate its "
+                "sources again, into a new folder."
             )
         if version > FORMAT_VERSION:
             raise UserError(
-                f"{self.url} has dataset format {version}, this clipmill reads up to {FORMAT_VERSION}: upgrade it."
+                f"{self.url} has dataset format {version}, this clipmill reads format {FORMAT_VERSION}: upgrade it."
             )
         return found
 

@@ -15,7 +15,7 @@ from clipmill import storage
 from curation.dataset.tables import Dataset
 from curation.inputs.captions import NOTHING_TO_MERGE
 
-_NOTE = "taking-back.json"
+_NOTE = "uncommit.json"
 _PART = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -30,18 +30,18 @@ def failed_captions(dataset: Dataset, origins: Collection[str]) -> dict[str, set
     return found
 
 
-def take_back(dataset: Dataset, sources_of: Mapping[str, Collection[str]]) -> None:
+def uncommit(dataset: Dataset, sources_of: Mapping[str, Collection[str]]) -> None:
     """Remove the rows of these sources: part -> source ids.
 
-    What is to be removed is noted in a file first: after a kill, `finish_taking_back` does the rest.
+    What is to be removed is noted in a file first: after a kill, `finish_uncommit` does the rest.
     """
     if sources_of:
         noted = {part: sorted(source_ids) for part, source_ids in sources_of.items()}
         storage.write_bytes(dataset.fs, dataset.file(_NOTE), (json.dumps(noted) + "\n").encode())
-        finish_taking_back(dataset)
+        finish_uncommit(dataset)
 
 
-def finish_taking_back(dataset: Dataset) -> None:
+def finish_uncommit(dataset: Dataset) -> None:
     """Do what a killed run had noted, if there is anything. Raises UserError where the note is damaged."""
     try:
         noted = storage.read_json(dataset.fs, dataset.file(_NOTE), _checked)

@@ -57,7 +57,7 @@ _METHOD = 1
 """Raised when the same clips and settings would give another table."""
 
 _TABLE, _PART = "scores/duplicates", "duplicates"
-_MARKS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated")
+_VERSION_KEYS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated")
 _INPUTS, _RESULT, _CONFIG = b"clipmill.inputs", b"clipmill.result", b"clipmill.config"
 _BATCH_ROWS = 8192
 
@@ -182,23 +182,23 @@ def _inputs(dataset: Dataset, config: DuplicatesConfig) -> str:
         known = joined_columns(connection)
     views = sorted({known[name][0] for name in CLIP_COLUMNS if name in known})
     tables = [view.replace("_", "/", 1) if view.startswith("scores_") else view for view in views]
-    files = {table: _marks(dataset, table) for table in tables}
+    files = {table: _file_versions(dataset, table) for table in tables}
     return fingerprint({"method": _METHOD, "config": config.model_dump(mode="json"), "files": files})
 
 
-def _marks(dataset: Dataset, table: str) -> dict[str, str]:
-    """Committed part -> size and modification mark of its file."""
+def _file_versions(dataset: Dataset, table: str) -> dict[str, str]:
+    """Committed part -> size and version of its file."""
     folder = dataset.file(table)
     parts = set(dataset.parts(table))
     with storage.explained("read", dataset.fs, folder):
         entries = dataset.fs.ls(folder, detail=True) if parts else []
-    marks = {}
+    versions = {}
     for entry in entries:
         part = entry["name"].rpartition("/")[2].removesuffix(".parquet")
         if part in parts:
-            mark = next((str(entry[key]) for key in _MARKS if entry.get(key)), "")
-            marks[part] = f"{entry['size']} {mark}"
-    return marks
+            version = next((str(entry[key]) for key in _VERSION_KEYS if entry.get(key)), "")
+            versions[part] = f"{entry['size']} {version}"
+    return versions
 
 
 def _written(dataset: Dataset, inputs: str) -> DuplicatesResult | None:

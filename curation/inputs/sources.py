@@ -213,7 +213,7 @@ def _unlisted(fs: fsspec.AbstractFileSystem, given: str, reason: str) -> Candida
 
 
 def _stat_all(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Source]]:
-    """Ask for sizes and marks, some at a time: a list may hold a million addresses in an object store."""
+    """Ask for sizes and versions, some at a time: a list may hold a million addresses in an object store."""
     patience, pool = Patience(), ThreadPoolExecutor(_STATS_IN_FLIGHT)
     waiting = iter(candidates)
     try:

@@ -1,4 +1,4 @@
-"""One input: its address, its size and mark as they are now, and how it is opened. Every question has a deadline."""
+"""One input: its address, its size and version as they are now, and how it is opened. Every question has a deadline."""
 
 import hashlib
 import os
@@ -36,8 +36,8 @@ class Source:
     uri: str
     """A plain absolute path, or a URL without its credentials. A local name that is not UTF-8 is a file:// URL."""
     size_bytes: int | None = None
-    mark: str = ""
-    """What tells this version of the file from a later one: etag, or modification time in nanoseconds."""
+    version: str = ""
+    """What tells the file from a later one at the same address: etag, or modification time in nanoseconds."""
     captions: tuple[str, ...] = ()
     error: SourceError | None = None
     signed: str = field(default="", repr=False)
@@ -47,8 +47,8 @@ class Source:
 
     @property
     def source_id(self) -> str:
-        """16 hex digits from uri, size and modification mark: the same for as long as the file is."""
-        text = f"{self.uri}\0{self.size_bytes}\0{self.mark}"
+        """16 hex digits from uri, size and version: the same for as long as the file is."""
+        text = f"{self.uri}\0{self.size_bytes}\0{self.version}"
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     @property
@@ -113,7 +113,7 @@ def open_source(location: str) -> BinaryIO:
 
 
 def stat_candidate(candidate: Candidate, patience: Patience) -> Source:
-    """Size and mark of one candidate. What is wrong with it is on the Source."""
+    """Size and version of one candidate. What is wrong with it is on the Source."""
     fs, path, uri = candidate.fs, candidate.path, _uri(candidate)
     source = Source(uri=uri, captions=candidate.captions, error=candidate.error, root=candidate.root)
     if candidate.error is not None:
@@ -125,7 +125,7 @@ def stat_candidate(candidate: Candidate, patience: Patience) -> Source:
         if info["type"] != "file":
             what = FOLDER_NOT_FILE if info["type"] == "directory" else "this is a device or a pipe, not a file"
             return replace(source, error=SourceError("unreadable", what))
-        return replace(source, size_bytes=info["size"], mark=_mark(info))
+        return replace(source, size_bytes=info["size"], version=_version(info))
     except MemoryError:
         raise
     except Exception as error:
@@ -157,7 +157,7 @@ def _remote_info(fs: fsspec.AbstractFileSystem, path: str, patience: Patience) -
     return info
 
 
-def _mark(info: dict[str, Any]) -> str:
+def _version(info: dict[str, Any]) -> str:
     for key in ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated"):
         if info.get(key):
             return str(info[key]).strip('"')

@@ -24,7 +24,7 @@ from curation.scores.microconditioning import motion_bucket
 from curation.scores.motion import MotionConfig, MotionMeter
 from curation.shots.cuts import CutConfig, CutDetector, Transition
 from curation.shots.damage import damage, merge
-from curation.shots.spans import COPY_CODECS, COPY_CONTAINERS, Span, SpanConfig, Timeline, plan_spans
+from curation.shots.spans import REMUX_CODECS, REMUX_CONTAINERS, Span, SpanConfig, Timeline, plan_spans
 from curation.video.decode import Frame, Limits, PacketIndex, Video, VideoInfo
 from curation.video.pictures import Shrinker
 
@@ -75,7 +75,7 @@ def scan(source: Source, config: ScanConfig | None = None) -> Scan:
         raise SourceError("too_large", f"{source.size_bytes:,} bytes, at most {config.limits.max_bytes:,} are allowed")
     spool_bytes = min(config.limits.spool_bytes, config.limits.answer_bytes) // 2
     with open_source(source.location) as file, PictureSpool(spool_bytes) as spool, Video(file, config.limits) as video:
-        one_pass = OnePass(video.info, config, spool, copyable=fits_mp4(video))
+        one_pass = OnePass(video.info, config, spool, remuxable=fits_mp4(video))
         for frame in video.frames():
             one_pass.push(frame, video.packets)
         result = one_pass.describe(source, video.packets)
@@ -90,7 +90,7 @@ def rejected(source: Source, error: SourceError) -> Scan:
 
 def rejected_row(row: Mapping[str, Any], error: SourceError) -> Scan:
     """The same for a source whose row is there already: only what identifies it stays."""
-    kept = {name: row.get(name) for name in ("source_id", "uri", "size_bytes", "mark")}
+    kept = {name: row.get(name) for name in ("source_id", "uri", "size_bytes", "version")}
     verdict = {"status": "rejected", "error_kind": error.kind, "error": redacted(error.message), "clips": 0}
     return Scan(source=kept | verdict)
 
@@ -100,7 +100,7 @@ def fits_mp4(video: Video) -> bool:
     info, extradata = video.info, bytes(video.codec_context.extradata or b"")
     # Start codes instead of lengths between the units (Annex B) would have to be rewritten.
     annex_b = info.codec in ("h264", "hevc") and not extradata.startswith(b"\x01")
-    return info.container in COPY_CONTAINERS and info.codec in COPY_CODECS and not annex_b
+    return info.container in REMUX_CONTAINERS and info.codec in REMUX_CODECS and not annex_b
 
 
 class OnePass:
@@ -109,8 +109,8 @@ class OnePass:
     Time is measured from the first frame on: timestamps may begin anywhere in 64 bits, seconds in floating point not.
     """
 
-    def __init__(self, info: VideoInfo, config: ScanConfig, spool: PictureSpool, *, copyable: bool) -> None:
-        self._info, self._config, self._spool, self._copyable = info, config, spool, copyable
+    def __init__(self, info: VideoInfo, config: ScanConfig, spool: PictureSpool, *, remuxable: bool) -> None:
+        self._info, self._config, self._spool, self._remuxable = info, config, spool, remuxable
         self._shrinker = Shrinker()
         self._cuts = CutDetector(config.cuts)
         self._motion = MotionMeter(config.motion)
@@ -231,5 +231,5 @@ class OnePass:
             end_pts=int(frame_pts[-1]) + min(max(1, duration), longest),
             key_pts=np.array([pts for pts in self._key_pts if pts in flagged], np.int64),
             packet_pts=np.array(stamped if complete else [], np.int64),
-            copyable=complete and self._copyable,
+            remuxable=complete and self._remuxable,
         )

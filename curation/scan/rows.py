@@ -17,7 +17,7 @@ def identity(source: Source) -> dict[str, Any]:
         "source_id": source.source_id,
         "uri": source.uri,
         "size_bytes": source.size_bytes,
-        "mark": source.mark,
+        "version": source.version,
         "error_kind": None,
         "error": None,
     }
@@ -60,7 +60,7 @@ def clip_columns(source: Source, info: VideoInfo, timeline: Timeline, span: Span
         "clip_id": f"{source.source_id}-{span.start_pts}-{span.end_pts}".replace("--", "-m"),
         "source_id": source.source_id,
         "uri": source.uri,
-        "take": span.take,
+        "extraction": span.extraction,
         "time_base_num": base.numerator,
         "time_base_den": base.denominator,
         **{f"{bound}_pts": getattr(span, f"{bound}_pts") for bound in bounds},
@@ -116,11 +116,11 @@ def _why_no_clip(info: VideoInfo, timeline: Timeline, plan: SpanPlan, config: Sp
     whole_s = timeline.seconds(0, len(timeline.frame_pts))
     if plan.lost_blank_s and plan.lost_blank_s > whole_s - config.min_s:
         return f"{plan.lost_blank_s:.1f} s of {whole_s:.1f} s show nothing (black or blank), the rest gives no clip"
-    if config.take == "copy" and not timeline.copyable:
-        return f"packets of {info.codec} in this container cannot be copied into an MP4; take: auto would encode them"
+    if config.extraction == "remux" and not timeline.remuxable:
+        return f"{info.codec} in this container cannot be remuxed into MP4; with extraction: auto it is transcoded"
     why = f"no shot gives a clip of {config.min_s:g} s"
-    if config.take == "copy" and plan.lost_keyframe_s:
-        why += " that starts on a keyframe and can be copied"
+    if config.extraction == "remux" and plan.lost_keyframe_s:
+        why += " that starts on a keyframe and can be remuxed"
     if plan.lost_blank_s:
         why += f"; {plan.lost_blank_s:.1f} s of {whole_s:.1f} s show nothing (black or blank)"
     return why

@@ -1,4 +1,4 @@
-"""Take one clip out of its source: as MP4, copied (packets unchanged) or encoded (frame-exact), or as one picture.
+"""Extract clips from their source: as MP4, remuxed (packets unchanged) or transcoded (frame-exact), or as one JPEG.
 
 The paper cuts its clips in the same keyframe-aware way (section 3.1, App. C). Nothing here knows tar files or Ray.
 """
@@ -20,7 +20,7 @@ from pydantic import Field
 from clipmill.config import Config
 from clipmill.errors import SourceError
 from curation.inputs.sources import open_source, stat_source
-from curation.shots.spans import copied_packets
+from curation.shots.spans import remuxed_packets
 from curation.video.decode import Frame, Limits, Video
 from curation.video.display import Upright
 from curation.video.pictures import Shrinker
@@ -34,7 +34,7 @@ _INDEX_BYTES_PER_FRAME = 48
 """Room for the index (moov) in front of the media: at most 44 bytes per frame in stts, ctts, stss, stsz, stsc, stco."""
 
 _KEPT_TAGS = ("avc1", "avc3", "hvc1", "hev1")
-"""Sample entries that say where parameter sets are; a copy keeps them. Others are left to the muxer."""
+"""Sample entries that say where parameter sets are; remuxing keeps them. Others are left to the muxer."""
 
 _DB_PER_CRF = 0.8
 """How much a step of the rate factor gains, a little under what was measured on grainy footage."""
@@ -42,8 +42,8 @@ _RGB_GAIN = (1.36, 1.51, 1.17)
 """Mean squared error in RGB per error in Y, U and V: BT.709, limited range, the largest of the usual ones."""
 
 
-class TakeConfig(Config):
-    """How clips are encoded and pictures compressed."""
+class ExtractionConfig(Config):
+    """How clips are transcoded and images compressed."""
 
     crf: int = Field(18, ge=1, le=30)
     """x264's constant rate factor that transcoding tries first; lower is closer to the source and larger."""
@@ -59,7 +59,7 @@ class TakeConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Take:
+class ExtractedClip:
     """The file of one clip, and what a reader of that file will find in it."""
 
     content: bytes
@@ -68,17 +68,19 @@ class Take:
     """codec, pixel_format, width, height, rotation, sample_aspect_ratio as they are in the file."""
 
 
-def take_clips(uri: str, clips: Sequence[Clip], kind: Kind, config: TakeConfig) -> list[Take | SourceError]:
-    """Take clips of one source, in the order given; a clip that cannot be taken is a SourceError in its place.
+def extract_clips(
+    uri: str, clips: Sequence[Clip], kind: Kind, config: ExtractionConfig
+) -> list[ExtractedClip | SourceError]:
+    """Extract clips of one source, in the order given; a clip that cannot be extracted is a SourceError in its place.
 
-    "clips" gives MP4 files, copied or encoded as each row's `take` says; "images" the middle picture, upright, as
-    JPEG. A source that is gone, or is not the one that was scanned (another size or modification mark), fails all.
+    "clips" gives MP4 files, remuxed or transcoded as each row's `extraction` says; "images" the middle frame, upright,
+    as JPEG. A source that is gone, or is not the one that was scanned (another size or version), fails all.
     Runs native code on untrusted bytes: call it through `curation.scan.isolation.Isolated`.
     """
     try:
         _check_unchanged(uri, clips[0]["source_id"])
         with open_source(uri) as file, Video(file, config.limits) as video:
-            return _take_all(video, clips, kind, config)
+            return _extract_all(video, clips, kind, config)
     except SourceError as error:
         return [error] * len(clips)
 
@@ -91,24 +93,28 @@ def _check_unchanged(uri: str, source_id: str) -> None:
         raise SourceError("unreadable", "the file has changed since it was scanned: its size or modification differs")
 
 
-def _take_all(video: Video, clips: Sequence[Clip], kind: Kind, config: TakeConfig) -> list[Take | SourceError]:
-    taken: dict[str, Take | SourceError] = {}
-    to_encode = []
+def _extract_all(
+    video: Video, clips: Sequence[Clip], kind: Kind, config: ExtractionConfig
+) -> list[ExtractedClip | SourceError]:
+    extracted: dict[str, ExtractedClip | SourceError] = {}
+    to_transcode = []
     for clip in clips:
-        if kind == "clips" and clip["take"] == "encode":
-            to_encode.append(clip)
+        if kind == "clips" and clip["extraction"] == "transcode":
+            to_transcode.append(clip)
             continue
         try:
-            taken[clip["clip_id"]] = copy_clip(video, clip) if kind == "clips" else middle_picture(video, clip, config)
+            extracted[clip["clip_id"]] = (
+                remux_clip(video, clip) if kind == "clips" else middle_picture(video, clip, config)
+            )
         except SourceError as error:
-            taken[clip["clip_id"]] = error
+            extracted[clip["clip_id"]] = error
         except av.FFmpegError as error:
-            taken[clip["clip_id"]] = _failed(error)
-    taken.update(_encode(video, to_encode, config))
-    return [taken[clip["clip_id"]] for clip in clips]
+            extracted[clip["clip_id"]] = _failed(error)
+    extracted.update(_transcode(video, to_transcode, config))
+    return [extracted[clip["clip_id"]] for clip in clips]
 
 
-def copy_clip(video: Video, clip: Clip) -> Take:
+def remux_clip(video: Video, clip: Clip) -> ExtractedClip:
     """MP4 of the source's own packets, byte for byte; timestamps start at 0, their differences are the source's.
 
     Rotation and pixel aspect stay metadata. Raises SourceError when the packets of the row are not found.
@@ -135,11 +141,11 @@ def copy_clip(video: Video, clip: Clip) -> Take:
         "rotation": info.rotation,
         "sample_aspect_ratio": f"{info.sample_aspect_ratio.numerator}:{info.sample_aspect_ratio.denominator}",
     }
-    return Take(content=file.getvalue(), suffix="mp4", shape=shape)
+    return ExtractedClip(content=file.getvalue(), suffix="mp4", shape=shape)
 
 
-def middle_picture(video: Video, clip: Clip, config: TakeConfig) -> Take:
-    """JPEG, full size and upright, of the frame that the scorers took for the clip's middle.
+def middle_picture(video: Video, clip: Clip, config: ExtractionConfig) -> ExtractedClip:
+    """JPEG, full size and upright, of the frame that the scorers saw as the clip's middle.
 
     Raises SourceError when there is no frame with that timestamp.
     """
@@ -153,7 +159,7 @@ def middle_picture(video: Video, clip: Clip, config: TakeConfig) -> Take:
     bgr = Shrinker().upright_bgr(frame.picture, video.info, long_side_px=long_side_px)
     _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality])
     shape = {"codec": "jpeg", "width": bgr.shape[1], "height": bgr.shape[0], "pts": pts}
-    return Take(content=jpeg.tobytes(), suffix="jpg", shape=shape)
+    return ExtractedClip(content=jpeg.tobytes(), suffix="jpg", shape=shape)
 
 
 def _packets_between(video: Video, start_pts: int, end_pts: int) -> list[av.Packet]:
@@ -168,7 +174,7 @@ def _packets_between(video: Video, start_pts: int, end_pts: int) -> list[av.Pack
                 break
             packets.append(packet)
         if packets:
-            kept = set(copied_packets(np.array([p.pts for p in packets], np.int64), start_pts, end_pts).tolist())
+            kept = set(remuxed_packets(np.array([p.pts for p in packets], np.int64), start_pts, end_pts).tolist())
             return [packet for packet in packets if packet.pts in kept]
     raise SourceError("decode_error", f"no packet with timestamp {start_pts} was found: not as scanned")
 
@@ -189,26 +195,26 @@ def _passes(video: Video, clips: Iterable[Clip]) -> Iterator[list[Clip]]:
         yield group
 
 
-def _encode(video: Video, clips: Sequence[Clip], config: TakeConfig) -> dict[str, Take | SourceError]:
-    taken: dict[str, Take | SourceError] = {}
+def _transcode(video: Video, clips: Sequence[Clip], config: ExtractionConfig) -> dict[str, ExtractedClip | SourceError]:
+    extracted: dict[str, ExtractedClip | SourceError] = {}
     crf = {clip["clip_id"]: config.crf for clip in clips}
     while clips:
         again = []
         for group in _passes(video, clips):
-            for clip, encoder, failure in _encode_in_one_pass(video, group, crf, config):
+            for clip, encoder, failure in _transcode_in_one_pass(video, group, crf, config):
                 clip_id = clip["clip_id"]
                 missing_db = 0.0 if failure else config.min_psnr_db - encoder.psnr_db
                 if missing_db > 0 and crf[clip_id] > 1:
                     crf[clip_id] = max(1, crf[clip_id] - math.ceil(missing_db / _DB_PER_CRF))
                     again.append(clip)
                 else:
-                    taken[clip_id] = failure or encoder.take()
+                    extracted[clip_id] = failure or encoder.result()
         clips = again
-    return taken
+    return extracted
 
 
-def _encode_in_one_pass(
-    video: Video, clips: list[Clip], crf: Mapping[str, int], config: TakeConfig
+def _transcode_in_one_pass(
+    video: Video, clips: list[Clip], crf: Mapping[str, int], config: ExtractionConfig
 ) -> Iterator[tuple[Clip, "_Encoder", SourceError | None]]:
     frames = video.frames_between(clips[0]["start_pts"], clips[-1]["end_pts"])
     frame = next(frames, None)
@@ -272,7 +278,7 @@ class _Encoder:
         with self._mp4:
             _mux(self._mp4, self._stream, self._packets, self._clip, first_pts=0, unit=1)
 
-    def take(self) -> Take:
+    def result(self) -> ExtractedClip:
         context = self._stream.codec_context
         shape = {
             "codec": "h264",
@@ -283,7 +289,7 @@ class _Encoder:
             "sample_aspect_ratio": "1:1",
             "psnr_db": round(self.psnr_db, 2),
         }
-        return Take(content=self._file.getvalue(), suffix="mp4", shape=shape)
+        return ExtractedClip(content=self._file.getvalue(), suffix="mp4", shape=shape)
 
     def _keep(self, packets: list[av.Packet]) -> None:
         pixels = self._stream.codec_context.width * self._stream.codec_context.height
@@ -353,4 +359,4 @@ def _mux(mp4: Any, stream: Any, packets: list[av.Packet], clip: Clip, *, first_p
 def _failed(error: av.FFmpegError) -> SourceError:
     if isinstance(error, MemoryError):
         raise error
-    return SourceError("decode_error", f"FFmpeg could not take it: {error.strerror or error}")
+    return SourceError("decode_error", f"FFmpeg failed on it: {error.strerror or error}")

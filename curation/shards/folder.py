@@ -10,7 +10,9 @@ from clipmill.errors import UserError
 from curation.dataset.tables import differences
 from curation.shards.write import FailedClip, ShardPlan, ShardResult, json_bytes
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Raised when a reader of the older format would misread a sample."""
+
 _PLAN, _INDEX = "plan.json", "index.json"
 
 
@@ -22,6 +24,12 @@ def check_plan(folder_url: str, plans: Sequence[ShardPlan], *, selection: str, s
     """
     wanted = _plan(plans, selection, settings)
     found = _read(folder_url, _PLAN)
+    if found is not None and found.get("format_version") != FORMAT_VERSION:
+        version = found.get("format_version")
+        raise UserError(
+            f"{folder_url} has shard format {version}, this clipmill writes format {FORMAT_VERSION}: remove that "
+            "folder, or give the selection a new name."
+        )
     if found is not None and found != wanted:
         raise UserError(
             f"{folder_url} holds shards of something else:\n"

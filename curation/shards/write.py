@@ -23,7 +23,7 @@ from clipmill.spool import Spool
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.inputs.stats import signed_address
 from curation.scores.columns import SCORE_COLUMNS
-from curation.shards.extract import Clip, Kind, Take, TakeConfig, take_clips
+from curation.shards.extract import Clip, ExtractedClip, ExtractionConfig, Kind, extract_clips
 
 _FOOTAGE_PER_CALL_S = 60.0
 _SPOOL_IN_MEMORY_BYTES = 64 << 20
@@ -35,7 +35,7 @@ _SCORES = {"motion", *(column.name for columns in SCORE_COLUMNS.values() for col
 _NO_SCORES = {*CLIPS.names, *SOURCES.names} - _SCORES
 
 
-class ShardConfig(TakeConfig):
+class ShardConfig(ExtractionConfig):
     """How a selection becomes shards."""
 
     seed: int = 0
@@ -65,7 +65,7 @@ class ShardPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class FailedClip:
-    """A clip that could not be taken, and why."""
+    """A clip that could not be extracted, and why."""
 
     clip_id: str
     error_kind: str
@@ -135,7 +135,7 @@ def write_shard(
 ) -> ShardResult:
     """Write one tar, whole or not at all, then its record. The same plan gives the same bytes.
 
-    A clip that cannot be taken is in the result's `failed` with its reason; the others are written. `run` is what
+    A clip that cannot be extracted is in the result's `failed` with its reason; the others are written. `run` is what
     calls the code that reads videos: pass `Isolated(config.limits).run`, so that a video which hangs or crashes the
     decoder costs its own clips only. Raises UserError when the folder cannot be written or is full.
     """
@@ -147,11 +147,13 @@ def write_shard(
     with storage.atomic_write(fs, f"{folder}/{plan.name}") as file:
         summed = _Summed(file)
         with TarWriter(summed, encoder=False, mtime=0, user="clipmill", group="clipmill") as tar:
-            for row, taken in _taken_in_order(plan, config, run):
-                if isinstance(taken, SourceError):
-                    failed.append(FailedClip(clip_id=row["clip_id"], error_kind=taken.kind, error=taken.message))
+            for row, extracted in _extracted_in_order(plan, config, run):
+                if isinstance(extracted, SourceError):
+                    failed.append(
+                        FailedClip(clip_id=row["clip_id"], error_kind=extracted.kind, error=extracted.message)
+                    )
                     continue
-                tar.write(_sample(row, taken, selection))
+                tar.write(_sample(row, extracted, selection))
                 samples, duration_s = samples + 1, duration_s + row["duration_s"]
     result = ShardResult(
         name=plan.name,
@@ -208,8 +210,10 @@ def _hash(seed: int, text: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}\0{text}".encode(), digest_size=8).digest(), "big")
 
 
-def _taken_in_order(plan: ShardPlan, config: ShardConfig, run: Run) -> Iterator[tuple[Clip, Take | SourceError]]:
-    """Every row with its take. Clips of one source are taken together, and wait on disk until it is their turn."""
+def _extracted_in_order(
+    plan: ShardPlan, config: ShardConfig, run: Run
+) -> Iterator[tuple[Clip, ExtractedClip | SourceError]]:
+    """Every row with its file. Clips of one source are extracted together, and wait on disk until it is their turn."""
     rows = plan.clips.to_pylist()
     calls = _calls(rows)
     waiting: dict[str, Any] = {}
@@ -218,29 +222,29 @@ def _taken_in_order(plan: ShardPlan, config: ShardConfig, run: Run) -> Iterator[
             clip_id = row["clip_id"]
             if clip_id not in waiting:
                 together = calls[clip_id]
-                takes = _take_together(row["uri"], together, plan.kind, config, run)
-                for other, taken in zip(together, takes, strict=True):
-                    waits = other is not row and isinstance(taken, Take)
-                    waiting[other["clip_id"]] = _Spooled.put(spool, taken) if waits else taken
-            taken = waiting.pop(clip_id)
-            yield row, taken.get(spool) if isinstance(taken, _Spooled) else taken
+                results = _extract_together(row["uri"], together, plan.kind, config, run)
+                for other, extracted in zip(together, results, strict=True):
+                    waits = other is not row and isinstance(extracted, ExtractedClip)
+                    waiting[other["clip_id"]] = _Spooled.put(spool, extracted) if waits else extracted
+            extracted = waiting.pop(clip_id)
+            yield row, extracted.get(spool) if isinstance(extracted, _Spooled) else extracted
 
 
-def _take_together(
+def _extract_together(
     uri: str, together: Sequence[Clip], kind: Kind, config: ShardConfig, run: Run
-) -> list[Take | SourceError]:
-    """Clips of one source. Where their files together are too large for one answer, each is taken by itself."""
+) -> list[ExtractedClip | SourceError]:
+    """Clips of one source. Where their files together are too large for one answer, each is extracted by itself."""
     try:
-        taken: list[Take | SourceError] = run(take_clips, signed_address(uri), together, kind, config)
-    except SourceError as error:  # the child that should have taken them hung or died
+        extracted: list[ExtractedClip | SourceError] = run(extract_clips, signed_address(uri), together, kind, config)
+    except SourceError as error:  # the child that should have extracted them hung or died
         if error.kind == "too_large" and len(together) > 1:
-            return [take for clip in together for take in _take_together(uri, [clip], kind, config, run)]
+            return [result for clip in together for result in _extract_together(uri, [clip], kind, config, run)]
         return [error] * len(together)
-    return taken
+    return extracted
 
 
 def _calls(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """clip_id -> the clips taken in one call: of one source, next to each other, about a minute of footage."""
+    """clip_id -> the clips extracted in one call: of one source, next to each other, about a minute of footage."""
     calls: dict[str, list[dict[str, Any]]] = {}
     together: list[dict[str, Any]] = []
     footage_s = 0.0
@@ -255,30 +259,31 @@ def _calls(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Spooled:
-    """A take whose content lies in a temporary file."""
+    """An extracted clip whose content lies in a temporary file."""
 
-    take: Take
+    clip: ExtractedClip
     start: int
     size: int
 
     @classmethod
-    def put(cls, spool: Spool, take: Any) -> "_Spooled":
-        start = spool.put(take.content)
-        bare = Take(content=b"", suffix=take.suffix, shape=take.shape)
-        return cls(take=bare, start=start, size=len(take.content))
+    def put(cls, spool: Spool, clip: Any) -> "_Spooled":
+        start = spool.put(clip.content)
+        bare = ExtractedClip(content=b"", suffix=clip.suffix, shape=clip.shape)
+        return cls(clip=bare, start=start, size=len(clip.content))
 
-    def get(self, spool: Spool) -> Take:
-        return Take(content=spool.get(self.start, self.size), suffix=self.take.suffix, shape=self.take.shape)
+    def get(self, spool: Spool) -> ExtractedClip:
+        return ExtractedClip(content=spool.get(self.start, self.size), suffix=self.clip.suffix, shape=self.clip.shape)
 
 
-def _sample(row: Clip, take: Take, selection: str) -> dict[str, Any]:
+def _sample(row: Clip, extracted: ExtractedClip, selection: str) -> dict[str, Any]:
     captions = row.get("captions") or []
     about = {
         "clip_id": row["clip_id"],
-        "take": row["take"],
+        "extraction": row["extraction"],
         "span": {"time_base": [row["time_base_num"], row["time_base_den"]]} | {key: row[key] for key in _SPAN},
         "cuts": {key: row[key] for key in _CUTS},
-        "shape": take.shape | {key: row[key] for key in ("frames", "fps", "variable_fps") if take.suffix == "mp4"},
+        "shape": extracted.shape
+        | {key: row[key] for key in ("frames", "fps", "variable_fps") if extracted.suffix == "mp4"},
         "captions": captions,
         "conditioning": {"fps_id": row["fps_id"], "motion_bucket": row["motion_bucket"]},
         "scores": {key: value for key, value in row.items() if _is_score(key, value)},
@@ -291,7 +296,12 @@ def _sample(row: Clip, take: Take, selection: str) -> dict[str, Any]:
         },
     }
     caption = next((c["text"] for c in captions if c["text"]), "")
-    return {"__key__": row["clip_id"], take.suffix: take.content, "txt": caption.encode(), "json": json_bytes(about)}
+    return {
+        "__key__": row["clip_id"],
+        extracted.suffix: extracted.content,
+        "txt": caption.encode(),
+        "json": json_bytes(about),
+    }
 
 
 def _is_score(column: str, value: Any) -> bool:

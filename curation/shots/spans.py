@@ -1,7 +1,7 @@
 """Cuts + keyframes + length limits -> clip spans, keyframe-aware as in the paper (section 3.1, App. C).
 
 A span is a row, not a file: exact start and end timestamps in the source's own time base, and how the clip will be
-taken: `copy` (packets unchanged, from a keyframe on) or `encode` (frame-exact).
+extracted: `remux` (packets unchanged, from a keyframe on) or `transcode` (frame-exact).
 """
 
 from bisect import bisect_left, bisect_right
@@ -18,9 +18,9 @@ from pydantic import Field, model_validator
 from clipmill.config import Config
 from curation.shots.cuts import Transition
 
-COPY_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+REMUX_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 """Containers whose packets go into MP4 byte for byte (transport streams and AVI would have to be rewritten)."""
-COPY_CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4")
+REMUX_CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4")
 _PACKETS_AT_FIRST = 1024
 
 
@@ -31,11 +31,11 @@ class SpanConfig(Config):
     """Shortest clip. Shots that are shorter are dropped and counted under `lost_short_s`."""
     max_s: float = Field(20.0, gt=0)
     """Longest clip; at least twice `min_s`. Longer shots are divided into clips of about equal length."""
-    take: Literal["auto", "copy", "encode"] = "auto"
-    """How clips are written to shards: `copy` remuxes packets between keyframes, `encode` transcodes frame-exactly,
-    `auto` decides per clip by `copy_loss_s`."""
-    copy_loss_s: float = Field(0.5, ge=0)
-    """With `take: auto`, a clip is remuxed if aligning its ends to keyframes costs at most this much footage, and
+    extraction: Literal["auto", "remux", "transcode"] = "auto"
+    """How clips are written to shards: `remux` copies packets between keyframes, `transcode` is frame-exact,
+    `auto` decides per clip by `remux_loss_s`."""
+    remux_loss_s: float = Field(0.5, ge=0)
+    """With `extraction: auto`, a clip is remuxed if aligning its ends to keyframes costs at most this much footage, and
     transcoded otherwise. Raise it to transcode less; 0 remuxes only clips that lose nothing."""
     gradual_margin_s: float = Field(0.1, ge=0)
     """Extra footage left out on both sides of a gradual transition, whose ends no detector knows to the frame. Raise it
@@ -60,8 +60,8 @@ class Timeline:
     key_pts: NDArray[np.int64]
     """Frames from which decoding can start: keyframes by the packet's flag and by the decoder's word."""
     packet_pts: NDArray[np.int64]
-    """Decode order; empty where the container does not say, and nothing can be copied then."""
-    copyable: bool
+    """Decode order; empty where the container does not say, and nothing can be remuxed then."""
+    remuxable: bool
     """Whether container and codec go into MP4 unchanged."""
 
     @cached_property
@@ -84,7 +84,7 @@ class Timeline:
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """One clip: what the cuts asked for (`cut_*`), what is taken (`start`, `end`, exclusive), and how."""
+    """One clip: what the cuts asked for (`cut_*`), what is extracted (`start`, `end`, exclusive), and how."""
 
     cut_start_pts: int
     cut_end_pts: int
@@ -92,7 +92,7 @@ class Span:
     end_pts: int
     start_frame: int
     frames: int
-    take: Literal["copy", "encode"]
+    extraction: Literal["remux", "transcode"]
 
 
 @dataclass(kw_only=True)
@@ -120,7 +120,7 @@ def plan_spans(timeline: Timeline, transitions: Sequence[Transition], config: Sp
             plan.lost_short_s += timeline.seconds(first, last)
             continue
         for piece_first, piece_last in _divide(timeline, first, last, config):
-            _take(timeline, piece_first, piece_last, config, plan)
+            _add_clip(timeline, piece_first, piece_last, config, plan)
     return plan
 
 
@@ -171,14 +171,14 @@ def _without_gaps(
 
 
 def _divide(timeline: Timeline, first: int, last: int, config: SpanConfig) -> list[tuple[int, int]]:
-    """Cut a long shot into even pieces of at most `max_s`, at keyframes where there is one near, so both can copy."""
+    """Cut a long shot into even pieces of at most `max_s`, at a keyframe near by if there is one, to remux both."""
     pieces = []
     while (remaining_s := timeline.seconds(first, last)) > config.max_s:
         target_s = remaining_s / np.ceil(remaining_s / config.max_s)
         start_pts = timeline.bound_pts(first)
         target_pts = start_pts + round(target_s / timeline.time_base)
         boundary = timeline.frame_at(target_pts + 1) - 1
-        if config.take != "encode" and timeline.copyable:
+        if config.extraction != "transcode" and timeline.remuxable:
             lowest = start_pts + max(target_s / 2, config.min_s) / timeline.time_base
             highest = start_pts + config.max_s / timeline.time_base
             highest = min(highest, timeline.bound_pts(last) - config.min_s / timeline.time_base)
@@ -192,25 +192,25 @@ def _divide(timeline: Timeline, first: int, last: int, config: SpanConfig) -> li
     return [*pieces, (first, last)]
 
 
-def _take(timeline: Timeline, first: int, last: int, config: SpanConfig, plan: SpanPlan) -> None:
-    """Add the clip [first, last) to the plan, copied or encoded, or book it as lost."""
+def _add_clip(timeline: Timeline, first: int, last: int, config: SpanConfig, plan: SpanPlan) -> None:
+    """Add the clip [first, last) to the plan, remuxed or transcoded, or book it as lost."""
     wanted_s = timeline.seconds(first, last)
-    start, end, take = first, last, "encode"
-    if config.take != "encode" and timeline.copyable:
-        copy_first, copy_last = _copy_range(timeline, first, last)
-        copied_s = timeline.seconds(copy_first, copy_last)
-        near = wanted_s - copied_s <= config.copy_loss_s or config.take == "copy"
-        if near and copied_s >= config.min_s:
-            start, end, take = copy_first, copy_last, "copy"
+    start, end, extraction = first, last, "transcode"
+    if config.extraction != "transcode" and timeline.remuxable:
+        remux_first, remux_last = _remux_range(timeline, first, last)
+        remuxed_s = timeline.seconds(remux_first, remux_last)
+        near = wanted_s - remuxed_s <= config.remux_loss_s or config.extraction == "remux"
+        if near and remuxed_s >= config.min_s:
+            start, end, extraction = remux_first, remux_last, "remux"
     if wanted_s < config.min_s:
         plan.lost_short_s += wanted_s
         return
-    if config.take == "copy" and take != "copy":
+    if config.extraction == "remux" and extraction != "remux":
         plan.lost_keyframe_s += wanted_s
         return
-    taken_s = timeline.seconds(start, end)
-    plan.clip_s += taken_s
-    plan.lost_keyframe_s += wanted_s - taken_s
+    clip_s = timeline.seconds(start, end)
+    plan.clip_s += clip_s
+    plan.lost_keyframe_s += wanted_s - clip_s
     plan.spans.append(
         Span(
             cut_start_pts=timeline.bound_pts(first),
@@ -219,24 +219,24 @@ def _take(timeline: Timeline, first: int, last: int, config: SpanConfig, plan: S
             end_pts=timeline.bound_pts(end),
             start_frame=start,
             frames=end - start,
-            take=take,  # type: ignore[arg-type]
+            extraction=extraction,  # type: ignore[arg-type]
         )
     )
 
 
-def _copy_range(timeline: Timeline, first: int, last: int) -> tuple[int, int]:
-    """The frames that a copy gives: from the first keyframe on, to the last frame decodable from within the shot."""
+def _remux_range(timeline: Timeline, first: int, last: int) -> tuple[int, int]:
+    """The frames that remuxing gives: from the first keyframe on, to the last frame decodable from within the shot."""
     start_pts, end_pts = timeline.bound_pts(first), timeline.bound_pts(last)
     key = int(np.searchsorted(timeline.key_pts, start_pts))
     if key == len(timeline.key_pts):
         return first, first
     key_pts = int(timeline.key_pts[key])
     start = timeline.frame_at(key_pts)
-    return start, start + count_copied(timeline, key_pts, end_pts)
+    return start, start + count_remuxed(timeline, key_pts, end_pts)
 
 
-def count_copied(timeline: Timeline, key_pts: int, end_pts: int) -> int:
-    """How many frames from `key_pts` on come out when packets are copied up to, in decode order, `end_pts`.
+def count_remuxed(timeline: Timeline, key_pts: int, end_pts: int) -> int:
+    """How many frames from `key_pts` on come out when packets are remuxed up to, in decode order, `end_pts`.
 
     A frame before `end_pts` can refer to a later frame that is stored before it; the packets before the first one at
     or beyond `end_pts` refer to nothing beyond. Of these, frames count only up to the first gap in display order. 0
@@ -246,7 +246,7 @@ def count_copied(timeline: Timeline, key_pts: int, end_pts: int) -> int:
     if place is None:
         return 0
     while True:
-        packets = _copied_from(timeline.packet_pts, place, key_pts, end_pts)
+        packets = _remuxed_from(timeline.packet_pts, place, key_pts, end_pts)
         if len(np.unique(packets)) < len(packets) or not _are_frames(timeline, packets):
             return 0  # packets that show nothing of their own, as an edit list makes them
         expected = timeline.frame_pts[start : start + len(packets)]
@@ -258,16 +258,16 @@ def count_copied(timeline: Timeline, key_pts: int, end_pts: int) -> int:
         end_pts = gap_pts
 
 
-def copied_packets(packet_pts: NDArray[np.int64], key_pts: int, end_pts: int) -> NDArray[np.int64]:
-    """pts, in decode order, of the packets that make up the copy of [key_pts, end_pts).
+def remuxed_packets(packet_pts: NDArray[np.int64], key_pts: int, end_pts: int) -> NDArray[np.int64]:
+    """pts, in decode order, of the packets that remuxing copies for [key_pts, end_pts).
 
     Pictures that lead the keyframe (shown before it, stored after it) belong to the previous group and are left out.
     """
     begin = np.flatnonzero(packet_pts == key_pts)
-    return _copied_from(packet_pts, int(begin[0]), key_pts, end_pts) if len(begin) else packet_pts[:0]
+    return _remuxed_from(packet_pts, int(begin[0]), key_pts, end_pts) if len(begin) else packet_pts[:0]
 
 
-def _copied_from(packet_pts: NDArray[np.int64], place: int, key_pts: int, end_pts: int) -> NDArray[np.int64]:
+def _remuxed_from(packet_pts: NDArray[np.int64], place: int, key_pts: int, end_pts: int) -> NDArray[np.int64]:
     """The same from the keyframe's place on; looks no further into a long video than twice as far as needed."""
     reach = _PACKETS_AT_FIRST
     while True:

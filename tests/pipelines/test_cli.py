@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from curation.dataset.tables import Dataset
-from curation.dataset.uncommit import take_back
+from curation.dataset.uncommit import uncommit
 from pipelines import cli
 from tests.media import panning, write_video
 from tests.pipelines.corpora import WITHOUT_CLIP_OPTION
@@ -74,7 +74,7 @@ def test_shards_without_some_of_the_selected_clips_have_their_own_exit_code(
     dataset = Dataset(str(out))
     with dataset.connect() as connection:
         (replaced,) = connection.execute("SELECT source_id FROM sources WHERE uri LIKE '%d.mp4'").fetchall()
-    take_back(dataset, {part: [replaced[0]] for part in dataset.parts("sources")})
+    uncommit(dataset, {part: [replaced[0]] for part in dataset.parts("sources")})
     capsys.readouterr()
     assert run(monkeypatch, *sharding) == cli.PARTIAL
     printed = capsys.readouterr()

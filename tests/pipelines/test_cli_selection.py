@@ -38,7 +38,7 @@ def dataset(tmp_path: Path) -> Dataset:
             "clip_id": f"c{i}",
             "source_id": f"s{i}",
             "uri": f"/v/{i}.mp4",
-            "take": "copy",
+            "extraction": "remux",
             "duration_s": 4.0,
             "motion": float(i),
             "aesthetic": 5.0,

@@ -169,6 +169,12 @@ def test_a_release_with_other_columns_is_refused(dataset: Dataset) -> None:
     dataset.open()  # reading goes on working
 
 
+def test_an_older_format_is_refused_with_what_to_do(dataset: Dataset) -> None:
+    edit_description(dataset, lambda d: d.update(format_version=2))
+    with pytest.raises(UserError, match=r"has dataset format 2, this clipmill reads format 3: curate"):
+        dataset.open()
+
+
 def test_a_newer_format_is_refused(dataset: Dataset) -> None:
     edit_description(dataset, lambda d: d.update(format_version=FORMAT_VERSION + 1))
     with pytest.raises(UserError, match="upgrade"):

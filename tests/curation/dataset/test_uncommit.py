@@ -1,4 +1,4 @@
-"""Some sources of a part are taken back, and a kill at any moment of that loses and doubles nothing."""
+"""Some sources of a part are uncommitted, and a kill at any moment of that loses and doubles nothing."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from clipmill import storage
 from clipmill.errors import UserError
 from curation.dataset.tables import CLIPS, PREVIEWS, SOURCES, Dataset
-from curation.dataset.uncommit import failed_captions, finish_taking_back, take_back
+from curation.dataset.uncommit import failed_captions, finish_uncommit, uncommit
 from curation.inputs.captions import NOTHING_TO_MERGE
 
 REASONS = {"a": "connection refused", "b": None, "c": "connection refused", "d": f"{NOTHING_TO_MERGE}: it is alone"}
@@ -50,10 +50,10 @@ def test_only_sources_whose_captions_failed_are_named(dataset: Dataset):
 
 
 def test_the_rows_of_some_sources_go_and_the_others_stay(dataset: Dataset):
-    take_back(dataset, {"part": {"a"}})
+    uncommit(dataset, {"part": {"a"}})
     dataset.remove_unfinished()
     assert held(dataset) == ({"b", "c", "d"}, ["b", "b", "c", "c", "d", "d"], 6)
-    take_back(dataset, {"part": {"b", "c", "d"}})
+    uncommit(dataset, {"part": {"b", "c", "d"}})
     dataset.remove_unfinished()
     assert held(dataset) == (set(), [], 0)
 
@@ -86,14 +86,14 @@ def test_after_a_kill_at_any_write_the_next_run_finds_all_or_nothing(
     with monkeypatch.context() as patch:
         writes(patch, allowed)
         try:
-            take_back(dataset, {"part": {"a", "c"}})
+            uncommit(dataset, {"part": {"a", "c"}})
         except StopIteration:
             assert allowed < 5
-    finish_taking_back(dataset)
+    finish_uncommit(dataset)
     dataset.remove_unfinished()
     untouched = set(REASONS), ["a", "a", "b", "b", "c", "c", "d", "d"], 8
     assert held(dataset) == (({"b", "d"}, ["b", "b", "d", "d"], 4) if allowed else untouched)
-    assert not storage.exists(dataset.fs, dataset.file("taking-back.json"))
+    assert not storage.exists(dataset.fs, dataset.file("uncommit.json"))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_damaged_note_is_one_sentence_and_leads_nowhere(dataset: Dataset, note
     outside = Path(dataset.path).parent / "outside.parquet"
     outside.write_bytes(Path(dataset.file("clips", "part.parquet")).read_bytes())
     before = outside.read_bytes()
-    Path(dataset.file("taking-back.json")).write_text(note)
-    with pytest.raises(UserError, match=r"taking-back\.json is damaged"):
-        finish_taking_back(dataset)
+    Path(dataset.file("uncommit.json")).write_text(note)
+    with pytest.raises(UserError, match=r"X damaged"):
+        finish_uncommit(dataset)
     assert outside.read_bytes() == before

@@ -63,7 +63,7 @@ def test_every_codec_and_container_gives_the_same_clip(tmp_path: Path, pan, name
     assert clip["duration_s"] == pytest.approx(3.0, abs=0.06)
     assert clip["motion"] == pytest.approx(2 * 25 / 180 * 100, rel=0.12)
     assert len(found.pictures[0]) == 3
-    assert clip["take"] == ("copy" if name.endswith(("mp4", "mkv", "webm")) else "encode")
+    assert clip["extraction"] == ("remux" if name.endswith(("mp4", "mkv", "webm")) else "transcode")
 
 
 def test_ten_bit_and_other_pixel_formats(tmp_path: Path, pan):
@@ -375,7 +375,7 @@ def test_making_room_for_pictures_changes_no_row_and_no_picture(tmp_path: Path):
     (source,) = list_sources([str(path)])
     plain = scan(source)
     with open(path, "rb") as file, PictureSpool(1 << 30, in_memory_bytes=20_000) as spool, Video(file) as video:
-        one_pass = OnePass(video.info, ScanConfig(), spool, copyable=fits_mp4(video))
+        one_pass = OnePass(video.info, ScanConfig(), spool, remuxable=fits_mp4(video))
         sizes = []
         for frame in video.frames():
             one_pass.push(frame, video.packets)
@@ -413,7 +413,7 @@ def test_rows_of_any_timestamps_fit_the_tables(base: Fraction, start: int, steps
     packets = PacketIndex(pts=list(pts), is_key=[True] * len(pts))
     source = Source(uri="/a.avi", size_bytes=1)
     with PictureSpool(1 << 20) as spool:
-        one_pass = OnePass(info, ScanConfig(), spool, copyable=False)
+        one_pass = OnePass(info, ScanConfig(), spool, remuxable=False)
         for index, at in enumerate(pts):
             picture = av.VideoFrame.from_ndarray(np.full((48, 32), 8 * index % 255, np.uint8), "yuv420p")
             picture.duration = min(duration, (1 << 63) - 1)

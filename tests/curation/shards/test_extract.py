@@ -15,7 +15,7 @@ import pytest
 from clipmill.errors import SourceError
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import ScanConfig, scan
-from curation.shards.extract import Take, TakeConfig, take_clips
+from curation.shards.extract import ExtractedClip, ExtractionConfig, extract_clips
 from curation.shots.spans import SpanConfig
 from curation.video.decode import Video
 from curation.video.display import Upright
@@ -50,16 +50,16 @@ def make(folder: Path, name: str) -> Path:
     return write_video(folder / file, panning(height=96, pixels_per_frame=2, frames=96), **options)
 
 
-def clips_of(path: Path, take: str, **spans: Any) -> list[dict[str, Any]]:
+def clips_of(path: Path, extraction: str, **spans: Any) -> list[dict[str, Any]]:
     limits = {"min_s": 0.5, "max_s": 2.0} | spans
     source = next(iter(list_sources([str(path)])))
-    return scan(source, ScanConfig(spans=SpanConfig(take=take, **limits))).clips
+    return scan(source, ScanConfig(spans=SpanConfig(extraction=extraction, **limits))).clips
 
 
-def taken(path: Path, clips: list[dict[str, Any]], config: TakeConfig | None = None) -> list[Take]:
-    takes = take_clips(str(path), clips, "clips", config or TakeConfig())
-    assert all(isinstance(take, Take) for take in takes), takes
-    return takes  # type: ignore[return-value]
+def extracted(path: Path, clips: list[dict[str, Any]], config: ExtractionConfig | None = None) -> list[ExtractedClip]:
+    results = extract_clips(str(path), clips, "clips", config or ExtractionConfig())
+    assert all(isinstance(clip_file, ExtractedClip) for clip_file in results), results
+    return results  # type: ignore[return-value]
 
 
 def wanted(path: Path, clip: dict[str, Any]) -> Timed:
@@ -70,8 +70,8 @@ def wanted(path: Path, clip: dict[str, Any]) -> Timed:
         return [((frame.pts - clip["start_pts"]) * base, frame.picture) for frame in frames]
 
 
-def held(take: Take) -> Timed:
-    with Video(io.BytesIO(take.content)) as video:
+def held(clip_file: ExtractedClip) -> Timed:
+    with Video(io.BytesIO(clip_file.content)) as video:
         return [(frame.pts * video.info.time_base, frame.picture) for frame in video.frames()]
 
 
@@ -90,21 +90,21 @@ def luma(picture: av.VideoFrame) -> np.ndarray:
     return picture.to_ndarray()[: picture.height]
 
 
-def check_copy(path: Path, clip: dict[str, Any], take: Take) -> None:
-    expected, got = wanted(path, clip), held(take)
+def check_remux(path: Path, clip: dict[str, Any], clip_file: ExtractedClip) -> None:
+    expected, got = wanted(path, clip), held(clip_file)
     assert len(got) == len(expected) == clip["frames"]
     assert [time for time, _ in got] == [time for time, _ in expected]
     assert all(np.array_equal(a.to_ndarray(), b.to_ndarray()) for (_, a), (_, b) in zip(got, expected, strict=True))
     start_s = clip["start_pts"] * Fraction(clip["time_base_num"], clip["time_base_den"])
     of_source = dict(packets(str(path)))
-    copied = packets(io.BytesIO(take.content))
+    copied = packets(io.BytesIO(clip_file.content))
     assert len(copied) == clip["frames"]
     assert all(of_source[start_s + time] == content for time, content in copied)
-    assert take.content.index(b"moov") < take.content.index(b"mdat")
+    assert clip_file.content.index(b"moov") < clip_file.content.index(b"mdat")
 
 
-def check_encode(path: Path, clip: dict[str, Any], take: Take) -> None:
-    expected, got = wanted(path, clip), held(take)
+def check_transcode(path: Path, clip: dict[str, Any], clip_file: ExtractedClip) -> None:
+    expected, got = wanted(path, clip), held(clip_file)
     assert [time for time, _ in got] == [time for time, _ in expected]
     assert len(got) == clip["frames"]
     with path.open("rb") as file, Video(file) as video:
@@ -122,26 +122,26 @@ def check_encode(path: Path, clip: dict[str, Any], take: Take) -> None:
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_copy_holds_the_packets_and_frames_of_its_span(tmp_path: Path, name: str) -> None:
     path = make(tmp_path, name)
-    clips = clips_of(path, "copy")
+    clips = clips_of(path, "remux")
     assert len(clips) >= 2
-    for clip, take in zip(clips, taken(path, clips), strict=True):
-        check_copy(path, clip, take)
+    for clip, clip_file in zip(clips, extracted(path, clips), strict=True):
+        check_remux(path, clip, clip_file)
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_an_encode_holds_the_frames_of_its_span(tmp_path: Path, name: str) -> None:
     path = make(tmp_path, name)
-    clips = clips_of(path, "encode", max_s=1.7)
+    clips = clips_of(path, "transcode", max_s=1.7)
     assert len(clips) >= 2
-    for clip, take in zip(clips, taken(path, clips), strict=True):
-        check_encode(path, clip, take)
+    for clip, clip_file in zip(clips, extracted(path, clips), strict=True):
+        check_transcode(path, clip, clip_file)
 
 
-@pytest.mark.parametrize("take", ["copy", "encode"])
-def test_the_clock_is_the_sources(tmp_path: Path, take: str) -> None:
+@pytest.mark.parametrize("extraction", ["remux", "transcode"])
+def test_the_clock_is_the_sources(tmp_path: Path, extraction: str) -> None:
     path = make(tmp_path, "open_gop_mkv")  # 1/1000: 24 frames per second do not fit evenly
-    clip = clips_of(path, take)[1]
-    content = taken(path, [clip])[0].content
+    clip = clips_of(path, extraction)[1]
+    content = extracted(path, [clip])[0].content
     with av.open(io.BytesIO(content)) as container:
         assert container.streams.video[0].time_base == Fraction(1, 1000)
         assert container.duration == round(clip["duration_s"] * 1_000_000)
@@ -150,13 +150,13 @@ def test_the_clock_is_the_sources(tmp_path: Path, take: str) -> None:
 def test_a_copy_keeps_rotation_and_pixel_aspect_as_metadata(real_videos: Path) -> None:
     for name, rotation, aspect in (("psd_rotate.mp4", 90, "1:1"), ("psd_aspect_ratio.mp4", 0, "16:11")):
         path = real_videos / name
-        clip = clips_of(path, "copy", min_s=2.0, max_s=20.0)[0]
-        take = taken(path, [clip])[0]
-        check_copy(path, clip, take)
-        with path.open("rb") as file, Video(file) as source, Video(io.BytesIO(take.content)) as video:
+        clip = clips_of(path, "remux", min_s=2.0, max_s=20.0)[0]
+        clip_file = extracted(path, [clip])[0]
+        check_remux(path, clip, clip_file)
+        with path.open("rb") as file, Video(file) as source, Video(io.BytesIO(clip_file.content)) as video:
             assert (video.info.width, video.info.height) == (source.info.width, source.info.height)
-            assert video.info.rotation == take.shape["rotation"] == rotation
-            assert take.shape["sample_aspect_ratio"] == aspect
+            assert video.info.rotation == clip_file.shape["rotation"] == rotation
+            assert clip_file.shape["sample_aspect_ratio"] == aspect
 
 
 @pytest.mark.slow
@@ -166,10 +166,10 @@ def test_a_copy_keeps_rotation_and_pixel_aspect_as_metadata(real_videos: Path) -
 )
 def test_real_footage_encodes_upright_with_square_pixels(real_videos: Path, name: str) -> None:
     path = real_videos / name
-    clip = clips_of(path, "encode", min_s=0.5, max_s=3.0)[0]
-    take = taken(path, [clip])[0]
-    check_encode(path, clip, take)
-    with Video(io.BytesIO(take.content)) as video:
+    clip = clips_of(path, "transcode", min_s=0.5, max_s=3.0)[0]
+    clip_file = extracted(path, [clip])[0]
+    check_transcode(path, clip, clip_file)
+    with Video(io.BytesIO(clip_file.content)) as video:
         assert (video.info.coded_width, video.info.coded_height) == (clip["width"], clip["height"])
         assert (video.info.rotation, video.info.sample_aspect_ratio) == (0, 1)
         assert video.info.codec == "h264"
@@ -187,8 +187,8 @@ def test_rotation_is_baked_in_the_right_way_round(tmp_path: Path) -> None:
         for image in images:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "bgr24")))
         container.mux(stream.encode(None))
-    clip = clips_of(path, "encode")[0]
-    picture = held(taken(path, [clip])[0])[0][1]
+    clip = clips_of(path, "transcode")[0]
+    picture = held(extracted(path, [clip])[0])[0][1]
     assert (picture.width, picture.height) == (96, 160)
     y = luma(picture)
     quarters = [y[:80, :48].mean(), y[:80, 48:].mean(), y[80:, :48].mean(), y[80:, 48:].mean()]
@@ -202,11 +202,11 @@ def test_grain_that_the_first_rate_factor_would_smooth_still_reaches_40_db(tmp_p
         for frame in panning(height=96, pixels_per_frame=2, frames=30)
     ]
     path = write_video(tmp_path / "grain.mp4", grainy, options={"preset": "veryfast", "qp": "4"})
-    clip = clips_of(path, "encode")[0]
-    first_try = taken(path, [clip], TakeConfig(min_psnr_db=30.0))[0]
-    take = taken(path, [clip])[0]
-    assert first_try.shape["psnr_db"] < 40 <= take.shape["psnr_db"]
-    check_encode(path, clip, take)
+    clip = clips_of(path, "transcode")[0]
+    first_try = extracted(path, [clip], ExtractionConfig(min_psnr_db=30.0))[0]
+    clip_file = extracted(path, [clip])[0]
+    assert first_try.shape["psnr_db"] < 40 <= clip_file.shape["psnr_db"]
+    check_transcode(path, clip, clip_file)
 
 
 def test_colour_tags_are_carried_over(tmp_path: Path) -> None:
@@ -219,8 +219,8 @@ def test_colour_tags_are_carried_over(tmp_path: Path) -> None:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:, :160]), "bgr24").reformat(format="yuv420p")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    clip = clips_of(path, "encode")[0]
-    picture = held(taken(path, [clip])[0])[0][1]
+    clip = clips_of(path, "transcode")[0]
+    picture = held(extracted(path, [clip])[0])[0][1]
     tags = (picture.colorspace, picture.color_primaries, picture.color_trc, picture.color_range)
     assert tuple(map(int, tags)) == (9, 9, 14, 2)
 
@@ -229,46 +229,46 @@ def test_odd_sizes_lose_a_column_and_nothing_else(tmp_path: Path) -> None:
     options = {"preset": "veryfast", "qp": "0"}
     frames = [frame[:95, :169] for frame in panning(height=96, pixels_per_frame=2, frames=24)]
     path = write_video(tmp_path / "odd.mp4", frames, options=options, pixel_format="yuv444p")
-    clip = clips_of(path, "encode")[0]
-    take = taken(path, [clip])[0]
-    assert (take.shape["width"], take.shape["height"]) == (168, 94)
+    clip = clips_of(path, "transcode")[0]
+    clip_file = extracted(path, [clip])[0]
+    assert (clip_file.shape["width"], clip_file.shape["height"]) == (168, 94)
     original = wanted(path, clip)[0][1].to_ndarray()[0, :94, :168]
-    assert psnr_db(original, luma(held(take)[0][1])) >= 40
+    assert psnr_db(original, luma(held(clip_file)[0][1])) >= 40
 
 
 def test_clips_taken_together_are_those_taken_alone(tmp_path: Path) -> None:
     one_keyframe = {**X264, "g": "1000"}
     path = write_video(tmp_path / "a.mp4", panning(height=96, pixels_per_frame=2, frames=96), options=one_keyframe)
-    clips = clips_of(path, "encode", max_s=1.2)
+    clips = clips_of(path, "transcode", max_s=1.2)
     assert len(clips) >= 3
-    together = taken(path, [clips[2], clips[0], clips[1]])
-    alone = [taken(path, [clip])[0] for clip in (clips[2], clips[0], clips[1])]
+    together = extracted(path, [clips[2], clips[0], clips[1]])
+    alone = [extracted(path, [clip])[0] for clip in (clips[2], clips[0], clips[1])]
     assert together == alone
 
 
 @pytest.mark.slow
 def test_taking_twice_gives_the_same_bytes(real_videos: Path) -> None:
     path = real_videos / "mma_struct.mp4"  # 426 pixels wide: x264's AVX-512 code once gave each run other bytes here
-    clip = clips_of(path, "encode", min_s=0.5, max_s=2.0)[0]
-    assert len({taken(path, [clip])[0].content for _ in range(4)}) == 1
+    clip = clips_of(path, "transcode", min_s=0.5, max_s=2.0)[0]
+    assert len({extracted(path, [clip])[0].content for _ in range(4)}) == 1
 
 
 def test_an_image_is_the_middle_frame_at_full_size_and_upright(real_videos: Path) -> None:
     path = real_videos / "psd_rotate.mp4"
     clip = clips_of(path, "auto", min_s=2.0, max_s=20.0)[0]
-    take = take_clips(str(path), [clip], "images", TakeConfig())[0]
-    assert isinstance(take, Take)
-    image = cv2.imdecode(np.frombuffer(take.content, np.uint8), cv2.IMREAD_COLOR)
+    clip_file = extract_clips(str(path), [clip], "images", ExtractionConfig())[0]
+    assert isinstance(clip_file, ExtractedClip)
+    image = cv2.imdecode(np.frombuffer(clip_file.content, np.uint8), cv2.IMREAD_COLOR)
     assert image.shape == (1280, 544, 3)
     assert (
-        abs(take.shape["pts"] - (clip["start_pts"] + clip["end_pts"]) / 2)
+        abs(clip_file.shape["pts"] - (clip["start_pts"] + clip["end_pts"]) / 2)
         * clip["time_base_num"]
         / clip["time_base_den"]
         < 0.25
     )
     base = Fraction(clip["time_base_num"], clip["time_base_den"])
     frames = dict(wanted(path, clip))
-    original = frames[(take.shape["pts"] - clip["start_pts"]) * base].to_ndarray(format="bgr24", src_colorspace=5)
+    original = frames[(clip_file.shape["pts"] - clip["start_pts"]) * base].to_ndarray(format="bgr24", src_colorspace=5)
     assert psnr_db(cv2.rotate(original, cv2.ROTATE_90_CLOCKWISE), image) >= 35
 
 
@@ -276,21 +276,21 @@ def test_an_image_is_the_middle_frame_at_full_size_and_upright(real_videos: Path
 def test_an_image_is_the_frame_that_the_scorers_took_for_the_middle(tmp_path: Path, name: str) -> None:
     path = make(tmp_path, name)
     first, second = clips_of(path, "auto")[:2]
-    takes = take_clips(str(path), [second, first], "images", TakeConfig())
-    for clip, take in zip((second, first), takes, strict=True):
-        assert isinstance(take, Take)
+    results = extract_clips(str(path), [second, first], "images", ExtractionConfig())
+    for clip, clip_file in zip((second, first), results, strict=True):
+        assert isinstance(clip_file, ExtractedClip)
         height, width = (96, 170) if name == "b_frames" else (96, 228)  # 170 * 4 / 3, made even
         middle_pts = clip["picture_pts"][1]
-        assert take.suffix == "jpg"
-        assert take.shape == {"codec": "jpeg", "width": width, "height": height, "pts": middle_pts}
-        image = cv2.imdecode(np.frombuffer(take.content, np.uint8), cv2.IMREAD_COLOR)
+        assert clip_file.suffix == "jpg"
+        assert clip_file.shape == {"codec": "jpeg", "width": width, "height": height, "pts": middle_pts}
+        image = cv2.imdecode(np.frombuffer(clip_file.content, np.uint8), cv2.IMREAD_COLOR)
         base = Fraction(clip["time_base_num"], clip["time_base_den"])
         original = dict(wanted(path, clip))[(middle_pts - clip["start_pts"]) * base].to_ndarray(format="bgr24")
         assert image.shape == (height, width, 3)
         assert psnr_db(cv2.resize(original, (width, height), interpolation=cv2.INTER_AREA), image) >= 30
-    (coarse,) = take_clips(str(path), [first], "images", TakeConfig(jpeg_quality=20))
-    assert isinstance(coarse, Take)
-    assert len(coarse.content) < len(takes[1].content) / 2  # type: ignore[union-attr]
+    (coarse,) = extract_clips(str(path), [first], "images", ExtractionConfig(jpeg_quality=20))
+    assert isinstance(coarse, ExtractedClip)
+    assert len(coarse.content) < len(results[1].content) / 2  # type: ignore[union-attr]
 
 
 def test_an_image_that_is_not_there_fails_alone_and_says_why(tmp_path: Path) -> None:
@@ -303,8 +303,8 @@ def test_an_image_that_is_not_there_fails_alone_and_says_why(tmp_path: Path) -> 
         clip | {"clip_id": "before", "picture_pts": [0, before, 0]},
         clip | {"clip_id": "beyond", "picture_pts": [0, beyond, 0]},
     ]
-    *errors, picture = take_clips(str(path), [*bad, good], "images", TakeConfig())
-    assert isinstance(picture, Take)
+    *errors, picture = extract_clips(str(path), [*bad, good], "images", ExtractionConfig())
+    assert isinstance(picture, ExtractedClip)
     assert [str(error) for error in errors] == [
         "decode_error: the scan kept no picture of this clip",
         f"decode_error: no frame with timestamp {before} could be decoded: not as scanned",
@@ -312,47 +312,47 @@ def test_an_image_that_is_not_there_fails_alone_and_says_why(tmp_path: Path) -> 
     ]
 
 
-@pytest.mark.parametrize("take", ["copy", "encode"])
-def test_what_is_not_as_scanned_is_said_in_full(tmp_path: Path, take: str) -> None:
+@pytest.mark.parametrize("extraction", ["remux", "transcode"])
+def test_what_is_not_as_scanned_is_said_in_full(tmp_path: Path, extraction: str) -> None:
     path = make(tmp_path, "b_frames")
-    good, other = clips_of(path, take)[:2]
+    good, other = clips_of(path, extraction)[:2]
     start_pts, frames = other["start_pts"], other["frames"]
     bad = [
         other | {"clip_id": "shifted", "start_pts": start_pts + 1},
         other | {"clip_id": "short", "frames": frames + 1},
     ]
-    found, *others = take_clips(str(path), [good, *bad], "clips", TakeConfig())
-    assert isinstance(found, Take)
+    found, *others = extract_clips(str(path), [good, *bad], "clips", ExtractionConfig())
+    assert isinstance(found, ExtractedClip)
     expected = {
-        "copy": [
+        "remux": [
             f"no packet with timestamp {start_pts + 1} was found: not as scanned",
             f"{frames} packets found in the span of {frames + 1} frames: not as scanned",
         ],
-        "encode": [
+        "transcode": [
             f"no frame with timestamp {start_pts + 1}: not as scanned",
             f"{frames} frames decoded in the span of {frames + 1}: not as scanned",
         ],
     }
-    assert [str(error) for error in others] == [f"decode_error: {message}" for message in expected[take]]
+    assert [str(error) for error in others] == [f"decode_error: {message}" for message in expected[extraction]]
     os.utime(path, ns=(1, 1))
-    (changed,) = take_clips(str(path), [good], "clips", TakeConfig())
+    (changed,) = extract_clips(str(path), [good], "clips", ExtractionConfig())
     assert str(changed) == ("unreadable: the file has changed since it was scanned: its size or modification differs")
 
 
 def test_a_span_beyond_the_end_of_the_source_fails_alone(tmp_path: Path) -> None:
     path = make(tmp_path, "b_frames")
-    good, other = clips_of(path, "encode")[:2]
+    good, other = clips_of(path, "transcode")[:2]
     far = {"clip_id": "far", "start_pts": other["start_pts"] + 10**7, "end_pts": other["end_pts"] + 10**7}
-    found, error = take_clips(str(path), [good, other | far], "clips", TakeConfig())
-    assert isinstance(found, Take)
+    found, error = extract_clips(str(path), [good, other | far], "clips", ExtractionConfig())
+    assert isinstance(found, ExtractedClip)
     assert str(error) == f"decode_error: 0 frames decoded in the span of {other['frames']}: not as scanned"
 
 
 def test_an_encode_has_a_keyframe_every_second_and_no_other(tmp_path: Path) -> None:
     for name in ("b_frames", "variable_rate"):
         path = make(tmp_path, name)
-        (take,) = taken(path, clips_of(path, "encode", min_s=1.0, max_s=60.0))
-        with av.open(io.BytesIO(take.content)) as container:
+        (clip_file,) = extracted(path, clips_of(path, "transcode", min_s=1.0, max_s=60.0))
+        with av.open(io.BytesIO(clip_file.content)) as container:
             stream = container.streams.video[0]
             shown = sorted(
                 (packet.pts * packet.time_base, packet.is_keyframe) for packet in container.demux(stream) if packet.size
@@ -363,8 +363,8 @@ def test_an_encode_has_a_keyframe_every_second_and_no_other(tmp_path: Path) -> N
 
 
 def reasons(path: Path, clips: list[dict[str, Any]]) -> list[str]:
-    takes = take_clips(str(path), clips, "clips", TakeConfig())
-    return [str(take) if isinstance(take, SourceError) else "" for take in takes]
+    results = extract_clips(str(path), clips, "clips", ExtractionConfig())
+    return [str(clip_file) if isinstance(clip_file, SourceError) else "" for clip_file in results]
 
 
 def test_a_source_that_is_gone_or_changed_fails_with_the_reason(tmp_path: Path) -> None:
@@ -376,10 +376,10 @@ def test_a_source_that_is_gone_or_changed_fails_with_the_reason(tmp_path: Path) 
     assert all("nothing is at this address" in reason for reason in reasons(path, clips))
 
 
-@pytest.mark.parametrize("take", ["copy", "encode"])
-def test_a_span_that_is_not_in_the_source_fails_alone(tmp_path: Path, take: str) -> None:
+@pytest.mark.parametrize("extraction", ["remux", "transcode"])
+def test_a_span_that_is_not_in_the_source_fails_alone(tmp_path: Path, extraction: str) -> None:
     path = make(tmp_path, "b_frames")
-    good, other = clips_of(path, take)[:2]
+    good, other = clips_of(path, extraction)[:2]
     shifted = other | {"clip_id": "shifted", "start_pts": other["start_pts"] + 1}
     short = other | {"clip_id": "short", "frames": other["frames"] + 1}
     for bad in (shifted, short):

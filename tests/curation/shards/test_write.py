@@ -45,17 +45,17 @@ def ids(plans: list[ShardPlan]) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Six clips of two sources, copied and encoded ones, one of them with captions."""
+    """Six clips of two sources, remuxed and transcoded ones, one of them with captions."""
     folder = tmp_path_factory.mktemp("sources")
     found = []
-    for seed, take in ((1, "copy"), (2, "encode")):
-        path = folder / f"{take}.mp4"
+    for seed, extraction in ((1, "remux"), (2, "transcode")):
+        path = folder / f"{extraction}.mp4"
         write_video(path, panning(height=64, pixels_per_frame=2, frames=72, seed=seed), options=OPTIONS)
         (source,) = list_sources([str(path)])
-        captions = ("a grey texture", "etwas Graues") if take == "copy" else ()
+        captions = ("a grey texture", "etwas Graues") if extraction == "remux" else ()
         source = replace(source, captions=captions)
-        found += scan(source, ScanConfig(spans=SpanConfig(take=take, min_s=0.5, max_s=1.0))).clips
-    assert Counter(clip["take"] for clip in found) == {"copy": 3, "encode": 3}
+        found += scan(source, ScanConfig(spans=SpanConfig(extraction=extraction, min_s=0.5, max_s=1.0))).clips
+    assert Counter(clip["extraction"] for clip in found) == {"remux": 3, "transcode": 3}
     return [clip | {"text_area": 0.25, "text_area_error": None, "aesthetic": 5.5, "missing": None} for clip in found]
 
 
@@ -115,7 +115,7 @@ def test_samples_are_read_by_webdataset_and_by_tar(tmp_path: Path, clips: list[d
         sample = samples[clip["clip_id"]]
         with Video(io.BytesIO(sample["mp4"])) as video:
             assert sum(1 for _ in video.frames()) == clip["frames"]
-        assert sample["txt"].decode() == ("a grey texture" if clip["take"] == "copy" else "")
+        assert sample["txt"].decode() == ("a grey texture" if clip["extraction"] == "remux" else "")
     listed = subprocess.run(["tar", "tf", urls[0]], capture_output=True, text=True, check=True).stdout.split()
     assert listed == [f"{clip_id}.{suffix}" for clip_id in ids(plans)[0] for suffix in ("json", "mp4", "txt")]
     assert sum(result.samples for result in results) == len(clips)
@@ -128,7 +128,7 @@ def test_the_json_says_where_a_sample_comes_from(tmp_path: Path, clips: list[dic
         with tarfile.open(tmp_path / plan.name) as tar:
             names = [name for name in tar.getnames() if name.endswith(".json")]
             about |= {name.removesuffix(".json"): json.loads(tar.extractfile(name).read()) for name in names}
-    clip = next(c for c in clips if c["take"] == "copy")
+    clip = next(c for c in clips if c["extraction"] == "remux")
     found = about[clip["clip_id"]]
     assert found["span"]["time_base"] == [clip["time_base_num"], clip["time_base_den"]]
     assert found["span"]["start_pts"] == clip["start_pts"]
@@ -175,7 +175,7 @@ def test_the_index_adds_up(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
 
 
 def test_every_selected_clip_is_written_or_has_a_reason(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
-    lost = [clip | {"uri": str(tmp_path / "gone.mp4")} if clip["take"] == "copy" else clip for clip in clips]
+    lost = [clip | {"uri": str(tmp_path / "gone.mp4")} if clip["extraction"] == "remux" else clip for clip in clips]
     plans, results, _ = write_all(tmp_path, lost)
     gone = [FailedClip(clip_id="x", error_kind="gone", error="select again")]
     index = index_of(plans, results, selection="s", settings=CONFIG.model_dump(mode="json"), gone=gone)
@@ -248,11 +248,19 @@ def test_a_folder_of_something_else_is_refused_with_the_difference(tmp_path: Pat
             start_shards(folder, other, selection="s", settings=config.model_dump(mode="json"))
 
 
+def test_a_folder_of_an_older_format_is_refused_with_what_to_do(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
+    plans, *_ = write_all(tmp_path, clips)
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"format_version": 1}))
+    with pytest.raises(UserError, match="has shard format 1, this clipmill writes format 2: remove that folder"):
+        start_shards(str(tmp_path), plans, selection="s", settings=CONFIG.model_dump(mode="json"))
+
+
 def test_a_vanished_source_costs_its_clips_only(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
-    gone = [clip | {"uri": str(tmp_path / "gone.mp4")} if clip["take"] == "copy" else clip for clip in clips]
+    gone = [clip | {"uri": str(tmp_path / "gone.mp4")} if clip["extraction"] == "remux" else clip for clip in clips]
     plans, results, index = write_all(tmp_path / "out", gone, config=ShardConfig())
     assert results[0].samples == 3
-    assert {clip.clip_id for clip in results[0].failed} == {c["clip_id"] for c in clips if c["take"] == "copy"}
+    assert {clip.clip_id for clip in results[0].failed} == {c["clip_id"] for c in clips if c["extraction"] == "remux"}
     assert {clip["error_kind"] for clip in index["failed"]} == {"missing"}
     assert index["totals"]["failed"] == 3
     assert check_shard(plans[0], str(tmp_path / "out")).result == results[0]
@@ -260,7 +268,7 @@ def test_a_vanished_source_costs_its_clips_only(tmp_path: Path, clips: list[dict
 
 def test_a_child_that_dies_costs_its_clips_only(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
     def dies_on_encodes(function: Any, uri: str, *args: Any) -> Any:
-        if uri.endswith("encode.mp4"):
+        if uri.endswith("transcode.mp4"):
             raise SourceError("crashed", "native code was killed by SIGSEGV")
         return function(uri, *args)
 

@@ -19,7 +19,7 @@ def timeline(frame_pts: list[int], key_pts: list[int]) -> Timeline:
         end_pts=frame_pts[-1] + 1,
         key_pts=np.array(key_pts, np.int64),
         packet_pts=np.array([], np.int64),
-        copyable=False,
+        remuxable=False,
     )
 
 

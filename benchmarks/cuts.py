@@ -21,7 +21,7 @@ from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, SceneD
 from benchmarks.common import real_videos, report
 from curation.shots.cuts import CutDetector
 from curation.video.decode import Video
-from curation.video.pictures import Shrinker
+from curation.video.resize import FrameResizer
 from footage.render import corpus
 
 SLACK_FRAMES = 2
@@ -77,12 +77,12 @@ def detect(path: Path) -> tuple[dict[str, list[Span]], float, int]:
     ours = CutDetector()
     others: dict[str, SceneDetector] = {"ContentDetector": ContentDetector(), "AdaptiveDetector": AdaptiveDetector()}
     found: dict[str, list[Span]] = defaultdict(list)
-    shrinker, seconds, frames = Shrinker(), 0.0, 0
+    resizer, seconds, frames = FrameResizer(), 0.0, 0
     with path.open("rb") as file, Video(file) as video:
         tick_s = float(video.info.time_base)
         for frame in video.frames():
-            luma = shrinker.small_luma(frame.picture)
-            bgr = shrinker.upright_bgr(frame.picture, video.info, long_side_px=160)
+            luma = resizer.small_luma(frame.av_frame)
+            bgr = resizer.upright_bgr(frame.av_frame, video.info, long_side_px=160)
             before = process_time()
             ours.push(frame.index, frame.pts, frame.pts * tick_s, luma)
             seconds += process_time() - before

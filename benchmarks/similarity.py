@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from benchmarks.common import interleaved, report
 from curation.inputs.captions import Caption
 from curation.scores.base import ClipView
-from curation.scores.clip_embedder import Clip, ClipConfig
+from curation.scores.clip_embedder import ClipEmbedder, ClipEmbedderConfig
 
 _CAPTION = "a small red boat crosses a wide grey harbour in the rain, seen from a bridge, take {}"
 _RUNS = 3
@@ -34,7 +34,7 @@ def clips(count: int) -> list[ClipView]:
     for i in range(count):
         rough = rng.integers(0, 256, (3, 9, 16, 3), np.uint8)
         pictures = tuple(cv2.resize(picture, (640, 360), interpolation=cv2.INTER_CUBIC) for picture in rough)
-        views.append(ClipView(pictures=pictures, captions=(Caption(source="list", text=_CAPTION.format(i)),)))  # type: ignore[arg-type]
+        views.append(ClipView(thumbnails=pictures, captions=(Caption(source="list", text=_CAPTION.format(i)),)))  # type: ignore[arg-type]
     return views
 
 
@@ -46,7 +46,7 @@ def plain_loop(network: Any, preprocess: Any, tokenizer: Any, views: list[ClipVi
             text = network.encode_text(tokenizer([view.captions[0].text]))
             text /= text.norm(dim=-1, keepdim=True)
             cosines = []
-            for bgr in view.pictures:
+            for bgr in view.thumbnails:
                 image = network.encode_image(preprocess(Image.fromarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)))[None])
                 image /= image.norm(dim=-1, keepdim=True)
                 cosines.append(float(image[0] @ text[0]))
@@ -63,7 +63,7 @@ def measure(model: str, views: list[ClipView], folder: Path) -> dict[str, float]
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
     ours = {}
     for precision in ("fp32", "bf16"):
-        ours[precision] = Clip(ClipConfig(model=model, pretrained=str(path), precision=precision))
+        ours[precision] = ClipEmbedder(ClipEmbedderConfig(model=model, pretrained=str(path), precision=precision))
         ours[precision].load()
     found: dict[str, Any] = {}
 
@@ -72,11 +72,11 @@ def measure(model: str, views: list[ClipView], folder: Path) -> dict[str, float]
             found[name] = plain_loop(network, preprocess, open_clip.get_tokenizer(model), views)
         else:
             embedded = ours[name].embed(views)
-            found[name] = [float((e.captions_CD @ e.pictures_FD.T).mean()) for e in embedded]  # type: ignore[operator, union-attr]
+            found[name] = [float((e.captions_CD @ e.frames_FD.T).mean()) for e in embedded]  # type: ignore[operator, union-attr]
 
     run("plain"), run("fp32"), run("bf16")  # what is done once is done before the clock starts
     seconds = interleaved(_RUNS, **{name: lambda name=name: run(name) for name in ("plain", "fp32", "bf16")})
-    frames = sum(len(view.pictures) for view in views)
+    frames = sum(len(view.thumbnails) for view in views)
     rates = {name: frames / s for name, s in seconds.items()}
     differences = {
         f"{name}_difference": float(np.abs(np.subtract(found[name], found["plain"])).max()) for name in ("fp32", "bf16")

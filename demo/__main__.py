@@ -11,7 +11,7 @@ from clipmill.errors import UserError
 from curation.dataset.tables import fingerprint
 from curation.scores import openclip
 from curation.scores.aesthetics import Aesthetic
-from curation.scores.clip_embedder import ClipConfig
+from curation.scores.clip_embedder import ClipEmbedderConfig
 from curation.shards.write import ShardConfig
 from demo.collection import Flaws, collection
 from demo.model import demo_config
@@ -102,7 +102,7 @@ def _train(dataset: Path, out: Path, steps_share: float) -> Path:
 def _own_config() -> CurateConfig:
     """For real videos: the real models where their weights can be had, no such scores where not."""
     try:
-        openclip.find(ClipConfig().model, ClipConfig().pretrained)
+        openclip.find(ClipEmbedderConfig().model, ClipEmbedderConfig().pretrained)
         Aesthetic().load()
     except UserError:
         note("the weights of CLIP or of its aesthetic head cannot be had here: going on without those scores")

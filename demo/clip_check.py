@@ -81,7 +81,7 @@ class DemoClip:
         self._head = load_file(folder / "aesthetic.safetensors")
 
     @torch.inference_mode()
-    def embed_pictures(self, clips: Sequence[Sequence[bytes]]) -> Floats:
+    def embed_images(self, clips: Sequence[Sequence[bytes]]) -> Floats:
         """(N, 3, D) normalised embeddings of three JPEG pictures each."""
         images = [Image.open(io.BytesIO(content)).convert("RGB") for pictures in clips for content in pictures]
         tensors = torch.stack([self._preprocess(image) for image in images])
@@ -114,7 +114,7 @@ def scanned(path: Path, truth: Truth) -> dict[int, Pictures]:
     result = scan(source)
     begins_s = result.source["start_s"] if result.clips else 0.0
     found: dict[int, Pictures] = {}
-    for clip, pictures in zip(result.clips, result.pictures, strict=True):
+    for clip, pictures in zip(result.clips, result.thumbnails, strict=True):
         middle_s = (clip["start_s"] + clip["end_s"]) / 2 - begins_s + truth.start_s
         for i, shot in enumerate(truth.shots):
             if shot.start_s <= middle_s < shot.end_s and clip["duration_s"] <= 1.1 * (shot.end_s - shot.start_s):
@@ -213,8 +213,8 @@ def report(folder: Path = FOLDER, *, videos: int = 36, short_side_px: int = 180)
     specs = corpus_specs(seed=HELD_BACK_SEED, videos=videos, short_side_px=short_side_px)
     with tempfile.TemporaryDirectory() as place:
         clips = held_back(specs, {**worse, **COPIES}, Path(place))
-    originals = model.embed_pictures(clips.originals)
-    altered = {name: model.embed_pictures(pictures) for name, pictures in clips.altered.items()}
+    originals = model.embed_images(clips.originals)
+    altered = {name: model.embed_images(pictures) for name, pictures in clips.altered.items()}
     ranks = caption_ranks(originals, model.embed_captions(clips.captions), clips.captions)
     print(f"{len(ranks)} clips: the right caption is first among {_CANDIDATES} in {(ranks == 0).mean():.1%}")
     good = model.aesthetic(originals)

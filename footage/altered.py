@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clipmill.video_writer import Encoding, write_video
 from curation.video.decode import Video
-from curation.video.pictures import Shrinker
+from curation.video.resize import FrameResizer
 from footage.scenes import Picture, shape_sprite
 
 DEGRADATIONS = ("blur", "noise", "low contrast", "compression")
@@ -106,9 +106,9 @@ def transcoded(
 
 def upright(video: Video, *, long_side_px: int = _WHOLE_PX) -> Iterator[tuple[int, Picture]]:
     """pts and (height, width, 3) uint8 BGR of every frame, as displayed."""
-    shrinker = Shrinker()
+    resizer = FrameResizer()
     for frame in video.frames():
-        yield frame.pts, shrinker.upright_bgr(frame.picture, video.info, long_side_px=long_side_px)
+        yield frame.pts, resizer.upright_bgr(frame.av_frame, video.info, long_side_px=long_side_px)
 
 
 def _noisy(picture_HWC: Picture, *, deviation: float, grain_px: float, rng: np.random.Generator) -> Picture:

@@ -12,7 +12,7 @@ from curation.captioners.endpoint import MergedConfig, VideoConfig
 from curation.dedup.duplicates import DuplicatesConfig
 from curation.scan.one_pass import ScanConfig
 from curation.scores.aesthetics import AestheticConfig
-from curation.scores.clip_embedder import ClipConfig
+from curation.scores.clip_embedder import ClipEmbedderConfig
 from curation.scores.columns import SCORE_COLUMNS
 from curation.scores.text import TextConfig
 
@@ -21,9 +21,9 @@ class CaptionersConfig(Config):
     """Captioners that run, in this order: each for which there are settings (`coca: {}` takes the defaults)."""
 
     coca: CocaConfig | None = None
-    """CoCa on the middle picture; null: not run."""
+    """CoCa on the middle frame; null: not run."""
     video: VideoConfig | None = None
-    """A video captioner behind an OpenAI-compatible endpoint, which gets the three pictures; null: not run."""
+    """A video captioner behind an OpenAI-compatible endpoint, which gets the three thumbnails; null: not run."""
     merged: MergedConfig | None = None
     """A language model behind an OpenAI-compatible endpoint, which merges the other two captions; null: not run."""
 
@@ -33,7 +33,7 @@ class CurateConfig(ScanConfig):
 
     captioners: CaptionersConfig = Field(default_factory=CaptionersConfig)
     """Which captioners run."""
-    clip: ClipConfig = Field(default_factory=ClipConfig)
+    clip_embedder: ClipEmbedderConfig = Field(default_factory=ClipEmbedderConfig)
     """The CLIP model behind similarity, aesthetics and embeddings."""
     aesthetic: AestheticConfig = Field(default_factory=AestheticConfig)
     """The aesthetic score."""
@@ -63,8 +63,8 @@ class CurateConfig(ScanConfig):
         values = deciding(self.model_dump(mode="json"))
         captioners = values["captioners"] = {k: v for k, v in values["captioners"].items() if v is not None}
         for section, key in (
-            (values["clip"], "model"),
-            (values["clip"], "pretrained"),
+            (values["clip_embedder"], "model"),
+            (values["clip_embedder"], "pretrained"),
             (values["aesthetic"], "head"),
             (captioners.get("coca", {}), "model"),
             (captioners.get("coca", {}), "pretrained"),

@@ -2,7 +2,7 @@
 
     inputs -> scan (cuts, motion, pictures) -> model scorers -> one committed part after another
 
-What passes between the stages is rows and three small pictures per clip, never a video.
+What passes between the stages is rows and three thumbnails per clip, never a video.
 """
 
 import json
@@ -271,7 +271,7 @@ def _tables(scans: Sequence[Scan]) -> dict[str, pa.Table]:
     previews = [
         dict(zip(PREVIEWS.names, (clip["clip_id"], *(jpegs or (None, None, None))), strict=True))
         for scan in scans
-        for clip, jpegs in zip(scan.clips, scan.pictures, strict=True)
+        for clip, jpegs in zip(scan.clips, scan.thumbnails, strict=True)
     ]
     return {
         "previews": pa.Table.from_pylist(previews, PREVIEWS),

@@ -82,7 +82,7 @@ def _check(config: CurateConfig) -> CheckedModels | str:
 
 
 def with_models(scans: Any, config: CurateConfig, checked: CheckedModels) -> Any:
-    """Ray Data: add the stages that caption and score, and leave small previews of the pictures.
+    """Ray Data: add the stages that caption and score, and leave small previews of the thumbnails.
 
     Small models live in the worker processes that also scan: tasks start in half the time of actor pools, and when a
     node dies another node simply runs them. Large ones would be loaded by every worker of a node, so they live in a
@@ -186,7 +186,7 @@ def _kept_models(config: CurateConfig) -> Models:
 def _scored(batch: dict[str, Any], models: Models) -> dict[str, Any]:
     def scored(scans: list[Scan]) -> list[Scan]:
         score_clips(models, scans)
-        return [replace(scan, pictures=_previews(scan)) for scan in scans]
+        return [replace(scan, thumbnails=_previews(scan)) for scan in scans]
 
     return _on_scans(batch, scored)
 
@@ -206,13 +206,13 @@ def _on_scans(batch: dict[str, Any], work: Callable[[list[Scan]], list[Scan]]) -
 
 
 def _previews(scan: Scan) -> list[tuple[bytes, ...]]:
-    return [tuple(_preview(jpeg) for jpeg in jpegs) for jpegs in scan.pictures]
+    return [tuple(_preview(jpeg) for jpeg in jpegs) for jpegs in scan.thumbnails]
 
 
 def _preview(jpeg: bytes) -> bytes:
-    """A JPEG at half the size of a scorer's picture, for people to look at."""
+    """A JPEG at half the size of a scorer's thumbnail, for people to look at."""
     small = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_REDUCED_COLOR_2)
-    assert small is not None, "a picture that the scan itself compressed"
+    assert small is not None, "a thumbnail that the scan itself compressed"
     return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1])
 
 

@@ -97,15 +97,15 @@ def sample(checkpoint: Path, out: Path, request: SampleRequest, *, quiet: bool =
             noise_augmentation=request.noise_augmentation,
             elevation=request.elevation or 0.0,
         )
-        pictures = [
-            open_picture(path, width_px, height_px) for path in (request.image, request.last_image) if path is not None
+        images = [
+            open_image(path, width_px, height_px) for path in (request.image, request.last_image) if path is not None
         ]
         model = load_model(checkpoint, device=device, dtype=dtype)
         if request.lora is not None:
             load_lora(model.unet, request.lora)
             merge_lora(model.unet)
         with Reporter(config.task, request.steps, unit="steps", quiet=quiet) as reporter:
-            run = _task(model, request, pictures, (width_px, height_px))
+            run = _task(model, request, images, (width_px, height_px))
             frames_THWC = to_bytes(
                 run(ids=[ids], seeds=[request.seed], sampling=sampling, on_step=lambda *_: reporter.advance())[0]
             )
@@ -146,19 +146,19 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def open_picture(path: Path, width_px: int, height_px: int) -> Tensor:
-    """The picture upright, cut in the middle to the aspect ratio and resized: (1, 3, H, W), RGB in [-1, 1].
+def open_image(path: Path, width_px: int, height_px: int) -> Tensor:
+    """The image upright, cut in the middle to the aspect ratio and resized: (1, 3, H, W), RGB in [-1, 1].
 
-    Raises UserError for a file that is not a picture.
+    Raises UserError for a file that is not an image.
     """
     try:
         with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
+            opened_image = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as a picture: {error}") from error
-    if picture.size != (width_px, height_px):
-        picture = ImageOps.fit(picture, (width_px, height_px), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        raise UserError(f"{path} cannot be read as an image: {error}") from error
+    if opened_image.size != (width_px, height_px):
+        opened_image = ImageOps.fit(opened_image, (width_px, height_px), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(opened_image)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def _check(config: ModelConfig, request: SampleRequest) -> None:
@@ -175,14 +175,14 @@ def _check(config: ModelConfig, request: SampleRequest) -> None:
             raise UserError(f"this model is for {task} and takes {wanted}, not {flag}")
 
 
-def _task(model: Model, request: SampleRequest, pictures: list[Tensor], size: tuple[int, int]) -> Callable[..., Tensor]:
+def _task(model: Model, request: SampleRequest, images: list[Tensor], size: tuple[int, int]) -> Callable[..., Tensor]:
     """The task's function with the conditions filled in; what is left is the same for all."""
     if model.config.task == "text-to-video":
         prompt, (width_px, height_px) = request.prompt or "", size
         return lambda **rest: tasks.text_to_video(model, [prompt], width_px=width_px, height_px=height_px, **rest)
     if model.config.task == "interpolation":
-        return lambda **rest: tasks.interpolate(model, pictures[0], pictures[1], **rest)
-    return lambda **rest: tasks.image_to_video(model, pictures[0], **rest)
+        return lambda **rest: tasks.interpolate(model, images[0], images[1], **rest)
+    return lambda **rest: tasks.image_to_video(model, images[0], **rest)
 
 
 def _write_mp4(path: Path, frames_THWC: NDArray[np.uint8], fps: float) -> None:

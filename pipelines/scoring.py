@@ -17,13 +17,13 @@ from curation.scan.isolation import Isolated
 from curation.scan.one_pass import Scan, rejected, scan
 from curation.scan.validate import check_scan
 from curation.scores.base import Captioner, ClipView, Embeddings, Scorer
-from curation.scores.clip_embedder import Clip, embedding_columns
+from curation.scores.clip_embedder import ClipEmbedder, embedding_columns
 from curation.scores.columns import SCORE_COLUMNS
 from curation.scores.registry import SCORERS
 from pipelines.config import CurateConfig
 
 _CLIPS_AT_ONCE = 64
-"""Of their pictures, decoded, so many are in memory at a time: about 130 MB."""
+"""Of their thumbnails, decoded, so many are in memory at a time: about 130 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Models:
     """Whatever looks at clips, loaded."""
 
     scorers: tuple[Scorer, ...]
-    clip: Clip | None
+    clip: ClipEmbedder | None
     left_out: tuple[str, ...]
 
     @property
@@ -59,7 +59,7 @@ def load_models(config: CurateConfig, device: str = "cpu") -> Models:
     Raises UserError where weights are missing or do not fit together.
     """
     scorers = tuple(_made(kind, config, name) for name, kind in SCORERS.items() if name not in config.without)
-    clip = Clip(config.clip) if any(scorer.needs_embeddings for scorer in scorers) else None
+    clip = ClipEmbedder(config.clip_embedder) if any(scorer.needs_embeddings for scorer in scorers) else None
     if clip:
         clip.load(device)
     for scorer in scorers:
@@ -111,9 +111,9 @@ def score_clips(models: Models, scans: Sequence[Scan]) -> None:
 
 def decode_jpeg(jpeg: bytes) -> Any:
     """(height, width, 3) uint8 BGR."""
-    picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
-    assert picture is not None, "a picture that the scan itself compressed"
-    return picture
+    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None, "a thumbnail that the scan itself compressed"
+    return image
 
 
 def _made(kind: Any, config: CurateConfig, name: str) -> Scorer:
@@ -123,10 +123,10 @@ def _made(kind: Any, config: CurateConfig, name: str) -> Scorer:
 
 def _views(scans: Sequence[Scan]) -> Iterator[tuple[list[dict[str, Any]], list[ClipView]]]:
     """The clips of all scans, some at a time, with what models see of them."""
-    pairs = [pair for scanned in scans for pair in zip(scanned.clips, scanned.pictures, strict=True)]
+    pairs = [pair for scanned in scans for pair in zip(scanned.clips, scanned.thumbnails, strict=True)]
     for i in range(0, len(pairs), _CLIPS_AT_ONCE):
         some = pairs[i : i + _CLIPS_AT_ONCE]
-        views = [ClipView(pictures=tuple(map(decode_jpeg, jpegs)), captions=_captions(clip)) for clip, jpegs in some]
+        views = [ClipView(thumbnails=tuple(map(decode_jpeg, jpegs)), captions=_captions(clip)) for clip, jpegs in some]
         yield [clip for clip, _ in some], views
 
 
@@ -139,7 +139,7 @@ def _embedded(models: Models, views: Sequence[ClipView]) -> list[Embeddings]:
         return [Embeddings(error=f"{LEFT_OUT}: no score of this run needs it")] * len(views)
     try:
         return models.clip.embed(views)
-    except Exception as error:  # one picture, or too little memory for so many, must not end the run
+    except Exception as error:  # one image, or too little memory for so many, must not end the run
         if len(views) == 1:
             return [Embeddings(error=f"{type(error).__name__}: {error}")]
         return [found for view in views for found in _embedded(models, [view])]

@@ -17,7 +17,7 @@ from clipmill.resume import deciding
 from curation.dataset.tables import Dataset, joined_columns
 from curation.scan.isolation import Isolated
 from curation.selection.select import load_selection, selected_clips
-from curation.shards.extract import Clip
+from curation.shards.extract import ClipRow
 from curation.shards.folder import check_plan, index_of, read_index, remove_index, start_shards, write_index
 from curation.shards.write import FailedClip, ShardConfig, ShardPlan, ShardResult, check_shard, plan_shards, write_shard
 from pipelines.cluster import connected
@@ -171,7 +171,7 @@ def _run_isolated(
     counter: Any,
     function: Callable[..., Any],
     uri: str,
-    clips: Sequence[Clip],
+    clips: Sequence[ClipRow],
     *args: Any,
 ) -> Any:
     """Call a function that extracts clips of the source at `uri`, in a child with the credentials of its store."""

@@ -283,7 +283,7 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
     "README.md": [
         ("make demo", made("both take minutes; tests/pipelines/test_demo_train.py runs the demo, `make test` is this")),
         ("make setup", made("installs; the demo is what the folder for these tests was prepared with")),
-        ("clip: {model: demo/clip}", saved("demo.yaml", lambda path: CurateConfig.from_file(str(path)))),
+        ("clip_embedder: {model: demo/clip}", saved("demo.yaml", lambda path: CurateConfig.from_file(str(path)))),
         ("clipmill inspect demo-output/footage/001-ntsc-vp9.webm", shell(codes=(0, 3))),
         ("vp9 yuv420p in matroska", prints),
         ("sources", prints),
@@ -291,7 +291,7 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
         ("clipmill train --recipe demo-output/recipe.yaml", shell()),
         ("clipmill curate videos", in_turn(lambda r, _: shutil.rmtree(r.folder / "dataset"), shell(CURATE_SMALL))),
         ("hf download", parsed("needs a network")),
-        ("clip: {model: FOLDER}", read_by(CurateConfig)),
+        ("clip_embedder: {model: FOLDER}", read_by(CurateConfig)),
         ("videos: files, folders", shown("a drawing")),
         ("name: moving", rules_file("moving.yaml")),
         ("from clipmill import curate", in_turn(
@@ -325,7 +325,7 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
         ("clipmill curate s3://", parsed("needs a cluster; tests/pipelines/test_curate.py has S3 and Ray")),
         ("# limits.yaml", defaults),
         ("hf download", parsed("needs a network")),
-        ("clip: {model: /models/vit-l-14-openai}", read_by(CurateConfig)),
+        ("clip_embedder: {model: /models/vit-l-14-openai}", read_by(CurateConfig)),
     ],
     "docs/duplicates.md": [
         ("clipmill duplicates DATASET", usage),

@@ -133,7 +133,7 @@ def load_clip(case: Path, originals: Path) -> int:
     from pipelines.scoring import load_models
 
     clip = {"model": str(case), "pretrained": None}
-    config = {"clip": clip, "aesthetic": {"head": str(case / "head.pt")}, "without": ["text_area"]}
+    config = {"clip_embedder": clip, "aesthetic": {"head": str(case / "head.pt")}, "without": ["text_area"]}
     load_models(CurateConfig.from_values(config, origin="config"))
     return 0
 

@@ -59,7 +59,7 @@ class Chat:
                 return Caption(source=source, text=self._ask(question(clip)))
             except NoCaption as reason:
                 return Caption(source=source, error=self._presentable(str(reason)))
-            except Exception as error:  # whatever a picture or an answer does to a library is this clip's alone
+            except Exception as error:  # whatever an image or an answer does to a library is this clip's alone
                 return Caption(source=source, error=self._presentable(f"{type(error).__name__}: {error}"))
 
         with ThreadPoolExecutor(self._config.max_in_flight) as pool:
@@ -91,10 +91,10 @@ class Chat:
         return read_answer(answer.content)
 
     def _presentable(self, reason: str) -> str:
-        """On one short line, without the key, and without a picture that a server sent back."""
+        """On one short line, without the key, and without an image that a server sent back."""
         if self._key:
             reason = reason.replace(self._key, "[key]")
-        line = clean(re.sub(r"data:image/[^\s\"']*", "[picture]", reason)) or "no reason given"
+        line = clean(re.sub(r"data:image/[^\s\"']*", "[image]", reason)) or "no reason given"
         return line if len(line) <= _MAX_ERROR_CHARS else f"{line[:_MAX_ERROR_CHARS]} ..."
 
 

@@ -1,6 +1,6 @@
 """CoCa: a caption of the middle frame, through open_clip (paper 3.1; Yu et al. 2022, arXiv 2205.01917).
 
-Words are chosen greedily: the same picture always gets the same caption. open_clip's own `generate` asks for a part of
+Words are chosen greedily: the same image always gets the same caption. open_clip's own `generate` asks for a part of
 transformers that was removed from it, and gives other captions with other versions of it.
 """
 
@@ -15,7 +15,7 @@ from clipmill.errors import UserError
 from curation.inputs.captions import Caption, clean
 from curation.scores import openclip
 from curation.scores.base import ClipView
-from curation.video.pictures import Image
+from curation.video.resize import Image
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ class CocaConfig(Config):
     pretrained: str | None = "mscoco_finetuned_laion2b_s13b_b90k"
     """A tag that open_clip knows for the model, or a checkpoint file."""
     batch_size: int = Field(16, gt=0)
-    """Pictures in one forward pass. Lower it if a GPU runs out of memory."""
+    """Images in one forward pass. Lower it if a GPU runs out of memory."""
     min_tokens: int = Field(5, ge=1)
     """Fewest tokens of a caption."""
     max_tokens: int = Field(30, gt=1)
@@ -93,18 +93,18 @@ class Coca:
 
     def _prepare(self, clip: ClipView) -> "torch.Tensor | Caption":
         """The middle frame as the model wants it (channel, height, width), or why there is none."""
-        if not clip.pictures:
-            return Caption(source=self.name, error="the clip has no pictures")
+        if not clip.thumbnails:
+            return Caption(source=self.name, error="the clip has no thumbnails")
         try:
-            return self._loaded.preprocess(_to_pil(clip.pictures[len(clip.pictures) // 2]))
+            return self._loaded.preprocess(_to_pil(clip.thumbnails[len(clip.thumbnails) // 2]))
         except Exception as error:
             return Caption(source=self.name, error=f"{type(error).__name__}: {error}")
 
-    def _write(self, pictures_BCHW: "torch.Tensor") -> list[Caption]:
+    def _write(self, images_BCHW: "torch.Tensor") -> list[Caption]:
         tokenizer, captions = self._loaded.tokenizer, []
         tokens_BT = greedy(
             self._loaded.model,
-            pictures_BCHW,
+            images_BCHW,
             start=tokenizer.sot_token_id,
             end=tokenizer.eot_token_id,
             min_tokens=self._config.min_tokens,
@@ -118,9 +118,9 @@ class Coca:
 
 
 def greedy(
-    model: Any, pictures_BCHW: "torch.Tensor", *, start: int, end: int, min_tokens: int, max_tokens: int
+    model: Any, images_BCHW: "torch.Tensor", *, start: int, end: int, min_tokens: int, max_tokens: int
 ) -> "torch.Tensor":
-    """The likeliest next token, again and again: (picture, position) ids that begin with `start` and hold an `end`.
+    """The likeliest next token, again and again: (image, position) ids that begin with `start` and hold an `end`.
 
     What open_clip's `generate` does with generation_type "top_k" and top_k 1. Marks count: no caption ends before
     `min_tokens` of them, and each ends at `max_tokens`. After its end a row holds the model's padding.
@@ -128,12 +128,12 @@ def greedy(
     import torch
 
     with torch.inference_mode():
-        latents_BD, patches_BND = model._encode_image(pictures_BCHW)
-        tokens_BT = torch.full((len(pictures_BCHW), 1), start, dtype=torch.long, device=pictures_BCHW.device)
-        ended_B = torch.zeros(len(pictures_BCHW), dtype=torch.bool, device=pictures_BCHW.device)
+        latents_BD, patches_BND = model._encode_image(images_BCHW)
+        tokens_BT = torch.full((len(images_BCHW), 1), start, dtype=torch.long, device=images_BCHW.device)
+        ended_B = torch.zeros(len(images_BCHW), dtype=torch.bool, device=images_BCHW.device)
         while not ended_B.all():
             likely = model(
-                pictures_BCHW, tokens_BT, image_latent=latents_BD, image_embs=patches_BND, output_labels=False
+                images_BCHW, tokens_BT, image_latent=latents_BD, image_embs=patches_BND, output_labels=False
             )["logits"][:, -1]
             if tokens_BT.shape[1] < min_tokens:
                 likely[:, end] = -torch.inf
@@ -146,7 +146,7 @@ def greedy(
     return tokens_BT
 
 
-def _to_pil(picture_HWC: Image) -> Any:
+def _to_pil(image_HWC: Image) -> Any:
     from PIL import Image as Pil
 
-    return Pil.fromarray(cv2.cvtColor(picture_HWC, cv2.COLOR_BGR2RGB))
+    return Pil.fromarray(cv2.cvtColor(image_HWC, cv2.COLOR_BGR2RGB))

@@ -18,7 +18,7 @@ from clipmill.errors import UserError
 from curation.captioners.base import EndpointConfig, NoCaption
 from curation.inputs.captions import NOTHING_TO_MERGE, Caption
 from curation.scores.base import ClipView
-from curation.video.pictures import Image
+from curation.video.resize import Image
 
 if TYPE_CHECKING:
     from curation.captioners.chat import Chat
@@ -42,9 +42,9 @@ class VideoConfig(EndpointConfig):
     """Settings of the captioner `video`."""
 
     prompt: str = _VIDEO_PROMPT
-    """Instruction that is sent with the three pictures."""
+    """Instruction that is sent with the three thumbnails."""
     jpeg_quality: int = Field(90, ge=1, le=100)
-    """JPEG quality of the pictures that are sent."""
+    """JPEG quality of the thumbnails that are sent."""
 
 
 class MergedConfig(EndpointConfig):
@@ -104,11 +104,11 @@ class VideoCaptioner(_EndpointCaptioner):
         super().__init__(self._config)
 
     def _question(self, clip: ClipView) -> list[dict[str, Any]]:
-        if not clip.pictures:
-            raise NoCaption("the clip has no pictures")
-        pictures = [_data_url(picture, self._config.jpeg_quality) for picture in clip.pictures]
+        if not clip.thumbnails:
+            raise NoCaption("the clip has no thumbnails")
+        urls = [_data_url(image, self._config.jpeg_quality) for image in clip.thumbnails]
         return [
-            *({"type": "image_url", "image_url": {"url": picture}} for picture in pictures),
+            *({"type": "image_url", "image_url": {"url": url}} for url in urls),
             {"type": "text", "text": self._config.prompt},
         ]
 
@@ -138,8 +138,8 @@ def _preference(caption: Caption) -> int:
     return _MERGED_FIRST.index(caption.source) if caption.source in _MERGED_FIRST else len(_MERGED_FIRST)
 
 
-def _data_url(picture_HWC: Image, quality: int) -> str:
-    done, jpeg = cv2.imencode(".jpg", picture_HWC, [cv2.IMWRITE_JPEG_QUALITY, quality])
+def _data_url(image_HWC: Image, quality: int) -> str:
+    done, jpeg = cv2.imencode(".jpg", image_HWC, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
-        raise NoCaption("a picture could not be made a JPEG")
+        raise NoCaption("a thumbnail could not be encoded as JPEG")
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg.tobytes()).decode()}"

@@ -58,7 +58,7 @@ SOURCES = pa.schema(
         column(
             "lost_blank_s",
             pa.float64(),
-            "footage that shows nothing (black, white or another even picture) for a second or longer",
+            "footage that shows nothing (black, white or another uniform frame) for a second or longer",
             unit="s",
         ),
         column("lost_short_s", pa.float64(), "footage lost in shots that are too short", unit="s"),
@@ -115,9 +115,9 @@ CLIPS = pa.schema(
         *EMBEDDING_COLUMNS,
         *(field for columns in SCORE_COLUMNS.values() for field in columns),
         column(
-            "picture_pts",
+            "thumbnail_pts",
             pa.list_(pa.int64()),
-            "the first, middle and last frame that the scorers looked at",
+            "the first, middle and last frame, of which the scorers saw thumbnails",
             unit="pts",
         ),
     ]
@@ -127,12 +127,12 @@ CLIPS = pa.schema(
 PREVIEWS = pa.schema(
     [
         column("clip_id", pa.string(), "the clip that is shown"),
-        column("first", pa.binary(), "JPEG of its first picture, long side at most 320 px"),
-        column("middle", pa.binary(), "JPEG of its middle picture"),
-        column("last", pa.binary(), "JPEG of its last picture"),
+        column("first", pa.binary(), "JPEG of its first frame, long side at most 320 px"),
+        column("middle", pa.binary(), "JPEG of its middle frame"),
+        column("last", pa.binary(), "JPEG of its last frame"),
     ]
 )
-"""Small pictures of each clip, for looking at."""
+"""Previews of each clip, for looking at."""
 
 
 SCHEMAS: Mapping[str, pa.Schema] = MappingProxyType({"sources": SOURCES, "clips": CLIPS, "previews": PREVIEWS})

@@ -106,7 +106,7 @@ class Isolated:
         except wire.TooLong as error:
             raise SourceError(
                 "too_large",
-                f"its rows and pictures come to {error.args[0]:,} bytes, at most {limits.answer_bytes:,} are taken "
+                f"its rows and thumbnails come to {error.args[0]:,} bytes, at most {limits.answer_bytes:,} are taken "
                 "(limits.answer_bytes)",
             ) from None
         finally:

@@ -1,6 +1,6 @@
-"""The one pass over a source: its cuts, its motion, and the pictures that every other scorer looks at.
+"""The one pass over a source: its cuts, its motion, and the thumbnails that every other scorer looks at.
 
-Each frame is decoded once. Pictures are kept at most a quarter of a second apart until the clips are known, so no
+Each frame is decoded once. Thumbnails are kept at most a quarter of a second apart until the clips are known, so no
 second pass is needed to get the first, middle and last frame of each.
 """
 
@@ -18,15 +18,15 @@ from clipmill.config import Config
 from clipmill.errors import SourceError
 from curation.inputs.captions import captions_of_clips, read_captions
 from curation.inputs.sources import Source, open_source
-from curation.scan.picture_spool import PictureSpool
 from curation.scan.rows import clip_columns, identity, note, source_columns
+from curation.scan.thumbnail_spool import ThumbnailSpool
 from curation.scores.microconditioning import motion_bucket
 from curation.scores.motion import MotionConfig, MotionMeter
 from curation.shots.cuts import CutConfig, CutDetector, Transition
 from curation.shots.damage import damage, merge
 from curation.shots.spans import REMUX_CODECS, REMUX_CONTAINERS, Span, SpanConfig, Timeline, plan_spans
 from curation.video.decode import Frame, Limits, PacketIndex, Video, VideoInfo
-from curation.video.pictures import Shrinker
+from curation.video.resize import FrameResizer
 
 
 class ScanConfig(Config):
@@ -40,12 +40,12 @@ class ScanConfig(Config):
     """The motion score."""
     limits: Limits = Field(default_factory=Limits)
     """What one input may cost."""
-    picture_long_side_px: int = Field(640, ge=64, le=4096)
-    """Long side of the three pictures per clip that captioners and scorers look at; smaller frames keep their size.
-    Raise it for small on-screen text; pictures then take more memory and time."""
-    picture_spacing_s: float = Field(0.25, gt=0)
-    """Longest time between the frames that are kept as candidates for those pictures. Lower it if the pictures of short
-    clips should lie nearer to their first, middle and last frame."""
+    thumbnail_long_side_px: int = Field(640, ge=64, le=4096)
+    """Long side of the three thumbnails per clip (first, middle and last frame) that captioners and scorers look at;
+    smaller frames keep their size. Raise it for small on-screen text; thumbnails then take more memory and time."""
+    thumbnail_spacing_s: float = Field(0.25, gt=0)
+    """Longest time between the frames that are kept as candidates for thumbnails. Lower it if those of short clips
+    should lie nearer to their first, middle and last frame."""
 
     def scan_settings(self) -> "ScanConfig":
         """These alone, of a configuration that holds more: a scanning child need not import the rest."""
@@ -54,11 +54,11 @@ class ScanConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What one pass found: a `sources` row; per clip a `clips` row and three JPEG pictures (first, middle, last)."""
+    """What one pass found: a `sources` row; per clip a `clips` row and three JPEG thumbnails (first, middle, last)."""
 
     source: dict[str, Any]
     clips: list[dict[str, Any]] = field(default_factory=list)
-    pictures: list[tuple[bytes, ...]] = field(default_factory=list)
+    thumbnails: list[tuple[bytes, ...]] = field(default_factory=list)
 
 
 def scan(source: Source, config: ScanConfig | None = None) -> Scan:
@@ -74,7 +74,11 @@ def scan(source: Source, config: ScanConfig | None = None) -> Scan:
     if source.size_bytes is not None and source.size_bytes > config.limits.max_bytes:
         raise SourceError("too_large", f"{source.size_bytes:,} bytes, at most {config.limits.max_bytes:,} are allowed")
     spool_bytes = min(config.limits.spool_bytes, config.limits.answer_bytes) // 2
-    with open_source(source.location) as file, PictureSpool(spool_bytes) as spool, Video(file, config.limits) as video:
+    with (
+        open_source(source.location) as file,
+        ThumbnailSpool(spool_bytes) as spool,
+        Video(file, config.limits) as video,
+    ):
         one_pass = OnePass(video.info, config, spool, remuxable=fits_mp4(video))
         for frame in video.frames():
             one_pass.push(frame, video.packets)
@@ -109,9 +113,9 @@ class OnePass:
     Time is measured from the first frame on: timestamps may begin anywhere in 64 bits, seconds in floating point not.
     """
 
-    def __init__(self, info: VideoInfo, config: ScanConfig, spool: PictureSpool, *, remuxable: bool) -> None:
+    def __init__(self, info: VideoInfo, config: ScanConfig, spool: ThumbnailSpool, *, remuxable: bool) -> None:
         self._info, self._config, self._spool, self._remuxable = info, config, spool, remuxable
-        self._shrinker = Shrinker()
+        self._resizer = FrameResizer()
         self._cuts = CutDetector(config.cuts)
         self._motion = MotionMeter(config.motion)
         self._previous: Frame | None = None
@@ -122,27 +126,27 @@ class OnePass:
 
     def push(self, frame: Frame, packets: PacketIndex) -> None:
         """Take the next frame; `packets` are those that were read so far."""
-        picture, time_s = frame.picture, self._elapsed_s(frame.pts)
-        self._cuts.push(frame.index, frame.pts, time_s, self._shrinker.small_luma(picture))
+        av_frame, time_s = frame.av_frame, self._elapsed_s(frame.pts)
+        self._cuts.push(frame.index, frame.pts, time_s, self._resizer.small_luma(av_frame))
         if self._motion.wants(time_s):
-            luma = self._shrinker.luma(picture, self._info, short_side_px=self._config.motion.short_side_px)
+            luma = self._resizer.luma(av_frame, self._info, short_side_px=self._config.motion.short_side_px)
             self._motion.push(frame.pts, time_s, luma)
-        self._keep_picture(self._previous, time_s)
+        self._keep_thumbnail(self._previous, time_s)
         self._previous = frame
-        if not self._sizes or self._sizes[-1][1:] != (picture.width, picture.height):
-            self._sizes.append((frame.index, picture.width, picture.height))
-        if picture.key_frame:
+        if not self._sizes or self._sizes[-1][1:] != (av_frame.width, av_frame.height):
+            self._sizes.append((frame.index, av_frame.width, av_frame.height))
+        if av_frame.key_frame:
             self._key_pts.append(frame.pts)
         self._frame_pts.append(frame.pts)
-        self._last_duration = picture.duration or 0
+        self._last_duration = av_frame.duration or 0
         if self._spool.crowded:
             self._make_room(packets)
 
     def describe(self, source: Source, packets: PacketIndex) -> Scan:
-        """The rows and pictures. Raises SourceError where there was no frame."""
+        """The rows and thumbnails. Raises SourceError where there was no frame."""
         if not self._frame_pts:
             raise SourceError("decode_error", "the stream has no frame with a timestamp")
-        self._keep_picture(self._previous, float("inf"))
+        self._keep_thumbnail(self._previous, float("inf"))
         info, timeline = self._info, self._timeline(packets)
         transitions = merge(self._cuts.finish(), self._certain(timeline, packets))
         plan = plan_spans(timeline, transitions, self._config.spans)
@@ -158,33 +162,33 @@ class OnePass:
             }
             for t in transitions
         ]
-        clips, pictures = [], []
+        clips, thumbnails = [], []
         for span in plan.spans:
             clip = clip_columns(source, info, timeline, span) | self._displayed_size(span)
             clip["motion"], clip["motion_error"] = self._motion.between(span.start_pts, span.end_pts)
             clip["motion_bucket"] = motion_bucket(clip["motion"])
-            clip["picture_pts"], jpegs = self._spool.first_middle_last(span.start_pts, span.end_pts)
+            clip["thumbnail_pts"], jpegs = self._spool.first_middle_last(span.start_pts, span.end_pts)
             clips.append(clip)
-            pictures.append(jpegs)
+            thumbnails.append(jpegs)
         clips_s = [(self._elapsed_s(span.start_pts), self._elapsed_s(span.end_pts)) for span in plan.spans]
         captions = captions_of_clips(read_captions(source, info.metadata), clips_s)
         for clip, chosen in zip(clips, captions, strict=True):
             clip["captions"] = [asdict(caption) for caption in chosen]
-        return Scan(source=row, clips=clips, pictures=pictures)
+        return Scan(source=row, clips=clips, thumbnails=thumbnails)
 
     def _elapsed_s(self, pts: int) -> float:
         """Seconds from the first frame to a timestamp."""
         return float((pts - self._frame_pts[0]) * self._info.time_base) if self._frame_pts else 0.0
 
-    def _keep_picture(self, frame: Frame | None, next_s: float) -> None:
-        """Keep a frame as a candidate picture if none was kept that lies near enough to the next frame."""
-        if frame is not None and self._spool.due(next_s, self._config.picture_spacing_s):
-            long_side_px = self._config.picture_long_side_px
-            bgr = self._shrinker.upright_bgr(frame.picture, self._info, long_side_px=long_side_px)
+    def _keep_thumbnail(self, frame: Frame | None, next_s: float) -> None:
+        """Keep a frame as a candidate thumbnail if none was kept that lies near enough to the next frame."""
+        if frame is not None and self._spool.due(next_s, self._config.thumbnail_spacing_s):
+            long_side_px = self._config.thumbnail_long_side_px
+            bgr = self._resizer.upright_bgr(frame.av_frame, self._info, long_side_px=long_side_px)
             self._spool.add(frame.pts, self._elapsed_s(frame.pts), bgr)
 
     def _make_room(self, packets: PacketIndex) -> None:
-        """Drop the candidate pictures that no clip can take any more: of shots that are over, all but three a clip."""
+        """Drop the candidate thumbnails that no clip can use any more: of shots that are over, all but three a clip."""
         timeline = self._timeline(packets)
         seen, settled = self._cuts.settled()
         transitions = merge(seen, self._certain(timeline, packets))
@@ -195,7 +199,7 @@ class OnePass:
         self._spool.drop_decided(spans, decided_pts)
 
     def _certain(self, timeline: Timeline, packets: PacketIndex) -> list[Transition]:
-        """What is known without looking at the pictures. Where the frame size changes another shot begins."""
+        """What is known without looking at the frames. Where the frame size changes another shot begins."""
         return [
             *damage(timeline, packets),
             *(

@@ -92,7 +92,7 @@ def note(
     packets: PacketIndex,
     plan: SpanPlan,
     config: SpanConfig,
-    pictures: str | None = None,
+    thumbnails: str | None = None,
 ) -> str | None:
     """What a reader should know of a source that is ok but not whole, or that gave no clip."""
     notes = []
@@ -105,8 +105,8 @@ def note(
         promised = f" of the {info.duration_s:.1f} s it promises" if info.duration_s else ""
         reason = f" ({packets.ended_early})" if packets.ended_early else ""
         notes.append(f"only {decoded_s:.1f} s{promised} could be read{reason}")
-    if pictures:
-        notes.append(pictures)
+    if thumbnails:
+        notes.append(thumbnails)
     if not plan.spans:
         notes.append(_why_no_clip(info, timeline, plan, config))
     return "; ".join(notes) or None

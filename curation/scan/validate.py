@@ -29,13 +29,13 @@ def check_scan(scanned: Scan, source: Source) -> None:
         _check(scanned.source.get("status") == "ok", "status")
         _check(all(scanned.source.get(name) == value for name, value in own.items()), "source_id")
         _check_row(scanned.source, SOURCES)
-        _check(len(scanned.clips) == len(scanned.pictures), "pictures")
-        for clip, pictures in zip(scanned.clips, scanned.pictures, strict=True):
+        _check(len(scanned.clips) == len(scanned.thumbnails), "thumbnails")
+        for clip, thumbnails in zip(scanned.clips, scanned.thumbnails, strict=True):
             _check_row(clip, CLIPS)
             _check(clip["source_id"] == source.source_id and clip["uri"] == source.uri, "source_id")
             _check(clip["clip_id"].startswith(f"{source.source_id}-") and clip["clip_id"].isascii(), "clip_id")
-            _check(len(pictures) in (0, 3) and len(clip["picture_pts"]) == len(pictures), "pictures")
-            _check(all(map(_is_picture, pictures)), "pictures")
+            _check(len(thumbnails) in (0, 3) and len(clip["thumbnail_pts"]) == len(thumbnails), "thumbnails")
+            _check(all(map(_is_thumbnail, thumbnails)), "thumbnails")
     except (KeyError, TypeError, AttributeError) as error:
         raise _not_a_scan(f"{type(error).__name__}: {error}") from error
 
@@ -66,10 +66,10 @@ def fits(value: Any, kind: pa.DataType) -> bool:
     )
 
 
-def _is_picture(jpeg: bytes) -> bool:
+def _is_thumbnail(jpeg: bytes) -> bool:
     try:
-        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
-            return max(picture.size) <= _LONGEST_SIDE_PX
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+            return max(image.size) <= _LONGEST_SIDE_PX
     except (OSError, Image.DecompressionBombError):
         return False
 

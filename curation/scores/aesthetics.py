@@ -75,10 +75,10 @@ class Aesthetic:
 
     def _score_clip(self, clip: ClipView) -> dict[str, Any]:
         found = clip.embeddings
-        if found is None or found.pictures_FD is None:
+        if found is None or found.frames_FD is None:
             reason = found.error if found else "the CLIP model did not run"
             return {"aesthetic": None, "aesthetic_error": f"there is no embedding: {reason}"}
-        score = float((found.pictures_FD @ self._weight_D).mean()) + self._bias
+        score = float((found.frames_FD @ self._weight_D).mean()) + self._bias
         return {"aesthetic": score, "aesthetic_error": None}
 
 

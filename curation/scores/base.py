@@ -1,4 +1,4 @@
-"""What a scorer is: a small class that looks at a clip's three pictures and answers with columns.
+"""What a scorer is: a small class that looks at a clip's three thumbnails and answers with columns.
 
 A scorer knows neither Ray nor thresholds. Every clip gets every score once; `curation.selection` filters.
 A captioner looks at the same views and answers with a caption.
@@ -13,15 +13,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curation.inputs.captions import Caption
-from curation.video.pictures import Image
+from curation.video.resize import Image
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embeddings:
     """What CLIP says of one clip, L2-normalised, float32; `error` instead where it could not say anything."""
 
-    pictures_FD: NDArray[np.float32] | None = None
-    """One row per picture."""
+    frames_FD: NDArray[np.float32] | None = None
+    """One row per thumbnail: first, middle and last frame."""
     captions_CD: NDArray[np.float32] | None = None
     """One row per caption; of NaN where the caption has no text."""
     error: str | None = None
@@ -29,12 +29,12 @@ class Embeddings:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipView:
-    """What a scorer sees of one clip: upright (height, width, 3) uint8 BGR pictures and its captions.
+    """What a scorer sees of one clip: upright (height, width, 3) uint8 BGR thumbnails and its captions.
 
-    `pictures` holds the first, middle and last frame, at most 640 px on the longer side.
+    `thumbnails` holds the first, middle and last frame, at most 640 px on the longer side.
     """
 
-    pictures: tuple[Image, ...]
+    thumbnails: tuple[Image, ...]
     captions: tuple[Caption, ...] = field(default=())
     embeddings: Embeddings | None = None
     """For scorers that say `needs_embeddings`."""

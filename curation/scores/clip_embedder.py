@@ -1,4 +1,4 @@
-"""CLIP embeddings of clips: one forward pass over pictures and captions serves every score that needs them.
+"""CLIP embeddings of clips: one forward pass over thumbnails and captions serves every score that needs them.
 
 Paper 3.1 and App. C: embeddings of the first, middle and last frame, and of each caption.
 """
@@ -15,12 +15,12 @@ from pydantic import Field, field_validator
 from clipmill.config import Config
 from curation.scores import openclip
 from curation.scores.base import ClipView, Embeddings
-from curation.video.pictures import Image
+from curation.video.resize import Image
 
 _T = TypeVar("_T")
 
 
-class ClipConfig(Config):
+class ClipEmbedderConfig(Config):
     """Which CLIP model, and how it runs."""
 
     model: str = "ViT-L-14"
@@ -30,7 +30,7 @@ class ClipConfig(Config):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU. CPUs with AMX gain much from bf16; scores then differ by about 1e-3."""
     batch_size: int = Field(32, ge=1)
-    """Pictures, or captions, in one forward pass. Scores do not depend on it."""
+    """Images, or captions, in one forward pass. Scores do not depend on it."""
 
     @field_validator("model", "pretrained")
     @classmethod
@@ -39,11 +39,11 @@ class ClipConfig(Config):
         return os.path.abspath(given) if given and os.path.exists(given) else given
 
 
-class Clip:
-    """A CLIP model that embeds the pictures and captions of clips."""
+class ClipEmbedder:
+    """A CLIP model that embeds the thumbnails and captions of clips."""
 
-    def __init__(self, config: ClipConfig | None = None) -> None:
-        self._config = config or ClipConfig()
+    def __init__(self, config: ClipEmbedderConfig | None = None) -> None:
+        self._config = config or ClipEmbedderConfig()
         self._device = "cpu"
         self._loaded: openclip.Loaded | None = None
 
@@ -70,29 +70,29 @@ class Clip:
         """Embeddings of every clip, in order, whatever the sizes of the batch and of its clips."""
         texts = list(dict.fromkeys(c.text for view in batch for c in view.captions if c.text))
         captions = dict(zip(texts, self.embed_texts(texts), strict=True))
-        pictures = iter(self.embed_pictures([picture for view in batch for picture in view.pictures]))
+        image_rows = iter(self.embed_images([image for view in batch for image in view.thumbnails]))
         found = []
         for view in batch:
-            if not view.pictures:
-                found.append(Embeddings(error="the clip has no pictures"))
+            if not view.thumbnails:
+                found.append(Embeddings(error="the clip has no thumbnails"))
                 continue
-            rows_FD = np.stack([next(pictures) for _ in view.pictures])
+            rows_FD = np.stack([next(image_rows) for _ in view.thumbnails])
             if not np.isfinite(rows_FD).all():
                 found.append(Embeddings(error="the model gave numbers that are not finite"))
                 continue
             unknown_D = np.full(rows_FD.shape[1], np.nan, np.float32)
             rows_CD = [captions[c.text] if c.text else unknown_D for c in view.captions]
-            found.append(Embeddings(pictures_FD=rows_FD, captions_CD=np.array(rows_CD, np.float32)))
+            found.append(Embeddings(frames_FD=rows_FD, captions_CD=np.array(rows_CD, np.float32)))
         return found
 
-    def embed_pictures(self, pictures: Sequence[Image]) -> NDArray[np.float32]:
-        """(picture, width) float32 rows of length 1, of (height, width, 3) uint8 BGR pictures of any sizes."""
+    def embed_images(self, images: Sequence[Image]) -> NDArray[np.float32]:
+        """(image, width) float32 rows of length 1, of (height, width, 3) uint8 BGR images of any sizes."""
         import torch
         from PIL import Image as Pil
 
         loaded, rows = self._ready(), []
         dtype = next(loaded.model.parameters()).dtype
-        for some in self._batches(pictures):
+        for some in self._batches(images):
             inputs = [loaded.preprocess(Pil.fromarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))) for bgr in some]
             batch_NCHW = torch.stack(inputs).to(self._device, dtype, memory_format=torch.channels_last)
             with torch.inference_mode():
@@ -142,17 +142,17 @@ def encode_text(model: Any, tokens_NL: Any) -> Any:
     return projection(pooled_ND) if isinstance(projection, torch.nn.Linear) else pooled_ND @ projection
 
 
-def mean_embedding(pictures_FD: NDArray[np.float32]) -> NDArray[np.float16]:
-    """The clip's embedding: the mean of its pictures' rows, scaled to length 1."""
-    mean_D = pictures_FD.mean(axis=0)
+def mean_embedding(frames_FD: NDArray[np.float32]) -> NDArray[np.float16]:
+    """The clip's embedding: the mean of its thumbnails' rows, scaled to length 1."""
+    mean_D = frames_FD.mean(axis=0)
     return (mean_D / max(float(np.linalg.norm(mean_D)), 1e-12)).astype(np.float16)
 
 
 def embedding_columns(embeddings: Embeddings) -> dict[str, Any]:
     """Columns embedding and embedding_error of one clip."""
-    if embeddings.pictures_FD is None:
+    if embeddings.frames_FD is None:
         return {"embedding": None, "embedding_error": embeddings.error}
-    return {"embedding": mean_embedding(embeddings.pictures_FD), "embedding_error": None}
+    return {"embedding": mean_embedding(embeddings.frames_FD), "embedding_error": None}
 
 
 def _unit_rows(features_ND: Any) -> NDArray[np.float32]:

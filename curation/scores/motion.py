@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from clipmill.config import Config
-from curation.video.pictures import Image
+from curation.video.resize import Image
 
 
 class MotionConfig(Config):
@@ -33,9 +33,9 @@ class MotionConfig(Config):
     """Where a cheap bound on the speed is below this, flow over the short baseline is not computed. Affects the CPU
     time first, scores hardly."""
     still_percent_per_s: float = Field(0.03, ge=0)
-    """Where the cheap bound on the speed is below this, no flow is computed at all: the picture stands still."""
+    """Where the cheap bound on the speed is below this, no flow is computed at all: nothing moves."""
     short_side_px: int = Field(64, ge=16, le=1080)
-    """Shorter side of the luma pictures between which flow is computed. Larger pictures show finer motion and cost more
+    """Shorter side of the luma images between which flow is computed. Larger images show finer motion and cost more
     CPU time."""
 
 
@@ -53,7 +53,7 @@ class _Sample:
 
 
 class MotionMeter:
-    """Takes frames in display order and answers, afterwards, how fast the picture moved between two timestamps."""
+    """Takes frames in display order and answers, afterwards, how fast it moved between two timestamps."""
 
     def __init__(self, config: MotionConfig | None = None) -> None:
         self._config = config or MotionConfig()

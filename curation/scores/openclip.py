@@ -21,7 +21,7 @@ from curation.scores.weight_files import check_shapes, short
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _HUB = "hf-hub:"
 _LARGEST_ASPECT = 8
-"""Of a picture that is resized as a whole; what models look at is close to a square."""
+"""Of an image that is resized as a whole; what models look at is close to a square."""
 _OURS = "clipmill-"
 
 
@@ -54,7 +54,7 @@ class Loaded:
     weights: Weights
     model: Any
     preprocess: Callable[[Any], Any]
-    """A PIL picture to a (channel, height, width) float32 tensor."""
+    """A PIL image to a (channel, height, width) float32 tensor."""
     tokenizer: Callable[[list[str]], Any]
     """Texts to a (text, position) int64 tensor, each cut at the model's context length."""
 
@@ -126,24 +126,24 @@ def load(model: str, pretrained: str | None, device: str = "cpu") -> Loaded:
     return Loaded(
         weights=weights,
         model=network.eval().to(device),
-        preprocess=_for_thin_pictures(image_transform_v2(PreprocessCfg(**about), is_train=False), about["resize_mode"]),
+        preprocess=_for_thin_images(image_transform_v2(PreprocessCfg(**about), is_train=False), about["resize_mode"]),
         tokenizer=tokenizer,
     )
 
 
-def _for_thin_pictures(preprocess: Callable[[Any], Any], resize_mode: str) -> Callable[[Any], Any]:
+def _for_thin_images(preprocess: Callable[[Any], Any], resize_mode: str) -> Callable[[Any], Any]:
     """`preprocess` in bounded memory: it makes the shorter side as long as the model's, and then crops the longer one.
 
-    A picture of 640x2 would be 72,000 pixels wide in between. So what is cropped in the end is left out before.
+    An image of 640x2 would be 72,000 pixels wide in between. So what is cropped in the end is left out before.
     """
 
-    def cropped(picture: Any) -> Any:
-        width, height = picture.size
+    def cropped(image: Any) -> Any:
+        width, height = image.size
         longest = _LARGEST_ASPECT * min(width, height)
         left, top = max(0, width - longest) // 2, max(0, height - longest) // 2
         if left or top:
-            picture = picture.crop((left, top, width - left, height - top))
-        return preprocess(picture)
+            image = image.crop((left, top, width - left, height - top))
+        return preprocess(image)
 
     return cropped if resize_mode == "shortest" else preprocess
 
@@ -209,8 +209,9 @@ def _not_to_be_had(name: str, origin: str, error: Exception) -> UserError:
         f"  wanted: {wanted}\n"
         f"  looked in: {HF_HUB_CACHE} and the network\n"
         f"  without network: where there is one, {by_hand}; copy FOLDER to the same place on every node, and give "
-        "`clip: {model: FOLDER}` in the --config file (or a single file: "
-        f"`clip: {{model: {single}, pretrained: FILE}}`); an aesthetic head is fetched as well, see docs/cluster.md\n"
+        "`clip_embedder: {model: FOLDER}` in the --config file (or a single file: "
+        f"`clip_embedder: {{model: {single}, pretrained: FILE}}`); an aesthetic head is fetched as well, see "
+        "docs/cluster.md\n"
         "  or leave out the scores that need it: --without similarity,aesthetic"
     )
 

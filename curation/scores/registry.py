@@ -1,4 +1,4 @@
-"""The registry of scorers that look at a clip's pictures: one line each, made from its own configuration if any."""
+"""The registry of scorers that look at a clip's thumbnails: one line each, made from its own configuration if any."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType

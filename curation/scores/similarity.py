@@ -28,13 +28,13 @@ class Similarity:
 
 def _score_clip(clip: ClipView) -> dict[str, Any]:
     found = clip.embeddings
-    if found is None or found.pictures_FD is None:
+    if found is None or found.frames_FD is None:
         return _unscored(f"there is no embedding: {found.error if found else 'the CLIP model did not run'}")
     if not any(caption.text for caption in clip.captions):
         reasons = [caption.error for caption in clip.captions if caption.error]
         return _unscored(f"no caption has text: {reasons[0]}" if reasons else "the clip has no caption")
     assert found.captions_CD is not None, "there are captions"
-    cosines_C = (found.captions_CD @ found.pictures_FD.T).mean(axis=1)
+    cosines_C = (found.captions_CD @ found.frames_FD.T).mean(axis=1)
     known_C = np.isfinite(cosines_C)
     if not known_C.any():
         return _unscored("the model gave numbers that are not finite")

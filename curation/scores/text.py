@@ -14,21 +14,21 @@ from shapely import MultiPolygon, Polygon, box, union_all
 from clipmill.config import Config
 from curation.scores.base import ClipView
 from curation.scores.columns import TEXT_AREA_COLUMNS
-from curation.video.pictures import Image
+from curation.video.resize import Image
 
 
 class TextConfig(Config):
     """Settings of the text detector."""
 
     long_side_px: int = Field(640, ge=64, le=4096)
-    """Long side to which the text detector shrinks a picture; smaller ones keep their size. Raise it, and
-    `picture_long_side_px`, for small text."""
+    """Long side to which the text detector shrinks an image; smaller ones keep their size. Raise it, and
+    `thumbnail_long_side_px`, for small text."""
     min_confidence: float = Field(0.6, ge=0, le=1)
     """Least confidence of the detector, 0 to 1, with which a box counts as text. Raise it if textures are taken for
     text, lower it if faint text is missed."""
     giant_share: float = Field(0.3, ge=0, le=1)
     """A box whose shorter side exceeds this share of the frame's has to be confirmed at half scale, because the
-    detector takes whole pictures for one giant letter."""
+    detector takes whole frames for one giant letter."""
     giant_confidence: float = Field(0.8, ge=0, le=1)
     """Least confidence, 0 to 1, of such a large box, at full and at half scale."""
     giant_overlap: float = Field(0.7, ge=0, le=1)
@@ -38,8 +38,8 @@ class TextConfig(Config):
 class TextArea:
     """Scorer `text_area`: union of the text boxes over the frame's area, for each of three frames, and the largest.
 
-    PP-OCR has a trap: on many frames without text it takes the whole picture, or its most salient object, for one
-    giant letter. Real giant text comes out the same when the picture is shown at half size on a canvas of the same
+    PP-OCR has a trap: on many frames without text it takes the whole frame, or its most salient object, for one
+    giant letter. Real giant text comes out the same when the frame is shown at half size on a canvas of the same
     size; these phantoms do not.
     """
 
@@ -77,26 +77,26 @@ class TextArea:
 
     def _score_clip(self, clip: ClipView) -> dict[str, Any]:
         try:
-            areas = [self.area(picture) for picture in clip.pictures]
+            areas = [self.area(image) for image in clip.thumbnails]
         except Exception as error:  # a detector that fails on one clip must not end the batch
             return {"text_area": None, "text_area_frames": None, "text_area_error": f"{type(error).__name__}: {error}"}
         if not areas:
-            return {"text_area": None, "text_area_frames": None, "text_area_error": "the clip has no pictures"}
+            return {"text_area": None, "text_area_frames": None, "text_area_error": "the clip has no thumbnails"}
         return {"text_area": max(areas), "text_area_frames": areas, "text_area_error": None}
 
-    def area(self, picture_HWC: Image) -> float:
-        """Share (0 to 1) of one BGR picture that is covered by the union of its text boxes."""
-        height, width = picture_HWC.shape[:2]
-        covered = union_all([polygon for polygon, _ in self._boxes(picture_HWC)])
+    def area(self, image_HWC: Image) -> float:
+        """Share (0 to 1) of one BGR image that is covered by the union of its text boxes."""
+        height, width = image_HWC.shape[:2]
+        covered = union_all([polygon for polygon, _ in self._boxes(image_HWC)])
         return float(covered.intersection(box(0, 0, width, height)).area / (height * width))
 
-    def _boxes(self, picture_HWC: Image) -> list[tuple[Polygon, float]]:
-        found = self._detect(picture_HWC)
-        giant_px = self._config.giant_share * min(picture_HWC.shape[:2])
+    def _boxes(self, image_HWC: Image) -> list[tuple[Polygon, float]]:
+        found = self._detect(image_HWC)
+        giant_px = self._config.giant_share * min(image_HWC.shape[:2])
         giants = [b for b in found if _shorter_side(b[0]) > giant_px]
         if not giants:
             return found
-        confirmed = [b for b in self._detect_at_half_size(picture_HWC) if b[1] >= self._config.giant_confidence]
+        confirmed = [b for b in self._detect_at_half_size(image_HWC) if b[1] >= self._config.giant_confidence]
         kept = [
             giant
             for giant in giants
@@ -105,9 +105,9 @@ class TextArea:
         ]
         return [b for b in found if b not in giants] + kept
 
-    def _detect(self, picture_HWC: Image) -> list[tuple[Polygon, float]]:
+    def _detect(self, image_HWC: Image) -> list[tuple[Polygon, float]]:
         assert self._engine is not None, "load() comes before score()"
-        result = self._engine(np.ascontiguousarray(picture_HWC), use_det=True, use_cls=False, use_rec=False)
+        result = self._engine(np.ascontiguousarray(image_HWC), use_det=True, use_cls=False, use_rec=False)
         if result.boxes is None:
             return []
         boxes = [
@@ -117,10 +117,10 @@ class TextArea:
         # A box without area covers nothing; corners in a wrong order may leave two pieces, of which the larger counts.
         return [(_one_piece(polygon), confidence) for polygon, confidence in boxes if polygon.area > 0]
 
-    def _detect_at_half_size(self, picture_HWC: Image) -> list[tuple[Polygon, float]]:
-        """Boxes found in the picture at half size, in the coordinates of the full one."""
-        height, width = picture_HWC.shape[:2]
-        half = cv2.resize(picture_HWC, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    def _detect_at_half_size(self, image_HWC: Image) -> list[tuple[Polygon, float]]:
+        """Boxes found in the image at half size, in the coordinates of the full one."""
+        height, width = image_HWC.shape[:2]
+        half = cv2.resize(image_HWC, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
         top, left = (height - half.shape[0]) // 2, (width - half.shape[1]) // 2
         bottom, right = height - half.shape[0] - top, width - half.shape[1] - left
         canvas = cv2.copyMakeBorder(half, top, bottom, left, right, cv2.BORDER_REPLICATE)

@@ -22,11 +22,11 @@ from clipmill.errors import SourceError
 from curation.inputs.sources import open_source, stat_source
 from curation.shots.spans import remuxed_packets
 from curation.video.decode import Frame, Limits, Video
-from curation.video.display import Upright
-from curation.video.pictures import Shrinker
+from curation.video.display import DisplayTransform
+from curation.video.resize import FrameResizer
 
 Kind = Literal["clips", "images"]
-Clip = Mapping[str, Any]
+ClipRow = Mapping[str, Any]
 """A row of the `clips` table; other columns of the joined view may be with it."""
 
 _INDEX_BYTES = 4096
@@ -69,7 +69,7 @@ class ExtractedClip:
 
 
 def extract_clips(
-    uri: str, clips: Sequence[Clip], kind: Kind, config: ExtractionConfig
+    uri: str, clips: Sequence[ClipRow], kind: Kind, config: ExtractionConfig
 ) -> list[ExtractedClip | SourceError]:
     """Extract clips of one source, in the order given; a clip that cannot be extracted is a SourceError in its place.
 
@@ -94,7 +94,7 @@ def _check_unchanged(uri: str, source_id: str) -> None:
 
 
 def _extract_all(
-    video: Video, clips: Sequence[Clip], kind: Kind, config: ExtractionConfig
+    video: Video, clips: Sequence[ClipRow], kind: Kind, config: ExtractionConfig
 ) -> list[ExtractedClip | SourceError]:
     extracted: dict[str, ExtractedClip | SourceError] = {}
     to_transcode = []
@@ -104,7 +104,7 @@ def _extract_all(
             continue
         try:
             extracted[clip["clip_id"]] = (
-                remux_clip(video, clip) if kind == "clips" else middle_picture(video, clip, config)
+                remux_clip(video, clip) if kind == "clips" else middle_frame(video, clip, config)
             )
         except SourceError as error:
             extracted[clip["clip_id"]] = error
@@ -114,7 +114,7 @@ def _extract_all(
     return [extracted[clip["clip_id"]] for clip in clips]
 
 
-def remux_clip(video: Video, clip: Clip) -> ExtractedClip:
+def remux_clip(video: Video, clip: ClipRow) -> ExtractedClip:
     """MP4 of the source's own packets, byte for byte; timestamps start at 0, their differences are the source's.
 
     Rotation and pixel aspect stay metadata. Raises SourceError when the packets of the row are not found.
@@ -144,19 +144,19 @@ def remux_clip(video: Video, clip: Clip) -> ExtractedClip:
     return ExtractedClip(content=file.getvalue(), suffix="mp4", shape=shape)
 
 
-def middle_picture(video: Video, clip: Clip, config: ExtractionConfig) -> ExtractedClip:
+def middle_frame(video: Video, clip: ClipRow, config: ExtractionConfig) -> ExtractedClip:
     """JPEG, full size and upright, of the frame that the scorers saw as the clip's middle.
 
     Raises SourceError when there is no frame with that timestamp.
     """
-    if not clip["picture_pts"]:
-        raise SourceError("decode_error", "the scan kept no picture of this clip")
-    pts = clip["picture_pts"][1]
+    if not clip["thumbnail_pts"]:
+        raise SourceError("decode_error", "the scan kept no thumbnail of this clip")
+    pts = clip["thumbnail_pts"][1]
     frame = next(video.frames_between(pts, clip["end_pts"]), None)
     if frame is None or frame.pts != pts:
         raise SourceError("decode_error", f"no frame with timestamp {pts} could be decoded: not as scanned")
     long_side_px = max(video.info.width, video.info.height)
-    bgr = Shrinker().upright_bgr(frame.picture, video.info, long_side_px=long_side_px)
+    bgr = FrameResizer().upright_bgr(frame.av_frame, video.info, long_side_px=long_side_px)
     _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality])
     shape = {"codec": "jpeg", "width": bgr.shape[1], "height": bgr.shape[0], "pts": pts}
     return ExtractedClip(content=jpeg.tobytes(), suffix="jpg", shape=shape)
@@ -179,9 +179,9 @@ def _packets_between(video: Video, start_pts: int, end_pts: int) -> list[av.Pack
     raise SourceError("decode_error", f"no packet with timestamp {start_pts} was found: not as scanned")
 
 
-def _passes(video: Video, clips: Iterable[Clip]) -> Iterator[list[Clip]]:
+def _passes(video: Video, clips: Iterable[ClipRow]) -> Iterator[list[ClipRow]]:
     """Clips that one decode gives: those whose keyframe lies before the end of the clip before them."""
-    group: list[Clip] = []
+    group: list[ClipRow] = []
     for clip in sorted(clips, key=lambda c: c["start_pts"]):
         key_pts = None
         with suppress(av.FFmpegError):
@@ -195,7 +195,9 @@ def _passes(video: Video, clips: Iterable[Clip]) -> Iterator[list[Clip]]:
         yield group
 
 
-def _transcode(video: Video, clips: Sequence[Clip], config: ExtractionConfig) -> dict[str, ExtractedClip | SourceError]:
+def _transcode(
+    video: Video, clips: Sequence[ClipRow], config: ExtractionConfig
+) -> dict[str, ExtractedClip | SourceError]:
     extracted: dict[str, ExtractedClip | SourceError] = {}
     crf = {clip["clip_id"]: config.crf for clip in clips}
     while clips:
@@ -214,8 +216,8 @@ def _transcode(video: Video, clips: Sequence[Clip], config: ExtractionConfig) ->
 
 
 def _transcode_in_one_pass(
-    video: Video, clips: list[Clip], crf: Mapping[str, int], config: ExtractionConfig
-) -> Iterator[tuple[Clip, "_Encoder", SourceError | None]]:
+    video: Video, clips: list[ClipRow], crf: Mapping[str, int], config: ExtractionConfig
+) -> Iterator[tuple[ClipRow, "_Encoder", SourceError | None]]:
     frames = video.frames_between(clips[0]["start_pts"], clips[-1]["end_pts"])
     frame = next(frames, None)
     for clip in clips:
@@ -240,11 +242,11 @@ def _attempt(step: Callable[..., None], *args: Any) -> SourceError | None:
 class _Encoder:
     """Frames of one clip in, an H.264 file out: 8-bit 4:2:0, upright, square pixels, a keyframe every second."""
 
-    def __init__(self, video: Video, clip: Clip, crf: int, preset: str) -> None:
+    def __init__(self, video: Video, clip: ClipRow, crf: int, preset: str) -> None:
         self._clip, self._crf, self._preset = clip, crf, preset
         self.psnr_db = math.inf
         """Of the worst frame, in luma or RGB, whichever is lower."""
-        self._upright = Upright(video.info)
+        self._display = DisplayTransform(video.info)
         self._file = io.BytesIO()
         self._mp4 = _mp4(self._file, clip, 0)
         self._stream: Any = None
@@ -256,17 +258,17 @@ class _Encoder:
     def push(self, frame: Frame) -> None:
         if self._frames == 0 and frame.pts != self._first_pts:
             raise SourceError("decode_error", f"no frame with timestamp {self._first_pts}: not as scanned")
-        picture = self._upright(frame.picture)
+        displayed = self._display(frame.av_frame)
         if self._stream is None:
-            self._open(picture)
+            self._open(displayed)
         elapsed = (frame.pts - self._first_pts) * self._clip["time_base_num"]
         second = elapsed // self._clip["time_base_den"]
-        picture.pts, picture.time_base = elapsed, Fraction(1, self._clip["time_base_den"])
+        displayed.pts, displayed.time_base = elapsed, Fraction(1, self._clip["time_base_den"])
         # What the source's encoder made of the frame must not steer ours.
         starts_second = second > self._last_second
-        picture.pict_type = av.video.frame.PictureType.I if starts_second else av.video.frame.PictureType.NONE
+        displayed.pict_type = av.video.frame.PictureType.I if starts_second else av.video.frame.PictureType.NONE
         self._last_second = second
-        self._keep(self._stream.encode(picture))
+        self._keep(self._stream.encode(displayed))
         self._frames += 1
 
     def finish(self) -> None:
@@ -301,7 +303,7 @@ class _Encoder:
             self.psnr_db = min(self.psnr_db, 10 * math.log10(255**2 / max(mse, 1e-6)))
             self._packets.append(packet)
 
-    def _open(self, picture: av.VideoFrame) -> None:
+    def _open(self, displayed: av.VideoFrame) -> None:
         options = {
             "preset": self._preset,
             "crf": str(self._crf),
@@ -313,18 +315,18 @@ class _Encoder:
         rate = Fraction(self._clip["fps"] or 25).limit_denominator(1001)
         base = Fraction(1, self._clip["time_base_den"])
         stream = self._mp4.add_stream(
-            "libx264", rate, options=options, width=picture.width, height=picture.height, time_base=base
+            "libx264", rate, options=options, width=displayed.width, height=displayed.height, time_base=base
         )
         context = stream.codec_context
         context.thread_count = 1
-        context.pix_fmt = picture.format.name
+        context.pix_fmt = displayed.format.name
         context.sample_aspect_ratio = Fraction(1)
-        context.colorspace, context.color_range = picture.colorspace, picture.color_range
-        context.color_primaries, context.color_trc = picture.color_primaries, picture.color_trc
+        context.colorspace, context.color_range = displayed.colorspace, displayed.color_range
+        context.color_primaries, context.color_trc = displayed.color_primaries, displayed.color_trc
         self._stream = stream
 
 
-def _mp4(file: io.BytesIO, clip: Clip, extra_bytes: int) -> Any:
+def _mp4(file: io.BytesIO, clip: ClipRow, extra_bytes: int) -> Any:
     """An MP4 to write into `file`: its index in front, its clock the source's, its bytes the same on every run."""
     clock = str(clip["time_base_den"])
     options = {
@@ -336,7 +338,7 @@ def _mp4(file: io.BytesIO, clip: Clip, extra_bytes: int) -> Any:
     return av.open(file, "w", format="mp4", container_options=options)
 
 
-def _mux(mp4: Any, stream: Any, packets: list[av.Packet], clip: Clip, *, first_pts: int, unit: int) -> None:
+def _mux(mp4: Any, stream: Any, packets: list[av.Packet], clip: ClipRow, *, first_pts: int, unit: int) -> None:
     """Write packets with timestamps from 0 on; `unit` is how many ticks of the MP4's clock make one of their pts."""
     pts = [packet.pts for packet in packets if packet.pts is not None]
     assert len(pts) == len(packets)

@@ -23,7 +23,7 @@ from clipmill.spool import Spool
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.inputs.stats import signed_address
 from curation.scores.columns import SCORE_COLUMNS
-from curation.shards.extract import Clip, ExtractedClip, ExtractionConfig, Kind, extract_clips
+from curation.shards.extract import ClipRow, ExtractedClip, ExtractionConfig, Kind, extract_clips
 
 _FOOTAGE_PER_CALL_S = 60.0
 _SPOOL_IN_MEMORY_BYTES = 64 << 20
@@ -105,7 +105,9 @@ def _here(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-def plan_shards(clips: pa.Table | Iterable[Clip], *, kind: Kind, config: ShardConfig | None = None) -> list[ShardPlan]:
+def plan_shards(
+    clips: pa.Table | Iterable[ClipRow], *, kind: Kind, config: ShardConfig | None = None
+) -> list[ShardPlan]:
     """Divide clips (rows of the joined view) into shards of even size, shuffled across sources.
 
     Each source's clips are spread evenly over all shards. The result depends on the clip ids and the seed only, not
@@ -212,7 +214,7 @@ def _hash(seed: int, text: str) -> int:
 
 def _extracted_in_order(
     plan: ShardPlan, config: ShardConfig, run: Run
-) -> Iterator[tuple[Clip, ExtractedClip | SourceError]]:
+) -> Iterator[tuple[ClipRow, ExtractedClip | SourceError]]:
     """Every row with its file. Clips of one source are extracted together, and wait on disk until it is their turn."""
     rows = plan.clips.to_pylist()
     calls = _calls(rows)
@@ -231,7 +233,7 @@ def _extracted_in_order(
 
 
 def _extract_together(
-    uri: str, together: Sequence[Clip], kind: Kind, config: ShardConfig, run: Run
+    uri: str, together: Sequence[ClipRow], kind: Kind, config: ShardConfig, run: Run
 ) -> list[ExtractedClip | SourceError]:
     """Clips of one source. Where their files together are too large for one answer, each is extracted by itself."""
     try:
@@ -275,7 +277,7 @@ class _Spooled:
         return ExtractedClip(content=spool.get(self.start, self.size), suffix=self.clip.suffix, shape=self.clip.shape)
 
 
-def _sample(row: Clip, extracted: ExtractedClip, selection: str) -> dict[str, Any]:
+def _sample(row: ClipRow, extracted: ExtractedClip, selection: str) -> dict[str, Any]:
     captions = row.get("captions") or []
     about = {
         "clip_id": row["clip_id"],

@@ -21,7 +21,7 @@ class FrameSpan:
 
 
 def merged(fades: Iterable[FrameSpan], dissolves: Iterable[FrameSpan], cuts: Collection[int]) -> list[FrameSpan]:
-    """Fades first, as a blank picture leaves no doubt, then what does not touch them; in order, and none touches."""
+    """Fades first, as a blank frame leaves no doubt, then what does not touch them; in order, and none touches."""
     spans: list[FrameSpan] = []
     for fade in sorted(fades, key=_start):
         if spans and fade.start <= spans[-1].end:

@@ -1,9 +1,9 @@
-"""The cascade of cut detectors: small pictures in, transitions out (paper: section 3.1 and appendix on data).
+"""The cascade of cut detectors: small frames in, transitions out (paper: section 3.1 and appendix on data).
 
 As in the paper, three detectors look at three frame rates with three thresholds: at every frame for hard cuts, at
 four and at one frame per second for slow changes. They only propose. Each proposal is then checked against the
-pictures around it, which turns down flashes, insets and camera motion, and gives exact frames. Fades are found from
-the blank pictures in their middle.
+frames around it, which turns down flashes, insets and camera motion, and gives exact frames. Fades are found from
+the blank frames in their middle.
 """
 
 import bisect
@@ -21,7 +21,7 @@ from curation.shots.cut_spans import FrameSpan, merged
 from curation.shots.fades import BlankRun, BlankRuns, fade_bounds
 from curation.shots.gradual import (
     Candidate,
-    Picture,
+    Luma,
     Sample,
     changed_share,
     comes_back,
@@ -60,7 +60,7 @@ class Transition:
 class CutConfig(Config):
     """Thresholds of the cascade.
 
-    "Content" is scenedetect's measure of how much two pictures differ, here of their brightness alone, in 8-bit
+    "Content" is scenedetect's measure of how much two frames differ, here of their brightness alone, in 8-bit
     levels: with hue and saturation, black-and-white footage would only score a third.
     """
 
@@ -79,9 +79,9 @@ class CutConfig(Config):
     """Least content change between two frames at `slow_fps` that proposes a long dissolve or wipe. Lower it if slow
     dissolves between similar shots are missed."""
     changed_share: float = Field(0.5, gt=0, lt=1)
-    """A new shot changes at least this share of the textured picture; an inset or a jump of one object changes less."""
+    """A new shot changes at least this share of the textured frame; an inset or a jump of one object changes less."""
     flash_s: float = Field(0.25, gt=0)
-    """A picture that is back within this time was interrupted by a flash, not cut."""
+    """A frame that is back within this time was interrupted by a flash, not cut."""
     dark_share: float = Field(0.98, gt=0.5, le=1)
     """A black frame has this share of black pixels; the rest is room for a watermark."""
     flat_texture: float = Field(0.5, gt=0)
@@ -102,19 +102,19 @@ _FLASH_FRAMES = 2
 _KEPT_BEFORE = 4
 """Frames before a proposed cut that are kept until it is decided, however long ago they were."""
 _HELD_S = 1.0
-"""A picture that stands for so long is a slide, not a flash."""
+"""A frame that stands for so long is a slide, not a flash."""
 _REPEATED = 0.5
-"""Two pictures closer than this many levels are one picture shown twice (24 fps in a 60 fps file, a still slide)."""
+"""Two frames closer than this many levels are one frame shown twice (24 fps in a 60 fps file, a still slide)."""
 _REPEATED_S = 0.2
 _BESIDE_WIPE_S = 0.5
 
 
 class _LumaScore:
-    """Has a scenedetect detector compare luma pictures as they are, without a detour over colour."""
+    """Has a scenedetect detector compare luma frames as they are, without a detour over colour."""
 
-    _last: Picture | None = None
+    _last: Luma | None = None
 
-    def _calculate_frame_score(self, timecode: FrameTimecode, frame_img: Picture) -> float:
+    def _calculate_frame_score(self, timecode: FrameTimecode, frame_img: Luma) -> float:
         last, self._last = self._last, frame_img
         return 0.0 if last is None else distance(last, frame_img)
 
@@ -139,13 +139,13 @@ class _SlowDetector:
         if sample.time_s < self.next_s:
             return False
         self.next_s = sample.time_s + self.interval_s - 1e-3
-        return bool(self.detector.process_frame(_timecode(sample), sample.picture))
+        return bool(self.detector.process_frame(_timecode(sample), sample.luma))
 
 
 class CutDetector:
     """Finds transitions. Push every frame in display order, then call `finish` once.
 
-    Memory: eight bytes per frame, and the pictures of the last seven seconds at 80 pixels.
+    Memory: eight bytes per frame, and the frames of the last seven seconds at 80 pixels.
     """
 
     def __init__(self, config: CutConfig | None = None) -> None:
@@ -173,9 +173,9 @@ class CutDetector:
         self._recent: list[FrameSpan] = []
 
     def push(self, index: int, pts: int, time_s: float, luma_HW: NDArray[np.uint8]) -> None:
-        """Take the next frame: its pts, its time in seconds and its brightness as a small picture, (H, W) uint8.
+        """Take the next frame: its pts, its time in seconds and its brightness as a small frame, (H, W) uint8.
 
-        80 pixels on the long side are enough. Pictures of another size than the first are resized to it.
+        80 pixels on the long side are enough. Frames of another size than the first are resized to it.
         """
         assert index == len(self._pts), "every frame is pushed, in display order"
         self._pts.append(pts)
@@ -238,23 +238,19 @@ class CutDetector:
         if shown is None:
             for _ in range(2):
                 self._show(sample)  # so that a cut at the first frames has a past to stand out from
-        if (
-            shown is None
-            or sample.time_s > shown.time_s + _REPEATED_S
-            or distance(shown.picture, sample.picture) > _REPEATED
-        ):
+        if shown is None or sample.time_s > shown.time_s + _REPEATED_S or distance(shown.luma, sample.luma) > _REPEATED:
             self._show(sample)
             self._shown = sample
         last = self._window[-2] if len(self._window) > 1 else sample
         held = sample.time_s - last.time_s >= _HELD_S
-        if held and distance(last.picture, sample.picture) >= self._config.hard_content:
+        if held and distance(last.luma, sample.luma) >= self._config.hard_content:
             self._add_proposal(sample.index)  # among slides each change is like the others, and none stands out
         slow_change = [slow.proposes(sample) for slow in self._slow]
         if any(slow_change) and self._search_due_s is None:
             self._search_due_s = sample.time_s + _LOOK_AHEAD_S
 
     def _show(self, sample: Sample) -> None:
-        cuts = self._every_frame.process_frame(_timecode(sample), sample.picture)
+        cuts = self._every_frame.process_frame(_timecode(sample), sample.luma)
         for cut in cuts:
             self._add_proposal(cut.frame_num)
 
@@ -276,22 +272,22 @@ class CutDetector:
     def _is_cut(self, place: int) -> bool:
         window, flash_s = list(self._window), self._config.flash_s
         time_s = window[place].time_s
-        before = [s.picture for s in window[:place] if s.time_s >= time_s - flash_s]
-        after = [s.picture for s in window[place:] if s.time_s <= time_s + flash_s]
+        before = [s.luma for s in window[:place] if s.time_s >= time_s - flash_s]
+        after = [s.luma for s in window[place:] if s.time_s <= time_s + flash_s]
         if len(before) <= _FLASH_FRAMES:  # at few frames per second a flash of one frame lasts longer
             near = [s for s in window[max(0, place - _FLASH_FRAMES - 1) : place] if s.time_s > time_s - _HELD_S]
-            before = [s.picture for s in near or window[place - 1 : place]]
+            before = [s.luma for s in near or window[place - 1 : place]]
         if len(after) <= _FLASH_FRAMES:
             near = window[place : place + _FLASH_FRAMES + 1]
-            after = [s.picture for s in near if s.time_s < time_s + _HELD_S] or [window[place].picture]
+            after = [s.luma for s in near if s.time_s < time_s + _HELD_S] or [window[place].luma]
         old, new = before[-1], after[0]
         return self._is_new_shot(old, new) and not comes_back(before, after, distance(old, new))
 
-    def _is_new_shot(self, old_HW: Picture, new_HW: Picture) -> bool:
+    def _is_new_shot(self, old_HW: Luma, new_HW: Luma) -> bool:
         return changed_share(old_HW, new_HW) >= self._config.changed_share and not same_scene(old_HW, new_HW)
 
     def _search(self, until_s: float) -> None:
-        """Look for gradual changes in the window up to this time, between hard cuts and blank pictures."""
+        """Look for gradual changes in the window up to this time, between hard cuts and blank frames."""
         self._search_due_s = None
         self._recent = [span for span in self._recent if span.end >= self._window[0].index]
         stretch: list[Sample] = []
@@ -315,7 +311,7 @@ class CutDetector:
         picks = np.unique(np.searchsorted(times, wanted).clip(0, len(times) - 1))
         if len(picks) < _LEAST_SAMPLES:
             return
-        thumbs = np.stack([thumb(stretch[pick].picture) for pick in picks])
+        thumbs = np.stack([thumb(stretch[pick].luma) for pick in picks])
         limits = {"min_s": c.gradual_min_s, "max_s": c.gradual_max_s, "min_change": c.gradual_change}
         self._search_wipes(stretch, times, find_sweeps(thumbs, times[picks], **limits))
         detail = np.array([stretch[pick].detail for pick in picks]).T
@@ -345,16 +341,16 @@ class CutDetector:
             if known or any(sweep.resembles(other) for other in refused):
                 continue
             refused.append(sweep)
-            if changed_share(stretch[start].picture, stretch[end].picture) < self._config.changed_share:
+            if changed_share(stretch[start].luma, stretch[end].luma) < self._config.changed_share:
                 continue
             first, last = np.searchsorted(times, (sweep.start_s - _BESIDE_WIPE_S, sweep.end_s + _BESIDE_WIPE_S))
             around = stretch[first:last]
-            bounds = wipe_bounds([sample.picture for sample in around], times[first:last], sweep)
-            if bounds is not None and self._is_new_shot(*(around[i].picture for i in bounds)):
+            bounds = wipe_bounds([sample.luma for sample in around], times[first:last], sweep)
+            if bounds is not None and self._is_new_shot(*(around[i].luma for i in bounds)):
                 self._add_dissolve(around[bounds[0]].index + 1, around[bounds[1]].index)
 
     def _is_gradual(self, stretch: list[Sample], old: int, new: int, candidate: Candidate) -> bool:
-        first, middle, last = (stretch[i].picture for i in (old, (old + new) // 2, new))
+        first, middle, last = (stretch[i].luma for i in (old, (old + new) // 2, new))
         return (candidate.dips or wiped(first, middle, last)) and self._is_new_shot(first, last)
 
     def _add_dissolve(self, start: int, end: int) -> None:

@@ -1,6 +1,6 @@
-"""Fades through black, white or another blank picture: each blank run, widened to where both shots stand in full.
+"""Fades through black, white or another blank frame: each blank run, widened to where both shots stand in full.
 
-A fade is a passage. A picture that is dark or has few edges, but shows something and goes on showing it, is a shot:
+A fade is a passage. A frame that is dark or has few edges, but shows something and goes on showing it, is a shot:
 a logo on black, a sparse slide, a night scene.
 """
 
@@ -10,21 +10,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from curation.shots.gradual import BLACK, Picture, Sample, comes_back, distance, fade_length
+from curation.shots.gradual import BLACK, Luma, Sample, comes_back, distance, fade_length
 
 _FADE_S = 3.0
-"""Longest way from a blank picture to the full shot that is followed."""
+"""Longest way from a blank frame to the full shot that is followed."""
 _RISE = 3.0
-"""A bright blank picture is a fade only if the shots beside it have this many times its texture."""
+"""A bright blank frame is a fade only if the shots beside it have this many times its texture."""
 _EMPTY_CONTRAST = 2.5
-"""A blank picture with a larger standard deviation shows something."""
+"""A blank frame with a larger standard deviation shows something."""
 _OTHER_LEVEL = 30.0
-"""Two blank pictures are not the same from this difference in brightness on."""
+"""Two blank frames are not the same from this difference in brightness on."""
 _STEADY_S = 2.0
 _SHOWN_S = 3.0
 """What it shows is a shot once it has stayed the same for the first time, or been there for the second."""
 _LONG_S = 1.0
-"""An empty picture counts from this length on, whatever is beside it."""
+"""An empty frame counts from this length on, whatever is beside it."""
 
 
 @dataclass(slots=True)
@@ -120,7 +120,7 @@ class BlankRuns:
         return complete
 
     def _settle(self, sample: Sample, recent: Iterable[Sample]) -> None:
-        """End the run where that which a dark or flat picture shows has turned out to be a shot."""
+        """End the run where that which a dark or flat frame shows has turned out to be a shot."""
         since = self._shows_since
         if self._settled or since is None or sample.time_s - since.time_s < _STEADY_S:
             return
@@ -165,7 +165,7 @@ class BlankRuns:
 
 
 def _content(sample: Sample, kind: str) -> float:
-    # A letterbox around a white picture has contrast but little texture; black noise has texture but no contrast.
+    # A letterbox around a white frame has contrast but little texture; black noise has texture but no contrast.
     return sample.contrast if kind == "black" else sample.texture
 
 
@@ -178,30 +178,30 @@ def _alike(a: Sample, b: Sample) -> bool:
 
 
 def _is_empty(sample: Sample, kind: str) -> bool:
-    picture = sample.picture if kind == "black" else _without_bars(sample.picture)
-    return float(picture.std()) <= _EMPTY_CONTRAST
+    luma = sample.luma if kind == "black" else _without_bars(sample.luma)
+    return float(luma.std()) <= _EMPTY_CONTRAST
 
 
-def _without_bars(picture_HW: Picture) -> Picture:
-    """The picture inside black bars on opposite sides; all of it where what is not black lies elsewhere."""
+def _without_bars(luma_HW: Luma) -> Luma:
+    """The frame inside black bars on opposite sides; all of it where what is not black lies elsewhere."""
     inside = []
-    for size, levels in zip(picture_HW.shape, (picture_HW.mean(1), picture_HW.mean(0)), strict=True):
+    for size, levels in zip(luma_HW.shape, (luma_HW.mean(1), luma_HW.mean(0)), strict=True):
         bright = np.flatnonzero(levels > BLACK)
         if not len(bright):
-            return picture_HW
+            return luma_HW
         first, last = int(bright[0]), int(bright[-1]) + 1
         if abs(first - (size - last)) > 0.1 * size or last - first < size // 2:
-            return picture_HW
-        # Where a bar meets the picture there is a row or column of both.
+            return luma_HW
+        # Where a bar meets the frame there is a row or column of both.
         inside.append(slice(first + (first > 0), last - (last < size)))
-    return picture_HW[inside[0], inside[1]]
+    return luma_HW[inside[0], inside[1]]
 
 
 def fade_bounds(run: BlankRun, cuts: Set[int], *, flash_s: float) -> tuple[int, int] | None:
     """(first changed frame, first frame that is fully the next shot) of the fade around a blank run, or None.
 
-    None for a flash or a blink after which the same picture returns, for a plain surface in a shot, and for a dark or
-    flat picture that nothing leads into.
+    None for a flash or a blink after which the same frame returns, for a plain surface in a shot, and for a dark or
+    flat frame that nothing leads into.
     """
     before, after = run.before[::-1], run.after
     start, stop = run.first.index, run.last.index + 1
@@ -212,13 +212,13 @@ def fade_bounds(run: BlankRun, cuts: Set[int], *, flash_s: float) -> tuple[int, 
         return None
     before = before[: next((i for i, s in enumerate(before) if s.index + 1 in cuts and i > 0), len(before))]
     after = after[: next((i for i, s in enumerate(after) if s.index in cuts and i > 0), len(after))]
-    out = _length(run.blankest.picture, before)
-    back = _length(run.blankest.picture, after)
+    out = _length(run.blankest.luma, before)
+    back = _length(run.blankest.luma, after)
     if run.settled and not run.empty and (run.kind != "black" or not out):
         return None
     short = run.last.time_s - run.first.time_s < flash_s and out + back < 4
-    old, new = _pictures(before[out : out + 4]), _pictures(after[back : back + 4])
-    if short and old and new and comes_back(old, new, distance(old[0], run.blankest.picture)):
+    old, new = _lumas(before[out : out + 4]), _lumas(after[back : back + 4])
+    if short and old and new and comes_back(old, new, distance(old[0], run.blankest.luma)):
         return None
     return start - out, stop + back
 
@@ -231,10 +231,10 @@ def _stands_out(run: BlankRun, beside: Sequence[Sample]) -> bool:
     return not beside or max(s.texture for s in beside) >= _RISE * max(run.blankest.texture, 0.5)
 
 
-def _length(blank: Picture, samples: Sequence[Sample]) -> int:
-    length = fade_length(blank, _pictures(samples), [s.time_s for s in samples])
+def _length(blank: Luma, samples: Sequence[Sample]) -> int:
+    length = fade_length(blank, _lumas(samples), [s.time_s for s in samples])
     return min(len(samples), length + 1 + length // 12) if length else 0
 
 
-def _pictures(samples: Sequence[Sample]) -> list[Picture]:
-    return [s.picture for s in samples]
+def _lumas(samples: Sequence[Sample]) -> list[Luma]:
+    return [s.luma for s in samples]

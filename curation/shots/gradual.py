@@ -1,8 +1,8 @@
-"""What a change of shot looks like in a short window of small pictures: pure functions behind the cut detectors.
+"""What a change of shot looks like in a short window of small frames: pure functions behind the cut detectors.
 
-A fade, dissolve or wipe moves from one picture to the other on a straight line: each pixel goes one way, from its
-old value to its new one. A moving camera does not: its pictures wander. The depth of a dip in detail tells a dissolve
-from the rest (the variance parabola of Alattar 1993, here on gradients). Sizes: N pictures, H rows, W columns.
+A fade, dissolve or wipe moves from one frame to the other on a straight line: each pixel goes one way, from its
+old value to its new one. A moving camera does not: its frames wander. The depth of a dip in detail tells a dissolve
+from the rest (the variance parabola of Alattar 1993, here on gradients). Sizes: N frames, H rows, W columns.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-Picture = NDArray[np.uint8]
+Luma = NDArray[np.uint8]
 """(H, W) luma, some 80 pixels on the long side."""
 
 _LONG_SIDE_PX = 80
@@ -54,11 +54,11 @@ _COLOURS_SIZE = (6, 4)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One frame as the detectors see it: a small picture and a few numbers."""
+    """One frame as the detectors see it: a small frame and a few numbers."""
 
     index: int
     time_s: float
-    picture: Picture
+    luma: Luma
     brightness: float
     contrast: float
     """Standard deviation of the brightness."""
@@ -78,7 +78,7 @@ def sample_size(luma_HW: NDArray[np.uint8]) -> tuple[int, int]:
 
 
 def measure(index: int, time_s: float, luma_HW: NDArray[np.uint8], size: tuple[int, int]) -> Sample:
-    """Shrink a picture to `size` (width, height) and measure it."""
+    """Shrink a frame to `size` (width, height) and measure it."""
     if luma_HW.shape[::-1] != size:
         luma_HW = cv2.resize(luma_HW, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
     across = cv2.absdiff(luma_HW[:, 1:], luma_HW[:, :-1])
@@ -87,7 +87,7 @@ def measure(index: int, time_s: float, luma_HW: NDArray[np.uint8], size: tuple[i
     return Sample(
         index=index,
         time_s=time_s,
-        picture=luma_HW,
+        luma=luma_HW,
         brightness=float(mean[0, 0]),
         contrast=float(std[0, 0]),
         dark=1 - cv2.countNonZero(cv2.threshold(luma_HW, BLACK, 255, cv2.THRESH_BINARY)[1]) / luma_HW.size,
@@ -96,13 +96,13 @@ def measure(index: int, time_s: float, luma_HW: NDArray[np.uint8], size: tuple[i
     )
 
 
-def distance(a_HW: Picture, b_HW: Picture) -> float:
-    """Mean absolute difference of two pictures, in 8-bit levels."""
+def distance(a_HW: Luma, b_HW: Luma) -> float:
+    """Mean absolute difference of two frames, in 8-bit levels."""
     return float(cv2.norm(a_HW, b_HW, cv2.NORM_L1)) / a_HW.size
 
 
-def changed_share(a_HW: Picture, b_HW: Picture) -> float:
-    """Share of the picture's textured blocks whose content is another in `b`: 0 the same scene, 1 all new.
+def changed_share(a_HW: Luma, b_HW: Luma) -> float:
+    """Share of the frame's textured blocks whose content is another in `b`: 0 the same scene, 1 all new.
 
     Blank areas that stay blank count neither way, so a change of slide is as large as a change of shot. A block that
     only got brighter or darker keeps its texture and is not changed.
@@ -117,25 +117,25 @@ def changed_share(a_HW: Picture, b_HW: Picture) -> float:
     return float(changed.sum() / max(1, (textured | (difference > _CHANGED)).sum()))
 
 
-def _blocks(picture_HW: Picture) -> NDArray[np.float32]:
-    rows, columns = (max(1, n // _BLOCK_PX) for n in picture_HW.shape)
-    gray = cv2.resize(picture_HW, (columns * _BLOCK_PX, rows * _BLOCK_PX), interpolation=cv2.INTER_AREA)
+def _blocks(luma_HW: Luma) -> NDArray[np.float32]:
+    rows, columns = (max(1, n // _BLOCK_PX) for n in luma_HW.shape)
+    gray = cv2.resize(luma_HW, (columns * _BLOCK_PX, rows * _BLOCK_PX), interpolation=cv2.INTER_AREA)
     blocks = gray.reshape(rows, _BLOCK_PX, columns, _BLOCK_PX).transpose(0, 2, 1, 3)
     return blocks.reshape(rows, columns, -1).astype(np.float32)
 
 
-def comes_back(before: Sequence[Picture], after: Sequence[Picture], change: float) -> bool:
-    """Whether some picture after a change of this size looks like one before it: a flash, or a dropped frame."""
+def comes_back(before: Sequence[Luma], after: Sequence[Luma], change: float) -> bool:
+    """Whether some frame after a change of this size looks like one before it: a flash, or a dropped frame."""
     return any(distance(a, b) < change / 2 for a in before for b in after)
 
 
-def fade_length(blank_HW: Picture, pictures: Sequence[Picture], times_s: Sequence[float]) -> int:
-    """How many of `pictures` (going away from the blank one, nearest first) belong to the fade.
+def fade_length(blank_HW: Luma, lumas: Sequence[Luma], times_s: Sequence[float]) -> int:
+    """How many of `lumas` (going away from the blank one, nearest first) belong to the fade.
 
-    In a fade the distance from the blank picture grows steadily until the shot stands at full strength. The fade is
+    In a fade the distance from the blank frame grows steadily until the shot stands at full strength. The fade is
     over where the distance no longer grows by 5 % within a fifth of a second.
     """
-    away = np.array([distance(blank_HW, picture) for picture in pictures])
+    away = np.array([distance(blank_HW, luma) for luma in lumas])
     if not len(away):
         return 0
     times = np.abs(np.asarray(times_s) - times_s[0])
@@ -146,9 +146,9 @@ def fade_length(blank_HW: Picture, pictures: Sequence[Picture], times_s: Sequenc
     return len(away)
 
 
-def thumb(picture_HW: Picture) -> NDArray[np.float32]:
-    """(576,) float32: the brightness of a picture at 32x18."""
-    return cv2.resize(picture_HW, THUMB_SIZE, interpolation=cv2.INTER_AREA).astype(np.float32).reshape(-1)
+def thumb(luma_HW: Luma) -> NDArray[np.float32]:
+    """(576,) float32: the brightness of a frame at 32x18."""
+    return cv2.resize(luma_HW, THUMB_SIZE, interpolation=cv2.INTER_AREA).astype(np.float32).reshape(-1)
 
 
 class Candidate(NamedTuple):
@@ -172,7 +172,7 @@ def find_gradual(
     """Likely dissolves and wipes among samples of one stretch without cuts, best first.
 
     `old` is the last sample of the old shot and `new` the first of the new one; `detail_2N` is each sample's mean
-    squared gradient. While two unrelated pictures of detail A and B are laid over each other with the share x of the
+    squared gradient. While two unrelated frames of detail A and B are laid over each other with the share x of the
     second, the detail is (1-x)^2 A + x^2 B, however they move: a dip of known shape below the straight line from A
     to B. A pan keeps its detail. A blurred whip pan loses more than this.
     """
@@ -208,7 +208,7 @@ def dip_fit(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """How detail dips from the first to the last sample of each row: depth_2M, and the share left_2M unexplained.
 
-    The depth is 1 where two unrelated pictures dissolve, 0 where there is no dip.
+    The depth is 1 where two unrelated frames dissolve, 0 where there is no dip.
     """
     first, last = detail_2MN[..., :1], detail_2MN[..., -1:]
     share_MN = (times_MN - times_MN[:, :1]) / (times_MN[:, -1:] - times_MN[:, :1])
@@ -229,8 +229,8 @@ def is_dip(
     return within[0] & within[1]
 
 
-def wiped(old_HW: Picture, middle_HW: Picture, new_HW: Picture) -> bool:
-    """Whether the middle picture is put together from large pieces of the two others, as half way in a wipe."""
+def wiped(old_HW: Luma, middle_HW: Luma, new_HW: Luma) -> bool:
+    """Whether the middle frame is put together from large pieces of the two others, as half way in a wipe."""
     to_old, to_new = cv2.absdiff(middle_HW, old_HW), cv2.absdiff(middle_HW, new_HW)
     between = cv2.absdiff(old_HW, new_HW)
     if cv2.mean(cv2.min(to_old, to_new))[0] > _FOREIGN * cv2.mean(between)[0]:
@@ -244,15 +244,15 @@ def wiped(old_HW: Picture, middle_HW: Picture, new_HW: Picture) -> bool:
     return pure >= _PURE and 0.25 <= float(of_old.sum()) / total <= 0.75
 
 
-def same_scene(a_HW: Picture, b_HW: Picture) -> bool:
-    """Whether the middle of one picture is found, perhaps moved, in the other: a camera motion, no new shot.
+def same_scene(a_HW: Luma, b_HW: Luma) -> bool:
+    """Whether the middle of one frame is found, perhaps moved, in the other: a camera motion, no new shot.
 
     The light may change in between, the colours may not.
     """
     return _found_in(a_HW, b_HW) or _found_in(b_HW, a_HW)
 
 
-def _found_in(part_HW: Picture, whole_HW: Picture) -> bool:
+def _found_in(part_HW: Luma, whole_HW: Luma) -> bool:
     height, width = part_HW.shape
     rows, columns = height // 5, width // 5
     middle = slice(rows, height - rows), slice(columns, width - columns)
@@ -267,12 +267,12 @@ def _found_in(part_HW: Picture, whole_HW: Picture) -> bool:
     return float(np.abs(a - light * b).mean()) < _SAME_COLOURS
 
 
-def _colours(picture_HW: Picture) -> NDArray[np.float32]:
-    return cv2.resize(picture_HW, _COLOURS_SIZE, interpolation=cv2.INTER_AREA).astype(np.float32)
+def _colours(luma_HW: Luma) -> NDArray[np.float32]:
+    return cv2.resize(luma_HW, _COLOURS_SIZE, interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
-def _structure(picture_HW: Picture) -> NDArray[np.float32]:
-    gray = picture_HW.astype(np.float32)
+def _structure(luma_HW: Luma) -> NDArray[np.float32]:
+    gray = luma_HW.astype(np.float32)
     return gray - cv2.blur(gray, (_FINE_PX, _FINE_PX))
 
 

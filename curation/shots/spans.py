@@ -261,7 +261,7 @@ def count_remuxed(timeline: Timeline, key_pts: int, end_pts: int) -> int:
 def remuxed_packets(packet_pts: NDArray[np.int64], key_pts: int, end_pts: int) -> NDArray[np.int64]:
     """pts, in decode order, of the packets that remuxing copies for [key_pts, end_pts).
 
-    Pictures that lead the keyframe (shown before it, stored after it) belong to the previous group and are left out.
+    Frames that lead the keyframe (shown before it, stored after it) belong to the previous group and are left out.
     """
     begin = np.flatnonzero(packet_pts == key_pts)
     return _remuxed_from(packet_pts, int(begin[0]), key_pts, end_pts) if len(begin) else packet_pts[:0]

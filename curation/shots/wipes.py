@@ -1,8 +1,8 @@
-"""Wipes between shots that may move: an edge that sweeps over the whole picture at an even speed.
+"""Wipes between shots that may move: an edge that sweeps over the whole frame at an even speed.
 
 Each column (each row where the edge moves up or down) changes at once, one after the other. A pan changes all of them
-all the time; a large object, or an edge that a pan drags along, brings its own picture with it, where a wipe uncovers
-one. Sizes: N pictures, H rows, W columns; P pixels of a thumb; S strips of columns or rows.
+all the time; a large object, or an edge that a pan drags along, brings its own frame with it, where a wipe uncovers
+one. Sizes: N frames, H rows, W columns; P pixels of a thumb; S strips of columns or rows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.shots.gradual import THUMB_SIZE, Picture
+from curation.shots.gradual import THUMB_SIZE, Luma
 
 _STRIPS = 16
 _LONGER = 1.15
@@ -31,14 +31,14 @@ _REACH = 0.15
 _PEAKS = 0.85
 """Under the edge of a wipe nearly all columns change as never before or after; under another, some half of them."""
 _PLACES, _STEP = (0.3, 0.4, 0.5, 0.6), 0.1
-"""Where the edge is, as a share of its way, when the pictures beside it are compared, and how far it goes between."""
+"""Where the edge is, as a share of its way, when the frames beside it are compared, and how far it goes between."""
 _LEAST_PX = 4
 _CARRIED = 1.0
-"""Beside an edge the pictures stay (0) or go with it: how much better the second explains them (over 1)."""
+"""Beside an edge the frames stay (0) or go with it: how much better the second explains them (over 1)."""
 
 
 class Sweep(NamedTuple):
-    """An edge that may be that of a wipe: when it enters the picture and when it has left it."""
+    """An edge that may be that of a wipe: when it enters the frame and when it has left it."""
 
     score: float
     start_s: float
@@ -57,7 +57,7 @@ class Sweep(NamedTuple):
 def find_sweeps(
     thumbs_NP: NDArray[np.float32], times_N: NDArray[np.float64], *, min_s: float, max_s: float, min_change: float
 ) -> list[Sweep]:
-    """Edges that sweep over evenly spaced pictures at an even speed, the clearest first. Only `wipe_bounds` is sure."""
+    """Edges that sweep over evenly spaced frames at an even speed, the clearest first. Only `wipe_bounds` is sure."""
     width, height = THUMB_SIZE
     thumbs_NHW = thumbs_NP.reshape(-1, height, width)
     interval_s = float(np.median(np.diff(times_N)))
@@ -100,21 +100,21 @@ def _standing_out(change_NHW: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.stack([*both, *(strips[:, ::-1] for strips in both)], axis=2)
 
 
-def wipe_bounds(pictures: Sequence[Picture], times_N: NDArray[np.float64], sweep: Sweep) -> tuple[int, int] | None:
-    """The last old and the first new picture around a sweep, or None if it is not a wipe.
+def wipe_bounds(lumas: Sequence[Luma], times_N: NDArray[np.float64], sweep: Sweep) -> tuple[int, int] | None:
+    """The last old and the first new frame around a sweep, or None if it is not a wipe.
 
-    `pictures` are all frames of the sweep and about half a second on both sides.
+    `lumas` are all frames of the sweep and about half a second on both sides.
     """
-    pictures_NHW = np.stack(pictures)
+    luma_NHW = np.stack(lumas)
     if sweep.turned:
-        pictures_NHW = pictures_NHW.transpose(0, 2, 1)
+        luma_NHW = luma_NHW.transpose(0, 2, 1)
     if sweep.back:
-        pictures_NHW = pictures_NHW[:, :, ::-1]
+        luma_NHW = luma_NHW[:, :, ::-1]
     first, last = np.interp((sweep.start_s, sweep.end_s), times_N, np.arange(len(times_N)))
     lag = max(1, round((last - first) / _STRIPS))
-    if len(pictures) < lag + 3:
+    if len(lumas) < lag + 3:
         return None
-    later, earlier = pictures_NHW[lag:], pictures_NHW[:-lag]
+    later, earlier = luma_NHW[lag:], luma_NHW[:-lag]
     change_NW = (np.maximum(later, earlier) - np.minimum(later, earlier)).mean(1, dtype=np.float32)
     columns = np.arange(change_NW.shape[1])
     tried = np.linspace(-1, 1, 13) * max(1.0, _REACH * (last - first))
@@ -125,27 +125,27 @@ def wipe_bounds(pictures: Sequence[Picture], times_N: NDArray[np.float64], sweep
     start, end = float(starts[best]), float(ends[best])
     near = np.abs(np.arange(len(change_NW))[:, None] - edges[best]) <= min(lag, (last - first) / 8)
     peaks = np.where(near, change_NW, 0).max(0) > np.where(near, 0, change_NW).max(0)
-    if end <= start or peaks.mean() < _PEAKS or _carries(pictures_NHW, start, end):
+    if end <= start or peaks.mean() < _PEAKS or _carries(luma_NHW, start, end):
         return None
-    margin = 1 + int(end - start) // 25  # the first and last mixed pictures hardly differ from clean ones
-    return max(int(start) - margin, 0), min(int(np.ceil(end)) + margin, len(pictures) - 1)
+    margin = 1 + int(end - start) // 25  # the first and last mixed frames hardly differ from clean ones
+    return max(int(start) - margin, 0), min(int(np.ceil(end)) + margin, len(lumas) - 1)
 
 
-def _carries(pictures_NHW: NDArray[np.uint8], start: float, end: float) -> bool:
-    """Whether the picture ahead of the edge or the one behind it moves with the edge."""
-    width = pictures_NHW.shape[2]
+def _carries(luma_NHW: NDArray[np.uint8], start: float, end: float) -> bool:
+    """Whether the frame ahead of the edge or the one behind it moves with the edge."""
+    width = luma_NHW.shape[2]
     stays, goes = np.zeros(2), np.zeros(2)
     for place in _PLACES:
         a = round(start + place * (end - start))
         b = max(a + 1, round(start + (place + _STEP) * (end - start)))
-        if a < 0 or b >= len(pictures_NHW):
+        if a < 0 or b >= len(luma_NHW):
             continue
         a_px, b_px = (round((i - start) / (end - start) * width) for i in (a, b))
         step = b_px - a_px
         beside = _LEAST_PX + step // 2
         for side, (left, right) in enumerate(((b_px + beside, width), (0, a_px - beside))):
             still, moving = (
-                min(_residuals(pictures_NHW[a], pictures_NHW[b], left, right, moves), default=np.inf)
+                min(_residuals(luma_NHW[a], luma_NHW[b], left, right, moves), default=np.inf)
                 for moves in (range(-(step // 2), step // 2 + 1), range(step - step // 4, step + step // 4 + 1))
             )
             if np.isfinite(still + moving):
@@ -157,7 +157,7 @@ def _carries(pictures_NHW: NDArray[np.uint8], start: float, end: float) -> bool:
 def _residuals(
     a_HW: NDArray[np.uint8], b_HW: NDArray[np.uint8], left: int, right: int, moves: range
 ) -> Iterator[float]:
-    """Mean difference between two columns of two pictures, where the first has moved right by each of `moves`."""
+    """Mean difference between two columns of two frames, where the first has moved right by each of `moves`."""
     for move in moves:
         lo, hi = max(left, left + move), min(right, right + move)
         if hi - lo >= _LEAST_PX:

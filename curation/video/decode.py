@@ -64,10 +64,10 @@ class Limits(Config):
     memory_bytes: int = Field(4 << 30, ge=64 << 20)
     """Memory of the child process, libraries included: with much less than 256 MiB it cannot even start."""
     spool_bytes: int = Field(1 << 30, ge=8 << 20)
-    """Candidate pictures that wait in a temporary file until the clips are known; also the largest file that the child
-    process may write."""
+    """Candidate thumbnails that wait in a temporary file until the clips are known; also the largest file that the
+    child process may write."""
     answer_bytes: int = Field(1 << 30, ge=1 << 20)
-    """What the child process returns: rows and pictures of a scan, or the files of a minute of clips for a shard."""
+    """What the child process returns: rows and thumbnails of a scan, or the files of a minute of clips for a shard."""
     stall_bytes: int = Field(512 << 20, ge=1 << 20)
     """How much may be read without reaching a video frame; what follows is left out."""
 
@@ -97,11 +97,11 @@ class VideoInfo:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One decoded frame: its place in display order, its pts in the stream's time base, and the picture."""
+    """One decoded frame: its place in display order, its pts in the stream's time base, and the av_frame."""
 
     index: int
     pts: int
-    picture: av.VideoFrame
+    av_frame: av.VideoFrame
 
 
 @dataclass(slots=True)
@@ -169,8 +169,8 @@ class Video:
         """
         self._seek(None)
         index, first_pts, last_pts = 0, None, None
-        for picture in self._decode_all():
-            pts = picture.pts
+        for av_frame in self._decode_all():
+            pts = av_frame.pts
             if pts is None or abs(pts) > _LARGEST_PTS or (last_pts is not None and pts <= last_pts):
                 if pts is not None and last_pts is not None and (last_pts - pts) * self.stream.time_base > _JUMP_S:
                     self.packets.ended_early = "the timestamps jump back there, what follows was left out"
@@ -184,7 +184,7 @@ class Video:
                     self.packets.ended_early = "the timestamps jump far ahead there, what follows was left out"
                     return
                 raise SourceError("too_long", _too_long(elapsed_s, self._limits))
-            yield Frame(index, pts, picture)
+            yield Frame(index, pts, av_frame)
             index, last_pts = index + 1, pts
 
     def frames_between(self, start_pts: int, end_pts: int) -> Iterator[Frame]:
@@ -192,15 +192,15 @@ class Video:
         for attempt in ("indexed", "from_the_start"):
             self._seek(start_pts if attempt == "indexed" else None)
             index, last_pts = 0, start_pts - 1
-            for picture in self._decode_all(note=False):
-                if picture.pts is None or picture.pts <= last_pts:
+            for av_frame in self._decode_all(note=False):
+                if av_frame.pts is None or av_frame.pts <= last_pts:
                     continue
-                if index == 0 and picture.pts > start_pts and attempt == "indexed":
+                if index == 0 and av_frame.pts > start_pts and attempt == "indexed":
                     break  # the seek landed too late: a container index that cannot be trusted
-                if picture.pts >= end_pts:
+                if av_frame.pts >= end_pts:
                     return
-                yield Frame(index, picture.pts, picture)
-                index, last_pts = index + 1, picture.pts
+                yield Frame(index, av_frame.pts, av_frame)
+                index, last_pts = index + 1, av_frame.pts
             else:
                 return
 
@@ -214,8 +214,8 @@ class Video:
         self.stream.codec_context.flush_buffers()
 
     def _decode_first(self) -> av.VideoFrame:
-        for picture in self._decode_all():
-            return picture
+        for av_frame in self._decode_all():
+            return av_frame
         why = f" ({self.packets.ended_early})" if self.packets.ended_early else ""
         raise SourceError("decode_error", f"no frame of the {self.codec_context.name} stream could be decoded{why}")
 
@@ -225,11 +225,11 @@ class Video:
             self.packets = seen
         for packet in self._packets(seen):
             try:
-                for picture in packet.decode():
-                    if picture.is_corrupt and picture.pts is not None:
-                        seen.damaged_pts.append(picture.pts)
+                for av_frame in packet.decode():
+                    if av_frame.is_corrupt and av_frame.pts is not None:
+                        seen.damaged_pts.append(av_frame.pts)
                     self._file.came_to_a_frame()
-                    yield picture
+                    yield av_frame
             except (av.error.InvalidDataError, av.error.UndefinedError, av.error.ArgumentError) as error:
                 self._assure_memory()
                 stamp = packet.pts if packet.pts is not None else packet.dts

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from clipmill.errors import SourceError
 from curation.video.decode import VideoInfo
-from curation.video.pictures import PLANAR_420, turn_upright
+from curation.video.resize import PLANAR_420, turn_upright
 
 _SCALING = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
-class Upright:
+class DisplayTransform:
     """Brings the frames of one video into shape. A frame that is in shape already passes untouched.
 
     Odd sizes lose their last row or column: 4:2:0 has none, and resampling all for one column would blur all.
@@ -27,37 +27,37 @@ class Upright:
         self._size = width, height
         self._reformatter = VideoReformatter()
 
-    def __call__(self, picture: av.VideoFrame) -> av.VideoFrame:
+    def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
         """The frame in shape, with the source's colour tags; RGB becomes BT.709, limited range.
 
         Raises SourceError for a frame of a single row or column, of which no even size is left.
         """
-        width, height = self._size if self._stretched else (picture.width, picture.height)
+        width, height = self._size if self._stretched else (frame.width, frame.height)
         if min(width, height) < 2:
             raise SourceError("decode_error", f"frames of {width}x{height} pixels: 4:2:0 needs at least 2x2")
         even = width % 2 == 0 and height % 2 == 0
-        planar = picture.format.name in PLANAR_420
+        planar = frame.format.name in PLANAR_420
         if planar and even and not self._stretched and not self._rotation:
-            return picture
+            return frame
         if not planar or self._stretched:
-            picture = self._converted(picture, width, height)
-        planes = [turn_upright(plane, self._rotation) for plane in _even_planes(picture)]
+            frame = self._converted(frame, width, height)
+        planes = [turn_upright(plane, self._rotation) for plane in _even_planes(frame)]
         height, width = planes[0].shape
         shaped = av.VideoFrame.from_ndarray(
             np.concatenate([plane.reshape(-1) for plane in planes]).reshape(height * 3 // 2, width), "yuv420p"
         )
         for tag in ("colorspace", "color_range", "color_primaries", "color_trc"):
-            setattr(shaped, tag, getattr(picture, tag))
-        if picture.format.name == "yuvj420p":
+            setattr(shaped, tag, getattr(frame, tag))
+        if frame.format.name == "yuvj420p":
             shaped.color_range = ColorRange.JPEG
         return shaped
 
-    def _converted(self, picture: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
-        rgb = picture.format.is_rgb
-        full = picture.format.name.startswith("yuvj") or int(picture.color_range) == ColorRange.JPEG
+    def _converted(self, frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
+        rgb = frame.format.is_rgb
+        full = frame.format.name.startswith("yuvj") or int(frame.color_range) == ColorRange.JPEG
         color_range = ColorRange.JPEG if full and not rgb else ColorRange.MPEG
         return self._reformatter.reformat(
-            picture,
+            frame,
             width,
             height,
             "yuv420p",
@@ -69,12 +69,12 @@ class Upright:
         )
 
 
-def _even_planes(picture: av.VideoFrame) -> list[NDArray[Any]]:
+def _even_planes(frame: av.VideoFrame) -> list[NDArray[Any]]:
     """Y, U and V without the last row or column of an odd size."""
-    half_width, half_height = picture.width // 2, picture.height // 2
+    half_width, half_height = frame.width // 2, frame.height // 2
     sizes = ((2 * half_height, 2 * half_width), (half_height, half_width), (half_height, half_width))
     planes = []
-    for plane, (height, width) in zip(picture.planes, sizes, strict=True):
+    for plane, (height, width) in zip(frame.planes, sizes, strict=True):
         pixels = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
         planes.append(pixels[:height, :width])
     return planes

@@ -33,7 +33,7 @@ def test_every_setting_that_may_change_exists() -> None:
     [
         {"limits": {"timeout_s": 7}},
         {"duplicates": None},
-        {"clip": {"batch_size": 1}},
+        {"clip_embedder": {"batch_size": 1}},
         {"captioners": {**ALL["captioners"], "coca": {"batch_size": 1}}},
         {"captioners": {**ALL["captioners"], "video": ENDPOINT | {"base_url": "http://there/v1", "timeout_s": 1}}},
         {
@@ -52,7 +52,7 @@ def test_what_does_not_decide_the_rows_of_a_dataset_may_change(changes: dict[str
     "changes",
     [
         {"without": ["similarity"]},
-        {"clip": {"model": "ViT-B-32"}},
+        {"clip_embedder": {"model": "ViT-B-32"}},
         {"captioners": {**ALL["captioners"], "coca": {"max_tokens": 20}}},
         {"captioners": {**ALL["captioners"], "video": ENDPOINT | {"prompt": "Say something."}}},
         {"captioners": {"coca": {}}},
@@ -68,7 +68,7 @@ def test_a_file_is_the_same_wherever_it_is_kept(tmp_path: Path) -> None:
         (tmp_path / folder / "weights").touch()
     given = [
         {
-            "clip": {"pretrained": path},
+            "clip_embedder": {"pretrained": path},
             "aesthetic": {"head": path},
             "captioners": {"coca": {"model": path, "pretrained": path}},
         }

@@ -61,7 +61,7 @@ def model() -> DemoClip:
 @pytest.fixture(scope="module")
 def embedded(model: DemoClip, clips: HeldBack) -> dict[str, Floats]:
     """(N, 3, D) embeddings of the originals, by "", and of each altered copy, by its name."""
-    return {name: model.embed_pictures(pictures) for name, pictures in {"": clips.originals, **clips.altered}.items()}
+    return {name: model.embed_images(pictures) for name, pictures in {"": clips.originals, **clips.altered}.items()}
 
 
 def test_it_is_small_and_says_what_it_is() -> None:

@@ -14,7 +14,7 @@ from curation.dataset.tables import CLIPS
 from curation.dedup.duplicates import rank_duplicates
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import scan
-from curation.scores.clip_embedder import Clip
+from curation.scores.clip_embedder import ClipEmbedder
 from demo.clip_check import COPIES, HELD_BACK_SEED
 from demo.model import demo_config
 from footage.altered import transcoded
@@ -43,7 +43,7 @@ class Seen:
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Seen]:
     """Every clip of a corpus and of five copies of each of its videos, scanned and embedded as in a real run."""
-    folder, model = tmp_path_factory.mktemp("footage"), Clip(demo_config().clip)
+    folder, model = tmp_path_factory.mktemp("footage"), ClipEmbedder(demo_config().clip_embedder)
     model.load()
     found = []
     for video, spec in enumerate(corpus_specs(seed=SEED, videos=VIDEOS)):
@@ -59,13 +59,13 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Seen]:
     return found
 
 
-def embedded(path: Path, model: Clip) -> Iterator[tuple[dict[str, Any], float]]:
+def embedded(path: Path, model: ClipEmbedder) -> Iterator[tuple[dict[str, Any], float]]:
     """Rows of the clips in a file, with their embeddings; and the middle of each, from the first frame of the file."""
     (source,) = list_sources([str(path)])
     found = scan(source)
-    for row, jpegs in zip(found.clips, found.pictures, strict=True):
+    for row, jpegs in zip(found.clips, found.thumbnails, strict=True):
         pictures = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) for jpeg in jpegs]
-        mean_D = model.embed_pictures(pictures).mean(axis=0)
+        mean_D = model.embed_images(pictures).mean(axis=0)
         row["embedding"] = np.float16(mean_D / np.linalg.norm(mean_D))
         yield row, (row["start_s"] + row["end_s"]) / 2 - found.source["start_s"]
 

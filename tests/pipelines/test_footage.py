@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from curation.video.decode import Video
-from curation.video.pictures import Shrinker
+from curation.video.resize import FrameResizer
 from footage.corpus import corpus_specs
 from footage.render import corpus, main, render
 from footage.scenes import BACKGROUND_TONES, BACKGROUNDS, LEAST_CONTRAST, SHAPE_COLORS, SHAPES, contrast
@@ -32,10 +32,10 @@ SMALL: dict[str, Any] = {"width": 192, "height": 108, "fps": Fraction(12)}
 
 def decoded(path: Path) -> Frames:
     """Upright pictures of square pixels, each (height, width, 3) uint8 BGR."""
-    shrinker = Shrinker()
+    resizer = FrameResizer()
     with path.open("rb") as file, Video(file) as video:
         return [
-            shrinker.upright_bgr(frame.picture, video.info, long_side_px=4096).astype(np.uint8)
+            resizer.upright_bgr(frame.av_frame, video.info, long_side_px=4096).astype(np.uint8)
             for frame in video.frames()
         ]
 

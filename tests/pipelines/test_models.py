@@ -14,7 +14,7 @@ from clipmill.errors import UserError
 from curation.captioners.endpoint import MergedConfig, VideoConfig
 from curation.dataset.tables import Dataset
 from curation.scores.aesthetics import AestheticConfig
-from curation.scores.clip_embedder import ClipConfig
+from curation.scores.clip_embedder import ClipEmbedderConfig
 from demo.model import demo_config
 from pipelines import cli
 from pipelines.config import CaptionersConfig
@@ -74,7 +74,7 @@ def test_a_pool_of_actors_gives_the_same(scored: str, videos: Path, tmp_path: Pa
 
 
 def test_missing_weights_stop_the_run_before_there_is_anything(videos: Path, tmp_path: Path, local_ray: None):
-    config = CurateConfig(clip=ClipConfig(model=str(tmp_path / "nothing" / "here"), pretrained=None))
+    config = CurateConfig(clip_embedder=ClipEmbedderConfig(model=str(tmp_path / "nothing" / "here"), pretrained=None))
     with pytest.raises(UserError, match="there is no CLIP model in"):
         curate([str(videos)], str(tmp_path / "out"), config=config, quiet=True)
     assert not (tmp_path / "out").exists()
@@ -95,14 +95,19 @@ def test_a_head_for_another_model_is_an_error_with_both(
 
 def test_weights_of_another_model_do_not_mix(videos: Path, tmp_path: Path, local_ray: None):
     config = demo_config().model_copy(
-        update={"clip": ClipConfig(model=str(tiny_clip(tmp_path / "a" / "clip"))), "without": ("aesthetic",)}
+        update={
+            "clip_embedder": ClipEmbedderConfig(model=str(tiny_clip(tmp_path / "a" / "clip"))),
+            "without": ("aesthetic",),
+        }
     )
     curate([str(videos)], str(tmp_path / "out"), config=config, limit=1, quiet=True)
-    other = ClipConfig(model=str(tiny_clip(tmp_path / "b" / "clip", seed=1)))
+    other = ClipEmbedderConfig(model=str(tiny_clip(tmp_path / "b" / "clip", seed=1)))
     with pytest.raises(UserError, match="Scores of two models do not mix"):
-        curate([str(videos)], str(tmp_path / "out"), config=config.model_copy(update={"clip": other}), quiet=True)
+        curate(
+            [str(videos)], str(tmp_path / "out"), config=config.model_copy(update={"clip_embedder": other}), quiet=True
+        )
     moved = (tmp_path / "a" / "clip").rename(tmp_path / "clip")  # the same weights in another place are no other model
-    again = config.model_copy(update={"clip": ClipConfig(model=str(moved))})
+    again = config.model_copy(update={"clip_embedder": ClipEmbedderConfig(model=str(moved))})
     assert curate([str(videos)], str(tmp_path / "out"), config=again, quiet=True).sources_done_now == 2
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from clipmill.errors import UserError
 from pipelines import cli
-from pipelines.sample import contact_sheet, open_picture, parse_guidance, parse_size
+from pipelines.sample import contact_sheet, open_image, parse_guidance, parse_size
 from svd.checkpoint import save_model
 from svd.lora import LoraLinear, add_lora, save_lora
 from svd.unet import UNet
@@ -98,7 +98,7 @@ def test_the_seed_and_an_adapter_change_the_video(folder, tmp_path, monkeypatch)
         ("interpolation", ["--image", "x.png"], "for interpolation: give it --last-image"),
         ("text-to-video", ["--prompt", "a", "--image", "x.png"], "takes --prompt, not --image"),
         ("multi-view", ["--image", "x.png", "--prompt", "a"], "takes --image and --elevation, not --prompt"),
-        ("image-to-video", ["--image", "x.png"], "x.png cannot be read as a picture"),
+        ("image-to-video", ["--image", "x.png"], "x.png cannot be read as an image"),
         ("image-to-video", ["--image", "{picture}", "--guidance", "3:"], "a number, or FIRST:LAST"),
         ("image-to-video", ["--image", "{picture}", "--guidance", "nan"], "guidance should be 0 or more"),
         ("image-to-video", ["--image", "{picture}", "--guidance", "high"], "a number, or FIRST:LAST"),
@@ -129,12 +129,12 @@ def test_guidance_and_sizes_are_parsed():
 
 
 def test_a_picture_is_cut_in_the_middle_and_not_squeezed(folder):
-    picture = open_picture(folder / "picture.png", 64, 64)
+    picture = open_image(folder / "picture.png", 64, 64)
     assert picture.shape == (1, 3, 64, 64)
     red = (picture[0, 0].mean(0) + 1) * 127.5  # x / 2, of which the middle half is left: 50 to 150
     assert red[0].item() == pytest.approx(50.5, abs=1.5)
     assert red[-1].item() == pytest.approx(149, abs=1.5)
-    exact = open_picture(folder / "picture.png", 400, 200)
+    exact = open_image(folder / "picture.png", 400, 200)
     with Image.open(folder / "picture.png") as source:
         assert np.array_equal(((exact[0] + 1) * 127.5).round().permute(1, 2, 0).numpy(), np.array(source))
 

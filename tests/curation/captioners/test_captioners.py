@@ -26,7 +26,7 @@ KEY = "sk-very-secret-0123456789"
 
 def view(*levels: int, captions: tuple[Caption, ...] = ()) -> ClipView:
     """A clip of flat pictures of these gray levels."""
-    return ClipView(pictures=tuple(np.full((36, 64, 3), level, np.uint8) for level in levels), captions=captions)
+    return ClipView(thumbnails=tuple(np.full((36, 64, 3), level, np.uint8) for level in levels), captions=captions)
 
 
 def clips(number: int) -> list[ClipView]:
@@ -68,9 +68,9 @@ def test_video_sends_the_three_frames_in_order_and_the_prompt():
     assert request["path"] == "/v1/chat/completions"
     assert (request["model"], request["temperature"], request["max_tokens"]) == ("some/model", 0.0, 99)
     (message,) = request["messages"]
-    *pictures, prompt = message["content"]
+    *images, prompt = message["content"]
     levels = []
-    for part in pictures:
+    for part in images:
         jpeg = base64.b64decode(part["image_url"]["url"].removeprefix("data:image/jpeg;base64,"))
         levels.append(round(float(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).mean())))
     assert levels == pytest.approx([30, 120, 220], abs=2)
@@ -129,12 +129,12 @@ def test_captions_keep_the_order_of_the_clips_and_requests_stay_within_the_bound
     assert 1 < server.most_at_once <= 3
 
 
-def test_a_clip_without_pictures_or_with_a_broken_one_is_its_own_failure():
-    broken = ClipView(pictures=(np.zeros((0, 10, 3), np.uint8),))
+def test_a_clip_without_thumbnails_or_with_a_broken_one_is_its_own_failure():
+    broken = ClipView(thumbnails=(np.zeros((0, 10, 3), np.uint8),))
     with CaptionServer([says("fine")]) as server:
-        captions = video(server.url).caption([ClipView(pictures=()), broken, view(1)])
+        captions = video(server.url).caption([ClipView(thumbnails=()), broken, view(1)])
     assert [c.text for c in captions] == [None, None, "fine"]
-    assert captions[0].error == "the clip has no pictures"
+    assert captions[0].error == "the clip has no thumbnails"
     assert captions[1].error
 
 
@@ -316,7 +316,7 @@ def test_the_key_is_sent_and_told_to_nobody(monkeypatch: pytest.MonkeyPatch):
         captioner = video(server.url, api_key_env="MY_API_KEY")
         (caption,) = captioner.caption(clips(1))
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
-    assert caption.error.startswith("HTTP 401: wrong key [key]; you sent [picture] xxx")
+    assert caption.error.startswith("HTTP 401: wrong key [key]; you sent [image] xxx")
     assert len(caption.error) < 250
     assert KEY not in str(captioner._config) + json.dumps(captioner._config.model_dump())
 

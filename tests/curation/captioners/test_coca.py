@@ -98,7 +98,7 @@ def oracle(folder: Path, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyP
 def test_coca_says_what_open_clip_says_of_the_middle_frame(tiny_coca: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("transformers")
     pictures = [noise(i) for i in range(5)]
-    batch = [ClipView(pictures=(noise(100), picture, noise(200))) for picture in pictures]
+    batch = [ClipView(thumbnails=(noise(100), picture, noise(200))) for picture in pictures]
     captions = coca(tiny_coca, batch_size=2).caption(batch)
     assert {(c.source, c.error) for c in captions} == {("coca", None)}
     assert [c.text for c in captions] == oracle(tiny_coca, pictures, monkeypatch, seq_len=12, min_seq_len=5)
@@ -143,7 +143,7 @@ def test_the_likeliest_token_is_taken_until_the_end(min_tokens: int, max_tokens:
 
 
 def test_coca_is_the_same_alone_in_company_and_again(tiny_coca: Path):
-    batch = [ClipView(pictures=(noise(i),) * 3) for i in range(5)]
+    batch = [ClipView(thumbnails=(noise(i),) * 3) for i in range(5)]
     captioner = coca(tiny_coca)
     together = captioner.caption(batch)
     assert captioner.caption(batch) == together
@@ -152,11 +152,11 @@ def test_coca_is_the_same_alone_in_company_and_again(tiny_coca: Path):
 
 
 def test_coca_takes_a_clip_it_cannot_look_at_for_that_clips_failure(tiny_coca: Path):
-    good = ClipView(pictures=(noise(1),) * 3)
-    broken = ClipView(pictures=(np.zeros((0, 10, 3), np.uint8),) * 3)
+    good = ClipView(thumbnails=(noise(1),) * 3)
+    broken = ClipView(thumbnails=(np.zeros((0, 10, 3), np.uint8),) * 3)
     captioner = coca(tiny_coca)
-    captions = captioner.caption([ClipView(pictures=()), good, broken])
-    assert captions[0] == Caption(source="coca", error="the clip has no pictures")
+    captions = captioner.caption([ClipView(thumbnails=()), good, broken])
+    assert captions[0] == Caption(source="coca", error="the clip has no thumbnails")
     assert captions[1] == captioner.caption([good])[0]
     assert captions[2].text is None
     assert captions[2].error

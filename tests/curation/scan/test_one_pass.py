@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from clipmill.errors import SourceError
 from curation.inputs.sources import Source, list_sources
 from curation.scan.one_pass import OnePass, Scan, ScanConfig, fits_mp4, scan
-from curation.scan.picture_spool import PictureSpool
+from curation.scan.thumbnail_spool import ThumbnailSpool
 from curation.scan.validate import check_scan
 from curation.video.decode import Frame, Limits, PacketIndex, Video, VideoInfo
-from curation.video.pictures import Shrinker
+from curation.video.resize import FrameResizer
 from tests.media import panning, write_video
 
 LOSSES = ("lost_transition_s", "lost_blank_s", "lost_short_s", "lost_keyframe_s", "lost_damage_s")
@@ -62,7 +62,7 @@ def test_every_codec_and_container_gives_the_same_clip(tmp_path: Path, pan, name
     assert clip["frames"] == 75
     assert clip["duration_s"] == pytest.approx(3.0, abs=0.06)
     assert clip["motion"] == pytest.approx(2 * 25 / 180 * 100, rel=0.12)
-    assert len(found.pictures[0]) == 3
+    assert len(found.thumbnails[0]) == 3
     assert clip["extraction"] == ("remux" if name.endswith(("mp4", "mkv", "webm")) else "transcode")
 
 
@@ -84,15 +84,15 @@ def test_a_variable_rate_and_a_late_start_keep_their_timestamps(tmp_path: Path, 
     assert found.source["fps"] == pytest.approx(74 / (pts[-1] - pts[0]) * 1000)
 
 
-def test_pictures_lie_within_the_clip_and_a_quarter_second_of_its_ends(real_videos: Path):
+def test_thumbnails_lie_within_the_clip_and_a_quarter_second_of_its_ends(real_videos: Path):
     found = scan_file(real_videos / "psd_testvideo.mp4")
     assert found.clips
-    for clip, pictures in zip(found.clips, found.pictures, strict=True):
-        seconds = [pts * clip["time_base_num"] / clip["time_base_den"] for pts in clip["picture_pts"]]
+    for clip, jpegs in zip(found.clips, found.thumbnails, strict=True):
+        seconds = [pts * clip["time_base_num"] / clip["time_base_den"] for pts in clip["thumbnail_pts"]]
         assert clip["start_s"] <= seconds[0] <= clip["start_s"] + 0.25
         assert clip["end_s"] - 0.25 - 1 / clip["fps"] <= seconds[2] < clip["end_s"]
         assert seconds[1] == pytest.approx((clip["start_s"] + clip["end_s"]) / 2, abs=0.25)
-        assert all(jpeg.startswith(b"\xff\xd8") for jpeg in pictures)
+        assert all(jpeg.startswith(b"\xff\xd8") for jpeg in jpegs)
 
 
 @pytest.mark.slow
@@ -286,11 +286,11 @@ def test_a_jump_in_the_timestamps_lies_in_no_clip(tmp_path: Path, pan):
 
 
 def test_a_picture_that_stands_still_for_seconds_is_seen_by_the_scorers(tmp_path: Path, pan):
-    """Three frames in a hurry, then one that stays: a clip of one frame needs its picture, too."""
+    """Three frames in a hurry, then one that stays: a clip of one frame needs its thumbnails, too."""
     other = [255 - frame for frame in pan]
     found = inspect_pts(tmp_path, pan[:60] + other[:1] + pan[:60], [*range(0, 2400, 40), 2400, *range(9000, 11400, 40)])
-    assert all(len(jpegs) == 3 for jpegs in found.pictures)
-    assert all(clip["picture_pts"] for clip in found.clips)
+    assert all(len(jpegs) == 3 for jpegs in found.thumbnails)
+    assert all(clip["thumbnail_pts"] for clip in found.clips)
 
 
 def test_a_change_of_size_is_a_cut_and_each_clip_has_its_own(tmp_path: Path, pan):
@@ -329,7 +329,7 @@ def test_timestamps_may_begin_anywhere(tmp_path: Path, pan, start: int):
     reference = inspect_pts(tmp_path, pan, [40 * i for i in range(75)])
     (clip,) = inspect_pts(tmp_path, pan, [start + 40 * i for i in range(75)]).clips
     assert clip["motion"] == pytest.approx(reference.clips[0]["motion"], rel=0.01)
-    assert (clip["frames"], len(clip["picture_pts"])) == (75, 3)
+    assert (clip["frames"], len(clip["thumbnail_pts"])) == (75, 3)
 
 
 @pytest.mark.parametrize(("width", "height"), [(5000, 1), (65000, 8)])
@@ -340,7 +340,7 @@ def test_thin_frames_cost_no_more_than_others(tmp_path: Path, width: int, height
     (source,) = list_sources([str(path)])
     with open(path, "rb") as file, Video(file) as video:
         frame = next(video.frames())
-        assert Shrinker().luma(frame.picture, video.info, short_side_px=64).size <= 16 * 64 * 64
+        assert FrameResizer().luma(frame.av_frame, video.info, short_side_px=64).size <= 16 * 64 * 64
     (clip,) = scan(source).clips
     assert clip["motion_error"] is None
 
@@ -368,13 +368,13 @@ def test_blank_footage_between_shots_is_booked_apart_from_the_passages_beside_it
     assert "blank" not in (row["note"] or "")
 
 
-def test_making_room_for_pictures_changes_no_row_and_no_picture(tmp_path: Path):
-    """Five shots, and a spool that is crowded after every few pictures."""
+def test_making_room_for_thumbnails_changes_no_row_and_no_thumbnail(tmp_path: Path):
+    """Five shots, and a spool that is crowded after every few thumbnails."""
     shots = [panning(height=180, pixels_per_frame=2, frames=120, seed=seed) for seed in range(5)]
     path = write_video(tmp_path / "a.mp4", [frame for shot in shots for frame in shot], fps=24)
     (source,) = list_sources([str(path)])
     plain = scan(source)
-    with open(path, "rb") as file, PictureSpool(1 << 30, in_memory_bytes=20_000) as spool, Video(file) as video:
+    with open(path, "rb") as file, ThumbnailSpool(1 << 30, in_memory_bytes=20_000) as spool, Video(file) as video:
         one_pass = OnePass(video.info, ScanConfig(), spool, remuxable=fits_mp4(video))
         sizes = []
         for frame in video.frames():
@@ -382,7 +382,7 @@ def test_making_room_for_pictures_changes_no_row_and_no_picture(tmp_path: Path):
             sizes.append(spool.size_bytes)
         crowded = one_pass.describe(source, video.packets)
     assert any(after < before for before, after in itertools.pairwise(sizes))
-    assert crowded.pictures == plain.pictures
+    assert crowded.thumbnails == plain.thumbnails
     assert crowded.clips == plain.clips
 
 
@@ -412,10 +412,10 @@ def test_rows_of_any_timestamps_fit_the_tables(base: Fraction, start: int, steps
     )
     packets = PacketIndex(pts=list(pts), is_key=[True] * len(pts))
     source = Source(uri="/a.avi", size_bytes=1)
-    with PictureSpool(1 << 20) as spool:
+    with ThumbnailSpool(1 << 20) as spool:
         one_pass = OnePass(info, ScanConfig(), spool, remuxable=False)
         for index, at in enumerate(pts):
-            picture = av.VideoFrame.from_ndarray(np.full((48, 32), 8 * index % 255, np.uint8), "yuv420p")
-            picture.duration = min(duration, (1 << 63) - 1)
-            one_pass.push(Frame(index, at, picture), packets)
+            av_frame = av.VideoFrame.from_ndarray(np.full((48, 32), 8 * index % 255, np.uint8), "yuv420p")
+            av_frame.duration = min(duration, (1 << 63) - 1)
+            one_pass.push(Frame(index, at, av_frame), packets)
         check_scan(one_pass.describe(source, packets), source)

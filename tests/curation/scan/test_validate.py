@@ -59,7 +59,7 @@ def test_a_source_row_that_is_not_its_own_is_refused(scanned: tuple[Source, Scan
         {"clip_id": "../../x"},
         {"motion": "fast"},
         {"captions": [{"source": "list", "text": ["x"], "error": None}]},
-        {"picture_pts": [0]},
+        {"thumbnail_pts": [0]},
         {"width": True},
     ],
 )
@@ -69,14 +69,14 @@ def test_a_clip_row_that_does_not_fit_is_refused(scanned: tuple[Source, Scan], c
         check_scan(dataclasses.replace(good, clips=[good.clips[0] | change]), source)
 
 
-def test_pictures_are_jpegs_of_a_sane_size(scanned: tuple[Source, Scan]):
+def test_thumbnails_are_jpegs_of_a_sane_size(scanned: tuple[Source, Scan]):
     source, good = scanned
     _, giant = cv2.imencode(".jpg", np.zeros((8, 5000, 3), np.uint8))
-    for picture in (b"", b"\xff\xd8 and nothing", giant.tobytes()):
-        with pytest.raises(SourceError, match="pictures"):
-            check_scan(dataclasses.replace(good, pictures=[(picture,) * 3]), source)
-    with pytest.raises(SourceError, match="pictures"):
-        check_scan(dataclasses.replace(good, pictures=[]), source)
+    for jpeg in (b"", b"\xff\xd8 and nothing", giant.tobytes()):
+        with pytest.raises(SourceError, match="thumbnails"):
+            check_scan(dataclasses.replace(good, thumbnails=[(jpeg,) * 3]), source)
+    with pytest.raises(SourceError, match="thumbnails"):
+        check_scan(dataclasses.replace(good, thumbnails=[]), source)
 
 
 VALUES = st.recursive(

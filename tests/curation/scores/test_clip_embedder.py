@@ -15,7 +15,7 @@ from clipmill.errors import UserError
 from curation.inputs.captions import Caption
 from curation.scores.aesthetics import Aesthetic, AestheticConfig
 from curation.scores.base import ClipView, Embeddings
-from curation.scores.clip_embedder import Clip, ClipConfig, embedding_columns, mean_embedding
+from curation.scores.clip_embedder import ClipEmbedder, ClipEmbedderConfig, embedding_columns, mean_embedding
 from curation.scores.similarity import Similarity
 from tests.curation.models import tiny_clip
 from tests.media import texture
@@ -30,55 +30,55 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
-    clip = Clip(ClipConfig(model=str(tiny_clip(tmp_path_factory.mktemp("clip"))), batch_size=4))
-    clip.load()
-    return clip
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> ClipEmbedder:
+    embedder = ClipEmbedder(ClipEmbedderConfig(model=str(tiny_clip(tmp_path_factory.mktemp("clip"))), batch_size=4))
+    embedder.load()
+    return embedder
 
 
-def picture(seed: int, height: int = 90, width: int = 160) -> Any:
+def image(seed: int, height: int = 90, width: int = 160) -> Any:
     grey = texture(height, width, seed=seed)
     return np.stack([grey, np.roll(grey, seed, 1), 255 - grey], axis=-1).astype(np.uint8)
 
 
-def view(seed: int, *texts: str | None, pictures: int = 3) -> ClipView:
+def view(seed: int, *texts: str | None, thumbnails: int = 3) -> ClipView:
     captions = tuple(Caption(source="list", text=text, error=None if text else "it failed") for text in texts)
-    return ClipView(pictures=tuple(picture(10 * seed + i) for i in range(pictures)), captions=captions)
+    return ClipView(thumbnails=tuple(image(10 * seed + i) for i in range(thumbnails)), captions=captions)
 
 
-VIEWS = [view(1, TEXTS[0]), view(2, *TEXTS), view(3), view(4, TEXTS[4], None), view(5, TEXTS[0], pictures=1)]
+VIEWS = [view(1, TEXTS[0]), view(2, *TEXTS), view(3), view(4, TEXTS[4], None), view(5, TEXTS[0], thumbnails=1)]
 
 
-def by_hand(clip: Clip, pictures: Any, texts: list[str]) -> tuple[Any, Any]:
+def by_hand(embedder: ClipEmbedder, images: Any, texts: list[str]) -> tuple[Any, Any]:
     """As open_clip's README does it, one at a time."""
-    folder = clip.weights.name
-    network, preprocess = clip._ready().model, clip._ready().preprocess
+    folder = embedder.weights.name
+    network, preprocess = embedder._ready().model, embedder._ready().preprocess
     assert isinstance(network, open_clip.CLIP), folder
     with torch.no_grad():
         images = [
-            network.encode_image(preprocess(Pil.fromarray(cv2.cvtColor(p, cv2.COLOR_BGR2RGB)))[None]) for p in pictures
+            network.encode_image(preprocess(Pil.fromarray(cv2.cvtColor(p, cv2.COLOR_BGR2RGB)))[None]) for p in images
         ]
         words = [network.encode_text(open_clip.tokenize([text])) for text in texts]
     return tuple(np.stack([(v / v.norm(dim=-1, keepdim=True))[0].numpy() for v in found]) for found in (images, words))
 
 
-def test_embeddings_are_those_of_open_clip_by_hand(clip: Clip):
-    found = clip.embed(VIEWS)
+def test_embeddings_are_those_of_open_clip_by_hand(embedder: ClipEmbedder):
+    found = embedder.embed(VIEWS)
     for seen, embeddings in zip(VIEWS, found, strict=True):
         texts = [c.text for c in seen.captions if c.text]
-        images, words = by_hand(clip, seen.pictures, texts or ["x"])
-        assert embeddings.pictures_FD is not None
+        images, words = by_hand(embedder, seen.thumbnails, texts or ["x"])
+        assert embeddings.frames_FD is not None
         assert embeddings.captions_CD is not None
-        assert np.abs(embeddings.pictures_FD - images).max() < 1e-5
+        assert np.abs(embeddings.frames_FD - images).max() < 1e-5
         known = embeddings.captions_CD[[bool(c.text) for c in seen.captions]] if seen.captions else words[:0]
         assert np.abs(known - words[: len(texts)]).max(initial=0) < 1e-5
-        assert len({e.tobytes() for e in np.round(images, 4)}) == len(images), "the pictures must be told apart"
+        assert len({e.tobytes() for e in np.round(images, 4)}) == len(images), "the images must be told apart"
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 640), (1, 641), (600, 4), (20, 300), (30, 240), (30, 241)])
-def test_a_thin_picture_is_not_enlarged_as_a_whole(clip: Clip, height: int, width: int):
+def test_a_thin_picture_is_not_enlarged_as_a_whole(embedder: ClipEmbedder, height: int, width: int):
     """What the model sees is the middle, as without the limit; what is made in between stays small."""
-    loaded, seen = clip._ready(), Pil.fromarray(picture(1, height, width))
+    loaded, seen = embedder._ready(), Pil.fromarray(image(1, height, width))
     size = loaded.model.visual.image_size[0]
     short = min(height, width)
     left, top = (width - short) / 2, (height - short) / 2
@@ -101,11 +101,11 @@ def test_a_thin_picture_is_not_enlarged_as_a_whole(clip: Clip, height: int, widt
     assert max(map(max, made)) < 10 * size
 
 
-def test_similarity_is_the_mean_cosine_and_keeps_each_captions_own(clip: Clip):
+def test_similarity_is_the_mean_cosine_and_keeps_each_captions_own(embedder: ClipEmbedder):
     scores = Similarity().score(
-        [ClipView(**{**vars(v), "embeddings": e}) for v, e in zip(VIEWS, clip.embed(VIEWS), strict=True)]
+        [ClipView(**{**vars(v), "embeddings": e}) for v, e in zip(VIEWS, embedder.embed(VIEWS), strict=True)]
     )
-    images, words = by_hand(clip, VIEWS[1].pictures, TEXTS)
+    images, words = by_hand(embedder, VIEWS[1].thumbnails, TEXTS)
     expected = (words @ images.T).mean(axis=1)
     assert np.abs(np.array(scores[1]["similarity_captions"]) - expected).max() < 1e-5
     assert scores[1]["similarity"] == pytest.approx(expected.mean(), abs=1e-5)
@@ -114,35 +114,35 @@ def test_similarity_is_the_mean_cosine_and_keeps_each_captions_own(clip: Clip):
     assert scores[3]["similarity_captions"][1] is None
 
 
-def test_nothing_depends_on_the_batch(clip: Clip):
-    together = clip.embed(VIEWS)
+def test_nothing_depends_on_the_batch(embedder: ClipEmbedder):
+    together = embedder.embed(VIEWS)
     for size in (1, 3, 64):
-        clip._config = clip._config.model_copy(update={"batch_size": size})
+        embedder._config = embedder._config.model_copy(update={"batch_size": size})
         for seen, whole in zip(VIEWS, together, strict=True):
-            (alone,) = clip.embed([seen])
-            assert alone.pictures_FD is not None
-            assert np.abs(alone.pictures_FD - whole.pictures_FD).max() < 1e-5
+            (alone,) = embedder.embed([seen])
+            assert alone.frames_FD is not None
+            assert np.abs(alone.frames_FD - whole.frames_FD).max() < 1e-5
             assert np.nanmax(np.abs(np.subtract(alone.captions_CD, whole.captions_CD)), initial=0) < 1e-5
 
 
-def test_the_clips_embedding_is_the_mean_direction(clip: Clip):
-    (found,) = clip.embed([VIEWS[0]])
-    assert found.pictures_FD is not None
+def test_the_clips_embedding_is_the_mean_direction(embedder: ClipEmbedder):
+    (found,) = embedder.embed([VIEWS[0]])
+    assert found.frames_FD is not None
     kept = embedding_columns(found)["embedding"]
     assert kept.dtype == np.float16
-    mean = found.pictures_FD.mean(axis=0)
+    mean = found.frames_FD.mean(axis=0)
     assert np.abs(kept - mean / np.linalg.norm(mean)).max() < 1e-3
     assert np.linalg.norm(kept.astype(np.float32)) == pytest.approx(1, abs=2e-3)
 
 
-def test_a_clip_without_pictures_or_embeddings_is_null_with_a_reason(clip: Clip):
-    (found,) = clip.embed([ClipView(pictures=(), captions=(Caption(source="list", text="a"),))])
-    empty = ClipView(pictures=(), captions=(Caption(source="list", text="a"),), embeddings=found)
-    assert embedding_columns(found) == {"embedding": None, "embedding_error": "the clip has no pictures"}
+def test_a_clip_without_thumbnails_or_embeddings_is_null_with_a_reason(embedder: ClipEmbedder):
+    (found,) = embedder.embed([ClipView(thumbnails=(), captions=(Caption(source="list", text="a"),))])
+    empty = ClipView(thumbnails=(), captions=(Caption(source="list", text="a"),), embeddings=found)
+    assert embedding_columns(found) == {"embedding": None, "embedding_error": "the clip has no thumbnails"}
     (similarity,) = Similarity().score([empty])
-    assert (similarity["similarity"], "no pictures" in similarity["similarity_error"]) == (None, True)
-    failed = ClipView(pictures=VIEWS[0].pictures, captions=(Caption(source="coca", error="time-out"),))
-    (similarity,) = Similarity().score([replace(failed, embeddings=clip.embed([failed])[0])])
+    assert (similarity["similarity"], "no thumbnails" in similarity["similarity_error"]) == (None, True)
+    failed = ClipView(thumbnails=VIEWS[0].thumbnails, captions=(Caption(source="coca", error="time-out"),))
+    (similarity,) = Similarity().score([replace(failed, embeddings=embedder.embed([failed])[0])])
     assert similarity["similarity_error"] == "no caption has text: time-out"
 
 
@@ -163,7 +163,7 @@ def test_laions_heads_give_their_numbers(
         scorer = Aesthetic(AestheticConfig(head=head))
         scorer.load()
         assert scorer.embedding_width == width
-        (score,) = scorer.score([ClipView(pictures=(), embeddings=Embeddings(pictures_FD=rows))])
+        (score,) = scorer.score([ClipView(thumbnails=(), embeddings=Embeddings(frames_FD=rows))])
         assert score["aesthetic"] == pytest.approx(float(expected), abs=1e-5)
 
 
@@ -172,7 +172,7 @@ def test_the_numbers_of_the_large_head_as_published(real_weights: Path):
     scorer.load()
     axis = np.zeros((1, 768), np.float32)
     axis[0, 0] = 1
-    (score,) = scorer.score([ClipView(pictures=(), embeddings=Embeddings(pictures_FD=axis))])
+    (score,) = scorer.score([ClipView(thumbnails=(), embeddings=Embeddings(frames_FD=axis))])
     assert score["aesthetic"] == pytest.approx(5.402092, abs=1e-5)
 
 
@@ -203,8 +203,8 @@ def test_a_damaged_head_is_refused(tmp_path: Path, weight: tuple[int, ...], bias
 
 def test_numbers_that_are_not_finite_are_no_score():
     rows = np.full((1, 4), np.nan, np.float32)
-    found = Embeddings(pictures_FD=np.ones((3, 4), np.float32), captions_CD=rows)
-    view = ClipView(pictures=(), captions=(Caption(source="list", text="a"),), embeddings=found)
+    found = Embeddings(frames_FD=np.ones((3, 4), np.float32), captions_CD=rows)
+    view = ClipView(thumbnails=(), captions=(Caption(source="list", text="a"),), embeddings=found)
     (score,) = Similarity().score([view])
     assert (score["similarity"], score["similarity_error"]) == (None, "the model gave numbers that are not finite")
 

@@ -9,7 +9,7 @@ import pytest
 from curation.scores.base import ClipView
 from curation.scores.text import TextArea
 from curation.video.decode import Video
-from curation.video.pictures import Shrinker
+from curation.video.resize import FrameResizer
 from tests.media import texture
 
 
@@ -71,7 +71,7 @@ def test_boxes_without_area_cover_nothing_and_crossed_corners_are_no_error(
         scores = (0.9, 0.9, 0.9)
 
     monkeypatch.setattr(scorer, "_engine", lambda *_, **__: Found)
-    (columns,) = scorer.score([ClipView(pictures=(np.zeros((200, 400, 3), np.uint8),))])
+    (columns,) = scorer.score([ClipView(thumbnails=(np.zeros((200, 400, 3), np.uint8),))])
     assert columns["text_area_error"] is None
     assert columns["text_area"] <= 100 * 100 / (200 * 400)
 
@@ -79,11 +79,11 @@ def test_boxes_without_area_cover_nothing_and_crossed_corners_are_no_error(
 @pytest.mark.slow
 def test_film_without_text_scores_zero(scorer: TextArea, real_videos: Path):
     """On most frames of this film the bare detector takes the whole picture for one giant letter."""
-    shrinker, areas = Shrinker(), []
+    resizer, areas = FrameResizer(), []
     with open(real_videos / "cc_test_video_30s.mp4", "rb") as file, Video(file) as video:
         for frame in video.frames():
             if frame.index % 60 == 0:
-                areas.append(scorer.area(shrinker.upright_bgr(frame.picture, video.info, long_side_px=640)))
+                areas.append(scorer.area(resizer.upright_bgr(frame.av_frame, video.info, long_side_px=640)))
     assert max(areas) < 0.02
     assert sum(area == 0 for area in areas) >= len(areas) - 2
 
@@ -91,17 +91,17 @@ def test_film_without_text_scores_zero(scorer: TextArea, real_videos: Path):
 def test_the_clip_scores_its_worst_frame(scorer: TextArea):
     with_text = background()
     draw(with_text, "breaking news", y=200, scale=1.5)
-    (columns,) = scorer.score([ClipView(pictures=(background(), with_text, background()))])
+    (columns,) = scorer.score([ClipView(thumbnails=(background(), with_text, background()))])
     assert columns["text_area"] == columns["text_area_frames"][1] > 0
     assert columns["text_area_frames"][0] == 0
     assert columns["text_area_error"] is None
 
 
 def test_a_clip_that_cannot_be_scored_is_null_with_a_reason(scorer: TextArea):
-    good = ClipView(pictures=(background(),))
-    broken = ClipView(pictures=(np.zeros((0, 10, 3), np.uint8),))
-    first, second, third = scorer.score([broken, ClipView(pictures=()), good])
+    good = ClipView(thumbnails=(background(),))
+    broken = ClipView(thumbnails=(np.zeros((0, 10, 3), np.uint8),))
+    first, second, third = scorer.score([broken, ClipView(thumbnails=()), good])
     assert first["text_area"] is None
     assert first["text_area_error"]
-    assert second["text_area_error"] == "the clip has no pictures"
+    assert second["text_area_error"] == "the clip has no thumbnails"
     assert third["text_area"] == 0

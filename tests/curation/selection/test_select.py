@@ -182,7 +182,7 @@ def test_where_may_be_any_expression(ten: Dataset, where: str) -> None:
         ("motion", {"unscored": "keep"}, "asks for nothing"),
         ("motoin", {"min": 1}, "'motion'"),
         ("codec", {"min": 1}, "VARCHAR"),
-        ("picture_pts", {"min": 1}, "BIGINT"),
+        ("thumbnail_pts", {"min": 1}, "BIGINT"),
         ("aesthetic", {"min": 5}, "no clip of this dataset has a score 'aesthetic' .left out"),
         ("duplicate_rank", {"max": 0}, "clipmill duplicates DATASET"),
     ],

@@ -18,7 +18,7 @@ from curation.scan.one_pass import ScanConfig, scan
 from curation.shards.extract import ExtractedClip, ExtractionConfig, extract_clips
 from curation.shots.spans import SpanConfig
 from curation.video.decode import Video
-from curation.video.display import Upright
+from curation.video.display import DisplayTransform
 from tests.media import panning, write_video
 
 Timed = list[tuple[Fraction, av.VideoFrame]]
@@ -67,12 +67,12 @@ def wanted(path: Path, clip: dict[str, Any]) -> Timed:
     base = Fraction(clip["time_base_num"], clip["time_base_den"])
     with path.open("rb") as file, Video(file) as video:
         frames = video.frames_between(clip["start_pts"], clip["end_pts"])
-        return [((frame.pts - clip["start_pts"]) * base, frame.picture) for frame in frames]
+        return [((frame.pts - clip["start_pts"]) * base, frame.av_frame) for frame in frames]
 
 
 def held(clip_file: ExtractedClip) -> Timed:
     with Video(io.BytesIO(clip_file.content)) as video:
-        return [(frame.pts * video.info.time_base, frame.picture) for frame in video.frames()]
+        return [(frame.pts * video.info.time_base, frame.av_frame) for frame in video.frames()]
 
 
 def packets(file: Any) -> list[tuple[Fraction, bytes]]:
@@ -108,7 +108,7 @@ def check_transcode(path: Path, clip: dict[str, Any], clip_file: ExtractedClip) 
     assert [time for time, _ in got] == [time for time, _ in expected]
     assert len(got) == clip["frames"]
     with path.open("rb") as file, Video(file) as video:
-        upright = Upright(video.info)
+        upright = DisplayTransform(video.info)
     for (_, theirs), (_, ours) in zip(expected, got, strict=True):
         shaped = upright(theirs)
         assert ours.format.name == shaped.format.name == "yuv420p"
@@ -280,7 +280,7 @@ def test_an_image_is_the_frame_that_the_scorers_took_for_the_middle(tmp_path: Pa
     for clip, clip_file in zip((second, first), results, strict=True):
         assert isinstance(clip_file, ExtractedClip)
         height, width = (96, 170) if name == "b_frames" else (96, 228)  # 170 * 4 / 3, made even
-        middle_pts = clip["picture_pts"][1]
+        middle_pts = clip["thumbnail_pts"][1]
         assert clip_file.suffix == "jpg"
         assert clip_file.shape == {"codec": "jpeg", "width": width, "height": height, "pts": middle_pts}
         image = cv2.imdecode(np.frombuffer(clip_file.content, np.uint8), cv2.IMREAD_COLOR)
@@ -296,17 +296,17 @@ def test_an_image_is_the_frame_that_the_scorers_took_for_the_middle(tmp_path: Pa
 def test_an_image_that_is_not_there_fails_alone_and_says_why(tmp_path: Path) -> None:
     path = make(tmp_path, "b_frames")
     good, clip = clips_of(path, "auto")[:2]
-    pts = clip["picture_pts"][1]
+    pts = clip["thumbnail_pts"][1]
     before, beyond = pts - 1, clip["end_pts"]
     bad = [
-        clip | {"clip_id": "none", "picture_pts": []},
-        clip | {"clip_id": "before", "picture_pts": [0, before, 0]},
-        clip | {"clip_id": "beyond", "picture_pts": [0, beyond, 0]},
+        clip | {"clip_id": "none", "thumbnail_pts": []},
+        clip | {"clip_id": "before", "thumbnail_pts": [0, before, 0]},
+        clip | {"clip_id": "beyond", "thumbnail_pts": [0, beyond, 0]},
     ]
     *errors, picture = extract_clips(str(path), [*bad, good], "images", ExtractionConfig())
     assert isinstance(picture, ExtractedClip)
     assert [str(error) for error in errors] == [
-        "decode_error: the scan kept no picture of this clip",
+        "decode_error: the scan kept no thumbnail of this clip",
         f"decode_error: no frame with timestamp {before} could be decoded: not as scanned",
         f"decode_error: no frame with timestamp {beyond} could be decoded: not as scanned",
     ]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from curation.shots.cuts import CutConfig, CutDetector, Transition
 from curation.video.decode import Video
-from curation.video.pictures import Shrinker
+from curation.video.resize import FrameResizer
 
 WIDTH, HEIGHT = 160, 90
 Picture = NDArray[np.uint8]
@@ -423,11 +423,11 @@ def test_transitions_are_in_order_and_never_overlap(
 )
 def test_real_footage_as_labelled(real_videos: Path, name: str) -> None:
     labels = json.loads((real_videos / "cuts.json").read_text())[name]["cuts"]
-    detector, shrinker = CutDetector(), Shrinker()
+    detector, resizer = CutDetector(), FrameResizer()
     with (real_videos / name).open("rb") as file, Video(file) as video:
         for frame in video.frames():
             time_s = float(frame.pts * video.info.time_base)
-            detector.push(frame.index, frame.pts, time_s, shrinker.small_luma(frame.picture))
+            detector.push(frame.index, frame.pts, time_s, resizer.small_luma(frame.av_frame))
     transitions = detector.finish()
     assert [t.kind for t in transitions] == [kind for kind, _, _ in labels]
     for transition, (kind, start, end) in zip(transitions, labels, strict=True):

@@ -7,7 +7,7 @@ import pytest
 
 from clipmill.errors import SourceError
 from curation.video.decode import VideoInfo
-from curation.video.display import Upright
+from curation.video.display import DisplayTransform
 
 
 def info(width: int, height: int, *, rotation: int = 0, aspect: Fraction = Fraction(1)) -> VideoInfo:
@@ -33,11 +33,11 @@ def info(width: int, height: int, *, rotation: int = 0, aspect: Fraction = Fract
     [(5000, 1, 0, 1), (1, 500, 90, 1), (1, 1, 0, 1), (9, 9, 0, Fraction(1, 10))],
 )
 def test_a_frame_of_one_row_or_column_has_no_even_size(width: int, height: int, rotation: int, aspect: Fraction):
-    shape = Upright(info(width, height, rotation=rotation, aspect=Fraction(aspect)))
+    shape = DisplayTransform(info(width, height, rotation=rotation, aspect=Fraction(aspect)))
     with pytest.raises(SourceError, match="at least 2x2"):
         shape(av.VideoFrame(width, height, "yuv420p"))
 
 
 def test_odd_sizes_lose_their_last_row_and_column():
-    shaped = Upright(info(5, 3, rotation=90))(av.VideoFrame(5, 3, "yuv420p"))
+    shaped = DisplayTransform(info(5, 3, rotation=90))(av.VideoFrame(5, 3, "yuv420p"))
     assert (shaped.width, shaped.height) == (2, 4)

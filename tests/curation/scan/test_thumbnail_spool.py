@@ -1,4 +1,4 @@
-"""Candidate pictures: the right three of a clip, also after room was made; bounded bytes; a full disk is no verdict."""
+"""Candidate thumbnails: the right three of a clip, also after room was made; bounded bytes; a full disk: no verdict."""
 
 import itertools
 import resource
@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 
 from clipmill.errors import RunStopped
 from clipmill.spool import Spool
-from curation.scan.picture_spool import PictureSpool
+from curation.scan.thumbnail_spool import ThumbnailSpool
 
-PICTURE = np.zeros((8, 8, 3), np.uint8)
+IMAGE = np.zeros((8, 8, 3), np.uint8)
 
 
 def noise(side_px: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (side_px, side_px, 3), dtype=np.uint8)
 
 
-def filled(pts: list[int], max_bytes: int = 1 << 30, side_px: int = 8) -> PictureSpool:
-    spool = PictureSpool(max_bytes)
+def filled(pts: list[int], max_bytes: int = 1 << 30, side_px: int = 8) -> ThumbnailSpool:
+    spool = ThumbnailSpool(max_bytes)
     for i, at in enumerate(pts):
         spool.add(at, float(at), noise(side_px, i))
     return spool
@@ -36,7 +36,7 @@ def filled(pts: list[int], max_bytes: int = 1 << 30, side_px: int = 8) -> Pictur
     start=st.integers(-60, 60),
     length=st.integers(1, 60),
 )
-def test_the_pictures_nearest_to_start_middle_and_end(pts: list[int], start: int, length: int):
+def test_the_thumbnails_nearest_to_start_middle_and_end(pts: list[int], start: int, length: int):
     inside = [at for at in pts if start <= at < start + length]
     with filled(pts) as spool:
         chosen, jpegs = spool.first_middle_last(start, start + length)
@@ -64,9 +64,9 @@ def test_dropping_what_is_decided_changes_no_choice(cuts: list[int]):
         assert [spool.first_middle_last(*span) for span in spans] == [whole.first_middle_last(*span) for span in spans]
 
 
-def test_a_shot_without_end_and_pictures_of_noise_stay_within_the_limit():
+def test_a_shot_without_end_and_thumbnails_of_noise_stay_within_the_limit():
     limit = 200_000
-    with PictureSpool(limit) as spool:
+    with ThumbnailSpool(limit) as spool:
         decided: list[tuple[int, int]] = []
         for i in range(300):
             if spool.due(i + 1.0, 0.5):
@@ -82,16 +82,16 @@ def test_a_shot_without_end_and_pictures_of_noise_stay_within_the_limit():
         assert spool.due(300.0, 0.5)
 
 
-def test_pictures_of_decided_clips_get_smaller_where_there_are_too_many():
-    with PictureSpool(300_000) as spool:
+def test_thumbnails_of_decided_clips_get_smaller_where_there_are_too_many():
+    with ThumbnailSpool(300_000) as spool:
         for i in range(12):
             spool.add(i, float(i), noise(256, i))
         spool.drop_decided([(i, i + 1) for i in range(12)], 12)
         assert spool.size_bytes <= 150_000
         _, (first, *_) = spool.first_middle_last(3, 4)
-        picture = cv2.imdecode(np.frombuffer(first, np.uint8), cv2.IMREAD_COLOR)
-        assert picture is not None
-        assert picture.shape[0] < 256
+        image = cv2.imdecode(np.frombuffer(first, np.uint8), cv2.IMREAD_COLOR)
+        assert image is not None
+        assert image.shape[0] < 256
         assert "smaller" in (spool.note or "")
 
 
@@ -114,8 +114,8 @@ def test_a_temporary_folder_that_is_not_there_stops_the_run(tmp_path: Path, monk
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     with Spool(in_memory_bytes=10) as spool, pytest.raises(RunStopped, match="gone: No such file or directory"):
         spool.put(bytes(100))
-    with PictureSpool(1 << 20, in_memory_bytes=10) as pictures, pytest.raises(RunStopped):
-        pictures.add(0, 0.0, PICTURE)
+    with ThumbnailSpool(1 << 20, in_memory_bytes=10) as spool, pytest.raises(RunStopped):
+        spool.add(0, 0.0, IMAGE)
 
 
 def test_pieces_are_found_again_after_others_were_dropped():

@@ -1,4 +1,4 @@
-"""Small pictures out of decoded frames: for cut detection, for optical flow, and for the scorers that look at clips."""
+"""Decoded frames made smaller: for cut detection, for optical flow, and for the scorers that look at clips."""
 
 from typing import Any
 
@@ -25,8 +25,8 @@ def even_size(width: int, height: int, *, long_side_px: int) -> tuple[int, int]:
     return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
 
 
-class Shrinker:
-    """Makes small pictures out of decoded frames, reading the planes directly where the layout allows.
+class FrameResizer:
+    """Makes small images out of decoded frames, reading the planes directly where the layout allows.
 
     8-bit 4:2:0 frames are resized plane by plane (a few times cheaper than a full colour conversion); every other
     pixel format goes through swscale once, at the small size.
@@ -35,49 +35,49 @@ class Shrinker:
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
 
-    def i420(self, picture: av.VideoFrame, width: int, height: int) -> list[Image]:
+    def i420(self, frame: av.VideoFrame, width: int, height: int) -> list[Image]:
         """Planes Y (height, width), U and V (height / 2, width / 2), uint8, in coded orientation."""
-        if picture.format.name not in PLANAR_420:
-            picture = self._resized(picture, width, height)
+        if frame.format.name not in PLANAR_420:
+            frame = self._resized(frame, width, height)
         sizes = ((width, height), (width // 2, height // 2), (width // 2, height // 2))
-        return [cv2.resize(_plane(picture, i), size, interpolation=cv2.INTER_LINEAR) for i, size in enumerate(sizes)]
+        return [cv2.resize(_plane(frame, i), size, interpolation=cv2.INTER_LINEAR) for i, size in enumerate(sizes)]
 
-    def small_luma(self, picture: av.VideoFrame, *, long_side_px: int = 80) -> Image:
+    def small_luma(self, frame: av.VideoFrame, *, long_side_px: int = 80) -> Image:
         """(height, width) uint8 luma in coded orientation, for cut detection: cheap rather than well filtered."""
-        scale = min(0.5, long_side_px / max(picture.width, picture.height))
-        width, height = max(2, round(picture.width * scale)), max(2, round(picture.height * scale))
-        if picture.format.name not in PLANAR_420:
-            picture = self._resized(picture, 2 * width, 2 * height)
+        scale = min(0.5, long_side_px / max(frame.width, frame.height))
+        width, height = max(2, round(frame.width * scale)), max(2, round(frame.height * scale))
+        if frame.format.name not in PLANAR_420:
+            frame = self._resized(frame, 2 * width, 2 * height)
         # Four points for each pixel: interpolating reads only the rows it needs, and halving takes next to nothing.
-        luma = cv2.resize(_plane(picture, 0), (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
+        luma = cv2.resize(_plane(frame, 0), (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
         return cv2.resize(luma, (width, height), interpolation=cv2.INTER_AREA)
 
-    def luma(self, picture: av.VideoFrame, info: VideoInfo, *, short_side_px: int) -> Image:
+    def luma(self, frame: av.VideoFrame, info: VideoInfo, *, short_side_px: int) -> Image:
         """(height, width) uint8 luma with square pixels, in coded orientation, properly filtered: for optical flow.
 
-        The longer side has at most 16 times `short_side_px`: of thinner pictures the shorter side has less.
+        The longer side has at most 16 times `short_side_px`: of thinner frames the shorter side has less.
         """
         width, height = (info.height, info.width) if info.rotation in (90, 270) else (info.width, info.height)
         scale = min(short_side_px / min(width, height), _MOST_ASPECT * short_side_px / max(width, height))
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        if picture.format.name not in PLANAR_420:
-            picture = self._resized(picture, 2 * size[0], 2 * size[1])
-        luma = _plane(picture, 0)
+        if frame.format.name not in PLANAR_420:
+            frame = self._resized(frame, 2 * size[0], 2 * size[1])
+        luma = _plane(frame, 0)
         # Area averaging by a whole factor is several times cheaper than by a broken one, so go there in two steps.
         factor = 3 if min(luma.shape) >= 3 * short_side_px else 1
         luma = cv2.resize(luma, (size[0] * factor, size[1] * factor), interpolation=cv2.INTER_LINEAR)
         return cv2.resize(luma, size, interpolation=cv2.INTER_AREA)
 
-    def upright_bgr(self, picture: av.VideoFrame, info: VideoInfo, *, long_side_px: int) -> Image:
+    def upright_bgr(self, frame: av.VideoFrame, info: VideoInfo, *, long_side_px: int) -> Image:
         """(height, width, 3) uint8 BGR as displayed: turned upright, square pixels, matrix and range respected."""
         width, height = even_size(info.width, info.height, long_side_px=long_side_px)
         if info.rotation in (90, 270):
             width, height = height, width
-        planes = self.i420(picture, width, height)
+        planes = self.i420(frame, width, height)
         small = av.VideoFrame(width, height, "yuv420p")
         for i, plane in enumerate(planes):
             np.copyto(_plane(small, i), plane)
-        small.colorspace, small.color_range = _color(picture, info)
+        small.colorspace, small.color_range = _color(frame, info)
         bgr = self._reformatter.reformat(
             small,
             format="bgr24",
@@ -87,28 +87,28 @@ class Shrinker:
         ).to_ndarray()
         return turn_upright(bgr, info.rotation)
 
-    def _resized(self, picture: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
+    def _resized(self, frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
         return self._reformatter.reformat(
-            picture, width, height, "yuv420p", interpolation=Interpolation.BILINEAR, threads=1
+            frame, width, height, "yuv420p", interpolation=Interpolation.BILINEAR, threads=1
         )
 
 
 def turn_upright(image_HWC: Image, rotation: int) -> Image:
-    """Turn a decoded picture clockwise by `rotation` degrees (0, 90, 180, 270)."""
+    """Turn a decoded image clockwise by `rotation` degrees (0, 90, 180, 270)."""
     turns = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
     return cv2.rotate(image_HWC, turns[rotation]) if rotation else image_HWC
 
 
-def _color(picture: av.VideoFrame, info: VideoInfo) -> tuple[int, int]:
+def _color(frame: av.VideoFrame, info: VideoInfo) -> tuple[int, int]:
     """Matrix and range; where the stream is silent, BT.709 from 720 lines on and BT.601 below, limited range."""
     unspecified_matrix, bt709, bt601 = 2, 1, 5
-    matrix = int(picture.colorspace)
+    matrix = int(frame.colorspace)
     if matrix == unspecified_matrix:
         matrix = bt709 if min(info.width, info.height) >= 720 else bt601
-    full = picture.format.name.startswith("yuvj") or int(picture.color_range) == 2
+    full = frame.format.name.startswith("yuvj") or int(frame.color_range) == 2
     return matrix, 2 if full else 1
 
 
-def _plane(picture: av.VideoFrame, i: int) -> Image:
-    plane = picture.planes[i]
+def _plane(frame: av.VideoFrame, i: int) -> Image:
+    plane = frame.planes[i]
     return np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]

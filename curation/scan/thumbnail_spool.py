@@ -1,4 +1,4 @@
-"""Pictures that may become the first, middle or last one of a clip, kept until the clips are known.
+"""Thumbnails that may become the first, middle or last one of a clip, kept until the clips are known.
 
 They are a quarter of a second apart, so that no second pass is needed. Those of clips that are decided already are
 dropped but for the three that were chosen, and what a shot without end leaves is kept within a limit.
@@ -11,15 +11,15 @@ import cv2
 import numpy as np
 
 from clipmill.spool import IN_MEMORY_BYTES, Spool
-from curation.video.pictures import Image
+from curation.video.resize import Image
 
 _JPEG_QUALITY = 92
 _LEAST_SIDE_PX = 64
-"""A picture is not made smaller than this, whatever the limit."""
+"""A thumbnail is not made smaller than this, whatever the limit."""
 
 
-class PictureSpool:
-    """JPEG pictures by pts, at most `max_bytes` of them. A context manager. Raises RunStopped as `Spool`."""
+class ThumbnailSpool:
+    """JPEG thumbnails by pts, at most `max_bytes` of them. A context manager. Raises RunStopped as `Spool`."""
 
     def __init__(self, max_bytes: int, in_memory_bytes: int = IN_MEMORY_BYTES) -> None:
         self._max_bytes, self._in_memory_bytes = max_bytes, in_memory_bytes
@@ -31,7 +31,7 @@ class PictureSpool:
         self._shrunk = False
         self._crowded_bytes = min(in_memory_bytes, max_bytes)
 
-    def __enter__(self) -> "PictureSpool":
+    def __enter__(self) -> "ThumbnailSpool":
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -48,31 +48,31 @@ class PictureSpool:
 
     @property
     def note(self) -> str | None:
-        """What the limit did to the pictures."""
+        """What the limit did to the thumbnails."""
         done = [f"kept up to {self._farthest_s:.2g} s apart"] if self._farthest_s else []
         done += ["made smaller"] if self._shrunk else []
-        return f"pictures were {' and '.join(done)} (limits.spool_bytes, limits.answer_bytes)" if done else None
+        return f"thumbnails were {' and '.join(done)} (limits.spool_bytes, limits.answer_bytes)" if done else None
 
     def due(self, next_s: float, spacing_s: float) -> bool:
         """Whether waiting for the next frame would leave a gap of more than `spacing_s`."""
         return not self._times_s or next_s - self._times_s[-1] > spacing_s + 1e-6
 
-    def add(self, pts: int, time_s: float, picture_HWC: Image) -> None:
-        """Keep a picture. Timestamps rise."""
-        jpeg = _compressed(picture_HWC)
+    def add(self, pts: int, time_s: float, image_HWC: Image) -> None:
+        """Keep a thumbnail. Timestamps rise."""
+        jpeg = _compressed(image_HWC)
         self._pieces.append((self._spool.put(jpeg), len(jpeg)))
         self._pts.append(pts)
         self._times_s.append(time_s)
 
     def first_middle_last(self, start_pts: int, end_pts: int) -> tuple[list[int], tuple[bytes, ...]]:
-        """pts and JPEG bytes of the pictures nearest to the start, the middle and the end of a clip, within it."""
+        """pts and JPEG bytes of the thumbnails nearest to the start, the middle and the end of a clip, within it."""
         chosen = self._chosen(start_pts, end_pts)
         return [self._pts[i] for i in chosen], tuple(self._spool.get(*self._pieces[i]) for i in chosen)
 
     def drop_decided(self, spans: Iterable[tuple[int, int]], decided_pts: int) -> None:
-        """Make room: of the pictures before `decided_pts` only those of these (start_pts, end_pts) clips stay.
+        """Make room: of the thumbnails before `decided_pts` only those of these (start_pts, end_pts) clips stay.
 
-        If that is not enough, those of what is not decided are thinned out evenly, and then pictures get smaller.
+        If that is not enough, those of what is not decided are thinned out evenly, and then thumbnails get smaller.
         """
         undecided = bisect_left(self._pts, decided_pts)
         kept = sorted({i for span in spans for i in self._chosen(*span) if i < undecided})
@@ -99,10 +99,10 @@ class PictureSpool:
     def _bytes(self, chosen: list[int]) -> int:
         return sum(self._pieces[i][1] for i in chosen)
 
-    def _at_least(self, apart_s: float, pictures: list[int]) -> list[int]:
-        """The first of the pictures, and then each that is so far from the last one that stays."""
-        kept = pictures[:1]
-        for i in pictures[1:]:
+    def _at_least(self, apart_s: float, thumbnails: list[int]) -> list[int]:
+        """The first of the thumbnails, and then each that is so far from the last one that stays."""
+        kept = thumbnails[:1]
+        for i in thumbnails[1:]:
             if self._times_s[i] - self._times_s[kept[-1]] >= apart_s - 1e-6:
                 kept.append(i)
         return kept
@@ -115,7 +115,7 @@ class PictureSpool:
         self._times_s = [self._times_s[i] for i in chosen]
 
     def _shrink(self) -> None:
-        """Make the largest pictures smaller, so that all of them take half of the limit."""
+        """Make the largest thumbnails smaller, so that all of them take half of the limit."""
         share_bytes = self._max_bytes // 2 // len(self._pieces)
         self._shrunk = True
         smaller = Spool(self._in_memory_bytes)
@@ -127,18 +127,18 @@ class PictureSpool:
         self._spool, self._pieces = smaller, pieces
 
 
-def _compressed(picture_HWC: Image) -> bytes:
-    _, jpeg = cv2.imencode(".jpg", picture_HWC, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+def _compressed(image_HWC: Image) -> bytes:
+    _, jpeg = cv2.imencode(".jpg", image_HWC, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     return jpeg.tobytes()
 
 
 def _within(jpeg: bytes, max_bytes: int) -> bytes:
-    """The picture at half its size, again and again until it has at most so many bytes."""
+    """The image at half its size, again and again until it has at most so many bytes."""
     while len(jpeg) > max_bytes:
-        picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
-        assert picture is not None, "a picture that was compressed here"
-        if max(picture.shape) <= _LEAST_SIDE_PX:
+        image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+        assert image is not None, "a image that was compressed here"
+        if max(image.shape) <= _LEAST_SIDE_PX:
             break
-        height, width = (max(1, side // 2) for side in picture.shape[:2])
-        jpeg = _compressed(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA))
+        height, width = (max(1, side // 2) for side in image.shape[:2])
+        jpeg = _compressed(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
     return jpeg

@@ -31,16 +31,16 @@ from pipelines.cluster import connected
 from svd.checkpoint import load_model
 from svd.conditioning import Ids
 from svd.tasks import Sampling, text_to_video
+from training.contact_sheet import to_bytes
 from training.data import loader
-from training.run import finished, run_stage
-from training.sheet import to_bytes
+from training.run_stage import finished, run_stage
 from training.stages import Stage, overlay
 
 ARMS = ("everything", "selected")
 COLLECTION_SEED = 11
 GUIDANCE, SAMPLER_STEPS = 3.0, 16
 IMAGE_STAGE, VIDEO_STAGE = "tiny-image", "tiny-text-to-video"
-_CHOICES = 3
+_AUGMENTATIONS = 3
 """Draws of frames per clip."""
 _MADE_AT_ONCE = 16
 
@@ -70,7 +70,7 @@ def stage_of(name: str, *, seed: int, steps: int) -> Stage:
     return overlay(
         Stage.preset(name),
         {
-            "model": {"changes": changes | {"ids": []}},
+            "model": {"overrides": changes | {"ids": []}},
             "data": {
                 "frames": FRAMES if video else 1, "height_px": HEIGHT_PX, "width_px": WIDTH_PX,
                 "fps": [PROMPTED_FPS], "batch_size": 8 if video else 32, "workers": 0, "seed": seed,
@@ -97,13 +97,15 @@ def prepare(folder: Path, videos: int) -> dict[str, int]:
             for arm in ARMS:
                 for name in (IMAGE_STAGE, VIDEO_STAGE):
                     stage, latents = stage_of(name, seed=0, steps=1), folder / "latents" / f"{arm}-{name}"
-                    run = cache_latents(stage, str(folder / arm), latents, init=initial, choices=_CHOICES)
-                    counts[arm] = run.samples // _CHOICES
+                    run = cache_latents(
+                        stage, str(folder / arm), latents, init=initial, augmentations_per_clip=_AUGMENTATIONS
+                    )
+                    counts[arm] = run.samples // _AUGMENTATIONS
         (folder / "prepared.json").write_text(json.dumps(counts))
     return dict(json.loads((folder / "prepared.json").read_text()))
 
 
-def train(run: Run) -> Path:
+def train_run(run: Run) -> Path:
     """Both stages of a run, in this process; returns the model."""
     torch.set_num_threads(1)
     model = run.folder / "initial"
@@ -119,7 +121,7 @@ def train(run: Run) -> Path:
 
 def make_videos(run: Run, prompts: list[str]) -> None:
     """Train, then write a video of each prompt; all models get the same noise."""
-    model = load_model(train(run))
+    model = load_model(train_run(run))
     if (run.videos / "done").exists():
         return
     made = []

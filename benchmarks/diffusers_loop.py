@@ -84,7 +84,7 @@ def _noisy(stage: Stage, batch: Batch, autoencoder: Any, draws: Draws | None) ->
     x = x0 + sigma * noise(x0)
     picture = ends[:, 0].float() / 127.5 - 1
     latent = encode_picture(autoencoder, picture, noise(picture), augmentation)
-    kept = (share >= stage.dropping.context).float()[:, None]
+    kept = (share >= stage.conditioning_dropout.context).float()[:, None]
     concat = (kept[..., None, None] * latent)[:, None].expand(-1, x0.shape[1], -1, -1, -1)
     ids = torch.stack([batch.fps - 1, batch.motion_bucket, augmentation], dim=1)
     return _Noisy(x0, x, sigma, concat, (kept * embeddings[:, 0])[:, None], ids)

@@ -33,7 +33,7 @@ from training.data import loader
 from training.data_config import DataConfig
 from training.distributed import join, leave
 from training.frames import choose_frames
-from training.loop import train
+from training.loop import run_loop
 from training.order import Order
 from training.seeds import seed_of
 from training.shard_index import index_shards
@@ -149,9 +149,9 @@ def waiting(shards: Path, out: Path) -> float:
         Stage.preset("tiny-image-to-video"),
         {"run": {"steps": 30, "log_every": 10, "save_every": 1000, "sample_every": None}, "data": {"batch_size": 4}},
     )
-    shapes = ModelConfig.tiny(UNetConfig.preset(stage.model.unet, **stage.model.changes), width_px=96, height_px=64)
-    ranks = join("cpu")
-    train(stage, Model.build(shapes), loader(shards, stage.data), out, ranks)  # type: ignore[arg-type]
+    shapes = ModelConfig.tiny(UNetConfig.preset(stage.model.unet, **stage.model.overrides), width_px=96, height_px=64)
+    process = join("cpu")
+    run_loop(stage, Model.build(shapes), loader(shards, stage.data), out, process)  # type: ignore[arg-type]
     leave()
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][1:]
     return sum(record["data_wait_s"] for record in records) / sum(record["step_s"] for record in records)

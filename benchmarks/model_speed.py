@@ -154,7 +154,7 @@ def on_gpu(runs: int) -> tuple[list[tuple[Any, ...]], dict[str, Any]]:
                 rows.append((f"{size} {name}", "out of memory", "", ""))
             else:
                 share = tflop / seconds / peak
-                figures[f"{size} {name}"] = {"s": seconds, "gib": round(memory_gib, 2), "peak_share": round(share, 3)}
+                figures[f"{size} {name}"] = {"s": seconds, "gib": round(memory_gib, 2), "mfu": round(share, 3)}
                 rows.append((f"{size} {name}", seconds, f"{memory_gib:.1f}", f"{share:.1%}"))
             gc.collect()
             torch.cuda.empty_cache()

@@ -14,7 +14,7 @@ from diffusers import UNetSpatioTemporalConditionModel
 from benchmarks.common import report
 from benchmarks.parity_latents import sampler_difference, vae_decode_difference, vae_encode_difference, vae_parameters
 from svd.config import UNetConfig
-from svd.names_unet import table
+from svd.keymap_unet import table
 from svd.unet import UNet
 from tests.svd.networks import DEEP, diffusers_twin, inputs, randomise
 
@@ -34,7 +34,7 @@ def unet_counts() -> tuple[dict[str, int], int]:
     same = [name for name in ours if other[names[name]].shape == ours[name].shape and back[names[name]] == name]
     counts = {
         "svd": sum(parameter.numel() for parameter in unet.parameters()),
-        "svd_temporal": sum(parameter.numel() for _, parameter in unet.temporal_parameters()),
+        "svd_temporal": sum(parameter.numel() for _, parameter in unet.temporal_layer_parameters()),
     }
     return counts, len(same) if len(back) == len(other) else 0
 

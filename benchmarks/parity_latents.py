@@ -8,7 +8,7 @@ from diffusers import AutoencoderKLTemporalDecoder, EulerDiscreteScheduler
 from torch import Tensor
 
 from svd.autoencoder import Autoencoder, AutoencoderConfig
-from svd.names_autoencoder import from_layout
+from svd.keymap_autoencoder import from_layout
 from svd.noise import Edm, denoise
 from svd.sampler import SeededNoise, initial_noise, karras_sigmas, sample_euler
 

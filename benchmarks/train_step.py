@@ -36,7 +36,7 @@ from tests.svd.networks import randomise
 from training.batch import Batch
 from training.distributed import join, leave
 from training.estimate import estimate
-from training.loop import Hooks, train
+from training.loop import Hooks, run_loop
 from training.metrics import peak_flops
 from training.objective import draw
 from training.seeds import seed_of
@@ -105,9 +105,9 @@ def our_loop(stage: Stage, unet: UNet, device: str, batches: Iterable[Batch], ho
     """Our loop on a copy of `unet`, until there are no more batches: it never comes to its checkpoint."""
     shapes = replace(ModelConfig.tiny(unet.config), image_encoder=None)
     model = Model(config=shapes, unet=copy.deepcopy(unet), autoencoder=Encoded(shapes.autoencoder).to(device))
-    ranks = join(device)
+    process = join(device)
     with tempfile.TemporaryDirectory() as out, suppress(StopIteration):
-        train(stage, model, batches, Path(out), ranks, hooks=hooks)  # type: ignore[arg-type]
+        run_loop(stage, model, batches, Path(out), process, hooks=hooks)  # type: ignore[arg-type]
     leave()
 
 
@@ -212,7 +212,7 @@ def on_gpu(steps: int, *, compiled: bool) -> tuple[list[Row], dict[str, Any]]:
             ("  share of the GPU's peak", *shares, ""),
             ("  peak GiB", ours_gib, theirs_gib, ""),
         ]
-        figures[name] = {"vs_diffusers": ratio, "s": ours_s, "peak_share": shares[0], "gib": ours_gib}
+        figures[name] = {"vs_diffusers": ratio, "s": ours_s, "mfu": shares[0], "gib": ours_gib}
     return rows, figures
 
 

@@ -10,7 +10,7 @@ _NAMED = 3
 
 MAY_CHANGE = frozenset({
     # Stages, for runs and for latents.
-    "about",
+    "description",
     # How samples are read and computed, not which.
     "data.workers", "data.prefetch", "data.reader", "model.checkpointing", "run.compile", "run.strategy",
     # Limits on what is broken.

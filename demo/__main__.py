@@ -15,7 +15,7 @@ from curation.scores.clip_embedder import ClipEmbedderConfig
 from curation.shards.write import ShardConfig
 from demo.collection import Flaws, collection
 from demo.model import demo_config
-from demo.train import RECIPE, RUNS, WRITTEN, sample_held_back, train
+from demo.train import RECIPE, RUNS, WRITTEN, sample_held_back, train_stages
 from pipelines.cli import complain, console
 from pipelines.cluster import connected
 from pipelines.progress import note
@@ -96,7 +96,7 @@ def _train(dataset: Path, out: Path, steps_share: float) -> Path:
         run = shard(str(dataset), selection.name, images=images, config=ShardConfig(clips_per_shard=16), quiet=True)
         kind = "pictures" if images else "clips"
         screen.print(f"for training, by {rules}.yaml: {run.index['totals']['samples']} {kind}", markup=False)
-    return train(dataset, out, steps_share=steps_share)
+    return train_stages(dataset, out, steps_share=steps_share)
 
 
 def _own_config() -> CurateConfig:

@@ -39,26 +39,32 @@ class _Part:
     steps: int
     batch_size: int
     lr: float
-    choices: int
+    augmentations_per_clip: int
     """Draws of frames per clip."""
 
 
 STAGES = (
-    _Part(stage="tiny-image", shards="pretraining-images", steps=300, batch_size=32, lr=1e-3, choices=1),
-    _Part(stage="tiny-video", shards="pretraining", steps=100, batch_size=8, lr=1e-3, choices=3),
-    _Part(stage="tiny-image-to-video", shards="finetuning", steps=300, batch_size=8, lr=2e-3, choices=6),
+    _Part(stage="tiny-image", shards="pretraining-images", steps=300, batch_size=32, lr=1e-3, augmentations_per_clip=1),
+    _Part(stage="tiny-video", shards="pretraining", steps=100, batch_size=8, lr=1e-3, augmentations_per_clip=3),
+    _Part(stage="tiny-image-to-video", shards="finetuning", steps=300, batch_size=8, lr=2e-3, augmentations_per_clip=6),
 )
 """Stage I on pictures, II on many clips, III on the best ones, from a picture. Steps fit into some three minutes."""
 
 
-def train(dataset: Path, out: Path, *, steps_share: float = 1.0) -> Path:
+def train_stages(dataset: Path, out: Path, *, steps_share: float = 1.0) -> Path:
     """Encode, then train all stages; returns the last one's model. `steps_share` shortens all stages alike."""
     initial = write_initial(out / INITIAL)
     entries, changes = [], {part.stage: _changes(part, initial, steps_share) for part in STAGES}
     for part in STAGES:
         stage = overlay(Stage.preset(part.stage), changes[part.stage])
         latents = out / LATENTS / part.stage
-        cache_latents(stage, str(dataset / "shards" / part.shards), latents, init=initial, choices=part.choices)
+        cache_latents(
+            stage,
+            str(dataset / "shards" / part.shards),
+            latents,
+            init=initial,
+            augmentations_per_clip=part.augmentations_per_clip,
+        )
         entries.append({"stage": part.stage, "data": str(latents.relative_to(out)), "set": changes[part.stage]})
     recipe = out / RECIPE
     recipe.write_text(yaml.safe_dump({"init": initial.name, "stages": entries}, sort_keys=False), encoding="utf-8")
@@ -91,7 +97,7 @@ def _changes(part: _Part, initial: Path, steps_share: float) -> dict[str, Any]:
     video = preset.data.frames > 1
     parts = {"image_encoder": str(initial.absolute())} if preset.task == "image-to-video" else {}
     return {
-        "model": {"changes": {name: list(v) if isinstance(v, tuple) else v for name, v in UNET.items()}, **parts},
+        "model": {"overrides": {name: list(v) if isinstance(v, tuple) else v for name, v in UNET.items()}, **parts},
         "data": {
             "frames": FRAMES if video else 1,
             "height_px": HEIGHT_PX,

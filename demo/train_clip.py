@@ -113,7 +113,7 @@ class AestheticHead(nn.Module):
         self.load_state_dict({name: value / self._gain for name, value in weights.items()})
 
 
-def train(
+def fit(
     clips: TrainingClips, stage: Stage, *, seed: int, start: tuple[Weights, Weights] | None = None
 ) -> tuple[Weights, Weights]:
     """Weights of the model and of its head after one stage, that begins with `start` or else at random."""
@@ -295,7 +295,7 @@ def main() -> None:
     weights = None
     for number, stage in enumerate(STAGES):
         steps = arguments.steps[number] if arguments.steps else stage.steps
-        weights = train(clips, replace(stage, steps=steps), seed=TRAINING_SEED + number, start=weights)
+        weights = fit(clips, replace(stage, steps=steps), seed=TRAINING_SEED + number, start=weights)
         save(*weights, arguments.out)
     report(arguments.out)
 

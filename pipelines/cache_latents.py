@@ -18,7 +18,7 @@ from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.progress import Reporter
 from svd.model import Model
 from training.cache_latents import LatentShard, cache_shard, check_names, digests, read_record
-from training.initial import initial_model
+from training.init_model import init_model
 from training.shard_index import Shard, ShardIndex, index_shards
 from training.stages import Stage, overlay
 
@@ -46,7 +46,7 @@ class _Task:
     stage: Stage
     init: Path
     out: Path
-    choices: int
+    augmentations_per_clip: int
     device: str
 
 
@@ -56,7 +56,7 @@ def cache_latents(
     out: Path,
     *,
     init: Path,
-    choices: int = 1,
+    augmentations_per_clip: int = 1,
     take_over: bool = False,
     address: str | None = None,
     num_cpus: int | None = None,
@@ -64,8 +64,8 @@ def cache_latents(
     quiet: bool = False,
 ) -> LatentCache:
     """Write into `out` a latent shard for each shard of `data`, with the frames that `stage.data` chooses and the
-    autoencoder and encoder that the stage would train with, `choices` draws of each. Run again, only what is missing is
-    done.
+    autoencoder and encoder that the stage would train with: `augmentations_per_clip` draws of each clip. Run again,
+    only what is missing is done.
 
     On a cluster `data`, `init` and `out` have to be on a file system that all nodes see. A run that is alive and writes
     into `out` is stopped only with `take_over`. Raises UserError, also for an `out` that was begun with other settings;
@@ -74,7 +74,7 @@ def cache_latents(
     folder = str(out.absolute())
     with Reporter("cache-latents", unit="samples", quiet=quiet) as report:
         report.waiting("reading the shards and the model")
-        index, plan = _inputs(stage, data, init, choices)
+        index, plan = _inputs(stage, data, init, augmentations_per_clip)
         _check_plan(out, plan)
         _check_shards(out, index, data)
         missing = [shard for shard in index.shards if read_record(out, shard) is None]
@@ -93,7 +93,7 @@ def cache_latents(
                         stage=stage,
                         init=init.absolute(),
                         out=out.absolute(),
-                        choices=choices,
+                        augmentations_per_clip=augmentations_per_clip,
                         device=device or usual_device(),
                     )
                     _run(missing, task, fence, report)
@@ -101,7 +101,7 @@ def cache_latents(
     return _result(index, out)
 
 
-def _inputs(stage: Stage, data: str, init: Path, choices: int) -> tuple[ShardIndex, dict[str, Any]]:
+def _inputs(stage: Stage, data: str, init: Path, augmentations_per_clip: int) -> tuple[ShardIndex, dict[str, Any]]:
     """The shards to do, and what plan.json says of what is made of them."""
     try:
         index = index_shards(data)
@@ -109,7 +109,7 @@ def _inputs(stage: Stage, data: str, init: Path, choices: int) -> tuple[ShardInd
         models = digests(_model(stage, init, "cpu"))
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
-    settings = deciding(stage.data.to_dict() | {"choices": choices}, "data.")
+    settings = deciding(stage.data.to_dict() | {"augmentations_per_clip": augmentations_per_clip}, "data.")
     plan: dict[str, Any] = {"data": settings, "models": models}
     return index, json.loads(json.dumps(plan))
 
@@ -169,7 +169,7 @@ def cache_planned(row: dict[str, Any], task: _Task, fence: Fence, counter: Any =
                 task.out,
                 _model(task.stage, task.init, task.device),
                 task.stage.data,
-                choices=task.choices,
+                augmentations_per_clip=task.augmentations_per_clip,
                 commit=fence.check,
                 on_sample=done,
             )
@@ -228,7 +228,7 @@ def _write(folder: str, name: str, content: dict[str, Any]) -> None:
 @lru_cache(maxsize=1)
 def _model_of(settings: str, init: Path, device: str) -> Model:
     values = json.loads(settings)
-    model = initial_model(overlay(Stage.preset(values["name"]), values), init)
+    model = init_model(overlay(Stage.preset(values["name"]), values), init)
     for name, network in model.networks().items():
         if name != "unet":
             network.to(device)

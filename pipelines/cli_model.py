@@ -26,7 +26,9 @@ def cache_latents(
     out: Annotated[Path, typer.Option(help="Folder for the latent shards.", show_default=False)],
     stage: Annotated[str, typer.Option(help="Preset whose frames and encoders are meant.", show_default=False)],
     init: Annotated[Path, typer.Option(help="Model with autoencoder and encoder.", show_default=False)],
-    choices: Annotated[int, typer.Option(min=1, help="Draws of frames, rate and crop of each clip.")] = 1,
+    augmentations_per_clip: Annotated[
+        int, typer.Option(min=1, help="Draws of frames, rate and crop of each clip.")
+    ] = 1,
     config: Annotated[
         Path | None, typer.Option(help="YAML with settings that differ from the preset.", show_default=False)
     ] = None,
@@ -46,7 +48,7 @@ def cache_latents(
         data,
         out,
         init=init,
-        choices=choices,
+        augmentations_per_clip=augmentations_per_clip,
         take_over=take_over,
         address=address,
         num_cpus=num_cpus,
@@ -108,7 +110,7 @@ def train(
             raise UserError(f"--recipe cannot go with {unheeded}: its file says it all, and runs in this process")
         if dry_run:
             for entry in recipes.read_recipe(recipe).stages:
-                say(f"{entry.folder}: {entry.stage.about}")
+                say(f"{entry.folder}: {entry.stage.description}")
                 console().print(estimate_table(training.dry_run(entry.stage, gpus)))
             return
         if out is None:

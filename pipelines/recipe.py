@@ -17,7 +17,7 @@ from typing import Any
 from clipmill.config import read_yaml
 from clipmill.errors import UserError
 from pipelines.train import train
-from training.run import check_settings, finished, read_settings
+from training.run_stage import check_settings, finished, read_settings
 from training.stages import Stage, overlay
 
 _KEYS = ("init", "stages")
@@ -73,7 +73,7 @@ def train_recipe(path: Path, out: Path, *, device: str | None = None, quiet: boo
         folder, data = out / entry.folder, str(entry.data)
         model = trained or train(entry.stage, data, folder, images=images, init=init, device=device, quiet=quiet)
         yield model
-        if entry.stage.model.trained != "lora":  # adapters stand beside the model that they were made for
+        if entry.stage.model.trainable != "lora":  # adapters stand beside the model that they were made for
             init = model
 
 

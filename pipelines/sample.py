@@ -22,7 +22,7 @@ from svd.checkpoint import load_model, read_config
 from svd.conditioning import Ids
 from svd.lora import load_lora, merge_lora
 from svd.model import Model, ModelConfig, Task
-from training.sheet import contact_sheet, to_bytes
+from training.contact_sheet import contact_sheet, to_bytes
 
 _NEEDED: dict[Task, tuple[str, ...]] = {
     "image-to-video": ("image",),

@@ -107,7 +107,7 @@ CHAPTERS = (
         "before. The defaults here are those of the classes; `clipmill train --stage NAME --dry-run` prints what a "
         "preset comes to. [Training](training.md) lists the presets.",
         config=Stage,
-        more=(("model.changes", UNetConfig),),
+        more=(("model.overrides", UNetConfig),),
     ),
 )
 

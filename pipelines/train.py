@@ -13,11 +13,11 @@ from clipmill.config import read_yaml
 from clipmill.errors import RunStopped, UserError
 from pipelines.printable import log_to_stderr
 from pipelines.progress import Reporter, note
-from training.checkpoint import CHECKPOINTS, CheckpointError, last_whole, whole
-from training.estimate import PEAK_SHARE, estimate
-from training.loop import NonFinite, accumulation
+from training.checkpoint import CHECKPOINTS, CheckpointError, complete_checkpoints, describe_latest
+from training.estimate import ASSUMED_MFU, estimate
+from training.loop import NonFinite, gradient_accumulation_steps
 from training.metrics import METRICS
-from training.run import finished, run_stage
+from training.run_stage import finished, run_stage
 from training.stages import Stage, overlay, parse_setting
 from training.stopping import Stopped, StopRequest
 
@@ -80,7 +80,7 @@ def train(
 
 def _announce(stage: Stage, out: Path, *, quiet: bool) -> None:
     """Say from where a run is resumed."""
-    checkpoints = whole(out / CHECKPOINTS)
+    checkpoints = complete_checkpoints(out / CHECKPOINTS)
     if checkpoints and not quiet:
         step = int(checkpoints[-1].name.removeprefix("step-"))
         note(f"resuming {out} from step {step:,} of {stage.run.steps:,}")
@@ -89,7 +89,7 @@ def _announce(stage: Stage, out: Path, *, quiet: bool) -> None:
 def dry_run(stage: Stage, gpus: int) -> list[tuple[str, str]]:
     """What the stage would cost, as rows to print. Raises UserError where its batches do not divide among `gpus`."""
     try:
-        batches = accumulation(stage, gpus)
+        batches = gradient_accumulation_steps(stage, gpus)
         costs = estimate(stage, gpus=gpus)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -99,8 +99,11 @@ def dry_run(stage: Stage, gpus: int) -> list[tuple[str, str]]:
     days = costs.days(stage.run.steps, gpus)
     return [
         ("parameters", f"{costs.parameters:,}"),
-        ("of which train", f"{costs.trained_parameters:,}"),
-        ("samples per step", f"{stage.run.batch_size:,}: {stage.data.batch_size} x {gpus} GPUs x {batches} in turn"),
+        ("  trainable", f"{costs.trained_parameters:,}"),
+        (
+            "global batch",
+            f"{stage.run.batch_size:,} = {stage.data.batch_size} x {gpus} GPUs x {batches} accumulation steps",
+        ),
         ("one sample, forward", f"{_flops(costs.forward_flops)}; its latents {_flops(costs.encode_flops)}"),
         ("one step", _flops(costs.step_flops)),
         ("memory per GPU", f"{total:,.1f} GiB"),
@@ -108,7 +111,7 @@ def dry_run(stage: Stage, gpus: int) -> list[tuple[str, str]]:
         ("  of activations", f"{costs.activations_bytes / gib:,.1f} GiB"),
         (
             "duration",
-            f"{_duration(days)} for {stage.run.steps:,} steps on {gpus} H100, at {PEAK_SHARE:.0%} of its peak",
+            f"{_duration(days)} for {stage.run.steps:,} steps on {gpus} H100, at {ASSUMED_MFU:.0%} MFU",
         ),
     ]
 
@@ -163,7 +166,7 @@ def train_on_ray(
         "images": images and os.path.abspath(images),
     }  # fmt: skip
     try:
-        accumulation(stage, workers)
+        gradient_accumulation_steps(stage, workers)
     except ValueError as error:
         raise UserError(str(error)) from error
     with Reporter(stage.name, stage.run.steps, unit="steps", quiet=quiet) as reporter, ExitStack() as stack:
@@ -297,7 +300,7 @@ def _told(error: Exception, out: Path) -> UserError:
     if isinstance(error, ValueError | FileNotFoundError):
         return UserError(sentence)
     if isinstance(error, OSError):
-        sentence = f"{sentence}. Of its checkpoints, {last_whole(out / CHECKPOINTS)}"
+        sentence = f"{sentence}. Of its checkpoints, {describe_latest(out / CHECKPOINTS)}"
     return RunStopped(sentence)
 
 
@@ -316,7 +319,7 @@ class _Progress:
             f"data wait {record['data_wait_s']:.3f} s of {record['step_s']:.3f} s",
             f"{record['memory_bytes'] / 2**30:.1f} GiB",
         ]
-        if "peak_share" in record:
-            parts.append(f"{record['peak_share']:.0%} of peak")
+        if "mfu" in record:
+            parts.append(f"{record['mfu']:.0%} MFU")
         self._reporter.advance(int(record["step"]) - self._step, ", ".join(parts))
         self._step = int(record["step"])

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svd import diffusers_json, names_autoencoder, names_clip, names_unet
+from svd import diffusers_json, keymap_autoencoder, keymap_clip, keymap_unet
 from svd.autoencoder import Autoencoder, AutoencoderConfig
 from svd.clip import ImageEncoder, ImageEncoderConfig, TextEncoder
 from svd.config import UNetConfig
@@ -53,7 +53,7 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: t
     """
     path = Path(path)
     config = read_config(path)
-    layout: names_unet.Layout = "diffusers" if path.is_dir() else "original"
+    layout: keymap_unet.Layout = "diffusers" if path.is_dir() else "original"
     where = {part: _weights(path, part) for part in FOLDERS}
     unet = load_unet(where["unet"], config.unet, layout=layout, device=device, dtype=dtype).eval()
     autoencoder = _load_autoencoder(where["autoencoder"], config.autoencoder, layout, device, dtype)
@@ -101,14 +101,14 @@ def save_original(model: Model, path: str | Path, *, dtype: torch.dtype | None =
     The encoder of the autoencoder is in it twice, as in the release: as first stage, and for the conditioning picture.
     """
     config = model.config
-    tensors = module_tensors(model.unet, names_unet.table(config.unet, "original"))
+    tensors = module_tensors(model.unet, keymap_unet.table(config.unet, "original"))
     state = model.autoencoder.state_dict()
-    tensors |= names_autoencoder.to_layout(state, config.autoencoder, "original")
+    tensors |= keymap_autoencoder.to_layout(state, config.autoencoder, "original")
     if NEEDS[config.task] == "image_encoder":
-        tensors |= names_autoencoder.to_layout(state, config.autoencoder, "condition")
+        tensors |= keymap_autoencoder.to_layout(state, config.autoencoder, "condition")
     for encoder in (model.image_encoder, model.text_encoder):
         if isinstance(encoder, ImageEncoder | TextEncoder):
-            tensors |= names_clip.to_layout(encoder.state_dict(), encoder.config, "original")
+            tensors |= keymap_clip.to_layout(encoder.state_dict(), encoder.config, "original")
     write_tensors(path, tensors, dtype=dtype, metadata={METADATA: json.dumps(config.to_dict())})
 
 
@@ -116,18 +116,18 @@ def diffusers_tensors(model: Model) -> dict[str, dict[str, Tensor]]:
     """Every network's tensors under diffusers' and transformers' names; views of ours."""
     config = model.config
     tensors = {
-        "unet": module_tensors(model.unet, names_unet.table(config.unet, "diffusers")),
-        "autoencoder": names_autoencoder.to_layout(model.autoencoder.state_dict(), config.autoencoder, "diffusers"),
+        "unet": module_tensors(model.unet, keymap_unet.table(config.unet, "diffusers")),
+        "autoencoder": keymap_autoencoder.to_layout(model.autoencoder.state_dict(), config.autoencoder, "diffusers"),
     }
     for part, encoder in (("image_encoder", model.image_encoder), ("text_encoder", model.text_encoder)):
         if isinstance(encoder, ImageEncoder | TextEncoder):
-            tensors[part] = names_clip.to_layout(encoder.state_dict(), encoder.config, "transformers")
+            tensors[part] = keymap_clip.to_layout(encoder.state_dict(), encoder.config, "transformers")
     return tensors
 
 
 def load_encoder(
     path: str | Path,
-    config: names_clip.Config,
+    config: keymap_clip.Config,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -140,30 +140,30 @@ def load_encoder(
     with torch.device("meta"):
         encoder = ImageEncoder(config) if isinstance(config, ImageEncoderConfig) else TextEncoder(config)
     image = isinstance(config, ImageEncoderConfig)
-    scope = names_clip.IMAGE_PREFIX if image else names_clip.TEXT_PREFIX
+    scope = keymap_clip.IMAGE_PREFIX if image else keymap_clip.TEXT_PREFIX
     with ExitStack() as files:
         stored = open_tensors(path, files)
         if not image:
             stored = {_text_name(name): each for name, each in stored.items()}
-        layout: names_clip.Layout = "original" if any(name.startswith(scope) for name in stored) else "transformers"
+        layout: keymap_clip.Layout = "original" if any(name.startswith(scope) for name in stored) else "transformers"
         if layout == "original":
             stored = {name: each for name, each in stored.items() if name.startswith(scope)}
         used = {name: each for name, each in stored.items() if not _unused(name, config)}
-        expected = names_clip.to_layout(encoder.state_dict(), config, layout)
+        expected = keymap_clip.to_layout(encoder.state_dict(), config, layout)
         compare(path, used, {name: tuple(tensor.shape) for name, tensor in expected.items()})
         tensors = {name: used[name].read().to(device, dtype) for name in expected}
-    encoder.load_state_dict(names_clip.from_layout(tensors, config, layout), assign=True)
+    encoder.load_state_dict(keymap_clip.from_layout(tensors, config, layout), assign=True)
     return encoder.requires_grad_(False).eval()
 
 
 def _text_name(name: str) -> str:
     """With the prefix of the table: Stable Diffusion 2.1's file has another, recent transformers none."""
     if name.startswith(_OLD_TEXT_PREFIX):
-        return names_clip.TEXT_PREFIX + name.removeprefix(_OLD_TEXT_PREFIX)
+        return keymap_clip.TEXT_PREFIX + name.removeprefix(_OLD_TEXT_PREFIX)
     return f"text_model.{name}" if name.startswith(("embeddings.", "encoder.", "final_layer_norm.")) else name
 
 
-def _unused(name: str, config: names_clip.Config) -> bool:
+def _unused(name: str, config: keymap_clip.Config) -> bool:
     """What files hold beyond the tower: positions, and of a text tower its last layer and its projection."""
     return name.endswith(("position_ids", "logit_scale", "text_projection", "text_projection.weight")) or (
         not isinstance(config, ImageEncoderConfig) and f".{config.layers}." in name
@@ -173,7 +173,7 @@ def _unused(name: str, config: names_clip.Config) -> bool:
 def _load_autoencoder(
     path: Path,
     config: AutoencoderConfig,
-    layout: names_unet.Layout,
+    layout: keymap_unet.Layout,
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> Autoencoder:
@@ -181,17 +181,17 @@ def _load_autoencoder(
     if layout == "diffusers":
         return load_autoencoder(path, config, layout="diffusers", device=device, dtype=dtype).eval()
     autoencoder = load_autoencoder(path, config, layout="original", device=device, dtype=dtype).eval()
-    names = names_autoencoder.table(config, "condition")
+    names = keymap_autoencoder.table(config, "condition")
     with ExitStack() as files:
         stored = open_tensors(path, files)
         if any(name in stored for name in names.values()):
             shapes = {
                 name: tuple(tensor.shape)
-                for name, tensor in names_autoencoder.to_layout(autoencoder.state_dict(), config, "condition").items()
+                for name, tensor in keymap_autoencoder.to_layout(autoencoder.state_dict(), config, "condition").items()
             }
             compare(path, {name: each for name, each in stored.items() if name in shapes}, shapes)
             tensors = {name: stored[name].read().to(device, dtype) for name in names.values()}
-            weights = names_autoencoder.from_layout(tensors, config, "condition")
+            weights = keymap_autoencoder.from_layout(tensors, config, "condition")
             autoencoder.load_state_dict(weights, strict=False, assign=True)
     return autoencoder
 
@@ -214,13 +214,13 @@ def _parse(values: dict[str, Any], origin: str) -> ModelConfig:
 
 def _released(path: Path, stored: dict[str, Stored]) -> ModelConfig:
     """The released model that a file in the original layout is, told by its inputs."""
-    inputs = stored.get(f"{names_unet.ORIGINAL_PREFIX}input_blocks.0.0.weight")
+    inputs = stored.get(f"{keymap_unet.ORIGINAL_PREFIX}input_blocks.0.0.weight")
     if inputs is None:
         raise WeightsError(
             f"{path} holds {len(stored)} tensors and no UNet in the layout of the release, nor says in its metadata "
             "what it is; give a model's folder or file"
         )
-    ids = stored.get(f"{names_unet.ORIGINAL_PREFIX}label_emb.0.0.weight")
+    ids = stored.get(f"{keymap_unet.ORIGINAL_PREFIX}label_emb.0.0.weight")
     presets = {name: UNetConfig.preset(name) for name in ("svd", "multiview", "interpolation", "t2v", "sd21")}
     for unet in presets.values():
         widths = unet.id_width * len(unet.ids), unet.in_channels

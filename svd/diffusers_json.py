@@ -8,8 +8,8 @@ from svd.autoencoder import AutoencoderConfig
 from svd.clip import CLIP_MEAN, CLIP_STD, ImageEncoderConfig, TextEncoderConfig
 from svd.config import UNetConfig
 from svd.fields import read_object
+from svd.keymap_unet import diffusers_config
 from svd.model import ModelConfig
-from svd.names_unet import diffusers_config
 
 _IDS = ("fps_id", "motion_bucket", "noise_augmentation", "elevation")
 """In the order of the released network; the last one is multi-view's."""

@@ -12,22 +12,22 @@ from svd.blocks import TemporalLayer
 from svd.config import UNetConfig
 from svd.unet import UNet
 
-Start = Literal["identity", "released"]
+TemporalInit = Literal["identity", "released"]
 
 _WIDENED = ("conv_in.weight", "ids_embedding.0.weight")
 """Tensors that may gain input columns; the new ones are zero."""
 
 
-def inflate(unet: UNet, config: UNetConfig, *, start: Start = "identity") -> UNet:
+def inflate(unet: UNet, config: UNetConfig, *, temporal_init: TemporalInit = "identity") -> UNet:
     """A UNet of `config` that holds the weights of `unet`; what `unet` has not is new.
 
     New are, where missing: temporal layers, input channels and ids (behind the existing ones, with zero columns), the
     vector conditioning (its last layer zero, so that it adds nothing at the start), the mask embedding. Of samples
     marked image-only the result is the image network's, bit by bit unless input channels were added.
 
-    start: "released" draws new temporal layers as the release does; its temporal transformers then change a video from
-    the first step on. "identity" also zeroes the last projection of each of their branches, so that every frame of a
-    video comes out as from the image network; all of these projections receive gradients at once.
+    temporal_init: "released" draws new temporal layers as the release does; its temporal transformers then change a
+    video from the first step on. "identity" also zeroes the last projection of each of their branches, so
+    that every frame of a video comes out as from the image network; all of these projections receive gradients at once.
 
     The new network has device and dtype of the old. Raises ValueError where `config` is no such extension of
     `unet.config`.
@@ -38,8 +38,8 @@ def inflate(unet: UNet, config: UNetConfig, *, start: Start = "identity") -> UNe
     reference = next(unet.parameters())
     with torch.device(reference.device):
         new = UNet(config, checkpointing=unet.checkpointing).to(reference.dtype)
-    if unet.config.temporal is False and config.temporal and start == "identity":
-        start_as_identity(new)
+    if unet.config.temporal is False and config.temporal and temporal_init == "identity":
+        init_as_identity(new)
     if config.ids and not unet.config.ids:
         _zero(new.ids_embedding[-1])
     state = new.state_dict()
@@ -54,7 +54,7 @@ def inflate(unet: UNet, config: UNetConfig, *, start: Start = "identity") -> UNe
     return new
 
 
-def start_as_identity(unet: UNet) -> None:
+def init_as_identity(unet: UNet) -> None:
     """Make every temporal layer return its input, whatever its mixing factor: the last projection of each branch of
     the temporal transformers becomes zero, as those of the temporal residual blocks are from the start."""
     for module in unet.modules():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from svd.blocks import TemporalLayer
 from svd.fields import parse_object, read_object
-from svd.names_unet import table
+from svd.keymap_unet import table
 from svd.tensor_files import WeightsError, open_tensors, write_tensors
 from svd.unet import UNet
 from svd.weights import compare

@@ -189,7 +189,7 @@ class UNet(nn.Module):
             takes = ", ".join(self.config.ids) or "no ids"
             raise ValueError(f"ids_BK is {'missing' if ids is None else 'given'}; this network takes {takes}")
 
-    def temporal_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def temporal_layer_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Name and tensor of all that a video network has beyond its image network, the mixing factors included."""
         for name, parameter in self.named_parameters():
             if ".temporal." in name or ".mix." in name:
@@ -201,7 +201,7 @@ class UNet(nn.Module):
         With one context token these are the queries and keys of cross-attention; from image-only batches all temporal
         layers as well. Data-parallel training has to be told of them, or to freeze them.
         """
-        idle = {id(parameter) for _, parameter in self.temporal_parameters()} if images else set()
+        idle = {id(parameter) for _, parameter in self.temporal_layer_parameters()} if images else set()
         if context_tokens == 1:
             for module in self.modules():
                 if isinstance(module, SpatialLayer | TemporalLayer):

@@ -1,6 +1,6 @@
 """Weights of a network from and to files, under any naming that a table spells out.
 
-A table maps our tensor names to a file's, one to one (`svd.names_unet.table`, and its like for the autoencoder). No
+A table maps our tensor names to a file's, one to one (`svd.keymap_unet.table`, and its like for the autoencoder). No
 tensor is reshaped, and memory never holds two copies of a network: one on the meta device takes its tensors from the
 file as they are read.
 """
@@ -13,9 +13,9 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from svd import names_unet
+from svd import keymap_unet
 from svd.config import UNetConfig
-from svd.names_unet import Layout
+from svd.keymap_unet import Layout
 from svd.tensor_files import CODES, Stored, WeightsError, open_tensors, write_shards, write_tensors
 from svd.unet import UNet
 
@@ -92,8 +92,8 @@ def load_unet(
     with torch.device("meta"):
         unet = UNet(config)
     layout = layout or _layout(path, config)
-    scope = names_unet.ORIGINAL_PREFIX if layout == "original" else ""
-    load(unet, path, names_unet.table(config, layout), scope=scope, device=device, dtype=dtype)
+    scope = keymap_unet.ORIGINAL_PREFIX if layout == "original" else ""
+    load(unet, path, keymap_unet.table(config, layout), scope=scope, device=device, dtype=dtype)
     return unet
 
 
@@ -106,7 +106,7 @@ def save_unet(
     shard_bytes: int | None = None,
 ) -> list[Path]:
     """Write a UNet's weights in a layout; see `save`."""
-    return save(unet, path, names_unet.table(unet.config, layout), dtype=dtype, shard_bytes=shard_bytes)
+    return save(unet, path, keymap_unet.table(unet.config, layout), dtype=dtype, shard_bytes=shard_bytes)
 
 
 def _layout(path: str | Path, config: UNetConfig) -> Layout:
@@ -114,7 +114,7 @@ def _layout(path: str | Path, config: UNetConfig) -> Layout:
     with ExitStack() as files:
         names = set(open_tensors(path, files))
     layouts: tuple[Layout, ...] = get_args(Layout)
-    shared = {layout: len(names & set(names_unet.table(config, layout).values())) for layout in layouts}
+    shared = {layout: len(names & set(keymap_unet.table(config, layout).values())) for layout in layouts}
     best = max(layouts, key=lambda layout: shared[layout])
     if not shared[best]:
         raise WeightsError(

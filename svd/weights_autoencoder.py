@@ -1,4 +1,4 @@
-"""The autoencoder's weights from and to safetensors files, in any layout of `svd.names_autoencoder`."""
+"""The autoencoder's weights from and to safetensors files, in any layout of `svd.keymap_autoencoder`."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from svd.autoencoder import Autoencoder, AutoencoderConfig
-from svd.names_autoencoder import PREFIX, Layout, from_layout, table, to_layout
+from svd.keymap_autoencoder import PREFIX, Layout, from_layout, table, to_layout
 from svd.tensor_files import WeightsError, open_tensors, write_tensors
 
 

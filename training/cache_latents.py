@@ -1,7 +1,7 @@
 """One shard of clips or pictures -> one shard of their latents, computed once instead of in every step.
 
-The network's batches then cost no decoding and no autoencoder, at the price of few choices of frames and crop per clip:
-what is drawn for a sample, is drawn `choices` times.
+The network's batches then cost no decoding and no autoencoder, at the price of few draws of frames and crop per clip:
+what is drawn for a sample, is drawn `augmentations_per_clip` times.
 """
 
 import hashlib
@@ -50,16 +50,16 @@ def cache_shard(
     model: Model,
     config: DataConfig,
     *,
-    choices: int = 1,
+    augmentations_per_clip: int = 1,
     commit: Callable[[], None] = lambda: None,
     on_sample: Callable[[int], None] = lambda row: None,
 ) -> LatentShard:
     """Write OUT/SHARD.tar with the latents of `shard`, then OUT/SHARD.json, its record; an earlier process's whole one
     of the same clips stays as it is. Broken samples are left out, and named in the record.
 
-    Of each sample there are `choices` draws of frames, rate and crop: KEY, then KEY_1, KEY_2 and so on. `commit` is
-    called before the shard takes its name, and raises where it must not; `on_sample` with the row of each sample that
-    is done."""
+    Of each sample there are `augmentations_per_clip` draws of frames, rate and crop: KEY, then KEY_1, KEY_2 and so on.
+    `commit` is called before the shard takes its name, and raises where it must not; `on_sample` with the row of each
+    sample that is done."""
     done = read_record(out, shard)
     if done is not None:
         return done
@@ -70,7 +70,7 @@ def cache_shard(
     samples = 0
     try:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for key, members in _latent_samples(shard, model, config, failed, choices, on_sample):
+            for key, members in _latent_samples(shard, model, config, failed, augmentations_per_clip, on_sample):
                 samples += 1
                 for extension, content in members.items():
                     entry = tarfile.TarInfo(f"{key}.{extension}")
@@ -135,7 +135,7 @@ def _latent_samples(
     model: Model,
     config: DataConfig,
     failed: dict[str, str],
-    choices: int,
+    augmentations_per_clip: int,
     on_sample: Callable[[int], None],
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, files) of each sample; those that cannot be read are put into `failed`."""
@@ -145,9 +145,9 @@ def _latent_samples(
         name = key.partition("/")[2]
         try:
             members = shard.read(row)
-            for choice in range(choices):
-                seed = seed_of(config.seed, choice, key)
-                yield f"{name}_{choice}" if choice else name, _encode_sample(key, members, model, config, seed, models)
+            for draw in range(augmentations_per_clip):
+                seed = seed_of(config.seed, draw, key)
+                yield f"{name}_{draw}" if draw else name, _encode_sample(key, members, model, config, seed, models)
         except (SampleError, EOFError) as error:
             failed[name] = str(error)
         on_sample(row)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from training.checkpoint_index import INDEX, IndexReader, read_index
-from training.distributed import Ranks
+from training.distributed import Process
 from training.ema import Ema
 
 CHECKPOINTS = "checkpoints"
@@ -70,7 +70,7 @@ class Checkpoints:
     """The checkpoints of one run. Every rank has one of these and calls it in the same steps."""
 
     folder: Path
-    ranks: Ranks
+    process: Process
     keep_last: int = 2
     keep_every: int | None = None
     _group: Any = field(init=False)
@@ -82,7 +82,7 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         """The newest whole one."""
-        return next(reversed(whole(self.folder)), None)
+        return next(reversed(complete_checkpoints(self.folder)), None)
 
     def save(self, step: int, state: State, own: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         """Begin to write the state after `step` steps, and what is this rank's `own`; training may go on at once.
@@ -92,12 +92,14 @@ class Checkpoints:
         self.wait()
         temporary = self._temporary(step)
         try:
-            if self.ranks.first:
+            if self.process.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
-                (temporary / _ABOUT).write_text(json.dumps({"step": step, "ranks": self.ranks.count, **about}))
+                (temporary / _ABOUT).write_text(
+                    json.dumps({"step": step, "world_size": self.process.world_size, **about})
+                )
             dist.barrier(group=self._group)
-            torch.save(dict(own), temporary / f"rank-{self.ranks.rank}.pt")
+            torch.save(dict(own), temporary / f"rank-{self.process.rank}.pt")
             future = dcp.async_save(state.tensors(), checkpoint_id=temporary, process_group=self._group)
         except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
             raise self._failed(step, error) from error
@@ -119,7 +121,7 @@ class Checkpoints:
         that failed is left to the next `wait`, in which all of them learn of it."""
         if self._pending is None or not self._pending[1].done():
             return
-        if self.ranks.count == 1:
+        if self.process.world_size == 1:
             self.wait()
         elif self._pending[1].exception() is None:
             self._name(self._pending[0])
@@ -148,7 +150,7 @@ class Checkpoints:
     def _name(self, step: int) -> None:
         """The first rank's part is done only when all ranks have reported theirs: it writes DCP's index, the last file.
         So it can rename without asking anybody."""
-        if self.ranks.first and self._temporary(step).is_dir():
+        if self.process.is_main and self._temporary(step).is_dir():
             target = self.folder / self._temporary(step).stem
             shutil.rmtree(target, ignore_errors=True)
             self._temporary(step).rename(target)
@@ -165,8 +167,8 @@ class Checkpoints:
             about = read_about(path)
             _compare(path, read_index(path).state_dict_metadata, tensors)
             dcp.load(tensors, storage_reader=IndexReader(path), process_group=self._group)
-            place = path / f"rank-{self.ranks.rank}.pt"
-            own = torch.load(place, weights_only=True) if about["ranks"] == self.ranks.count else None
+            place = path / f"rank-{self.process.rank}.pt"
+            own = torch.load(place, weights_only=True) if about["world_size"] == self.process.world_size else None
         except CheckpointError:
             raise
         except (Exception, dcp.api.CheckpointException) as error:
@@ -179,7 +181,7 @@ class Checkpoints:
 
     def _thin_out(self) -> None:
         """Remove what is neither among the last nor to be kept, and what killed runs left."""
-        for path in whole(self.folder)[: -self.keep_last]:
+        for path in complete_checkpoints(self.folder)[: -self.keep_last]:
             if not (self.keep_every and int(path.name.removeprefix("step-")) % self.keep_every == 0):
                 shutil.rmtree(path, ignore_errors=True)
         for path in self.folder.glob("step-*.tmp"):
@@ -187,25 +189,25 @@ class Checkpoints:
 
     def _failed(self, step: int, error: BaseException) -> CheckpointError:
         free_mib = shutil.disk_usage(self.folder).free // 2**20 if self.folder.is_dir() else 0
-        if self.ranks.first:
+        if self.process.is_main:
             shutil.rmtree(self._temporary(step), ignore_errors=True)
         return CheckpointError(
             f"the checkpoint after step {step} could not be written ({free_mib:,} MiB were free there): "
-            f"{_reason(error)}; {last_whole(self.folder)}"
+            f"{_reason(error)}; {describe_latest(self.folder)}"
         )
 
 
-def whole(folder: Path) -> list[Path]:
+def complete_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints in `folder`, oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.suffix != ".tmp" and (p / INDEX).is_file())
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What is known of a whole checkpoint: `step`, `ranks`, and what it was saved with. Raises CheckpointError where it
-    is damaged."""
+    """What is known of a whole checkpoint: `step`, `world_size`, and what it was saved with. Raises
+    CheckpointError where it is damaged."""
     try:
         about = json.loads((path / _ABOUT).read_text())
-        return dict(about) | {"step": int(about["step"]), "ranks": int(about["ranks"])}
+        return dict(about) | {"step": int(about["step"]), "world_size": int(about["world_size"])}
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise _damaged(path, error) from error
 
@@ -215,9 +217,9 @@ def _damaged(path: Path, error: BaseException) -> CheckpointError:
     return CheckpointError(f"the checkpoint {path} is damaged: {reason}. Remove it to continue from the one before")
 
 
-def last_whole(folder: Path) -> str:
+def describe_latest(folder: Path) -> str:
     """Where a run can go on from, as part of a sentence."""
-    found = whole(folder)
+    found = complete_checkpoints(folder)
     return f"the last whole one is {found[-1]}" if found else "there is no whole one yet"
 
 

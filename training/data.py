@@ -54,10 +54,16 @@ class ShardData(IterableDataset[Batch]):
         config: DataConfig,
         *,
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
         latent_shape: LatentShape | None = None,
     ) -> None:
-        self.index, self.config, self.rank, self.ranks, self.latent_shape = index, config, rank, ranks, latent_shape
+        self.index, self.config, self.rank, self.world_size, self.latent_shape = (
+            index,
+            config,
+            rank,
+            world_size,
+            latent_shape,
+        )
         self.order = Order([len(shard) for shard in index.shards], seed=config.seed)
         self.start = 0
         """Where on the line of positions all readers begin."""
@@ -73,7 +79,7 @@ class ShardData(IterableDataset[Batch]):
         cv2.setNumThreads(1)
         worker = get_worker_info()
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
-        readers, reader = workers * self.ranks, number * self.ranks + self.rank
+        readers, reader = workers * self.world_size, number * self.world_size + self.rank
         buckets: dict[tuple[Any, ...], list[tuple[int, Sample]]] = {}
         for position in self._waiting:
             self._put(buckets, position)
@@ -167,7 +173,7 @@ def loader(
     config: DataConfig,
     *,
     rank: int = 0,
-    ranks: int = 1,
+    world_size: int = 1,
     cache: str | Path | None = None,
     latent_shape: LatentShape | None = None,
     pin_memory: bool = False,
@@ -189,7 +195,7 @@ def loader(
             f"{lost} of {len(index) + lost} samples lack a file, first {name}: {reason}. More than "
             f"data.max_broken_share {config.max_broken_share:g} stops the run"
         )
-    data = ShardData(index, config, rank=rank, ranks=ranks, latent_shape=latent_shape)
+    data = ShardData(index, config, rank=rank, world_size=world_size, latent_shape=latent_shape)
     ahead: dict[str, Any] = {}
     if config.workers:
         ahead = {"prefetch_factor": config.prefetch, "persistent_workers": True, "worker_init_fn": _outlive_signals}

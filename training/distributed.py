@@ -22,19 +22,19 @@ LARGE = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranks:
+class Process:
     """This process among the others."""
 
     rank: int
-    count: int
+    world_size: int
     device: torch.device
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
 
-def join(device: str | None = None) -> Ranks:
+def join(device: str | None = None) -> Process:
     """Take part in the process group: one that is there (Ray Train's), torchrun's, or one of this process alone.
 
     A single process has its group too, so that checkpoints are written the same way. `device` is cuda where there is
@@ -51,7 +51,7 @@ def join(device: str | None = None) -> Ranks:
             dist.init_process_group(backend)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    return Ranks(rank=dist.get_rank(), count=dist.get_world_size(), device=place)
+    return Process(rank=dist.get_rank(), world_size=dist.get_world_size(), device=place)
 
 
 def leave() -> None:
@@ -60,16 +60,16 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def resolve(strategy: str, unet: UNet, ranks: int) -> Strategy:
+def resolve(strategy: str, unet: UNet, world_size: int) -> Strategy:
     """`auto` as what it means here: nothing for one rank, else FSDP2 for a large network and DDP for others.
 
     Raises ValueError for several ranks without a strategy.
     """
-    if strategy == "none" and ranks > 1:
-        raise ValueError(f"run.strategy 'none' is for one process, there are {ranks}: choose ddp, fsdp or auto")
+    if strategy == "none" and world_size > 1:
+        raise ValueError(f"run.strategy 'none' is for one process, there are {world_size}: choose ddp, fsdp or auto")
     if strategy != "auto":
         return strategy  # type: ignore[return-value]
-    if ranks == 1:
+    if world_size == 1:
         return "none"
     return "fsdp" if sum(parameter.numel() for parameter in unet.parameters()) >= LARGE else "ddp"
 
@@ -118,7 +118,7 @@ def local(value: Tensor) -> Tensor:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """A tensor that may be spread over ranks, gathered; all ranks have to call this."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 

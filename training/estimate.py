@@ -13,7 +13,7 @@ from svd.unet import Block, UNet
 from training.distributed import LARGE
 from training.stages import Stage
 
-PEAK_FLOPS, PEAK_SHARE = 989e12, 0.4
+PEAK_FLOPS, ASSUMED_MFU = 989e12, 0.4
 """Of an H100 or H200, dense bf16; and the share of it that a well-fed run reaches."""
 _TOKENS = 77
 
@@ -41,7 +41,7 @@ class Estimate:
 
     def days(self, steps: int, gpus: int) -> float:
         """On `gpus` H100 or H200 at 40 % of their peak."""
-        return steps * self.step_flops / (gpus * PEAK_FLOPS * PEAK_SHARE) / 86400
+        return steps * self.step_flops / (gpus * PEAK_FLOPS * ASSUMED_MFU) / 86400
 
 
 def estimate(stage: Stage, *, gpus: int = 1, autoencoder: AutoencoderConfig | None = None) -> Estimate:

@@ -17,11 +17,11 @@ from svd.unet import Block, UNet
 from training.batch import Batch, without_waiting
 from training.checkpoint import CHECKPOINTS, Checkpoints, State, read_about
 from training.contents import Contents, check_contents, digest, write_contents
-from training.distributed import Ranks, accumulating, distribute, gather, reshard, resolve, whole
+from training.distributed import Process, accumulating, distribute, full_tensor, gather, reshard, resolve
 from training.ema import Ema
 from training.metrics import Log, Meter, by_noise_level, memory_bytes, peak_flops
 from training.objective import Losses, Objective
-from training.optimizer import beyond_images, build_optimizer, lr_factor, set_lr
+from training.optimizer import build_optimizer, lr_factor, set_lr, temporal_parameters
 from training.seeds import seed_of
 from training.stages import Stage
 from training.stopping import Stopped, StopRequest
@@ -63,7 +63,7 @@ class Hooks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class LoopResult:
     """A run at its end."""
 
     steps: int
@@ -71,9 +71,9 @@ class Trained:
     """The step of the checkpoint that this process went on from; 0 for a new run."""
 
 
-def train(
-    stage: Stage, model: Model, loader: Loader, out: Path, ranks: Ranks, *, hooks: Hooks | None = None
-) -> Trained:
+def run_loop(
+    stage: Stage, model: Model, loader: Loader, out: Path, process: Process, *, hooks: Hooks | None = None
+) -> LoopResult:
     """Train `model.unet` in place up to `stage.run.steps`, from the newest checkpoint in `out` if there is one.
 
     SIGINT and SIGTERM, or `hooks.stop`, end the run after the step at hand: it saves a checkpoint and raises Stopped.
@@ -82,10 +82,10 @@ def train(
     CheckpointError, and ValueError where stage, model and number of ranks do not fit together.
     """
     hooks = hooks or Hooks()
-    trainer, run = _Trainer(stage, model, out, ranks, hooks), stage.run
+    trainer, run = _Trainer(stage, model, out, process, hooks), stage.run
     first = trainer.resume(loader)
     batches = iter(loader) if first < run.steps else iter(())
-    with hooks.stop.heeding_signals(say=ranks.first), trainer.log(first) as log, trainer.checkpoints.settled():
+    with hooks.stop.heeding_signals(say=process.is_main), trainer.log(first) as log, trainer.checkpoints.settled():
         for done in range(first + 1, run.steps + 1):
             asked = trainer.step(done - 1, batches)
             last = done == run.steps
@@ -102,28 +102,28 @@ def train(
     if trainer.ema is not None:
         trainer.ema.swap()
     model.unet.eval()
-    return Trained(steps=run.steps, resumed_at=first)
+    return LoopResult(steps=run.steps, resumed_at=first)
 
 
 class _Trainer:
     """What a run is made of, put together once."""
 
-    def __init__(self, stage: Stage, model: Model, out: Path, ranks: Ranks, hooks: Hooks) -> None:
-        self.stage, self.model, self.out, self.ranks, self.hooks = stage, model, out, ranks, hooks
-        run, unet = stage.run, model.unet.to(ranks.device)
-        self.accumulate = accumulation(stage, ranks.count)
+    def __init__(self, stage: Stage, model: Model, out: Path, process: Process, hooks: Hooks) -> None:
+        self.stage, self.model, self.out, self.process, self.hooks = stage, model, out, process, hooks
+        run, unet = stage.run, model.unet.to(process.device)
+        self.accumulation_steps = gradient_accumulation_steps(stage, process.world_size)
         choose_trained(unet, stage)
         unet.checkpointing = stage.model.checkpointing
         if run.compile:
             compile_blocks(unet)
-        strategy = resolve(run.strategy, unet, ranks.count)
+        strategy = resolve(run.strategy, unet, process.world_size)
         self.network = distribute(unet.train(), strategy, bf16=run.precision == "bf16", unused=run.image_share > 0)
         self.optimizer = build_optimizer(unet, stage.optimizer)
         self.trained = {name: each for name, each in unet.named_parameters() if each.requires_grad}
         self.ema = Ema(self.trained, stage.optimizer.ema) if stage.optimizer.ema is not None else None
         self.state = State(network=unet, trained=self.trained, optimizer=self.optimizer, ema=self.ema)
-        self.checkpoints = Checkpoints(out / CHECKPOINTS, ranks, keep_last=run.keep_last, keep_every=run.keep_every)
-        self.objective, self.meter = Objective(model, stage), Meter(ranks.device)
+        self.checkpoints = Checkpoints(out / CHECKPOINTS, process, keep_last=run.keep_last, keep_every=run.keep_every)
+        self.objective, self.meter = Objective(model, stage), Meter(process.device)
         self.lr_factor, self.norm = 0.0, torch.zeros(())
         self.about: dict[str, Any] = {}
         """What a checkpoint says of itself."""
@@ -137,7 +137,7 @@ class _Trainer:
         contents, workers = loader.contents(), self.stage.data.workers
         self.about = {"stage": self.stage.name, "data": digest(contents), "workers": workers}
         if latest is None:
-            if self.ranks.first:
+            if self.process.is_main:
                 write_contents(self.out, contents)
             return 0
         check_contents(self.out, read_about(latest).get("data"), contents)
@@ -156,17 +156,17 @@ class _Trainer:
         self.lr_factor = lr_factor(step, self.stage.run.steps, self.stage.optimizer)
         set_lr(self.optimizer, self.lr_factor)
         seen: list[tuple[Batch, Losses]] = []
-        for micro in range(self.accumulate):
-            batch = _next(batches, self.meter).to(self.ranks.device)
-            seeds = _seeds(self.stage, step, micro, len(batch), self.ranks)
-            with accumulating(self.network, last=micro == self.accumulate - 1):
-                with _autocast(self.stage, self.ranks):
+        for micro in range(self.accumulation_steps):
+            batch = _next(batches, self.meter).to(self.process.device)
+            seeds = _seeds(self.stage, step, micro, len(batch), self.process)
+            with accumulating(self.network, last=micro == self.accumulation_steps - 1):
+                with _autocast(self.stage, self.process):
                     losses = self.objective(self.network, batch, seeds)
-                (losses.loss_B.mean() / self.accumulate).backward()
+                (losses.loss_B.mean() / self.accumulation_steps).backward()
             seen.append((batch, losses))
             if not (batch.image_only and self.model.unet.config.temporal):
                 self.shown = batch
-        self.norm = whole(nn.utils.clip_grad_norm_(self.trained.values(), self.stage.optimizer.clip_norm))
+        self.norm = full_tensor(nn.utils.clip_grad_norm_(self.trained.values(), self.stage.optimizer.clip_norm))
         asked = _stop_unless_finite(step, self.norm, seen, asked=self.hooks.stop.asked())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -188,7 +188,7 @@ class _Trainer:
     @contextmanager
     def log(self, first: int) -> Iterator[Log | None]:
         """The log of a run that has done `first` steps; the first rank alone has one."""
-        log = Log(self.out, first) if self.ranks.first else None
+        log = Log(self.out, first) if self.process.is_main else None
         try:
             yield log
         finally:
@@ -198,7 +198,7 @@ class _Trainer:
     def report(self, done: int, log: Log | None) -> None:
         """A line of the log, of all ranks together since the line before."""
         lr = self.lr_factor * self.stage.optimizer.lr
-        record = _record(done, self.stage, self.meter, self.ranks, self.hooks, lr=lr, norm=self.norm)
+        record = _record(done, self.stage, self.meter, self.process, self.hooks, lr=lr, norm=self.norm)
         self.meter.reset()
         if log is not None:
             log.write(record)
@@ -211,7 +211,7 @@ class _Trainer:
             return
         self.model.unet.eval()
         with ExitStack() as around:
-            around.enter_context(_autocast(self.stage, self.ranks))
+            around.enter_context(_autocast(self.stage, self.process))
             if self.ema is not None:
                 around.enter_context(self.ema.swapped())
             if self.stage.run.compile:  # a few passes of other shapes are not worth compiling
@@ -221,26 +221,26 @@ class _Trainer:
         self.model.unet.train()
 
 
-def accumulation(stage: Stage, ranks: int) -> int:
+def gradient_accumulation_steps(stage: Stage, world_size: int) -> int:
     """Batches per rank that make a step. Raises ValueError where they do not come out even."""
-    at_once = stage.data.batch_size * ranks
+    at_once = stage.data.batch_size * world_size
     if stage.run.batch_size % at_once:
         raise ValueError(
             f"run.batch_size {stage.run.batch_size} does not divide into batches of data.batch_size "
-            f"{stage.data.batch_size} on {ranks} ranks: a multiple of {at_once} does"
+            f"{stage.data.batch_size} on {world_size} ranks: a multiple of {at_once} does"
         )
     return stage.run.batch_size // at_once
 
 
 def choose_trained(unet: UNet, stage: Stage) -> None:
     """Freeze what the stage does not train, and what its batches cannot give a gradient to."""
-    trained = stage.model.trained
+    trained = stage.model.trainable
     if trained == "lora":
         add_lora(unet, rank=stage.model.lora_rank)
         return
     unet.requires_grad_(trained == "all")
     if trained == "temporal":
-        for parameter in beyond_images(unet).values():
+        for parameter in temporal_parameters(unet).values():
             parameter.requires_grad_(True)
     elif trained == "noise_embedding":
         unet.noise_embedding.requires_grad_(True)
@@ -264,14 +264,14 @@ def _next(batches: Iterator[Batch], meter: Meter) -> Batch:
     return batch
 
 
-def _seeds(stage: Stage, step: int, micro: int, samples: int, ranks: Ranks) -> list[int]:
+def _seeds(stage: Stage, step: int, micro: int, samples: int, process: Process) -> list[int]:
     """Of a rank's samples: what rank r of R sees as its i-th is sample i R + r of the step, as for the loader."""
-    before = micro * samples * ranks.count
-    return [seed_of(stage.run.seed, step, before + i * ranks.count + ranks.rank) for i in range(samples)]
+    before = micro * samples * process.world_size
+    return [seed_of(stage.run.seed, step, before + i * process.world_size + process.rank) for i in range(samples)]
 
 
-def _autocast(stage: Stage, ranks: Ranks) -> torch.autocast:
-    return torch.autocast(ranks.device.type, torch.bfloat16, enabled=stage.run.precision == "bf16")
+def _autocast(stage: Stage, process: Process) -> torch.autocast:
+    return torch.autocast(process.device.type, torch.bfloat16, enabled=stage.run.precision == "bf16")
 
 
 def _stop_unless_finite(step: int, norm: Tensor, seen: list[tuple[Batch, Losses]], *, asked: bool) -> bool:
@@ -297,7 +297,7 @@ def _stop_unless_finite(step: int, norm: Tensor, seen: list[tuple[Batch, Losses]
 
 
 def _record(
-    done: int, stage: Stage, meter: Meter, ranks: Ranks, hooks: Hooks, *, lr: float, norm: Tensor
+    done: int, stage: Stage, meter: Meter, process: Process, hooks: Hooks, *, lr: float, norm: Tensor
 ) -> dict[str, Any]:
     """A line of the log, of all ranks together since the line before."""
     sums = meter.sums().clone()
@@ -312,9 +312,9 @@ def _record(
         "samples_per_s": meter.steps * stage.run.batch_size / seconds,
         "step_s": seconds / meter.steps,
         "data_wait_s": meter.data_wait_s / meter.steps,
-        "memory_bytes": memory_bytes(ranks.device),
+        "memory_bytes": memory_bytes(process.device),
     }
-    peak = peak_flops(ranks.device)
+    peak = peak_flops(process.device)
     if peak is not None and hooks.flops_per_step is not None:
-        record["peak_share"] = hooks.flops_per_step * meter.steps / seconds / (peak * ranks.count)
+        record["mfu"] = hooks.flops_per_step * meter.steps / seconds / (peak * process.world_size)
     return record

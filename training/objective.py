@@ -38,7 +38,7 @@ class Draws:
     augmentation_B: Tensor
     """Deviation of the noise on conditioning pictures."""
     share_B: Tensor
-    """From 0 to 1: below the share of dropping, a sample goes without that condition."""
+    """From 0 to 1: below the dropout rate, a sample goes without that condition."""
     noise: "Noise"
 
 
@@ -123,10 +123,10 @@ class Objective:
             ids_BK=None if ids is None else without_waiting(ids, device),
             concat_BTCHW=conditioning.concat_BTCHW,
         )
-        dropping = self.stage.dropping
+        dropout = self.stage.conditioning_dropout
         return whole.drop(
-            context_B=without_waiting(draws.share_B < dropping.context, device),
-            concat_B=without_waiting(draws.share_B < dropping.concat, device),
+            context_B=without_waiting(draws.share_B < dropout.context, device),
+            concat_B=without_waiting(draws.share_B < dropout.concat, device),
             empty_NC=self._empty_NC,
         )
 

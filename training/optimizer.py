@@ -2,24 +2,25 @@
 
 import math
 
-import torch
+from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from svd.unet import UNet
-from training.stages import OptimizerPart
+from training.stages import OptimizerConfig
 
 
-def beyond_images(unet: UNet) -> dict[str, torch.nn.Parameter]:
-    """All that a video network has beyond its image network: temporal layers, and what it is told of a video, which are
-    the ids and the mask of given frames."""
-    told = ("ids_embedding.", "mask_embedding")
-    return dict(unet.temporal_parameters()) | {n: each for n, each in unet.named_parameters() if n.startswith(told)}
+def temporal_parameters(unet: UNet) -> dict[str, nn.Parameter]:
+    """All that a video network has beyond its image network: temporal layers, the embedding of the ids, and that of the
+    mask of given frames."""
+    layers = dict(unet.temporal_layer_parameters())
+    embeddings = ("ids_embedding.", "mask_embedding")
+    return layers | {name: value for name, value in unet.named_parameters() if name.startswith(embeddings)}
 
 
-def build_optimizer(unet: UNet, config: OptimizerPart) -> AdamW:
+def build_optimizer(unet: UNet, config: OptimizerConfig) -> AdamW:
     """AdamW over the parameters that train. Raises ValueError where none does."""
-    temporal = beyond_images(unet)
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    temporal = temporal_parameters(unet)
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in unet.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((name in temporal, parameter.ndim > 1), []).append(parameter)
@@ -42,7 +43,7 @@ def build_optimizer(unet: UNet, config: OptimizerPart) -> AdamW:
     )
 
 
-def lr_factor(step: int, steps: int, config: OptimizerPart) -> float:
+def lr_factor(step: int, steps: int, config: OptimizerConfig) -> float:
     """What the learning rates are multiplied by in step `step` of `steps`, from 0: a linear rise, then constant, or
     down to 0 along half a cosine."""
     warmup = config.warmup_steps

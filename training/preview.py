@@ -14,8 +14,8 @@ from svd.conditioning import Ids
 from svd.model import Model
 from svd.tasks import Sampling, image_to_video, interpolate, text_to_video
 from training.batch import Batch
+from training.contact_sheet import contact_sheet, to_bytes
 from training.metrics import Log
-from training.sheet import contact_sheet, to_bytes
 from training.stages import Stage
 
 NOISE_AUGMENTATION = 0.02

@@ -11,33 +11,33 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 from svd.config import PRESETS as UNETS
 from svd.config import UNetConfig
 from svd.fields import Fields, nearest
-from svd.inflate import Start
+from svd.inflate import TemporalInit
 from svd.model import Task, task_of
 from svd.noise import Discrete, Edm, Schedule
 from training.data_config import DataConfig
 
-Trained = Literal["all", "temporal", "noise_embedding", "lora"]
+Trainable = Literal["all", "temporal", "noise_embedding", "lora"]
 Strategy = Literal["auto", "none", "ddp", "fsdp"]
 
 _F = TypeVar("_F", bound=Fields)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelPart(Fields):
+class StageModelConfig(Fields):
     """Which network trains, and which of its layers."""
 
     unet: str = "svd"
     """Preset of the network: sd21, svd, svd_xt, t2v, interpolation, multiview or tiny (`svd.config.PRESETS`)."""
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the preset that differ."""
-    trained: Trained = "all"
+    trainable: Trainable = "all"
     """`all`: every weight. `temporal`: what a video network has beyond its image network, ids and mask embedding
     included. `noise_embedding`: the embedding of the noise level alone. `lora`: adapters on the attention over time."""
-    start: Start = "identity"
+    temporal_init: TemporalInit = "identity"
     """How new temporal layers are initialised. `identity`: the network computes what it did before. `released`: as in
     the released model; see `svd.inflate`."""
     lora_rank: int = 16
-    """Rank of the adapters, with `trained: lora`."""
+    """Rank of the adapters, with `trainable: lora`."""
     checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them: less memory, about a third more compute."""
     autoencoder: str | None = None
@@ -49,17 +49,17 @@ class ModelPart(Fields):
 
     def __post_init__(self) -> None:
         _one_of("model.unet", self.unet, UNETS)
-        _one_of("model.trained", self.trained, ("all", "temporal", "noise_embedding", "lora"))
-        _one_of("model.start", self.start, ("identity", "released"))
+        _one_of("model.trainable", self.trainable, ("all", "temporal", "noise_embedding", "lora"))
+        _one_of("model.temporal_init", self.temporal_init, ("identity", "released"))
         self.config()
 
     def config(self) -> UNetConfig:
         """The network's shape."""
-        return UNetConfig.preset(self.unet, **self.changes)
+        return UNetConfig.preset(self.unet, **self.overrides)
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoisePart(Fields):
+class NoiseConfig(Fields):
     """Noise levels that are trained on: ln sigma ~ N(p_mean, p_std^2), or Stable Diffusion 2.1's discrete ones."""
 
     schedule: Literal["edm", "sd21"] = "edm"
@@ -78,7 +78,7 @@ class NoisePart(Fields):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DroppingPart(Fields):
+class ConditioningDropout(Fields):
     """Shares of samples that are shown without a condition, so that guidance can lead away from its absence.
 
     One draw decides both: with equal shares they are dropped together, as sampling does.
@@ -91,11 +91,11 @@ class DroppingPart(Fields):
 
     def __post_init__(self) -> None:
         for name in ("context", "concat"):
-            _within(f"dropping.{name}", getattr(self, name), 0, 1)
+            _within(f"conditioning_dropout.{name}", getattr(self, name), 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerPart(Fields):
+class OptimizerConfig(Fields):
     """AdamW: `lr` after `warmup_steps` of linear rise, then constant, or down to 0 along a cosine."""
 
     lr: float = 1e-4
@@ -129,7 +129,7 @@ class OptimizerPart(Fields):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunPart(Fields):
+class RunConfig(Fields):
     """Length, precision, distribution, and what is written how often. Counts are of optimiser steps."""
 
     steps: int = 1000
@@ -178,19 +178,19 @@ class Stage(Fields):
 
     name: str
     """Name of the stage; the preset's."""
-    about: str = ""
+    description: str = ""
     """What the stage is for, in one line."""
-    model: ModelPart = field(default_factory=ModelPart)
+    model: StageModelConfig = field(default_factory=StageModelConfig)
     """Which network trains."""
     data: DataConfig = field(default_factory=DataConfig)
     """What a sample is."""
-    noise: NoisePart = field(default_factory=NoisePart)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
     """Which noise levels are trained on."""
-    dropping: DroppingPart = field(default_factory=DroppingPart)
+    conditioning_dropout: ConditioningDropout = field(default_factory=ConditioningDropout)
     """How often conditions are dropped."""
-    optimizer: OptimizerPart = field(default_factory=OptimizerPart)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """How weights are updated."""
-    run: RunPart = field(default_factory=RunPart)
+    run: RunConfig = field(default_factory=RunConfig)
     """How long, how large, how distributed."""
 
     def __post_init__(self) -> None:
@@ -198,17 +198,19 @@ class Stage(Fields):
         if unet.temporal != (self.data.frames > 1):
             kind = "a video" if unet.temporal else "an image"
             raise ValueError(f"model.unet {self.model.unet!r} is {kind} network, data.frames is {self.data.frames}")
-        if not unet.temporal and (self.model.trained in ("temporal", "lora") or self.run.image_share):
-            raise ValueError(f"an image network has no temporal layers to train: model.trained {self.model.trained!r}")
+        if not unet.temporal and (self.model.trainable in ("temporal", "lora") or self.run.image_share):
+            raise ValueError(
+                f"an image network has no temporal layers to train: model.trainable {self.model.trainable!r}"
+            )
         if self.run.image_share and self.task == "interpolation":
             raise ValueError(
                 "an interpolation network takes the first and the last frame of a video, and a picture has one frame: "
                 f"joint training (run.image_share {self.run.image_share:g}) is not possible for it"
             )
-        if self.run.image_share and self.model.trained in ("temporal", "lora"):
+        if self.run.image_share and self.model.trainable in ("temporal", "lora"):
             raise ValueError(
-                f"model.trained {self.model.trained!r} trains layers that pictures do not pass through: joint training "
-                f"(run.image_share {self.run.image_share:g}) takes model.trained 'all'"
+                f"model.trainable {self.model.trainable!r} trains layers that pictures do not pass through: joint "
+                f"training (run.image_share {self.run.image_share:g}) takes model.trainable 'all'"
             )
 
     @property
@@ -235,7 +237,7 @@ class Stage(Fields):
 
 def overlay(config: _F, changes: Mapping[str, Any], *, path: str = "") -> _F:
     """`config` with `changes` laid over it, group by group. A mapping replaces the one that is there, so that shares
-    of captions can be taken away; `model.changes`, which are fields of a network, are merged key by key.
+    of captions can be taken away; `model.overrides`, which are fields of a network, are merged key by key.
 
     Raises ValueError with the dotted name, and the nearest one that exists, for a key that is unknown, and for a
     value that is not of the kind that is there.
@@ -277,7 +279,7 @@ def parse_setting(text: str) -> dict[str, Any]:
     return changes
 
 
-_MERGED = "model.changes"
+_MERGED = "model.overrides"
 """The one mapping whose keys are merged into those that are there."""
 
 
@@ -317,7 +319,7 @@ def _within(name: str, value: float, least: float, most: float) -> None:
 
 def _stage(
     name: str,
-    about: str,
+    description: str,
     *,
     unet: str,
     size: tuple[int, int, int],
@@ -333,13 +335,13 @@ def _stage(
     frames, height_px, width_px = size
     return Stage(
         name=name,
-        about=about,
-        model=ModelPart(unet=unet, **(model or {})),
+        description=description,
+        model=StageModelConfig(unet=unet, **(model or {})),
         data=DataConfig(frames=frames, height_px=height_px, width_px=width_px, captions=_CAPTIONS, **(data or {})),
-        noise=NoisePart(p_mean=noise[0], p_std=noise[1]),
-        dropping=DroppingPart(context=drop, concat=drop),
-        optimizer=OptimizerPart(lr=lr, ema=ema),
-        run=RunPart(steps=steps, batch_size=batch),
+        noise=NoiseConfig(p_mean=noise[0], p_std=noise[1]),
+        conditioning_dropout=ConditioningDropout(context=drop, concat=drop),
+        optimizer=OptimizerConfig(lr=lr, ema=ema),
+        run=RunConfig(steps=steps, batch_size=batch),
     )
 
 
@@ -352,7 +354,7 @@ STAGES: tuple[Stage, ...] = (
     _stage(
         "noise-swap", "I a: Stable Diffusion 2.1 learns EDM's noise levels; the noise embedding alone trains",
         unet="sd21", size=(1, 512, 512), steps=1_000, batch=64, noise=_BEFORE, drop=0.15,
-        model={"trained": "noise_embedding"},
+        model={"trainable": "noise_embedding"},
     ),
     _stage(
         "image", "I b: image pretraining at the size of stage II", unet="sd21", size=(1, 256, 384), steps=30_000,
@@ -392,11 +394,11 @@ STAGES: tuple[Stage, ...] = (
     ),
     _stage(
         "camera-motion", "an adapter for one kind of camera motion", unet="svd", size=(14, 576, 1024), steps=5_000,
-        batch=16, noise=(1.0, 1.6), model={"trained": "lora", **_FREQUENT},
+        batch=16, noise=(1.0, 1.6), model={"trainable": "lora", **_FREQUENT},
     ),
     _stage(
         "ablation", "the small text-to-video model of the paper's ablations", unet="t2v", size=(8, 256, 256),
-        steps=40_000, batch=256, noise=_BEFORE, drop=0.10, model={"changes": {"frames": 8}, **_FREQUENT},
+        steps=40_000, batch=256, noise=_BEFORE, drop=0.10, model={"overrides": {"frames": 8}, **_FREQUENT},
     ),
 )  # fmt: skip
 """The paper's table of runs. It gives no batch for the stage I runs and no learning rate for some: those are ours."""
@@ -412,7 +414,7 @@ def _tiny(stage: Stage) -> Stage:
     return replace(
         stage,
         name=f"tiny-{stage.name}",
-        model=replace(stage.model, changes=shape | {"frames": frames if preset.temporal else 1}, checkpointing=False),
+        model=replace(stage.model, overrides=shape | {"frames": frames if preset.temporal else 1}, checkpointing=False),
         data=replace(stage.data, frames=frames, height_px=64, width_px=96, batch_size=4, fps=(8.0,), workers=1),
         optimizer=replace(stage.optimizer, lr=max(stage.optimizer.lr, 1e-4), warmup_steps=20, ema=0.99),
         run=replace(

@@ -20,7 +20,7 @@ MODEL = {
 }  # fmt: skip
 """What the networks here change in the presets."""
 SETTINGS = {
-    "model": {"changes": {**MODEL, "frames": 3}},
+    "model": {"overrides": {**MODEL, "frames": 3}},
     "data": {"frames": 3, "height_px": 32, "width_px": 48, "batch_size": 4, "workers": 0, "fps": [8]},
     "optimizer": {"warmup_steps": 2},
     "run": {"steps": 1, "batch_size": 4, "log_every": 1, "save_every": 1, "sample_every": None},

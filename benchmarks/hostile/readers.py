@@ -111,12 +111,12 @@ class _Warnings(logging.Handler):
 def cache_latents(case: Path, originals: Path) -> int:
     """Latents of every shard, as the Ray task computes them."""
     from training.cache_latents import cache_shard
-    from training.initial import initial_model
+    from training.init_model import init_model
     from training.shard_index import index_shards
     from training.stages import Stage, overlay
 
     stage = overlay(Stage.preset("tiny-image-to-video"), SETTINGS)
-    model = initial_model(stage, originals / "model")
+    model = init_model(stage, originals / "model")
     try:
         shards = index_shards(str(case)).shards
     except ValueError as error:

@@ -60,7 +60,7 @@ def test_latents_are_written_once_and_train(data: Path, tmp_path: Path, local_ra
         assert cache_latents(stage, str(data), out, init=init, take_over=True, quiet=True) == run
         assert not half.exists()
         shard = next(shard for shard in index_shards(str(data)).shards if shard.name == "clips-1")
-        task = _Task(stage=stage, init=init, out=out, choices=2, device="cpu")
+        task = _Task(stage=stage, init=init, out=out, augmentations_per_clip=2, device="cpu")
         assert "another run now owns" in cache_planned({"shard": pickle.dumps(shard), "first": 0}, task, fence)["error"]
     (out / "plan.json").write_text("{")
     with pytest.raises(UserError, match=r"plan\.json is damaged"):
@@ -71,7 +71,11 @@ def test_an_overtaken_run_gives_no_shard_its_name(data: Path, tmp_path: Path) ->
     init, out = tmp_path / "init", tmp_path / "latents"
     model_at(init, "svd")
     task = _Task(
-        stage=resolve_stage("tiny-image-to-video", None, SETTINGS), init=init, out=out, choices=1, device="cpu"
+        stage=resolve_stage("tiny-image-to-video", None, SETTINGS),
+        init=init,
+        out=out,
+        augmentations_per_clip=1,
+        device="cpu",
     )
     shard = index_shards(str(data)).shards[0]
 

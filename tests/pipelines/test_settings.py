@@ -59,7 +59,7 @@ def test_the_page_is_what_the_classes_say():
 def test_no_key_of_a_saved_configuration_is_missing(command: str, values: Mapping[str, Any]):
     (chapter,) = [chapter for chapter in CHAPTERS if chapter.command == command]
     listed = {setting.key for group in groups(chapter) for setting in group.settings}
-    assert listed.issuperset(leaf for leaf in leaves(values) if not leaf.startswith("model.changes."))
+    assert listed.issuperset(leaf for leaf in leaves(values) if not leaf.startswith("model.overrides."))
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -29,13 +29,13 @@ from svd.model import Model, ModelConfig
 from tests.training import shards
 from tests.training.test_loop import largest_file
 from tests.training.world import UNET
-from training.distributed import Ranks, join, leave
+from training.distributed import Process, join, leave
 from training.stopping import Stopped, StopRequest
 
 pytestmark = pytest.mark.slow
 
 SETTINGS = [
-    f"model.changes={json.dumps({**UNET, 'id_width': 16, 'frames': 3})}",
+    f"model.overrides={json.dumps({**UNET, 'id_width': 16, 'frames': 3})}",
     "data.frames=3", "data.height_px=32", "data.width_px=48", "data.batch_size=2", "data.workers=0", "data.fps=[8]",
     "run.steps=4", "run.batch_size=2", "run.log_every=2", "run.save_every=2", "run.sample_every=4",
     "run.sample_steps=2", "optimizer.warmup_steps=2",
@@ -61,7 +61,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def ranks() -> Iterator[Ranks]:
+def process() -> Iterator[Process]:
     yield join("cpu")
     leave()
 
@@ -89,7 +89,7 @@ def test_a_stage_by_the_command_line_gives_a_model_that_makes_videos(data: Path,
     assert about["stage"] == json.loads(json.dumps(stage.to_dict()))
     assert about["versions"]["torch"] == importlib.metadata.version("torch")
     assert about["git"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", about["git"])
-    assert (about["shards"], about["init"], about["ranks"]) == (str(data), str(init), 1)
+    assert (about["shards"], about["init"], about["world_size"]) == (str(data), str(init), 1)
     Image.fromarray(shards.numbered(3)).save(tmp_path / "first.png")
     request = SampleRequest(image=tmp_path / "first.png", steps=2, device="cpu")
     made = sample(out / "model", tmp_path / "video.mp4", request, quiet=True)
@@ -214,7 +214,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_a_sentence(
     assert f"stopped after step 2 of 4; the same command resumes from its checkpoint, {checkpoint}" in said
 
 
-def test_a_worker_of_ray_is_stopped_by_a_file(data: Path, tmp_path: Path, ranks: Ranks) -> None:
+def test_a_worker_of_ray_is_stopped_by_a_file(data: Path, tmp_path: Path, process: Process) -> None:
     settings: dict[str, Any] = {
         "stage": resolve_stage("tiny-video", None, SETTINGS), "data": str(data), "out": tmp_path / "run",
         "images": None, "init": model_at(tmp_path / "init", "t2v"), "device": "cpu",
@@ -260,7 +260,7 @@ def test_the_estimate_of_the_paper_s_run_adds_up() -> None:
     stage = resolve_stage("image-to-video", None, ["run.strategy=fsdp"])
     rows = dict(dry_run(stage, 256))
     assert rows["parameters"] == "1,524,623,082"
-    assert rows["samples per step"] == "768: 1 x 256 GPUs x 3 in turn"
+    assert rows["global batch"] == "768 = 1 x 256 GPUs x 3 accumulation steps"
     assert rows["  of weights and optimiser"] == "0.1 GiB (sharded)"
 
 

@@ -5,7 +5,7 @@ from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 
 from svd.config import UNetConfig
-from svd.names_unet import diffusers_config, table
+from svd.keymap_unet import diffusers_config, table
 from svd.unet import UNet
 
 SMALL = {"widths": (32, 64), "attention": (True, False), "blocks_per_level": 1}

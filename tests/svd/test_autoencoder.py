@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svd.autoencoder import Autoencoder, AutoencoderConfig, Posterior
-from svd.names_autoencoder import from_layout, table, to_layout
+from svd.keymap_autoencoder import from_layout, table, to_layout
 from svd.tiling import Tiling, tiled
 
 CONFIG = AutoencoderConfig(widths=(64, 96, 96, 96))

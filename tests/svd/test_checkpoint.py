@@ -15,8 +15,8 @@ from svd.checkpoint import load_encoder, load_model, read_config, save_model, sa
 from svd.clip import ImageEncoderConfig, TextEncoder, TextEncoderConfig
 from svd.config import UNetConfig
 from svd.export import export
+from svd.keymap_clip import TEXT_PREFIX
 from svd.model import Model, ModelConfig, Task
-from svd.names_clip import TEXT_PREFIX
 from svd.tensor_files import WeightsError
 from tests.svd.models import tiny_model
 from tests.svd.networks import randomise

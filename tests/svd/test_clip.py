@@ -21,7 +21,7 @@ from svd.clip import (
     TextEncoderConfig,
     clip_pixels,
 )
-from svd.names_clip import from_layout, table, to_layout
+from svd.keymap_clip import from_layout, table, to_layout
 from tests.svd.models import pictures
 from tests.svd.networks import randomise
 

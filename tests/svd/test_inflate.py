@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from svd.config import UNetConfig
-from svd.inflate import Start, inflate
+from svd.inflate import TemporalInit, inflate
 from svd.unet import UNet
 from tests.svd.networks import inputs, random_unet
 
@@ -14,15 +14,15 @@ IMAGE: dict[str, Any] = {"in_channels": 4, "ids": (), "temporal": False}
 VIDEO: dict[str, Any] = {"in_channels": 4, "ids": ("fps_id", "motion_bucket"), "temporal": True}
 
 
-def grown(unet: UNet, changes: dict[str, Any], start: Start = "identity") -> UNet:
+def grown(unet: UNet, changes: dict[str, Any], temporal_init: TemporalInit = "identity") -> UNet:
     torch.manual_seed(5)
-    return inflate(unet, UNetConfig.from_dict(unet.config.to_dict() | changes), start=start).eval()
+    return inflate(unet, UNetConfig.from_dict(unet.config.to_dict() | changes), temporal_init=temporal_init).eval()
 
 
-@pytest.mark.parametrize("start", ["identity", "released"])
-def test_images_come_out_bit_for_bit_as_from_the_image_network(start: Start) -> None:
+@pytest.mark.parametrize("temporal_init", ["identity", "released"])
+def test_images_come_out_bit_for_bit_as_from_the_image_network(temporal_init: TemporalInit) -> None:
     image = random_unet(**IMAGE)
-    video = grown(image, VIDEO, start)
+    video = grown(image, VIDEO, temporal_init)
     x_BTCHW, c_noise_B, kwargs = inputs(video, tokens=3)
     only = torch.tensor([True, True])
     with torch.no_grad():

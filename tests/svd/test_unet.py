@@ -7,7 +7,7 @@ from torch import nn
 
 from svd.blocks import GroupNorm, LayerNorm, Mix
 from svd.config import PRESETS, UNetConfig
-from svd.names_unet import table
+from svd.keymap_unet import table
 from svd.unet import UNet
 from tests.svd.networks import DEEP, diffusers_twin, inputs, random_unet, randomise
 
@@ -38,9 +38,9 @@ def test_presets_build_on_the_meta_device(preset: str) -> None:
     assert all(tensor.is_meta for tensor in unet.state_dict().values())
     if preset in COUNTS:
         total = sum(parameter.numel() for parameter in unet.parameters())
-        temporal = sum(parameter.numel() for _, parameter in unet.temporal_parameters())
+        temporal = sum(parameter.numel() for _, parameter in unet.temporal_layer_parameters())
         assert (total, temporal) == COUNTS[preset]
-        assert len(list(unet.temporal_parameters())) == (738 if temporal else 0)
+        assert len(list(unet.temporal_layer_parameters())) == (738 if temporal else 0)
 
 
 def test_svd_without_ids_has_the_published_size() -> None:
@@ -143,7 +143,7 @@ def test_images_among_videos_go_through_the_image_network(unet: UNet) -> None:
 
 def test_an_image_takes_no_nan_from_temporal_layers_and_gives_them_no_gradient() -> None:
     unet = random_unet()
-    for _, parameter in unet.temporal_parameters():
+    for _, parameter in unet.temporal_layer_parameters():
         nn.init.constant_(parameter, torch.nan)
     x_BTCHW, c_noise_B, kwargs = inputs(unet)
     out = unet(x_BTCHW, c_noise_B, **kwargs, image_only_B=torch.tensor([True, False]))
@@ -171,7 +171,7 @@ def test_idle_parameters_have_no_gradient_and_do_not_decay(tokens: int, images: 
 def test_a_mixed_batch_trains_temporal_layers_on_its_videos_alone() -> None:
     unet = random_unet()
     x_BTCHW, c_noise_B, kwargs = inputs(unet)
-    parameters = [p for name, p in unet.temporal_parameters() if "cross_attention" not in name]
+    parameters = [p for name, p in unet.temporal_layer_parameters() if "cross_attention" not in name]
     mixed = unet(x_BTCHW, c_noise_B, **kwargs, image_only_B=torch.tensor([False, True])).square().sum()
     alone = unet(x_BTCHW[:1], c_noise_B[:1], **{key: value[:1] for key, value in kwargs.items()}).square().sum()
     for ours, expected in zip(

@@ -12,7 +12,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors.torch import load_file, save_file
 
 from svd.config import PRESETS, UNetConfig
-from svd.names_unet import Layout, diffusers_config, table
+from svd.keymap_unet import Layout, diffusers_config, table
 from svd.tensor_files import Stored, WeightsError, write_tensors
 from svd.unet import UNet
 from svd.weights import load, load_unet, save_unet

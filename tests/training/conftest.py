@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from training.distributed import Ranks, join, leave
+from training.distributed import Process, join, leave
 
 
 @pytest.fixture
-def ranks() -> Iterator[Ranks]:
+def process() -> Iterator[Process]:
     yield join("cpu")
     leave()

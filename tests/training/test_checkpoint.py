@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from tests.training.world import Stream, tiny_model, tiny_stage
-from training.checkpoint import CheckpointError, Checkpoints, State, last_whole, read_about, whole
-from training.distributed import Ranks
+from training.checkpoint import CheckpointError, Checkpoints, State, complete_checkpoints, describe_latest, read_about
+from training.distributed import Process
 from training.ema import Ema
-from training.loop import NonFinite, choose_trained, train
+from training.loop import NonFinite, choose_trained, run_loop
 from training.optimizer import build_optimizer
 
 
@@ -31,9 +31,9 @@ def state() -> State:
 
 
 def test_the_first_of_several_ranks_names_a_checkpoint_as_soon_as_it_is_whole(
-    state: State, tmp_path: Path, ranks: Ranks
+    state: State, tmp_path: Path, process: Process
 ) -> None:
-    checkpoints = Checkpoints(tmp_path, Ranks(rank=0, count=2, device=ranks.device))
+    checkpoints = Checkpoints(tmp_path, Process(rank=0, world_size=2, device=process.device))
     checkpoints.save(3, state, {}, {})
     deadline = time.monotonic() + 60
     while not checkpoints.latest() and time.monotonic() < deadline:
@@ -44,17 +44,17 @@ def test_the_first_of_several_ranks_names_a_checkpoint_as_soon_as_it_is_whole(
 
 
 @pytest.mark.slow
-def test_what_ends_a_run_does_not_lose_the_checkpoint_being_written(tmp_path: Path, ranks: Ranks) -> None:
+def test_what_ends_a_run_does_not_lose_the_checkpoint_being_written(tmp_path: Path, process: Process) -> None:
     stage = tiny_stage()
     with pytest.raises(NonFinite, match="step 3"):
-        train(stage, tiny_model(stage), Stream(stage, poison=5), tmp_path, ranks)
+        run_loop(stage, tiny_model(stage), Stream(stage, poison=5), tmp_path, process)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 
 
 def test_a_disk_that_is_full_already_for_the_place_in_the_data_is_told(
-    state: State, tmp_path: Path, ranks: Ranks
+    state: State, tmp_path: Path, process: Process
 ) -> None:
-    checkpoints = Checkpoints(tmp_path, ranks)
+    checkpoints = Checkpoints(tmp_path, process)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
     try:
@@ -66,22 +66,22 @@ def test_a_disk_that_is_full_already_for_the_place_in_the_data_is_told(
 
 
 @pytest.mark.slow
-def test_another_number_of_ranks_goes_on_after_the_samples_that_were_seen(tmp_path: Path, ranks: Ranks) -> None:
+def test_another_number_of_ranks_goes_on_after_the_samples_that_were_seen(tmp_path: Path, process: Process) -> None:
     stage = tiny_stage(steps=2)
-    train(stage, tiny_model(stage), Stream(stage), tmp_path, ranks)
+    run_loop(stage, tiny_model(stage), Stream(stage), tmp_path, process)
     about = tmp_path / "checkpoints" / "step-00000002" / "checkpoint.json"
-    about.write_text(about.read_text().replace('"ranks": 1', '"ranks": 7'))
+    about.write_text(about.read_text().replace('"world_size": 1', '"world_size": 7'))
     longer, stream = tiny_stage(steps=3), Stream(stage)
-    train(longer, tiny_model(longer), stream, tmp_path, ranks)
+    run_loop(longer, tiny_model(longer), stream, tmp_path, process)
     assert stream.batches == 3
 
 
 @pytest.mark.parametrize("name", ["checkpoint.json", ".metadata", "rank-0.pt", "__0_0.distcp"])
 @pytest.mark.parametrize("content", [b"", b"\x80\x04once upon a time"])
 def test_a_damaged_checkpoint_is_named_with_what_to_do(
-    state: State, tmp_path: Path, ranks: Ranks, name: str, content: bytes
+    state: State, tmp_path: Path, process: Process, name: str, content: bytes
 ) -> None:
-    checkpoints = Checkpoints(tmp_path, ranks)
+    checkpoints = Checkpoints(tmp_path, process)
     checkpoints.save(3, state, {"place": 1}, {})
     checkpoints.wait()
     (tmp_path / "step-00000003" / name).write_bytes(content)
@@ -119,9 +119,9 @@ def flat(state: State) -> dict[str, torch.Tensor]:
     }
 
 
-def test_all_of_a_state_comes_back(tmp_path: Path, ranks: Ranks) -> None:
+def test_all_of_a_state_comes_back(tmp_path: Path, process: Process) -> None:
     """Weights, both moments and the step of AdamW, the average, what was said of it, and the rank's own."""
-    checkpoints, before = Checkpoints(tmp_path, ranks), stepped(0)
+    checkpoints, before = Checkpoints(tmp_path, process), stepped(0)
     checkpoints.save(7, before, {"place": 5}, {"stage": "mine"})
     checkpoints.wait()
     latest = checkpoints.latest()
@@ -131,7 +131,7 @@ def test_all_of_a_state_comes_back(tmp_path: Path, ranks: Ranks) -> None:
     expected = flat(before)
     assert not all(torch.equal(value, expected[name]) for name, value in flat(after).items())
     about, own = checkpoints.load(latest, after)
-    assert about == {"step": 7, "ranks": 1, "stage": "mine"}
+    assert about == {"step": 7, "world_size": 1, "stage": "mine"}
     assert own == {"place": 5}
     found = flat(after)
     assert found.keys() == expected.keys()
@@ -152,14 +152,14 @@ def test_the_moments_of_a_new_optimizer_are_zeros(tmp_path: Path) -> None:
     assert tensors["optimizer"]["weight"]["exp_avg"].shape == (2, 3)
 
 
-def test_what_is_a_rank_s_own_is_read_where_there_are_as_many_ranks(tmp_path: Path, ranks: Ranks) -> None:
-    checkpoints = Checkpoints(tmp_path, ranks)
+def test_what_is_a_rank_s_own_is_read_where_there_are_as_many_ranks(tmp_path: Path, process: Process) -> None:
+    checkpoints = Checkpoints(tmp_path, process)
     checkpoints.save(1, stepped(0), {"place": 5}, {})
     checkpoints.wait()
     folder = tmp_path / "step-00000001"
     about = json.loads((folder / "checkpoint.json").read_text())
-    (folder / "checkpoint.json").write_text(json.dumps(about | {"ranks": "2"}))
-    assert checkpoints.load(folder, stepped(1)) == ({"step": 1, "ranks": 2}, None)
+    (folder / "checkpoint.json").write_text(json.dumps(about | {"world_size": "2"}))
+    assert checkpoints.load(folder, stepped(1)) == ({"step": 1, "world_size": 2}, None)
 
 
 class _Code:
@@ -170,8 +170,8 @@ class _Code:
         return Path.touch, (self.target,)
 
 
-def test_what_is_a_rank_s_own_runs_no_code(tmp_path: Path, ranks: Ranks) -> None:
-    checkpoints = Checkpoints(tmp_path / "run", ranks)
+def test_what_is_a_rank_s_own_runs_no_code(tmp_path: Path, process: Process) -> None:
+    checkpoints = Checkpoints(tmp_path / "run", process)
     checkpoints.save(1, stepped(0), {"place": 5}, {})
     checkpoints.wait()
     torch.save({"place": _Code(tmp_path / "ran")}, tmp_path / "run" / "step-00000001" / "rank-0.pt")
@@ -199,9 +199,9 @@ def test_what_is_a_rank_s_own_runs_no_code(tmp_path: Path, ranks: Ranks) -> None
     ],
 )
 def test_another_network_is_refused_with_counts_and_the_first_name(
-    other: Callable[[], State], found: str, tmp_path: Path, ranks: Ranks
+    other: Callable[[], State], found: str, tmp_path: Path, process: Process
 ) -> None:
-    checkpoints = Checkpoints(tmp_path, ranks)
+    checkpoints = Checkpoints(tmp_path, process)
     checkpoints.save(1, stepped(0), {}, {})
     checkpoints.wait()
     path = tmp_path / "step-00000001"
@@ -225,8 +225,8 @@ def stepped_like(*, width: int = 3, bias: bool = True, more: bool = False) -> St
     [
         ("[", "Expecting value: line 1 column 2 (char 1)"),
         ("[]", "list indices must be integers or slices, not str"),
-        ('{"step": 1}', "'ranks'"),
-        ('{"step": "x", "ranks": 1}', "invalid literal for int() with base 10: 'x'"),
+        ('{"step": 1}', "'world_size'"),
+        ('{"step": "x", "world_size": 1}', "invalid literal for int() with base 10: 'x'"),
         (None, "[Errno 2] No such file or directory: 'ABOUT'"),
     ],
 )
@@ -242,19 +242,19 @@ def test_what_is_known_of_a_checkpoint_may_be_damaged(content: str | None, reaso
 
 
 def test_the_whole_checkpoints_are_told_oldest_first(tmp_path: Path) -> None:
-    assert last_whole(tmp_path) == "there is no whole one yet"
+    assert describe_latest(tmp_path) == "there is no whole one yet"
     for name in ("step-00000010", "step-00000002", "step-00000011.tmp", "step-00000012", "other"):
         (tmp_path / name).mkdir()
         if name != "step-00000012":
             (tmp_path / name / ".metadata").touch()
-    assert [path.name for path in whole(tmp_path)] == ["step-00000002", "step-00000010"]
-    assert last_whole(tmp_path) == f"the last whole one is {tmp_path / 'step-00000010'}"
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-00000002", "step-00000010"]
+    assert describe_latest(tmp_path) == f"the last whole one is {tmp_path / 'step-00000010'}"
 
 
-def test_a_checkpoint_that_cannot_be_written_says_how_much_room_there_was(tmp_path: Path, ranks: Ranks) -> None:
+def test_a_checkpoint_that_cannot_be_written_says_how_much_room_there_was(tmp_path: Path, process: Process) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(CheckpointError) as caught:
-        Checkpoints(tmp_path / "file", ranks).save(3, stepped(0), {}, {})
+        Checkpoints(tmp_path / "file", process).save(3, stepped(0), {}, {})
     assert re.fullmatch(
         r"the checkpoint after step 3 could not be written \(0 MiB were free there\): .*Not a directory.*; "
         "there is no whole one yet",
@@ -263,7 +263,7 @@ def test_a_checkpoint_that_cannot_be_written_says_how_much_room_there_was(tmp_pa
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
     try:
-        checkpoints = Checkpoints(tmp_path, ranks)
+        checkpoints = Checkpoints(tmp_path, process)
         with pytest.raises(CheckpointError) as caught:
             checkpoints.save(3, stepped(0), {"place": torch.zeros(1000)}, {})
     finally:
@@ -274,8 +274,8 @@ def test_a_checkpoint_that_cannot_be_written_says_how_much_room_there_was(tmp_pa
     assert not list(tmp_path.glob("step-*"))
 
 
-def test_the_first_error_beneath_dcp_s_is_the_reason(tmp_path: Path, ranks: Ranks) -> None:
-    checkpoints = Checkpoints(tmp_path, ranks)
+def test_the_first_error_beneath_dcp_s_is_the_reason(tmp_path: Path, process: Process) -> None:
+    checkpoints = Checkpoints(tmp_path, process)
     checkpoints.save(1, stepped(0), {}, {})
     checkpoints.wait()
     (tmp_path / "step-00000001" / "__0_0.distcp").unlink()
@@ -283,9 +283,9 @@ def test_the_first_error_beneath_dcp_s_is_the_reason(tmp_path: Path, ranks: Rank
         checkpoints.load(tmp_path / "step-00000001", stepped(1))
 
 
-def test_one_that_is_being_written_gets_its_name_once_it_is_whole(tmp_path: Path, ranks: Ranks) -> None:
+def test_one_that_is_being_written_gets_its_name_once_it_is_whole(tmp_path: Path, process: Process) -> None:
     """Until then nothing waits for it; on one rank, an error in the background is raised as soon as it is there."""
-    checkpoints, written = Checkpoints(tmp_path, ranks), Future[None]()
+    checkpoints, written = Checkpoints(tmp_path, process), Future[None]()
     (tmp_path / "step-00000004.tmp").mkdir()
     checkpoints._pending = 4, written
     checkpoints.finish_if_done()
@@ -300,8 +300,8 @@ def test_one_that_is_being_written_gets_its_name_once_it_is_whole(tmp_path: Path
         checkpoints.finish_if_done()
 
 
-def test_of_several_ranks_none_waits_for_one_that_failed(tmp_path: Path, ranks: Ranks) -> None:
-    checkpoints = Checkpoints(tmp_path, Ranks(rank=0, count=2, device=ranks.device))
+def test_of_several_ranks_none_waits_for_one_that_failed(tmp_path: Path, process: Process) -> None:
+    checkpoints = Checkpoints(tmp_path, Process(rank=0, world_size=2, device=process.device))
     checkpoints._pending = 5, Future()
     checkpoints._pending[1].set_exception(OSError("the disk is gone"))
     checkpoints.finish_if_done()
@@ -310,9 +310,9 @@ def test_of_several_ranks_none_waits_for_one_that_failed(tmp_path: Path, ranks: 
 
 
 def test_of_a_run_that_ends_by_an_error_the_lost_checkpoint_is_told(
-    tmp_path: Path, ranks: Ranks, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, process: Process, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checkpoints = Checkpoints(tmp_path, ranks)
+    checkpoints = Checkpoints(tmp_path, process)
     checkpoints._pending = 5, Future()
     checkpoints._pending[1].set_exception(OSError("the disk is gone"))
     with pytest.raises(KeyError, match="mine"), checkpoints.settled():
@@ -320,7 +320,7 @@ def test_of_a_run_that_ends_by_an_error_the_lost_checkpoint_is_told(
     assert caplog.messages == ["the checkpoint that was being written is lost: the disk is gone"]
 
 
-def test_checkpoints_are_thinned_out_but_for_the_last_and_multiples(tmp_path: Path, ranks: Ranks) -> None:
+def test_checkpoints_are_thinned_out_but_for_the_last_and_multiples(tmp_path: Path, process: Process) -> None:
     """And what killed runs have left is removed."""
     for step in range(1, 9):
         (tmp_path / f"step-{step:08d}").mkdir()
@@ -328,9 +328,9 @@ def test_checkpoints_are_thinned_out_but_for_the_last_and_multiples(tmp_path: Pa
     (tmp_path / "step-00000099.tmp").mkdir()
     (tmp_path / "step-00000010.tmp").mkdir()
     (tmp_path / "step-00000010.tmp" / ".metadata").touch()
-    checkpoints = Checkpoints(tmp_path, ranks, keep_last=3, keep_every=4)
+    checkpoints = Checkpoints(tmp_path, process, keep_last=3, keep_every=4)
     checkpoints._pending = 10, Future()
     checkpoints._pending[1].set_result(None)
     checkpoints.wait()
     assert sorted(int(path.name.removeprefix("step-")) for path in tmp_path.iterdir()) == [4, 7, 8, 10]
-    assert Checkpoints(tmp_path, ranks).keep_every is None
+    assert Checkpoints(tmp_path, process).keep_every is None

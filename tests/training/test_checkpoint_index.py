@@ -11,7 +11,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from training.checkpoint_index import IndexReader, read_index
-from training.distributed import Ranks
+from training.distributed import Process
 
 
 class _Code:
@@ -23,7 +23,7 @@ class _Code:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, ranks: Ranks) -> Path:
+def folder(tmp_path: Path, process: Process) -> Path:
     dcp.save({"weights": {"a": torch.arange(6.0)}, "moments": {"a": torch.ones(2, 3, dtype=torch.bfloat16)}},
              checkpoint_id=tmp_path / "step")  # fmt: skip
     return tmp_path / "step"

@@ -71,14 +71,14 @@ def test_every_sample_comes_once_per_epoch_over_all_readers(sizes: list[int], re
         assert sorted(places) == [(shard, row) for shard, size in enumerate(sizes) for row in range(size)]
 
 
-@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 0), (3, 2)])
-def test_ranks_and_workers_share_an_epoch_without_doubles(shards: Path, ranks: int, workers: int) -> None:
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (2, 0), (3, 2)])
+def test_ranks_and_workers_share_an_epoch_without_doubles(shards: Path, world_size: int, workers: int) -> None:
     config = changed(batch_size=1, workers=workers)
-    share = 12 // ranks
+    share = 12 // world_size
     keys = [
         key
-        for rank in range(ranks)
-        for each in first(shards, share, config, rank=rank, ranks=ranks)
+        for rank in range(world_size)
+        for each in first(shards, share, config, rank=rank, world_size=world_size)
         for key in each.keys
     ]
     assert Counter(keys) == Counter({f"clips-{i}/{i}-{j}": 1 for i, size in enumerate((5, 1, 6)) for j in range(size)})
@@ -86,7 +86,7 @@ def test_ranks_and_workers_share_an_epoch_without_doubles(shards: Path, ranks: i
 
 def test_two_ranks_see_what_one_sees_with_twice_the_batch(shards: Path) -> None:
     one = first(shards, 3, changed(batch_size=4))
-    two = [first(shards, 3, rank=rank, ranks=2) for rank in range(2)]
+    two = [first(shards, 3, rank=rank, world_size=2) for rank in range(2)]
     for step, whole in enumerate(one):
         assert [whole.keys[0::2], whole.keys[1::2]] == [two[0][step].keys, two[1][step].keys]
 
@@ -94,7 +94,7 @@ def test_two_ranks_see_what_one_sees_with_twice_the_batch(shards: Path) -> None:
 def test_more_ranks_than_samples_all_get_some(tmp_path: Path, clip: bytes) -> None:
     write_shard(tmp_path / "one.tar", [sample("a", clip), sample("b", clip)])
     for rank in range(5):
-        assert len(first(tmp_path, 2, rank=rank, ranks=5)) == 2
+        assert len(first(tmp_path, 2, rank=rank, world_size=5)) == 2
 
 
 def test_epochs_differ_and_another_seed_gives_another_order(shards: Path) -> None:
@@ -121,10 +121,10 @@ def test_it_goes_on_where_it_was_in_the_middle_of_a_shard(shards: Path, workers:
 def test_another_number_of_ranks_goes_on_after_what_was_seen(shards: Path) -> None:
     line = [key for batch in first(shards, 12, changed(batch_size=1)) for key in batch.keys]
     for rank in range(2):
-        data = loader(shards, changed(batch_size=1), rank=rank, ranks=2)
+        data = loader(shards, changed(batch_size=1), rank=rank, world_size=2)
         data.skip(5)
         assert [batch.keys[0] for batch in islice(iter(data), 2)] == line[5 + rank : 9 : 2]
-        again = loader(shards, changed(batch_size=1), rank=rank, ranks=2)
+        again = loader(shards, changed(batch_size=1), rank=rank, world_size=2)
         again.load_state_dict(data.state_dict())
         assert next(iter(again)).keys[0] == line[9 + rank]
 

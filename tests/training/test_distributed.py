@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.training.world import Stream, tiny_model, tiny_stage
-from training.distributed import Ranks, distribute, once
+from training.distributed import Process, distribute, once
 from training.objective import Objective
 
 
-def test_sharded_bf16_weights_leave_noise_level_and_ids_in_float32(ranks: Ranks) -> None:
+def test_sharded_bf16_weights_leave_noise_level_and_ids_in_float32(process: Process) -> None:
     stage = tiny_stage("tiny-image-to-video")
     model = tiny_model(stage)
     network, seen = distribute(model.unet, "fsdp", bf16=True, unused=False), []
@@ -28,7 +28,7 @@ def test_sharded_bf16_weights_leave_noise_level_and_ids_in_float32(ranks: Ranks)
     assert losses.loss_B.isfinite().all()
 
 
-def test_what_one_rank_computes_or_raises_is_everybody_s(ranks: Ranks) -> None:
+def test_what_one_rank_computes_or_raises_is_everybody_s(process: Process) -> None:
     assert once(lambda: {"a": 1}) == {"a": 1}
     assert once(lambda: None) is None
     with pytest.raises(ValueError, match="no shards"):

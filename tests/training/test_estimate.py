@@ -12,7 +12,7 @@ def costs(**model: object) -> Estimate:
 
 
 def test_work_is_counted_once_and_by_what_trains() -> None:
-    whole, again, temporal = costs(), costs(checkpointing=True), costs(trained="temporal")
+    whole, again, temporal = costs(), costs(checkpointing=True), costs(trainable="temporal")
     assert whole.model_flops == pytest.approx(2 * 3 * whole.forward_flops)
     assert again.model_flops == whole.model_flops
     assert again.step_flops == pytest.approx(whole.step_flops + 2 * whole.forward_flops)

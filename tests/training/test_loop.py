@@ -20,8 +20,8 @@ from tests.svd.networks import DEEP, inputs, random_unet, randomise
 from tests.training.worker import STOPPED, start, wait
 from tests.training.world import Stream, tiny_model, tiny_stage
 from training.checkpoint import CheckpointError
-from training.distributed import Ranks
-from training.loop import NonFinite, accumulation, choose_trained, compile_blocks, train
+from training.distributed import Process
+from training.loop import NonFinite, choose_trained, compile_blocks, gradient_accumulation_steps, run_loop
 from training.stages import Stage, overlay
 
 pytestmark = pytest.mark.slow
@@ -45,15 +45,15 @@ def losses(out: Path) -> list[float]:
     return [record["loss"] for record in records]
 
 
-def finish(out: Path, settings: dict[str, Any], ranks: int = 1) -> list[float]:
+def finish(out: Path, settings: dict[str, Any], world_size: int = 1) -> list[float]:
     """Run to the end; the losses."""
-    assert wait(start(out, settings, ranks)) == [0] * ranks
+    assert wait(start(out, settings, world_size)) == [0] * world_size
     return losses(out)
 
 
-def test_it_learns_a_moving_pattern(tmp_path: Path, ranks: Ranks) -> None:
+def test_it_learns_a_moving_pattern(tmp_path: Path, process: Process) -> None:
     stage = overlay(tiny_stage(steps=60, save_every=60), {"optimizer": {"lr": 3e-3}})
-    train(stage, tiny_model(stage), Stream(stage), tmp_path, ranks)
+    run_loop(stage, tiny_model(stage), Stream(stage), tmp_path, process)
     curve = losses(tmp_path)
     assert sum(curve[-15:]) < 0.8 * sum(curve[:15])
 
@@ -93,76 +93,78 @@ def start_and_wait_for(out: Path, settings: dict[str, Any], count: int, lines: i
 def test_two_ranks_equal_one_with_batches_twice_as_large(tmp_path: Path, strategy: str) -> None:
     run = {"steps": 20, "batch_size": 4, "save_every": 20}
     alone = finish(tmp_path / "one", {"run": run, "data": {"batch_size": 4}})
-    together = finish(tmp_path / "two", {"run": {**run, "strategy": strategy}, "data": {"batch_size": 2}}, ranks=2)
+    together = finish(tmp_path / "two", {"run": {**run, "strategy": strategy}, "data": {"batch_size": 2}}, world_size=2)
     assert max(abs(a - b) / a for a, b in zip(alone, together, strict=True)) <= 1e-4
 
 
-def test_accumulated_batches_equal_one_large_one(tmp_path: Path, ranks: Ranks) -> None:
+def test_accumulated_batches_equal_one_large_one(tmp_path: Path, process: Process) -> None:
     curves = []
     for size in (4, 2):
         stage = overlay(tiny_stage(batch_size=4), {"data": {"batch_size": size}})
-        train(stage, tiny_model(stage), Stream(stage), tmp_path / str(size), ranks)
+        run_loop(stage, tiny_model(stage), Stream(stage), tmp_path / str(size), process)
         curves.append(losses(tmp_path / str(size)))
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
 
 
 def test_a_run_of_two_ranks_goes_on_with_one(tmp_path: Path) -> None:
     settings = {"run": {"steps": 4, "batch_size": 4, "save_every": 2, "strategy": "fsdp"}}
-    finish(tmp_path, settings, ranks=2)
+    finish(tmp_path, settings, world_size=2)
     settings["run"] |= {"steps": 6, "strategy": "none"}
     assert len(finish(tmp_path, settings)) == 6
     assert json.loads((tmp_path / "resumed.json").read_text()) == 4
 
 
-def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_sample(tmp_path: Path, ranks: Ranks) -> None:
+def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_sample(
+    tmp_path: Path, process: Process
+) -> None:
     stage = tiny_stage()
     model = tiny_model(stage)
     with pytest.raises(NonFinite, match=r"step 3: the loss of world/5 \(loss nan"):
-        train(stage, model, Stream(stage, poison=5), tmp_path, ranks)
+        run_loop(stage, model, Stream(stage, poison=5), tmp_path, process)
     assert all(parameter.isfinite().all() for parameter in model.unet.parameters())
     assert len(losses(tmp_path)) == 2
 
 
-def test_a_line_of_the_log_holds_its_steps_from_before_a_resumption_too(tmp_path: Path, ranks: Ranks) -> None:
+def test_a_line_of_the_log_holds_its_steps_from_before_a_resumption_too(tmp_path: Path, process: Process) -> None:
     """A checkpoint between two lines; an end between it and the next line."""
 
     def records(name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
 
     stage = tiny_stage(steps=4, log_every=4, save_every=2)
-    train(stage, tiny_model(stage), Stream(stage), tmp_path / "whole", ranks)
+    run_loop(stage, tiny_model(stage), Stream(stage), tmp_path / "whole", process)
     with pytest.raises(NonFinite):
-        train(stage, tiny_model(stage), Stream(stage, poison=5), tmp_path / "broken", ranks)
-    assert train(stage, tiny_model(stage), Stream(stage), tmp_path / "broken", ranks).resumed_at == 2
+        run_loop(stage, tiny_model(stage), Stream(stage, poison=5), tmp_path / "broken", process)
+    assert run_loop(stage, tiny_model(stage), Stream(stage), tmp_path / "broken", process).resumed_at == 2
     for name in ("loss", "loss_by_ln_sigma", "grad_norm"):
         assert [record[name] for record in records("whole")] == [record[name] for record in records("broken")]
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_and_names_it(tmp_path: Path, ranks: Ranks) -> None:
+def test_a_full_disk_leaves_the_last_checkpoint_and_names_it(tmp_path: Path, process: Process) -> None:
     stage = tiny_stage(steps=2)
-    train(stage, tiny_model(stage), Stream(stage), tmp_path, ranks)
+    run_loop(stage, tiny_model(stage), Stream(stage), tmp_path, process)
     longer = tiny_stage(steps=4)
     with (
         largest_file(100_000),
         pytest.raises(CheckpointError, match=r"after step 4 could not be written \(.* MiB were free.*00000002$"),
     ):
-        train(longer, tiny_model(longer), Stream(longer), tmp_path, ranks)
+        run_loop(longer, tiny_model(longer), Stream(longer), tmp_path, process)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
-    assert train(longer, tiny_model(longer), Stream(longer), tmp_path, ranks).resumed_at == 2
+    assert run_loop(longer, tiny_model(longer), Stream(longer), tmp_path, process).resumed_at == 2
 
 
-def test_checkpoints_are_thinned_out(tmp_path: Path, ranks: Ranks) -> None:
+def test_checkpoints_are_thinned_out(tmp_path: Path, process: Process) -> None:
     stage = tiny_stage(steps=10, save_every=1, keep_last=2, keep_every=4)
-    train(stage, tiny_model(stage), Stream(stage), tmp_path, ranks)
+    run_loop(stage, tiny_model(stage), Stream(stage), tmp_path, process)
     kept = [int(path.name.removeprefix("step-")) for path in sorted((tmp_path / "checkpoints").iterdir())]
     assert kept == [4, 8, 9, 10]
 
 
-def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, ranks: Ranks) -> None:
-    train(stage := tiny_stage(steps=2), tiny_model(stage), Stream(stage), tmp_path, ranks)
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, process: Process) -> None:
+    run_loop(stage := tiny_stage(steps=2), tiny_model(stage), Stream(stage), tmp_path, process)
     other = tiny_stage("tiny-image-to-video")
     with pytest.raises(CheckpointError, match="is of another network"):
-        train(other, tiny_model(other), Stream(other), tmp_path, ranks)
+        run_loop(other, tiny_model(other), Stream(other), tmp_path, process)
 
 
 @pytest.mark.parametrize(
@@ -170,19 +172,19 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, ranks: Ranks
     ["tiny-noise-swap", "tiny-image", "tiny-video", "tiny-image-to-video", "tiny-interpolation", "tiny-multi-view",
      "tiny-camera-motion"],
 )  # fmt: skip
-def test_every_kind_of_stage_trains_what_it_says(name: str, tmp_path: Path, ranks: Ranks) -> None:
+def test_every_kind_of_stage_trains_what_it_says(name: str, tmp_path: Path, process: Process) -> None:
     stage = tiny_stage(name, steps=2)
     model = tiny_model(stage)
-    if stage.model.trained == "lora":
+    if stage.model.trainable == "lora":
         randomise(model.unet)  # the last layers of a new network are zero: no gradient gets past them at first
     before = {key: value.clone() for key, value in model.unet.state_dict().items()}
-    train(stage, model, Stream(stage), tmp_path, ranks)
+    run_loop(stage, model, Stream(stage), tmp_path, process)
     after = model.unet.state_dict()
     changed = {key for key in before if key in after and not torch.equal(before[key], after[key])}
-    if stage.model.trained == "noise_embedding":
+    if stage.model.trainable == "noise_embedding":
         assert changed
         assert all(key.startswith("noise_embedding") for key in changed)
-    elif stage.model.trained == "lora":
+    elif stage.model.trainable == "lora":
         assert not changed
         assert any(after[key].any() for key in after if "lora_B" in key)
     else:
@@ -206,22 +208,22 @@ def test_blocks_of_all_shapes_are_compiled(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(graphs) == 15
 
 
-def test_temporal_layers_can_train_alone(tmp_path: Path, ranks: Ranks) -> None:
-    stage = overlay(tiny_stage(steps=2), {"model": {"trained": "temporal"}})
+def test_temporal_layers_can_train_alone(tmp_path: Path, process: Process) -> None:
+    stage = overlay(tiny_stage(steps=2), {"model": {"trainable": "temporal"}})
     model = tiny_model(stage)
     choose_trained(model.unet, stage)
     trains = {name for name, parameter in model.unet.named_parameters() if parameter.requires_grad}
     told = {name for name in model.unet.state_dict() if name.startswith("ids_embedding.")}
     assert told
-    assert trains == told | {name for name, _ in model.unet.temporal_parameters()}
-    train(stage, model, Stream(stage), tmp_path, ranks)
+    assert trains == told | {name for name, _ in model.unet.temporal_layer_parameters()}
+    run_loop(stage, model, Stream(stage), tmp_path, process)
 
 
 def test_a_step_that_does_not_divide_is_refused() -> None:
     stage = overlay(tiny_stage(), {"run": {"batch_size": 6}})
-    assert accumulation(stage, 3) == 1
+    assert gradient_accumulation_steps(stage, 3) == 1
     with pytest.raises(ValueError, match="a multiple of 8 does"):
-        accumulation(stage, 4)
+        gradient_accumulation_steps(stage, 4)
 
 
 def test_tiny_presets_exist_for_all() -> None:

@@ -38,7 +38,7 @@ def called(name: str, change: Callable[[Any], Any] = lambda stage: stage, seeds:
 
 
 def dropping(context: float, concat: float) -> Callable[[Any], Any]:
-    return lambda stage: overlay(stage, {"dropping": {"context": context, "concat": concat}})
+    return lambda stage: overlay(stage, {"conditioning_dropout": {"context": context, "concat": concat}})
 
 
 def test_a_sample_s_draws_are_its_own() -> None:

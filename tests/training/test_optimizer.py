@@ -4,13 +4,13 @@ import pytest
 
 from tests.training.world import tiny_model, tiny_stage
 from training.optimizer import build_optimizer, lr_factor, set_lr
-from training.stages import OptimizerPart
+from training.stages import OptimizerConfig
 
 
 def test_matrices_alone_decay_and_layers_of_time_have_their_own_rate() -> None:
     unet = tiny_model(tiny_stage()).unet
     optimizer = build_optimizer(
-        unet, OptimizerPart(lr=3e-3, spatial_lr=1e-4, weight_decay=0.1, betas=(0.8, 0.95), eps=1e-6)
+        unet, OptimizerConfig(lr=3e-3, spatial_lr=1e-4, weight_decay=0.1, betas=(0.8, 0.95), eps=1e-6)
     )
     names = {id(parameter): name for name, parameter in unet.named_parameters()}
     temporal = {
@@ -30,13 +30,13 @@ def test_matrices_alone_decay_and_layers_of_time_have_their_own_rate() -> None:
 
 
 def test_the_rate_rises_stays_and_may_fall() -> None:
-    constant = OptimizerPart(warmup_steps=10)
+    constant = OptimizerConfig(warmup_steps=10)
     assert [lr_factor(step, 100, constant) for step in (0, 4, 9, 10, 99)] == [0.1, 0.5, 1.0, 1.0, 1.0]
-    cosine = OptimizerPart(warmup_steps=10, decay="cosine")
+    cosine = OptimizerConfig(warmup_steps=10, decay="cosine")
     assert [lr_factor(step, 110, cosine) for step in (10, 60, 110)] == pytest.approx([1.0, 0.5, 0.0])
-    assert lr_factor(0, 10, OptimizerPart(warmup_steps=0)) == 1.0
-    assert lr_factor(3, 3, OptimizerPart(warmup_steps=2, decay="cosine")) == pytest.approx(0.0)
-    assert lr_factor(3, 3, OptimizerPart(warmup_steps=3, decay="cosine")) == 1.0
-    optimizer = build_optimizer(tiny_model(tiny_stage()).unet, OptimizerPart(lr=2e-3))
+    assert lr_factor(0, 10, OptimizerConfig(warmup_steps=0)) == 1.0
+    assert lr_factor(3, 3, OptimizerConfig(warmup_steps=2, decay="cosine")) == pytest.approx(0.0)
+    assert lr_factor(3, 3, OptimizerConfig(warmup_steps=3, decay="cosine")) == 1.0
+    optimizer = build_optimizer(tiny_model(tiny_stage()).unet, OptimizerConfig(lr=2e-3))
     set_lr(optimizer, 0.5)
     assert {group["lr"] for group in optimizer.param_groups} == {1e-3}

@@ -11,16 +11,16 @@ import torch.distributed.checkpoint as dcp
 
 from tests.training.world import Stream, tiny_model, tiny_stage
 from training.batch import Batch
-from training.distributed import Ranks
-from training.loop import Hooks, train
+from training.distributed import Process
+from training.loop import Hooks, run_loop
 from training.metrics import Log
 from training.preview import make, preview
 from training.stages import Stage, overlay
 
 
-def run(stage: Stage, out: Path, ranks: Ranks, hooks: Hooks | None = None) -> list[float]:
+def run(stage: Stage, out: Path, process: Process, hooks: Hooks | None = None) -> list[float]:
     """Train a new model; the losses."""
-    train(stage, tiny_model(stage), Stream(stage), out, ranks, hooks=hooks)
+    run_loop(stage, tiny_model(stage), Stream(stage), out, process, hooks=hooks)
     return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -38,18 +38,18 @@ def moments(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_a_preview_changes_neither_the_run_nor_its_checkpoint(tmp_path: Path, ranks: Ranks) -> None:
+def test_a_preview_changes_neither_the_run_nor_its_checkpoint(tmp_path: Path, process: Process) -> None:
     """With FSDP2, which keeps some weights gathered after a pass without a backward pass."""
     stage = tiny_stage(steps=3, save_every=2, sample_every=1, sample_steps=1, strategy="fsdp")
-    expected = run(stage, tmp_path / "without", ranks)
-    assert run(stage, tmp_path / "with", ranks, Hooks(preview=looking)) == expected
+    expected = run(stage, tmp_path / "without", process)
+    assert run(stage, tmp_path / "with", process, Hooks(preview=looking)) == expected
     without, seen = (moments(tmp_path / name / "checkpoints" / "step-00000002") for name in ("without", "with"))
     assert all(torch.equal(without[name], seen[name]) for name in without)
     assert seen["optimizer.conv_out.weight.exp_avg"].any()
 
 
 @pytest.mark.slow
-def test_a_preview_that_fails_leaves_the_checkpoint_of_its_step(tmp_path: Path, ranks: Ranks) -> None:
+def test_a_preview_that_fails_leaves_the_checkpoint_of_its_step(tmp_path: Path, process: Process) -> None:
     """So that a run whose preview does not fit into memory gets past it."""
 
     def failing(*_: Any) -> None:
@@ -58,8 +58,8 @@ def test_a_preview_that_fails_leaves_the_checkpoint_of_its_step(tmp_path: Path, 
 
     stage = tiny_stage(steps=2, sample_every=2, precision="bf16")
     with pytest.raises(MemoryError):
-        run(stage, tmp_path, ranks, Hooks(preview=failing))
-    assert train(stage, tiny_model(stage), Stream(stage), tmp_path, ranks).resumed_at == 2
+        run(stage, tmp_path, process, Hooks(preview=failing))
+    assert run_loop(stage, tiny_model(stage), Stream(stage), tmp_path, process).resumed_at == 2
 
 
 def test_samples_come_one_by_one_and_a_few_frames_at_a_time(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_samples_come_one_by_one_and_a_few_frames_at_a_time(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_in_joint_training_a_video_is_shown_also_after_a_picture(tmp_path: Path, ranks: Ranks) -> None:
+def test_in_joint_training_a_video_is_shown_also_after_a_picture(tmp_path: Path, process: Process) -> None:
     class Joint(Stream):
         def batch(self, samples: list[int]) -> Batch:
             batch = super().batch(samples)
@@ -87,5 +87,5 @@ def test_in_joint_training_a_video_is_shown_also_after_a_picture(tmp_path: Path,
     shown: list[Batch] = []
     stage = tiny_stage(steps=2, sample_every=2, image_share=0.5)
     hooks = Hooks(preview=lambda model, stage, batch, *_: shown.append(batch))
-    train(stage, tiny_model(stage), Joint(stage), tmp_path, ranks, hooks=hooks)
+    run_loop(stage, tiny_model(stage), Joint(stage), tmp_path, process, hooks=hooks)
     assert [batch.keys for batch in shown] == [["world/0", "world/1"]]

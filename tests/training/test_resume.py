@@ -32,19 +32,19 @@ def test_what_decides_nothing_may_change(changes: dict[str, Any]) -> None:
 
 
 def test_what_decides_something_is_named_with_both_values() -> None:
-    now = stage(optimizer={"lr": 0.5}, data={"captions": {"list": 1.0}}, model={"changes": {"frames": 4}})
+    now = stage(optimizer={"lr": 0.5}, data={"captions": {"list": 1.0}}, model={"overrides": {"frames": 4}})
     named = differences(stage(), now)
-    assert [each.partition(" ")[0] for each in named] == ["model.changes", "data.captions", "optimizer.lr"]
+    assert [each.partition(" ")[0] for each in named] == ["model.overrides", "data.captions", "optimizer.lr"]
     assert named[2] == "optimizer.lr 0.0001, now 0.5"
     assert named[1] == 'data.captions {"coca": 0.5, "video": 0.25, "merged": 0.25}, now {"list": 1.0}'
     assert len(named[0]) < 160
-    assert differences(stage(), now, ignored=("optimizer.lr", "model.changes", "data.captions")) == []
+    assert differences(stage(), now, ignored=("optimizer.lr", "model.overrides", "data.captions")) == []
 
 
 def test_a_setting_that_an_older_run_did_not_have_is_no_difference() -> None:
     before = stage()
-    del before["data"]["seed"], before["dropping"]
-    assert differences(before, stage(data={"seed": 5}, dropping={"context": 0.9})) == []
+    del before["data"]["seed"], before["conditioning_dropout"]
+    assert differences(before, stage(data={"seed": 5}, conditioning_dropout={"context": 0.9})) == []
     assert differences(stage(data={"seed": 4}), stage(data={"seed": 5})) == ["data.seed 4, now 5"]
 
 

@@ -36,8 +36,8 @@ def test_a_stage_survives_being_written_and_read(stage: Stage) -> None:
 
 @pytest.mark.parametrize("trained", ["temporal", "lora"])
 def test_pictures_cannot_train_layers_of_time_alone(trained: str) -> None:
-    with pytest.raises(ValueError, match=r"joint training .* takes model.trained 'all'"):
-        overlay(Stage.preset("video"), {"model": {"trained": trained}, "run": {"image_share": 0.3}})
+    with pytest.raises(ValueError, match=r"joint training .* takes model.trainable 'all'"):
+        overlay(Stage.preset("video"), {"model": {"trainable": trained}, "run": {"image_share": 0.3}})
 
 
 def test_a_setting_is_read_as_yaml() -> None:
@@ -66,8 +66,8 @@ def test_a_mapping_replaces_the_one_that_is_there() -> None:
 
 
 def test_changes_of_a_network_are_merged() -> None:
-    before = Stage.preset("tiny-video").model.changes
-    after = laid(model={"changes": {"frames": 5, "widths": [32, 64, 64, 64]}}).model.changes
+    before = Stage.preset("tiny-video").model.overrides
+    after = laid(model={"overrides": {"frames": 5, "widths": [32, 64, 64, 64]}}).model.overrides
     assert after == {**before, "frames": 5, "widths": (32, 64, 64, 64)}
 
 
@@ -108,7 +108,7 @@ def test_numbers_are_read_as_the_field_has_them() -> None:
         ({"data": {"captions": 5}}, r"data.captions is dict .*, got int"),
         ({"data": {"fps": ["fast"]}}, "settings data. do not fit"),
         ({"model": {"autoencoder": 5}}, "model.autoencoder is str, got int"),
-        ({"model": {"changes": {"widht": 1}}}, "widht"),
+        ({"model": {"overrides": {"widht": 1}}}, "widht"),
     ],
 )
 def test_what_does_not_fit_is_named(changes: Any, message: str) -> None:

@@ -17,10 +17,10 @@ from svd.model import Model
 from tests.svd.networks import randomise
 from tests.training.shards import sample, video, write_shard
 from tests.training.world import Stream, tiny_model, tiny_stage
-from training.distributed import Ranks, leave
-from training.loop import Hooks, train
+from training.distributed import Process, leave
+from training.loop import Hooks, run_loop
 from training.objective import Objective
-from training.run import run_stage
+from training.run_stage import run_stage
 from training.seeds import seed_of
 from training.stages import Stage, overlay
 
@@ -49,11 +49,11 @@ class Recorder:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("decay", ["constant", "cosine"])
-def test_the_learning_rate_follows_the_schedule(decay: str, tmp_path: Path, ranks: Ranks) -> None:
+def test_the_learning_rate_follows_the_schedule(decay: str, tmp_path: Path, process: Process) -> None:
     """Linear over 4 steps, then constant, or half a cosine over the 8 that are left."""
     optimizer = {"lr": 2e-3, "warmup_steps": 4, "decay": decay}
     stage = overlay(tiny_stage("tiny-noise-swap", steps=12), {"optimizer": optimizer})
-    train(stage, tiny_model(stage), Stream(stage), tmp_path, ranks)
+    run_loop(stage, tiny_model(stage), Stream(stage), tmp_path, process)
     rise = [2e-3 * step / 4 for step in (1, 2, 3, 4)]
     fall = [2e-3 * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)]
     expected = rise + (fall if decay == "cosine" else [2e-3] * 8)
@@ -71,7 +71,7 @@ def gradients(model: Model, stage: Stage, step: int) -> Weights:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("clip_norm", [1e9, 0.01])
-def test_two_updates_are_those_of_adamw_after_clipping(clip_norm: float, tmp_path: Path, ranks: Ranks) -> None:
+def test_two_updates_are_those_of_adamw_after_clipping(clip_norm: float, tmp_path: Path, process: Process) -> None:
     """A large eps, so that an update depends on how large a gradient is; the first step's rate is half of the second's.
 
     m = 0.8 m + 0.2 g, v = 0.9 v + 0.1 g^2, both divided by 1 - beta^n; w = (1 - lr decay) w - lr m / (sqrt(v) + eps).
@@ -84,7 +84,7 @@ def test_two_updates_are_those_of_adamw_after_clipping(clip_norm: float, tmp_pat
     reference = copy.copy(model)
     reference.unet = copy.deepcopy(model.unet)
     recorder = Recorder(model)
-    train(stage, model, Stream(stage), tmp_path, ranks, hooks=Hooks(on_log=recorder))
+    run_loop(stage, model, Stream(stage), tmp_path, process, hooks=Hooks(on_log=recorder))
     moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for step in (0, 1):
         gradient = gradients(reference, stage, step)
@@ -117,14 +117,14 @@ def averages(start: Weights, steps: list[Weights], decay: float) -> Weights:
 @pytest.mark.slow
 @pytest.mark.parametrize("decay", [0.4, 0.9999])
 def test_the_average_of_thirty_steps_is_what_the_network_holds_at_the_end(
-    decay: float, tmp_path: Path, ranks: Ranks
+    decay: float, tmp_path: Path, process: Process
 ) -> None:
     stage = overlay(tiny_stage("tiny-noise-swap", steps=30), {"optimizer": {"lr": 0.01, "ema": decay}})
     model = tiny_model(stage)
     randomise(model.unet)
     model.unet.requires_grad_(False).noise_embedding.requires_grad_(True)
     start, recorder = weights(model), Recorder(model)
-    train(stage, model, Stream(stage), tmp_path, ranks, hooks=Hooks(on_log=recorder))
+    run_loop(stage, model, Stream(stage), tmp_path, process, hooks=Hooks(on_log=recorder))
     held, expected = weights(model), averages(start, recorder.steps, decay)
     assert len(recorder.steps) == 30
     for name, value in held.items():
@@ -152,7 +152,7 @@ def test_the_exported_weights_are_the_average_where_there_is_one(name: str, ema:
         )
     finally:
         leave()
-    if stage.model.trained == "lora":
+    if stage.model.trainable == "lora":
         fresh = tiny_model(stage).unet
         load_lora(fresh, finished.model)
         exported = {key: each for key, each in fresh.named_parameters() if "lora_B" in key}

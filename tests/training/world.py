@@ -19,20 +19,20 @@ TOKENS = 3
 def tiny_stage(name: str = "tiny-video", **run: Any) -> Stage:
     """A stage for two samples at once, in float32, every step logged."""
     changes = {
-        "model": {"changes": {**UNET, "id_width": 16, "frames": 3}},
+        "model": {"overrides": {**UNET, "id_width": 16, "frames": 3}},
         "data": {"frames": 3, "height_px": 32, "width_px": 48, "batch_size": 2},
         "optimizer": {"lr": 1e-3, "warmup_steps": 2},
         "run": {"steps": 4, "batch_size": 2, "log_every": 1, "save_every": 2, "sample_every": None, **run},
     }
     if not Stage.preset(name).model.config().temporal:
-        changes["model"]["changes"]["frames"] = changes["data"]["frames"] = 1
+        changes["model"]["overrides"]["frames"] = changes["data"]["frames"] = 1
     return overlay(Stage.preset(name), changes)
 
 
 def tiny_model(stage: Stage, seed: int = 0) -> Model:
     """New networks for the stage; the same seed gives the same weights."""
     torch.manual_seed(seed)
-    shapes = ModelConfig.tiny(UNetConfig.preset(stage.model.unet, **stage.model.changes))
+    shapes = ModelConfig.tiny(UNetConfig.preset(stage.model.unet, **stage.model.overrides))
     model = Model.build(replace(shapes, image_encoder=None, text_encoder=None))
     model.text_encoder = CachedTexts({"": torch.zeros(TOKENS, 16)})
     model.autoencoder.requires_grad_(False).eval()
@@ -42,16 +42,16 @@ def tiny_model(stage: Stage, seed: int = 0) -> Model:
 class Stream:
     """Batches without end. Sample i of the stream is the same whatever the ranks: rank r of R has every R-th."""
 
-    def __init__(self, stage: Stage, *, rank: int = 0, ranks: int = 1, poison: int | None = None) -> None:
-        self.stage, self.rank, self.ranks, self.poison = stage, rank, ranks, poison
+    def __init__(self, stage: Stage, *, rank: int = 0, world_size: int = 1, poison: int | None = None) -> None:
+        self.stage, self.rank, self.world_size, self.poison = stage, rank, world_size, poison
         self.batches = 0
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
             size = self.stage.data.batch_size
-            first = self.batches * size * self.ranks
+            first = self.batches * size * self.world_size
             self.batches += 1
-            yield self.batch([first + i * self.ranks + self.rank for i in range(size)])
+            yield self.batch([first + i * self.world_size + self.rank for i in range(size)])
 
     def state_dict(self) -> dict[str, Any]:
         return {"batches": self.batches}
@@ -60,7 +60,7 @@ class Stream:
         self.batches = state_dict["batches"]
 
     def skip(self, samples: int) -> None:
-        self.batches = samples // (self.stage.data.batch_size * self.ranks)
+        self.batches = samples // (self.stage.data.batch_size * self.world_size)
 
     def contents(self) -> list[tuple[str, int, int]]:
         return [("world.tar", 1, 1)]

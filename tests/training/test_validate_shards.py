@@ -10,10 +10,10 @@ from svd.model import Model
 from tests.training.shards import about, sample, write_shard
 from tests.training.world import tiny_model, tiny_stage
 from training.cache_latents import digests
-from training.check import check_shards
 from training.latents import latent_members
 from training.shard_index import index_shards
 from training.stages import Stage, overlay
+from training.validate_shards import validate_shards
 
 STAGE = tiny_stage()
 
@@ -36,7 +36,7 @@ def latents(folder: Path, model: Model, *, frames: int = 3, size_px: tuple[int, 
 
 
 def check(folder: Path, model: Model, stage: Stage = STAGE, *, pictures: bool = False) -> None:
-    check_shards(index_shards(folder), stage, model, pictures=pictures)
+    validate_shards(index_shards(folder), stage, model, pictures=pictures)
 
 
 def test_latents_of_the_stage_pass_those_of_its_buckets_too(model: Model, tmp_path: Path) -> None:

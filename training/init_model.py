@@ -9,17 +9,17 @@ from torch import nn
 from svd.autoencoder import Autoencoder
 from svd.checkpoint import CONFIG, FOLDERS, load_encoder, load_model, read_config
 from svd.config import UNetConfig
-from svd.inflate import inflate, start_as_identity
+from svd.inflate import inflate, init_as_identity
 from svd.model import NEEDS, Model, ModelConfig, task_of
 from svd.unet import UNet
 from svd.weights_autoencoder import load_autoencoder
-from training.stages import ModelPart, Stage
+from training.stages import Stage, StageModelConfig
 
 MODEL = "model"
 """Folder of a run that holds its model, once it is done."""
 
 
-def initial_model(stage: Stage, init: Path | None) -> Model:
+def init_model(stage: Stage, init: Path | None) -> Model:
     """The model that `stage` trains, on the CPU: the network of `init`, a model folder or file or a finished run, grown
     into the stage's; a new one without `init`. The encoders and the autoencoder are `init`'s, or those that the stage
     names, frozen.
@@ -30,8 +30,8 @@ def initial_model(stage: Stage, init: Path | None) -> Model:
     target = stage.model.config()
     if init is None:
         unet = UNet(target)
-        if target.temporal and stage.model.start == "identity":
-            start_as_identity(unet)
+        if target.temporal and stage.model.temporal_init == "identity":
+            init_as_identity(unet)
         return assemble(stage, unet)
     old = load_model(_model_of(init))
     return assemble(stage, _grown(old.unet, target, stage, init), old)
@@ -66,13 +66,13 @@ def assemble(stage: Stage, unet: UNet, others: Model | None = None) -> Model:
 def _grown(unet: UNet, target: UNetConfig, stage: Stage, init: Path) -> UNet:
     if unet.config == target:
         return unet
-    if stage.model.trained == "temporal" and target.in_channels > unet.config.in_channels:
+    if stage.model.trainable == "temporal" and target.in_channels > unet.config.in_channels:
         raise ValueError(
             f"{init} takes {unet.config.in_channels} input channels, stage {stage.name!r} {target.in_channels}: the "
-            "new ones start at zero, and model.trained 'temporal' would leave them there; set model.trained=all"
+            "new ones start at zero, and model.trainable 'temporal' would leave them there; set model.trainable=all"
         )
     try:
-        return inflate(unet, target, start=stage.model.start)
+        return inflate(unet, target, temporal_init=stage.model.temporal_init)
     except ValueError as error:
         raise ValueError(
             f"{init} is a model for {task_of(unet.config)} that cannot become one of stage {stage.name!r} "
@@ -85,20 +85,20 @@ def _model_of(init: Path) -> Path:
     return init / MODEL if (init / MODEL / CONFIG).is_file() else init
 
 
-def _autoencoder(part: ModelPart) -> Autoencoder:
-    path = _model_of(Path(cast("str", part.autoencoder)))
-    config = read_config(path).autoencoder
+def _autoencoder(config: StageModelConfig) -> Autoencoder:
+    path = _model_of(Path(cast("str", config.autoencoder)))
+    shape = read_config(path).autoencoder
     if path.is_dir():
-        return load_autoencoder(path / FOLDERS["autoencoder"], config, layout="diffusers")
-    return load_autoencoder(path, config, layout="original")
+        return load_autoencoder(path / FOLDERS["autoencoder"], shape, layout="diffusers")
+    return load_autoencoder(path, shape, layout="original")
 
 
-def _encoder(part: ModelPart, name: str) -> nn.Module:
-    path = _model_of(Path(getattr(part, name)))
-    config = getattr(read_config(path), name)
-    if config is None:
+def _encoder(config: StageModelConfig, name: str) -> nn.Module:
+    path = _model_of(Path(getattr(config, name)))
+    shape = getattr(read_config(path), name)
+    if shape is None:
         raise ValueError(f"model.{name}: {path} has no {name.replace('_', ' ')}")
-    return load_encoder(path / FOLDERS[name] if path.is_dir() else path, config)
+    return load_encoder(path / FOLDERS[name] if path.is_dir() else path, shape)
 
 
 def with_unet(model: Model, unet: UNet) -> Model:

@@ -12,7 +12,7 @@ from training.shard_index import Shard, ShardIndex
 from training.stages import Stage
 
 
-def check_shards(index: ShardIndex, stage: Stage, model: Model, *, pictures: bool) -> None:
+def validate_shards(index: ShardIndex, stage: Stage, model: Model, *, pictures: bool) -> None:
     """Raise ValueError, saying what was expected and what it got, for pictures among the clips of a video network or
     clips among its `pictures`, and for latents of other frames, of another size or by other networks than the stage's.
 

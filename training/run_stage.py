@@ -29,16 +29,16 @@ from svd.lora import save_lora
 from svd.model import Model
 from svd.unet import UNet
 from training.cache_latents import digests
-from training.check import check_shards, latent_shape
 from training.data import Batches, Joint, Shards, loader
-from training.distributed import Ranks, join, once, resolve
+from training.distributed import Process, join, once, resolve
 from training.estimate import estimate
-from training.initial import MODEL, initial_model, with_unet
-from training.loop import Hooks, Loader, train
+from training.init_model import MODEL, init_model, with_unet
+from training.loop import Hooks, Loader, run_loop
 from training.preview import preview
 from training.shard_index import ShardIndex, index_shards
 from training.stages import Stage
 from training.stopping import StopRequest
+from training.validate_shards import latent_shape, validate_shards
 
 LORA = "lora.safetensors"
 _SETTINGS = "stage.json"
@@ -46,7 +46,7 @@ _PACKAGES = ("torch", "torchdata", "safetensors", "av", "numpy", "open-clip-torc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finished:
+class StageResult:
     """A run at its end."""
 
     model: Path
@@ -66,57 +66,57 @@ def run_stage(
     device: str | None = None,
     on_log: Callable[[Mapping[str, Any]], None] | None = None,
     stop: StopRequest | None = None,
-) -> Finished:
+) -> StageResult:
     """Train `stage` on `shards` up to its last step, or go on with it where an earlier process came to.
 
     `images` are shards of pictures for joint training (`run.image_share`); `model` is what to start from in the place
     of `init`. Raises ValueError, OSError, CheckpointError and NonFinite for what stops a run; its checkpoints stay.
     Raises Stopped where signals or `stop` end it early, with a checkpoint.
     """
-    ranks = join(device)
+    process = join(device)
     torch.manual_seed(stage.run.seed)
     check_settings(stage, out)
-    model = model or initial_model(stage, init)
+    model = model or init_model(stage, init)
     parts = _same_parts(model, out)
     for network in model.networks().values():
-        network.to(ranks.device)
-    batches = open_loader(stage, model, shards, images, ranks, out)
-    if ranks.first:
+        network.to(process.device)
+    batches = open_loader(stage, model, shards, images, process, out)
+    if process.is_main:
         init_path = str(init) if init else None
-        _write_settings(stage, out, shards=str(shards), init=init_path, ranks=ranks.count, parts=parts)
+        _write_settings(stage, out, shards=str(shards), init=init_path, world_size=process.world_size, parts=parts)
     hooks = Hooks(
         on_log=on_log,
         preview=partial(preview, out / "samples"),
         stop=stop or StopRequest(),
-        flops_per_step=_flops(stage, model, latents=batches.latents) if ranks.device.type == "cuda" else None,
+        flops_per_step=_flops(stage, model, latents=batches.latents) if process.device.type == "cuda" else None,
     )
-    trained = train(stage, model, cast("Loader", batches), out, ranks, hooks=hooks)
-    exported = _export(stage, model, out, ranks)
+    result = run_loop(stage, model, cast("Loader", batches), out, process, hooks=hooks)
+    exported = _export(stage, model, out, process)
     dist.barrier()  # what comes after may begin by reading the model
-    return Finished(model=exported, steps=trained.steps, resumed_at=trained.resumed_at)
+    return StageResult(model=exported, steps=result.steps, resumed_at=result.resumed_at)
 
 
 def open_loader(
-    stage: Stage, model: Model, shards: Shards, images: Shards | None, ranks: Ranks, out: Path
+    stage: Stage, model: Model, shards: Shards, images: Shards | None, process: Process, out: Path
 ) -> Batches | Joint:
-    """The batches of one rank. Raises ValueError as `training.data.loader` and `check_shards`, and for joint training
-    without pictures."""
-    share, pin = stage.run.image_share, ranks.device.type == "cuda"
+    """The batches of one rank. Raises ValueError as `training.data.loader` and `validate_shards`, and for joint
+    training without pictures."""
+    share, pin = stage.run.image_share, process.device.type == "cuda"
     if (share > 0) != (images is not None):
         raise ValueError(f"run.image_share is {share:g}: joint training takes a share above 0 and image shards, both")
 
     def opened(what: str, where: Shards) -> Batches:
         def indexed() -> ShardIndex:
             index = index_shards(where, cache=out / f"{what}.index")
-            check_shards(index, stage, model, pictures=what == "images")
+            validate_shards(index, stage, model, pictures=what == "images")
             return index
 
         # One rank walks the tars for all of them: they need not read 100,000 headers each.
         return loader(
             once(indexed),
             stage.data,
-            rank=ranks.rank,
-            ranks=ranks.count,
+            rank=process.rank,
+            world_size=process.world_size,
             latent_shape=latent_shape(stage, model),
             pin_memory=pin,
         )
@@ -132,13 +132,13 @@ def finished(out: Path) -> Path | None:
     return path.parent if path is not None and path.name == CONFIG else path
 
 
-def _export(stage: Stage, model: Model, out: Path, ranks: Ranks) -> Path:
+def _export(stage: Stage, model: Model, out: Path, process: Process) -> Path:
     """Write the model, gathered if it is spread over ranks; every rank has to call this."""
-    lora = stage.model.trained == "lora"
+    lora = stage.model.trainable == "lora"
     target = out / LORA if lora else out / MODEL
-    if resolve(stage.run.strategy, model.unet, ranks.count) == "fsdp":
+    if resolve(stage.run.strategy, model.unet, process.world_size) == "fsdp":
         whole = get_model_state_dict(model.unet, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-        if not ranks.first:
+        if not process.is_main:
             return target
         with torch.device("meta"):
             unet = UNet(model.unet.config)
@@ -148,7 +148,7 @@ def _export(stage: Stage, model: Model, out: Path, ranks: Ranks) -> Path:
             add_lora(unet, rank=stage.model.lora_rank)
         unet.load_state_dict(whole, assign=True)
         model = with_unet(model, unet)
-    if ranks.first:
+    if process.is_main:
         if lora:
             save_lora(model.unet, target)
         else:

@@ -1,10 +1,13 @@
 """Fixtures shared by all tests (real footage, one Ray per session, a local object store) and how tests are spread."""
 
 import atexit
+import contextlib
+import io
 import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import hypothesis
@@ -17,7 +20,7 @@ pytest_plugins = ["tests.s3"]
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
-_RAY_TRAINING = ("test_demo_train", "test_kill", "test_train_restart")
+_RAY_TRAINING = ("test_kill", "test_train_restart")
 """Files with a Ray of their own, beside the one that all others share."""
 
 
@@ -59,6 +62,25 @@ def local_ray(s3_endpoint: str) -> Iterator[None]:
     """One Ray for all tests that need one. It starts after the object store, whose address its workers inherit."""
     with connected():
         yield
+
+
+@dataclass(frozen=True)
+class FinishedDemo:
+    """A demo that ran to its end: tests read it, those that change something work on a copy."""
+
+    folder: Path
+    printed: str
+
+
+@pytest.fixture(scope="session")
+def finished_demo(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> FinishedDemo:
+    """The demo with half of its videos and a few steps of each stage of training."""
+    from demo.__main__ import run  # imports torch, which most tests do without
+
+    folder, printed = tmp_path_factory.mktemp("demo") / "demo-output", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        run(folder, [], 12, steps_share=0.001)
+    return FinishedDemo(folder, printed.getvalue())
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,10 @@ from curation.selection.select import Selection
 from demo.__main__ import run
 from demo.collection import Flaws
 from footage.truth import Truth
+from tests.conftest import FinishedDemo
 from tests.pipelines.corpora import many_small
 
 pytestmark = pytest.mark.slow
-
-GOOD_VIDEOS = 12
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,8 @@ class Demo:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Demo:
-    folder = tmp_path_factory.mktemp("demo")
-    run(folder, [], GOOD_VIDEOS)
+def demo(finished_demo: FinishedDemo) -> Demo:
+    folder = finished_demo.folder
     dataset = str(folder / "rendered")
     with Dataset(dataset).connect() as connection:
         query = "SELECT * EXCLUDE (embedding) FROM joined ORDER BY clip_id"
@@ -46,7 +44,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Demo:
         middle = clip["start_frame"] + clip["frames"] // 2
         number = next(i for i, s in enumerate(truth.shots) if s.start_frame <= middle < s.end_frame)
         clip.update(file=path.name, number=number, shot=truth.shots[number])
-    return Demo(Flaws.load(folder / "footage"), select(dataset), clips)
+    return Demo(Flaws.load(folder / "footage"), select(dataset, dry_run=True), clips)
 
 
 def test_every_clip_has_every_score(demo: Demo):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from clipmill import curate, select, shard
 from curation.selection.rules import Rules
@@ -36,9 +37,13 @@ def calm(videos: Path, tmp_path_factory: pytest.TempPathFactory, local_ray) -> P
     return out
 
 
-def start(*arguments: object) -> subprocess.Popen[bytes]:
+def start(*arguments: object, address: str | None = None) -> subprocess.Popen[bytes]:
+    """Run a command on the Ray cluster at `address`; without one it starts a Ray of its own."""
     command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    environment = os.environ | ({"RAY_ADDRESS": address} if address else {})
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
+    )
 
 
 def wait_for(run: subprocess.Popen[bytes], folder: Path, suffix: str, count: int) -> None:
@@ -79,17 +84,24 @@ def kill(pid: int) -> None:
 
 
 def test_kill_9_the_driver_at_random_moments(videos: Path, calm: Path, tmp_path: Path):
+    """Of a Ray of its own, and on a cluster, where tasks may outlive their driver."""
     chance, out = random.Random(7), tmp_path / "out"
-    killed = 0
-    for parts in (0, chance.randrange(1, 8), chance.randrange(10, 20), chance.randrange(22, SOURCES - 4)):
-        run = start("curate", videos, "--out", out, *WITHOUT_CLIP_OPTION)
+    killed, cluster = 0, ray.get_runtime_context().gcs_address
+    kills = {
+        0: None,
+        chance.randrange(1, 8): None,
+        chance.randrange(10, 20): cluster,
+        chance.randrange(22, 32): cluster,
+    }
+    for parts, address in kills.items():
+        run = start("curate", videos, "--out", out, *WITHOUT_CLIP_OPTION, address=address)
         wait_for(run, out / "sources", ".parquet", parts)
         time.sleep(chance.uniform(0, 0.2 if parts else 4.0))
         killed += run.poll() is None
         kill(run.pid)
         run.wait()
     assert killed >= 3
-    assert start("curate", videos, "--out", out, *WITHOUT_CLIP_OPTION).wait(180) == 0
+    assert start("curate", videos, "--out", out, *WITHOUT_CLIP_OPTION, address=cluster).wait(180) == 0
     assert content(str(out)) == content(str(calm))
     assert start("curate", videos, "--out", out, *WITHOUT_CLIP_OPTION).wait(60) == 0
     assert content(str(out)) == content(str(calm))
@@ -97,11 +109,11 @@ def test_kill_9_the_driver_at_random_moments(videos: Path, calm: Path, tmp_path:
     select(str(out), EVERYTHING)
     sharding = ("shard", out, "--selection", "all", "--clips-per-shard", 6)
     for shards in (1, 3):
-        run = start(*sharding)
+        run = start(*sharding, address=cluster)
         wait_for(run, out / "shards" / "all", ".tar", shards)
         kill(run.pid)
         run.wait()
-    assert start(*sharding).wait(180) == 0
+    assert start(*sharding, address=cluster).wait(180) == 0
     assert shard_content(out / "shards" / "all") == shard_content(calm / "shards" / "all")
     assert not [path for path in out.rglob("*") if path.name.endswith(".tmp")]
 

@@ -124,7 +124,7 @@ def make_videos(run: Run, prompts: list[str]) -> None:
     model = load_model(train_run(run))
     if (run.videos / "done").exists():
         return
-    made = []
+    videos = []
     for start in range(0, len(prompts), _MADE_AT_ONCE):
         texts = prompts[start : start + _MADE_AT_ONCE]
         frames_BTCHW = text_to_video(
@@ -134,9 +134,9 @@ def make_videos(run: Run, prompts: list[str]) -> None:
             seeds=range(start, start + len(texts)),
             sampling=Sampling(steps=SAMPLER_STEPS, guidance=(GUIDANCE, GUIDANCE)),
         )
-        made += [to_bytes(frames_TCHW) for frames_TCHW in frames_BTCHW]
-        print(f"{run.arm}, seed {run.seed}: {len(made)} of {len(prompts)} videos", flush=True)
-    write_videos(run.videos, np.stack(made), prompts)
+        videos += [to_bytes(frames_TCHW) for frames_TCHW in frames_BTCHW]
+        print(f"{run.arm}, seed {run.seed}: {len(videos)} of {len(prompts)} videos", flush=True)
+    write_videos(run.videos, np.stack(videos), prompts)
     (run.videos / "done").touch()
 
 
@@ -149,7 +149,7 @@ def shown(folder: Path, arm: str, count: int) -> Path:
         for batch in loader(folder / "latents" / f"{arm}-{VIDEO_STAGE}", stage.data):
             assert batch.mean_BTCHW is not None
             with torch.no_grad():
-                frames += [to_bytes(each.clamp(-1, 1)) for each in autoencoder.decode(batch.mean_BTCHW)]
+                frames += [to_bytes(video.clamp(-1, 1)) for video in autoencoder.decode(batch.mean_BTCHW)]
             captions += batch.captions
             if len(frames) >= count:
                 break
@@ -160,16 +160,19 @@ def shown(folder: Path, arm: str, count: int) -> Path:
 
 def measure(folder: Path, runs: list[Run], reference: HeldBack, prompts: int) -> dict[str, dict[str, float]]:
     """The figures of every run, of what both arms show, and of good clips that were kept back."""
-    kept = folder / "videos" / "kept-back"
-    write_videos(kept, reference.frames, reference.captions)
+    held_back_videos = folder / "videos" / "kept-back"
+    write_videos(held_back_videos, reference.frames, reference.captions)
     half = folder / "videos" / "other-kept-back"
     write_videos(half, reference.other_frames, reference.other_captions)
-    places = {f"{run.arm}, seed {run.seed}": run.videos for run in runs}
-    places |= {f"shown: {arm}": shown(folder, arm, prompts) for arm in ARMS}
+    folders = {f"{run.arm}, seed {run.seed}": run.videos for run in runs}
+    folders |= {f"shown: {arm}": shown(folder, arm, prompts) for arm in ARMS}
     with connected():
         against = score(half, folder / "scores" / "other")
-        scored = {name: score(path, folder / "scores" / path.name) for name, path in (places | {"kept": kept}).items()}
-    return {name: found.figures(against) for name, found in scored.items()}
+        scored = {
+            name: score(path, folder / "scores" / path.name)
+            for name, path in (folders | {"kept": held_back_videos}).items()
+        }
+    return {name: scores.figures(against) for name, scores in scored.items()}
 
 
 def main() -> None:

@@ -40,8 +40,8 @@ class HeldBack:
 
 def held_back(count: int) -> HeldBack:
     """Shots that move and have no text, of corpora that nothing was trained on."""
-    found = list(itertools.islice(_good_shots(), 2 * count))
-    frames, captions = np.stack([frames for frames, _ in found]), [caption for _, caption in found]
+    shots = list(itertools.islice(_good_shots(), 2 * count))
+    frames, captions = np.stack([frames for frames, _ in shots]), [caption for _, caption in shots]
     return HeldBack(
         frames=frames[::2], captions=captions[::2], other_frames=frames[1::2], other_captions=captions[1::2]
     )
@@ -88,11 +88,11 @@ def _pieces(path: Path) -> Iterator[dict[str, Any]]:
                 text = next((e["text"] for e in entries if e["start_s"] <= middle_s < e["end_s"]), None)
                 if text is None and entries:
                     text = min(entries, key=lambda e: abs(e["start_s"] + e["end_s"] - 2 * middle_s))["text"]
-                about = {"captions": [{"source": "sidecar", "text": text}], "conditioning": {}}
+                metadata = {"captions": [{"source": "sidecar", "text": text}], "conditioning": {}}
                 yield {
                     "__key__": f"{path.name.replace('.', '-')}-{number:03d}",
                     "mp4": _mp4(pictures, rate),
-                    "json": json.dumps(about).encode(),
+                    "json": json.dumps(metadata).encode(),
                 }
     except av.FFmpegError:
         return

@@ -43,8 +43,8 @@ class Scores:
 
     def figures(self, against: "Scores") -> dict[str, float]:
         """The figures by name, the distance to the clips of `against` among them."""
-        own = {name: float(getattr(self, name)) for name in FIGURES if name != "frechet"}
-        return own | {"frechet": frechet_distance(self.embeddings_ND, against.embeddings_ND)}
+        figures = {name: float(getattr(self, name)) for name in FIGURES if name != "frechet"}
+        return figures | {"frechet": frechet_distance(self.embeddings_ND, against.embeddings_ND)}
 
 
 def write_videos(folder: Path, videos: NDArray[np.uint8], captions: list[str]) -> None:

@@ -76,7 +76,7 @@ def detect(path: Path) -> tuple[dict[str, list[Span]], float, int]:
     """What each detector finds in a video; the CPU seconds of ours alone; the number of frames."""
     ours = CutDetector()
     others: dict[str, SceneDetector] = {"ContentDetector": ContentDetector(), "AdaptiveDetector": AdaptiveDetector()}
-    found: dict[str, list[Span]] = defaultdict(list)
+    spans: dict[str, list[Span]] = defaultdict(list)
     resizer, seconds, frames = FrameResizer(), 0.0, 0
     with path.open("rb") as file, Video(file) as video:
         tick_s = float(video.info.time_base)
@@ -88,28 +88,28 @@ def detect(path: Path) -> tuple[dict[str, list[Span]], float, int]:
             seconds += process_time() - before
             for name, detector in others.items():
                 cuts = detector.process_frame(FrameTimecode(frame.index, video.info.fps or 25.0), bgr)
-                found[name] += [("hard", cut.frame_num, cut.frame_num) for cut in cuts]
+                spans[name] += [("hard", cut.frame_num, cut.frame_num) for cut in cuts]
             frames += 1
     before = process_time()
-    found[OURS] = [(t.kind, t.start_frame, t.end_frame) for t in ours.finish()]
-    return found, seconds + process_time() - before, frames
+    spans[OURS] = [(t.kind, t.start_frame, t.end_frame) for t in ours.finish()]
+    return spans, seconds + process_time() - before, frames
 
 
-def count(case: Case, found: Sequence[Span], counts: dict[str, Count]) -> None:
+def count(case: Case, detected: Sequence[Span], counts: dict[str, Count]) -> None:
     """Add one video's matches to `counts`, by the kind of the label."""
 
     def within(span: Span, start: int, end: int) -> bool:
         return start - SLACK_FRAMES <= (span[1] + span[2]) / 2 <= end + SLACK_FRAMES
 
     for kind, start, end in case.labels:
-        hits = [span for span in found if within(span, start, end)]
+        hits = [span for span in detected if within(span, start, end)]
         counts[kind].found += bool(hits)
         counts[kind].missed += not hits
         if hits and end > start:
             covered = {frame for span in hits for frame in range(span[1], span[2])}
             counts[kind].leaked += len(set(range(start, end)) - covered)
     known = [(start, end) for _, start, end in case.labels] + case.ignore
-    for span in found:
+    for span in detected:
         if not any(within(span, start, end) for start, end in known):
             counts[span[0]].false += 1
 
@@ -123,10 +123,10 @@ def measure(cases: Iterator[Case]) -> tuple[dict[str, dict[str, Count]], float]:
     counts: dict[str, dict[str, Count]] = defaultdict(lambda: defaultdict(Count))
     seconds, frames = 0.0, 0
     for case in cases:
-        found, case_seconds, case_frames = detect(case.path)
+        detected, case_seconds, case_frames = detect(case.path)
         seconds, frames = seconds + case_seconds, frames + case_frames
         for detector in (OURS, "ContentDetector", "AdaptiveDetector"):
-            count(case, found[detector], counts[detector])
+            count(case, detected[detector], counts[detector])
     return counts, 1000 * seconds / max(1, frames)
 
 

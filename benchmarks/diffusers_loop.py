@@ -77,14 +77,14 @@ def _noisy(stage: Stage, batch: Batch, autoencoder: Any, draws: Draws | None) ->
         sigma, augmentation = (stage.noise.p_mean + stage.noise.p_std * normal[0]).exp(), (0.5 * normal[1] - 3).exp()
         noise: Callable[[Tensor], Tensor] = torch.randn_like
     else:
-        sigma, augmentation, share = (each.to(mean) for each in (draws.sigma_B, draws.augmentation_B, draws.share_B))
+        sigma, augmentation, share = (draw.to(mean) for draw in (draws.sigma_B, draws.augmentation_B, draws.share_B))
         noise = draws.noise
     sigma = sigma[:, None, None, None, None]
     x0 = autoencoder.config.scale_factor * (mean + (0.5 * logvar).exp() * noise(mean))
     x = x0 + sigma * noise(x0)
     picture = ends[:, 0].float() / 127.5 - 1
     latent = encode_picture(autoencoder, picture, noise(picture), augmentation)
-    kept = (share >= stage.conditioning_dropout.context).float()[:, None]
-    concat = (kept[..., None, None] * latent)[:, None].expand(-1, x0.shape[1], -1, -1, -1)
+    keep_mask = (share >= stage.conditioning_dropout.context).float()[:, None]
+    concat = (keep_mask[..., None, None] * latent)[:, None].expand(-1, x0.shape[1], -1, -1, -1)
     ids = torch.stack([batch.fps - 1, batch.motion_bucket, augmentation], dim=1)
-    return _Noisy(x0, x, sigma, concat, (kept * embeddings[:, 0])[:, None], ids)
+    return _Noisy(x0, x, sigma, concat, (keep_mask * embeddings[:, 0])[:, None], ids)

@@ -109,8 +109,8 @@ def _compared(folder: str, copies: dict[str, str]) -> dict[str, int]:
     path = Path(folder, "scores", "duplicates", "duplicates.parquet")
     table = pq.read_table(path, columns=["clip_id", "duplicate_of"])
     of = {c: k for c, k in zip(*(column.to_pylist() for column in table.columns), strict=True) if k is not None}
-    found = sum(of.get(copy) == original or of.get(original) == copy for copy, original in copies.items())
-    return {"found": found, "false": len(of) - found}
+    joined = sum(of.get(copy) == original or of.get(original) == copy for copy, original in copies.items())
+    return {"found": joined, "false": len(of) - joined}
 
 
 def _build(folder: str, clips: int) -> dict[str, str]:
@@ -124,8 +124,10 @@ def _build(folder: str, clips: int) -> dict[str, str]:
     for part, (first, last) in enumerate(pairwise(bounds.tolist())):
         originals = round((last - first) / (1 + _COPIES_PER_CLIP))
         crowd = (rng.random(originals) ** 2 * _SUBJECTS).astype(int)
-        own = rng.uniform(0.6, 1.2, (originals, 1)).astype(np.float32)
-        rows = _unit(common + 0.8 * subjects[crowd] + own * _unit(rng.standard_normal((originals, _WIDTH), np.float32)))
+        offset = rng.uniform(0.6, 1.2, (originals, 1)).astype(np.float32)
+        rows = _unit(
+            common + 0.8 * subjects[crowd] + offset * _unit(rng.standard_normal((originals, _WIDTH), np.float32))
+        )
         chosen = rng.permutation(originals)[: last - first - originals]
         cosine = rng.uniform(0.955, 0.99, (len(chosen), 1)).astype(np.float32)
         noise = rng.standard_normal((len(chosen), _WIDTH), np.float32)

@@ -46,17 +46,17 @@ CONFIG = DataConfig(frames=14, height_px=320, width_px=576, fps=(6.0, 8.0, 12.0)
 
 def write_shards(folder: Path, clips: int) -> None:
     """Clips from all over the real footage, in shards of ten."""
-    found = (path for name in SOURCES for path in sorted(real_videos().glob(f"{name}.*")) if path.suffix != ".json")
-    streams = [pieces(path) for path in found]
+    paths = (path for name in SOURCES for path in sorted(real_videos().glob(f"{name}.*")) if path.suffix != ".json")
+    streams = [pieces(path) for path in paths]
     chosen = itertools.islice(itertools.chain.from_iterable(zip(*streams, strict=False)), clips)
     for number, batch in enumerate(_tens(chosen)):
         with tarfile.open(folder / f"clips-{number:06d}.tar", "w") as tar:
             for key, content in batch:
-                about = {
+                metadata = {
                     "captions": [{"source": "benchmark", "text": "a clip"}],
                     "conditioning": {"motion_bucket": 127},
                 }
-                for extension, data in (("mp4", content), ("json", json.dumps(about).encode())):
+                for extension, data in (("mp4", content), ("json", json.dumps(metadata).encode())):
                     entry = tarfile.TarInfo(f"{key}.{extension}")
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))
@@ -111,8 +111,8 @@ def decode_alone(shards: Path, samples: int) -> None:
             packets = [packet for packet in container.demux(stream) if packet.size]
             shown = sorted(packet.pts for packet in packets)
             times_s = [pts * float(stream.time_base) for pts in shown]
-            places = choose_frames(times_s, lengths=(CONFIG.frames,), rates=CONFIG.fps, rng=rng).places
-            first, last = shown[places[0]], shown[places[-1]]
+            frame_indices = choose_frames(times_s, lengths=(CONFIG.frames,), rates=CONFIG.fps, rng=rng).places
+            first, last = shown[frame_indices[0]], shown[frame_indices[-1]]
             start = max(i for i, packet in enumerate(packets) if packet.is_keyframe and packet.pts <= first)
             end = max(i for i, packet in enumerate(packets) if packet.pts <= last)
             for packet in (*packets[start : end + 1], None):

@@ -35,11 +35,11 @@ def tree_cpu_s() -> float:
             parents[int(entry.name)] = int(fields[1])
             seconds[int(entry.name)] = sum(map(int, fields[11:15])) / _TICKS_PER_S
     total = 0.0
-    for pid, own in seconds.items():
+    for pid, cpu_s in seconds.items():
         above = pid
         while above not in (0, os.getpid()):
             above = parents.get(above, 0)
-        total += own if above == os.getpid() else 0.0
+        total += cpu_s if above == os.getpid() else 0.0
     return total
 
 

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from curation.dataset.tables import CLIPS, SOURCES, Dataset
 from curation.selection.rules import Rules
-from curation.selection.select import select
+from curation.selection.select import select_clips
 
 _CLIPS = 10_000_000
 _PARTS = 50
@@ -91,7 +91,7 @@ def _in_child(folder: str, rules: str) -> dict[str, float]:
 def _select(folder: str, name: str) -> dict[str, float]:
     rules = Rules.from_values({"name": name, "rules": _ALL_RULES[name], "where": "width >= 512"}, origin=name)
     start = time.perf_counter()
-    selection = select(Dataset(folder), rules)
+    selection = select_clips(Dataset(folder), rules)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "peak_gib": _peak_bytes() / 2**30, "selected": selection.clips}
 

@@ -65,21 +65,22 @@ def measure(model: str, views: list[ClipView], folder: Path) -> dict[str, float]
     for precision in ("fp32", "bf16"):
         ours[precision] = ClipEmbedder(ClipEmbedderConfig(model=model, pretrained=str(path), precision=precision))
         ours[precision].load()
-    found: dict[str, Any] = {}
+    similarities: dict[str, Any] = {}
 
     def run(name: str) -> None:
         if name == "plain":
-            found[name] = plain_loop(network, preprocess, open_clip.get_tokenizer(model), views)
+            similarities[name] = plain_loop(network, preprocess, open_clip.get_tokenizer(model), views)
         else:
             embedded = ours[name].embed(views)
-            found[name] = [float((e.captions_CD @ e.frames_FD.T).mean()) for e in embedded]  # type: ignore[operator, union-attr]
+            similarities[name] = [float((e.captions_CD @ e.frames_FD.T).mean()) for e in embedded]  # type: ignore[operator, union-attr]
 
     run("plain"), run("fp32"), run("bf16")  # what is done once is done before the clock starts
     seconds = interleaved(_RUNS, **{name: lambda name=name: run(name) for name in ("plain", "fp32", "bf16")})
     frames = sum(len(view.thumbnails) for view in views)
     rates = {name: frames / s for name, s in seconds.items()}
     differences = {
-        f"{name}_difference": float(np.abs(np.subtract(found[name], found["plain"])).max()) for name in ("fp32", "bf16")
+        f"{name}_difference": float(np.abs(np.subtract(similarities[name], similarities["plain"])).max())
+        for name in ("fp32", "bf16")
     }
     return rates | differences
 
@@ -95,12 +96,12 @@ def main() -> None:
     rows, ratios = [], {}
     with tempfile.TemporaryDirectory() as folder:
         for model in arguments.models:
-            found = measure(model, clips(arguments.clips), Path(folder))
-            ratios[model] = {name: round(found[name] / found["plain"], 2) for name in ("fp32", "bf16")}
+            figures = measure(model, clips(arguments.clips), Path(folder))
+            ratios[model] = {name: round(figures[name] / figures["plain"], 2) for name in ("fp32", "bf16")}
             for name in ("plain", "fp32", "bf16"):
-                difference = found.get(f"{name}_difference")
+                difference = figures.get(f"{name}_difference")
                 shown = "" if difference is None else f"{difference:.1e}"
-                rows.append((model, name, found[name], found[name] / found["plain"], shown))
+                rows.append((model, name, figures[name], figures[name] / figures["plain"], shown))
     columns = ("model", "way", "frames per CPU-s", "times plain", "greatest difference of similarity")
     title = f"CLIP on {arguments.clips} clips of 3 pictures and a caption, {arguments.threads} thread(s), CPU"
     report(title, columns, rows, {"vs_plain_loop": ratios[arguments.models[0]]["fp32"], "models": ratios})

@@ -206,7 +206,7 @@ def on_gpu(steps: int, *, compiled: bool) -> tuple[list[Row], dict[str, Any]]:
         ours_s, ours_gib = alone(partial(time_ours, stage, unet, "cuda", steps))
         theirs_s, theirs_gib = alone(partial(time_theirs, stage, unet, "cuda", steps))
         ratio = round(theirs_s / ours_s, 3) if ours_s and theirs_s else None
-        shares = [round(flops / each / peak, 3) if each and peak else None for each in (ours_s, theirs_s)]
+        shares = [round(flops / step_s / peak, 3) if step_s and peak else None for step_s in (ours_s, theirs_s)]
         rows += [
             (f"{name}: step, s", ours_s, theirs_s, ratio),
             ("  share of the GPU's peak", *shares, ""),

@@ -64,13 +64,13 @@ def without_credentials(address: str) -> str:
     if not web:
         return f"{scheme}://{host}{path}"
     path, mark, query = path.partition("#")[0].partition("?")
-    kept = _without_signature(query)
-    return f"{scheme}://{host}{path}" + (mark + kept if kept or not query else "")
+    public_query = _without_signature(query)
+    return f"{scheme}://{host}{path}" + (mark + public_query if public_query or not query else "")
 
 
 def redacted(text: str) -> str:
     """A message with every address in it stripped of its credentials."""
-    return _URL.sub(lambda found: without_credentials(found.group()), text)
+    return _URL.sub(lambda match: without_credentials(match.group()), text)
 
 
 def _without_signature(query: str) -> str:

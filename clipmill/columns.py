@@ -21,10 +21,10 @@ def column(
 
     `bounds` are the least and the largest value that it can have, for the rules of a selection to be checked against.
     """
-    about = {"meaning": meaning, "unit": unit, "better": better}
+    metadata = {"meaning": meaning, "unit": unit, "better": better}
     if bounds:
-        about["bounds"] = f"{bounds[0]:g} {bounds[1]:g}"
-    return pa.field(name, kind, metadata=about)
+        metadata["bounds"] = f"{bounds[0]:g} {bounds[1]:g}"
+    return pa.field(name, kind, metadata=metadata)
 
 
 def bounds_of(field: pa.Field) -> tuple[float, float] | None:

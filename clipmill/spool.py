@@ -48,14 +48,14 @@ class Spool:
 
     def keep(self, pieces: list[tuple[int, int]]) -> list[int]:
         """Drop all but these (start, size) pieces; where each begins from now on."""
-        kept = Spool(self._in_memory_bytes)
+        smaller = Spool(self._in_memory_bytes)
         try:
-            starts = [kept.put(self.get(*piece)) for piece in pieces]
+            starts = [smaller.put(self.get(*piece)) for piece in pieces]
         except BaseException:
-            kept._close()
+            smaller._close()
             raise
         self._close()
-        self._file, self.size_bytes = kept._file, kept.size_bytes
+        self._file, self.size_bytes = smaller._file, smaller.size_bytes
         return starts
 
     def _close(self) -> None:

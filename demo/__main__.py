@@ -69,8 +69,8 @@ def run(out: Path, videos: list[str], count: int, *, steps_share: float = 0.0) -
     if model is not None:
         again = f"clipmill train --recipe {out / RECIPE} --out {out / RUNS}"
         screen.print(f"The trained model: {model}. The same by hand: {again}", markup=False)
-        for made in sample_held_back(model, out):
-            screen.print(f"Made from a first frame that was kept back: {made.video}, {made.sheet}", markup=False)
+        for video in sample_held_back(model, out):
+            screen.print(f"Made from a first frame that was kept back: {video.video}, {video.sheet}", markup=False)
         screen.print(f"all in {time.monotonic() - started_s:.0f} s", markup=False)
 
 

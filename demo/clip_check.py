@@ -113,24 +113,24 @@ def scanned(path: Path, truth: Truth) -> dict[int, Pictures]:
     (source,) = list_sources([str(path)])
     result = scan(source)
     begins_s = result.source["start_s"] if result.clips else 0.0
-    found: dict[int, Pictures] = {}
+    jpegs_of_shot: dict[int, Pictures] = {}
     for clip, pictures in zip(result.clips, result.thumbnails, strict=True):
         middle_s = (clip["start_s"] + clip["end_s"]) / 2 - begins_s + truth.start_s
         for i, shot in enumerate(truth.shots):
             if shot.start_s <= middle_s < shot.end_s and clip["duration_s"] <= 1.1 * (shot.end_s - shot.start_s):
-                found.setdefault(i, pictures)
-    return found
+                jpegs_of_shot.setdefault(i, pictures)
+    return jpegs_of_shot
 
 
 def decoded(path: Path, truth: Truth) -> dict[int, Pictures]:
     """Shot number -> the JPEG pictures of its first, middle and last frame, taken where the truth says; no scan."""
     with path.open("rb") as file, Video(file) as video:
         frames = [picture for _, picture in upright(video, long_side_px=PICTURE_LONG_SIDE_PX)]
-    found = {}
+    jpegs_of_shot = {}
     for i, shot in enumerate(truth.shots):
         last = shot.end_frame - 1
-        found[i] = tuple(stored(frames[at]) for at in (shot.start_frame, (shot.start_frame + last) // 2, last))
-    return found
+        jpegs_of_shot[i] = tuple(stored(frames[at]) for at in (shot.start_frame, (shot.start_frame + last) // 2, last))
+    return jpegs_of_shot
 
 
 def held_back(
@@ -146,16 +146,16 @@ def held_back(
     altered: dict[str, list[Pictures]] = {name: [] for name in changes}
     for spec in specs:
         truth = render(spec, folder)
-        found = {"": look(folder / truth.file, truth)}
+        jpegs_of_shot = {"": look(folder / truth.file, truth)}
         for name, (change, encoding) in changes.items():
             path = transcoded(folder / truth.file, folder / name, spec.name, change, encoding)
-            found[name] = look(path, truth)
-        everywhere = set.intersection(*(set(shots) for shots in found.values()))
+            jpegs_of_shot[name] = look(path, truth)
+        everywhere = set.intersection(*(set(shots) for shots in jpegs_of_shot.values()))
         for shot in sorted(everywhere):
             captions.append(truth.shots[shot].caption)
-            originals.append(found[""][shot])
+            originals.append(jpegs_of_shot[""][shot])
             for name, clips in altered.items():
-                clips.append(found[name][shot])
+                clips.append(jpegs_of_shot[name][shot])
     return HeldBack(
         captions=tuple(captions),
         originals=tuple(originals),
@@ -195,13 +195,13 @@ class Duplicates:
 
 def duplicates(originals_ND: Floats, copies_KND: Floats, threshold: float) -> Duplicates:
     """Shares of copies found, and of different scenes kept apart, originals and copies alike."""
-    own = np.einsum("nd,knd->kn", originals_ND, copies_KND)
+    cosine_KN = np.einsum("nd,knd->kn", originals_ND, copies_KND)
     other = np.stack([originals_ND @ copy.T for copy in (originals_ND, *copies_KND)])
     different = ~np.eye(len(originals_ND), dtype=bool)
     joined = (other >= threshold) & different
     return Duplicates(
         threshold=threshold,
-        copies_found=float((own >= threshold).mean()),
+        copies_found=float((cosine_KN >= threshold).mean()),
         pairs_apart=float(1 - joined.sum() / (different.sum() * len(other))),
         clips_apart=float(1 - joined.any(axis=2).mean()),
     )
@@ -223,9 +223,10 @@ def report(folder: Path = FOLDER, *, videos: int = 36, short_side_px: int = 180)
         bad = model.aesthetic(altered[name])
         print(f"  {name}: lower in {(bad < good).mean():.1%}; {bad.mean():.2f}, up to {bad.max():.2f}")
     for name in COPIES:
-        own = (clip_embeddings(originals) * clip_embeddings(altered[name])).sum(axis=1)
+        cosine_N = (clip_embeddings(originals) * clip_embeddings(altered[name])).sum(axis=1)
         print(
-            f"  copies, {name}: cosine {own.mean():.3f}, 1 % below {np.quantile(own, 0.01):.3f}, least {own.min():.3f}"
+            f"  copies, {name}: cosine {cosine_N.mean():.3f}, 1 % below {np.quantile(cosine_N, 0.01):.3f}, "
+            f"least {cosine_N.min():.3f}"
         )
     copies = np.stack([clip_embeddings(altered[name]) for name in COPIES])
     for threshold in np.arange(0.76, 0.95, 0.02):

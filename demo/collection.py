@@ -78,13 +78,13 @@ def collection(folder: Path, *, videos: int = 12, seed: int = 0) -> Flaws:
 
 def _write_captions(folder: Path, truths: list[Truth]) -> dict[str, list[int]]:
     """A sidecar per video; returns which shots got the caption of another shot."""
-    places = [(truth, shot) for truth in truths for shot in range(len(truth.shots))]
-    captions = {(truth.file, shot): truth.shots[shot].caption for truth, shot in places}
+    shots = [(truth, shot) for truth in truths for shot in range(len(truth.shots))]
+    captions = {(truth.file, shot): truth.shots[shot].caption for truth, shot in shots}
     wrong: dict[str, list[int]] = {}
-    for i, (truth, shot) in enumerate(places):
+    for i, (truth, shot) in enumerate(shots):
         if i % _EVERY_WRONG == _EVERY_WRONG - 1:
-            own = set(truth.shots[shot].caption.split())
-            other, other_shot = min(places, key=lambda place: len(own & set(place[0].shots[place[1]].caption.split())))
+            words = set(truth.shots[shot].caption.split())
+            other, other_shot = min(shots, key=lambda place: len(words & set(place[0].shots[place[1]].caption.split())))
             captions[truth.file, shot] = other.shots[other_shot].caption
             wrong.setdefault(truth.file, []).append(shot)
     for truth in truths:

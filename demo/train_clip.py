@@ -182,8 +182,8 @@ def _optimizer(model: open_clip.CLIP, head: AestheticHead) -> torch.optim.Optimi
 
 
 def _same_places(clips: TrainingClips) -> list[NDArray[np.int64]]:
-    places = np.unique(clips.places, return_inverse=True)[1]
-    return [np.flatnonzero(places == place) for place in range(places.max() + 1)]
+    place_ids = np.unique(clips.places, return_inverse=True)[1]
+    return [np.flatnonzero(place_ids == place) for place in range(place_ids.max() + 1)]
 
 
 def _neighbours(model: open_clip.CLIP, clips: TrainingClips, count: int) -> list[NDArray[np.int64]]:
@@ -229,7 +229,7 @@ def _losses(
     ]
     shifts = rng.integers(0, 2 * _SHIFT_PX + 1, (3, 2))[[0, 0, 1, 1, 2]]
     images = torch.cat([_shifted(_normalized(view), *shift) for view, shift in zip(views, shifts, strict=True)])
-    captions, own = np.unique(clips.captions[chosen], return_inverse=True)
+    captions, caption_ids = np.unique(clips.captions[chosen], return_inverse=True)
     with torch.autocast("cpu", torch.bfloat16):
         flat = model.encode_image(images)
         texts = model.encode_text(tokenizer(captions.tolist()))
@@ -238,7 +238,7 @@ def _losses(
     original, copy, worse = embeddings_VBD[:2].mean(0), embeddings_VBD[2:4].mean(0), embeddings_VBD[4]
     similarity = torch.cat([original, copy, worse]) @ texts_CD.T * model.logit_scale.exp()
     return (
-        _caption_loss(similarity, torch.from_numpy(own).repeat(3)),
+        _caption_loss(similarity, torch.from_numpy(caption_ids).repeat(3)),
         _instance_loss(original, copy),
         _aesthetic_loss(head(embeddings_VBD[:2]), head(worse), torch.from_numpy(clips.strengths[chosen, kinds])),
     )
@@ -254,10 +254,10 @@ def _shifted(images_BCHW: Tensor, down_px: int, right_px: int) -> Tensor:
     return padded[:, :, down_px : down_px + SIZE_PX, right_px : right_px + SIZE_PX]
 
 
-def _caption_loss(similarity: Tensor, own: Tensor) -> Tensor:
+def _caption_loss(similarity: Tensor, caption_ids: Tensor) -> Tensor:
     """CLIP's loss, where a caption may be true of several pictures. similarity: (pictures, C); own: (pictures,)."""
-    of_picture = functional.cross_entropy(similarity, own)
-    true = functional.one_hot(own, similarity.shape[1]).float()
+    of_picture = functional.cross_entropy(similarity, caption_ids)
+    true = functional.one_hot(caption_ids, similarity.shape[1]).float()
     of_caption = functional.cross_entropy(similarity.T, (true / true.sum(0)).T)
     return (of_picture + of_caption) / 2
 

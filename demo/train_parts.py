@@ -212,9 +212,9 @@ def train_image_encoder(frames: NDArray[np.uint8], *, steps: int, batch: int) ->
     targets_NC = targets_NC / targets_NC.std()
     optimizer = torch.optim.AdamW(encoder.parameters(), 2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=max(2, steps), pct_start=0.1)
-    rng, kept = np.random.default_rng([SEED, 2]), len(pictures) - 2 * _CHECKED
+    rng, train_count = np.random.default_rng([SEED, 2]), len(pictures) - 2 * _CHECKED
     for step in range(1, steps + 1):
-        chosen = rng.integers(0, kept, batch)
+        chosen = rng.integers(0, train_count, batch)
         loss = F.mse_loss(encoder(_signed(pictures[chosen])), targets_NC[chosen])
         optimizer.zero_grad()
         loss.backward()
@@ -222,8 +222,8 @@ def train_image_encoder(frames: NDArray[np.uint8], *, steps: int, batch: int) ->
         schedule.step()
         if step % _REPORT_STEPS == 0 or step == steps:
             with torch.no_grad():
-                missed = F.mse_loss(encoder(_signed(pictures[kept:])), targets_NC[kept:])
-            explained = 1 - missed / targets_NC[kept:].square().mean()
+                missed = F.mse_loss(encoder(_signed(pictures[train_count:])), targets_NC[train_count:])
+            explained = 1 - missed / targets_NC[train_count:].square().mean()
             print(f"image encoder: step {step}/{steps}: loss {loss:.3f}, explains {explained:.0%} on clips kept back")
     return encoder
 
@@ -233,7 +233,9 @@ def _clip_embeddings(pictures_NHWC: NDArray[np.uint8]) -> Tensor:
     """Normalised embeddings (N, D) of the demo's CLIP."""
     clip = openclip.load(str(CLIP), None)
     parts = [
-        clip.model.encode_image(torch.stack([clip.preprocess(Image.fromarray(each)) for each in part]), normalize=True)
+        clip.model.encode_image(
+            torch.stack([clip.preprocess(Image.fromarray(image)) for image in part]), normalize=True
+        )
         for part in np.array_split(pictures_NHWC, len(pictures_NHWC) // 64 + 1)
     ]
     return torch.cat(parts)

@@ -48,8 +48,8 @@ def degraded(picture_HWC: Picture, kind: str, *, strength: float, rng: np.random
     if kind == "noise":
         return _noisy(picture_HWC, deviation=16 + 34 * strength, grain_px=rng.uniform(1, max(1.0, unit_px)), rng=rng)
     if kind == "low contrast":
-        kept = 0.58 - 0.33 * strength
-        return cv2.convertScaleAbs(picture_HWC, alpha=kept, beta=(1 - kept) * 128)  # type: ignore[return-value]
+        contrast = 0.58 - 0.33 * strength
+        return cv2.convertScaleAbs(picture_HWC, alpha=contrast, beta=(1 - contrast) * 128)  # type: ignore[return-value]
     if kind == "compression":
         return jpeg(picture_HWC, round(14 - 11 * strength))
     raise ValueError(f"unknown degradation {kind!r}, expected one of {', '.join(DEGRADATIONS)}")
@@ -67,9 +67,9 @@ def copied(picture_HWC: Picture, copy: Copy) -> Picture:
     left, top, right, bottom = copy.crop
     rows = slice(round(top * height), height - round(bottom * height))
     columns = slice(round(left * width), width - round(right * width))
-    kept = picture_HWC[rows, columns]
-    size = tuple(max(2, round(side * copy.scale / 2) * 2) for side in kept.shape[1::-1])
-    scaled = cv2.resize(kept, size, interpolation=cv2.INTER_AREA if copy.scale < 1 else cv2.INTER_CUBIC)
+    cropped = picture_HWC[rows, columns]
+    size = tuple(max(2, round(side * copy.scale / 2) * 2) for side in cropped.shape[1::-1])
+    scaled = cv2.resize(cropped, size, interpolation=cv2.INTER_AREA if copy.scale < 1 else cv2.INTER_CUBIC)
     changed = cv2.convertScaleAbs(scaled, alpha=copy.gain)
     if copy.logo_color is not None:
         _lay_logo(changed, copy)  # type: ignore[arg-type]

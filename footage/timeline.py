@@ -124,7 +124,7 @@ def timestamps(spec: VideoSpec, frames: int) -> tuple[Fraction, list[int]]:
 
 def flashes(spec: VideoSpec, spans: list[Span]) -> list[FlashTruth]:
     """The bursts of light. Raises ValueError for one that is not within the clean frames of its shot."""
-    found = []
+    truths = []
     for span in spans:
         if span.cut is not None or span.before is None or spec.shots[span.before].flash_at_s is None:
             continue
@@ -132,8 +132,8 @@ def flashes(spec: VideoSpec, spans: list[Span]) -> list[FlashTruth]:
         frame = span.start + round((shot.flash_at_s or 0.0) * spec.fps)
         if not span.start < frame < span.end - shot.flash_frames:
             raise ValueError(f"a flash at {shot.flash_at_s} s is not well within a shot of {shot.duration_s} s")
-        found.append(FlashTruth(frame=frame, frames=shot.flash_frames))
-    return found
+        truths.append(FlashTruth(frame=frame, frames=shot.flash_frames))
+    return truths
 
 
 class Timeline:

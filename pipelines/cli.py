@@ -198,8 +198,8 @@ def select(
     rules = load_rules(config) if config else preset or DEFAULT_PRESET
     selection = run(dataset, rules, name=name, allow_missing=allow_missing, replace=replace, dry_run=dry_run)
     render.print_selection(console(), selection, dry_run=dry_run)
-    if told := render.shortfall(selection):
-        _nothing_came_out(told)
+    if warning := render.shortfall(selection):
+        _nothing_came_out(warning)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -265,13 +265,13 @@ def status(
     from pipelines.status import FIRST_REJECTED
     from pipelines.status import status as run
 
-    found = run(Dataset(dataset), list_rejected=None if rejected else FIRST_REJECTED)
+    summary = run(Dataset(dataset), list_rejected=None if rejected else FIRST_REJECTED)
     if as_json:
-        print(json.dumps(asdict(found)))
+        print(json.dumps(asdict(summary)))
         return
-    render.print_status(console(), found)
+    render.print_status(console(), summary)
     if rejected:
-        render.print_rejected(console(), found)
+        render.print_rejected(console(), summary)
 
 
 @app.command(epilog=EXIT_CODES)

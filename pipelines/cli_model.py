@@ -101,11 +101,11 @@ def train(
     from pipelines.render import estimate_table
 
     if recipe is not None:
-        beside = {
+        stage_options = {
             "--stage": stage, "--data": data, "--images": images, "--init": init, "--config": config, "--set": change,
             "--ray-workers": ray_workers, "--address": address,
         }  # fmt: skip
-        unheeded = ", ".join(name for name, value in beside.items() if value)
+        unheeded = ", ".join(name for name, value in stage_options.items() if value)
         if unheeded:
             raise UserError(f"--recipe cannot go with {unheeded}: its file says it all, and runs in this process")
         if dry_run:
@@ -191,10 +191,10 @@ def sample(
         device=device,
         dtype=dtype,
     )
-    made = run(checkpoint, out, request)
+    video = run(checkpoint, out, request)
     say(
-        f"{made.video}: {made.task}, {made.frames} frames of {made.width_px} x {made.height_px}, "
-        f"{made.seconds:.1f} s\n{made.sheet}: its frames side by side"
+        f"{video.video}: {video.task}, {video.frames} frames of {video.width_px} x {video.height_px}, "
+        f"{video.seconds:.1f} s\n{video.sheet}: its frames side by side"
     )
 
 

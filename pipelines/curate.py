@@ -133,13 +133,13 @@ def curate(
                     done_now = _run(plan.todo, dataset, config, fence, checked, report)
                     dataset.remove_unfinished()
         report.waiting("reading the tables")
-        found, now = status(dataset), dataset.statuses()
+        summary, now = status(dataset), dataset.statuses()
         ids = {source.source_id for source in sources}
         if not any(now.get(i) == "ok" for i in ids):
-            kinds = ", ".join(f"{count} {kind}" for kind, count in found.rejected.items())
+            kinds = ", ".join(f"{count} {kind}" for kind, count in summary.rejected.items())
             raise UserError(f"no usable input: all {len(ids)} sources were rejected ({kinds}); see {out}")
         report.waiting("looking for near-duplicates")
-        duplicates = _duplicates(dataset, config, found)
+        duplicates = _duplicates(dataset, config, summary)
     return CurateResult(
         dataset=out,
         sources_given=len(sources),
@@ -147,7 +147,7 @@ def curate(
         sources_done_now=done_now,
         wall_s=time.monotonic() - started_s,
         duplicates=duplicates,
-        status=found,
+        status=summary,
     )
 
 
@@ -239,8 +239,8 @@ def write_part(batch: dict[str, Any], dataset: Dataset, fence: Fence) -> dict[st
     A source whose rows no table can hold becomes a rejected one.
     """
     try:
-        if told := next(filter(None, batch["error"]), None):
-            raise RunStopped(told)
+        if reason := next(filter(None, batch["error"]), None):
+            raise RunStopped(reason)
         scans: list[Scan] = [pickle.loads(scan) for scan in batch["scan"]]
         try:
             _write(dataset, scans, fence)

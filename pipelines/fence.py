@@ -147,8 +147,8 @@ def _process(pid: int) -> dict[str, str] | None:
 
 
 def _same_machine(owner: dict[str, Any]) -> bool:
-    process, own = owner.get("process"), _process(os.getpid())
-    return isinstance(process, dict) and own is not None and process.get("machine") == own["machine"]
+    process, this_process = owner.get("process"), _process(os.getpid())
+    return isinstance(process, dict) and this_process is not None and process.get("machine") == this_process["machine"]
 
 
 def _process_lives(owner: dict[str, Any]) -> bool:

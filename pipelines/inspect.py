@@ -34,16 +34,16 @@ def inspect(inputs: Sequence[str], config: CurateConfig | None = None, *, quiet:
         note(notice)
     with Isolated(config.limits) as child:
         for source in list_sources(inputs):
-            found = scan_safely(child, source, config)
-            caption_clips(captioners, [found])
-            score_clips(models, [found])
-            row = dict(found.source)
+            scanned = scan_safely(child, source, config)
+            caption_clips(captioners, [scanned])
+            score_clips(models, [scanned])
+            row = dict(scanned.source)
             transitions = row.pop("transitions", None) or []
             yield Inspection(
                 uri=source.uri,
                 source=row,
                 transitions=transitions,
-                clips=[{name: value for name, value in clip.items() if name != "embedding"} for clip in found.clips],
+                clips=[{name: value for name, value in clip.items() if name != "embedding"} for clip in scanned.clips],
                 error_kind=row.pop("error_kind"),
                 error=row.pop("error"),
             )

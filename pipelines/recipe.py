@@ -92,7 +92,7 @@ def _check_order(recipe: Recipe, out: Path, done: list[Path | None]) -> None:
     """Raise UserError where a stage would be trained on whose model a later stage has started from already."""
     folders = [out / entry.folder for entry in recipe.stages]
     for i, (folder, model) in enumerate(zip(folders, done, strict=True)):
-        later = [each for each in folders[i + 1 :] if read_settings(each) is not None]
+        later = [folder for folder in folders[i + 1 :] if read_settings(folder) is not None]
         if model is None and finished(folder) is not None and later:
             raise UserError(
                 f"{folder} would be trained for more steps, and {later[0]} has started from its model: remove "

@@ -128,47 +128,47 @@ def _clip_cells(clip: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def print_curation(console: Console, result: CurateResult) -> None:
     """Summary of a curation run: inputs, rejected sources by reason, clips, and speed."""
-    found = result.status
+    status = result.status
     rows: list[tuple[str, Any, str]] = [
-        ("sources", found.sources, f"{result.sources_done_now} scanned now, {result.sources_done_before} before"),
-        ("  ok", found.sources_ok, f"{duration(found.video_s)} of video"),
-        *((f"  {kind}", count, f"rejected: {_kind(kind)}") for kind, count in found.rejected.items()),
+        ("sources", status.sources, f"{result.sources_done_now} scanned now, {result.sources_done_before} before"),
+        ("  ok", status.sources_ok, f"{duration(status.video_s)} of video"),
+        *((f"  {kind}", count, f"rejected: {_kind(kind)}") for kind, count in status.rejected.items()),
         (
             "clips",
-            found.clips,
-            ", ".join(f"{count} to {extraction}" for extraction, count in found.extractions.items()),
+            status.clips,
+            ", ".join(f"{count} to {extraction}" for extraction, count in status.extractions.items()),
         ),
-        ("  footage", None, f"{duration(found.clip_s)}, {share(found.clip_s, found.video_s)} of all"),
-        *((f"  lost: {LOSSES[why]}", None, duration(lost)) for why, lost in found.lost_s.items() if lost > 0.05),
-        *_unscored_rows(found),
-        *(("  note", None, notice) for notice in found.notices),
-        *_caption_rows(found),
+        ("  footage", None, f"{duration(status.clip_s)}, {share(status.clip_s, status.video_s)} of all"),
+        *((f"  lost: {LOSSES[why]}", None, duration(lost)) for why, lost in status.lost_s.items() if lost > 0.05),
+        *_unscored_rows(status),
+        *(("  note", None, notice) for notice in status.notices),
+        *_caption_rows(status),
         *_duplicate_rows(result.duplicates),
-        *((f"  without {name}", None, "left out on purpose") for name in found.left_out),
+        *((f"  without {name}", None, "left out on purpose") for name in status.left_out),
         ("seconds", None, f"{result.wall_s:.1f} s for this run"),
-        ("speed", None, _speed(found)),
+        ("speed", None, _speed(status)),
     ]
     console.print(table(f"curated into {printable(result.dataset)}", ("", "count", ""), rows))
-    if found.rejected_sources:
+    if status.rejected_sources:
         console.print("rejected sources:")
-        print_rejected(console, found)
+        print_rejected(console, status)
 
 
-def print_duplicates(console: Console, dataset: str, found: DuplicatesResult) -> None:
+def print_duplicates(console: Console, dataset: str, result: DuplicatesResult) -> None:
     """Result of the search for near-duplicates."""
     console.print(
         table(
-            f"duplicates in {printable(dataset)}" + (" (nothing had changed)" if found.reused else ""),
+            f"duplicates in {printable(dataset)}" + (" (nothing had changed)" if result.reused else ""),
             ("", "count", ""),
             [
-                ("clips", found.clips, "approximate search" if found.approximate else "every pair compared"),
+                ("clips", result.clips, "approximate search" if result.approximate else "every pair compared"),
                 (
                     "kept",
-                    found.kept,
-                    f"{found.groups:,} with duplicates, at most {max(0, found.largest_group - 1):,} of one",
+                    result.kept,
+                    f"{result.groups:,} with duplicates, at most {max(0, result.largest_group - 1):,} of one",
                 ),
-                ("duplicates", found.duplicates, "duplicate_rank 1 and more"),
-                ("  without embedding", found.without_embedding, "not compared"),
+                ("duplicates", result.duplicates, "duplicate_rank 1 and more"),
+                ("  without embedding", result.without_embedding, "not compared"),
             ],
         )
     )
@@ -178,11 +178,11 @@ def print_summary(
     console: Console, curated: CurateResult, selection: Selection, shards: Sequence[ShardRun], wall_s: float
 ) -> None:
     """A whole run in one table: inputs, what each rule removed, the result, and speed."""
-    found = curated.status
+    status = curated.status
     rows: list[tuple[str, Any, str]] = [
-        ("sources", found.sources, f"{duration(found.video_s)} of video"),
-        *((f"  {kind}", count, f"rejected: {_kind(kind)}") for kind, count in found.rejected.items()),
-        ("clips", found.clips, f"{duration(found.clip_s)}, {share(found.clip_s, found.video_s)} of all footage"),
+        ("sources", status.sources, f"{duration(status.video_s)} of video"),
+        *((f"  {kind}", count, f"rejected: {_kind(kind)}") for kind, count in status.rejected.items()),
+        ("clips", status.clips, f"{duration(status.clip_s)}, {share(status.clip_s, status.video_s)} of all footage"),
         *((f"  kept by {step['rule']}", step["clips_left"], _asked(step)) for step in funnel_rows(selection)[1:]),
         ("selected", selection.clips, duration(selection.seconds)),
         *(
@@ -190,7 +190,7 @@ def print_summary(
             for run in shards
         ),
         ("seconds", round(wall_s, 1), "wall time, all told"),
-        ("speed", None, _speed(found)),
+        ("speed", None, _speed(status)),
     ]
     console.print(table("what happened", ("", "count", ""), rows))
 
@@ -201,11 +201,15 @@ def _shard_line(run: ShardRun) -> str:
     return f"{totals['samples']:,} samples, {size(totals['bytes'])}{failed}"
 
 
-def _duplicate_rows(found: DuplicatesResult | None) -> list[tuple[str, Any, str]]:
-    if not found:
+def _duplicate_rows(result: DuplicatesResult | None) -> list[tuple[str, Any, str]]:
+    if not result:
         return []
     return [
-        ("  duplicates", found.duplicates, f"copies of {found.groups:,} other clips; rule `duplicate_rank: {{max: 0}}`")
+        (
+            "  duplicates",
+            result.duplicates,
+            f"copies of {result.groups:,} other clips; rule `duplicate_rank: {{max: 0}}`",
+        )
     ]
 
 
@@ -213,37 +217,37 @@ def _kind(kind: str) -> str:
     return ERROR_KINDS.get(kind, "of a kind that this release does not know")
 
 
-def _unscored_rows(found: Status) -> list[tuple[str, Any, str]]:
+def _unscored_rows(status: Status) -> list[tuple[str, Any, str]]:
     rows: list[tuple[str, Any, str]] = []
-    for name, count in found.unscored.items():
+    for name, count in status.unscored.items():
         if count:
-            reason = found.unscored_reasons.get(name)
+            reason = status.unscored_reasons.get(name)
             others = f" ({reason.clips:,} of them)" if reason and reason.clips < count else ""
             rows.append((f"  without {name}", count, f"{reason.text}{others}" if reason else "see the error column"))
     return rows
 
 
-def print_rejected(console: Console, found: Status) -> None:
+def print_rejected(console: Console, status: Status) -> None:
     """The rejected sources that the status lists, one a line, with their reasons."""
-    shown, count = found.rejected_sources, found.sources - found.sources_ok
+    shown, count = status.rejected_sources, status.sources - status.sources_ok
     for source in shown:
         console.print(Text(printable(f"{source.uri}: {source.error_kind}: {source.error}")), soft_wrap=True)
     if len(shown) < count:
         console.print(
-            f"and {count - len(shown):,} more: clipmill status {printable(found.dataset)} --rejected", markup=False
+            f"and {count - len(shown):,} more: clipmill status {printable(status.dataset)} --rejected", markup=False
         )
 
 
-def _caption_rows(found: Status) -> list[tuple[str, Any, str]]:
-    return [(f"  {name} captions", count, "failed: see their error") for name, count in found.captions_failed.items()]
+def _caption_rows(status: Status) -> list[tuple[str, Any, str]]:
+    return [(f"  {name} captions", count, "failed: see their error") for name, count in status.captions_failed.items()]
 
 
-def _speed(found: Status) -> str:
-    cpu_s = found.scan_cpu_s + found.score_cpu_s
+def _speed(status: Status) -> str:
+    cpu_s = status.scan_cpu_s + status.score_cpu_s
     if not cpu_s:
         return "nothing was scanned"
-    scan = f"scan alone {found.video_s / found.scan_cpu_s:.1f}" if found.scan_cpu_s else "no scan"
-    return f"{found.video_s / cpu_s:.1f} s of video per CPU-second ({scan})"
+    scan = f"scan alone {status.video_s / status.scan_cpu_s:.1f}" if status.scan_cpu_s else "no scan"
+    return f"{status.video_s / cpu_s:.1f} s of video per CPU-second ({scan})"
 
 
 def print_selection(console: Console, selection: Selection, *, dry_run: bool = False) -> None:
@@ -314,30 +318,30 @@ def _lost(index: dict[str, Any]) -> Counter[tuple[str, str]]:
     return Counter((clip["error_kind"], clip["error"]) for clip in (*index["failed"], *index["gone"]))
 
 
-def print_status(console: Console, found: Status) -> None:
+def print_status(console: Console, status: Status) -> None:
     """A dataset as a whole."""
     rows: list[tuple[str, Any, str]] = [
-        ("sources", found.sources, f"{found.sources_ok} ok, {duration(found.video_s)}"),
+        ("sources", status.sources, f"{status.sources_ok} ok, {duration(status.video_s)}"),
         *(
             (f"  {kind}", count, ERROR_KINDS.get(kind, "of a kind that this release does not know"))
-            for kind, count in found.rejected.items()
+            for kind, count in status.rejected.items()
         ),
-        ("clips", found.clips, duration(found.clip_s)),
-        *_unscored_rows(found),
-        *((f"  without {name}", None, "left out on purpose") for name in found.left_out),
-        *_caption_rows(found),
-        *(("note", None, notice) for notice in found.notices),
-        *((f"selection {s.name}", s.clips, duration(s.seconds)) for s in found.selections),
+        ("clips", status.clips, duration(status.clip_s)),
+        *_unscored_rows(status),
+        *((f"  without {name}", None, "left out on purpose") for name in status.left_out),
+        *_caption_rows(status),
+        *(("note", None, notice) for notice in status.notices),
+        *((f"selection {s.name}", s.clips, duration(s.seconds)) for s in status.selections),
         *(
             (
                 f"shards {name}",
                 index["totals"]["samples"],
                 f"{index['totals']['shards']} files, {size(index['totals']['bytes'])}{_missing(index)}",
             )
-            for name, index in found.shards.items()
+            for name, index in status.shards.items()
         ),
     ]
-    console.print(table(printable(found.dataset), ("", "count", ""), rows))
+    console.print(table(printable(status.dataset), ("", "count", ""), rows))
 
 
 def _missing(index: Mapping[str, Any]) -> str:

@@ -100,7 +100,7 @@ def score_clips(models: Models, scans: Sequence[Scan]) -> None:
         embeddings = _embedded(models, seen)
         views = [replace(view, embeddings=found) for view, found in zip(seen, embeddings, strict=True)]
         for clip, found in zip(clips, embeddings, strict=True):
-            clip.update(embedding_columns(found) | _nothing(models.left_out))
+            clip.update(embedding_columns(found) | _null_columns(models.left_out))
         for scorer in models.scorers:
             for clip, columns in zip(clips, scorer.score(views), strict=True):
                 clip.update(columns)
@@ -145,7 +145,7 @@ def _embedded(models: Models, views: Sequence[ClipView]) -> list[Embeddings]:
         return [found for view in views for found in _embedded(models, [view])]
 
 
-def _nothing(left_out: Sequence[str]) -> dict[str, Any]:
+def _null_columns(left_out: Sequence[str]) -> dict[str, Any]:
     """Null columns for the scores that were left out."""
     names = {name: [column.name for column in SCORE_COLUMNS[name]] for name in left_out}
     return {

@@ -5,8 +5,7 @@ from pathlib import Path
 from clipmill.errors import UserError
 from curation.dataset.tables import Dataset, joined_columns, joined_query
 from curation.selection.rules import Rules, load_preset, load_rules
-from curation.selection.select import Selection
-from curation.selection.select import select as select_clips
+from curation.selection.select import Selection, select_clips
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "svd-paper"

@@ -68,7 +68,7 @@ class Group:
     """The settings of one class."""
 
     title: str
-    about: str
+    summary: str
     settings: tuple[Setting, ...]
 
 
@@ -78,7 +78,7 @@ class Chapter:
 
     command: str
     title: str
-    about: str
+    summary: str
     config: type
     more: tuple[tuple[str, type], ...] = ()
     """Mappings whose values are settings of a class: key, with NAME for the mapping's keys, and class."""
@@ -88,22 +88,22 @@ CHAPTERS = (
     Chapter(
         command="curate",
         title="clipmill curate, inspect, duplicates",
-        about="A YAML file for `--config`. `clipmill duplicates` reads the group `duplicates` of it. What decides the "
-        "rows of a dataset is saved in its `dataset.json`: a dataset grows with the settings it was started with.",
+        summary="A YAML file for `--config`. `clipmill duplicates` reads the group `duplicates` of it. What decides "
+        "the rows of a dataset is saved in its `dataset.json`: a dataset grows with the settings it was started with.",
         config=CurateConfig,
     ),
     Chapter(
         command="select",
         title="clipmill select",
-        about="A YAML file for `--config`.",
+        summary="A YAML file for `--config`.",
         config=Rules,
         more=(("rules.COLUMN", Rule),),
     ),
-    Chapter(command="shard", title="clipmill shard", about="A YAML file for `--config`.", config=ShardConfig),
+    Chapter(command="shard", title="clipmill shard", summary="A YAML file for `--config`.", config=ShardConfig),
     Chapter(
         command="train",
         title="clipmill train, encode",
-        about="A preset (`--stage`), then a YAML file (`--config`), then `--set group.key=value`, each over the one "
+        summary="A preset (`--stage`), then a YAML file (`--config`), then `--set group.key=value`, each over the one "
         "before. The defaults here are those of the classes; `clipmill train --stage NAME --dry-run` prints what a "
         "preset comes to. [Training](training.md) lists the presets.",
         config=Stage,
@@ -123,9 +123,9 @@ def page() -> str:
         ),
     ]
     for chapter in CHAPTERS:
-        parts += [f"## {chapter.title}", _wrapped(chapter.about)]
+        parts += [f"## {chapter.title}", _wrapped(chapter.summary)]
         for group in groups(chapter):
-            parts += [f"### {group.title}", _wrapped(group.about), _table(group.settings)]
+            parts += [f"### {group.title}", _wrapped(group.summary), _table(group.settings)]
             parts += [f"Default of `{s.key}`:\n\n> {s.long_default}" for s in group.settings if s.long_default]
     return "\n\n".join(parts) + "\n"
 
@@ -135,25 +135,25 @@ def groups(chapter: Chapter) -> Iterator[Group]:
     pending = [("top level", "", chapter.config), *((key, f"{key}.", config) for key, config in chapter.more)]
     while pending:
         title, prefix, config = pending.pop(0)
-        own: list[Setting] = []
+        settings: list[Setting] = []
         nested: list[tuple[str, str, type]] = []
         for name, kind, default, bounds in _fields(config):
             group = _group(kind)
             if group is None:
-                own.append(_setting(config, f"{prefix}{name}", name, kind, default, bounds))
+                settings.append(_setting(config, f"{prefix}{name}", name, kind, default, bounds))
             else:
                 nested.append((f"{prefix}{name}", f"{prefix}{name}.", group))
                 if default is None:
-                    own.append(_setting(config, f"{prefix}{name}", name, kind, default, bounds))
+                    settings.append(_setting(config, f"{prefix}{name}", name, kind, default, bounds))
         pending[:0] = nested
-        if own:
-            about = _sentence(config.__doc__).partition(" Raises ")[0]
-            yield Group(title=f"{chapter.command}: {title}", about=about, settings=tuple(own))
+        if settings:
+            summary = _sentence(config.__doc__).partition(" Raises ")[0]
+            yield Group(title=f"{chapter.command}: {title}", summary=summary, settings=tuple(settings))
 
 
 def meanings(config: type) -> dict[str, str]:
     """Field -> the docstring under it, of a class and its bases."""
-    found: dict[str, str] = {}
+    docstrings: dict[str, str] = {}
     for base in reversed(config.__mro__):
         if base.__module__.partition(".")[0] in ("builtins", "pydantic", "abc", "typing"):
             continue
@@ -167,8 +167,8 @@ def meanings(config: type) -> dict[str, str]:
                 and isinstance(following.value, ast.Constant)
                 and isinstance(following.value.value, str)
             ):
-                found[statement.target.id] = _sentence(following.value.value)
-    return found
+                docstrings[statement.target.id] = _sentence(following.value.value)
+    return docstrings
 
 
 def _fields(config: Any) -> Iterator[tuple[str, Any, Any, Sequence[Any]]]:
@@ -179,14 +179,14 @@ def _fields(config: Any) -> Iterator[tuple[str, Any, Any, Sequence[Any]]]:
             yield name, hints[name], field.get_default(call_default_factory=True), field.metadata
     else:
         for field in dataclasses.fields(config):
-            made = field.default_factory
-            default = field.default if made is dataclasses.MISSING else made()
+            factory = field.default_factory
+            default = field.default if factory is dataclasses.MISSING else factory()
             yield field.name, hints[field.name], PydanticUndefined if default is dataclasses.MISSING else default, ()
 
 
 def _group(kind: Any) -> type | None:
     """The configuration class that a field holds, if it holds one."""
-    kinds = [each for each in (get_args(kind) if _is_union(kind) else (kind,)) if isinstance(each, type)]
+    kinds = [member for member in (get_args(kind) if _is_union(kind) else (kind,)) if isinstance(member, type)]
     return next((k for k in kinds if issubclass(k, BaseModel) or dataclasses.is_dataclass(k)), None)
 
 
@@ -207,7 +207,7 @@ def _unit(name: str) -> str:
 
 
 def _choices(kind: Any) -> bool:
-    return kind is bool or any(get_origin(each) is Literal for each in (kind, *get_args(kind)))
+    return kind is bool or any(get_origin(member) is Literal for member in (kind, *get_args(kind)))
 
 
 def _is_union(kind: Any) -> bool:
@@ -220,7 +220,7 @@ def _noun(kind: Any) -> str:
     if origin is Literal:
         noun = ", ".join(f"`{value}`" for value in of)
     elif _is_union(kind):
-        noun = " or ".join(_noun(each) for each in of)
+        noun = " or ".join(_noun(member) for member in of)
     elif origin is tuple:
         count = "" if Ellipsis in of else f" of {len(of)}"
         noun = f"list{count}: {_noun(of[0])}"
@@ -237,8 +237,8 @@ def _noun(kind: Any) -> str:
 
 def _bounds(metadata: Sequence[Any]) -> str:
     signs = ((Gt, "gt", ">"), (Ge, "ge", "≥"), (Lt, "lt", "<"), (Le, "le", "≤"))
-    told = [f"{sign} {getattr(m, name):,.10g}" for m in metadata for kind, name, sign in signs if isinstance(m, kind)]
-    return f", {', '.join(told)}" if told else ""
+    limits = [f"{sign} {getattr(m, name):,.10g}" for m in metadata for kind, name, sign in signs if isinstance(m, kind)]
+    return f", {', '.join(limits)}" if limits else ""
 
 
 def _default(value: Any, name: str) -> tuple[str, str]:

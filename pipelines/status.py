@@ -143,9 +143,9 @@ def _unscored(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
     present = {row[0] for row in connection.execute("DESCRIBE clips").fetchall()}
     names = [name for name in CLIPS.names if name.endswith("_error") and name in present]
     counts = ", ".join(f"count({quoted(name)})" for name in names)
-    found = connection.execute(f"SELECT {counts or '1'} FROM clips").fetchone()
-    assert found is not None
-    return dict(zip((name.removesuffix("_error") for name in names), found, strict=bool(names)))
+    row = connection.execute(f"SELECT {counts or '1'} FROM clips").fetchone()
+    assert row is not None
+    return dict(zip((name.removesuffix("_error") for name in names), row, strict=bool(names)))
 
 
 def _was_left_out(name: str, left_out: tuple[str, ...]) -> bool:
@@ -154,11 +154,11 @@ def _was_left_out(name: str, left_out: tuple[str, ...]) -> bool:
 
 def _commonest_reason(connection: duckdb.DuckDBPyConnection, name: str) -> Reason:
     error = quoted(f"{name}_error")
-    found = connection.execute(
+    row = connection.execute(
         f"SELECT {error}, count(*) FROM clips WHERE {error} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 1"
     ).fetchone()
-    assert found is not None
-    return Reason(text=str(found[0]), clips=found[1])
+    assert row is not None
+    return Reason(text=str(row[0]), clips=row[1])
 
 
 def _rejected_sources(connection: duckdb.DuckDBPyConnection, limit: int | None) -> tuple[Rejected, ...]:

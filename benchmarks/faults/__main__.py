@@ -61,8 +61,10 @@ class Session:
                 if code == 0 and phase.done():
                     break
             else:
-                kept = shutil.copytree(out, self.pipeline.work / "failed", dirs_exist_ok=True)
-                raise SystemExit(f"{phase.name} does not finish (exit code {code}): see {self._log(phase)} and {kept}")
+                failed_copy = shutil.copytree(out, self.pipeline.work / "failed", dirs_exist_ok=True)
+                raise SystemExit(
+                    f"{phase.name} does not finish (exit code {code}): see {self._log(phase)} and {failed_copy}"
+                )
         self._compare(number, calm, contents(out / "dataset", out / "latents"))
 
     def _disturbed(self, phase: Phase, run: str, *, calm: bool) -> int:
@@ -104,17 +106,17 @@ class Session:
         """The driver, a worker or a child; waits a moment for one of that kind to be there."""
         wanted = self.rng.choice(_VICTIMS)
         deadline = time.monotonic() + _VICTIM_S
-        found = [driver.pid] if wanted == "driver" else []
-        while not found and driver.poll() is None and time.monotonic() < deadline:
+        pids = [driver.pid] if wanted == "driver" else []
+        while not pids and driver.poll() is None and time.monotonic() < deadline:
             time.sleep(_POLL_S)
-            found = [pid for pid, what in victims(driver.pid) if what == wanted]
-        if found and kill(self.rng.choice(found)):
+            pids = [pid for pid, what in victims(driver.pid) if what == wanted]
+        if pids and kill(self.rng.choice(pids)):
             self.done[wanted] += 1
 
     def _compare(self, number: int, calm: Contents, disturbed: Contents) -> None:
-        found = differences(calm, disturbed)
+        differing = differences(calm, disturbed)
         for what in ("lost", "doubled", "different"):
-            keys = getattr(found, what)
+            keys = getattr(differing, what)
             self.found[what] += len(keys)
             for key in keys[:10]:
                 print(f"{what}: {key}", flush=True)

@@ -27,21 +27,21 @@ class Differences:
 
 def contents(dataset: Path, latents: Path) -> Contents:
     """Sources, clips with all their scores, selected clips, shard samples and latents; without what times tell."""
-    found: Contents = {}
+    content: Contents = {}
     with Dataset(str(dataset)).connect() as connection:
         for table, key in (("sources", "source_id"), ("clips", "clip_id")):
             columns = [row[0] for row in connection.execute(f"DESCRIBE {table}").fetchall()]
             lasting = [column for column in columns if not column.endswith("_cpu_s")]
             listed = ", ".join(f'"{column}"' for column in (key, *lasting))
-            found[table] = [
+            content[table] = [
                 (row[0], _digest(row)) for row in connection.execute(f"SELECT {listed} FROM {table}").fetchall()
             ]
     for path in sorted((dataset / "selections").glob("*.parquet")):
         rows = pq.read_table(path).to_pylist()
-        found[f"selection {path.stem}"] = [(row["clip_id"], _digest(tuple(row.items()))) for row in rows]
-    found["samples"] = list(_members(dataset / "shards"))
-    found["latents"] = list(_members(latents))
-    return found
+        content[f"selection {path.stem}"] = [(row["clip_id"], _digest(tuple(row.items()))) for row in rows]
+    content["samples"] = list(_members(dataset / "shards"))
+    content["latents"] = list(_members(latents))
+    return content
 
 
 def differences(calm: Contents, disturbed: Contents) -> Differences:

@@ -23,19 +23,19 @@ def kill(pid: int) -> bool:
 def victims(driver: int) -> list[tuple[int, str]]:
     """(pid, "worker" or "child") of Ray's workers below a driver, and of the scanning children below those."""
     parents, names = _tree()
-    found = []
+    pids = []
     for pid in sorted(parents):
         above = list(_above(pid, parents))
         if driver not in above:
             continue
         if any(names.get(other, "").startswith("ray::") for other in above[: above.index(driver)]):
-            found.append((pid, "child"))
+            pids.append((pid, "child"))
         # Without its agents a node of Ray shuts down, by design; its own actors' names begin with an underscore.
         elif (
             names[pid].startswith("ray::") and not names[pid].endswith("Agent") and not names[pid].startswith("ray::_")
         ):
-            found.append((pid, "worker"))
-    return found
+            pids.append((pid, "worker"))
+    return pids
 
 
 def clear_up(run: str) -> None:
@@ -70,12 +70,12 @@ def _above(pid: int, parents: dict[int, int]) -> Iterator[int]:
 
 
 def _marked(run: str) -> list[int]:
-    mark, found = f"{MARK}={run}".encode(), []
+    mark, pids = f"{MARK}={run}".encode(), []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
                 if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
+                    pids.append(int(entry.name))
             except OSError:
                 continue
-    return found
+    return pids

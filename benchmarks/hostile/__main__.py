@@ -21,10 +21,10 @@ from benchmarks.hostile.kinds import KINDS, kind_of
 def run(chosen: list[int], *, seed: int, work: Path, limits: runner.Limits) -> list[runner.Verdict]:
     """Run cases, printing each failure as it is found."""
     needed = {name for case in chosen for name in (KINDS[kind_of(case)].original, *KINDS[kind_of(case)].needs)}
-    made = originals.make(work / "originals", sorted(needed))
+    inputs = originals.make(work / "originals", sorted(needed))
     _import_everything()
     verdicts = []
-    for verdict in runner.run_cases(chosen, seed, made, work, limits):
+    for verdict in runner.run_cases(chosen, seed, inputs, work, limits):
         verdicts.append(verdict)
         if verdict.outcome not in ("ok", "rejected"):
             print(

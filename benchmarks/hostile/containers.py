@@ -106,7 +106,7 @@ def _element_size(rng: Rng, width: int) -> bytes:
 
 
 def _boxes(content: bytes, start: int = 0, end: int | None = None) -> list[_Node]:
-    end, found = len(content) if end is None else end, []
+    end, boxes = len(content) if end is None else end, []
     while start + 8 <= end:
         size, kind, header = int.from_bytes(content[start : start + 4], "big"), content[start + 4 : start + 8], 8
         if size == 1 and start + 16 <= end:
@@ -114,15 +114,15 @@ def _boxes(content: bytes, start: int = 0, end: int | None = None) -> list[_Node
         stop = end if size == 0 else min(end, start + size)
         if stop < start + header:
             break
-        found.append(_Node(start, start + header, stop, start, 4))
+        boxes.append(_Node(start, start + header, stop, start, 4))
         if kind in _PARENTS or kind in _DESCRIPTIONS:
-            found += _boxes(content, start + header + _DESCRIPTIONS.get(kind, 0), stop)
+            boxes += _boxes(content, start + header + _DESCRIPTIONS.get(kind, 0), stop)
         start = stop
-    return found
+    return boxes
 
 
 def _elements(content: bytes, start: int = 0, end: int | None = None) -> list[_Node]:
-    end, found = len(content) if end is None else end, []
+    end, elements = len(content) if end is None else end, []
     while start < end and content[start]:
         id_width = 9 - content[start].bit_length()
         size_at = start + id_width
@@ -134,8 +134,8 @@ def _elements(content: bytes, start: int = 0, end: int | None = None) -> list[_N
         stop = end if size == (1 << 7 * width) - 1 else min(end, inside + size)
         if inside > end:
             break
-        found.append(_Node(start, inside, stop, size_at, width))
+        elements.append(_Node(start, inside, stop, size_at, width))
         if int.from_bytes(content[start:size_at], "big") in _MASTERS:
-            found += _elements(content, inside, stop)
+            elements += _elements(content, inside, stop)
         start = stop
-    return found
+    return elements

@@ -148,10 +148,10 @@ def _proxy(url: str) -> httpcore2.Proxy | None:
     """The environment's proxy for an address, as other clients find it."""
     parts = urlsplit(url)
     proxies = getproxies()
-    found = proxies.get(parts.scheme) or proxies.get("all")
-    if not found or proxy_bypass(parts.hostname or ""):
+    address = proxies.get(parts.scheme) or proxies.get("all")
+    if not address or proxy_bypass(parts.hostname or ""):
         return None
-    proxy = urlsplit(found if "://" in found else f"http://{found}")
+    proxy = urlsplit(address if "://" in address else f"http://{address}")
     user = (unquote(proxy.username), unquote(proxy.password or "")) if proxy.username else None
     port = f":{proxy.port}" if proxy.port else ""
     return httpcore2.Proxy(f"{proxy.scheme}://{proxy.hostname}{port}", auth=user)

@@ -151,8 +151,8 @@ def columns_table(schema: pa.Schema) -> str:
     """The columns of a schema as a Markdown table: name, type, unit, which way is better, meaning."""
     lines = ["| column | type | unit | better | meaning |", "| --- | --- | --- | --- | --- |"]
     for field in schema:
-        about = {key.decode(): value.decode() for key, value in field.metadata.items()}
-        cells = (f"`{field.name}`", f"`{field.type}`", about["unit"], about["better"], about["meaning"])
+        metadata = {key.decode(): value.decode() for key, value in field.metadata.items()}
+        cells = (f"`{field.name}`", f"`{field.type}`", metadata["unit"], metadata["better"], metadata["meaning"])
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

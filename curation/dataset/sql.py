@@ -93,7 +93,7 @@ def list_of(texts: Iterable[str]) -> str:
 
 def without_wildcards(path: str) -> str:
     """A path in which DuckDB finds no pattern: each wildcard becomes a set of one character."""
-    return re.sub(r"[*?\[]", lambda found: f"[{found.group()}]", path)
+    return re.sub(r"[*?\[]", lambda match: f"[{match.group()}]", path)
 
 
 def sentence(error: duckdb.Error) -> str:

@@ -73,20 +73,20 @@ class Dataset:
         with another configuration (the message shows the difference key by key).
         """
         wanted = json.loads(_canonical(config))
-        found = self._read_description()
-        if found is None:
+        description = self._read_description()
+        if description is None:
             self._create(wanted)
             return self
-        if found.get("columns") != _columns():
+        if description.get("columns") != _columns():
             raise UserError(
                 f"{self.url} was made by a release with other columns:\n"
-                + _listed(differences(found.get("columns") or {}, _columns()))
+                + _listed(differences(description.get("columns") or {}, _columns()))
                 + "\nGive a new --out, or go on with that release."
             )
-        if found["fingerprint"] != fingerprint(wanted):
+        if description["fingerprint"] != fingerprint(wanted):
             raise UserError(
                 f"{self.url} was made with another configuration:\n"
-                + _listed(differences(found["config"], wanted))
+                + _listed(differences(description["config"], wanted))
                 + "\nClips of two configurations do not mix: give a new --out, or the old configuration."
             )
         self._check_writable()
@@ -94,10 +94,10 @@ class Dataset:
 
     def description(self) -> dict[str, Any]:
         """What dataset.json says: format_version, fingerprint, config. Raises UserError where there is none."""
-        found = self._read_description()
-        if found is None:
+        values = self._read_description()
+        if values is None:
             raise UserError(f"{self.url} is not a dataset: it holds no {_DESCRIPTION}. `clipmill curate` makes one.")
-        return found
+        return values
 
     def file(self, *parts: str) -> str:
         """The path, inside `fs`, of something in this folder."""
@@ -156,19 +156,19 @@ class Dataset:
         for part in self.parts("sources"):
             table = self.read_part("sources", part)
             asked = pc.is_in(table["source_id"], pa.array(source_ids, pa.string()))
-            kept = table.filter(pc.invert(pc.and_(pc.equal(table["status"], "rejected"), asked)))
-            if kept.num_rows < table.num_rows:
-                forgotten += table.num_rows - kept.num_rows
-                self.write_part("sources", part, kept)
+            remaining = table.filter(pc.invert(pc.and_(pc.equal(table["status"], "rejected"), asked)))
+            if remaining.num_rows < table.num_rows:
+                forgotten += table.num_rows - remaining.num_rows
+                self.write_part("sources", part, remaining)
         return forgotten
 
     def statuses(self) -> dict[str, str]:
         """source_id -> "ok" or "rejected" of all sources that a rerun need not do again: committed, clips in place."""
-        found: dict[str, str] = {}
+        status_of: dict[str, str] = {}
         for part in self.parts("clips"):
             table = self.read_part("sources", part, ["source_id", "status"])
-            found |= zip(table["source_id"].to_pylist(), table["status"].to_pylist(), strict=True)
-        return found
+            status_of |= zip(table["source_id"].to_pylist(), table["status"].to_pylist(), strict=True)
+        return status_of
 
     def failed_captions(self, part: str) -> pa.Table:
         """A row per caption of this part that failed: `source` (of captions) and `error`. No text is read."""
@@ -203,10 +203,10 @@ class Dataset:
 
     def _read_description(self) -> dict[str, Any] | None:
         try:
-            found = storage.read_json(self.fs, self.file(_DESCRIPTION), _checked_description)
+            description = storage.read_json(self.fs, self.file(_DESCRIPTION), _checked_description)
         except FileNotFoundError:
             return None
-        version = found["format_version"]
+        version = description["format_version"]
         if version < FORMAT_VERSION:
             raise UserError(
                 f"{self.url} has dataset format {version}, this clipmill reads format {FORMAT_VERSION}: curate its "
@@ -216,7 +216,7 @@ class Dataset:
             raise UserError(
                 f"{self.url} has dataset format {version}, this clipmill reads format {FORMAT_VERSION}: upgrade it."
             )
-        return found
+        return description
 
     def _create(self, config: dict[str, Any]) -> None:
         entries = storage.list_files(self.fs, self.path) + storage.list_folders(self.fs, self.path)

@@ -21,13 +21,13 @@ _PART = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 def failed_captions(dataset: Dataset, origins: Collection[str]) -> dict[str, set[str]]:
     """Parts in which captions of these origins failed -> the sources whose captions those are."""
-    found: dict[str, set[str]] = {}
+    sources_of: dict[str, set[str]] = {}
     for part in dataset.parts("clips"):
         rows = dataset.read_part("clips", part, ["source_id", "captions"]).to_pylist()
         failed = {row["source_id"] for row in rows if any(_failed(c, origins) for c in row["captions"] or ())}
         if failed:
-            found[part] = failed
-    return found
+            sources_of[part] = failed
+    return sources_of
 
 
 def uncommit(dataset: Dataset, sources_of: Mapping[str, Collection[str]]) -> None:
@@ -58,7 +58,7 @@ def _checked(noted: dict[str, Any]) -> dict[str, list[str]]:
     for part, source_ids in noted.items():
         if not _PART.fullmatch(part):
             raise ValueError(f"{part!r} is not the name of a part")
-        if not isinstance(source_ids, list) or not all(isinstance(each, str) for each in source_ids):
+        if not isinstance(source_ids, list) or not all(isinstance(source_id, str) for source_id in source_ids):
             raise TypeError(f"expected ids of sources for the part {part}")
     return noted
 
@@ -70,11 +70,11 @@ def _remove_rows(dataset: Dataset, table_name: str, part: str, source_ids: list[
         return
     column = table["clip_id" if table_name == "previews" else "source_id"]
     owners = pc.list_element(pc.split_pattern(column, "-", max_splits=1), 0)  # a clip's id begins with its source's
-    kept = table.filter(pc.invert(pc.is_in(owners, pa.array(source_ids, pa.string()))))
-    if not kept.num_rows and table_name == "sources":
+    remaining = table.filter(pc.invert(pc.is_in(owners, pa.array(source_ids, pa.string()))))
+    if not remaining.num_rows and table_name == "sources":
         storage.remove(dataset.fs, dataset.file(table_name, f"{part}.parquet"))
-    elif kept.num_rows < table.num_rows:
-        dataset.write_part(table_name, part, kept)
+    elif remaining.num_rows < table.num_rows:
+        dataset.write_part(table_name, part, remaining)
 
 
 def _failed(caption: Mapping[str, Any], origins: Collection[str]) -> bool:

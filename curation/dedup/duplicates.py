@@ -98,8 +98,8 @@ def find_duplicates(dataset: Dataset, config: DuplicatesConfig | None = None) ->
             f"no clip of {dataset.url} has an embedding to compare: it was curated without CLIP. Leave the rule on "
             "duplicate_rank out, or curate with CLIP into a new folder."
         )
-    about = {_INPUTS: inputs, _RESULT: json.dumps(asdict(result)), _CONFIG: config.model_dump_json()}
-    dataset.write_part(_TABLE, _PART, table.replace_schema_metadata(about))
+    metadata = {_INPUTS: inputs, _RESULT: json.dumps(asdict(result)), _CONFIG: config.model_dump_json()}
+    dataset.write_part(_TABLE, _PART, table.replace_schema_metadata(metadata))
     return result
 
 
@@ -110,9 +110,9 @@ def is_current(dataset: Dataset, config: DuplicatesConfig | None = None) -> bool
 
 def last_config(dataset: Dataset) -> DuplicatesConfig | None:
     """The settings that the table was made with; None where there is none, or it does not say (an earlier release)."""
-    about = _metadata(dataset)
+    metadata = _metadata(dataset)
     try:
-        return DuplicatesConfig.model_validate_json(about[_CONFIG]) if _CONFIG in about else None
+        return DuplicatesConfig.model_validate_json(metadata[_CONFIG]) if _CONFIG in metadata else None
     except ValueError:
         return None
 
@@ -131,11 +131,11 @@ def rank_duplicates(
         keeper_N, approximate = keepers(clips, config)
         table = _table(clips, keeper_N)
     members_N = np.bincount(keeper_N, minlength=len(keeper_N))
-    kept = int((members_N > 0).sum())
+    keeper_count = int((members_N > 0).sum())
     result = DuplicatesResult(
         clips=len(keeper_N),
-        kept=kept,
-        duplicates=len(keeper_N) - kept,
+        kept=keeper_count,
+        duplicates=len(keeper_N) - keeper_count,
         groups=int((members_N > 1).sum()),
         largest_group=int(members_N.max(initial=0)),
         without_embedding=clips.without_embedding,
@@ -203,10 +203,10 @@ def _file_versions(dataset: Dataset, table: str) -> dict[str, str]:
 
 def _written(dataset: Dataset, inputs: str) -> DuplicatesResult | None:
     """What the table says that was found, if it was made from these inputs."""
-    about = _metadata(dataset)
+    metadata = _metadata(dataset)
     try:
-        if about.get(_INPUTS, b"").decode() == inputs:
-            return DuplicatesResult(**json.loads(about[_RESULT]))
+        if metadata.get(_INPUTS, b"").decode() == inputs:
+            return DuplicatesResult(**json.loads(metadata[_RESULT]))
     except (ValueError, TypeError, KeyError, RecursionError):
         return None  # damaged: it is made anew
     return None

@@ -191,14 +191,14 @@ def keepers(clips: RankedClips, config: DuplicatesConfig) -> tuple[NDArray[np.in
     indexed = np.empty(len(searched), np.int64)
     for start in range(0, len(searched), config.block_clips):
         block = searched[start : start + config.block_clips]
-        query, found = _near(clips, index, block, indexed, config)
+        query, neighbour = _near(clips, index, block, indexed, config)
         best = np.full(len(block), len(searched))
-        np.minimum.at(best, query, found)  # places in the index are in the order of the clips
+        np.minimum.at(best, query, neighbour)  # places in the index are in the order of the clips
         joins = best < len(searched)
         keeper_N[block[joins]] = indexed[best[joins]]
-        kept = _join_within(clips, block[~joins], keeper_N, config)
-        indexed[index.ntotal : index.ntotal + len(kept)] = kept
-        index.add(clips.embeddings(kept))
+        new_keepers = _join_within(clips, block[~joins], keeper_N, config)
+        indexed[index.ntotal : index.ntotal + len(new_keepers)] = new_keepers
+        index.add(clips.embeddings(new_keepers))
     # A twin of a kept clip is kept too, unless the two may join.
     twin_N = clips.twin_N
     follows_N = (keeper_N[twin_N] != twin_N) | clips.may_join(number_N, twin_N, config)
@@ -215,12 +215,12 @@ def _join_within(
     later, earlier = _near(clips, index, block, block, config)
     before = earlier < later
     later, earlier = later[before], earlier[before]
-    kept = np.full(len(block), True)
+    is_keeper = np.full(len(block), True)
     for i in np.lexsort((earlier, later)):
-        if kept[later[i]] and kept[earlier[i]]:
-            kept[later[i]] = False
+        if is_keeper[later[i]] and is_keeper[earlier[i]]:
+            is_keeper[later[i]] = False
             keeper_N[block[later[i]]] = block[earlier[i]]
-    return block[kept]
+    return block[is_keeper]
 
 
 def _near(

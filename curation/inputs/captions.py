@@ -110,11 +110,11 @@ def read_captions(source: Source, metadata: Mapping[str, str]) -> list[TimedCapt
     A store that hides what it does not list answers "forbidden" for a file that is not there: outside the local disk
     such a sidecar counts as not there.
     """
-    found = [TimedCaption(caption=c) for text in source.captions for c in _captions("list", text)]
-    found += _from_sidecar(source, ".json", _parse_json)
-    found += _from_sidecar(source, ".txt", _parse_text)
-    found += [TimedCaption(caption=c) for c in _from_metadata(source.uri, metadata)]
-    return list(dict.fromkeys(found))
+    captions = [TimedCaption(caption=c) for text in source.captions for c in _captions("list", text)]
+    captions += _from_sidecar(source, ".json", _parse_json)
+    captions += _from_sidecar(source, ".txt", _parse_text)
+    captions += [TimedCaption(caption=c) for c in _from_metadata(source.uri, metadata)]
+    return list(dict.fromkeys(captions))
 
 
 def captions_of_clips(captions: Sequence[TimedCaption], clips_s: Sequence[tuple[float, float]]) -> list[list[Caption]]:
@@ -165,15 +165,15 @@ class _Timeline:
 
 def _fitting(captions: list[Caption], size_bytes: Mapping[Caption, int], room_bytes: int) -> list[Caption]:
     """The captions that fit into the room, in order, and an error for the first that does not."""
-    kept: list[Caption] = []
+    fitting: list[Caption] = []
     left_out: list[Caption] = []
     for caption in captions:
         if size_bytes[caption] <= room_bytes:
             room_bytes -= size_bytes[caption]
-            kept.append(caption)
+            fitting.append(caption)
         else:
             left_out.append(caption)
-    return kept + [Caption(source=caption.source, error=_NO_ROOM) for caption in left_out[:1]]
+    return fitting + [Caption(source=caption.source, error=_NO_ROOM) for caption in left_out[:1]]
 
 
 def clean(text: str) -> str | None:
@@ -181,8 +181,8 @@ def clean(text: str) -> str | None:
 
     What joins emoji or sets the direction of writing stays.
     """
-    kept = (c for c in text.removeprefix("\ufeff") if c.isspace() or unicodedata.category(c) not in ("Cc", "Cs"))
-    line = " ".join("".join(kept).split())
+    characters = (c for c in text.removeprefix("\ufeff") if c.isspace() or unicodedata.category(c) not in ("Cc", "Cs"))
+    line = " ".join("".join(characters).split())
     return line if any(unicodedata.category(c) not in ("Cf", "Zs") for c in line) else None
 
 
@@ -251,11 +251,11 @@ def _read_local(path: str, root: str) -> bytes:
 @lru_cache(maxsize=1024)
 def _allowed(folder: str, root: str) -> tuple[str, ...]:
     """Folders in which a sidecar may lie when links are resolved: git-annex, DVC and Hugging Face have stores."""
-    places = [os.path.realpath(folder), os.path.realpath(root)]
-    for above in _ancestors(places[1]):
-        places += [f"{above}/.git/annex/objects", f"{above}/.dvc/cache"]
-        places += [f"{above}/blobs"] if os.path.isdir(f"{above}/snapshots") else []
-    return tuple(places)
+    folders = [os.path.realpath(folder), os.path.realpath(root)]
+    for above in _ancestors(folders[1]):
+        folders += [f"{above}/.git/annex/objects", f"{above}/.dvc/cache"]
+        folders += [f"{above}/blobs"] if os.path.isdir(f"{above}/snapshots") else []
+    return tuple(folders)
 
 
 def _ancestors(path: str) -> Iterator[str]:

@@ -59,13 +59,13 @@ def walk_folder(root: str) -> Walk:
     """Every video below a local folder, sorted by path; hidden files and folders are passed over."""
     walk, named_like_videos = Walk(), []
     seen: set[tuple[int, int]] = set()
-    own, linked = [Folder(root, os.path.realpath(root))], list[str]()
-    while own or linked:
-        if not own:
+    pending, linked = [Folder(root, os.path.realpath(root))], list[str]()
+    while pending or linked:
+        if not pending:
             linked.sort(reverse=True)
             link = linked.pop()
-            own.append(Folder(link, os.path.realpath(link)))
-        folder = own.pop()
+            pending.append(Folder(link, os.path.realpath(link)))
+        folder = pending.pop()
         files = []
         for name, mode, is_link in _entries(folder, seen, walk):
             below = folder.child(name)
@@ -76,7 +76,7 @@ def walk_folder(root: str) -> Walk:
             if is_link:
                 linked.append(below.path)
             else:
-                own.append(below)
+                pending.append(below)
         walk.videos += [folder.child(name).path for name in files if is_video_name(name)]
         count_passed_over(walk.passed_over, files)
     if is_video_name(root):
@@ -153,26 +153,26 @@ def _entries(
     folder: Folder, seen: set[tuple[int, int]], walk: Walk, *, hidden: bool = False
 ) -> list[tuple[str, int, bool]]:
     """(name, mode of what it leads to, whether it is a link) in one folder, by name. What is wrong goes to `walk`."""
-    found = []
+    listed = []
     try:
         check_not_of_kernel(f"{folder.real_path}/")
-        about = os.stat(folder.path)
-        if (about.st_dev, about.st_ino) in seen:
+        folder_stat = os.stat(folder.path)
+        if (folder_stat.st_dev, folder_stat.st_ino) in seen:
             walk.passed_over["repeated folders"] += 1
             return []
-        seen.add((about.st_dev, about.st_ino))
+        seen.add((folder_stat.st_dev, folder_stat.st_ino))
         with os.scandir(folder.path) as entries:
             for entry in entries:
                 if entry.name.startswith(".") and not hidden:
                     walk.passed_over["hidden"] += 1
                 else:
-                    found.append((entry.name, _mode(entry), entry.is_symlink()))
+                    listed.append((entry.name, _mode(entry), entry.is_symlink()))
     except UserError as error:
         walk.problems[folder.path] = SourceError("unreadable", str(error))
     except OSError as error:
         raise_if_stopped(error)
         walk.problems[folder.path] = SourceError("unreadable", f"this folder cannot be read: {reason_of(error)}")
-    return sorted(found)
+    return sorted(listed)
 
 
 def _mode(entry: "os.DirEntry[str]") -> int:

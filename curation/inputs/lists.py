@@ -141,15 +141,15 @@ def _original(cell: bytes | None, encoding: str) -> bytes | None:
 
 def _parquet_cells(content: bytes, name: str) -> Iterator[_Cells]:
     buffer = pa.BufferReader(content)
-    about = pq.ParquetFile(buffer)
-    columns = _columns(about.schema_arrow.names, name)
-    for i in range(about.metadata.num_row_groups):
-        group = about.metadata.row_group(i)
+    parquet = pq.ParquetFile(buffer)
+    columns = _columns(parquet.schema_arrow.names, name)
+    for i in range(parquet.metadata.num_row_groups):
+        group = parquet.metadata.row_group(i)
         chunks = [group.column(j) for j in range(group.num_columns)]
         size_bytes = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema in columns)
         if size_bytes > _MAX_ROW_GROUP_BYTES:
             raise UserError(f"the list {name!r} has a row group of {size_bytes:,} bytes: write it with smaller ones")
-    texts = [c for c in columns if _is_text(about.schema_arrow.field(c).type)]
+    texts = [c for c in columns if _is_text(parquet.schema_arrow.field(c).type)]
     file = pq.ParquetFile(buffer, read_dictionary=texts)  # a text that repeats is decoded once
     for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns, use_threads=False):
         yield from _pairs(batch.select(columns))

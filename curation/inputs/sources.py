@@ -72,19 +72,19 @@ def list_sources(inputs: Sequence[str]) -> Listing:
     unknown protocol, or a folder or list that cannot be read.
     """
     passed_over: Counter[str] = Counter()
-    found: dict[str, Source] = {}
+    sources_by_uri: dict[str, Source] = {}
     captions: dict[str, dict[str, None]] = {}
     missing = []
     for candidate, source in _stat_all(_expand(inputs, passed_over)):
         if candidate.explicit and source.error is not None and source.error.kind == "missing":
             missing.append(_not_there(source.uri, source.error, local=is_local(candidate.fs)))
-        found.setdefault(source.uri, source)
+        sources_by_uri.setdefault(source.uri, source)
         texts = captions.setdefault(source.uri, {})
         texts.update(dict.fromkeys(islice(source.captions, max(0, _CAPTIONS_AT_MOST - len(texts)))))
     if missing:
         more = f"\nand {len(missing) - _NAMED_AT_MOST} more" if len(missing) > _NAMED_AT_MOST else ""
         raise UserError("\n".join(missing[:_NAMED_AT_MOST]) + more)
-    sources = tuple(replace(source, captions=tuple(captions[uri])) for uri, source in found.items())
+    sources = tuple(replace(source, captions=tuple(captions[uri])) for uri, source in sources_by_uri.items())
     return Listing(sources=sources, passed_over=dict(passed_over))
 
 
@@ -139,8 +139,8 @@ def _expand_url(fs: fsspec.AbstractFileSystem, path: str, passed_over: Counter[s
         paths = sorted(_ask(fs, "glob", path))
         if not paths:
             raise UserError(f"no file matches {without_credentials(address(fs, path))}")
-        for found in paths:
-            yield from _list_folder(fs, found, passed_over) if _ask(fs, "isdir", found) else [Candidate(fs, found)]
+        for match in paths:
+            yield from _list_folder(fs, match, passed_over) if _ask(fs, "isdir", match) else [Candidate(fs, match)]
     else:
         yield Candidate(fs, path, explicit=True)
 

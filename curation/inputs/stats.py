@@ -134,13 +134,13 @@ def stat_candidate(candidate: Candidate, patience: Patience) -> Source:
 
 def _local_info(path: str) -> dict[str, Any]:
     try:
-        about = os.stat(path)
+        stat_result = os.stat(path)
     except FileNotFoundError:
         if os.path.lexists(path):
             raise SourceError("missing", "this link leads to a file that is not there, or was not fetched") from None
         raise
-    kind = {stat.S_IFREG: "file", stat.S_IFDIR: "directory"}.get(stat.S_IFMT(about.st_mode), "other")
-    return {"type": kind, "size": about.st_size, "mtime": about.st_mtime_ns}
+    kind = {stat.S_IFREG: "file", stat.S_IFDIR: "directory"}.get(stat.S_IFMT(stat_result.st_mode), "other")
+    return {"type": kind, "size": stat_result.st_size, "mtime": stat_result.st_mtime_ns}
 
 
 def _remote_info(fs: fsspec.AbstractFileSystem, path: str, patience: Patience) -> Any:

@@ -94,9 +94,9 @@ def rejected(source: Source, error: SourceError) -> Scan:
 
 def rejected_row(row: Mapping[str, Any], error: SourceError) -> Scan:
     """The same for a source whose row is there already: only what identifies it stays."""
-    kept = {name: row.get(name) for name in ("source_id", "uri", "size_bytes", "version")}
+    identity_columns = {name: row.get(name) for name in ("source_id", "uri", "size_bytes", "version")}
     verdict = {"status": "rejected", "error_kind": error.kind, "error": redacted(error.message), "clips": 0}
-    return Scan(source=kept | verdict)
+    return Scan(source=identity_columns | verdict)
 
 
 def fits_mp4(video: Video) -> bool:

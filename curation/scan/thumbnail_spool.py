@@ -75,13 +75,13 @@ class ThumbnailSpool:
         If that is not enough, those of what is not decided are thinned out evenly, and then thumbnails get smaller.
         """
         undecided = bisect_left(self._pts, decided_pts)
-        kept = sorted({i for span in spans for i in self._chosen(*span) if i < undecided})
-        later, room_bytes = list(range(undecided, len(self._pts))), self._max_bytes // 2 - self._bytes(kept)
+        chosen = sorted({i for span in spans for i in self._chosen(*span) if i < undecided})
+        later, room_bytes = list(range(undecided, len(self._pts))), self._max_bytes // 2 - self._bytes(chosen)
         while self._bytes(later) > room_bytes and len(later) > 1:
             apart_s = 2 * (self._times_s[later[-1]] - self._times_s[later[0]]) / (len(later) - 1)
             self._farthest_s = max(self._farthest_s, apart_s)
             later = self._at_least(apart_s, later) if apart_s > 0 else later[:1]
-        self._keep(kept + later)
+        self._keep(chosen + later)
         if self.size_bytes > self._max_bytes // 2:
             self._shrink()
         crowded_bytes = min(max(self._in_memory_bytes, 2 * self.size_bytes), self._max_bytes)
@@ -101,11 +101,11 @@ class ThumbnailSpool:
 
     def _at_least(self, apart_s: float, thumbnails: list[int]) -> list[int]:
         """The first of the thumbnails, and then each that is so far from the last one that stays."""
-        kept = thumbnails[:1]
+        spaced = thumbnails[:1]
         for i in thumbnails[1:]:
-            if self._times_s[i] - self._times_s[kept[-1]] >= apart_s - 1e-6:
-                kept.append(i)
-        return kept
+            if self._times_s[i] - self._times_s[spaced[-1]] >= apart_s - 1e-6:
+                spaced.append(i)
+        return spaced
 
     def _keep(self, chosen: list[int]) -> None:
         pieces = [self._pieces[i] for i in chosen]

@@ -24,10 +24,10 @@ _EXACT_BITS = 53
 
 def check_scan(scanned: Scan, source: Source) -> None:
     """Raises SourceError (crashed) where a row is not what the scan of `source` gives."""
-    own = identity(source)
+    expected = identity(source)
     try:
         _check(scanned.source.get("status") == "ok", "status")
-        _check(all(scanned.source.get(name) == value for name, value in own.items()), "source_id")
+        _check(all(scanned.source.get(name) == value for name, value in expected.items()), "source_id")
         _check_row(scanned.source, SOURCES)
         _check(len(scanned.clips) == len(scanned.thumbnails), "thumbnails")
         for clip, thumbnails in zip(scanned.clips, scanned.thumbnails, strict=True):

@@ -74,11 +74,11 @@ class Aesthetic:
         return [self._score_clip(clip) for clip in batch]
 
     def _score_clip(self, clip: ClipView) -> dict[str, Any]:
-        found = clip.embeddings
-        if found is None or found.frames_FD is None:
-            reason = found.error if found else "the CLIP model did not run"
+        embeddings = clip.embeddings
+        if embeddings is None or embeddings.frames_FD is None:
+            reason = embeddings.error if embeddings else "the CLIP model did not run"
             return {"aesthetic": None, "aesthetic_error": f"there is no embedding: {reason}"}
-        score = float((found.frames_FD @ self._weight_D).mean()) + self._bias
+        score = float((embeddings.frames_FD @ self._weight_D).mean()) + self._bias
         return {"aesthetic": score, "aesthetic_error": None}
 
 

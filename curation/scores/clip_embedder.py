@@ -71,19 +71,19 @@ class ClipEmbedder:
         texts = list(dict.fromkeys(c.text for view in batch for c in view.captions if c.text))
         captions = dict(zip(texts, self.embed_texts(texts), strict=True))
         image_rows = iter(self.embed_images([image for view in batch for image in view.thumbnails]))
-        found = []
+        embedded = []
         for view in batch:
             if not view.thumbnails:
-                found.append(Embeddings(error="the clip has no thumbnails"))
+                embedded.append(Embeddings(error="the clip has no thumbnails"))
                 continue
             rows_FD = np.stack([next(image_rows) for _ in view.thumbnails])
             if not np.isfinite(rows_FD).all():
-                found.append(Embeddings(error="the model gave numbers that are not finite"))
+                embedded.append(Embeddings(error="the model gave numbers that are not finite"))
                 continue
             unknown_D = np.full(rows_FD.shape[1], np.nan, np.float32)
             rows_CD = [captions[c.text] if c.text else unknown_D for c in view.captions]
-            found.append(Embeddings(frames_FD=rows_FD, captions_CD=np.array(rows_CD, np.float32)))
-        return found
+            embedded.append(Embeddings(frames_FD=rows_FD, captions_CD=np.array(rows_CD, np.float32)))
+        return embedded
 
     def embed_images(self, images: Sequence[Image]) -> NDArray[np.float32]:
         """(image, width) float32 rows of length 1, of (height, width, 3) uint8 BGR images of any sizes."""

@@ -122,11 +122,13 @@ def load(model: str, pretrained: str | None, device: str = "cpu") -> Loaded:
     except Exception as error:  # names and tensors of a file go through conversions of open_clip's
         raise UserError(f"{weights.path} does not fit CLIP model {weights.name}: {short(error)}") from error
     size = {"size": network.visual.image_size} if getattr(network.visual, "image_size", None) else {}
-    about = merge_preprocess_dict(PreprocessCfg(), {**weights.preprocess, **size})
+    preprocess_config = merge_preprocess_dict(PreprocessCfg(), {**weights.preprocess, **size})
     return Loaded(
         weights=weights,
         model=network.eval().to(device),
-        preprocess=_for_thin_images(image_transform_v2(PreprocessCfg(**about), is_train=False), about["resize_mode"]),
+        preprocess=_for_thin_images(
+            image_transform_v2(PreprocessCfg(**preprocess_config), is_train=False), preprocess_config["resize_mode"]
+        ),
         tokenizer=tokenizer,
     )
 
@@ -170,7 +172,7 @@ def _from_hub(name: str, repository: str) -> Weights:
         config = Path(download_pretrained_from_hf(repository, filename=CONFIG_FILE))
         download_pretrained_from_hf(repository)
     except Exception as error:
-        raise _not_to_be_had(name, repository, error) from error
+        raise _unavailable_error(name, repository, error) from error
     return _from_folder(config.parent, name)
 
 
@@ -183,7 +185,7 @@ def _fetched(name: str, settings: Mapping[str, Any]) -> Path:
             _check_reachable(repository, [file] if file else WEIGHT_FILES)
         return Path(download_pretrained(dict(settings)))
     except Exception as error:  # what a download can raise is not written down anywhere
-        raise _not_to_be_had(name, settings.get("hf_hub") or settings.get("url", ""), error) from error
+        raise _unavailable_error(name, settings.get("hf_hub") or settings.get("url", ""), error) from error
 
 
 def _check_reachable(repository: str, files: Sequence[str]) -> None:
@@ -195,7 +197,7 @@ def _check_reachable(repository: str, files: Sequence[str]) -> None:
         check_answers(f"{constants.ENDPOINT}/{repository}/resolve/main/{CONFIG_FILE}")
 
 
-def _not_to_be_had(name: str, origin: str, error: Exception) -> UserError:
+def _unavailable_error(name: str, origin: str, error: Exception) -> UserError:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     single = f"{name.partition(' ')[0]}-quickgelu" if "openai" in origin else name.partition(" ")[0]

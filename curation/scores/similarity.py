@@ -27,14 +27,14 @@ class Similarity:
 
 
 def _score_clip(clip: ClipView) -> dict[str, Any]:
-    found = clip.embeddings
-    if found is None or found.frames_FD is None:
-        return _unscored(f"there is no embedding: {found.error if found else 'the CLIP model did not run'}")
+    embeddings = clip.embeddings
+    if embeddings is None or embeddings.frames_FD is None:
+        return _unscored(f"there is no embedding: {embeddings.error if embeddings else 'the CLIP model did not run'}")
     if not any(caption.text for caption in clip.captions):
         reasons = [caption.error for caption in clip.captions if caption.error]
         return _unscored(f"no caption has text: {reasons[0]}" if reasons else "the clip has no caption")
-    assert found.captions_CD is not None, "there are captions"
-    cosines_C = (found.captions_CD @ found.frames_FD.T).mean(axis=1)
+    assert embeddings.captions_CD is not None, "there are captions"
+    cosines_C = (embeddings.captions_CD @ embeddings.frames_FD.T).mean(axis=1)
     known_C = np.isfinite(cosines_C)
     if not known_C.any():
         return _unscored("the model gave numbers that are not finite")

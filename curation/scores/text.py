@@ -91,19 +91,19 @@ class TextArea:
         return float(covered.intersection(box(0, 0, width, height)).area / (height * width))
 
     def _boxes(self, image_HWC: Image) -> list[tuple[Polygon, float]]:
-        found = self._detect(image_HWC)
+        boxes = self._detect(image_HWC)
         giant_px = self._config.giant_share * min(image_HWC.shape[:2])
-        giants = [b for b in found if _shorter_side(b[0]) > giant_px]
+        giants = [b for b in boxes if _shorter_side(b[0]) > giant_px]
         if not giants:
-            return found
+            return boxes
         confirmed = [b for b in self._detect_at_half_size(image_HWC) if b[1] >= self._config.giant_confidence]
-        kept = [
+        confirmed_giants = [
             giant
             for giant in giants
             if giant[1] >= self._config.giant_confidence
             and any(_overlap(giant[0], polygon) >= self._config.giant_overlap for polygon, _ in confirmed)
         ]
-        return [b for b in found if b not in giants] + kept
+        return [b for b in boxes if b not in giants] + confirmed_giants
 
     def _detect(self, image_HWC: Image) -> list[tuple[Polygon, float]]:
         assert self._engine is not None, "load() comes before score()"

@@ -30,7 +30,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
             _check_header(path)
             return dict(load_file(path))
         _check_members(path)
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
     except pickle.UnpicklingError as error:
         if not _names_functions(path, error):
             raise _unreadable(path, error) from error
@@ -44,17 +44,17 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise _unreadable(path, error) from error
     except Exception as error:  # torch's unpickler passes on whatever a call with odd arguments raises
         raise _unreadable(path, error) from error
-    found = found.get("state_dict", found) if isinstance(found, dict) else None
-    if not isinstance(found, dict) or not all(
-        isinstance(t, torch.Tensor) and isinstance(k, str) for k, t in found.items()
+    content = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not all(
+        isinstance(t, torch.Tensor) and isinstance(k, str) for k, t in content.items()
     ):
         raise UserError(f"{path} holds no named tensors")
-    for name, tensor in found.items():
+    for name, tensor in content.items():
         if not _is_plain(tensor):
             raise UserError(
                 f"{path} is not a readable weight file: its tensor {name} is larger than the data it refers to"
             )
-    return {key.removeprefix("module."): tensor for key, tensor in found.items()}
+    return {key.removeprefix("module."): tensor for key, tensor in content.items()}
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -77,13 +77,13 @@ def check_shapes(network: Mapping[str, Any], path: Path, name: str) -> None:
     Raises UserError where a tensor of the same name has another shape, or the network has more numbers than the file
     has bytes: then most of it would stay random. Nothing of the network's size is allocated for that.
     """
-    found = shapes(path)
+    file_shapes = shapes(path)
     for key, tensor in network.items():
         expected = tuple(tensor.shape)
-        if key in found and found[key] != expected and not key.startswith("logit_"):
+        if key in file_shapes and file_shapes[key] != expected and not key.startswith("logit_"):
             raise UserError(
-                f"{path} is a checkpoint of another architecture than {name}: its tensor {key} has shape {found[key]}, "
-                f"expected {expected}"
+                f"{path} is a checkpoint of another architecture than {name}: its tensor {key} has shape "
+                f"{file_shapes[key]}, expected {expected}"
             )
     wanted, there = sum(tensor.numel() for tensor in network.values()), path.stat().st_size
     if wanted > there:

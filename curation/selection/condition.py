@@ -53,7 +53,7 @@ def read_condition(connection: duckdb.DuckDBPyConnection, text: str, known: Iter
     expression = _parsed(connection, text)
     unstable = _unstable_functions(connection)
     lambdas = (node for node in _nodes(expression) if node.get("class") == "LAMBDA")
-    in_lambda = {id(inner) for each in lambdas for inner in _nodes(each)}
+    in_lambda = {id(inner) for node in lambdas for inner in _nodes(node)}
     for node in _nodes(expression):
         if node.get("class") in _REFUSED:
             raise UserError(f"where: {_REFUSED[node['class']]} is not allowed, got {text!r}")
@@ -113,9 +113,9 @@ def _parsed(connection: duckdb.DuckDBPyConnection, text: str) -> dict[str, Any]:
 def _tree(connection: duckdb.DuckDBPyConnection, text: str) -> tuple[Any, Any]:
     query = f"SELECT 1 FROM joined WHERE (\n{text}\n)"
     try:
-        found = connection.execute(f"SELECT json_serialize_sql({literal(query)})").fetchone()
-        assert found is not None
-        tree = json.loads(found[0])
+        row = connection.execute(f"SELECT json_serialize_sql({literal(query)})").fetchone()
+        assert row is not None
+        tree = json.loads(row[0])
     except RecursionError as error:
         raise UserError(f"where: the condition is nested too deeply: {text[:60]!r}...") from error
     except duckdb.Error as error:

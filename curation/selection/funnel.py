@@ -102,8 +102,8 @@ def judged_rows(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test], co
 
 def passing(tests: Sequence[Test]) -> str:
     """SQL over `judged_rows`: whether a clip passes all tests."""
-    kept = [f"{_outcome(i)} IN ({', '.join(map(str, t.kept_outcomes()))})" for i, t in enumerate(tests)]
-    return " AND ".join(kept) or "true"
+    conditions = [f"{_outcome(i)} IN ({', '.join(map(str, t.kept_outcomes()))})" for i, t in enumerate(tests)]
+    return " AND ".join(conditions) or "true"
 
 
 def _rank_survivors(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test]) -> None:
@@ -131,9 +131,9 @@ def _rank_survivors(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test]
 
 def _removed_alone(connection: duckdb.DuckDBPyConnection, test: Test) -> int:
     rows = f"({joined_query(connection, sorted(test.columns))}) AS joined"
-    found = connection.execute(f"SELECT count_if(({test.outcome_alone}) = {REMOVED}) FROM {rows}").fetchone()
-    assert found is not None
-    return int(found[0])
+    row = connection.execute(f"SELECT count_if(({test.outcome_alone}) = {REMOVED}) FROM {rows}").fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def funnel(
@@ -175,11 +175,11 @@ def _commonest_error(connection: duckdb.DuckDBPyConnection, name: str) -> str | 
     known, error = joined_columns(connection), f"{name}_error"
     if error not in known or known[error][2] != "VARCHAR":
         return None
-    found = connection.execute(
+    row = connection.execute(
         f"SELECT {quoted(error)} FROM ({joined_query(connection, [error])}) WHERE {quoted(error)} IS NOT NULL "
         "GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT 1"
     ).fetchone()
-    return str(found[0]) if found else None
+    return str(row[0]) if row else None
 
 
 def _step(rule: str, asked: str, left: Mapping[Outcomes, Count], **numbers: Any) -> FunnelStep:

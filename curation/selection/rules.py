@@ -38,10 +38,10 @@ class Rule(Config):
     def _is_percentage(cls, value: Any) -> Any:
         if value is None:
             return value
-        found = _PERCENT.fullmatch(value) if isinstance(value, str) else None
-        if not found or float(found[1]) >= 100:
+        match = _PERCENT.fullmatch(value) if isinstance(value, str) else None
+        if not match or float(match[1]) >= 100:
             raise ValueError(f"expected a percentage from 0% to below 100%, such as '25%', got {value!r}")
-        return f"{found[1]}%"
+        return f"{match[1]}%"
 
     @model_validator(mode="after")
     def _leaves_something(self) -> "Rule":

@@ -28,7 +28,7 @@ __all__ = [
     "funnel_rows",
     "load_rules",
     "load_selection",
-    "select",
+    "select_clips",
     "selected_clips",
     "selection_names",
 ]
@@ -66,7 +66,7 @@ class Selection:
         return tuple(s for s in self.funnel if s.unscored_dropped and 2 * s.unscored > self.total_clips)
 
 
-def select(
+def select_clips(
     dataset: Dataset,
     rules: Rules,
     *,
@@ -95,8 +95,8 @@ def select(
         if dry_run:
             digest = _digest_of(clips)
         else:
-            kept = None if replace else older
-            digest = _write_clips(dataset, rules, clips, kept)
+            protected = None if replace else older
+            digest = _write_clips(dataset, rules, clips, protected)
     selection = Selection(
         name=rules.name,
         clips=chosen.clips,

@@ -122,7 +122,7 @@ def tests_of(
             scored[name] = _Score.of(name, known[name][2])
             if name == RANK:
                 _check_rank_rule(rules.rules[name], known)
-            _assure_possible(name, rules.rules[name])
+            _check_bounds(name, rules.rules[name])
         elif allow_missing:
             skipped[name] = f"there is no column {name!r}"
         else:
@@ -144,8 +144,8 @@ def tests_of(
         elif allow_missing:
             skipped[WHERE] = f"there is no column {condition.missing[0]!r}"
         else:
-            made = [_no_column(name, numeric) for name in condition.missing if name in MADE_BY]
-            raise UserError(f"where: {made[0] if made else condition.complaint}")
+            complaints = [_no_column(name, numeric) for name in condition.missing if name in MADE_BY]
+            raise UserError(f"where: {complaints[0] if complaints else condition.complaint}")
     values = _scores(connection, [s for name, s in scored.items() if rules.rules[name].ranks()])
     tests = [_test(s, rules.rules[name], values.pop(name, _NO_SCORES)) for name, s in scored.items()]
     return [*tests, *([where] if where else [])], skipped
@@ -160,9 +160,9 @@ def _left_out(
         return {}
     # The same reason in every clip: min and max come from the Parquet files' own statistics.
     bounds = ", ".join(f"min({quoted(e)}), max({quoted(e)}), count({quoted(e)}) = count(*)" for e in errors.values())
-    found = connection.execute(f"SELECT {bounds} FROM ({joined_query(connection, errors.values())})").fetchone()
-    assert found is not None
-    reasons = zip(errors, found[::3], found[1::3], found[2::3], strict=True)
+    row = connection.execute(f"SELECT {bounds} FROM ({joined_query(connection, errors.values())})").fetchone()
+    assert row is not None
+    reasons = zip(errors, row[::3], row[1::3], row[2::3], strict=True)
     return {name: low for name, low, high, every in reasons if every and low == high and str(low).startswith(LEFT_OUT)}
 
 
@@ -175,7 +175,7 @@ def _check_rank_rule(rule: Rule, known: Mapping[str, object]) -> None:
         )
 
 
-def _assure_possible(name: str, rule: Rule) -> None:
+def _check_bounds(name: str, rule: Rule) -> None:
     """Refuse a threshold that means something else than was meant: 7 for 7 % of a share."""
     bounds = bounds_of(CLIPS.field(name)) if name in CLIPS.names else None
     for which, value in (("min", rule.min), ("max", rule.max)):
@@ -227,8 +227,8 @@ def _scores(connection: duckdb.DuckDBPyConnection, columns: Sequence[_Score]) ->
         return {}
     listed = ", ".join(f"{column.sql} AS {quoted(column.name)}" for column in columns)
     rows = joined_query(connection, [column.name for column in columns])
-    found = connection.execute(f"SELECT {listed} FROM ({rows})").fetchnumpy()
-    return {name: np.ma.compressed(found.pop(name)) for name in list(found)}
+    values = connection.execute(f"SELECT {listed} FROM ({rows})").fetchnumpy()
+    return {name: np.ma.compressed(values.pop(name)) for name in list(values)}
 
 
 def _test(score: _Score, rule: Rule, values: NDArray[Any]) -> Test:

@@ -174,8 +174,8 @@ def _packets_between(video: Video, start_pts: int, end_pts: int) -> list[av.Pack
                 break
             packets.append(packet)
         if packets:
-            kept = set(remuxed_packets(np.array([p.pts for p in packets], np.int64), start_pts, end_pts).tolist())
-            return [packet for packet in packets if packet.pts in kept]
+            wanted_pts = set(remuxed_packets(np.array([p.pts for p in packets], np.int64), start_pts, end_pts).tolist())
+            return [packet for packet in packets if packet.pts in wanted_pts]
     raise SourceError("decode_error", f"no packet with timestamp {start_pts} was found: not as scanned")
 
 

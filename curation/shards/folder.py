@@ -23,20 +23,20 @@ def check_plan(folder_url: str, plans: Sequence[ShardPlan], *, selection: str, s
     Raises UserError, with the difference, when it holds shards of other clips, columns or settings.
     """
     wanted = _plan(plans, selection, settings)
-    found = _read(folder_url, _PLAN)
-    if found is not None and found.get("format_version") != FORMAT_VERSION:
-        version = found.get("format_version")
+    old_plan = _read(folder_url, _PLAN)
+    if old_plan is not None and old_plan.get("format_version") != FORMAT_VERSION:
+        version = old_plan.get("format_version")
         raise UserError(
             f"{folder_url} has shard format {version}, this clipmill writes format {FORMAT_VERSION}: remove that "
             "folder, or give the selection a new name."
         )
-    if found is not None and found != wanted:
+    if old_plan is not None and old_plan != wanted:
         raise UserError(
             f"{folder_url} holds shards of something else:\n"
-            + "\n".join(f"  {line}" for line in differences(found, wanted))
+            + "\n".join(f"  {line}" for line in differences(old_plan, wanted))
             + "\nGive the selection a new name, go back to the old settings, or remove that folder."
         )
-    return found is not None
+    return old_plan is not None
 
 
 def start_shards(folder_url: str, plans: Sequence[ShardPlan], *, selection: str, settings: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ folder.
 import hashlib
 import json
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -101,10 +102,6 @@ Run = Callable[..., Any]
 """Calls a function with arguments: itself, or in a child process as `curation.scan.isolation.Isolated.run` does."""
 
 
-def _here(function: Callable[..., Any], *args: Any) -> Any:
-    return function(*args)
-
-
 def plan_shards(
     clips: pa.Table | Iterable[ClipRow], *, kind: Kind, config: ShardConfig | None = None
 ) -> list[ShardPlan]:
@@ -133,11 +130,11 @@ def plan_shards(
 
 
 def write_shard(
-    plan: ShardPlan, folder_url: str, *, selection: str, config: ShardConfig | None = None, run: Run = _here
+    plan: ShardPlan, folder_url: str, *, selection: str, config: ShardConfig | None = None, run: Run = operator.call
 ) -> ShardResult:
     """Write one tar, whole or not at all, then its record. The same plan gives the same bytes.
 
-    A clip that cannot be extracted is in the result's `failed` with its reason; the others are written. `run` is what
+    A clip that cannot be extracted is in the result's `failed` with its reason; the others are written. `run`
     calls the code that reads videos: pass `Isolated(config.limits).run`, so that a video which hangs or crashes the
     decoder costs its own clips only. Raises UserError when the folder cannot be written or is full.
     """
@@ -199,12 +196,12 @@ def _spread(ids: list[str], sources: list[str], rank: Mapping[str, int], seed: i
     by_source: dict[str, list[int]] = {}
     for row, source in enumerate(sources):
         by_source.setdefault(source, []).append(row)
-    places = []
+    positions = []
     for source, rows in by_source.items():
         first = _hash(seed, source) / 2**64
         shuffled = sorted(rows, key=lambda row: rank[ids[row]])
-        places += [((k + first) / len(rows), rank[ids[row]], row) for k, row in enumerate(shuffled)]
-    return [row for _, _, row in sorted(places)]
+        positions += [((k + first) / len(rows), rank[ids[row]], row) for k, row in enumerate(shuffled)]
+    return [row for _, _, row in sorted(positions)]
 
 
 def _hash(seed: int, text: str) -> int:
@@ -279,7 +276,7 @@ class _Spooled:
 
 def _sample(row: ClipRow, extracted: ExtractedClip, selection: str) -> dict[str, Any]:
     captions = row.get("captions") or []
-    about = {
+    metadata = {
         "clip_id": row["clip_id"],
         "extraction": row["extraction"],
         "span": {"time_base": [row["time_base_num"], row["time_base_den"]]} | {key: row[key] for key in _SPAN},
@@ -302,7 +299,7 @@ def _sample(row: ClipRow, extracted: ExtractedClip, selection: str) -> dict[str,
         "__key__": row["clip_id"],
         extracted.suffix: extracted.content,
         "txt": caption.encode(),
-        "json": json_bytes(about),
+        "json": json_bytes(metadata),
     }
 
 

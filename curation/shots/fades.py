@@ -41,7 +41,7 @@ class BlankRun:
     darkest: float = 255.0
     brightest: float = 0.0
     """Brightness of those two of its frames."""
-    settled: bool = False
+    shot_began: bool = False
     """Whether what comes after it is still dark or flat, but stays."""
     after: list[Sample] = field(default_factory=list)
 
@@ -62,7 +62,7 @@ class BlankRuns:
         self._title_contrast: float | None = None
         self._waiting: list[BlankRun] = []
         self._shows_since: Sample | None = None
-        self._settled = False
+        self._shot_began = False
         self._shots: list[tuple[int, int]] = []
 
     def push(self, sample: Sample, recent: Iterable[Sample]) -> list[BlankRun]:
@@ -72,11 +72,11 @@ class BlankRuns:
         if self._run is not None and kind != self._run.kind:
             self._end_run()
         if kind is None or empty:
-            self._shows_since, self._settled = None, False
+            self._shows_since, self._shot_began = None, False
         else:
             self._shows_since = self._shows_since or sample
-            self._settle(sample, recent)
-        if self._settled:
+            self._end_if_shot_began(sample, recent)
+        if self._shot_began:
             self._shots[-1] = self._shots[-1][0], sample.index
         elif kind is not None:
             if self._run is None:
@@ -119,10 +119,10 @@ class BlankRuns:
             run.after.append(sample)
         return complete
 
-    def _settle(self, sample: Sample, recent: Iterable[Sample]) -> None:
+    def _end_if_shot_began(self, sample: Sample, recent: Iterable[Sample]) -> None:
         """End the run where that which a dark or flat frame shows has turned out to be a shot."""
         since = self._shows_since
-        if self._settled or since is None or sample.time_s - since.time_s < _STEADY_S:
+        if self._shot_began or since is None or sample.time_s - since.time_s < _STEADY_S:
             return
         lately = [s for s in recent if s.index >= since.index]
         steady = [s for s in lately if s.time_s >= sample.time_s - _STEADY_S]
@@ -131,11 +131,11 @@ class BlankRuns:
                 return
             steady = lately
         first = steady[0].index if steady else sample.index
-        self._settled = True
+        self._shot_began = True
         self._shots.append((first, sample.index))
         if self._run is not None:
             run = self._run
-            run.settled = True
+            run.shot_began = True
             run.last = max((s for s in lately if run.first.index <= s.index < first), default=run.first, key=_index)
             run.after = steady
             self._end_run()
@@ -214,7 +214,7 @@ def fade_bounds(run: BlankRun, cuts: Set[int], *, flash_s: float) -> tuple[int, 
     after = after[: next((i for i, s in enumerate(after) if s.index in cuts and i > 0), len(after))]
     out = _length(run.blankest.luma, before)
     back = _length(run.blankest.luma, after)
-    if run.settled and not run.empty and (run.kind != "black" or not out):
+    if run.shot_began and not run.empty and (run.kind != "black" or not out):
         return None
     short = run.last.time_s - run.first.time_s < flash_s and out + back < 4
     old, new = _lumas(before[out : out + 4]), _lumas(after[back : back + 4])
@@ -227,8 +227,8 @@ def _differs(sample: Sample, blank: Sample) -> bool:
     return sample.contrast > _EMPTY_CONTRAST or abs(sample.brightness - blank.brightness) > _OTHER_LEVEL
 
 
-def _stands_out(run: BlankRun, beside: Sequence[Sample]) -> bool:
-    return not beside or max(s.texture for s in beside) >= _RISE * max(run.blankest.texture, 0.5)
+def _stands_out(run: BlankRun, neighbours: Sequence[Sample]) -> bool:
+    return not neighbours or max(s.texture for s in neighbours) >= _RISE * max(run.blankest.texture, 0.5)
 
 
 def _length(blank: Luma, samples: Sequence[Sample]) -> int:

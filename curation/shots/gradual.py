@@ -180,7 +180,7 @@ def find_gradual(
     interval_s = float(np.median(np.diff(times_N)))
     longest = min(n - 1, round(max_s / interval_s))
     change = [np.abs(thumbs_NP[lag:] - thumbs_NP[: n - lag]).mean(1) for lag in range(longest + 1)]
-    found = []
+    candidates = []
     for length in range(max(_PARTS, round(min_s / interval_s)), longest + 1):
         marks = np.linspace(0, length, _PARTS + 1).round().astype(int)
         parts = np.stack([change[b - a][a : n - length + a] for a, b in pairwise(marks)])
@@ -196,11 +196,11 @@ def find_gradual(
         clear = straight[rows] >= _STRAIGHT
         dips = (clear & is_dip(depth, left, _CLEAR)) | is_dip(depth, left, _EXACT)
         score = change[length][rows] * straight[rows] ** 2 * np.where(dips, 1 - left.max(0), 0.7)
-        found += [
+        candidates += [
             Candidate(float(score[k]), int(rows[k]), int(rows[k]) + length, bool(dips[k]))
             for k in np.flatnonzero(dips | clear)
         ]
-    return sorted(found, reverse=True)
+    return sorted(candidates, reverse=True)
 
 
 def dip_fit(

@@ -64,7 +64,7 @@ def find_sweeps(
     lengths = min_s / interval_s * _LONGER ** np.arange(np.log(max_s / min_s) / np.log(_LONGER) + 1)
     tried = [(length, shift) for length in lengths for shift in (_SHIFTS if length < _SHORT else (0.5,))]
     strip = np.arange(_STRIPS)
-    found: list[Sweep] = []
+    sweeps: list[Sweep] = []
     lag = 0
     for length, shift in tried:
         if lag != max(1, round(length / _STRIPS)):
@@ -84,8 +84,8 @@ def find_sweeps(
         for k, way in zip(at[changed & clear], ways[changed & clear], strict=True):
             start_s = float(times_N[k]) + lag / 2 * interval_s
             end_s = start_s + float(length) * interval_s
-            found.append(Sweep(float(scores[k, way]), start_s, end_s, turned=way % 2 == 1, back=way >= 2))
-    return sorted(found, reverse=True)
+            sweeps.append(Sweep(float(scores[k, way]), start_s, end_s, turned=way % 2 == 1, back=way >= 2))
+    return sorted(sweeps, reverse=True)
 
 
 def _standing_out(change_NHW: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -142,8 +142,8 @@ def _carries(luma_NHW: NDArray[np.uint8], start: float, end: float) -> bool:
             continue
         a_px, b_px = (round((i - start) / (end - start) * width) for i in (a, b))
         step = b_px - a_px
-        beside = _LEAST_PX + step // 2
-        for side, (left, right) in enumerate(((b_px + beside, width), (0, a_px - beside))):
+        margin_px = _LEAST_PX + step // 2
+        for side, (left, right) in enumerate(((b_px + margin_px, width), (0, a_px - margin_px))):
             still, moving = (
                 min(_residuals(luma_NHW[a], luma_NHW[b], left, right, moves), default=np.inf)
                 for moves in (range(-(step // 2), step // 2 + 1), range(step - step // 4, step + step // 4 + 1))

@@ -71,7 +71,7 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def test_types_bounds_units_and_defaults_are_read_off_the_class():
-    made = {g.title: g.settings for g in groups(Chapter(command="c", title="", about="", config=Outer))}
+    made = {g.title: g.settings for g in groups(Chapter(command="c", title="", summary="", config=Outer))}
     assert list(made) == ["c: top level", "c: inner", "c: maybe"]
     length, maybe, size, text, shares = made["c: top level"]
     assert (length.type, length.default, length.unit) == ("number, > 0, ≤ 10", "`2`", "s")
@@ -85,7 +85,7 @@ def test_types_bounds_units_and_defaults_are_read_off_the_class():
 
 
 def test_dataclasses_are_read_likewise():
-    (group,) = groups(Chapter(command="c", title="", about="", config=Plain))
+    (group,) = groups(Chapter(command="c", title="", summary="", config=Plain))
     needed, pair, steps = group.settings
     assert (needed.default, needed.type) == ("required", "text")
     assert (pair.default, pair.type) == ("`[0.9, 1e-08]`", "list of 2: number")

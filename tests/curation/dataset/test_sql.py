@@ -17,8 +17,8 @@ from curation.dataset.sql import batches, literal, open_connection, quoted
 from curation.dataset.tables import CLIPS, SOURCES, Dataset
 from curation.dedup.duplicates import find_duplicates
 from curation.selection.rules import Rules
-from curation.selection.select import select, selected_clips
-from pipelines.select import select as select_by_name
+from curation.selection.select import select_clips, selected_clips
+from pipelines.select import select
 from pipelines.status import status
 
 HOSTILE = (
@@ -65,7 +65,7 @@ def test_column_names_that_are_sql_are_only_names(hostile: tuple[Dataset, list[s
     find_duplicates(dataset)
     for name in names:
         rules = {"name": "r", "rules": {name: {"drop_lowest": "10%", "max": 9}}, "where": f"{quoted(name)} < 9"}
-        assert select(dataset, Rules.from_values(rules, origin="test"), name="r").clips == 4
+        assert select_clips(dataset, Rules.from_values(rules, origin="test"), name="r").clips == 4
         (batch,) = selected_clips(dataset, "r", [name, "motion"])
         assert batch.schema.names == [name, "motion"]
         for file in Path(dataset.path).glob("selections/*"):
@@ -73,14 +73,14 @@ def test_column_names_that_are_sql_are_only_names(hostile: tuple[Dataset, list[s
     (batch,) = selected_clips(select_everything(dataset), "all")
     assert set(names) <= set(batch.schema.names)
     with pytest.raises(UserError, match="unknown column of numbers"):
-        select(dataset, Rules.from_values({"name": "r", "rules": {HOSTILE[0]: {"min": 0}}}, origin="test"))
+        select_clips(dataset, Rules.from_values({"name": "r", "rules": {HOSTILE[0]: {"min": 0}}}, origin="test"))
     after = sorted(p for p in Path(dataset.path).rglob("*") if p.is_file())
     assert [p for p in after if p.parent.name not in ("selections", "duplicates")] == before
     assert not evil.exists()
 
 
 def select_everything(dataset: Dataset) -> Dataset:
-    select(dataset, Rules(name="all"))
+    select_clips(dataset, Rules(name="all"))
     return dataset
 
 
@@ -178,7 +178,7 @@ def complete(tmp_path: Path) -> Dataset:
     dataset.write_part("sources", "p", pa.Table.from_pylist([{"source_id": f"s{i}"} for i in range(3)], SOURCES))
     dataset.write_part("scores/mine", "p", pa.table({"clip_id": ["c0"], "mine": [1.0]}))
     find_duplicates(dataset)
-    select(dataset, Rules(name="all"))
+    select_clips(dataset, Rules(name="all"))
     totals = {"shards": 1, "samples": 3, "bytes": 10, "failed": 0, "duration_s": 1.0}
     index = {"kind": "clips", "selection": "all", "totals": totals}
     for name, value in {"models.json": {"notices": []}, "shards/all/index.json": index}.items():
@@ -192,7 +192,7 @@ def use(dataset: Dataset) -> None:
     opened.create_or_open({})
     status(opened)
     opened.statuses()
-    select_by_name(dataset.url, Rules.from_values({"name": "more", "rules": {"mine": {"min": 0}}}, origin="test"))
+    select(dataset.url, Rules.from_values({"name": "more", "rules": {"mine": {"min": 0}}}, origin="test"))
     list(selected_clips(opened, "all"))
     find_duplicates(opened)
 

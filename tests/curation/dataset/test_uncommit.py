@@ -104,6 +104,6 @@ def test_a_damaged_note_is_one_sentence_and_leads_nowhere(dataset: Dataset, note
     outside.write_bytes(Path(dataset.file("clips", "part.parquet")).read_bytes())
     before = outside.read_bytes()
     Path(dataset.file("uncommit.json")).write_text(note)
-    with pytest.raises(UserError, match=r"X damaged"):
+    with pytest.raises(UserError, match=r"uncommit\.json is damaged"):
         finish_uncommit(dataset)
     assert outside.read_bytes() == before

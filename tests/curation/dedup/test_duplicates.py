@@ -18,7 +18,7 @@ from clipmill.errors import UserError
 from curation.dataset.tables import CLIPS, SOURCES, Dataset
 from curation.dedup.duplicates import DUPLICATES, DuplicatesConfig, find_duplicates, is_current, rank_duplicates
 from curation.selection.rules import Rules
-from curation.selection.select import select
+from curation.selection.select import select_clips
 
 BATCH = pa.schema(
     [
@@ -315,7 +315,7 @@ def test_the_table_of_a_dataset_and_the_rule_that_uses_it(dataset: Dataset) -> N
         "duplicate_cosine": pytest.approx(math.cos(math.radians(2)), abs=1e-3),
     }
     rules = Rules.from_values({"name": "r", "rules": {"duplicate_rank": {"max": 0}}}, origin="test")
-    (step,) = select(dataset, rules).funnel
+    (step,) = select_clips(dataset, rules).funnel
     assert (step.clips_left, step.removed, step.unscored_dropped) == (3, 1, 1)
 
 

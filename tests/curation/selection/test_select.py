@@ -16,8 +16,14 @@ from hypothesis import strategies as st
 from clipmill.errors import UserError
 from curation.dataset.tables import CLIPS, SOURCES, Dataset
 from curation.selection.rules import Rules, load_preset, load_rules
-from curation.selection.select import Selection, funnel_rows, load_selection, selected_clips, selection_names
-from curation.selection.select import select as select_clips
+from curation.selection.select import (
+    Selection,
+    funnel_rows,
+    load_selection,
+    select_clips,
+    selected_clips,
+    selection_names,
+)
 from curation.selection.thresholds import percentile
 
 PRESETS = Path(__file__).parents[3] / "pipelines" / "presets"

@@ -1,15 +1,14 @@
-"""`clipmill cache-latents`: clip shards into latent shards, a Ray task per shard."""
+"""`clipmill cache-latents`: clip shards into latent shards, shard by shard on Ray."""
 
 import json
-import pickle
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from clipmill import storage
+from clipmill import pipeline, storage
 from clipmill.errors import UserError
 from clipmill.resume import deciding, differences, sentence, shortened
 from pipelines.cluster import connected, usual_device
@@ -40,14 +39,13 @@ class LatentCache:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Task:
-    """What every task of a run does with its shard."""
+class _Job:
+    """What a run does with each of its shards."""
 
     stage: Stage
     init: Path
     out: Path
     augmentations_per_clip: int
-    device: str
 
 
 def cache_latents(
@@ -85,18 +83,21 @@ def cache_latents(
             if missing:
                 report.waiting(f"connecting to Ray at {address}" if address else "starting Ray")
                 stack.enter_context(connected(address, num_cpus=num_cpus))
+                if device == "cuda" and usual_device() != "cuda":
+                    raise UserError("device is cuda, and the Ray cluster has no GPU: leave it out to run on CPUs")
             if not complete:
                 fence = stack.enter_context(owned(folder, take_over=take_over))
                 _start(folder, plan)
                 if missing:
-                    task = _Task(
+                    job = _Job(
                         stage=stage,
                         init=init.absolute(),
                         out=out.absolute(),
                         augmentations_per_clip=augmentations_per_clip,
-                        device=device or usual_device(),
                     )
-                    _run(missing, task, fence, report)
+                    latents = partial(latents_stage, job, fence, gpu=device != "cpu")
+                    for _ in stream_shards(latents, missing, [len(shard) for shard in missing], report):
+                        pass
                 _write(folder, INDEX, _content(index, out))
     return _result(index, out)
 
@@ -142,43 +143,51 @@ def _start(folder: str, plan: dict[str, Any]) -> None:
     storage.remove_leftovers(*storage.filesystem(folder))
 
 
-def _run(missing: Sequence[Shard], task: _Task, fence: Fence, report: Reporter) -> None:
-    """The graph: a task per shard."""
-    resources: dict[str, Any] = {"num_gpus": 1} if task.device == "cuda" else {"num_cpus": 1}
-    planned = partial(cache_planned, task=task, fence=fence)
-    for _ in stream_shards("shard", missing, [len(shard) for shard in missing], planned, report, **resources):
-        pass
+def latents_stage(job: _Job, fence: Fence, counter: Any = None, *, gpu: bool = True) -> pipeline.Stage:
+    """Shards, each with the number of its first sample, to shards of latents; on GPUs where there are any."""
+    return pipeline.Stage(
+        name="latents",
+        needs=("shard",),
+        gives=("latents",),
+        load=partial(_load_latents, job, fence, counter),
+        resources=pipeline.Resources(num_gpus=int(gpu)),
+    )
 
 
-def cache_planned(row: dict[str, Any], task: _Task, fence: Fence, counter: Any = None) -> dict[str, Any]:
+def _load_latents(
+    job: _Job, fence: Fence, counter: Any, device: str
+) -> Callable[[list[tuple[Shard, int]]], list[LatentShard]]:
+    return lambda shards: [cache_planned(shard, first, job, fence, counter, device=device) for shard, first in shards]
+
+
+def cache_planned(
+    shard: Shard, first: int, job: _Job, fence: Fence, counter: Any = None, *, device: str = "cpu"
+) -> LatentShard:
     """Write the latents of one shard."""
     import torch
 
     torch.set_num_threads(1)
-    shard: Shard = pickle.loads(row["shard"])
 
     def done(sample: int) -> None:
         if counter is not None:
-            counter.add.remote(row["first"] + sample)
+            counter.add.remote(first + sample)
 
+    fence.check()
     try:
-        fence.check()
-        try:
-            cache_shard(
-                shard,
-                task.out,
-                _model(task.stage, task.init, task.device),
-                task.stage.data,
-                augmentations_per_clip=task.augmentations_per_clip,
-                commit=fence.check,
-                on_sample=done,
-            )
-        except OSError:
-            fence.check()  # another run removes our unfinished files, and the error would be about those
-            raise
+        return cache_shard(
+            shard,
+            job.out,
+            _model(job.stage, job.init, device),
+            job.stage.data,
+            augmentations_per_clip=job.augmentations_per_clip,
+            commit=fence.check,
+            on_sample=done,
+        )
+    except UserError:
+        raise
     except (ValueError, OSError) as error:
-        return {"name": shard.name, "error": f"caching stopped: {error}"}
-    return {"name": shard.name, "error": ""}
+        fence.check()  # another run removes our unfinished files, and the error would be about those
+        raise UserError(f"caching stopped: {error}") from error
 
 
 def _records(index: ShardIndex, out: Path) -> list[LatentShard]:

@@ -1,19 +1,16 @@
 """How much of its work a run on Ray has done so far, counted where it is done, and which nodes it lost."""
 
-import pickle
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
 from itertools import accumulate
 from typing import Any
 
-from clipmill.errors import RunStopped
+from clipmill.pipeline import Stage
 from pipelines.cluster import stopped_by_errors
+from pipelines.graph import run
 from pipelines.progress import Reporter
 
-TASKS_AT_MOST = 4096
-"""Beyond this many rows a task takes several: each task costs the driver time and memory."""
 _ASKED_EVERY_S = 1.0
 _ANSWER_S = 10.0
 
@@ -84,30 +81,19 @@ def counted_on(report: Reporter, total: int) -> Iterator[Any]:
 
 
 def stream_shards(
-    key: str,
-    shards: Sequence[Any],
-    samples: Sequence[int],
-    task: Callable[..., dict[str, Any]],
-    report: Reporter,
-    **resources: Any,
-) -> Iterator[dict[str, Any]]:
-    """Run `task` on Ray for each shard, and yield its answers as they come.
+    stage: Callable[[Any], Stage], shards: Sequence[Any], samples: Sequence[int], report: Reporter
+) -> Iterator[Any]:
+    """Run a stage on Ray for each shard, and yield its answers as they come.
 
-    `task` gets a row, {`key`: the pickled shard, "first": the number of its first sample}, and `counter`, which counts
-    the `samples` of each shard. Raises RunStopped for an answer with an "error".
+    `stage` makes it of the counter, an actor that is told the numbers of the samples that are done; its items are pairs
+    of a shard and the number of its first sample. `samples` are the counts of each shard. Raises RunStopped.
     """
-    import ray
-
     first = accumulate(samples, initial=0)
-    rows = [{key: pickle.dumps(shard), "first": number} for shard, number in zip(shards, first, strict=False)]
     with counted_on(report, sum(samples)) as counter:
-        answers = ray.data.from_items(rows, override_num_blocks=min(len(rows), TASKS_AT_MOST)).map(
-            partial(task, counter=counter), **resources
-        )
-        for done, answer in enumerate(answers.iter_rows(), 1):
-            if answer["error"]:
-                raise RunStopped(answer["error"])
-            report.detail(f"{done:,} of {len(rows):,} shards")
+        made = stage(counter)
+        answers = run([made], list(zip(shards, first, strict=False)), given=made.needs)
+        for done, answer in enumerate(answers, 1):
+            report.detail(f"{done:,} of {len(shards):,} shards")
             yield answer
 
 

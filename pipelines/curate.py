@@ -6,38 +6,34 @@ What passes between the stages is rows and three thumbnails per clip, never a vi
 """
 
 import json
-import pickle
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache, partial
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from clipmill import storage
 from clipmill.addresses import redacted
-from clipmill.errors import RunStopped, SourceError, UserError
+from clipmill.errors import UserError
+from clipmill.pipeline import Stage
 from curation.captioners import CAPTIONERS
-from curation.dataset.tables import CLIPS, PREVIEWS, SOURCES, Dataset, differences, part_name
+from curation.dataset.tables import Dataset, differences
 from curation.dataset.uncommit import failed_captions, finish_uncommit, uncommit
 from curation.dedup.duplicates import DuplicatesResult, find_duplicates
 from curation.inputs.sources import Source, list_sources
-from curation.scan.isolation import Isolated
-from curation.scan.one_pass import Scan, rejected_row
-from curation.video.decode import Limits
 from pipelines.cluster import connected
 from pipelines.config import CurateConfig
-from pipelines.counting import TASKS_AT_MOST, counted_on
+from pipelines.counting import counted_on
 from pipelines.fence import Fence, owned, refuse_if_running
-from pipelines.models import CheckedModels, check_models, with_models
+from pipelines.graph import check, run
+from pipelines.models import CheckedModels, check_models
+from pipelines.parts import Part, scan_stage, write_stage
 from pipelines.progress import Reporter, note
-from pipelines.scoring import scan_safely
+from pipelines.scoring import clip_stages
 from pipelines.status import Status, models_of, status
 
 _MODELS_FILE = "models.json"
+_GIVEN = ("source",)
 _PART_SOURCE_BYTES = 2 << 30
 _PARTS_AT_LEAST = 64
 _SOURCES_PER_PART = 256
@@ -124,7 +120,9 @@ def curate(
             report.waiting(f"connecting to Ray at {address}" if address else "starting Ray")
             with connected(address, num_cpus=num_cpus):
                 report.waiting("loading the models")
-                checked = check_models(config)  # before a dataset is made: a mistake in the request leaves nothing
+                # Before a dataset is made: a mistake in the request leaves nothing.
+                checked = check_models(config)
+                check(_stages(config, checked, dataset, Fence(url=dataset.url, run="")), _GIVEN)
                 dataset.create_or_open(config.described())
                 _check_models_are_the_same(dataset, checked)
                 with owned(dataset.url, take_over=take_over) as fence:
@@ -195,106 +193,32 @@ def _run(
     clips = committed = 0
     with counted_on(report, len(todo)) as counter:
         for part in _stream(todo, dataset, config, fence, checked, counter):
-            if part["error"]:
-                raise RunStopped(part["error"])
-            committed, clips = committed + part["sources"], clips + part["clips"]
+            committed, clips = committed + part.sources, clips + part.clips
             report.detail(f"{committed:,} committed, {clips:,} clips")
     return len(todo)
 
 
 def _stream(
     todo: Sequence[Source], dataset: Dataset, config: CurateConfig, fence: Fence, checked: CheckedModels, counter: Any
-) -> Iterator[dict[str, Any]]:
-    """The graph. Yields {"sources", "clips", "error"} for every part as it is committed, or could not be."""
-    import ray
-
-    rows = [{"source": pickle.dumps(source), "number": number} for number, source in enumerate(todo)]
-    scans = ray.data.from_items(rows, override_num_blocks=min(len(rows), TASKS_AT_MOST)).map(
-        partial(scan_source, config=config, counter=counter), num_cpus=1
-    )
-    written = with_models(scans, config, checked).map_batches(
-        partial(write_part, dataset=dataset, fence=fence), batch_size=_part_size(todo), num_cpus=0.1
-    )
-    yield from written.iter_rows()
+) -> Iterator[Part]:
+    """The graph. Yields every part as it is committed."""
+    stages = _stages(config, checked, dataset, fence, counter, part_size=_part_size(todo))
+    yield from run(stages, list(enumerate(todo)), _GIVEN)
 
 
-def scan_source(row: dict[str, Any], config: CurateConfig, counter: Any = None) -> dict[str, Any]:
-    """First stage: one source, in a child process with limits; a rejected one is a row like the others.
-
-    What is no fault of the source (a full disk of this machine) is a sentence in `error`, which stops the run.
-    """
-    source: Source = pickle.loads(row["source"])
-    try:
-        scanned = scan_safely(_child(config.limits), source, config)
-    except UserError as error:
-        return {"scan": b"", "error": str(error)}
-    if counter is not None:
-        counter.add.remote(row["number"])
-    return {"scan": pickle.dumps(scanned), "error": ""}
-
-
-def write_part(batch: dict[str, Any], dataset: Dataset, fence: Fence) -> dict[str, Any]:
-    """Last stage: the rows of some sources become one part, committed by its sources file, written last.
-
-    A source whose rows no table can hold becomes a rejected one.
-    """
-    try:
-        if reason := next(filter(None, batch["error"]), None):
-            raise RunStopped(reason)
-        scans: list[Scan] = [pickle.loads(scan) for scan in batch["scan"]]
-        try:
-            _write(dataset, scans, fence)
-        except UserError:
-            raise
-        except _UNWRITABLE:
-            scans = [_writable(scan) for scan in scans]
-            _write(dataset, scans, fence)
-    except UserError as error:
-        return {"sources": [0], "clips": [0], "error": [str(error)]}
-    return {"sources": [len(scans)], "clips": [sum(len(scan.clips) for scan in scans)], "error": [None]}
-
-
-_UNWRITABLE = (pa.ArrowException, OverflowError, ValueError, TypeError)
-"""What Arrow and Parquet raise for values that do not fit a column: too many bytes, too large a number."""
-
-
-def _write(dataset: Dataset, scans: Sequence[Scan], fence: Fence) -> None:
-    tables, part = _tables(scans), part_name(scan.source["source_id"] for scan in scans)
-    fence.check()
-    dataset.write_part("previews", part, tables["previews"])
-    dataset.write_part("clips", part, tables["clips"])
-    fence.check()
-    dataset.write_part("sources", part, tables["sources"])
-
-
-def _tables(scans: Sequence[Scan]) -> dict[str, pa.Table]:
-    previews = [
-        dict(zip(PREVIEWS.names, (clip["clip_id"], *(jpegs or (None, None, None))), strict=True))
-        for scan in scans
-        for clip, jpegs in zip(scan.clips, scan.thumbnails, strict=True)
+def _stages(
+    config: CurateConfig,
+    checked: CheckedModels,
+    dataset: Dataset,
+    fence: Fence,
+    counter: Any = None,
+    part_size: int = 1,
+) -> list[Stage]:
+    return [
+        scan_stage(config, counter),
+        *clip_stages(config, checked.resources),
+        write_stage(dataset, fence, sources=part_size),
     ]
-    return {
-        "previews": pa.Table.from_pylist(previews, PREVIEWS),
-        "clips": pa.Table.from_pylist([clip for scan in scans for clip in scan.clips], CLIPS),
-        "sources": pa.Table.from_pylist([scan.source for scan in scans], SOURCES),
-    }
-
-
-def _writable(scan: Scan) -> Scan:
-    """The scan, or a rejected one where its rows alone cannot be written."""
-    try:
-        for table in _tables([scan]).values():
-            pq.write_table(table, pa.BufferOutputStream(), compression="zstd")
-    except _UNWRITABLE as error:
-        reason = str(error).partition("\n")[0][:200]
-        return rejected_row(scan.source, SourceError("too_large", f"its rows cannot be written to a table: {reason}"))
-    return scan
-
-
-@lru_cache(maxsize=1)
-def _child(limits: Limits) -> Isolated:
-    """Ray keeps worker processes from task to task: the child lives as long as its worker does."""
-    return Isolated(limits)
 
 
 def _part_size(todo: Sequence[Source]) -> int:
@@ -331,7 +255,7 @@ def _keep_models(dataset: Dataset, checked: CheckedModels, config: CurateConfig)
     """Note which weights score this dataset."""
     if not models_of(dataset):
         duplicates = config.duplicates and config.duplicates.model_dump(mode="json")
-        _write_models(dataset, asdict(checked) | {"duplicates": duplicates})
+        _write_models(dataset, checked.recorded() | {"duplicates": duplicates})
 
 
 def _write_models(dataset: Dataset, content: dict[str, Any]) -> None:

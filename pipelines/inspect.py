@@ -4,11 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from clipmill.pipeline import loaded
 from curation.inputs.sources import list_sources
 from curation.scan.isolation import Isolated
 from pipelines.config import CurateConfig
+from pipelines.parts import scan_safely
 from pipelines.progress import Reporter, note
-from pipelines.scoring import caption_clips, load_captioners, load_models, scan_safely, score_clips
+from pipelines.scoring import clip_stages, load_models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +31,12 @@ def inspect(inputs: Sequence[str], config: CurateConfig | None = None, *, quiet:
     config = config or CurateConfig()
     with Reporter("inspect", unit="videos", quiet=quiet) as report:
         report.waiting("loading the models")
-        models, captioners = load_models(config), load_captioners(config)
-    for notice in models.notices:
+        notices, work = load_models(config).notices, loaded(clip_stages(config), "cpu")
+    for notice in notices:
         note(notice)
     with Isolated(config.limits) as child:
         for source in list_sources(inputs):
-            scanned = scan_safely(child, source, config)
-            caption_clips(captioners, [scanned])
-            score_clips(models, [scanned])
+            (scanned,) = work([scan_safely(child, source, config)])
             row = dict(scanned.source)
             transitions = row.pop("transitions", None) or []
             yield Inspection(

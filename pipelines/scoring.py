@@ -1,38 +1,74 @@
-"""What every source goes through, with a cluster or without: a scan in a child process, captions, scores."""
+"""The stages that look at clips: captioners, the CLIP embedder, scorers, previews. Each runs with Ray or without.
+
+They work on the three thumbnails of each clip, which the scan kept, some dozens of clips at a time.
+"""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import cached_property, lru_cache, partial
+from typing import Any, cast
 
 import cv2
 import numpy as np
 
 from clipmill.columns import LEFT_OUT
-from clipmill.errors import SourceError, UserError
+from clipmill.config import Config
+from clipmill.errors import UserError
+from clipmill.pipeline import Resources, Stage
 from curation.captioners import CAPTIONERS
 from curation.inputs.captions import Caption
-from curation.inputs.sources import Source
-from curation.scan.isolation import Isolated
-from curation.scan.one_pass import Scan, rejected, scan
-from curation.scan.validate import check_scan
+from curation.scan.one_pass import Scan
 from curation.scores.base import Captioner, ClipView, Embeddings, Scorer
 from curation.scores.clip_embedder import ClipEmbedder, embedding_columns
 from curation.scores.columns import SCORE_COLUMNS
 from curation.scores.registry import SCORERS
+from curation.video.resize import Image
 from pipelines.config import CurateConfig
 
 _CLIPS_AT_ONCE = 64
 """Of their thumbnails, decoded, so many are in memory at a time: about 130 MB."""
+_SOURCES_PER_BATCH = 4
+_NOTHING = Resources(num_cpus=0)
+
+
+class ClipBatch:
+    """Some clips of one or several sources: stages read `views()` and fill `rows`."""
+
+    def __init__(self, rows: list[dict[str, Any]], jpegs: list[tuple[bytes, ...]]) -> None:
+        self.rows = rows
+        """Of the clips table."""
+        self.jpegs = jpegs
+        """First, middle and last thumbnail of each clip."""
+        self.embeddings: list[Embeddings | None] = [None] * len(rows)
+
+    @cached_property
+    def _thumbnails(self) -> list[tuple[Image, ...]]:
+        return [tuple(map(decode_jpeg, jpegs)) for jpegs in self.jpegs]
+
+    def views(self) -> list[ClipView]:
+        """What captioners and scorers see of each clip: its captions and embeddings as far as stages have made them."""
+        return [
+            ClipView(thumbnails=thumbnails, captions=_captions(row), embeddings=embeddings)
+            for row, thumbnails, embeddings in zip(self.rows, self._thumbnails, self.embeddings, strict=True)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
     """Whatever looks at clips, loaded."""
 
-    scorers: tuple[Scorer, ...]
+    captioners: tuple[Captioner, ...]
     clip: ClipEmbedder | None
-    left_out: tuple[str, ...]
+    scorers: tuple[Scorer, ...]
+
+    @property
+    def resources(self) -> dict[str, Resources]:
+        """Name -> what a worker takes, now that the weights are known."""
+        models: list[Captioner | ClipEmbedder | Scorer] = [*self.captioners, *self.scorers]
+        if self.clip:
+            models.append(self.clip)
+        return {model.name: model.resources for model in models}
 
     @property
     def notices(self) -> list[str]:
@@ -40,73 +76,57 @@ class Models:
         return [self.clip.weights.notice] if self.clip and self.clip.weights.notice else []
 
 
-def scan_safely(child: Isolated, source: Source, config: CurateConfig) -> Scan:
-    """Scan in the child process. Whatever happens there, the answer is a scan: a rejected one says why.
-
-    Raises RunStopped where it is the machine that fails: no child can start, the temporary folder is full.
-    """
-    try:
-        scanned = child.run_on(source.uri, scan, source, config.scan_settings())
-        check_scan(scanned, source)
-        return scanned
-    except SourceError as error:
-        return rejected(source, error)
-
-
 def load_models(config: CurateConfig, device: str = "cpu") -> Models:
-    """Every scorer that is not left out, and the CLIP model if one of them needs it, loaded onto `device`.
+    """Every captioner and scorer that the configuration asks for, and the CLIP model if one of them needs it.
 
-    Raises UserError where weights are missing or do not fit together.
+    The process keeps them for the stages that it runs later; `forget_models` drops them. Raises UserError where weights
+    are missing or do not fit together.
     """
-    scorers = tuple(_made(kind, config, name) for name, kind in SCORERS.items() if name not in config.without)
-    clip = ClipEmbedder(config.clip_embedder) if any(scorer.needs_embeddings for scorer in scorers) else None
-    if clip:
-        clip.load(device)
-    for scorer in scorers:
-        scorer.load(device)
-        if clip and scorer.embedding_width not in (None, clip.width):
+    models = Models(
+        captioners=tuple(_load(*asked, device) for asked in _captioners(config)),
+        clip=_load(ClipEmbedder, config.clip_embedder, device) if _needs_clip(config) else None,
+        scorers=tuple(_load(*asked, device) for asked in _scorers(config)),
+    )
+    for scorer in models.scorers:
+        if models.clip and scorer.embedding_width not in (None, models.clip.width):
             raise UserError(
                 f"the {scorer!r} was made for embeddings of width {scorer.embedding_width}, but CLIP model "
-                f"{clip.weights.name} gives {clip.width}: choose a head and a model that belong together"
+                f"{models.clip.weights.name} gives {models.clip.width}: choose a head and a model that belong together"
             )
-    return Models(scorers=scorers, clip=clip, left_out=config.without)
+    return models
 
 
-def load_captioners(config: CurateConfig, device: str = "cpu") -> list[Captioner]:
-    """Every captioner that the configuration asks for, loaded, in the order in which they run."""
-    asked = {name: settings for name in CAPTIONERS if (settings := getattr(config.captioners, name)) is not None}
-    captioners = [CAPTIONERS[name](settings) for name, settings in asked.items()]
-    for captioner in captioners:
-        captioner.load(device)
-    return captioners
+def clip_stages(config: CurateConfig, resources: Mapping[str, Resources] | None = None) -> list[Stage]:
+    """Captioners, embedder and scorers of the configuration, and previews, in the order in which they run.
+
+    `resources` by name, of loaded models (`Models.resources`); without them, those that the classes declare.
+    """
+
+    def stage(work: Callable[[Any, ClipBatch], None], kind: Callable[..., Any], settings: Config | None) -> Stage:
+        model = _made(kind, settings)
+        takes = (resources or {}).get(model.name, model.resources)
+        return _on_clips(
+            model.name,
+            needs=model.needs,
+            gives=_gives(model),
+            load=partial(_load_work, work, kind, settings),
+            resources=replace(takes, num_cpus=0) if "embeddings" in model.needs else takes,
+        )
+
+    captioners = [stage(_caption, *asked) for asked in _captioners(config)]
+    embedder = [stage(_embed, ClipEmbedder, config.clip_embedder)] if _needs_clip(config) else []
+    scorers = [stage(_score, *asked) for asked in _scorers(config)]
+    # Embeddings do not leave the worker that makes them: scorers that need them come first, and run there.
+    scorers.sort(key=lambda scorer: "embeddings" not in scorer.needs)
+    previews = _on_clips(
+        "previews", needs=("thumbnails",), gives=("previews",), load=_load_previews, resources=_NOTHING
+    )
+    return [*captioners, *embedder, *scorers, *_left_out(config), previews]
 
 
-def caption_clips(captioners: Sequence[Captioner], scans: Sequence[Scan]) -> None:
-    """Add every captioner's caption to the clips of the scans; later ones see those of the earlier ones."""
-    for clips, seen in _views(scans):
-        views = seen
-        for captioner in captioners:
-            for clip, caption in zip(clips, captioner.caption(views), strict=True):
-                clip["captions"].append(asdict(caption))
-            views = [replace(view, captions=_captions(clip)) for view, clip in zip(views, clips, strict=True)]
-
-
-def score_clips(models: Models, scans: Sequence[Scan]) -> None:
-    """Add every scorer's columns to the clips of the scans, in batches across sources, and what that cost."""
-    started_s = time.process_time()
-    clips_in_all = 0
-    for clips, seen in _views(scans):
-        clips_in_all += len(clips)
-        embeddings = _embedded(models, seen)
-        views = [replace(view, embeddings=found) for view, found in zip(seen, embeddings, strict=True)]
-        for clip, found in zip(clips, embeddings, strict=True):
-            clip.update(embedding_columns(found) | _null_columns(models.left_out))
-        for scorer in models.scorers:
-            for clip, columns in zip(clips, scorer.score(views), strict=True):
-                clip.update(columns)
-    seconds_per_clip = (time.process_time() - started_s) / max(1, clips_in_all)
-    for scanned in scans:
-        scanned.source["score_cpu_s"] = seconds_per_clip * len(scanned.clips)
+def forget_models() -> None:
+    """Drop the models that this process keeps."""
+    _loaded.cache_clear()
 
 
 def decode_jpeg(jpeg: bytes) -> Any:
@@ -116,40 +136,150 @@ def decode_jpeg(jpeg: bytes) -> Any:
     return image
 
 
-def _made(kind: Any, config: CurateConfig, name: str) -> Scorer:
-    scorer: Scorer = kind(getattr(config, name)) if name in type(config).model_fields else kind()
-    return scorer
+def divide_clips(scans: Sequence[Scan]) -> Iterator[ClipBatch]:
+    """The clips of all scans, some at a time, across sources. Takes note of what that cost."""
+    for scanned in scans:
+        scanned.source.setdefault("score_cpu_s", 0.0)
+    places = [(scanned, i) for scanned in scans for i in range(len(scanned.clips))]
+    for start in range(0, len(places), _CLIPS_AT_ONCE):
+        some = places[start : start + _CLIPS_AT_ONCE]
+        started_s = time.process_time()
+        batch = ClipBatch([scanned.clips[i] for scanned, i in some], [scanned.thumbnails[i] for scanned, i in some])
+        yield batch
+        seconds_per_clip = (time.process_time() - started_s) / len(some)
+        for (scanned, i), jpegs in zip(some, batch.jpegs, strict=True):
+            scanned.thumbnails[i] = jpegs
+            scanned.source["score_cpu_s"] += seconds_per_clip
 
 
-def _views(scans: Sequence[Scan]) -> Iterator[tuple[list[dict[str, Any]], list[ClipView]]]:
-    """The clips of all scans, some at a time, with what models see of them."""
-    pairs = [pair for scanned in scans for pair in zip(scanned.clips, scanned.thumbnails, strict=True)]
-    for i in range(0, len(pairs), _CLIPS_AT_ONCE):
-        some = pairs[i : i + _CLIPS_AT_ONCE]
-        views = [ClipView(thumbnails=tuple(map(decode_jpeg, jpegs)), captions=_captions(clip)) for clip, jpegs in some]
-        yield [clip for clip, _ in some], views
+def _on_clips(
+    name: str,
+    *,
+    needs: tuple[str, ...],
+    gives: tuple[str, ...],
+    load: Callable[[str], Callable[[Any], Any]],
+    resources: Resources,
+) -> Stage:
+    return Stage(
+        name=name,
+        needs=needs,
+        gives=gives,
+        load=load,
+        resources=resources,
+        batch_size=_SOURCES_PER_BATCH,
+        divide=divide_clips,
+    )
 
 
-def _captions(clip: dict[str, Any]) -> tuple[Caption, ...]:
-    return tuple(Caption(**caption) for caption in clip["captions"])
+def _captioners(config: CurateConfig) -> list[tuple[Callable[..., Captioner], Config]]:
+    asked = ((kind, getattr(config.captioners, name)) for name, kind in CAPTIONERS.items())
+    return [(kind, settings) for kind, settings in asked if settings is not None]
 
 
-def _embedded(models: Models, views: Sequence[ClipView]) -> list[Embeddings]:
-    if models.clip is None:
-        return [Embeddings(error=f"{LEFT_OUT}: no score of this run needs it")] * len(views)
+def _scorers(config: CurateConfig) -> list[tuple[Callable[..., Scorer], Config | None]]:
+    fields = type(config).model_fields
+    asked = ((name, kind) for name, kind in SCORERS.items() if name not in config.without)
+    return [(kind, getattr(config, name) if name in fields else None) for name, kind in asked]
+
+
+def _needs_clip(config: CurateConfig) -> bool:
+    return any("embeddings" in _made(*asked).needs for asked in _scorers(config))
+
+
+def _left_out(config: CurateConfig) -> list[Stage]:
+    """The stage that says of each score which was left out that it was; none where all are there."""
+    columns: dict[str, str | None] = {}
+    if not _needs_clip(config):
+        columns |= {"embedding": None, "embedding_error": f"{LEFT_OUT}: no score of this run needs it"}
+    for name in config.without:
+        columns |= {column.name: None for column in SCORE_COLUMNS[name]}
+        columns |= {f"{name}_error": f"{LEFT_OUT}: --without {name}"}
+    if not columns:
+        return []
+    load = partial(_load_columns, columns)
+    return [_on_clips("left_out", needs=(), gives=tuple(columns), load=load, resources=_NOTHING)]
+
+
+def _gives(model: Captioner | ClipEmbedder | Scorer) -> tuple[str, ...]:
+    if isinstance(model, ClipEmbedder):
+        return model.gives
+    columns = getattr(model, "columns", None)
+    return ("captions",) if columns is None else tuple(column.name for column in columns)
+
+
+def _captions(row: Mapping[str, Any]) -> tuple[Caption, ...]:
+    return tuple(Caption(**caption) for caption in row["captions"])
+
+
+def _made(kind: Callable[..., Any], settings: Config | None) -> Any:
+    return kind(settings) if settings is not None else kind()
+
+
+def _load(kind: Callable[..., Any], settings: Config | None, device: str) -> Any:
+    """A model that the process keeps: loaded once for equal settings."""
+    values = settings.model_dump_json() if settings is not None else None
+    return _loaded(kind, cast("Hashable", type(settings)), values, device)
+
+
+@lru_cache(maxsize=16)
+def _loaded(kind: Callable[..., Any], settings: Any, values: str | None, device: str) -> Any:
+    model = _made(kind, None if values is None else settings.model_validate_json(values))
+    model.load(device)
+    return model
+
+
+def _load_work(
+    work: Callable[[Any, ClipBatch], None], kind: Callable[..., Any], settings: Config | None, device: str
+) -> Callable[[ClipBatch], None]:
+    return partial(work, _load(kind, settings, device))
+
+
+def _caption(captioner: Captioner, clips: ClipBatch) -> None:
+    """Later captioners see the captions of the earlier ones."""
+    for row, caption in zip(clips.rows, captioner.caption(clips.views()), strict=True):
+        row["captions"].append(asdict(caption))
+
+
+def _embed(model: ClipEmbedder, clips: ClipBatch) -> None:
+    clips.embeddings = list(_embedded(model, clips.views()))
+    for row, embeddings in zip(clips.rows, clips.embeddings, strict=True):
+        assert embeddings is not None
+        row.update(embedding_columns(embeddings))
+
+
+def _embedded(model: ClipEmbedder, views: Sequence[ClipView]) -> list[Embeddings]:
     try:
-        return models.clip.embed(views)
+        return model.embed(views)
     except Exception as error:  # one image, or too little memory for so many, must not end the run
         if len(views) == 1:
             return [Embeddings(error=f"{type(error).__name__}: {error}")]
-        return [found for view in views for found in _embedded(models, [view])]
+        return [found for view in views for found in _embedded(model, [view])]
 
 
-def _null_columns(left_out: Sequence[str]) -> dict[str, Any]:
-    """Null columns for the scores that were left out."""
-    names = {name: [column.name for column in SCORE_COLUMNS[name]] for name in left_out}
-    return {
-        column: f"{LEFT_OUT}: --without {name}" if column == f"{name}_error" else None
-        for name, columns in names.items()
-        for column in columns
-    }
+def _score(scorer: Scorer, clips: ClipBatch) -> None:
+    for row, columns in zip(clips.rows, scorer.score(clips.views()), strict=True):
+        row.update(columns)
+
+
+def _load_columns(columns: Mapping[str, str | None], device: str) -> Callable[[ClipBatch], None]:
+    return partial(_fill, columns)
+
+
+def _fill(columns: Mapping[str, str | None], clips: ClipBatch) -> None:
+    for row in clips.rows:
+        row.update(columns)
+
+
+def _load_previews(device: str) -> Callable[[ClipBatch], None]:
+    return _shrink
+
+
+def _shrink(clips: ClipBatch) -> None:
+    """Leave thumbnails of half the size, for people to look at: no later stage needs the large ones."""
+    clips.jpegs = [tuple(map(_preview, jpegs)) for jpegs in clips.jpegs]
+
+
+def _preview(jpeg: bytes) -> bytes:
+    small = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_REDUCED_COLOR_2)
+    assert small is not None, "a thumbnail that the scan itself compressed"
+    return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1])

@@ -1,6 +1,5 @@
 """A selection becomes WebDataset shards, one Ray task per shard; a rerun writes what is missing or broken."""
 
-import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ import pyarrow as pa
 
 from clipmill import storage
 from clipmill.errors import UserError
+from clipmill.pipeline import Stage
 from clipmill.resume import deciding
 from curation.dataset.tables import Dataset, joined_columns
 from curation.scan.isolation import Isolated
@@ -139,30 +139,36 @@ def _stream(
     todo: Sequence[ShardPlan], fence: Fence, selection: str, config: ShardConfig, report: Reporter
 ) -> Iterator[ShardResult]:
     """The graph: a task per shard."""
-    if not todo:
-        return
-    planned = partial(write_planned, folder=fence.url, selection=selection, config=config, fence=fence)
-    for row in stream_shards("plan", todo, [plan.clips.num_rows for plan in todo], planned, report, num_cpus=1):
-        yield pickle.loads(row["result"])
+    if todo:
+        stage = partial(shard_stage, fence, selection, config)
+        yield from stream_shards(stage, todo, [plan.clips.num_rows for plan in todo], report)
+
+
+def shard_stage(fence: Fence, selection: str, config: ShardConfig, counter: Any = None) -> Stage:
+    """Planned shards, each with the number of its first clip, to written ones in the fence's folder."""
+    return Stage(
+        name="shard", needs=("plan",), gives=("shard",), load=partial(_load_shard, fence, selection, config, counter)
+    )
+
+
+def _load_shard(
+    fence: Fence, selection: str, config: ShardConfig, counter: Any, device: str
+) -> Callable[[list[tuple[ShardPlan, int]]], list[ShardResult]]:
+    return lambda plans: [write_planned(plan, first, fence, selection, config, counter) for plan, first in plans]
 
 
 def write_planned(
-    row: dict[str, Any], folder: str, selection: str, config: ShardConfig, fence: Fence, counter: Any = None
-) -> dict[str, Any]:
+    plan: ShardPlan, first: int, fence: Fence, selection: str, config: ShardConfig, counter: Any = None
+) -> ShardResult:
     """Write one planned shard; what touches the videos runs in a child process with limits."""
-    plan: ShardPlan = pickle.loads(row["plan"])
-    numbers = {clip_id: row["first"] + i for i, clip_id in enumerate(plan.clips["clip_id"].to_pylist())}
+    numbers = {clip_id: first + i for i, clip_id in enumerate(plan.clips["clip_id"].to_pylist())}
     run = partial(_run_isolated, config, numbers, counter)
+    fence.check()
     try:
-        fence.check()
-        try:
-            result = write_shard(plan, folder, selection=selection, config=config, run=run)
-        except UserError:
-            fence.check()  # another run removes our unfinished files, and the error would be about those
-            raise
-    except UserError as error:
-        return {"result": b"", "error": str(error)}
-    return {"result": pickle.dumps(result), "error": None}
+        return write_shard(plan, fence.url, selection=selection, config=config, run=run)
+    except UserError:
+        fence.check()  # another run removes our unfinished files, and the error would be about those
+        raise
 
 
 def _run_isolated(

@@ -141,8 +141,9 @@ def load_clip(case: Path, originals: Path) -> int:
 def load_coca(case: Path, originals: Path) -> int:
     """The captioner CoCa, as workers load it."""
     from pipelines.config import CurateConfig
-    from pipelines.scoring import load_captioners
+    from pipelines.scoring import load_models
 
     coca = {"model": str(case), "pretrained": None, "max_tokens": 20}
-    load_captioners(CurateConfig.from_values({"captioners": {"coca": coca}}, origin="config"))
+    config = {"captioners": {"coca": coca}, "without": ["similarity", "aesthetic", "text_area"]}
+    load_models(CurateConfig.from_values(config, origin="config"))
     return 0

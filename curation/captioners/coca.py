@@ -5,6 +5,7 @@ transformers that was removed from it, and gives other captions with other versi
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import cv2
@@ -12,6 +13,7 @@ from pydantic import Field, model_validator
 
 from clipmill.config import Config
 from clipmill.errors import UserError
+from clipmill.pipeline import Resources
 from curation.inputs.captions import Caption, clean
 from curation.scores import openclip
 from curation.scores.base import ClipView
@@ -46,12 +48,14 @@ class Coca:
     """Captioner `coca`: what the middle frame shows, in one short English sentence."""
 
     name = "coca"
+    needs: tuple[str, ...] = ("thumbnails",)
 
     def __init__(self, config: CocaConfig | None = None) -> None:
         self._config = config or CocaConfig()
         self._device = "cpu"
         self._loaded: Any = None
         self.weights_digest: str | None = None
+        self.resources = Resources(num_gpus=1, max_cpus=4)
 
     def load(self, device: str = "cpu") -> None:
         """Load the weights. Raises UserError when they are missing or unfit, or the model cannot write captions."""
@@ -68,6 +72,7 @@ class Coca:
             )
         self._loaded, self._device = loaded, device
         self.weights_digest = loaded.weights.digest()
+        self.resources = replace(self.resources, memory_bytes=loaded.weights.size_bytes)
 
     def caption(self, batch: Sequence[ClipView]) -> list[Caption]:
         """One caption per clip, in order. What a caption says does not depend on the other clips."""

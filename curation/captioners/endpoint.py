@@ -15,6 +15,7 @@ import cv2
 from pydantic import Field
 
 from clipmill.errors import UserError
+from clipmill.pipeline import Resources
 from curation.captioners.base import EndpointConfig, NoCaption
 from curation.inputs.captions import NOTHING_TO_MERGE, Caption
 from curation.scores.base import ClipView
@@ -58,6 +59,9 @@ class _EndpointCaptioner(ABC):
     """A captioner that puts one question per clip to an endpoint."""
 
     name: str
+    needs: tuple[str, ...]
+    resources: Resources = Resources(workers=1)
+    """One worker on the whole cluster: `max_in_flight` then bounds the requests of the run."""
     weights_digest: str | None = None
 
     def __init__(self, config: EndpointConfig) -> None:
@@ -98,6 +102,7 @@ class VideoCaptioner(_EndpointCaptioner):
     """Captioner `video`: what happens in the clip, told from its first, middle and last frame."""
 
     name = "video"
+    needs: tuple[str, ...] = ("thumbnails",)
 
     def __init__(self, config: VideoConfig | None = None) -> None:
         self._config = config or VideoConfig()
@@ -117,6 +122,7 @@ class MergedCaptioner(_EndpointCaptioner):
     """Captioner `merged`: one sentence of the captions `coca` and `video`, or of two others where one has failed."""
 
     name = "merged"
+    needs: tuple[str, ...] = ("captions",)
 
     def __init__(self, config: MergedConfig | None = None) -> None:
         self._config = config or MergedConfig()

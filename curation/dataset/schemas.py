@@ -22,6 +22,7 @@ _TRANSITION = pa.struct(
         ("end_s", pa.float64()),
     ]
 )
+_OF_SCORERS = (*EMBEDDING_COLUMNS, *(field for columns in SCORE_COLUMNS.values() for field in columns))
 _CAPTION = pa.struct([("source", pa.string()), ("text", pa.string()), ("error", pa.string())])
 
 
@@ -68,7 +69,7 @@ SOURCES = pa.schema(
         ),
         column("transitions", pa.list_(_TRANSITION), "the transitions found, in order of time"),
         column("scan_cpu_s", pa.float64(), "CPU time of probe, cuts, motion and frame picking", unit="s"),
-        column("score_cpu_s", pa.float64(), "CPU time of the other scorers", unit="s"),
+        column("score_cpu_s", pa.float64(), "CPU time of captioners and scorers", unit="s"),
     ]
 )
 """A row per input, usable or not. clip_s + lost_*_s = duration_s."""
@@ -112,8 +113,7 @@ CLIPS = pa.schema(
         column("motion_error", pa.string(), "why motion is null"),
         column("motion_bucket", pa.int16(), "motion on SVD's scale for conditioning: 127 is 10 %/s", unit="0 to 255"),
         column("fps_id", pa.int32(), "fps as SVD's conditioning takes it: rounded, minus 1"),
-        *EMBEDDING_COLUMNS,
-        *(field for columns in SCORE_COLUMNS.values() for field in columns),
+        *_OF_SCORERS,
         column(
             "thumbnail_pts",
             pa.list_(pa.int64()),
@@ -123,6 +123,9 @@ CLIPS = pa.schema(
     ]
 )
 """A row per clip. A score that failed is null, with the reason in its `_error` column; scorers bring their own."""
+
+SCAN_COLUMNS = tuple(name for name in CLIPS.names if name not in {field.name for field in _OF_SCORERS})
+"""Columns of a clip that the scan fills; the CLIP embedder and the scorers fill the others."""
 
 PREVIEWS = pa.schema(
     [

@@ -12,6 +12,7 @@ from pydantic import field_validator
 
 from clipmill.config import Config
 from clipmill.errors import UserError
+from clipmill.pipeline import Resources
 from curation.scores.base import ClipView
 from curation.scores.columns import AESTHETIC_COLUMNS
 from curation.scores.weight_fetch import check_answers
@@ -39,7 +40,8 @@ class Aesthetic:
 
     name = "aesthetic"
     columns = AESTHETIC_COLUMNS
-    needs_embeddings = True
+    needs: tuple[str, ...] = ("embeddings",)
+    resources = Resources(num_cpus=0)
 
     def __init__(self, config: AestheticConfig | None = None) -> None:
         self._config = config or AestheticConfig()

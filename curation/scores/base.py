@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from clipmill.pipeline import Resources
 from curation.inputs.captions import Caption
 from curation.video.resize import Image
 
@@ -37,7 +38,7 @@ class ClipView:
     thumbnails: tuple[Image, ...]
     captions: tuple[Caption, ...] = field(default=())
     embeddings: Embeddings | None = None
-    """For scorers that say `needs_embeddings`."""
+    """For scorers that need "embeddings"."""
 
 
 class Scorer(Protocol):
@@ -47,8 +48,11 @@ class Scorer(Protocol):
     """What the command line and the error columns call it."""
     columns: tuple[pa.Field, ...]
     """The columns it fills, with meaning, unit and polarity in their metadata (see `clipmill.columns.column`)."""
-    needs_embeddings: bool
-    """Whether it looks at `ClipView.embeddings`: the CLIP model runs once for all scorers that do."""
+    needs: tuple[str, ...]
+    """What it looks at: "thumbnails", "captions", "embeddings", or a column that an earlier stage gives. CLIP runs once
+    for all scorers that need embeddings, which run in its workers, and not at all if none does."""
+    resources: Resources
+    """What one worker of it takes; placement on a cluster follows from it."""
     embedding_width: int | None
     """How wide those embeddings have to be, once it is loaded; None if it does not matter."""
     weights_digest: str | None
@@ -73,6 +77,10 @@ class Captioner(Protocol):
 
     name: str
     """The source that its captions carry."""
+    needs: tuple[str, ...]
+    """As a scorer's."""
+    resources: Resources
+    """As a scorer's; what depends on its weights is known once it is loaded."""
     weights_digest: str | None
     """As a scorer's."""
 

@@ -5,6 +5,7 @@ Paper 3.1 and App. C: embeddings of the first, middle and last frame, and of eac
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import cv2
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from clipmill.config import Config
+from clipmill.pipeline import Resources
 from curation.scores import openclip
 from curation.scores.base import ClipView, Embeddings
+from curation.scores.columns import EMBEDDING_COLUMNS
 from curation.video.resize import Image
 
 _T = TypeVar("_T")
@@ -42,10 +45,15 @@ class ClipEmbedderConfig(Config):
 class ClipEmbedder:
     """A CLIP model that embeds the thumbnails and captions of clips."""
 
+    name = "clip_embedder"
+    needs: tuple[str, ...] = ("thumbnails", "captions")
+    gives = ("embeddings", *(column.name for column in EMBEDDING_COLUMNS))
+
     def __init__(self, config: ClipEmbedderConfig | None = None) -> None:
         self._config = config or ClipEmbedderConfig()
         self._device = "cpu"
         self._loaded: openclip.Loaded | None = None
+        self.resources = Resources(num_gpus=1, max_cpus=4)
 
     @property
     def weights(self) -> openclip.Weights:
@@ -64,6 +72,7 @@ class ClipEmbedder:
         self._device = device
         self._loaded = openclip.load(self._config.model, self._config.pretrained, device)
         bf16 = self._config.precision == "bf16" or (self._config.precision == "auto" and device != "cpu")
+        self.resources = replace(self.resources, memory_bytes=self.weights.size_bytes)
         self._loaded.model.to(dtype=torch.bfloat16 if bf16 else torch.float32, memory_format=torch.channels_last)
 
     def embed(self, batch: Sequence[ClipView]) -> list[Embeddings]:

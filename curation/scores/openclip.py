@@ -41,6 +41,11 @@ class Weights:
     notice: str | None = None
     """What whoever uses these weights should be told."""
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the weight file, which is about what the model takes in memory."""
+        return self.path.stat().st_size
+
     def digest(self) -> str:
         """The first 16 hex digits of the weight file's sha256."""
         with self.path.open("rb") as file:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from clipmill.pipeline import Resources
 from curation.scores.base import ClipView
 from curation.scores.columns import SIMILARITY_COLUMNS
 
@@ -14,7 +15,8 @@ class Similarity:
 
     name = "similarity"
     columns = SIMILARITY_COLUMNS
-    needs_embeddings = True
+    needs: tuple[str, ...] = ("embeddings", "captions")
+    resources = Resources(num_cpus=0)
     embedding_width: int | None = None
     weights_digest: str | None = None
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from shapely import MultiPolygon, Polygon, box, union_all
 
 from clipmill.config import Config
+from clipmill.pipeline import Resources
 from curation.scores.base import ClipView
 from curation.scores.columns import TEXT_AREA_COLUMNS
 from curation.video.resize import Image
@@ -45,7 +46,8 @@ class TextArea:
 
     name = "text_area"
     columns = TEXT_AREA_COLUMNS
-    needs_embeddings = False
+    needs: tuple[str, ...] = ("thumbnails",)
+    resources = Resources()
     embedding_width: int | None = None
     weights_digest: str | None = None
 

@@ -1,13 +1,12 @@
 """Latents computed once: the same training as from the clips, done again only where something is missing."""
 
 import json
-import pickle
 from pathlib import Path
 
 import pytest
 
 from clipmill.errors import RunStopped, UserError
-from pipelines.cache_latents import _Task, cache_latents, cache_planned
+from pipelines.cache_latents import _Job, cache_latents, cache_planned
 from pipelines.fence import Fence, owned
 from pipelines.train import resolve_stage, train
 from tests.pipelines.test_train import SETTINGS, model_at
@@ -60,8 +59,8 @@ def test_latents_are_written_once_and_train(data: Path, tmp_path: Path, local_ra
         assert cache_latents(stage, str(data), out, init=init, take_over=True, quiet=True) == run
         assert not half.exists()
         shard = next(shard for shard in index_shards(str(data)).shards if shard.name == "clips-1")
-        task = _Task(stage=stage, init=init, out=out, augmentations_per_clip=2, device="cpu")
-        assert "another run now owns" in cache_planned({"shard": pickle.dumps(shard), "first": 0}, task, fence)["error"]
+        with pytest.raises(RunStopped, match="another run now owns"):
+            cache_planned(shard, 0, _Job(stage=stage, init=init, out=out, augmentations_per_clip=2), fence)
     (out / "plan.json").write_text("{")
     with pytest.raises(UserError, match=r"plan\.json is damaged"):
         cache_latents(stage, str(data), out, init=init, quiet=True)
@@ -70,13 +69,7 @@ def test_latents_are_written_once_and_train(data: Path, tmp_path: Path, local_ra
 def test_an_overtaken_run_gives_no_shard_its_name(data: Path, tmp_path: Path) -> None:
     init, out = tmp_path / "init", tmp_path / "latents"
     model_at(init, "svd")
-    task = _Task(
-        stage=resolve_stage("tiny-image-to-video", None, SETTINGS),
-        init=init,
-        out=out,
-        augmentations_per_clip=1,
-        device="cpu",
-    )
+    job = _Job(stage=resolve_stage("tiny-image-to-video", None, SETTINGS), init=init, out=out, augmentations_per_clip=1)
     shard = index_shards(str(data)).shards[0]
 
     class Overtaken(Fence):
@@ -86,10 +79,8 @@ def test_an_overtaken_run_gives_no_shard_its_name(data: Path, tmp_path: Path) ->
             if list(out.glob(".*.tmp")):
                 raise RunStopped("another run now owns it")
 
-    assert (
-        "another run"
-        in cache_planned({"shard": pickle.dumps(shard), "first": 0}, task, Overtaken(url="", run=""))["error"]
-    )
+    with pytest.raises(RunStopped, match="another run"):
+        cache_planned(shard, 0, job, Overtaken(url="", run=""))
     assert not list(out.iterdir())
 
 

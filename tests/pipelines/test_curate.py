@@ -15,17 +15,20 @@ import webdataset
 
 from clipmill import CurateConfig, curate, select, shard, status
 from clipmill.errors import RunStopped, UserError
+from clipmill.pipeline import loaded
 from curation.captioners.endpoint import VideoConfig
 from curation.dataset.tables import Dataset
 from curation.inputs.sources import list_sources
-from curation.scan.one_pass import scan
+from curation.scan.one_pass import Scan, scan
 from curation.selection.rules import Rules
 from curation.shots.spans import SpanConfig
 from curation.video.decode import Limits
 from pipelines.cluster import stopped_by_errors
 from pipelines.config import CaptionersConfig
-from pipelines.fence import owned
-from pipelines.models import score_sources
+from pipelines.fence import Fence, owned
+from pipelines.graph import _answer
+from pipelines.parts import Part, scan_stage, write_part, write_stage
+from pipelines.scoring import clip_stages
 from tests.media import write_video
 from tests.pipelines.corpora import WITHOUT_CLIP, content, good_and_bad, many_small
 
@@ -161,10 +164,8 @@ def test_shards_in_the_hands_of_another_run_are_left_alone(dataset: str):
         assert (Path(run.folder) / "index.json").exists()
         assert shard(dataset, "fenced", take_over=True, quiet=True).index == run.index
         plan = stage.plan_shards(stage._selected(Dataset(dataset), "fenced")[0], kind="clips")[0]
-        told = stage.write_planned(
-            {"plan": pickle.dumps(plan), "first": 0}, run.folder, "fenced", stage.ShardConfig(), fence
-        )
-        assert "another run now owns" in told["error"]
+        with pytest.raises(RunStopped, match="another run now owns"):
+            stage.write_planned(plan, 0, fence, "fenced", stage.ShardConfig())
     (Path(run.folder) / "index.json").unlink()  # killed before the last write
     assert (
         shard(dataset, "fenced", quiet=True).index
@@ -221,47 +222,41 @@ def test_a_configuration_file_with_an_unknown_key_names_the_nearest(tmp_path: Pa
         CurateConfig.from_file(str(file))
 
 
-def scanned(folder: Path) -> dict[str, list[bytes]]:
-    """The batch that the last stage gets."""
-    scans = [pickle.dumps(scan(source)) for source in list_sources([str(folder)])]
-    return {"scan": scans, "error": [""] * len(scans)}
+def scanned(folder: Path) -> list[Scan]:
+    """What the last stage gets."""
+    return [scan(source) for source in list_sources([str(folder)])]
 
 
 def test_a_run_that_was_overtaken_commits_nothing(tmp_path: Path):
-    stage = importlib.import_module("pipelines.curate")
-    batch = scanned(many_small(tmp_path / "in", 1))
+    scans = scanned(many_small(tmp_path / "in", 1))
     dataset = Dataset(str(tmp_path / "out")).create_or_open({})
     with owned(dataset.url) as old, owned(dataset.url, take_over=True) as new:
-        (error,) = stage.write_part(batch, dataset, old)["error"]
-        assert error.startswith(f"another run now owns {dataset.url} (on ")
+        with pytest.raises(RunStopped, match=re.escape(f"another run now owns {dataset.url} (on ")):
+            write_part(scans, dataset, old)
         assert dataset.statuses() == {}
-        assert stage.write_part(batch, dataset, new) == {"sources": [1], "clips": [1], "error": [None]}
+        assert write_part(scans, dataset, new) == Part(sources=1, clips=1)
     assert len(dataset.statuses()) == 1
 
 
 def test_a_full_disk_stops_the_run_with_a_sentence_and_leaves_no_half_file(tmp_path: Path, monkeypatch):
-    stage = importlib.import_module("pipelines.curate")
-    batch = scanned(many_small(tmp_path / "in", 1))
+    scans = scanned(many_small(tmp_path / "in", 1))
     dataset = Dataset(str(tmp_path / "out")).create_or_open({})
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("pyarrow.parquet.write_table", full)
-    with owned(dataset.url) as fence:
-        (error,) = stage.write_part(batch, dataset, fence)["error"]
-    assert "No space left" in error
+    with owned(dataset.url) as fence, pytest.raises(UserError, match="No space left"):
+        write_part(scans, dataset, fence)
     assert not list((tmp_path / "out").rglob("*.parquet")) + list((tmp_path / "out").rglob("*.tmp"))
 
 
 def test_a_source_whose_rows_no_table_can_hold_is_rejected_and_the_others_are_kept(tmp_path: Path):
-    stage = importlib.import_module("pipelines.curate")
     scans = [scan(source) for source in list_sources([str(many_small(tmp_path / "in", 2))])]
     scans[0].clips[0]["frames"] = 2**70
     dataset = Dataset(str(tmp_path / "out")).create_or_open({})
     with owned(dataset.url) as fence:
-        batch = {"scan": [pickle.dumps(each) for each in scans], "error": ["", ""]}
-        assert stage.write_part(batch, dataset, fence) == {"sources": [2], "clips": [1], "error": [None]}
+        assert write_part(scans, dataset, fence) == Part(sources=2, clips=1)
     with dataset.connect() as connection:
         rows = connection.execute("SELECT source_id, status, error_kind, error FROM sources ORDER BY status").fetchall()
     assert [row[:3] for row in rows] == [
@@ -272,35 +267,36 @@ def test_a_source_whose_rows_no_table_can_hold_is_rejected_and_the_others_are_ke
 
 
 def test_a_disk_that_is_full_in_a_child_stops_the_run_with_its_sentence(tmp_path: Path, monkeypatch):
-    stage = importlib.import_module("pipelines.curate")
     (source, *_) = list_sources([str(many_small(tmp_path / "in", 1))])
 
     def full(*_: object) -> None:
         raise RunStopped("cannot write /tmp: the disk is full")
 
-    monkeypatch.setattr(stage, "scan_safely", full)
-    row = stage.scan_source({"source": pickle.dumps(source), "number": 0}, WITHOUT_CLIP)
-    batch = {name: [value] for name, value in row.items()}
+    monkeypatch.setattr("pipelines.parts.scan_safely", full)
     dataset = Dataset(str(tmp_path / "out")).create_or_open({})
     with owned(dataset.url) as fence:
-        (error,) = stage.write_part(score_sources(batch, WITHOUT_CLIP), dataset, fence)["error"]
-    assert error == "cannot write /tmp: the disk is full"
+        answer = through(WITHOUT_CLIP, dataset, fence, [pickle.dumps((0, source))], [""])
+    assert answer["error"] == ["cannot write /tmp: the disk is full"]
+
+
+def through(config: CurateConfig, dataset: Dataset, fence: Fence, items: list[bytes], errors: list[str]) -> dict:
+    """The answer of the last stage to a batch of sources."""
+    answer = {"item": items, "error": errors}
+    for stages in ([scan_stage(config)], clip_stages(config), [write_stage(dataset, fence, sources=1)]):
+        answer = _answer(loaded(stages, "cpu"), answer)
+    return answer
 
 
 def test_of_a_batch_with_one_error_nothing_is_committed_unscored(tmp_path: Path):
-    stage = importlib.import_module("pipelines.curate")
     (source, *_) = list_sources([str(many_small(tmp_path / "in", 1))])
-    scanned = stage.scan_source({"source": pickle.dumps(source), "number": 0}, WITHOUT_CLIP)
-    assert pickle.loads(scanned["scan"]).clips
-    batch = {"scan": [scanned["scan"], b""], "error": ["", "cannot write /tmp: the disk is full"]}
     dataset = Dataset(str(tmp_path / "out")).create_or_open({})
-    scored = score_sources(batch, WITHOUT_CLIP)
-    with owned(dataset.url) as fence:  # the next stage cuts batches of its own
-        parts = [
-            stage.write_part({name: [values[i]] for name, values in scored.items()}, dataset, fence) for i in range(2)
-        ]
-    assert [part["error"] for part in parts] == [["cannot write /tmp: the disk is full"]] * 2
-    assert not dataset.statuses()
+    with owned(dataset.url) as fence:
+        both = [pickle.dumps((0, source)), b""]
+        answer = through(WITHOUT_CLIP, dataset, fence, both, ["", "cannot write /tmp: the disk is full"])
+        assert answer["error"] == ["cannot write /tmp: the disk is full"]
+        assert not dataset.statuses()
+        answer = through(WITHOUT_CLIP, dataset, fence, both[:1], [""])
+        assert pickle.loads(*answer["item"]) == Part(sources=1, clips=1)
 
 
 def test_an_unexpected_error_of_a_task_is_one_line():
@@ -314,8 +310,7 @@ def test_an_unexpected_error_of_a_task_is_one_line():
 
 def test_a_command_with_nothing_to_do_or_that_cannot_work_leaves_a_run_alone(tmp_path: Path):
     videos, out = many_small(tmp_path / "in", 2), str(tmp_path / "out")
-    batch = scanned(videos)
-    stage = importlib.import_module("pipelines.curate")
+    scans = scanned(videos)
     curate([str(videos)], out, limit=1, config=WITHOUT_CLIP, quiet=True)
     dataset = Dataset(out)
     broken = WITHOUT_CLIP.model_copy(update={"captioners": CaptionersConfig(video=VideoConfig())})
@@ -335,7 +330,8 @@ def test_a_command_with_nothing_to_do_or_that_cannot_work_leaves_a_run_alone(tmp
         result = curate([str(videos)], out, config=WITHOUT_CLIP, take_over=True, quiet=True)
         assert (result.sources_done_before, result.sources_done_now) == (1, 1)
         assert not unfinished.exists()
-        assert "another run now owns" in stage.write_part(batch, dataset, fence)["error"][0]
+        with pytest.raises(RunStopped, match="another run now owns"):
+            write_part(scans, dataset, fence)
 
 
 def test_a_part_whose_clips_are_gone_is_done_again(tmp_path: Path):

@@ -54,7 +54,7 @@ def test_with_a_clip_model_it_is_json_with_every_score(video: Path):
 def test_native_code_that_misbehaves_costs_one_row(
     video: Path, monkeypatch: pytest.MonkeyPatch, fault, kind: str, sentence: str
 ):
-    monkeypatch.setattr(importlib.import_module("pipelines.scoring"), "scan", fault)
+    monkeypatch.setattr(importlib.import_module("pipelines.parts"), "scan", fault)
     limits = Limits(timeout_s=1 if fault is faults.hang else 60, memory_bytes=1 << 30)
     (seen,) = inspect([str(video)], WITHOUT_CLIP.model_copy(update={"limits": limits}))
     assert seen.error_kind == kind
@@ -72,6 +72,6 @@ def test_a_machine_that_fails_stops_the_run_and_rejects_no_source(video: Path, m
     too_little = Limits(memory_bytes=64 << 20)
     with pytest.raises(RunStopped, match=r"could not start: .*limits.memory_bytes"):
         list(inspect([str(video)], WITHOUT_CLIP.model_copy(update={"limits": too_little})))
-    monkeypatch.setattr(importlib.import_module("pipelines.scoring"), "scan", faults.fill_disk)
+    monkeypatch.setattr(importlib.import_module("pipelines.parts"), "scan", faults.fill_disk)
     with pytest.raises(RunStopped, match="temporary folder"):
         list(inspect([str(video)], WITHOUT_CLIP))

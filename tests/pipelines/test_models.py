@@ -18,7 +18,7 @@ from curation.scores.clip_embedder import ClipEmbedderConfig
 from demo.model import demo_config
 from pipelines import cli
 from pipelines.config import CaptionersConfig
-from pipelines.models import _cpu_pool
+from pipelines.graph import Node
 from tests.caption_server import CaptionServer, refused_url, says
 from tests.curation.models import tiny_clip
 from tests.pipelines.corpora import WITHOUT_CLIP, content, many_small
@@ -63,9 +63,8 @@ def test_scores_captions_and_embeddings_are_in_the_table(scored: str):
 
 
 def test_a_pool_of_actors_gives_the_same(scored: str, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pipelines.models._LARGE_BYTES", 0)
-    monkeypatch.setattr("pipelines.models._LEAST_CPUS_FOR_POOLS", 0)
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 3})  # two are there: one for the actor
+    monkeypatch.setattr("clipmill.pipeline._LARGE_BYTES", 0)
+    monkeypatch.setattr("pipelines.graph.cluster_nodes", lambda: [Node(cpus=3)])  # two are there: one for the actor
     curate([str(videos)], str(tmp_path / "pool"), config=demo_config(), quiet=True)
     for one, other in zip(clips(scored), clips(tmp_path / "pool"), strict=True):
         assert one["similarity"] == pytest.approx(other["similarity"], abs=1e-5)
@@ -174,15 +173,6 @@ def test_a_head_of_another_weight_does_not_mix(videos: Path, tmp_path: Path, loc
     curate([str(videos)], str(tmp_path / "out"), config=config("a", 5), limit=1, quiet=True)
     with pytest.raises(UserError, match=r"aesthetic: was .*, now"):
         curate([str(videos)], str(tmp_path / "out"), config=config("b", 9), quiet=True)
-
-
-@pytest.mark.parametrize(
-    ("node_cpus", "actors", "threads"),
-    [([3], 1, 0.9), ([4], 1, 2), ([16], 3, 4), ([2, 2, 2], 2, 2), ([1, 1, 1, 1], 2, 0.9), ([64, 64], 31, 4)],
-)
-def test_actors_fit_on_a_node_and_leave_cpus_for_the_scans(node_cpus: list[int], actors: int, threads: float):
-    pool = _cpu_pool(node_cpus)
-    assert (pool["compute"].max_size, pool["num_cpus"]) == (actors, threads)
 
 
 def test_a_captioner_without_an_endpoint_is_said_before_work_starts(videos: Path, tmp_path: Path, local_ray: None):

@@ -1,0 +1,273 @@
+"""Stages on Ray Data: placed by what they declare, checked before anything starts, streamed.
+
+Here alone stages become Ray's operators. Ray runs neighbours of equal resources as one operator, with the larger of
+their batches in one task: a task would then scan as many sources as a scorer takes. What belongs into one worker is
+joined here, by `place`, and what is left stays apart without help:
+- A scan is a `flat_map`: Ray never joins a function that may change the number of rows with one that asks for batches.
+- Pools of actors are never joined with what comes after them; with tasks before them only at equal resources, and a
+  pool has a GPU or memory that tasks do not have.
+- Other tasks next to each other differ in CPUs, memory or number of workers.
+"""
+
+import pickle
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby, pairwise
+from typing import Any
+
+from clipmill.errors import RunStopped, UserError
+from clipmill.pipeline import Stage, check_stages, is_large, loaded
+
+TASKS_AT_MOST = 4096
+"""Beyond this many rows a task takes several: each task costs the driver time and memory."""
+_GPU_BATCHES = 4
+"""A GPU gets batches so many times larger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """What a node of the cluster offers."""
+
+    cpus: float
+    gpus: float = 0
+    memory_bytes: float = float("inf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """Stages in one worker, and how many workers of which size there are."""
+
+    stages: tuple[Stage, ...]
+    num_cpus: float
+    num_gpus: float = 0
+    memory_bytes: int = 0
+    pool: bool = False
+    """Actors that keep what is loaded; otherwise tasks."""
+    workers: int | None = None
+    batch_size: int = 1
+
+    @property
+    def name(self) -> str:
+        """Of its stages."""
+        return ", ".join(stage.name for stage in self.stages)
+
+
+def run(stages: Sequence[Stage], items: Sequence[Any], given: Collection[str]) -> Iterator[Any]:
+    """Stream the items, which hold what `given` names, through the stages; yields what the last stage gives.
+
+    Raises UserError before anything runs where a stage lacks what it needs or the cluster what a stage takes;
+    RunStopped with the sentence of a stage that could not go on.
+    """
+    import ray
+
+    operators = check(stages, given)
+    rows = [{"item": pickle.dumps(item), "error": ""} for item in items]
+    data = ray.data.from_items(rows, override_num_blocks=min(len(rows), TASKS_AT_MOST))
+    for operator in operators:
+        data = _through(data, operator)
+    for row in data.iter_rows():
+        if row["error"]:
+            raise RunStopped(row["error"])
+        yield pickle.loads(row["item"])
+
+
+def check(stages: Sequence[Stage], given: Collection[str]) -> list[Operator]:
+    """The stages as placed on the cluster that this process is connected to.
+
+    Raises UserError where a stage lacks what it needs, or the cluster what a stage takes.
+    """
+    check_stages(stages, given)
+    return place(stages, cluster_nodes())
+
+
+def cluster_nodes() -> list[Node]:
+    """The nodes that are alive, of the cluster that this process is connected to."""
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(cpus=r.get("CPU", 0), gpus=r.get("GPU", 0), memory_bytes=r.get("memory", float("inf"))) for r in alive]
+
+
+def place(stages: Sequence[Stage], nodes: Sequence[Node]) -> list[Operator]:
+    """Which stages share a worker, and how many workers of which size there are.
+
+    A stage with a GPU, or with so much to load that not every worker process can hold it, gets a pool of actors. The
+    others are tasks: they start in half the time, and when a node dies another node simply runs them. An actor keeps
+    its CPUs, so pools are made only where they leave enough for the tasks, and all is tasks where they do not.
+    Raises UserError where no node has what a stage takes.
+    """
+    gpus = sum(node.gpus for node in nodes)
+    operators = [_operator(group, gpus) for group in _sharing_a_worker(stages)]
+    pools = sum(operator.pool for operator in operators)
+    task_cpus = max((operator.num_cpus for operator in operators if not operator.pool), default=0)
+    # One CPU is enough for all tasks to come to an end. With two, models that run on CPUs do better as tasks.
+    spare = sum(node.cpus for node in nodes) - task_cpus * (1 if gpus else 2)
+    if spare < pools:
+        operators = [replace(operator, pool=False, num_gpus=0) for operator in operators]
+    else:
+        operators = _with_sized_pools(operators, nodes, int(spare))
+    joined = [_joined(list(alike)) for _, alike in groupby(operators, _alike)]
+    _check_fit(joined, nodes)
+    assert all(_kept_apart(first, second) for first, second in pairwise(joined)), joined
+    return joined
+
+
+def _sharing_a_worker(stages: Sequence[Stage]) -> list[list[Stage]]:
+    """Each stage with those after it that take next to nothing."""
+    groups: list[list[Stage]] = []
+    for stage in stages:
+        if groups and not stage.resources.num_cpus and stage.divide is groups[-1][0].divide:
+            groups[-1].append(stage)
+        else:
+            groups.append([stage])
+    return groups
+
+
+def _operator(stages: Sequence[Stage], gpus: float) -> Operator:
+    takes = [stage.resources for stage in stages]
+    num_gpus = max(resources.num_gpus for resources in takes) if gpus else 0
+    memory_bytes = sum(resources.memory_bytes for resources in takes)
+    return Operator(
+        stages=tuple(stages),
+        num_cpus=max(resources.num_cpus for resources in takes) or 1,
+        num_gpus=num_gpus,
+        memory_bytes=memory_bytes,
+        pool=bool(num_gpus) or is_large(memory_bytes),
+        workers=takes[0].workers,
+        batch_size=stages[0].batch_size,
+    )
+
+
+def _with_sized_pools(operators: Sequence[Operator], nodes: Sequence[Node], spare: int) -> list[Operator]:
+    """Pools that share `spare` CPUs, and the GPUs, evenly; each actor fits on a node."""
+    sized: list[Operator] = []
+    unsized = sum(operator.pool for operator in operators)
+    on_gpus = sum(operator.num_gpus > 0 for operator in operators)
+    for operator in operators:
+        if not operator.pool:
+            sized.append(operator)
+            continue
+        pool = _sized(operator, nodes, spare // unsized, on_gpus)
+        unsized, spare = unsized - 1, spare - int(pool.num_cpus) * (pool.workers or 0)
+        sized.append(pool)
+    return sized
+
+
+def _sized(operator: Operator, nodes: Sequence[Node], cpus: int, on_gpus: int) -> Operator:
+    most = 1 if operator.num_gpus else max(stage.resources.max_cpus for stage in operator.stages)
+    num_cpus = max(1, min(most, cpus, int(max(node.cpus for node in nodes))))
+    fitting = sum(
+        min(
+            int(node.cpus) // num_cpus,
+            int(node.gpus // operator.num_gpus) if operator.num_gpus else cpus,
+            int(min(node.memory_bytes / operator.memory_bytes, cpus)) if operator.memory_bytes else cpus,
+        )
+        for node in nodes
+    )
+    return replace(
+        operator,
+        num_cpus=num_cpus,
+        num_gpus=operator.num_gpus / on_gpus if operator.num_gpus else 0,
+        workers=max(1, min(fitting, cpus // num_cpus, operator.workers or fitting)),
+        batch_size=operator.batch_size * (_GPU_BATCHES if operator.num_gpus and operator.batch_size > 1 else 1),
+    )
+
+
+def _alike(operator: Operator) -> Hashable:
+    """Equal for tasks that may as well run in one worker; a pool stays alone, for each actor would load all of it."""
+    stage = operator.stages[0]
+    return id(operator) if operator.pool else (operator.num_cpus, operator.workers, operator.batch_size, stage.divide)
+
+
+def _joined(operators: Sequence[Operator]) -> Operator:
+    return replace(
+        operators[0],
+        stages=tuple(stage for operator in operators for stage in operator.stages),
+        memory_bytes=sum(operator.memory_bytes for operator in operators),
+    )
+
+
+def _kept_apart(first: Operator, second: Operator) -> bool:
+    """Whether Ray does not run both as one operator: see the top of this file."""
+    return first.pool or first.batch_size == 1 or _taken(first) != _taken(second)
+
+
+def _taken(operator: Operator) -> tuple[Any, ...]:
+    return operator.num_cpus, operator.num_gpus, operator.memory_bytes, operator.workers
+
+
+def _check_fit(operators: Sequence[Operator], nodes: Sequence[Node]) -> None:
+    most_cpus = max((node.cpus for node in nodes), default=0)
+    for operator in operators:
+        if operator.num_cpus > most_cpus:
+            raise UserError(
+                f"stage {operator.name} takes {operator.num_cpus:g} CPUs, and the largest node of the Ray cluster has "
+                f"{most_cpus:g}: start Ray with more"
+            )
+        _check_memory([operator], max(node.memory_bytes for node in nodes), "its largest node")
+    _check_memory([each for each in operators if each.pool], sum(node.memory_bytes for node in nodes), "all nodes")
+
+
+def _check_memory(operators: Sequence[Operator], offered: float, where: str) -> None:
+    needed, names = sum(operator.memory_bytes for operator in operators), " and ".join(o.name for o in operators)
+    if needed > offered:
+        raise UserError(
+            f"stage {names} loads {needed / 1e9:.1f} GB, and Ray has {offered / 1e9:.1f} GB of memory on {where}: "
+            "choose a smaller model, leave out what needs it, or start Ray with more memory"
+        )
+
+
+def _through(data: Any, operator: Operator) -> Any:
+    """A Ray Dataset with one more operator."""
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
+    takes = {"num_cpus": operator.num_cpus, "num_gpus": operator.num_gpus, "memory": operator.memory_bytes}
+    arguments: dict[str, Any] = {name: value for name, value in takes.items() if value}
+    if operator.pool:
+        arguments["compute"] = ActorPoolStrategy(min_size=1, max_size=operator.workers)
+        arguments["fn_constructor_args"] = (operator.stages,)
+        return data.map_batches(_Actor, batch_size=operator.batch_size, **arguments)
+    arguments["compute"] = TaskPoolStrategy(size=operator.workers)
+    if operator.batch_size == 1:
+        return data.flat_map(partial(_run_row, stages=operator.stages), **arguments)
+    return data.map_batches(partial(_run_batch, stages=operator.stages), batch_size=operator.batch_size, **arguments)
+
+
+class _Actor:
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._work = loaded(stages, _device())
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return _answer(self._work, batch)
+
+
+def _run_batch(batch: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
+    def work(items: list[Any]) -> list[Any]:
+        return loaded(stages, "cpu")(items)
+
+    return _answer(work, batch)
+
+
+def _run_row(row: dict[str, Any], stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    answer = _run_batch({name: [value] for name, value in row.items()}, stages)
+    return [{"item": item, "error": error} for item, error in zip(answer["item"], answer["error"], strict=True)]
+
+
+def _answer(work: Callable[[list[Any]], list[Any]], batch: dict[str, Any]) -> dict[str, Any]:
+    """Do the work of an operator. What stops the run travels on as a sentence in the column `error`."""
+    error = next(filter(None, batch["error"]), None)
+    if error is None:
+        try:
+            items = work([pickle.loads(item) for item in batch["item"]])
+            return {"item": [pickle.dumps(item) for item in items], "error": [""] * len(items)}
+        except UserError as raised:
+            error = str(raised)
+    return {"item": [b""], "error": [error]}
+
+
+def _device() -> str:
+    """The GPU that Ray gave this actor, or the CPU."""
+    import ray
+
+    return "cuda" if ray.get_gpu_ids() else "cpu"

@@ -4,9 +4,6 @@ from typing import Literal
 
 import pyarrow as pa
 
-LEFT_OUT = "left out"
-"""How the error column of a score begins in a dataset that was curated without that score."""
-
 
 def column(
     name: str,

@@ -23,7 +23,7 @@ MAY_CHANGE = frozenset({
     # Shards and datasets: what an input may cost decides which are rejected, not what the others give.
     "limits",
     # Datasets: duplicates are looked for anew; how many go through a model at a time.
-    "duplicates", "clip.batch_size", "captioners.coca.batch_size",
+    "duplicates", "clip_embedder.batch_size", "captioners.coca.batch_size",
     # Where an endpoint is, and how patiently it is asked.
     *(f"captioners.{name}.{key}" for name in ("video", "merged") for key in (
         "base_url", "api_key_env", "timeout_s", "retries", "max_in_flight", "give_up_after", "pause_s",

@@ -17,8 +17,9 @@ from clipmill.addresses import redacted
 from clipmill.errors import UserError
 from clipmill.pipeline import Stage
 from curation.captioners import CAPTIONERS
+from curation.dataset.failed_captions import sources_with_failed_captions
 from curation.dataset.tables import Dataset, differences
-from curation.dataset.uncommit import failed_captions, finish_uncommit, uncommit
+from curation.dataset.uncommit import finish_uncommit, uncommit
 from curation.dedup.duplicates import DuplicatesResult, find_duplicates
 from curation.inputs.sources import Source, list_sources
 from pipelines.cluster import connected
@@ -156,7 +157,7 @@ def _plan(sources: Sequence[Source], dataset: Dataset, *, retry_rejected: bool, 
     before = dataset.statuses()
     ids = {source.source_id for source in sources}
     rejected = {i for i in ids if retry_rejected and before.get(i) == "rejected"}
-    failed = failed_captions(dataset, list(CAPTIONERS)) if retry_captions else {}
+    failed = sources_with_failed_captions(dataset, list(CAPTIONERS)) if retry_captions else {}
     uncaptioned = {part: asked for part, those in failed.items() if (asked := those & ids)}
     anew = rejected.union(*uncaptioned.values())
     return _Plan(

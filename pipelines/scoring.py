@@ -12,7 +12,6 @@ from typing import Any, cast
 import cv2
 import numpy as np
 
-from clipmill.columns import LEFT_OUT
 from clipmill.config import Config
 from clipmill.errors import UserError
 from clipmill.pipeline import Resources, Stage
@@ -21,7 +20,7 @@ from curation.inputs.captions import Caption
 from curation.scan.one_pass import Scan
 from curation.scores.base import Captioner, ClipView, Embeddings, Scorer
 from curation.scores.clip_embedder import ClipEmbedder, embedding_columns
-from curation.scores.columns import SCORE_COLUMNS
+from curation.scores.columns import FAILED, LEFT_OUT, SCORE_COLUMNS
 from curation.scores.registry import SCORERS
 from curation.video.resize import Image
 from pipelines.config import CurateConfig
@@ -190,10 +189,11 @@ def _left_out(config: CurateConfig) -> list[Stage]:
     """The stage that says of each score which was left out that it was; none where all are there."""
     columns: dict[str, str | None] = {}
     if not _needs_clip(config):
-        columns |= {"embedding": None, "embedding_error": f"{LEFT_OUT}: no score of this run needs it"}
+        columns |= {"embedding": None, "embedding_error": "left out: no score of this run needs it"}
+        columns |= {"embedding_error_kind": LEFT_OUT}
     for name in config.without:
         columns |= {column.name: None for column in SCORE_COLUMNS[name]}
-        columns |= {f"{name}_error": f"{LEFT_OUT}: --without {name}"}
+        columns |= {f"{name}_error": f"left out: --without {name}", f"{name}_error_kind": LEFT_OUT}
     if not columns:
         return []
     load = partial(_load_columns, columns)
@@ -204,7 +204,9 @@ def _gives(model: Captioner | ClipEmbedder | Scorer) -> tuple[str, ...]:
     if isinstance(model, ClipEmbedder):
         return model.gives
     columns = getattr(model, "columns", None)
-    return ("captions",) if columns is None else tuple(column.name for column in columns)
+    if columns is None:
+        return ("captions",)
+    return (*(column.name for column in columns), f"{model.name}_error_kind")
 
 
 def _captions(row: Mapping[str, Any]) -> tuple[Caption, ...]:
@@ -258,7 +260,8 @@ def _embedded(model: ClipEmbedder, views: Sequence[ClipView]) -> list[Embeddings
 
 def _score(scorer: Scorer, clips: ClipBatch) -> None:
     for row, columns in zip(clips.rows, scorer.score(clips.views()), strict=True):
-        row.update(columns)
+        kind = FAILED if columns.get(f"{scorer.name}_error") else None
+        row.update(columns | {f"{scorer.name}_error_kind": kind})
 
 
 def _load_columns(columns: Mapping[str, str | None], device: str) -> Callable[[ClipBatch], None]:

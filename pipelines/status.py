@@ -1,17 +1,16 @@
 """What a dataset holds: counts that reconcile, from its tables."""
 
-from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
-import pyarrow.compute as pc
 
 from clipmill import storage
+from curation.dataset.failed_captions import count_failed_captions
 from curation.dataset.sql import quoted
 from curation.dataset.tables import CLIPS, Dataset
-from curation.inputs.captions import NOTHING_TO_MERGE
+from curation.scores.columns import FAILED, LEFT_OUT
 from curation.selection.select import Selection, load_selection, selection_names
 
 _LOSSES = ("lost_transition_s", "lost_blank_s", "lost_short_s", "lost_keyframe_s", "lost_damage_s")
@@ -78,49 +77,34 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
     """
     config = dataset.description()["config"]
     with dataset.connect() as connection:
-        sums = ", ".join(f"coalesce(sum({quoted(name)}), 0)" for name in _SUMS)
-        totals = connection.execute(f"SELECT count(*), count_if(status = 'ok'), {sums} FROM sources").fetchone()
-        assert totals is not None
-        sources, sources_ok, video_s, clip_s, scan_cpu_s, score_cpu_s, *lost = totals
-        rejected = dict(
-            connection.execute(
+        sums = _sums(connection)
+        extractions = _counts(connection, "SELECT extraction::VARCHAR, count(*) FROM clips GROUP BY 1 ORDER BY 1")
+        unscored = _unscored(connection)
+        return Status(
+            dataset=dataset.url,
+            sources=sums["sources"],
+            sources_ok=sums["sources_ok"],
+            rejected=_counts(
+                connection,
                 "SELECT error_kind::VARCHAR, count(*) FROM sources WHERE status = 'rejected' "
-                "GROUP BY 1 ORDER BY 2 DESC, 1"
-            ).fetchall()
+                "GROUP BY 1 ORDER BY 2 DESC, 1",
+            ),
+            clips=sum(extractions.values()),
+            extractions=extractions,
+            video_s=sums["duration_s"],
+            clip_s=sums["clip_s"],
+            lost_s={name.removeprefix("lost_").removesuffix("_s"): sums[name] for name in _LOSSES},
+            scan_cpu_s=sums["scan_cpu_s"],
+            score_cpu_s=sums["score_cpu_s"],
+            unscored=unscored,
+            unscored_reasons={name: _commonest_reason(connection, name) for name, count in unscored.items() if count},
+            left_out=tuple(map(str, config.get("without") or ())),
+            captions_failed=count_failed_captions(dataset),
+            notices=tuple(map(str, models_of(dataset).get("notices") or ())),
+            rejected_sources=_rejected_sources(connection, list_rejected),
+            selections=[load_selection(dataset, name) for name in selection_names(dataset)],
+            shards=_shards(dataset),
         )
-        extractions = dict(
-            connection.execute("SELECT extraction::VARCHAR, count(*) FROM clips GROUP BY 1 ORDER BY 1").fetchall()
-        )
-        clips = sum(extractions.values())
-        left_out = tuple(map(str, config.get("without") or ()))
-        unscored = {
-            name: count
-            for name, count in _unscored(connection).items()
-            if not (count == clips and _was_left_out(name, left_out))
-        }
-        reasons = {name: _commonest_reason(connection, name) for name, count in unscored.items() if count}
-        rejected_sources = _rejected_sources(connection, list_rejected)
-    return Status(
-        dataset=dataset.url,
-        sources=sources,
-        sources_ok=sources_ok or 0,
-        rejected=rejected,
-        clips=clips,
-        extractions=extractions,
-        video_s=video_s,
-        clip_s=clip_s,
-        lost_s=dict(zip((name.removeprefix("lost_").removesuffix("_s") for name in _LOSSES), lost, strict=True)),
-        scan_cpu_s=scan_cpu_s,
-        score_cpu_s=score_cpu_s,
-        unscored=unscored,
-        unscored_reasons=reasons,
-        left_out=left_out,
-        captions_failed=_failed_captions(dataset),
-        notices=tuple(map(str, models_of(dataset).get("notices") or ())),
-        rejected_sources=rejected_sources,
-        selections=[load_selection(dataset, name) for name in selection_names(dataset)],
-        shards=_shards(dataset),
-    )
 
 
 def models_of(dataset: Dataset) -> dict[str, Any]:
@@ -138,24 +122,40 @@ def _checked_models(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _sums(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+    """Counts of sources, and the sums of their columns by name."""
+    columns = ", ".join(f"coalesce(sum({quoted(name)}), 0)" for name in _SUMS)
+    row = connection.execute(f"SELECT count(*), count_if(status = 'ok'), {columns} FROM sources").fetchone()
+    assert row is not None
+    return dict(zip(("sources", "sources_ok", *_SUMS), row, strict=True))
+
+
+def _counts(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, int]:
+    return dict(connection.execute(query).fetchall())
+
+
 def _unscored(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    """Score column -> clips with an error in its place. Only columns of our own schema are looked at."""
+    """Score column -> clips whose score failed, but for scores that were left out. Only of our own schema's columns."""
     present = {row[0] for row in connection.execute("DESCRIBE clips").fetchall()}
-    names = [name for name in CLIPS.names if name.endswith("_error") and name in present]
-    counts = ", ".join(f"count({quoted(name)})" for name in names)
+    columns = [name for name in CLIPS.names if name.endswith("_error_kind") and name in present]
+    counts = ", ".join(
+        f"count(*) FILTER ({quoted(column)} = '{kind}')" for kind in (FAILED, LEFT_OUT) for column in columns
+    )
     row = connection.execute(f"SELECT {counts or '1'} FROM clips").fetchone()
     assert row is not None
-    return dict(zip((name.removesuffix("_error") for name in names), row, strict=bool(names)))
-
-
-def _was_left_out(name: str, left_out: tuple[str, ...]) -> bool:
-    return name in left_out or (name == "embedding" and {"aesthetic", "similarity"} <= set(left_out))
+    failed, left_out = row[: len(columns)], row[len(columns) :]
+    return {
+        column.removesuffix("_error_kind"): count
+        for column, count, omitted in zip(columns, failed, left_out, strict=False)
+        if not omitted
+    }
 
 
 def _commonest_reason(connection: duckdb.DuckDBPyConnection, name: str) -> Reason:
-    error = quoted(f"{name}_error")
+    """The commonest error of the clips whose score failed; there is at least one."""
+    error, kind = quoted(f"{name}_error"), quoted(f"{name}_error_kind")
     row = connection.execute(
-        f"SELECT {error}, count(*) FROM clips WHERE {error} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 1"
+        f"SELECT {error}, count(*) FROM clips WHERE {kind} = '{FAILED}' GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 1"
     ).fetchone()
     assert row is not None
     return Reason(text=str(row[0]), clips=row[1])
@@ -167,15 +167,6 @@ def _rejected_sources(connection: duckdb.DuckDBPyConnection, limit: int | None) 
         f"WHERE status = 'rejected' ORDER BY 2, 1 LIMIT {'ALL' if limit is None else limit}"
     ).fetchall()
     return tuple(Rejected(uri=uri, error_kind=kind, error=error) for uri, kind, error in rows)
-
-
-def _failed_captions(dataset: Dataset) -> dict[str, int]:
-    failed: Counter[str] = Counter()
-    for part in dataset.parts("clips"):
-        captions = dataset.failed_captions(part)
-        nothing_to_do = pc.starts_with(captions["error"], NOTHING_TO_MERGE)
-        failed.update(captions.filter(pc.invert(nothing_to_do))["source"].to_pylist())
-    return dict(sorted(failed.items()))
 
 
 def _shards(dataset: Dataset) -> dict[str, dict[str, Any]]:

@@ -5,10 +5,15 @@ from urllib.parse import urlsplit
 from pydantic import Field, JsonValue, field_validator
 
 from clipmill.config import Config
+from curation.inputs.captions import CaptionError
 
 
 class NoCaption(Exception):
-    """Why one clip gets no caption; becomes the error of that caption."""
+    """Why one clip gets no caption; becomes the error of that caption, and `kind` its `error_kind`."""
+
+    def __init__(self, reason: str, kind: CaptionError = "failed") -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 class EndpointConfig(Config):

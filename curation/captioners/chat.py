@@ -58,9 +58,9 @@ class Chat:
             try:
                 return Caption(source=source, text=self._ask(question(clip)))
             except NoCaption as reason:
-                return Caption(source=source, error=self._presentable(str(reason)))
+                return Caption.failed(source, self._presentable(str(reason)), reason.kind)
             except Exception as error:  # whatever an image or an answer does to a library is this clip's alone
-                return Caption(source=source, error=self._presentable(f"{type(error).__name__}: {error}"))
+                return Caption.failed(source, self._presentable(f"{type(error).__name__}: {error}"))
 
         with ThreadPoolExecutor(self._config.max_in_flight) as pool:
             return list(pool.map(caption, batch))

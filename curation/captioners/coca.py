@@ -91,7 +91,7 @@ class Coca:
         try:
             captions = self._write(torch.stack([answers[i] for i in ready]).to(self._device))
         except Exception as error:  # of a device, most often
-            captions = [Caption(source=self.name, error=f"{type(error).__name__}: {error}")] * len(ready)
+            captions = [Caption.failed(self.name, f"{type(error).__name__}: {error}")] * len(ready)
         for i, caption in zip(ready, captions, strict=True):
             answers[i] = caption
         return answers
@@ -99,11 +99,11 @@ class Coca:
     def _prepare(self, clip: ClipView) -> "torch.Tensor | Caption":
         """The middle frame as the model wants it (channel, height, width), or why there is none."""
         if not clip.thumbnails:
-            return Caption(source=self.name, error="the clip has no thumbnails")
+            return Caption.failed(self.name, "the clip has no thumbnails")
         try:
             return self._loaded.preprocess(_to_pil(clip.thumbnails[len(clip.thumbnails) // 2]))
         except Exception as error:
-            return Caption(source=self.name, error=f"{type(error).__name__}: {error}")
+            return Caption.failed(self.name, f"{type(error).__name__}: {error}")
 
     def _write(self, images_BCHW: "torch.Tensor") -> list[Caption]:
         tokenizer, captions = self._loaded.tokenizer, []
@@ -118,7 +118,8 @@ class Coca:
         for tokens in tokens_BT.tolist():
             before_end = tokens[: tokens.index(tokenizer.eot_token_id)]
             text = clean(tokenizer.decode([token for token in before_end if token != tokenizer.sot_token_id]))
-            captions.append(Caption(source=self.name, text=text, error=None if text else "the model wrote nothing"))
+            written = Caption(source=self.name, text=text)
+            captions.append(written if text else Caption.failed(self.name, "the model wrote nothing"))
         return captions
 
 

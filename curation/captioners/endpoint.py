@@ -17,7 +17,7 @@ from pydantic import Field
 from clipmill.errors import UserError
 from clipmill.pipeline import Resources
 from curation.captioners.base import EndpointConfig, NoCaption
-from curation.inputs.captions import NOTHING_TO_MERGE, Caption
+from curation.inputs.captions import Caption
 from curation.scores.base import ClipView
 from curation.video.resize import Image
 
@@ -133,9 +133,8 @@ class MergedCaptioner(_EndpointCaptioner):
         if len(texts) < 2:
             available = f"one ({', '.join(texts.values())})" if texts else "none"
             failed = [f"{c.source} failed: {c.error}" for c in clip.captions if c.error and c.source != self.name]
-            raise NoCaption(
-                "; ".join((f"{NOTHING_TO_MERGE}: it needs two different captions, got {available}", *failed))
-            )
+            reasons = (f"nothing to merge: it needs two different captions, got {available}", *failed)
+            raise NoCaption("; ".join(reasons), kind="nothing_to_merge")
         two = "\n".join(json.dumps(text, ensure_ascii=False) for text in list(texts)[:2])
         return [{"type": "text", "text": f"{self._config.prompt}\n\n{two}"}]
 

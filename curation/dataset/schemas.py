@@ -11,7 +11,7 @@ from types import MappingProxyType
 import pyarrow as pa
 
 from clipmill.columns import column
-from curation.scores.columns import EMBEDDING_COLUMNS, SCORE_COLUMNS
+from curation.scores.columns import EMBEDDING_COLUMNS, SCORE_COLUMNS, error_kind_column
 
 _TRANSITION = pa.struct(
     [
@@ -22,8 +22,13 @@ _TRANSITION = pa.struct(
         ("end_s", pa.float64()),
     ]
 )
-_OF_SCORERS = (*EMBEDDING_COLUMNS, *(field for columns in SCORE_COLUMNS.values() for field in columns))
-_CAPTION = pa.struct([("source", pa.string()), ("text", pa.string()), ("error", pa.string())])
+_OF_SCORERS = (
+    *EMBEDDING_COLUMNS,
+    *(field for name, columns in SCORE_COLUMNS.items() for field in (*columns, error_kind_column(name))),
+)
+_CAPTION = pa.struct(
+    [("source", pa.string()), ("text", pa.string()), ("error_kind", pa.string()), ("error", pa.string())]
+)
 
 
 SOURCES = pa.schema(
@@ -101,7 +106,7 @@ CLIPS = pa.schema(
         column(
             "captions",
             pa.list_(_CAPTION),
-            "captions, each with where it comes from; without text, and why, if it failed",
+            "captions, each with where it comes from; without text if it failed, with error_kind and error",
         ),
         column(
             "motion",
@@ -110,7 +115,8 @@ CLIPS = pa.schema(
             unit="%/s",
             better="higher",
         ),
-        column("motion_error", pa.string(), "why motion is null"),
+        column("motion_error", pa.string(), "a sentence that says why motion is null"),
+        error_kind_column("motion"),
         column("motion_bucket", pa.int16(), "motion on SVD's scale for conditioning: 127 is 10 %/s", unit="0 to 255"),
         column("fps_id", pa.int32(), "fps as SVD's conditioning takes it: rounded, minus 1"),
         *_OF_SCORERS,
@@ -122,7 +128,7 @@ CLIPS = pa.schema(
         ),
     ]
 )
-"""A row per clip. A score that failed is null, with the reason in its `_error` column; scorers bring their own."""
+"""A row per clip. A score that is null has its reason in the `_error` and `_error_kind` columns beside it."""
 
 SCAN_COLUMNS = tuple(name for name in CLIPS.names if name not in {field.name for field in _OF_SCORERS})
 """Columns of a clip that the scan fills; the CLIP embedder and the scorers fill the others."""

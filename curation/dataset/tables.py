@@ -170,13 +170,6 @@ class Dataset:
             status_of |= zip(table["source_id"].to_pylist(), table["status"].to_pylist(), strict=True)
         return status_of
 
-    def failed_captions(self, part: str) -> pa.Table:
-        """A row per caption of this part that failed: `source` (of captions) and `error`. No text is read."""
-        leaves = [f"captions.list.element.{name}" for name in ("source", "error")]
-        captions = pc.list_flatten(self.read_part("clips", part, leaves)["captions"].combine_chunks())
-        table = pa.Table.from_struct_array(captions)
-        return table.filter(pc.is_valid(table["error"]))
-
     def score_names(self) -> list[str]:
         """Names of the scorers that were added under scores/."""
         folders = storage.list_folders(self.fs, self.file(_SCORES))

@@ -13,21 +13,9 @@ import pyarrow.compute as pc
 
 from clipmill import storage
 from curation.dataset.tables import Dataset
-from curation.inputs.captions import NOTHING_TO_MERGE
 
 _NOTE = "uncommit.json"
 _PART = re.compile(r"[A-Za-z0-9_-]{1,64}")
-
-
-def failed_captions(dataset: Dataset, origins: Collection[str]) -> dict[str, set[str]]:
-    """Parts in which captions of these origins failed -> the sources whose captions those are."""
-    sources_of: dict[str, set[str]] = {}
-    for part in dataset.parts("clips"):
-        rows = dataset.read_part("clips", part, ["source_id", "captions"]).to_pylist()
-        failed = {row["source_id"] for row in rows if any(_failed(c, origins) for c in row["captions"] or ())}
-        if failed:
-            sources_of[part] = failed
-    return sources_of
 
 
 def uncommit(dataset: Dataset, sources_of: Mapping[str, Collection[str]]) -> None:
@@ -75,8 +63,3 @@ def _remove_rows(dataset: Dataset, table_name: str, part: str, source_ids: list[
         storage.remove(dataset.fs, dataset.file(table_name, f"{part}.parquet"))
     elif remaining.num_rows < table.num_rows:
         dataset.write_part(table_name, part, remaining)
-
-
-def _failed(caption: Mapping[str, Any], origins: Collection[str]) -> bool:
-    empty = caption["source"] in origins and caption["text"] is None
-    return empty and not (caption["error"] or "").startswith(NOTHING_TO_MERGE)

@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -74,8 +74,8 @@ _PLACEHOLDERS = {
 }
 
 
-NOTHING_TO_MERGE = "nothing to merge"
-"""How the error of a merged caption begins where nothing failed: trying again would change nothing."""
+CaptionError = Literal["failed", "nothing_to_merge"]
+"""`nothing_to_merge`: there were no two captions to merge; a retry changes nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,13 @@ class Caption:
     source: str
     """Where it comes from: list, sidecar, metadata, or the captioner's name (coca, video, merged)."""
     text: str | None = None
+    error_kind: CaptionError | None = None
     error: str | None = None
+
+    @classmethod
+    def failed(cls, source: str, error: str, kind: CaptionError = "failed") -> "Caption":
+        """A caption without text, with the reason."""
+        return cls(source=source, error_kind=kind, error=error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +165,7 @@ class _Timeline:
         chosen = [self._captions[number] for number in numbers[: MAX_PER_CLIP + 1]]
         if len(numbers) > MAX_PER_CLIP:
             error = f"{len(numbers)} captions for one clip, the first {MAX_PER_CLIP} were taken"
-            chosen[MAX_PER_CLIP:] = [Caption(source=chosen[MAX_PER_CLIP].source, error=error)]
+            chosen[MAX_PER_CLIP:] = [Caption.failed(chosen[MAX_PER_CLIP].source, error)]
         return chosen
 
 
@@ -173,7 +179,7 @@ def _fitting(captions: list[Caption], size_bytes: Mapping[Caption, int], room_by
             fitting.append(caption)
         else:
             left_out.append(caption)
-    return fitting + [Caption(source=caption.source, error=_NO_ROOM) for caption in left_out[:1]]
+    return fitting + [Caption.failed(caption.source, _NO_ROOM) for caption in left_out[:1]]
 
 
 def clean(text: str) -> str | None:
@@ -190,7 +196,7 @@ def _captions(source: str, text: str) -> Iterator[Caption]:
     """One caption, or none where there is no text."""
     line = clean(text)
     if line and len(line) > MAX_CHARS:
-        yield Caption(source=source, error=f"a caption of {len(line):,} characters, at most {MAX_CHARS:,} are taken")
+        yield Caption.failed(source, f"a caption of {len(line):,} characters, at most {MAX_CHARS:,} are taken")
     elif line:
         yield Caption(source=source, text=line)
 
@@ -206,7 +212,7 @@ def _from_sidecar(source: Source, suffix: str, parse: Callable[[str], Iterator[T
         raise_if_stopped(error)
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         name = posixpath.basename(without_credentials(address))
-        return [TimedCaption(caption=Caption(source="sidecar", error=clean(f"{name}: {redacted(reason)}")))]
+        return [TimedCaption(caption=Caption.failed("sidecar", str(clean(f"{name}: {redacted(reason)}"))))]
 
 
 def _beside(address: str, suffix: str) -> str:
@@ -311,7 +317,7 @@ def _parse_json(text: str) -> Iterator[TimedCaption]:
         try:
             yield from _parse_entry(entry)
         except UserError as error:
-            yield TimedCaption(caption=Caption(source="sidecar", error=clean(f"caption {number}: {error}")))
+            yield TimedCaption(caption=Caption.failed("sidecar", str(clean(f"caption {number}: {error}"))))
 
 
 def _parse_entry(entry: Any) -> Iterator[TimedCaption]:

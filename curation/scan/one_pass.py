@@ -20,6 +20,7 @@ from curation.inputs.captions import captions_of_clips, read_captions
 from curation.inputs.sources import Source, open_source
 from curation.scan.rows import clip_columns, identity, note, source_columns
 from curation.scan.thumbnail_spool import ThumbnailSpool
+from curation.scores.columns import FAILED
 from curation.scores.microconditioning import motion_bucket
 from curation.scores.motion import MotionConfig, MotionMeter
 from curation.shots.cuts import CutConfig, CutDetector, Transition
@@ -166,6 +167,7 @@ class OnePass:
         for span in plan.spans:
             clip = clip_columns(source, info, timeline, span) | self._displayed_size(span)
             clip["motion"], clip["motion_error"] = self._motion.between(span.start_pts, span.end_pts)
+            clip["motion_error_kind"] = FAILED if clip["motion_error"] else None
             clip["motion_bucket"] = motion_bucket(clip["motion"])
             clip["thumbnail_pts"], jpegs = self._spool.first_middle_last(span.start_pts, span.end_pts)
             clips.append(clip)

@@ -17,7 +17,7 @@ from clipmill.config import Config
 from clipmill.pipeline import Resources
 from curation.scores import openclip
 from curation.scores.base import ClipView, Embeddings
-from curation.scores.columns import EMBEDDING_COLUMNS
+from curation.scores.columns import EMBEDDING_COLUMNS, FAILED
 from curation.video.resize import Image
 
 _T = TypeVar("_T")
@@ -158,10 +158,14 @@ def mean_embedding(frames_FD: NDArray[np.float32]) -> NDArray[np.float16]:
 
 
 def embedding_columns(embeddings: Embeddings) -> dict[str, Any]:
-    """Columns embedding and embedding_error of one clip."""
+    """Columns embedding, embedding_error and embedding_error_kind of one clip."""
     if embeddings.frames_FD is None:
-        return {"embedding": None, "embedding_error": embeddings.error}
-    return {"embedding": mean_embedding(embeddings.frames_FD), "embedding_error": None}
+        return {"embedding": None, "embedding_error": embeddings.error, "embedding_error_kind": FAILED}
+    return {
+        "embedding": mean_embedding(embeddings.frames_FD),
+        "embedding_error": None,
+        "embedding_error_kind": None,
+    }
 
 
 def _unit_rows(features_ND: Any) -> NDArray[np.float32]:

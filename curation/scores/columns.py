@@ -7,13 +7,23 @@ import pyarrow as pa
 
 from clipmill.columns import column
 
+FAILED, LEFT_OUT = "failed", "left_out"
+"""Why a score is null: it could not be computed for this clip, or the dataset was curated without it."""
+
+
+def error_kind_column(score: str) -> pa.Field:
+    """The column beside `SCORE_error` that says of which kind the error is."""
+    return column(f"{score}_error_kind", pa.string(), f"why {score} is null: {FAILED} or {LEFT_OUT}")
+
+
 EMBEDDING_COLUMNS = (
     column(
         "embedding",
         pa.list_(pa.float16()),
         "mean of the CLIP embeddings of the first, middle and last frame, each of length 1; scaled to length 1",
     ),
-    column("embedding_error", pa.string(), "why embedding is null"),
+    column("embedding_error", pa.string(), "a sentence that says why embedding is null"),
+    error_kind_column("embedding"),
 )
 
 SIMILARITY_COLUMNS = (
@@ -31,7 +41,7 @@ SIMILARITY_COLUMNS = (
         "the same for each caption, in their order; null for a caption without text",
         unit="cosine, -1 to 1",
     ),
-    column("similarity_error", pa.string(), "why similarity is null"),
+    column("similarity_error", pa.string(), "a sentence that says why similarity is null"),
 )
 
 AESTHETIC_COLUMNS = (
@@ -42,7 +52,7 @@ AESTHETIC_COLUMNS = (
         unit="head's scale",
         better="higher",
     ),
-    column("aesthetic_error", pa.string(), "why aesthetic is null"),
+    column("aesthetic_error", pa.string(), "a sentence that says why aesthetic is null"),
 )
 
 TEXT_AREA_COLUMNS = (
@@ -60,10 +70,10 @@ TEXT_AREA_COLUMNS = (
         "the same share in the first, middle and last frame",
         unit="share, 0 to 1",
     ),
-    column("text_area_error", pa.string(), "why text_area is null"),
+    column("text_area_error", pa.string(), "a sentence that says why text_area is null"),
 )
 
 SCORE_COLUMNS: Mapping[str, tuple[pa.Field, ...]] = MappingProxyType(
     {"similarity": SIMILARITY_COLUMNS, "aesthetic": AESTHETIC_COLUMNS, "text_area": TEXT_AREA_COLUMNS}
 )
-"""Name of a scorer -> its columns, in the order in which the scorers run."""
+"""Name of a scorer -> its columns, in the order in which the scorers run. The pipeline adds `NAME_error_kind`."""

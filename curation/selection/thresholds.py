@@ -13,10 +13,11 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.columns import LEFT_OUT, bounds_of
+from clipmill.columns import bounds_of
 from clipmill.config import known_name, unknown_name
 from clipmill.errors import UserError
 from curation.dataset.tables import CLIPS, joined_columns, joined_query, quoted
+from curation.scores.columns import LEFT_OUT
 from curation.selection.condition import read_condition
 from curation.selection.rules import Rule, Rules, share
 
@@ -155,15 +156,20 @@ def _left_out(
     connection: duckdb.DuckDBPyConnection, names: Iterable[str], known: Mapping[str, object]
 ) -> dict[str, str]:
     """Scores that the dataset was curated without -> what their error column says of it."""
-    errors = {name: f"{name}_error" for name in names if f"{name}_error" in known}
-    if not errors:
+    named = [name for name in names if {f"{name}_error", f"{name}_error_kind"} <= known.keys()]
+    if not named:
         return {}
-    # The same reason in every clip: min and max come from the Parquet files' own statistics.
-    bounds = ", ".join(f"min({quoted(e)}), max({quoted(e)}), count({quoted(e)}) = count(*)" for e in errors.values())
-    row = connection.execute(f"SELECT {bounds} FROM ({joined_query(connection, errors.values())})").fetchone()
+    # The same kind in every clip: min and max come from the Parquet files' own statistics.
+    bounds = ", ".join(
+        f"min({quoted(f'{name}_error_kind')}), max({quoted(f'{name}_error_kind')}), "
+        f"count({quoted(f'{name}_error_kind')}) = count(*), min({quoted(f'{name}_error')})"
+        for name in named
+    )
+    columns = [f"{name}{suffix}" for name in named for suffix in ("_error", "_error_kind")]
+    row = connection.execute(f"SELECT {bounds} FROM ({joined_query(connection, columns)})").fetchone()
     assert row is not None
-    reasons = zip(errors, row[::3], row[1::3], row[2::3], strict=True)
-    return {name: low for name, low, high, every in reasons if every and low == high and str(low).startswith(LEFT_OUT)}
+    reasons = zip(named, row[::4], row[1::4], row[2::4], row[3::4], strict=True)
+    return {name: str(error) for name, low, high, every, error in reasons if every and low == high == LEFT_OUT}
 
 
 def _check_rank_rule(rule: Rule, known: Mapping[str, object]) -> None:

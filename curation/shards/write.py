@@ -304,7 +304,7 @@ def _sample(row: ClipRow, extracted: ExtractedClip, selection: str) -> dict[str,
 
 
 def _is_score(column: str, value: Any) -> bool:
-    if column in _NO_SCORES or column.endswith("_error"):
+    if column in _NO_SCORES or column.endswith(("_error", "_error_kind")):
         return False
     values = value if isinstance(value, list) and value else [value]
     return all(isinstance(v, (int, float, str)) and (not isinstance(v, float) or math.isfinite(v)) for v in values)

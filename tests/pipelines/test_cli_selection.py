@@ -45,6 +45,7 @@ def dataset(tmp_path: Path) -> Dataset:
             "text_area": 0.0,
             "similarity": 0.3 if i == 9 else None,
             "similarity_error": None if i == 9 else REASON if i else "no caption has text: x",
+            "similarity_error_kind": None if i == 9 else "failed",
             "embedding": [np.cos(angle), np.sin(angle)],
         }
         for i, angle in enumerate(angles)

@@ -101,7 +101,7 @@ def test_merged_sends_what_coca_and_video_say_whatever_else_there_is():
 
 
 def test_merged_takes_another_caption_where_one_is_missing_and_none_alone():
-    failed = Caption(source="video", error="HTTP 500: no")
+    failed = Caption.failed("video", "HTTP 500: no")
     coca, sidecar = Caption(source="coca", text="a man"), Caption(source="sidecar", text="holiday")
     before = Caption(source="merged", text="an older one")
     batch = [view(1, captions=c) for c in ((sidecar, coca, failed), (coca, failed), (), (coca, coca), (before, coca))]
@@ -115,6 +115,7 @@ def test_merged_takes_another_caption_where_one_is_missing_and_none_alone():
         "nothing to merge: it needs two different captions, got one (coca); video failed: HTTP 500: no"
     )
     assert rest[1].error == "nothing to merge: it needs two different captions, got none"
+    assert {c.error_kind for c in rest} == {"nothing_to_merge"}
 
 
 def test_captions_keep_the_order_of_the_clips_and_requests_stay_within_the_bound():
@@ -156,7 +157,7 @@ def test_a_failure_that_may_pass_is_tried_again(bad: Reply, monkeypatch: pytest.
 def test_a_failure_that_stays_is_told_with_status_and_reason(status: int):
     with CaptionServer([refuses(status, "too many of you")]) as server:
         caption = one(server, retries=1)
-    assert caption == Caption(source="video", error=f"HTTP {status}: too many of you")
+    assert caption == Caption.failed("video", f"HTTP {status}: too many of you")
     assert len(server.requests) == 2
 
 

@@ -156,7 +156,7 @@ def test_coca_takes_a_clip_it_cannot_look_at_for_that_clips_failure(tiny_coca: P
     broken = ClipView(thumbnails=(np.zeros((0, 10, 3), np.uint8),) * 3)
     captioner = coca(tiny_coca)
     captions = captioner.caption([ClipView(thumbnails=()), good, broken])
-    assert captions[0] == Caption(source="coca", error="the clip has no thumbnails")
+    assert captions[0] == Caption.failed("coca", "the clip has no thumbnails")
     assert captions[1] == captioner.caption([good])[0]
     assert captions[2].text is None
     assert captions[2].error

@@ -8,11 +8,11 @@ import pytest
 
 from clipmill import storage
 from clipmill.errors import UserError
+from curation.dataset.failed_captions import count_failed_captions, sources_with_failed_captions
 from curation.dataset.tables import CLIPS, PREVIEWS, SOURCES, Dataset
-from curation.dataset.uncommit import failed_captions, finish_uncommit, uncommit
-from curation.inputs.captions import NOTHING_TO_MERGE
+from curation.dataset.uncommit import finish_uncommit, uncommit
 
-REASONS = {"a": "connection refused", "b": None, "c": "connection refused", "d": f"{NOTHING_TO_MERGE}: it is alone"}
+KINDS = {"a": "failed", "b": None, "c": "failed", "d": "nothing_to_merge"}
 
 
 @pytest.fixture
@@ -23,15 +23,15 @@ def dataset(tmp_path: Path) -> Dataset:
         {
             "clip_id": f"{source}-{i}-m{i + 1}",
             "source_id": source,
-            "captions": [{"source": "video", "text": None if error else "a texture", "error": error}],
+            "captions": [{"source": "video", "text": None if kind else "a texture", "error_kind": kind, "error": kind}],
         }
-        for source, error in REASONS.items()
+        for source, kind in KINDS.items()
         for i in range(2)
     ]
     previews = [{"clip_id": clip["clip_id"]} for clip in clips]
     dataset.write_part("previews", "part", pa.Table.from_pylist(previews, PREVIEWS))
     dataset.write_part("clips", "part", pa.Table.from_pylist(clips, CLIPS))
-    sources = [{"source_id": source, "status": "ok", "clips": 2} for source in REASONS]
+    sources = [{"source_id": source, "status": "ok", "clips": 2} for source in KINDS]
     dataset.write_part("sources", "part", pa.Table.from_pylist(sources, SOURCES))
     return dataset
 
@@ -45,8 +45,9 @@ def held(dataset: Dataset) -> tuple[set[str], list[str], int]:
 
 
 def test_only_sources_whose_captions_failed_are_named(dataset: Dataset):
-    assert failed_captions(dataset, ["video"]) == {"part": {"a", "c"}}
-    assert failed_captions(dataset, ["coca"]) == {}
+    assert sources_with_failed_captions(dataset, ["video"]) == {"part": {"a", "c"}}
+    assert sources_with_failed_captions(dataset, ["coca"]) == {}
+    assert count_failed_captions(dataset) == {"video": 4}
 
 
 def test_the_rows_of_some_sources_go_and_the_others_stay(dataset: Dataset):
@@ -91,7 +92,7 @@ def test_after_a_kill_at_any_write_the_next_run_finds_all_or_nothing(
             assert allowed < 5
     finish_uncommit(dataset)
     dataset.remove_unfinished()
-    untouched = set(REASONS), ["a", "a", "b", "b", "c", "c", "d", "d"], 8
+    untouched = set(KINDS), ["a", "a", "b", "b", "c", "c", "d", "d"], 8
     assert held(dataset) == (({"b", "d"}, ["b", "b", "d", "d"], 4) if allowed else untouched)
     assert not storage.exists(dataset.fs, dataset.file("uncommit.json"))
 

@@ -138,7 +138,8 @@ def test_the_clips_embedding_is_the_mean_direction(embedder: ClipEmbedder):
 def test_a_clip_without_thumbnails_or_embeddings_is_null_with_a_reason(embedder: ClipEmbedder):
     (found,) = embedder.embed([ClipView(thumbnails=(), captions=(Caption(source="list", text="a"),))])
     empty = ClipView(thumbnails=(), captions=(Caption(source="list", text="a"),), embeddings=found)
-    assert embedding_columns(found) == {"embedding": None, "embedding_error": "the clip has no thumbnails"}
+    columns = {"embedding": None, "embedding_error": "the clip has no thumbnails", "embedding_error_kind": "failed"}
+    assert embedding_columns(found) == columns
     (similarity,) = Similarity().score([empty])
     assert (similarity["similarity"], "no thumbnails" in similarity["similarity_error"]) == (None, True)
     failed = ClipView(thumbnails=VIEWS[0].thumbnails, captions=(Caption(source="coca", error="time-out"),))

@@ -30,12 +30,16 @@ CLIPS = {
     "listed": pa.array([[1]] * 8),
     "gone": pa.nulls(8, pa.float32()),
     "gone_error": pa.array(["left out: --without gone"] * 8),
+    "gone_error_kind": pa.array(["left_out"] * 8),
     "failed": pa.nulls(8, pa.float32()),
-    "failed_error": pa.array(["left out: x"] * 7 + ["left out: y"]),
+    "failed_error": pa.array(["left out: x"] * 8),
+    "failed_error_kind": pa.array(["left_out"] * 7 + ["failed"]),
     "some": pa.array([1.0] + [None] * 7, pa.float32()),
     "some_error": pa.array([None] + ["left out: --without some"] * 7),
+    "some_error_kind": pa.array([None] + ["left_out"] * 7),
     "broken": pa.nulls(8, pa.float32()),
     "broken_error": pa.array(["the model failed"] * 8),
+    "broken_error_kind": pa.array(["failed"] * 8),
 }
 RANKS = {
     "clip_id": pa.array(list("abcd")),

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from clipmill import curate
 from clipmill.video_writer import Encoding, write_video
 from curation.dataset.tables import Dataset
-from curation.scan.one_pass import SpanConfig
+from curation.scan.one_pass import ScanConfig
+from curation.shots.spans import SpanConfig
 from demo.model import demo_config
 
 FPS = 4
@@ -69,7 +70,9 @@ def write_videos(folder: Path, videos: NDArray[np.uint8], captions: list[str]) -
 def score(folder: Path, dataset: Path) -> Scores:
     """Curate the videos of `folder` into `dataset`, and add up what is found. Videos count alike, however many clips
     they were cut into; one that is too short between its cuts counts among the cuts alone."""
-    config = demo_config().model_copy(update={"spans": SpanConfig(min_s=0.7, max_s=20.0), "duplicates": None})
+    config = demo_config().model_copy(
+        update={"scan": ScanConfig(spans=SpanConfig(min_s=0.7, max_s=20.0)), "duplicates": None}
+    )
     curate([str(folder)], str(dataset), config=config, quiet=True)
     with Dataset(str(dataset)).connect() as connection:
         ((videos, cut),) = connection.execute(

@@ -21,7 +21,7 @@ MAY_CHANGE = frozenset({
     "run.steps", "run.log_every", "run.save_every", "run.keep_last", "run.keep_every",
     "run.sample_every", "run.sample_count", "run.sample_steps",
     # Shards and datasets: what an input may cost decides which are rejected, not what the others give.
-    "limits",
+    "scan.limits", "extraction.limits",
     # Datasets: duplicates are looked for anew; how many go through a model at a time.
     "duplicates", "clip_embedder.batch_size", "captioners.coca.batch_size",
     # Where an endpoint is, and how patiently it is asked.

@@ -210,7 +210,7 @@ def shard(
     config: Annotated[
         str | None,
         typer.Option(
-            help="YAML: crf, min_psnr_db, preset, jpeg_quality, images_per_shard, limits.", show_default=False
+            help="YAML: images_per_shard, extraction (crf, preset, jpeg_quality, limits, ...).", show_default=False
         ),
     ] = None,
     clips_per_shard: Annotated[

@@ -28,9 +28,11 @@ class CaptionersConfig(Config):
     """A language model behind an OpenAI-compatible endpoint, which merges the other two captions; null: not run."""
 
 
-class CurateConfig(ScanConfig):
+class CurateConfig(Config):
     """Everything that decides what a curated dataset holds: the scan's settings, and each scorer's under its name."""
 
+    scan: ScanConfig = Field(default_factory=ScanConfig)
+    """The scan of each source: its cuts, clips and motion, and what it may cost."""
     captioners: CaptionersConfig = Field(default_factory=CaptionersConfig)
     """Which captioners run."""
     clip_embedder: ClipEmbedderConfig = Field(default_factory=ClipEmbedderConfig)

@@ -34,7 +34,7 @@ def inspect(inputs: Sequence[str], config: CurateConfig | None = None, *, quiet:
         notices, work = load_models(config).notices, loaded(clip_stages(config), "cpu")
     for notice in notices:
         note(notice)
-    with Isolated(config.limits) as child:
+    with Isolated(config.scan.limits) as child:
         for source in list_sources(inputs):
             (scanned,) = work([scan_safely(child, source, config)])
             row = dict(scanned.source)

@@ -61,7 +61,7 @@ def scan_safely(child: Isolated, source: Source, config: CurateConfig) -> Scan:
     Raises RunStopped where it is the machine that fails: no child can start, the temporary folder is full.
     """
     try:
-        scanned = child.run_on(source.uri, scan, source, config.scan_settings())
+        scanned = child.run_on(source.uri, scan, source, config.scan)
         check_scan(scanned, source)
         return scanned
     except SourceError as error:
@@ -81,7 +81,7 @@ def write_part(scans: Sequence[Scan], dataset: Dataset, fence: Fence) -> Part:
 
 
 def _load_scan(config: CurateConfig, counter: Any, device: str) -> Callable[[list[tuple[int, Source]]], list[Scan]]:
-    return partial(_scan_all, _child(config.limits), config, counter)
+    return partial(_scan_all, _child(config.scan.limits), config, counter)
 
 
 def _scan_all(child: Isolated, config: CurateConfig, counter: Any, sources: list[tuple[int, Source]]) -> list[Scan]:

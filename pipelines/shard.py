@@ -190,4 +190,4 @@ def _run_isolated(
 
 @lru_cache(maxsize=1)
 def _child(config: ShardConfig) -> Isolated:
-    return Isolated(config.limits)
+    return Isolated(config.extraction.limits)

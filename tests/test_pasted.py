@@ -187,8 +187,8 @@ def parse_each_line(_: Reader, block: Block) -> None:
 
 def defaults(_: Reader, block: Block) -> None:
     """ "these are the defaults": as the configuration has them."""
-    assert CurateConfig.from_values(yaml_of(block), origin=str(block)).limits == Limits()
-    assert set(yaml_of(block)["limits"]) == set(Limits.model_fields)
+    assert CurateConfig.from_values(yaml_of(block), origin=str(block)).scan.limits == Limits()
+    assert set(yaml_of(block)["scan"]["limits"]) == set(Limits.model_fields)
 
 
 def sql(reader: Reader, block: Block) -> None:

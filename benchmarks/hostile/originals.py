@@ -105,8 +105,11 @@ def _configurations(folder: Path) -> None:
 
     contents = {
         "curate": {
-            **_LIMITS, "spans": {"min_s": 1.0, "max_s": 30.0}, "motion": {"samples_per_s": 2.0},
-            "cuts": {"hard_ratio": 2.0}, "clip_embedder": {"model": "ViT-B-32", "pretrained": "openai"},
+            "scan": {
+                **_LIMITS, "spans": {"min_s": 1.0, "max_s": 30.0}, "motion": {"samples_per_s": 2.0},
+                "cuts": {"hard_ratio": 2.0},
+            },
+            "clip_embedder": {"model": "ViT-B-32", "pretrained": "openai"},
             "captioners": {"coca": {"batch_size": 4}, "video": {"base_url": "http://127.0.0.1:1/v1", "model": "m"}},
             "without": ["aesthetic", "similarity"], "duplicates": {"min_cosine": 0.9},
         },
@@ -122,9 +125,9 @@ def _configurations(folder: Path) -> None:
                 {"stage": "tiny-image-to-video", "data": "nowhere", "images": "nowhere", "set": SETTINGS},
             ],
         },
-        "limits": {**_LIMITS, "spans": {"min_s": 1.0}},
+        "limits": {"scan": {**_LIMITS, "spans": {"min_s": 1.0}}},
         "demo": {
-            "spans": {"min_s": 1.0}, "clip_embedder": {"model": str(FOLDER), "pretrained": None},
+            "scan": {"spans": {"min_s": 1.0}}, "clip_embedder": {"model": str(FOLDER), "pretrained": None},
             "aesthetic": {"head": f"{FOLDER}/aesthetic.safetensors"},
         },
         "everything": {"name": "all", "rules": {"duration_s": {"min": 0}}},

@@ -48,10 +48,6 @@ class ScanConfig(Config):
     """Longest time between the frames that are kept as candidates for thumbnails. Lower it if those of short clips
     should lie nearer to their first, middle and last frame."""
 
-    def scan_settings(self) -> "ScanConfig":
-        """These alone, of a configuration that holds more: a scanning child need not import the rest."""
-        return ScanConfig(**{name: getattr(self, name) for name in ScanConfig.model_fields})
-
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from pydantic import Field, TypeAdapter
 
 from clipmill import storage
+from clipmill.config import Config
 from clipmill.errors import SourceError, UserError
 from clipmill.spool import Spool
 from curation.dataset.schemas import CLIPS, SOURCES
@@ -36,7 +37,7 @@ _SCORES = {"motion", *(column.name for columns in SCORE_COLUMNS.values() for col
 _NO_SCORES = {*CLIPS.names, *SOURCES.names} - _SCORES
 
 
-class ShardConfig(ExtractionConfig):
+class ShardConfig(Config):
     """How a selection becomes shards."""
 
     seed: int = 0
@@ -45,6 +46,8 @@ class ShardConfig(ExtractionConfig):
     """Samples per clip shard, at most; all shards get nearly the same number."""
     images_per_shard: int = Field(1000, ge=1)
     """Samples per image shard, at most."""
+    extraction: ExtractionConfig = Field(default_factory=ExtractionConfig)
+    """How each clip or image is made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +138,8 @@ def write_shard(
     """Write one tar, whole or not at all, then its record. The same plan gives the same bytes.
 
     A clip that cannot be extracted is in the result's `failed` with its reason; the others are written. `run`
-    calls the code that reads videos: pass `Isolated(config.limits).run`, so that a video which hangs or crashes the
-    decoder costs its own clips only. Raises UserError when the folder cannot be written or is full.
+    calls the code that reads videos: pass `Isolated(config.extraction.limits).run`, so that a video which hangs or
+    crashes the decoder costs its own clips only. Raises UserError when the folder cannot be written or is full.
     """
     from webdataset.writer import TarWriter  # imports torch where there is one: not in children that only read videos
 
@@ -146,7 +149,7 @@ def write_shard(
     with storage.atomic_write(fs, f"{folder}/{plan.name}") as file:
         summed = _Summed(file)
         with TarWriter(summed, encoder=False, mtime=0, user="clipmill", group="clipmill") as tar:
-            for row, extracted in _extracted_in_order(plan, config, run):
+            for row, extracted in _extracted_in_order(plan, config.extraction, run):
                 if isinstance(extracted, SourceError):
                     failed.append(
                         FailedClip(clip_id=row["clip_id"], error_kind=extracted.kind, error=extracted.message)
@@ -210,7 +213,7 @@ def _hash(seed: int, text: str) -> int:
 
 
 def _extracted_in_order(
-    plan: ShardPlan, config: ShardConfig, run: Run
+    plan: ShardPlan, config: ExtractionConfig, run: Run
 ) -> Iterator[tuple[ClipRow, ExtractedClip | SourceError]]:
     """Every row with its file. Clips of one source are extracted together, and wait on disk until it is their turn."""
     rows = plan.clips.to_pylist()
@@ -230,7 +233,7 @@ def _extracted_in_order(
 
 
 def _extract_together(
-    uri: str, together: Sequence[ClipRow], kind: Kind, config: ShardConfig, run: Run
+    uri: str, together: Sequence[ClipRow], kind: Kind, config: ExtractionConfig, run: Run
 ) -> list[ExtractedClip | SourceError]:
     """Clips of one source. Where their files together are too large for one answer, each is extracted by itself."""
     try:

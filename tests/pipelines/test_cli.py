@@ -62,13 +62,13 @@ def test_shards_without_some_of_the_selected_clips_have_their_own_exit_code(
     for name in ("c.mp4", "d.mp4"):
         shutil.copy(videos / "a.mp4", folder / name)
     (tmp_path / "all.yaml").write_text("name: all\nrules: {duration_s: {min: 0}}\n")
-    (tmp_path / "shards.yaml").write_text("crf: 12\nclips_per_shard: 50\nlimits: {timeout_s: 60}\n")
+    (tmp_path / "shards.yaml").write_text("clips_per_shard: 50\nextraction: {crf: 12, limits: {timeout_s: 60}}\n")
     assert run(monkeypatch, "curate", folder, "--out", out, *WITHOUT_CLIP_OPTION) == 0
     assert run(monkeypatch, "select", out, "--config", tmp_path / "all.yaml") == 0
     sharding = ("shard", out, "--selection", "all", "--config", tmp_path / "shards.yaml", "--seed", 3)
     assert run(monkeypatch, *sharding) == 0
     config = json.loads((out / "shards" / "all" / "index.json").read_text())["config"]
-    assert (config["crf"], config["clips_per_shard"], config["seed"]) == (12, 50, 3)
+    assert (config["extraction"]["crf"], config["clips_per_shard"], config["seed"]) == (12, 50, 3)
     shutil.rmtree(out / "shards")
     (folder / "c.mp4").unlink()
     dataset = Dataset(str(out))
@@ -103,7 +103,7 @@ def test_a_selection_without_clips_has_its_own_exit_code(videos: Path, tmp_path:
 
 def test_rejected_sources_are_tried_again_when_asked(videos: Path, tmp_path: Path, monkeypatch, capsys, local_ray):
     out, config = tmp_path / "out", tmp_path / "hurry.yaml"
-    config.write_text("limits: {timeout_s: 0.01}\n")
+    config.write_text("scan: {limits: {timeout_s: 0.01}}\n")
     assert run(monkeypatch, "curate", videos, "--out", out, *WITHOUT_CLIP_OPTION, "--config", config) == 2
     assert run(monkeypatch, "curate", videos, "--out", out, *WITHOUT_CLIP_OPTION) == 2
     assert run(monkeypatch, "curate", videos, "--out", out, *WITHOUT_CLIP_OPTION, "--retry-rejected") == 0

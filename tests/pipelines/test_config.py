@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from clipmill.resume import MAY_CHANGE, deciding
+from curation.shards.extract import ExtractionConfig
 from curation.shards.write import ShardConfig
 from pipelines.config import CurateConfig
 from training.stages import Stage
@@ -31,7 +32,7 @@ def test_every_setting_that_may_change_exists() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"limits": {"timeout_s": 7}},
+        {"scan": {"limits": {"timeout_s": 7}}},
         {"duplicates": None},
         {"clip_embedder": {"batch_size": 1}},
         {"captioners": {**ALL["captioners"], "coca": {"batch_size": 1}}},
@@ -80,6 +81,8 @@ def test_a_file_is_the_same_wherever_it_is_kept(tmp_path: Path) -> None:
 
 
 def test_limits_are_no_part_of_what_shards_are() -> None:
-    limited = ShardConfig.from_values({"limits": {"timeout_s": 5}}, origin="test")
+    limited = ShardConfig.from_values({"extraction": {"limits": {"timeout_s": 5}}}, origin="test")
     assert deciding(limited.model_dump()) == deciding(ShardConfig().model_dump())
-    assert deciding(ShardConfig(crf=12).model_dump()) != deciding(ShardConfig().model_dump())
+    assert deciding(ShardConfig(extraction=ExtractionConfig(crf=12)).model_dump()) != deciding(
+        ShardConfig().model_dump()
+    )

@@ -19,7 +19,7 @@ from clipmill.pipeline import loaded
 from curation.captioners.endpoint import VideoConfig
 from curation.dataset.tables import Dataset
 from curation.inputs.sources import list_sources
-from curation.scan.one_pass import Scan, scan
+from curation.scan.one_pass import Scan, ScanConfig, scan
 from curation.selection.rules import Rules
 from curation.shots.spans import SpanConfig
 from curation.video.decode import Limits
@@ -80,7 +80,7 @@ def test_a_rerun_does_nothing_and_a_new_input_is_added(mixed, dataset: str):
 
 
 def test_another_configuration_is_refused_with_the_difference(mixed, dataset: str):
-    config = WITHOUT_CLIP.model_copy(update={"spans": SpanConfig(min_s=3.0)})
+    config = WITHOUT_CLIP.model_copy(update={"scan": ScanConfig(spans=SpanConfig(min_s=3.0))})
     with pytest.raises(UserError, match=r"spans\.min_s: was 2\.0, now 3\.0"):
         curate([str(mixed[0])], dataset, config=config, quiet=True)
 
@@ -110,7 +110,7 @@ def test_limit_takes_the_first_inputs(tmp_path: Path):
 
 
 def limited(**limits: float) -> CurateConfig:
-    return WITHOUT_CLIP.model_copy(update={"limits": Limits(**limits)})
+    return WITHOUT_CLIP.model_copy(update={"scan": ScanConfig(limits=Limits(**limits))})
 
 
 def test_a_source_that_takes_too_long_or_too_much_memory_costs_one_row(tmp_path: Path):
@@ -214,10 +214,10 @@ def test_everything_on_an_object_store(tmp_path: Path, s3_url: str):
 
 def test_a_configuration_file_with_an_unknown_key_names_the_nearest(tmp_path: Path):
     file = tmp_path / "config.yaml"
-    file.write_text("spans: {min_sec: 3}\n")
+    file.write_text("scan: {spans: {min_sec: 3}}\n")
     with pytest.raises(UserError, match=r"min_sec.*Did you mean 'min_s'"):
         CurateConfig.from_file(str(file))
-    file.write_text("spans: {min_s: -1}\n")
+    file.write_text("scan: {spans: {min_s: -1}}\n")
     with pytest.raises(UserError, match=r"spans\.min_s: .*greater than 0"):
         CurateConfig.from_file(str(file))
 

@@ -9,6 +9,7 @@ import pytest
 
 from clipmill import inspect
 from clipmill.errors import RunStopped
+from curation.scan.one_pass import ScanConfig
 from curation.video.decode import Limits
 from demo.model import demo_config
 from tests import faults
@@ -56,7 +57,7 @@ def test_native_code_that_misbehaves_costs_one_row(
 ):
     monkeypatch.setattr(importlib.import_module("pipelines.parts"), "scan", fault)
     limits = Limits(timeout_s=1 if fault is faults.hang else 60, memory_bytes=1 << 30)
-    (seen,) = inspect([str(video)], WITHOUT_CLIP.model_copy(update={"limits": limits}))
+    (seen,) = inspect([str(video)], WITHOUT_CLIP.model_copy(update={"scan": ScanConfig(limits=limits)}))
     assert seen.error_kind == kind
     assert sentence in (seen.error or "")
     assert (seen.source["status"], seen.clips) == ("rejected", [])
@@ -71,7 +72,7 @@ def test_the_next_source_goes_on_after_a_bad_one(video: Path, tmp_path: Path):
 def test_a_machine_that_fails_stops_the_run_and_rejects_no_source(video: Path, monkeypatch: pytest.MonkeyPatch):
     too_little = Limits(memory_bytes=64 << 20)
     with pytest.raises(RunStopped, match=r"could not start: .*limits.memory_bytes"):
-        list(inspect([str(video)], WITHOUT_CLIP.model_copy(update={"limits": too_little})))
+        list(inspect([str(video)], WITHOUT_CLIP.model_copy(update={"scan": ScanConfig(limits=too_little)})))
     monkeypatch.setattr(importlib.import_module("pipelines.parts"), "scan", faults.fill_disk)
     with pytest.raises(RunStopped, match="temporary folder"):
         list(inspect([str(video)], WITHOUT_CLIP))

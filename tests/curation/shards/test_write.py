@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from clipmill.errors import SourceError, UserError
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import ScanConfig, scan
+from curation.shards.extract import ExtractionConfig
 from curation.shards.folder import index_of, start_shards, write_index
 from curation.shards.write import FailedClip, ShardConfig, ShardPlan, check_shard, plan_shards, write_shard
 from curation.shots.spans import SpanConfig
@@ -136,8 +137,8 @@ def test_the_json_says_where_a_sample_comes_from(tmp_path: Path, clips: list[dic
     assert found["shape"]["codec"] == "h264"
     assert (found["shape"]["width"], found["shape"]["height"], found["shape"]["frames"]) == (114, 64, clip["frames"])
     assert found["captions"] == [
-        {"source": "list", "text": "a grey texture", "error": None},
-        {"source": "list", "text": "etwas Graues", "error": None},
+        {"source": "list", "text": "a grey texture", "error_kind": None, "error": None},
+        {"source": "list", "text": "etwas Graues", "error_kind": None, "error": None},
     ]
     assert found["conditioning"] == {"fps_id": 23, "motion_bucket": clip["motion_bucket"]}
     assert found["scores"] == {"motion": clip["motion"], "text_area": 0.25, "aesthetic": 5.5}
@@ -235,12 +236,12 @@ def test_a_folder_of_something_else_is_refused_with_the_difference(tmp_path: Pat
     folder = str(tmp_path)
     start_shards(folder, plans, selection="s", settings=CONFIG.model_dump(mode="json"))
     fewer = plan_shards(clips[1:], kind="clips", config=CONFIG)
-    sharper = ShardConfig(clips_per_shard=4, crf=12)
+    sharper = ShardConfig(clips_per_shard=4, extraction=ExtractionConfig(crf=12))
     images = plan_shards(clips, kind="images", config=CONFIG)
     wider = plan_shards([clip | {"similarity": 0.3} for clip in clips], kind="clips", config=CONFIG)
     for other, config, difference in (
         (fewer, CONFIG, "clips: was 6, now 5"),
-        (plans, sharper, "config.crf: was 18, now 12"),
+        (plans, sharper, "config.extraction.crf: was 18, now 12"),
         (images, CONFIG, 'kind: was "clips", now "images"'),
         (wider, CONFIG, "similarity"),
     ):

@@ -1,14 +1,15 @@
 """Raw videos in, scored clips in a table: the curation half of the paper (section 3.1), streamed through Ray Data.
 
-    inputs -> scan (cuts, motion, pictures) -> model scorers -> one committed part after another
+    inputs -> scan (cuts, motion, thumbnails) -> model scorers -> one committed part after another
 
 What passes between the stages is rows and three thumbnails per clip, never a video.
 """
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -94,22 +95,11 @@ def curate(
     dataset = Dataset(out)
     with Reporter("curate", unit="sources", quiet=quiet) as report:
         report.waiting("listing the inputs")
-        listing = list_sources(inputs)
-        sources = list(islice(listing, limit))
-        passed_over = f"passed over: {listing.passed_over_sentence()}" if listing.passed_over else ""
-        if not sources:
-            given = ", ".join(map(redacted, inputs)) or "nothing"
-            raise UserError(f"no usable input: there is no video in {given}" + (passed_over and f" ({passed_over})"))
-        if passed_over and not quiet:
-            note(passed_over)
-
-        def planned() -> _Plan:
-            return _plan(sources, dataset, retry_rejected=retry_rejected, retry_captions=retry_captions)
-
-        done_now = 0
+        sources = _listed(inputs, limit, quiet=quiet)
+        planned = partial(_plan, sources, dataset, retry_rejected=retry_rejected, retry_captions=retry_captions)
         if dataset.exists():
             dataset.create_or_open(config.described())
-        plan = planned()
+        plan, done_now = planned(), 0
         if plan.captions_left:
             note(
                 f"captions of {plan.captions_left:,} other sources failed too. They are not among the inputs, which "
@@ -120,23 +110,10 @@ def curate(
                 refuse_if_running(dataset.url)
             report.waiting(f"connecting to Ray at {address}" if address else "starting Ray")
             with connected(address, num_cpus=num_cpus):
-                report.waiting("loading the models")
-                # Before a dataset is made: a mistake in the request leaves nothing.
-                checked = check_models(config)
-                check(_stages(config, checked, dataset, Fence(url=dataset.url, run="")), _GIVEN)
-                dataset.create_or_open(config.described())
-                _check_models_are_the_same(dataset, checked)
-                with owned(dataset.url, take_over=take_over) as fence:
-                    plan = planned()  # again: what another run did until a moment ago is done
-                    _prepare(dataset, plan, checked, config)
-                    done_now = _run(plan.todo, dataset, config, fence, checked, report)
-                    dataset.remove_unfinished()
+                done_now = _do(planned, dataset, config, report, take_over=take_over)
         report.waiting("reading the tables")
-        summary, now = status(dataset), dataset.statuses()
-        ids = {source.source_id for source in sources}
-        if not any(now.get(i) == "ok" for i in ids):
-            kinds = ", ".join(f"{count} {kind}" for kind, count in summary.rejected.items())
-            raise UserError(f"no usable input: all {len(ids)} sources were rejected ({kinds}); see {out}")
+        summary = status(dataset)
+        _check_usable(sources, dataset, summary)
         report.waiting("looking for near-duplicates")
         duplicates = _duplicates(dataset, config, summary)
     return CurateResult(
@@ -148,6 +125,46 @@ def curate(
         duplicates=duplicates,
         status=summary,
     )
+
+
+def _listed(inputs: Sequence[str], limit: int | None, *, quiet: bool) -> list[Source]:
+    """The inputs, at most `limit`. Raises UserError where there are none."""
+    listing = list_sources(inputs)
+    sources = list(islice(listing, limit))
+    passed_over = f"passed over: {listing.passed_over_sentence()}" if listing.passed_over else ""
+    if not sources:
+        given = ", ".join(map(redacted, inputs)) or "nothing"
+        raise UserError(f"no usable input: there is no video in {given}" + (passed_over and f" ({passed_over})"))
+    if passed_over and not quiet:
+        note(passed_over)
+    return sources
+
+
+def _do(
+    planned: Callable[[], _Plan], dataset: Dataset, config: CurateConfig, report: Reporter, *, take_over: bool
+) -> int:
+    """Do what is missing, on Ray, and say how many sources that were. Makes the dataset if there is none."""
+    report.waiting("loading the models")
+    # Before a dataset is made: a mistake in the request leaves nothing.
+    checked = check_models(config)
+    check(_stages(config, checked, dataset, Fence(url=dataset.url, run="")), _GIVEN)
+    dataset.create_or_open(config.described())
+    _check_models_are_the_same(dataset, checked)
+    with owned(dataset.url, take_over=take_over) as fence:
+        plan = planned()  # again: what another run did until a moment ago is done
+        _prepare(dataset, plan, checked, config)
+        done = _run(plan.todo, dataset, config, fence, checked, report)
+        dataset.remove_unfinished()
+    return done
+
+
+def _check_usable(sources: Sequence[Source], dataset: Dataset, summary: Status) -> None:
+    """Raise UserError where every source was rejected."""
+    status_of = dataset.statuses()
+    ids = {source.source_id for source in sources}
+    if not any(status_of.get(i) == "ok" for i in ids):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in summary.rejected.items())
+        raise UserError(f"no usable input: all {len(ids)} sources were rejected ({kinds}); see {dataset.url}")
 
 
 def _plan(sources: Sequence[Source], dataset: Dataset, *, retry_rejected: bool, retry_captions: bool) -> _Plan:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clipmill import CurateConfig, curate, select, shard
 from clipmill.errors import UserError
-from curation.dataset.tables import fingerprint
+from curation.dataset.description import fingerprint
 from curation.scores import openclip
 from curation.scores.aesthetics import Aesthetic
 from curation.scores.clip_embedder import ClipEmbedderConfig

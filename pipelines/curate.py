@@ -18,8 +18,9 @@ from clipmill.addresses import redacted
 from clipmill.errors import UserError
 from clipmill.pipeline import Stage
 from curation.captioners import CAPTIONERS
+from curation.dataset.description import differences
 from curation.dataset.failed_captions import sources_with_failed_captions
-from curation.dataset.tables import Dataset, differences
+from curation.dataset.tables import Dataset
 from curation.dataset.uncommit import finish_uncommit, uncommit
 from curation.dedup.duplicates import DuplicatesResult, find_duplicates
 from curation.inputs.sources import Source, list_sources

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from clipmill.errors import UserError
-from curation.dataset.tables import Dataset, joined_columns, joined_query
+from curation.dataset.joined import joined_columns, joined_query
+from curation.dataset.tables import Dataset
 from curation.selection.rules import Rules, load_preset, load_rules
 from curation.selection.select import Selection, select_clips
 

@@ -14,7 +14,8 @@ from clipmill import storage
 from clipmill.errors import UserError
 from clipmill.pipeline import Stage
 from clipmill.resume import deciding
-from curation.dataset.tables import Dataset, joined_columns
+from curation.dataset.joined import joined_columns
+from curation.dataset.tables import Dataset
 from curation.scan.isolation import Isolated
 from curation.selection.select import load_selection, selected_clips
 from curation.shards.extract import ClipRow

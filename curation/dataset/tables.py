@@ -1,4 +1,4 @@
-"""The dataset folder: Parquet parts that are whole or absent, and the joined view of them.
+"""The dataset folder: Parquet parts that are whole or absent, and DuckDB views of them.
 
 A part is committed by its file in `sources/`, written last; clips and previews without it do not count.
 """
@@ -17,29 +17,22 @@ import pyarrow.parquet as pq
 
 from clipmill import storage
 from clipmill.errors import UserError
+from curation.dataset.description import check_format, check_same, checked_description, describe
+from curation.dataset.joined import SCORES, joined_query
 from curation.dataset.schemas import CLIPS, PREVIEWS, SCHEMAS, SOURCES
 from curation.dataset.sql import open_connection, quoted, sentence
 
 __all__ = [
     "CLIPS",
-    "FORMAT_VERSION",
     "PREVIEWS",
     "SCHEMAS",
     "SOURCES",
     "Dataset",
-    "differences",
-    "fingerprint",
-    "joined_columns",
-    "joined_query",
     "part_name",
     "quoted",
 ]
 
-FORMAT_VERSION = 3
-"""Raised when a reader of the older format would misread the folder. All parts of a table have the same columns."""
-
 _DESCRIPTION = "dataset.json"
-_SCORES = "scores"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
@@ -58,12 +51,12 @@ class Dataset:
         return f"Dataset({self.url!r})"
 
     def open(self) -> "Dataset":
-        """Check that a dataset is there. Raises UserError if not, or if its format is newer than this code."""
+        """Check that a dataset is there. Raises UserError if not, or if it has another format."""
         self.description()
         return self
 
     def exists(self) -> bool:
-        """Whether there is a dataset. Raises UserError if it is damaged, or newer than this code."""
+        """Whether there is a dataset. Raises UserError if it is damaged, or has another format."""
         return self._read_description() is not None
 
     def create_or_open(self, config: Mapping[str, Any]) -> "Dataset":
@@ -72,23 +65,11 @@ class Dataset:
         Raises UserError when the folder cannot be written, holds other files, or holds a dataset that was made
         with another configuration (the message shows the difference key by key).
         """
-        wanted = json.loads(_canonical(config))
         description = self._read_description()
         if description is None:
-            self._create(wanted)
+            self._create(config)
             return self
-        if description.get("columns") != _columns():
-            raise UserError(
-                f"{self.url} was made by a release with other columns:\n"
-                + _listed(differences(description.get("columns") or {}, _columns()))
-                + "\nGive a new --out, or go on with that release."
-            )
-        if description["fingerprint"] != fingerprint(wanted):
-            raise UserError(
-                f"{self.url} was made with another configuration:\n"
-                + _listed(differences(description["config"], wanted))
-                + "\nClips of two configurations do not mix: give a new --out, or the old configuration."
-            )
+        check_same(description, config, self.url)
         self._check_writable()
         return self
 
@@ -111,7 +92,7 @@ class Dataset:
         """
         if table_name in SCHEMAS:
             table = _fitted(table, SCHEMAS[table_name])
-        elif not (table_name.startswith(f"{_SCORES}/") and _NAME.fullmatch(table_name[len(_SCORES) + 1 :])):
+        elif not (table_name.startswith(f"{SCORES}/") and _NAME.fullmatch(table_name[len(SCORES) + 1 :])):
             raise ValueError(f"no table is called {table_name!r}")
         elif "clip_id" not in table.column_names:
             raise ValueError(f"{table_name} needs a clip_id column, got {table.column_names}")
@@ -172,9 +153,9 @@ class Dataset:
 
     def score_names(self) -> list[str]:
         """Names of the scorers that were added under scores/."""
-        folders = storage.list_folders(self.fs, self.file(_SCORES))
+        folders = storage.list_folders(self.fs, self.file(SCORES))
         names = [folder.rpartition("/")[2] for folder in folders]
-        return [name for name in names if _NAME.fullmatch(name) and self.parts(f"{_SCORES}/{name}")]
+        return [name for name in names if _NAME.fullmatch(name) and self.parts(f"{SCORES}/{name}")]
 
     @contextmanager
     def connect(self, *, memory: str = "1GiB") -> Iterator[duckdb.DuckDBPyConnection]:
@@ -185,7 +166,7 @@ class Dataset:
         `curation.dataset.sql`); larger queries than `memory` spill to disk. Errors of DuckDB's in the block leave it as
         UserError.
         """
-        names = ["sources", "clips", *(f"{_SCORES}/{name}" for name in self.score_names())]
+        names = ["sources", "clips", *(f"{SCORES}/{name}" for name in self.score_names())]
         tables = {name.replace("/", "_", 1): self._part_files(name) or _empty(name) for name in names}
         try:
             with open_connection(self.fs, tables, memory=memory) as connection:
@@ -196,36 +177,20 @@ class Dataset:
 
     def _read_description(self) -> dict[str, Any] | None:
         try:
-            description = storage.read_json(self.fs, self.file(_DESCRIPTION), _checked_description)
+            description = storage.read_json(self.fs, self.file(_DESCRIPTION), checked_description)
         except FileNotFoundError:
             return None
-        version = description["format_version"]
-        if version < FORMAT_VERSION:
-            raise UserError(
-                f"{self.url} has dataset format {version}, this clipmill reads format {FORMAT_VERSION}: curate its "
-                "sources again, into a new folder."
-            )
-        if version > FORMAT_VERSION:
-            raise UserError(
-                f"{self.url} has dataset format {version}, this clipmill reads format {FORMAT_VERSION}: upgrade it."
-            )
+        check_format(description, self.url)
         return description
 
-    def _create(self, config: dict[str, Any]) -> None:
+    def _create(self, config: Mapping[str, Any]) -> None:
         entries = storage.list_files(self.fs, self.path) + storage.list_folders(self.fs, self.path)
         if entries:
             names = ", ".join(repr(entry.rpartition("/")[2]) for entry in entries[:3])
             raise UserError(
                 f"{self.url} is not a dataset and holds other files ({names}): give an empty or a new folder."
             )
-        description = {
-            "format": "clipmill dataset",
-            "format_version": FORMAT_VERSION,
-            "fingerprint": fingerprint(config),
-            "config": config,
-            "columns": _columns(),
-        }
-        content = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+        content = json.dumps(describe(config), indent=2, ensure_ascii=False) + "\n"
         storage.write_bytes(self.fs, self.file(_DESCRIPTION), content.encode())
 
     def _check_writable(self) -> None:
@@ -246,44 +211,6 @@ def part_name(source_ids: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(source_ids)).encode()).hexdigest()[:16]
 
 
-def fingerprint(config: Mapping[str, Any]) -> str:
-    """sha256, in hex, of a configuration's canonical JSON (sorted keys, no spaces)."""
-    return hashlib.sha256(_canonical(config).encode()).hexdigest()
-
-
-def joined_columns(connection: duckdb.DuckDBPyConnection) -> dict[str, tuple[str, str, str]]:
-    """Column of the joined view -> (view it comes from, its name there, its DuckDB type), in order.
-
-    A name that is taken (clips come first, then sources, then scores by name) is left out for sources and gets
-    its scorer's name in front for scores.
-    """
-    views = [row[0] for row in connection.execute("SELECT view_name FROM duckdb_views()").fetchall()]
-    score_views = sorted(view for view in views if view.startswith(f"{_SCORES}_"))
-    columns: dict[str, tuple[str, str, str]] = {}
-    taken: set[str] = set()  # SQL names do not tell upper from lower case
-    for view in ("clips", "sources", *score_views):
-        for name, kind, *_ in connection.execute(f"DESCRIBE {quoted(view)}").fetchall():
-            if name.lower() not in taken:
-                columns[name] = (view, name, kind)
-            elif view in score_views and name.lower() != "clip_id":
-                columns[f"{view.removeprefix(f'{_SCORES}_')}_{name}"] = (view, name, kind)
-        taken |= {column.lower() for column in columns}
-    return columns
-
-
-def joined_query(connection: duckdb.DuckDBPyConnection, columns: Iterable[str] | None = None) -> str:
-    """SQL for the joined view, or for some columns of it; tables that those columns do not need are not joined."""
-    known = joined_columns(connection)
-    wanted = list(known) if columns is None else list(dict.fromkeys(columns))
-    selected = ", ".join(f"{quoted(known[c][0])}.{quoted(known[c][1])} AS {quoted(c)}" for c in wanted)
-    joins = "".join(
-        f" LEFT JOIN {quoted(view)} USING ({'source_id' if view == 'sources' else 'clip_id'})"
-        for view in dict.fromkeys(known[c][0] for c in wanted)
-        if view != "clips"
-    )
-    return f"SELECT {selected} FROM clips{joins}"
-
-
 def _empty(table_name: str) -> pa.Table:
     """A table without rows, as DuckDB sees it in a file: it reads half floats from Parquet, but not from Arrow."""
     single = pa.list_(pa.float32())
@@ -297,45 +224,3 @@ def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
         if missing or extra:
             raise ValueError(f"columns missing: {sorted(missing)}, unknown: {sorted(extra)}")
     return table.select(schema.names).cast(schema)
-
-
-def _canonical(config: Mapping[str, Any]) -> str:
-    return json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line per key whose value differs: `a.b: was 1, now 2`. Nested keys are joined by dots."""
-    old, new = dict(_leaves(was)), dict(_leaves(now))
-    return [
-        f"{key}: was {_shown(old, key)}, now {_shown(new, key)}"
-        for key in sorted(old.keys() | new.keys())
-        if _shown(old, key) != _shown(new, key)
-    ]
-
-
-def _columns() -> dict[str, dict[str, str]]:
-    return {name: {field.name: str(field.type) for field in schema} for name, schema in SCHEMAS.items()}
-
-
-def _listed(lines: Iterable[str]) -> str:
-    return "\n".join(f"  {line}" for line in lines)
-
-
-def _checked_description(values: dict[str, Any]) -> dict[str, Any]:
-    kinds = {"format_version": int, "fingerprint": str, "config": dict}
-    for key, kind in (kinds | ({"columns": dict} if "columns" in values else {})).items():
-        if not isinstance(values[key], kind):
-            raise TypeError(f"expected {key} to be of type {kind.__name__}, got {type(values[key]).__name__}")
-    return values
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _shown(leaves: Mapping[str, Any], key: str) -> str:
-    return json.dumps(leaves[key], ensure_ascii=False) if key in leaves else "absent"

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from clipmill import storage
 from clipmill.columns import column
 from clipmill.errors import UserError
+from curation.dataset.description import fingerprint
+from curation.dataset.joined import joined_columns, joined_query
 from curation.dataset.sql import batches
-from curation.dataset.tables import Dataset, fingerprint, joined_columns, joined_query
+from curation.dataset.tables import Dataset
 from curation.dedup.groups import CLIP_COLUMNS, DuplicatesConfig, RankedClips, keepers, read_ranked
 
 __all__ = [

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import duckdb
 
+from curation.dataset.joined import joined_columns, joined_query
 from curation.dataset.sql import quoted
-from curation.dataset.tables import joined_columns, joined_query
 from curation.selection.rules import Rule, Rules
 from curation.selection.thresholds import PLACE, REMOVED, UNSCORED, WHERE, Test
 

@@ -14,8 +14,9 @@ from pydantic import TypeAdapter
 from clipmill import storage
 from clipmill.config import unknown_name
 from clipmill.errors import UserError
+from curation.dataset.joined import joined_query
 from curation.dataset.sql import batches, quoted
-from curation.dataset.tables import Dataset, joined_query
+from curation.dataset.tables import Dataset
 from curation.selection.funnel import FunnelStep, Judged, funnel, judge, judged_rows, passing
 from curation.selection.rules import Rule, Rules, load_rules
 from curation.selection.thresholds import WHERE, Test, tests_of, with_full_names

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from clipmill.columns import bounds_of
 from clipmill.config import known_name, unknown_name
 from clipmill.errors import UserError
-from curation.dataset.tables import CLIPS, joined_columns, joined_query, quoted
+from curation.dataset.joined import joined_columns, joined_query
+from curation.dataset.tables import CLIPS, quoted
 from curation.scores.columns import LEFT_OUT
 from curation.selection.condition import read_condition
 from curation.selection.rules import Rule, Rules, share

@@ -7,7 +7,7 @@ from typing import Any
 
 from clipmill import storage
 from clipmill.errors import UserError
-from curation.dataset.tables import differences
+from curation.dataset.description import differences
 from curation.shards.write import FailedClip, ShardPlan, ShardResult, json_bytes
 
 FORMAT_VERSION = 2

@@ -12,8 +12,8 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from clipmill.errors import UserError
+from curation.dataset.joined import joined_query
 from curation.dataset.sql import open_connection
-from curation.dataset.tables import joined_query
 from curation.selection import thresholds
 from curation.selection.rules import Rules
 from curation.selection.thresholds import KEPT, REMOVED, UNSCORED, percentile, ties

@@ -47,6 +47,7 @@ def test_other_addresses_are_kept_as_they_are(address: str):
     assert without_credentials(address) == address
 
 
+@pytest.mark.slow
 @given(st.text() | st.from_regex(r"https?://[a-z:@/?&=#%.-]{0,40}", fullmatch=True))
 def test_any_text_is_stripped_once_and_for_all(text: str):
     assert without_credentials(without_credentials(text)) == without_credentials(text)

@@ -67,6 +67,7 @@ def fail_with(number: int) -> None:
     raise OSError(number, os.strerror(number))
 
 
+@pytest.mark.slow
 def test_in_a_child_as_well():
     with Isolated(Limits(timeout_s=60, memory_bytes=1 << 30)) as isolated:
         with pytest.raises(RunStopped, match="Too many open files"):

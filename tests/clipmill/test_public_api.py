@@ -64,6 +64,7 @@ def test_version_and_help_by_either_name_of_the_command():
     assert by_module.stdout == by_command.stdout == f"clipmill {clipmill.__version__}\n"
 
 
+@pytest.mark.slow
 def test_help_names_the_scores_and_the_preset_that_there_are():
     assert all(name in run("-m", "clipmill", "curate", "--help").stdout for name in SCORERS)
     assert DEFAULT_PRESET in run("-m", "clipmill", "select", "--help").stdout

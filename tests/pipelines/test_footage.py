@@ -374,6 +374,7 @@ def test_a_corpus_has_everything_in_it() -> None:
     assert len({spec.name for spec in specs}) == 24
 
 
+@pytest.mark.slow
 def test_a_corpus_is_written_with_its_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truths = corpus(tmp_path / "a", videos=2, seed=7, short_side_px=90)
     assert [truth.height for truth in truths] == [90, 90]

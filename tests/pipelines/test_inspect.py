@@ -25,6 +25,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video(tmp_path_factory.mktemp("inspect") / "two.mp4", frames)
 
 
+@pytest.mark.slow
 def test_a_video_is_described_without_a_dataset(video: Path):
     (seen,) = inspect([str(video)], WITHOUT_CLIP)
     assert (seen.uri, seen.error_kind, seen.error) == (str(video), None, None)
@@ -35,6 +36,7 @@ def test_a_video_is_described_without_a_dataset(video: Path):
     assert all(clip["text_area"] == 0 and clip["motion"] > 5 for clip in seen.clips)
 
 
+@pytest.mark.slow
 def test_with_a_clip_model_it_is_json_with_every_score(video: Path):
     (seen,) = inspect([str(video)], demo_config())
     clips = json.loads(json.dumps(asdict(seen), allow_nan=False))["clips"]
@@ -43,6 +45,7 @@ def test_with_a_clip_model_it_is_json_with_every_score(video: Path):
     assert all(isinstance(clip[score], float) for clip in clips for score in ("aesthetic", "motion"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "kind", "sentence"),
     [
@@ -63,12 +66,14 @@ def test_native_code_that_misbehaves_costs_one_row(
     assert (seen.source["status"], seen.clips) == ("rejected", [])
 
 
+@pytest.mark.slow
 def test_the_next_source_goes_on_after_a_bad_one(video: Path, tmp_path: Path):
     (tmp_path / "bad.mp4").write_bytes(b"nothing")
     kinds = [seen.error_kind for seen in inspect([str(tmp_path / "bad.mp4"), str(video)], WITHOUT_CLIP)]
     assert kinds == ["not_video", None]
 
 
+@pytest.mark.slow
 def test_a_machine_that_fails_stops_the_run_and_rejects_no_source(video: Path, monkeypatch: pytest.MonkeyPatch):
     too_little = Limits(memory_bytes=64 << 20)
     with pytest.raises(RunStopped, match=r"could not start: .*limits.memory_bytes"):

@@ -45,6 +45,7 @@ def test_a_log_record_is_one_line_and_a_traceback_keeps_its_own():
     assert trace[-1] == f"ValueError: {SAID}"
 
 
+@pytest.mark.slow
 def test_every_command_prints_warnings_of_libraries_so():
     script = (
         "import logging, sys, warnings\n"

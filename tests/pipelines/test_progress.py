@@ -41,6 +41,7 @@ def test_a_quiet_one_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_inspect_says_that_it_loads_models_and_stdout_stays_for_results(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,6 +79,7 @@ def test_anything_else_is_a_sentence_that_names_the_file(tmp_path: Path, content
     assert "recipe.yaml" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_dry_run_estimates_every_stage_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     stages = [GOOD, {"stage": "tiny-video", "data": "shards", "set": {"run": {"steps": 7}}}]

@@ -48,6 +48,7 @@ def test_every_key_has_a_meaning():
     assert not silent, "add a docstring under these fields, then run `python -m pipelines.settings docs/settings.md`"
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_classes_say():
     assert PAGE.read_text() == page(), "run `python -m pipelines.settings docs/settings.md`"
 

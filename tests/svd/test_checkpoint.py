@@ -170,6 +170,7 @@ def test_what_diffusers_cannot_build_is_kept_and_not_exported(tmp_path: Path):
     assert export(model, tmp_path / "out", format="original").is_file()
 
 
+@pytest.mark.slow
 def test_errors_name_what_is_wrong(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="is not there; a model is a folder"):
         read_config(tmp_path / "nothing")

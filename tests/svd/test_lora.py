@@ -40,6 +40,7 @@ def test_adapters_start_as_nothing():
     assert torch.equal(output(unet), before)
 
 
+@pytest.mark.slow
 def test_the_released_network_gets_64_adapters_of_rank_16():
     with torch.device("meta"):
         unet = UNet(UNetConfig.preset("svd"))
@@ -78,6 +79,7 @@ def test_merged_is_adapted(alpha):
         merge_lora(unet)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [None, 1.0])
 def test_a_file_holds_the_adapters_alone_and_gives_them_back(tmp_path: Path, alpha):
     unet = adapted_unet(alpha=alpha)

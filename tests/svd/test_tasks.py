@@ -70,6 +70,7 @@ def make(ids: Ids = IDS, sampling: Sampling = SAMPLING) -> Tensor:
     return image_to_video(tiny_model("image-to-video"), pictures(), [ids], seeds=[3], sampling=sampling)
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_frames_that_it_gives_in_diffusers(pipeline):
     ours = make()
     assert ours.shape == (1, 4, 3, *SIZE_HW)
@@ -159,6 +160,7 @@ def test_multi_view_goes_by_the_elevation():
     assert (level - above).abs().max() > 0.01
 
 
+@pytest.mark.slow
 def test_interpolation_goes_by_both_ends():
     model, ends = tiny_model("interpolation"), pictures(3)
 
@@ -172,6 +174,7 @@ def test_interpolation_goes_by_both_ends():
         interpolate(model, ends[:1], ends[:1, :, :32], [IDS], seeds=[0])
 
 
+@pytest.mark.slow
 def test_text_to_video_is_guided_away_from_the_empty_text():
     model = tiny_model("text-to-video")
     texts = ["", "a kite"]
@@ -191,6 +194,7 @@ def test_text_to_video_is_guided_away_from_the_empty_text():
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_image_model_makes_pictures_of_texts() -> None:
     model = tiny_model("image")
 
@@ -204,6 +208,7 @@ def test_an_image_model_makes_pictures_of_texts() -> None:
     assert (kite - picture("a boat", None)).abs().mean() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["image-to-video", "text-to-video"])
 def test_weights_of_half_the_precision_make_about_the_same_video(task):
     model = tiny_model(task)

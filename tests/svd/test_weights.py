@@ -119,6 +119,7 @@ def test_files_are_what_the_library_reads_and_writes(tmp_path: Path) -> None:
     assert torch.equal(loaded.conv_in.weight, unet.conv_in.weight.bfloat16().float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_bytes", [None, 300_000])
 def test_diffusers_loads_our_folder_and_we_load_theirs(tmp_path: Path, shard_bytes: int | None) -> None:
     unet = random_unet()

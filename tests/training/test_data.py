@@ -104,6 +104,7 @@ def test_epochs_differ_and_another_seed_gives_another_order(shards: Path) -> Non
     assert [key for batch in first(shards, 6, changed(seed=1)) for key in batch.keys] != keys[:12]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_it_goes_on_where_it_was_in_the_middle_of_a_shard(shards: Path, workers: int) -> None:
     config = changed(workers=workers, fps=(6.0, 12.0), crop="random")

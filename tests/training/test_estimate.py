@@ -11,6 +11,7 @@ def costs(**model: object) -> Estimate:
     return estimate(overlay(tiny_stage(batch_size=2), {"model": model}))
 
 
+@pytest.mark.slow
 def test_work_is_counted_once_and_by_what_trains() -> None:
     whole, again, temporal = costs(), costs(checkpointing=True), costs(trainable="temporal")
     assert whole.model_flops == pytest.approx(2 * 3 * whole.forward_flops)

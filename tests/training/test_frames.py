@@ -194,6 +194,7 @@ def test_the_containers_are_those_of_a_scan() -> None:
     assert frames.CONTAINERS == CONTAINERS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(16_000, 16_000), (60_000, 60_000)])
 def test_a_picture_of_too_many_pixels_is_refused_by_its_header(size: tuple[int, int]) -> None:
     content = png_of(*size)

@@ -62,6 +62,7 @@ def test_a_preview_that_fails_leaves_the_checkpoint_of_its_step(tmp_path: Path, 
     assert run_loop(stage, tiny_model(stage), Stream(stage), tmp_path, process).resumed_at == 2
 
 
+@pytest.mark.slow
 def test_samples_come_one_by_one_and_a_few_frames_at_a_time(tmp_path: Path) -> None:
     stage = overlay(tiny_stage(sample_steps=1), {"data": {"frames": 5}})
     model, decoded = tiny_model(stage), []

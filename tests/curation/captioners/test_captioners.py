@@ -402,6 +402,7 @@ def test_loading_does_not_contact_the_endpoint():
     assert server.requests == []
 
 
+@pytest.mark.slow
 def test_captioners_travel_to_a_worker_and_the_client_is_imported_only_there():
     names = [pickle.loads(pickle.dumps(make(None))).name for make in CAPTIONERS.values()]
     assert names == list(CAPTIONERS) == ["coca", "video", "merged"]

@@ -238,6 +238,7 @@ def corpora(draw: st.DrawFn) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(corpora(), st.integers(1, 70), st.booleans())
 def test_any_block_size_gives_what_the_rule_says(rows: list[dict[str, Any]], block: int, same_source: bool) -> None:
@@ -259,6 +260,7 @@ def footage_like(count: int, rng: np.random.Generator) -> NDArray[np.float64]:
     return unit(subjects[crowd] + rng.uniform(0.5, 2.0, (count, 1)) * unit(rng.standard_normal((count, 64))))
 
 
+@pytest.mark.slow
 def test_the_approximate_search_finds_what_the_exact_one_finds() -> None:
     rng = np.random.default_rng(4)
     originals = footage_like(6000, rng)

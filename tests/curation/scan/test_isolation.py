@@ -292,6 +292,7 @@ def ctrl_c_interrupts() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_an_interrupted_call_leaves_no_answer_behind(isolated: Isolated) -> None:
     isolated.run(child_pid)
@@ -318,6 +319,7 @@ def test_a_function_of_the_main_script_is_refused(isolated: Isolated) -> None:
         isolated.run(function)
 
 
+@pytest.mark.slow
 def test_leaving_the_context_stops_a_busy_child() -> None:
     with Isolated(LIMITS) as isolated:
         pid = isolated.run(child_pid)
@@ -434,6 +436,7 @@ def test_what_the_child_started_ends_with_it() -> None:
     assert gone(grandchild)
 
 
+@pytest.mark.slow
 def test_only_the_child_of_a_store_sees_its_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("OPENAI_API_KEY", "secret")

@@ -66,6 +66,7 @@ def test_every_codec_and_container_gives_the_same_clip(tmp_path: Path, pan, name
     assert clip["extraction"] == ("remux" if name.endswith(("mp4", "mkv", "webm")) else "transcode")
 
 
+@pytest.mark.slow
 def test_ten_bit_and_other_pixel_formats(tmp_path: Path, pan):
     for codec, pixel_format in (("libx265", "yuv420p10le"), ("libx264", "yuv444p"), ("libx264", "yuv422p")):
         options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
@@ -105,6 +106,7 @@ def test_every_real_file_is_scanned_and_its_footage_adds_up(real_videos: Path):
         assert row["frames"] > 0
 
 
+@pytest.mark.slow
 def test_rotation_pixel_aspect_and_late_start_of_real_files(real_videos: Path):
     rows = {
         name: scan_file(real_videos / f"{name}.mp4").source
@@ -184,6 +186,7 @@ def test_one_frame_is_a_source_without_clips(tmp_path: Path, pan):
     assert "no shot gives a clip" in found.source["note"]
 
 
+@pytest.mark.slow
 def test_the_readable_part_of_a_truncated_file_is_kept(tmp_path: Path, pan):
     frames = pan + pan[::-1]
     options = {"crf": "18", "g": "25", "movflags": "faststart"}
@@ -202,6 +205,7 @@ def test_the_readable_part_of_a_truncated_file_is_kept(tmp_path: Path, pan):
     assert "cut short" in error.message
 
 
+@pytest.mark.slow
 def test_flipped_bytes_cost_the_damaged_stretch_only(tmp_path: Path, pan):
     frames = (pan + pan[::-1]) * 2
     whole = write_video(tmp_path / "whole.mp4", frames, options={"crf": "18", "g": "50"})
@@ -223,6 +227,7 @@ def test_flipped_bytes_cost_the_damaged_stretch_only(tmp_path: Path, pan):
     assert sum(clip["duration_s"] for clip in found.clips) > 4
 
 
+@pytest.mark.slow
 def test_random_damage_never_raises_anything_but_a_source_error(tmp_path: Path, pan):
     whole = write_video(tmp_path / "whole.mp4", pan, options={"crf": "22", "g": "12"}).read_bytes()
     chance = random.Random(5)
@@ -293,6 +298,7 @@ def test_a_picture_that_stands_still_for_seconds_is_seen_by_the_scorers(tmp_path
     assert all(clip["thumbnail_pts"] for clip in found.clips)
 
 
+@pytest.mark.slow
 def test_a_change_of_size_is_a_cut_and_each_clip_has_its_own(tmp_path: Path, pan):
     small = write_video(tmp_path / "small.ts", pan, options={"crf": "20", "bf": "0"})
     large = panning(height=360, pixels_per_frame=2, frames=75)
@@ -332,6 +338,7 @@ def test_timestamps_may_begin_anywhere(tmp_path: Path, pan, start: int):
     assert (clip["frames"], len(clip["thumbnail_pts"])) == (75, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), [(5000, 1), (65000, 8)])
 def test_thin_frames_cost_no_more_than_others(tmp_path: Path, width: int, height: int):
     """The picture for the optical flow has at most 16 times as many columns as rows of an ordinary one."""

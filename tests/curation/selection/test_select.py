@@ -303,6 +303,7 @@ def test_rules_files(tmp_path: Path) -> None:
         load_preset("svd-papers", PRESETS)
 
 
+@pytest.mark.slow
 def test_select_on_an_object_store(s3_url: str) -> None:
     dataset = make(f"{s3_url}/dataset", [{"motion": float(i)} for i in range(10)])
     selection = select(dataset, rules(motion={"drop_lowest": "25%"}))

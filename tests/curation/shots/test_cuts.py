@@ -392,6 +392,7 @@ def test_unknown_threshold_is_refused() -> None:
         CutConfig(hard_rato=2.0)  # type: ignore[call-arg]
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     cuts=st.lists(st.tuples(st.sampled_from(["hard", "black", "white", "dissolve"]), st.integers(1, 60)), max_size=5),

@@ -65,7 +65,7 @@ def train_recipe(path: Path, out: Path, *, device: str | None = None, quiet: boo
     UserError, before anything is trained, for a stage that was begun with other settings.
     """
     recipe = read_recipe(path)
-    done = [_finished(out / entry.folder, entry.stage) for entry in recipe.stages]
+    done = [finished_model(out / entry.folder, entry.stage) for entry in recipe.stages]
     _check_order(recipe, out, done)
     init = recipe.init
     for entry, trained in zip(recipe.stages, done, strict=True):
@@ -77,7 +77,7 @@ def train_recipe(path: Path, out: Path, *, device: str | None = None, quiet: boo
             init = model
 
 
-def _finished(folder: Path, stage: Stage) -> Path | None:
+def finished_model(folder: Path, stage: Stage) -> Path | None:
     """The model of a run that has done all steps of `stage`. Raises UserError for a run with other settings."""
     try:
         check_settings(stage, folder)

@@ -301,6 +301,7 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
         )),
         ("init: sd21", recipe),
         ("clipmill train --recipe", parsed("takes Stable Diffusion 2.1 and GPUs; the quickstart's runs here")),
+        ("python -m pipelines.recipes", parsed("needs released weights; tests/pipelines/recipes runs it, tiny")),
     ],
     "CONTRIBUTING.md": [
         ("make setup", made("they install and run these tests")),

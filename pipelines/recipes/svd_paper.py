@@ -1,0 +1,77 @@
+"""The paper from top to bottom: raw videos in, Stable Video Diffusion out (arXiv 2311.15127).
+
+    python -m pipelines.recipes.svd_paper VIDEOS OUT
+
+Run again, it goes on where it was. The numbers are the paper's unless a comment says "ours"; docs/paper-map.md has what
+differs, training/stages.py the settings of each training run.
+"""
+
+from pathlib import Path
+
+from curation.captioners.coca import CocaConfig
+from curation.captioners.endpoint import MergedConfig, VideoConfig
+from curation.scan.one_pass import ScanConfig
+from curation.scores.aesthetics import AestheticConfig
+from curation.scores.clip_embedder import ClipEmbedderConfig
+from curation.scores.motion import MotionConfig
+from curation.selection.rules import Rules
+from curation.shots.cuts import CutConfig
+from curation.shots.spans import SpanConfig
+from pipelines.config import CaptionersConfig, CurateConfig
+from pipelines.recipes.steps import Recipe, command
+
+CURATION = CurateConfig(
+    scan=ScanConfig(
+        # 3.1, App. C: a cascade of three cut detectors: every frame, four and one per second. Fades and dissolves too.
+        cuts=CutConfig(fast_fps=4.0, slow_fps=1.0),
+        # App. C: clips start on keyframes and are not encoded again; ours: transcoded where that would cost over 0.5 s.
+        spans=SpanConfig(extraction="auto", min_s=2.0),
+        # App. C: optical flow at 2 frames per second, averaged into one score.
+        motion=MotionConfig(samples_per_s=2.0),
+    ),
+    # 3.1: CoCa captions the middle frame, a second model the video (ours, for V-BLIP), a language model merges both.
+    captioners=CaptionersConfig(
+        coca=CocaConfig(),
+        video=VideoConfig(base_url="http://localhost:8000/v1", model="Qwen/Qwen2.5-VL-7B-Instruct"),
+        merged=MergedConfig(base_url="http://localhost:8001/v1", model="Qwen/Qwen2.5-7B-Instruct"),
+    ),
+    # App. C: CLIP embeddings of first, middle and last frame; cosine to each caption; LAION's aesthetic head on them.
+    clip_embedder=ClipEmbedderConfig(model="ViT-L-14", pretrained="openai"),
+    aesthetic=AestheticConfig(head="large"),
+)
+FILTERED = Rules.from_values(  # 3.3, App. E.2.2: of each score the share that human votes chose, on the unfiltered set
+    {
+        "name": "filtered",
+        "rules": {
+            "motion": {"drop_lowest": "25%"},
+            "aesthetic": {"drop_lowest": "25%"},
+            "similarity": {"drop_lowest": "50%"},
+            "text_area": {"drop_highest": "25%", "max": 0.07},  # App. C: at most 7 % of the frame under text
+            "duplicate_rank": {"max": 0},  # ours
+        },
+    },
+    origin="FILTERED",
+)
+# 3.4, 4.1: a small set of high quality; which clips these are is ours.
+BEST = FILTERED.model_copy(update={"name": "best", "where": "width >= 1024"})
+
+
+def svd_paper(recipe: Recipe) -> Path:
+    """Curate, select and train; returns the image-to-video model."""
+    recipe.curate(CURATION)  # 3.1: LVD
+    images, clips = recipe.shards(FILTERED, images=True), recipe.shards(FILTERED)  # 3.3: LVD-F
+    best = recipe.shards(BEST)
+    # 3.2, App. D: stage I, image pretraining: Stable Diffusion 2.1 learns EDM's noise levels, then smaller frames.
+    swapped = recipe.train("noise-swap", images, init=recipe.init)
+    image_model = recipe.train("image", images, init=swapped)
+    # 3.3, 4.1, App. D: stage II, video pretraining: temporal layers come in, then larger frames and more noise.
+    small = recipe.train("video", clips, init=image_model)
+    base = recipe.train("video-base", clips, init=small)
+    # 3.4, 4.2, App. D: stage III, finetuning on the best clips: text to video, and image to video in two sizes.
+    recipe.train("text-to-video", best, init=base)
+    image_to_video = recipe.train("image-to-video-base", best, init=base)
+    return recipe.train("image-to-video", best, init=image_to_video)
+
+
+if __name__ == "__main__":
+    command(svd_paper, __doc__)

@@ -51,15 +51,6 @@ class CurateConfig(Config):
     def _are_scores(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(sorted({known_name("score", name, SCORE_COLUMNS) for name in names}))
 
-    def sharing(self, workers: int) -> "CurateConfig":
-        """The same for one of several captioning workers: together they keep to the bounds on requests in flight."""
-        shared = {
-            name: settings.model_copy(update={"max_in_flight": max(1, settings.max_in_flight // workers)})
-            for name in ("video", "merged")
-            if (settings := getattr(self.captioners, name)) is not None
-        }
-        return self.model_copy(update={"captioners": self.captioners.model_copy(update=shared)})
-
     def described(self) -> dict[str, Any]:
         """What decides the rows of a dataset: without what may change (`clipmill.resume`), nor where files are kept."""
         values = deciding(self.model_dump(mode="json"))

@@ -118,6 +118,11 @@ def test_a_copy_ends_before_the_first_packet_beyond_the_cut(end: int, frames: in
     assert sorted(remuxed_packets(line.packet_pts, 0, end)[:frames]) == list(range(frames))
 
 
+def test_a_remux_ends_before_a_frame_that_is_stored_beyond_the_cut():
+    """Frame 2 comes after 5 in decode order, so it is not copied, and neither is 3, which is shown after the gap."""
+    assert count_remuxed(timeline(6, [0], packets=[0, 3, 1, 5, 2, 4]), 0, 5) == 1
+
+
 def test_pictures_that_lead_an_open_keyframe_are_left_out():
     packets = np.array([0, 3, 1, 2, 6, 4, 5, 9, 7, 8])  # 6 is a keyframe; 4 and 5 follow it but refer to 3
     assert remuxed_packets(packets, 6, 10).tolist() == [6, 9, 7, 8]

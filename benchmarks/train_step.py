@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ def random_batch(stage: Stage) -> Batch:
 
 def our_loop(stage: Stage, unet: UNet, device: str, batches: Iterable[Batch], hooks: Hooks | None = None) -> None:
     """Our loop on a copy of `unet`, until there are no more batches: it never comes to its checkpoint."""
-    shapes = replace(ModelConfig.tiny(unet.config), image_encoder=None)
+    shapes = ModelConfig.tiny(unet.config).replace(image_encoder=None)
     model = Model(config=shapes, unet=copy.deepcopy(unet), autoencoder=Encoded(shapes.autoencoder).to(device))
     process = join(device)
     with tempfile.TemporaryDirectory() as out, suppress(StopIteration):

@@ -7,8 +7,8 @@ from typing import Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
-from clipmill import storage
 from clipmill.addresses import redacted
 from clipmill.errors import UserError
 
@@ -40,12 +40,12 @@ class Config(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            lines = [
-                f"{'.'.join(str(part) for part in mistake['loc']) or cls.__name__}: "
-                + mistake["msg"].removeprefix("Value error, ")
-                for mistake in error.errors()[:_MAX_MISTAKES]
-            ]
+            lines = [_mistake(mistake, cls.__name__) for mistake in error.errors()[:_MAX_MISTAKES]]
             raise UserError(f"{origin}: " + "\n  ".join(lines)) from error
+
+    def replace(self, **values: Any) -> Self:
+        """A copy with other values for some fields, checked like a new one. Raises UserError."""
+        return type(self).from_values({**dict(self), **values}, origin=type(self).__name__)
 
     @classmethod
     def from_file(cls, address: str) -> Self:
@@ -53,11 +53,28 @@ class Config(BaseModel):
         return cls.from_values(read_yaml(address), origin=redacted(address))
 
 
+class StrictConfig(Config):
+    """A `Config` that converts no value to another type: 1 is not true and "1" is not 1."""
+
+    model_config = ConfigDict(strict=True)
+
+
+def _mistake(mistake: ErrorDetails, name: str) -> str:
+    """One line: where it is, what was expected and, where pydantic does not say so, what it got."""
+    where = ".".join(str(part) for part in mistake["loc"]) or name
+    if mistake["type"] in ("value_error", "missing"):
+        return f"{where}: {mistake['msg'].removeprefix('Value error, ')}"
+    got = redacted(repr(mistake["input"]))
+    return f"{where}: {mistake['msg']}, got {got if len(got) <= _MAX_SHOWN else f'{got[:_MAX_SHOWN]}...'}"
+
+
 def read_yaml(address: str) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError: no such file, not YAML, not a mapping, nested or repeated too much.
 
     Safe for files from strangers: plain values only, at most 1 MiB, and aliases count as often as they are used.
     """
+    from clipmill import storage  # loads fsspec and Arrow, which a configuration does not need
+
     fs, path = storage.filesystem(address)
     try:
         content = storage.read_limited(fs, path, max_bytes=_MAX_YAML_BYTES)

@@ -19,7 +19,7 @@ from svd.model import Model
 from training.cache_latents import LatentShard, cache_shard, check_names, digests, read_record
 from training.init_model import init_model
 from training.shard_index import Shard, ShardIndex, index_shards
-from training.stages import Stage, overlay
+from training.stages import Stage
 
 PLAN, INDEX = "plan.json", "index.json"
 _OF_TRAINING = ("data.batch_size",)
@@ -110,7 +110,9 @@ def _inputs(stage: Stage, data: str, init: Path, augmentations_per_clip: int) ->
         models = digests(_model(stage, init, "cpu"))
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
-    settings = deciding(stage.data.to_dict() | {"augmentations_per_clip": augmentations_per_clip}, "data.")
+    settings = deciding(
+        stage.data.model_dump(mode="json") | {"augmentations_per_clip": augmentations_per_clip}, "data."
+    )
     plan: dict[str, Any] = {"data": settings, "models": models}
     return index, json.loads(json.dumps(plan))
 
@@ -236,8 +238,7 @@ def _write(folder: str, name: str, content: dict[str, Any]) -> None:
 
 @lru_cache(maxsize=1)
 def _model_of(settings: str, init: Path, device: str) -> Model:
-    values = json.loads(settings)
-    model = init_model(overlay(Stage.preset(values["name"]), values), init)
+    model = init_model(Stage.model_validate_json(settings), init)
     for name, network in model.networks().items():
         if name != "unet":
             network.to(device)
@@ -246,4 +247,4 @@ def _model_of(settings: str, init: Path, device: str) -> Model:
 
 def _model(stage: Stage, init: Path, device: str) -> Model:
     """Loaded once per process."""
-    return _model_of(json.dumps(stage.to_dict()), init, device)
+    return _model_of(stage.model_dump_json(), init, device)

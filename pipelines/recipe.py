@@ -116,7 +116,7 @@ def _recipe_stage(path: Path, number: int, entry: Any) -> RecipeStage:
             f"{path}: the name of a stage becomes a folder: letters, digits, '.', '_' and '-', got {name!r:.200}"
         )
     try:
-        stage = overlay(Stage.preset(entry["stage"]), entry.get("set") or {})
+        stage = overlay(Stage.preset(entry["stage"]), entry.get("set") or {}, origin=f"stage {number}")
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     images = entry.get("images")

@@ -6,7 +6,6 @@ Types, bounds and defaults are read off the classes, meanings are the docstrings
 """
 
 import ast
-import dataclasses
 import inspect
 import json
 import sys
@@ -171,23 +170,17 @@ def meanings(config: type) -> dict[str, str]:
     return docstrings
 
 
-def _fields(config: Any) -> Iterator[tuple[str, Any, Any, Sequence[Any]]]:
-    """Name, type, default and bounds of each field of a pydantic model or a dataclass."""
+def _fields(config: type[BaseModel]) -> Iterator[tuple[str, Any, Any, Sequence[Any]]]:
+    """Name, type, default and bounds of each field."""
     hints = get_type_hints(config)
-    if issubclass(config, BaseModel):
-        for name, field in config.model_fields.items():
-            yield name, hints[name], field.get_default(call_default_factory=True), field.metadata
-    else:
-        for field in dataclasses.fields(config):
-            factory = field.default_factory
-            default = field.default if factory is dataclasses.MISSING else factory()
-            yield field.name, hints[field.name], PydanticUndefined if default is dataclasses.MISSING else default, ()
+    for name, field in config.model_fields.items():
+        yield name, hints[name], field.get_default(call_default_factory=True), field.metadata
 
 
-def _group(kind: Any) -> type | None:
+def _group(kind: Any) -> type[BaseModel] | None:
     """The configuration class that a field holds, if it holds one."""
-    kinds = [member for member in (get_args(kind) if _is_union(kind) else (kind,)) if isinstance(member, type)]
-    return next((k for k in kinds if issubclass(k, BaseModel) or dataclasses.is_dataclass(k)), None)
+    kinds = get_args(kind) if _is_union(kind) else (kind,)
+    return next((member for member in kinds if isinstance(member, type) and issubclass(member, BaseModel)), None)
 
 
 def _setting(config: type, key: str, name: str, kind: Any, default: Any, bounds: Sequence[Any]) -> Setting:

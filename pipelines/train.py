@@ -38,9 +38,9 @@ def resolve_stage(name: str, config: Path | None = None, settings: Sequence[str]
     try:
         stage = Stage.preset(name)
         if config is not None:
-            stage = overlay(stage, read_yaml(str(config)))
+            stage = overlay(stage, read_yaml(str(config)), origin=str(config))
         for setting in settings:
-            stage = overlay(stage, parse_setting(setting))
+            stage = overlay(stage, parse_setting(setting), origin="--set")
         return stage
     except (ValueError, OSError) as error:
         raise error if isinstance(error, UserError) else UserError(str(error)) from error

@@ -16,41 +16,41 @@ to encode and 1.7 GiB to decode, in float32; half of that in bfloat16. It grows 
 area of a frame, or of a tile (`benchmarks/autoencoder_memory.py`).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from clipmill.config import unknown_name
+from clipmill.errors import UserError
 from svd.blocks import GroupNorm, TemporalConv
-from svd.fields import Shape, nearest
+from svd.shape import Scale, Shape, Size, Sizes
 from svd.tiling import Tiling, tiled
 
 _SPATIAL_EPS = 1e-6
 _TEMPORAL_EPS = 1e-5
 
 
-@dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig(Shape):
     """Shape of an autoencoder. Each width after the first halves the resolution once more."""
 
-    MOST: ClassVar[Mapping[str, int]] = {"blocks_per_level": 8, "frame_channels": 64, "latent_channels": 1024}
-
-    widths: tuple[int, ...] = (128, 256, 512, 512)
-    blocks_per_level: int = 2
-    frame_channels: int = 3
-    latent_channels: int = 4
-    scale_factor: float = 0.18215
-    groups: int = 32
+    widths: Sizes = (128, 256, 512, 512)
+    blocks_per_level: Annotated[int, Field(ge=1, le=8)] = 2
+    frame_channels: Annotated[int, Field(ge=1, le=64)] = 3
+    latent_channels: Annotated[int, Field(ge=1, le=1024)] = 4
+    scale_factor: Scale = 0.18215
+    groups: Size = 32
     """Of GroupNorm. As many groups as channels take away what a channel says of the whole frame, such as its colour:
     narrow networks want fewer."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.widths or any(width % self.groups for width in self.widths):
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(width % self.groups for width in self.widths):
             raise ValueError(f"widths should be multiples of {self.groups} (normalisation groups), got {self.widths}")
+        return self
 
     @property
     def factor(self) -> int:
@@ -63,16 +63,16 @@ class AutoencoderConfig(Shape):
         return self.blocks_per_level == 2 and self.groups == 32
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> Self:
-        """The preset `name`, with fields replaced by `changes`.
+    def preset(cls, name: str, **overrides: Any) -> Self:
+        """The preset `name`, with fields replaced by `overrides`.
 
         `svd` is the released autoencoder, 97.74 M parameters and factor 8. `tiny`, for a CPU, has 1.8 M and factor 4;
-        `preset("tiny", widths=(64, 64, 64, 64))` has factor 8. Raises ValueError for an unknown preset or field.
+        `preset("tiny", widths=(64, 64, 64, 64))` has factor 8. Raises UserError for an unknown preset or field.
         """
         presets = {"svd": cls(), "tiny": cls(widths=(64, 64, 64))}
         if name not in presets:
-            raise ValueError(f"unknown autoencoder preset {name!r}{nearest(name, presets)}")
-        return cls.from_dict(presets[name].to_dict() | changes)
+            raise UserError(unknown_name("autoencoder preset", name, list(presets)))
+        return cls.from_values(presets[name].model_dump() | overrides, origin=f"autoencoder preset {name}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from svd import diffusers_json, keymap_autoencoder, keymap_clip, keymap_unet
 from svd.autoencoder import Autoencoder, AutoencoderConfig
 from svd.clip import ImageEncoder, ImageEncoderConfig, TextEncoder
 from svd.config import UNetConfig
-from svd.fields import parse_object, read_object
+from svd.json_files import parse_object, read_object
 from svd.model import NEEDS, Model, ModelConfig
 from svd.tensor_files import INDEX, Stored, WeightsError, open_tensors, write_shards, write_tensors
 from svd.weights import compare, load_unet, module_tensors
@@ -90,7 +90,7 @@ def save_model(model: Model, folder: str | Path, *, dtype: torch.dtype | None = 
     folder, config = Path(folder), model.config
     for part, tensors in diffusers_tensors(model).items():
         write_shards(folder / FOLDERS[part], tensors, shard_bytes=SHARD_BYTES, dtype=dtype)
-    for name, content in (diffusers_json.files(config) | {CONFIG: config.to_dict()}).items():
+    for name, content in (diffusers_json.files(config) | {CONFIG: config.model_dump(mode="json")}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
@@ -109,7 +109,7 @@ def save_original(model: Model, path: str | Path, *, dtype: torch.dtype | None =
     for encoder in (model.image_encoder, model.text_encoder):
         if isinstance(encoder, ImageEncoder | TextEncoder):
             tensors |= keymap_clip.to_layout(encoder.state_dict(), encoder.config, "original")
-    write_tensors(path, tensors, dtype=dtype, metadata={METADATA: json.dumps(config.to_dict())})
+    write_tensors(path, tensors, dtype=dtype, metadata={METADATA: json.dumps(config.model_dump(mode="json"))})
 
 
 def diffusers_tensors(model: Model) -> dict[str, dict[str, Tensor]]:
@@ -206,10 +206,7 @@ def _weights(path: Path, part: str) -> Path:
 
 
 def _parse(values: dict[str, Any], origin: str) -> ModelConfig:
-    try:
-        return ModelConfig.from_dict(values)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{origin} is not a model configuration: {error}") from error
+    return ModelConfig.from_values(values, origin=f"{origin} is not a model configuration")
 
 
 def _released(path: Path, stored: dict[str, Stored]) -> ModelConfig:

@@ -6,14 +6,17 @@ text's 77 tokens are those of the penultimate layer of its text tower, after the
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, cast
+from typing import Annotated, Protocol, Self, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from svd.fields import Shape
+from svd.shape import Shape, Size
+
+Layers = Annotated[int, Field(ge=1, le=128)]
+Heads = Annotated[int, Field(ge=1, le=1024)]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -57,23 +60,21 @@ class CachedTexts:
         return torch.stack([self.tokens[text] for text in texts])
 
 
-@dataclass(frozen=True, kw_only=True)
 class ImageEncoderConfig(Shape):
     """Shape of CLIP's vision tower. The defaults are ViT-H-14, which the release uses."""
 
-    MOST: ClassVar[Mapping[str, int]] = {"size_px": 2048, "layers": 128, "heads": 1024}
+    size_px: Annotated[int, Field(ge=1, le=2048)] = 224
+    patch_px: Size = 14
+    width: Size = 1280
+    layers: Layers = 32
+    heads: Heads = 16
+    mlp_width: Size = 5120
+    embedding_width: Size = 1024
 
-    size_px: int = 224
-    patch_px: int = 14
-    width: int = 1280
-    layers: int = 32
-    heads: int = 16
-    mlp_width: int = 5120
-    embedding_width: int = 1024
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         _check_heads(self.width, self.heads)
+        return self
 
     @classmethod
     def tiny(cls, embedding_width: int) -> "ImageEncoderConfig":
@@ -81,22 +82,20 @@ class ImageEncoderConfig(Shape):
         return cls(patch_px=56, width=64, layers=2, heads=2, mlp_width=128, embedding_width=embedding_width)
 
 
-@dataclass(frozen=True, kw_only=True)
 class TextEncoderConfig(Shape):
     """Shape of CLIP's text tower. The defaults are ViT-H-14's as Stable Diffusion 2.1 uses it: 23 of its 24 layers."""
 
-    MOST: ClassVar[Mapping[str, int]] = {"tokens": 4096, "vocabulary": 2_000_000, "layers": 128, "heads": 1024}
+    tokens: Annotated[int, Field(ge=1, le=4096)] = 77
+    vocabulary: Annotated[int, Field(ge=1, le=2_000_000)] = 49408
+    width: Size = 1024
+    layers: Layers = 23
+    heads: Heads = 16
+    mlp_width: Size = 4096
 
-    tokens: int = 77
-    vocabulary: int = 49408
-    width: int = 1024
-    layers: int = 23
-    heads: int = 16
-    mlp_width: int = 4096
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         _check_heads(self.width, self.heads)
+        return self
 
     @classmethod
     def tiny(cls, width: int) -> "TextEncoderConfig":

@@ -7,7 +7,7 @@ from typing import Any
 from svd.autoencoder import AutoencoderConfig
 from svd.clip import CLIP_MEAN, CLIP_STD, ImageEncoderConfig, TextEncoderConfig
 from svd.config import UNetConfig
-from svd.fields import read_object
+from svd.json_files import read_object
 from svd.keymap_unet import diffusers_config
 from svd.model import ModelConfig
 

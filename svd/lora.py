@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svd.blocks import TemporalLayer
-from svd.fields import parse_object, read_object
+from svd.json_files import parse_object, read_object
 from svd.keymap_unet import table
 from svd.tensor_files import WeightsError, open_tensors, write_tensors
 from svd.unet import UNet

@@ -1,15 +1,18 @@
 """A whole model: UNet, autoencoder and the encoders of its conditions, and the task that it is for."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import nn
 
+from clipmill.config import Config
 from svd.autoencoder import Autoencoder, AutoencoderConfig
 from svd.clip import ImageEmbedder, ImageEncoder, ImageEncoderConfig, TextEmbedder, TextEncoder, TextEncoderConfig
 from svd.config import UNetConfig
+from svd.shape import MAX_SIZE
 from svd.unet import UNet
 
 Task = Literal["image", "text-to-video", "image-to-video", "interpolation", "multi-view"]
@@ -22,6 +25,7 @@ NEEDS: Mapping[Task, Literal["image_encoder", "text_encoder"]] = {
     "multi-view": "image_encoder",
 }
 """Which encoder makes the context of a task."""
+Pixels = Annotated[int, Field(strict=True, ge=1, le=MAX_SIZE)]
 
 
 def task_of(config: UNetConfig) -> Task:
@@ -35,23 +39,19 @@ def task_of(config: UNetConfig) -> Task:
     return "multi-view" if "elevation" in config.ids else "image-to-video"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Config):
     """Shapes of all networks of a model. Raises ValueError where they do not fit together."""
 
     unet: UNetConfig
     autoencoder: AutoencoderConfig
     image_encoder: ImageEncoderConfig | None = None
     text_encoder: TextEncoderConfig | None = None
-    width_px: int = 1024
-    height_px: int = 576
+    width_px: Pixels = 1024
+    height_px: Pixels = 576
     """Size of the frames that the model was trained on, and makes if not told otherwise."""
 
-    def __post_init__(self) -> None:
-        for name in ("width_px", "height_px"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1 << 16:
-                raise ValueError(f"{name}: expected a whole number from 1 to 65,536, got {value!r}")
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if self.autoencoder.latent_channels != self.unet.out_channels:
             raise ValueError(
                 f"the UNet makes latents of {self.unet.out_channels} channels, the autoencoder takes "
@@ -69,6 +69,7 @@ class ModelConfig:
             raise ValueError(
                 f"{self.width_px}x{self.height_px} pixels do not divide by the autoencoder's {self.autoencoder.factor}"
             )
+        return self
 
     @property
     def task(self) -> Task:
@@ -99,31 +100,6 @@ class ModelConfig:
             width_px=width_px,
             height_px=height_px,
         )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The configuration that `to_dict` wrote. Raises ValueError for unknown or missing fields."""
-        known = [field.name for field in fields(cls)]
-        unknown = [name for name in values if name not in known]
-        missing = [name for name in ("unet", "autoencoder") if name not in values]
-        if unknown or missing:
-            raise ValueError(f"a model has {', '.join(known)}; unknown: {unknown}, missing: {missing}")
-        parts: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-            "unet": UNetConfig.from_dict,
-            "autoencoder": AutoencoderConfig.from_dict,
-            "image_encoder": ImageEncoderConfig.from_dict,
-            "text_encoder": TextEncoderConfig.from_dict,
-        }
-        for name in parts:
-            if not isinstance(values.get(name), Mapping | None):
-                raise ValueError(f"{name}: expected an object with its settings, got {type(values[name]).__name__}")
-        made = {name: parts[name](values[name]) for name in parts if values.get(name) is not None}
-        return cls(**{**values, **made})
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, fit for JSON."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in values.items()}
 
 
 @dataclass(kw_only=True)

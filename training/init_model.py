@@ -13,7 +13,8 @@ from svd.inflate import inflate, init_as_identity
 from svd.model import NEEDS, Model, ModelConfig, task_of
 from svd.unet import UNet
 from svd.weights_autoencoder import load_autoencoder
-from training.stages import Stage, StageModelConfig
+from training.stage_config import StageModelConfig
+from training.stages import Stage
 
 MODEL = "model"
 """Folder of a run that holds its model, once it is done."""

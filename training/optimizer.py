@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from svd.unet import UNet
-from training.stages import OptimizerConfig
+from training.stage_config import OptimizerConfig
 
 
 def temporal_parameters(unet: UNet) -> dict[str, nn.Parameter]:

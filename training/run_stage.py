@@ -172,7 +172,7 @@ def check_settings(stage: Stage, out: Path) -> None:
     settings = read_settings(out)
     if settings is None:
         return
-    before, now = settings["stage"], json.loads(json.dumps(stage.to_dict()))
+    before, now = settings["stage"], stage.model_dump(mode="json")
     if before["name"] != now["name"]:
         raise ValueError(f"{out} holds a run of stage {before['name']!r}, not of {now['name']!r}: use another folder")
     differing = differences(before, now)
@@ -218,7 +218,7 @@ def _write_settings(stage: Stage, out: Path, **about: Any) -> None:
         except importlib.metadata.PackageNotFoundError:
             continue
     content = {
-        "stage": stage.to_dict(),
+        "stage": stage.model_dump(mode="json"),
         **about,
         "git": _git(),
         "versions": versions,

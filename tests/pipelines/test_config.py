@@ -25,7 +25,7 @@ def names(values: dict[str, Any], path: str = "") -> set[str]:
 
 
 def test_every_setting_that_may_change_exists() -> None:
-    known = names(Stage.preset("tiny-video").to_dict()) | names(ShardConfig().model_dump())
+    known = names(Stage.preset("tiny-video").model_dump(mode="json")) | names(ShardConfig().model_dump())
     assert known | names(CurateConfig.from_values(ALL, origin="test").model_dump()) >= MAY_CHANGE
 
 

@@ -69,8 +69,8 @@ def test_a_name_that_is_no_folder_of_its_own_is_refused(tmp_path: Path, name: st
         ({"stages": [GOOD, {**GOOD, "images": {}}]}, "'images' of stage 2 should be text"),
         ({"stages": [{**GOOD, "name": 5}]}, "'name' of stage 1 should be text"),
         ({"stages": [{**GOOD, "set": [1]}]}, "'set' of stage 1 should be settings by group"),
-        ({"stages": [{**GOOD, "set": {"run": {"stpes": 1}}}]}, "did you mean 'steps'"),
-        ({"stages": [{**GOOD, "stage": "tiny-imgae"}]}, "did you mean 'tiny-image'"),
+        ({"stages": [{**GOOD, "set": {"run": {"stpes": 1}}}]}, "Did you mean 'steps'"),
+        ({"stages": [{**GOOD, "stage": "tiny-imgae"}]}, "Did you mean 'tiny-image'"),
     ],
 )
 def test_anything_else_is_a_sentence_that_names_the_file(tmp_path: Path, content: Any, message: str) -> None:

@@ -86,7 +86,7 @@ def test_a_stage_by_the_command_line_gives_a_model_that_makes_videos(data: Path,
     assert np.asarray(Image.open(out / "samples" / "step-00000004.png")).std() > 5
     about = json.loads((out / "stage.json").read_text())
     stage = resolve_stage("tiny-image-to-video", None, SETTINGS)
-    assert about["stage"] == json.loads(json.dumps(stage.to_dict()))
+    assert about["stage"] == stage.model_dump(mode="json")
     assert about["versions"]["torch"] == importlib.metadata.version("torch")
     assert about["git"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", about["git"])
     assert (about["shards"], about["init"], about["world_size"]) == (str(data), str(init), 1)
@@ -106,7 +106,7 @@ def test_a_recipe_grows_an_image_model_into_one_for_videos(data: Path, pictures:
             "stage": stage,
             "data": str(where),
             "set": {
-                "model": {"changes": changes, **model},
+                "model": {"overrides": changes, **model},
                 "data": {"frames": frames, "height_px": 32, "width_px": 48, "batch_size": 2, "workers": 0, "fps": 8},
                 "run": {"steps": 2, "batch_size": 2, "sample_every": None},
             },
@@ -293,8 +293,8 @@ def test_a_command_that_says_too_little_or_too_much_is_refused(arguments: str, m
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("vidoe", [], "did you mean 'video'"),
-        ("video", ["run.stepz=3"], "did you mean 'steps'"),
+        ("vidoe", [], "Did you mean 'video'"),
+        ("video", ["run.stepz=3"], "Did you mean 'steps'"),
         ("video", ["run.steps"], "group.key=value"),
         ("video", ["run.steps=many"], "run.steps is int"),
         ("video", ["run.strategy=magic"], "run.strategy cannot be 'magic'"),

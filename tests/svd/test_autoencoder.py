@@ -101,10 +101,10 @@ def test_configurations_are_checked():
     assert AutoencoderConfig.preset("tiny").factor == 4
     wider = AutoencoderConfig.preset("tiny", widths=[32, 64, 64, 64])
     assert wider.factor == 8
-    assert AutoencoderConfig.from_dict(wider.to_dict()) == wider
-    with pytest.raises(ValueError, match="did you mean 'tiny'"):
+    assert AutoencoderConfig.from_values(wider.model_dump(), origin="test") == wider
+    with pytest.raises(ValueError, match="Did you mean 'tiny'"):
         AutoencoderConfig.preset("tinny")
-    with pytest.raises(ValueError, match="did you mean 'widths'"):
+    with pytest.raises(ValueError, match="Did you mean 'widths'"):
         AutoencoderConfig.preset("svd", width=(32,))
     with pytest.raises(ValueError, match="multiples of 32"):
         AutoencoderConfig(widths=(48, 64))

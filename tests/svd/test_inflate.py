@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 
-from svd.config import UNetConfig
 from svd.inflate import TemporalInit, inflate
 from svd.unet import UNet
 from tests.svd.networks import inputs, random_unet
@@ -16,7 +15,7 @@ VIDEO: dict[str, Any] = {"in_channels": 4, "ids": ("fps_id", "motion_bucket"), "
 
 def grown(unet: UNet, changes: dict[str, Any], temporal_init: TemporalInit = "identity") -> UNet:
     torch.manual_seed(5)
-    return inflate(unet, UNetConfig.from_dict(unet.config.to_dict() | changes), temporal_init=temporal_init).eval()
+    return inflate(unet, unet.config.replace(**changes), temporal_init=temporal_init).eval()
 
 
 @pytest.mark.parametrize("temporal_init", ["identity", "released"])

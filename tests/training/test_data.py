@@ -36,7 +36,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory, clip: bytes) -> Path:
 
 
 def changed(**changes: Any) -> DataConfig:
-    return DataConfig.from_dict(CONFIG.to_dict() | changes)
+    return CONFIG.replace(**changes)
 
 
 def first(shards: Path, count: int, config: DataConfig = CONFIG, **place: int) -> list[Batch]:

@@ -4,7 +4,7 @@ import pytest
 
 from tests.training.world import tiny_model, tiny_stage
 from training.optimizer import build_optimizer, lr_factor, set_lr
-from training.stages import OptimizerConfig
+from training.stage_config import OptimizerConfig
 
 
 def test_matrices_alone_decay_and_layers_of_time_have_their_own_rate() -> None:

@@ -15,7 +15,7 @@ SHARDS = [("a.tar", 100, 5), ("b.tar", 200, 6), ("c.tar", 300, 7)]
 
 
 def stage(**changes: Any) -> dict[str, Any]:
-    return json.loads(json.dumps(overlay(Stage.preset("tiny-video"), changes).to_dict()))
+    return json.loads(json.dumps(overlay(Stage.preset("tiny-video"), changes).model_dump(mode="json")))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,9 @@ def test_a_setting_that_an_older_run_did_not_have_is_no_difference() -> None:
 
 def test_latents_may_differ_by_the_same_list() -> None:
     """A plan of latents holds the settings of `data` alone."""
-    before, now = ({"data": DataConfig(**each).to_dict()} for each in ({}, {"workers": 0, "batch_size": 7}))
+    before, now = (
+        {"data": DataConfig(**each).model_dump(mode="json")} for each in ({}, {"workers": 0, "batch_size": 7})
+    )
     assert differences(before, now, ignored=("data.batch_size",)) == []
     assert differences(before, now) == ["data.batch_size 1, now 7"]
 

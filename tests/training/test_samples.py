@@ -5,7 +5,6 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -244,16 +243,14 @@ def test_what_a_stage_asks_for_and_a_sample_lacks_is_told(
 ) -> None:
     files = latent_files(**changes)
     with pytest.raises(SampleError) as caught:
-        read_sample("a", files, DataConfig.from_dict(CLIPS.to_dict() | config), seed=0)
+        read_sample("a", files, CLIPS.replace(**config), seed=0)
     assert str(caught.value) == reason
     assert (caught.value.kind, caught.value.message) == tuple(reason.split(": ", 1))
 
 
 def test_what_is_known_of_a_sample_goes_with_it() -> None:
     files = latent_files(conditioning={"motion_bucket": 255, "elevation": -90}, latent={"fps": 0.5, "picture": False})
-    config = DataConfig.from_dict(
-        CLIPS.to_dict() | {"elevation": True, "caption_required": True, "motion_default": 3.0}
-    )
+    config = CLIPS.replace(elevation=True, caption_required=True, motion_default=3.0)
     sample = read_sample("k", files, config, seed=0)
     assert (sample.key, sample.caption, sample.motion_bucket) == ("k", "a bar code", 255)
     assert (sample.fps, sample.elevation, sample.picture) == (0.5, -90, False)
@@ -268,7 +265,7 @@ def test_what_is_known_of_a_sample_goes_with_it() -> None:
 
 def test_the_seed_draws_the_caption() -> None:
     captions = [{"source": "a", "text": f"{i}"} for i in range(8)]
-    config = DataConfig.from_dict(CLIPS.to_dict() | {"captions": {"a": 1.0}})
+    config = CLIPS.replace(captions={"a": 1.0})
     drawn = [
         [read_sample("k", latent_files(captions=captions), config, seed=s).caption for s in range(9)] for _ in "ab"
     ]
@@ -290,7 +287,13 @@ def test_latents_of_a_picture_are_one_frame() -> None:
                 read_sample("a", files, CLIPS, seed=0, latent_shape=SHAPE)
     buckets = {"lengths": (3, 4), "aspect_ratios": (0.5, 2.0), "height_px": 128, "width_px": 128}
     with pytest.raises(SampleError) as caught:
-        read_sample("a", latent_files(), DataConfig.from_dict(CLIPS.to_dict() | buckets), seed=0, latent_shape=SHAPE)
+        read_sample(
+            "a",
+            latent_files(),
+            CLIPS.replace(**buckets),
+            seed=0,
+            latent_shape=SHAPE,
+        )
     assert str(caught.value) == "bad_latent: it holds 2 frames of 32 x 48; expected 3 or 4 of 192 x 128 or 128 x 192"
 
 
@@ -313,13 +316,13 @@ def test_a_clip_is_read_as_its_configuration_says() -> None:
     other = read_sample("a", files, DataConfig(frames=9, lengths=(4, 2), height_px=32, width_px=32, fps=(6.0,)), seed=0)
     assert other.fps == pytest.approx(6)
     assert other.shape == (False, (4, 3, 32, 32))
-    crops = [replace(config, crop=crop) for crop in ("center", "random", "random")]
+    crops = [config.replace(crop=crop) for crop in ("center", "random", "random")]
     levels = [[round(mean_of(read_sample("a", files, each, seed=seed))) for seed in range(5)] for each in crops]
     assert len(set(levels[0])) == 1
     assert len(set(levels[1])) > 2
     assert levels[1] == levels[2]
-    assert read_sample("a", files, replace(config, reader="decord"), seed=0).shape == sample.shape
-    wide = replace(config, aspect_ratios=(2.0, 0.5), height_px=128, width_px=128)
+    assert read_sample("a", files, config.replace(reader="decord"), seed=0).shape == sample.shape
+    wide = config.replace(aspect_ratios=(2.0, 0.5), height_px=128, width_px=128)
     assert read_sample("a", files, wide, seed=0).shape == (False, (3, 3, 128, 192))
     with pytest.raises(SampleError, match="decode_error"):
         read_sample("a", files | {"mp4": b""}, config, seed=0)
@@ -334,7 +337,7 @@ def test_a_picture_is_read_as_its_configuration_says() -> None:
     means = [mean_of(each) for each in samples]
     assert means[0] == means[3]
     assert len(set(means)) > 1
-    assert mean_of(read_sample("a", files, replace(config, crop="center"), seed=0)) == pytest.approx(95, abs=2)
+    assert mean_of(read_sample("a", files, config.replace(crop="center"), seed=0)) == pytest.approx(95, abs=2)
 
 
 def test_a_batch_is_its_samples_stacked() -> None:

@@ -1,7 +1,6 @@
 """A small world to train in: latents whose motion a network can learn, a tiny model, and a stage of a few steps."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ def tiny_model(stage: Stage, seed: int = 0) -> Model:
     """New networks for the stage; the same seed gives the same weights."""
     torch.manual_seed(seed)
     shapes = ModelConfig.tiny(UNetConfig.preset(stage.model.unet, **stage.model.overrides))
-    model = Model.build(replace(shapes, image_encoder=None, text_encoder=None))
+    model = Model.build(shapes.replace(image_encoder=None, text_encoder=None))
     model.text_encoder = CachedTexts({"": torch.zeros(TOKENS, 16)})
     model.autoencoder.requires_grad_(False).eval()
     return model

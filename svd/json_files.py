@@ -1,0 +1,27 @@
+"""JSON objects from files and metadata of strangers, at most 4 MiB each."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+_MAX_JSON_BYTES = 4 << 20
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises FileNotFoundError; ValueError for another content or more than 4 MiB."""
+    with path.open("rb") as file:
+        content = file.read(_MAX_JSON_BYTES + 1)
+    return parse_object(content, str(path))
+
+
+def parse_object(content: str | bytes, origin: str) -> dict[str, Any]:
+    """The object in a JSON text. Raises ValueError, which names `origin`."""
+    if len(content) > _MAX_JSON_BYTES:
+        raise ValueError(f"{origin} has more than {_MAX_JSON_BYTES:,} bytes, expected a small JSON object")
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{origin} is not JSON: {error or type(error).__name__}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{origin} should hold an object, it holds a {type(values).__name__}")
+    return values

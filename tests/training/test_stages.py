@@ -1,5 +1,6 @@
 """Presets, and each rule by which changes are laid over them."""
 
+import re
 from typing import Any
 
 import pytest
@@ -105,7 +106,7 @@ def test_numbers_are_read_as_the_field_has_them() -> None:
         ({"optimizer": {"spatial_lr": "fast"}}, "optimizer.spatial_lr: Input should be a valid number, got 'fast'"),
         ({"optimizer": {"betas": [0.9]}}, "optimizer.betas.1: Field required"),
         ({"optimizer": {"betas": ["a", 0.9]}}, "optimizer.betas.0: Input should be a valid number, got 'a'"),
-        ({"data": {"captions": 5}}, "data.captions: Input should be a valid mapping, got 5"),
+        ({"data": {"captions": 5}}, "data.captions: Input should be a valid dictionary, got 5"),
         ({"data": {"captions": {"coca": 0}}}, "captions: expected probabilities with a sum above 0"),
         ({"data": {"fps": ["fast"]}}, "data.fps.0: Input should be a valid number, got 'fast'"),
         ({"model": {"autoencoder": 5}}, "model.autoencoder: Input should be a valid string, got 5"),

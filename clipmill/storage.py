@@ -6,7 +6,6 @@ import json
 import os
 import stat
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from clipmill.addresses import redacted, without_credentials
+from clipmill.atomic import is_temporary, rename, temporary_name
 from clipmill.errors import UserError
 
 T = TypeVar("T")
@@ -29,7 +29,6 @@ _WHOLE_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", 
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLIENT_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs")
-_TEMPORARY_SUFFIX = ".tmp"
 _READ_DEADLINE_S = 60.0
 _KERNEL_FOLDERS = ("/proc/", "/sys/", "/dev/")
 _SHARED_MEMORY = "/dev/shm/"
@@ -78,7 +77,7 @@ def atomic_write(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[BinaryIO]
     there (no permission, no space); errors of the caller's own block pass unchanged.
     """
     whole_object = not _protocols(fs).isdisjoint(_WHOLE_OBJECT_STORES)
-    target = path if whole_object else _temporary_name(path)
+    target = path if whole_object else _temporary_path(path)
     with explained("write", fs, path):
         if not whole_object:
             fs.makedirs(path.rpartition("/")[0], exist_ok=True)
@@ -318,14 +317,13 @@ def _protocols(fs: fsspec.AbstractFileSystem) -> set[str]:
     return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
 
 
-def _temporary_name(path: str) -> str:
+def _temporary_path(path: str) -> str:
     folder, _, name = path.rpartition("/")
-    return f"{folder}/.{name}.{uuid.uuid4().hex[:12]}{_TEMPORARY_SUFFIX}"
+    return f"{folder}/{temporary_name(name)}"
 
 
 def _is_temporary(path: str) -> bool:
-    name = path.rpartition("/")[2]
-    return name.startswith(".") and name.endswith(_TEMPORARY_SUFFIX)
+    return is_temporary(path.rpartition("/")[2])
 
 
 def _open_for_writing(fs: fsspec.AbstractFileSystem, path: str) -> BinaryIO:
@@ -334,15 +332,10 @@ def _open_for_writing(fs: fsspec.AbstractFileSystem, path: str) -> BinaryIO:
 
 
 def _rename(fs: fsspec.AbstractFileSystem, source: str, target: str) -> None:
-    if not is_local(fs):
+    if is_local(fs):
+        rename(source, target)
+    else:
         fs.mv(source, target)
-        return
-    os.replace(source, target)
-    folder = os.open(os.path.dirname(target), os.O_RDONLY)
-    try:
-        os.fsync(folder)  # so that the new name, too, survives a power cut
-    finally:
-        os.close(folder)
 
 
 def _abandon(fs: fsspec.AbstractFileSystem, file: Any, target: str, *, whole_object: bool) -> None:

@@ -1,6 +1,5 @@
 """`clipmill sample`: a video and its contact sheet from a model, for each task."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from clipmill.atomic import atomic_path
 from clipmill.errors import UserError
 from clipmill.video_writer import Encoding, write_video
 from pipelines.export import dtype_of
@@ -201,13 +201,9 @@ def _write_mp4(path: Path, frames_THWC: NDArray[np.uint8], fps: float) -> None:
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Under a temporary name, then renamed."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    """Whole or not at all."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.replace(path)
+        with atomic_path(path, keep_suffix=True) as temporary:
+            write(temporary)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipmill.atomic import write_text
 from svd import diffusers_json, keymap_autoencoder, keymap_clip, keymap_unet
 from svd.autoencoder import Autoencoder, AutoencoderConfig
 from svd.clip import ImageEncoder, ImageEncoderConfig, TextEncoder
@@ -25,7 +26,7 @@ from svd.config import UNetConfig
 from svd.json_files import parse_object, read_object
 from svd.model import NEEDS, Model, ModelConfig
 from svd.tensor_files import INDEX, Stored, WeightsError, open_tensors, write_shards, write_tensors
-from svd.weights import compare, load_unet, module_tensors
+from svd.weights import check_weights, load_unet, module_tensors
 from svd.weights_autoencoder import load_autoencoder
 
 CONFIG = "clipmill.json"
@@ -91,8 +92,7 @@ def save_model(model: Model, folder: str | Path, *, dtype: torch.dtype | None = 
     for part, tensors in diffusers_tensors(model).items():
         write_shards(folder / FOLDERS[part], tensors, shard_bytes=SHARD_BYTES, dtype=dtype)
     for name, content in (diffusers_json.files(config) | {CONFIG: config.model_dump(mode="json")}).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        write_text(folder / name, json.dumps(content, indent=2) + "\n")
 
 
 def save_original(model: Model, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
@@ -150,7 +150,7 @@ def load_encoder(
             stored = {name: each for name, each in stored.items() if name.startswith(scope)}
         used = {name: each for name, each in stored.items() if not _unused(name, config)}
         expected = keymap_clip.to_layout(encoder.state_dict(), config, layout)
-        compare(path, used, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+        check_weights(path, used, {name: tuple(tensor.shape) for name, tensor in expected.items()})
         tensors = {name: used[name].read().to(device, dtype) for name in expected}
     encoder.load_state_dict(keymap_clip.from_layout(tensors, config, layout), assign=True)
     return encoder.requires_grad_(False).eval()
@@ -189,7 +189,7 @@ def _load_autoencoder(
                 name: tuple(tensor.shape)
                 for name, tensor in keymap_autoencoder.to_layout(autoencoder.state_dict(), config, "condition").items()
             }
-            compare(path, {name: each for name, each in stored.items() if name in shapes}, shapes)
+            check_weights(path, {name: each for name, each in stored.items() if name in shapes}, shapes)
             tensors = {name: stored[name].read().to(device, dtype) for name in names.values()}
             weights = keymap_autoencoder.from_layout(tensors, config, "condition")
             autoencoder.load_state_dict(weights, strict=False, assign=True)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipmill.video import fps_id
 from svd.autoencoder import Autoencoder
 
 AUGMENTATION_MEAN, AUGMENTATION_STD = -3.0, 0.5
@@ -93,11 +94,6 @@ def ids_tensor(samples: Sequence[Ids], names: Sequence[str]) -> Tensor | None:
     if not names:
         return None
     return torch.tensor([[_id(sample, name) for name in names] for sample in samples], dtype=torch.float32)
-
-
-def fps_id(fps: float) -> int:
-    """The id of a frame rate: the released model was trained with fps - 1, not with fps, which is rounded first."""
-    return round(fps) - 1
 
 
 def _id(sample: Ids, name: str) -> float:

@@ -20,7 +20,7 @@ from svd.json_files import parse_object, read_object
 from svd.keymap_unet import table
 from svd.tensor_files import WeightsError, open_tensors, write_tensors
 from svd.unet import UNet
-from svd.weights import compare
+from svd.weights import check_weights
 
 RANK = 16
 
@@ -132,7 +132,7 @@ def load_lora(unet: UNet, path: str | Path) -> None:
             template = UNet(unet.config)
         add_lora(template, rank=rank)
         shapes = {prefix + name: tuple(each.shape) for name, each in _names(template, _adapted(template)).items()}
-        compare(path, stored, shapes)
+        check_weights(path, stored, shapes)
         add_lora(unet, rank=rank, alpha=alpha)
         with torch.no_grad():
             for name, parameter in _names(unet, _adapted(unet)).items():

@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from clipmill.atomic import atomic_path
 from svd.json_files import read_object
 
 CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
@@ -119,7 +119,7 @@ def write_tensors(
         header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    _replace(Path(path), _stream([len(text).to_bytes(8, "little"), text], tensors.values(), dtype))
+    _write(Path(path), _stream([len(text).to_bytes(8, "little"), text], tensors.values(), dtype))
 
 
 def write_shards(
@@ -149,7 +149,7 @@ def write_shards(
         write_tensors(file, shard, dtype=dtype)
     where = {name: file.name for file, shard in zip(files, shards, strict=True) for name in shard}
     index = base.with_name(f"{base.stem}{INDEX}")
-    _replace(index, [json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2).encode()])
+    _write(index, [json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2).encode()])
     return [*files, index]
 
 
@@ -161,16 +161,8 @@ def _stream(head: list[bytes], tensors: Iterable[Tensor], dtype: torch.dtype | N
         yield memoryview((ctypes.c_char * size).from_address(data.data_ptr())) if size else b""
 
 
-def _replace(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write under a temporary name, then rename: a reader finds the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """A reader finds the old file or the whole new one."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        for chunk in chunks:
+            file.write(chunk)

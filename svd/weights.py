@@ -46,7 +46,7 @@ def load(
     with ExitStack() as files:
         stored = open_tensors(path, files)
         expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        compare(path, {name: each for name, each in stored.items() if name.startswith(scope)}, expected)
+        check_weights(path, {name: each for name, each in stored.items() if name.startswith(scope)}, expected)
         for ours, name in table.items():
             _fill(module, ours, stored[name].read(), device, dtype)
 
@@ -124,7 +124,7 @@ def _layout(path: str | Path, config: UNetConfig) -> Layout:
     return best
 
 
-def compare(path: str | Path, stored: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_weights(path: str | Path, stored: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raise WeightsError, with counts and the first names of each kind, where a file's tensors are not the expected."""
     missing = [name for name in expected if name not in stored]
     unexpected = [name for name in stored if name not in expected]

@@ -7,7 +7,8 @@ import torch
 
 from svd.autoencoder import Autoencoder, AutoencoderConfig
 from svd.keymap_autoencoder import PREFIX, Layout, from_layout, table, to_layout
-from svd.tensor_files import WeightsError, open_tensors, write_tensors
+from svd.tensor_files import open_tensors, write_tensors
+from svd.weights import check_weights
 
 
 def load_autoencoder(
@@ -29,19 +30,9 @@ def load_autoencoder(
     names = table(config, layout)
     shapes = {name: tuple(tensor.shape) for name, tensor in to_layout(autoencoder.state_dict(), config, layout).items()}
     with ExitStack() as files:
-        stored = {name: each for name, each in open_tensors(path, files).items() if name.startswith(PREFIX[layout])}
-        complaints = {
-            "missing": [name for name in shapes if name not in stored],
-            "unexpected": [name for name in stored if name not in shapes],
-            "of another shape": [
-                f"{name} is {stored[name].shape}, expected {shape}"
-                for name, shape in shapes.items()
-                if name in stored and stored[name].shape != shape
-            ],
-        }
-        if any(complaints.values()):
-            parts = (f"{len(each)} {what} (first: {', '.join(each[:3])})" for what, each in complaints.items() if each)
-            raise WeightsError(f"{path} does not fit this autoencoder of {len(shapes)} tensors: {'; '.join(parts)}")
+        prefix = PREFIX[layout]
+        stored = {name: tensor for name, tensor in open_tensors(path, files).items() if name.startswith(prefix)}
+        check_weights(path, stored, shapes)
         tensors = {name: stored[name].read().to(device, dtype) for name in names.values()}
     autoencoder.load_state_dict(from_layout(tensors, config, layout), assign=True)
     return autoencoder

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import tarfile
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from clipmill.atomic import atomic_path, write_text
 from svd.model import Model
 from training.data_config import DataConfig
 from training.frames import SampleError
@@ -63,12 +63,8 @@ def cache_shard(
     done = read_record(out, shard)
     if done is not None:
         return done
-    source = _version(shard)
-    out.mkdir(parents=True, exist_ok=True)
-    target, failed = out / f"{shard.name}.tar", dict(shard.broken)
-    temporary = _unfinished(target)
-    samples = 0
-    try:
+    source, failed, samples = _version(shard), dict(shard.broken), 0
+    with atomic_path(out / f"{shard.name}.tar") as temporary:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for key, members in _latent_samples(shard, model, config, failed, augmentations_per_clip, on_sample):
                 samples += 1
@@ -80,9 +76,6 @@ def cache_shard(
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = temporary.stat().st_size
         commit()
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
     record = LatentShard(
         name=shard.name,
         samples=samples,
@@ -92,16 +85,8 @@ def cache_shard(
         problem=shard.problem,
         source=source,
     )
-    path = out / f"{shard.name}.json"
-    unfinished = _unfinished(path)
-    unfinished.write_text(json.dumps(asdict(record), indent=2) + "\n")
-    unfinished.replace(path)
+    write_text(out / f"{shard.name}.json", json.dumps(asdict(record), indent=2) + "\n")
     return record
-
-
-def _unfinished(path: Path) -> Path:
-    """A name that no other process uses, on whatever machine."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
 def read_record(out: Path, shard: Shard) -> LatentShard | None:

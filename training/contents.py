@@ -4,10 +4,10 @@ RUN/contents.jsonl    the shards that a run reads, one a line: its checkpoints h
 """
 
 import json
-import os
 from hashlib import sha256
 from pathlib import Path
 
+from clipmill.atomic import write_text
 from clipmill.resume import shortened
 
 CONTENTS = "contents.jsonl"
@@ -23,10 +23,7 @@ def digest(contents: Contents) -> str:
 
 def write_contents(out: Path, contents: Contents) -> None:
     """Keep in RUN/contents.jsonl what a run reads, so that a change can be named."""
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".{CONTENTS}.{os.getpid()}.tmp"
-    temporary.write_text("\n".join(json.dumps(shard) for shard in contents) + "\n")
-    temporary.replace(out / CONTENTS)
+    write_text(out / CONTENTS, "\n".join(json.dumps(shard) for shard in contents) + "\n")
 
 
 def check_contents(out: Path, before: str | None, contents: Contents) -> None:

@@ -23,6 +23,16 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 
+from clipmill.video import (
+    CONTAINERS,
+    MAX_PIXELS,
+    MAX_STREAMS,
+    color_of,
+    demuxer_options,
+    pixel_aspect,
+    upright_rotation,
+)
+
 Planes = Sequence[NDArray[Any]]
 """A picture: its red, green and blue, each uint8 (H, W)."""
 Size = tuple[int, int]
@@ -30,11 +40,6 @@ Size = tuple[int, int]
 Crop = Literal["random", "center"]
 Reader = Literal["pyav", "decord"]
 
-CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "flv", "ogg", "asf", "mxf")
-"""FFmpeg demuxers that may open a clip, the same as for a scan: no playlist, concat or network format is among them."""
-MAX_PIXELS = 8192 * 4352
-"""Of a picture or a frame, as stored and as resized."""
-MAX_STREAMS = 32
 MAX_PACKETS = 100_000
 """Of the video stream of a clip."""
 MAX_DECODED_FRAMES = 10_000
@@ -44,7 +49,7 @@ MAX_SAMPLE_S = 60.0
 _MAX_DECORD_BYTES = 1 << 30
 """Of the frames that decord hands over at once, in their own size."""
 
-_OPTIONS = {"protocol_whitelist": "none", "format_whitelist": ",".join(CONTAINERS)}
+_OPTIONS = demuxer_options()
 _PICTURES = ("JPEG", "PNG", "WEBP")
 _BUFFER_BYTES = 1 << 20
 _SKIP_PER_PACKET = ("h264", "hevc")
@@ -208,8 +213,7 @@ class _Video:
         self.pts = sorted(set(shown))
         base = float(self.stream.time_base)
         self.times_s = [pts * base for pts in self.pts]
-        aspect = Fraction(self.stream.sample_aspect_ratio or 1)
-        self.pixel_aspect = aspect if Fraction(1, 10) <= aspect <= 10 else Fraction(1)
+        self.pixel_aspect = pixel_aspect(self.stream.sample_aspect_ratio)
 
     def _demuxed(self, container: Any) -> list[av.Packet]:
         packets: list[av.Packet] = []
@@ -269,7 +273,7 @@ class _Fit:
 
         Planes of RGB, because swscale has vector code for them and none for interleaved RGB of full chroma.
         """
-        rotation = -round(picture.rotation / 90) * 90 % 360
+        rotation = upright_rotation(picture.rotation)
         sideways = rotation in (90, 270)
         height, width = (picture.width, picture.height) if sideways else (picture.height, picture.width)
         self._settle(height, width, float(1 / self._aspect if sideways else self._aspect))
@@ -296,13 +300,8 @@ class _Fit:
 
 
 def _colour(picture: av.VideoFrame) -> dict[str, int]:
-    """Matrix and range; where the stream is silent, BT.709 from 720 lines on and BT.601 below, limited range."""
-    unspecified_matrix, bt709, bt601, full_range = 2, 1, 5, 2
-    matrix = int(picture.colorspace)
-    if matrix == unspecified_matrix:
-        matrix = bt709 if min(picture.width, picture.height) >= 720 else bt601
-    full = picture.format.name.startswith("yuvj") or int(picture.color_range) == full_range
-    return {"src_colorspace": matrix, "src_color_range": full_range if full else 1}
+    matrix, color_range = color_of(picture, min(picture.width, picture.height))
+    return {"src_colorspace": matrix, "src_color_range": color_range}
 
 
 def _by_pyav(video: _Video, places: Sequence[int], fit: _Fit) -> dict[int, Planes]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipmill.atomic import write_text
 from training.batch import without_waiting
 
 METRICS = "metrics.jsonl"
@@ -97,9 +98,7 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         if self._path.is_file():
             kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            temporary.replace(self._path)
+            write_text(self._path, "".join(f"{line}\n" for line in kept))
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from clipmill.atomic import write_text
 from clipmill.resume import differences, sentence
 from svd.checkpoint import CONFIG, save_model
 from svd.lora import save_lora
@@ -210,7 +211,6 @@ def _same_parts(model: Model, out: Path) -> dict[str, str]:
 
 
 def _write_settings(stage: Stage, out: Path, **about: Any) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     versions = {}
     for package in _PACKAGES:
         try:
@@ -224,9 +224,7 @@ def _write_settings(stage: Stage, out: Path, **about: Any) -> None:
         "versions": versions,
         "python": sys.version.split()[0],
     }
-    temporary = out / f"{_SETTINGS}.tmp"
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(out / _SETTINGS)
+    write_text(out / _SETTINGS, json.dumps(content, indent=2) + "\n")
 
 
 def _git() -> str | None:

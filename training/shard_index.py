@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmill.atomic import write_text
+
 MEDIA = ("mp4", "jpg", "latent.safetensors")
 """One of these makes a sample; `json` belongs to each."""
 MAX_FILE_BYTES: Mapping[str, int] = {
@@ -343,7 +345,4 @@ def _write_cache(cache: Path, known: Mapping[str, tuple[Stamp, Shard]]) -> None:
         )
         for path, (stamp, shard) in known.items()
     ]
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = cache.with_name(f".{cache.name}.{os.getpid()}.tmp")
-    unfinished.write_text("\n".join([_CACHE_FORMAT, *lines, ""]))
-    os.replace(unfinished, cache)
+    write_text(cache, "\n".join([_CACHE_FORMAT, *lines, ""]))

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmill.video import fps_id
 from curation.inputs.sources import Source
-from curation.scores.microconditioning import fps_id
 from curation.shots.spans import Span, SpanConfig, SpanPlan, Timeline
 from curation.video.decode import PacketIndex, VideoInfo
 
@@ -70,7 +70,7 @@ def clip_columns(source: Source, info: VideoInfo, timeline: Timeline, span: Span
         "frames": span.frames,
         "fps": fps,
         "variable_fps": variable,
-        "fps_id": fps_id(fps),
+        "fps_id": fps_id(fps) if fps else None,
         "codec": info.codec,
     }
 

@@ -1,4 +1,4 @@
-"""SVD's micro-conditioning from one's own data: the frame rate id and the motion bucket of a clip.
+"""SVD's micro-conditioning from one's own data: the motion bucket of a clip (`clipmill.video.fps_id` is the other).
 
 The paper (section 4, App. D) conditions on frame rate and motion score; the released model takes a frame rate id and
 a motion bucket from 0 to 255, 127 by default, and says nowhere how a bucket is made. docs/micro-conditioning.md has
@@ -23,11 +23,3 @@ def motion_bucket(motion: float | None) -> int | None:
         return None
     share = math.log1p(max(0.0, motion) / _UNIT) / math.log1p(_FASTEST / _UNIT)
     return min(MAX_BUCKET, int(MAX_BUCKET * share))
-
-
-def fps_id(fps: float | None) -> int | None:
-    """The frame rate as the released model takes it: frames per second, rounded, minus 1. None without a rate.
-
-    For frames that are sampled from a clip at another rate, the id is that of the rate they are sampled at.
-    """
-    return max(0, round(fps) - 1) if fps else None

@@ -16,25 +16,13 @@ from pydantic import Field
 
 from clipmill.config import Config
 from clipmill.errors import SourceError, raise_if_stopped
+from clipmill.video import CONTAINERS, MAX_PIXELS, MAX_STREAMS, demuxer_options, pixel_aspect, upright_rotation
 from curation.video.stall import Watched
-
-CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2",
-    "matroska,webm",
-    "avi",
-    "mpegts",
-    "mpeg",
-    "flv",
-    "ogg",
-    "asf",
-    "mxf",
-)
-"""FFmpeg demuxers that may open an input. No playlist, concat, network or image-sequence format is among them."""
 
 _AUDIO_CONTAINERS = ("mp3", "wav", "flac", "aac", "ac3", "aiff")
 """Opened only to say that they hold no video."""
 
-_OPTIONS = {"format_whitelist": ",".join((*CONTAINERS, *_AUDIO_CONTAINERS)), "protocol_whitelist": "none"}
+_OPTIONS = demuxer_options((*CONTAINERS, *_AUDIO_CONTAINERS))
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<SMIL", b"v=0\r", b"v=0\n")
 _JUMP_S = 1.0
 """Timestamps that go back further than this begin something else: recordings that were joined end to end."""
@@ -54,9 +42,9 @@ class Limits(Config):
     """Largest file. Larger ones are rejected as `too_large`."""
     max_duration_s: float = Field(6 * 3600, gt=0)
     """Longest video. Longer ones are rejected as `too_long`."""
-    max_pixels: int = Field(8192 * 4352, gt=0)
+    max_pixels: int = Field(MAX_PIXELS, gt=0)
     """Most pixels in a frame (width times height)."""
-    max_streams: int = Field(32, gt=0)
+    max_streams: int = Field(MAX_STREAMS, gt=0)
     """Most streams in a container: video, audio, subtitles and attachments together."""
     timeout_s: float = Field(3600.0, gt=0, le=30 * 86400)
     """Wall-clock time in which the child process has to finish a source, or the clips of one source for a shard; then
@@ -356,10 +344,8 @@ def _refused_size(file: Any) -> tuple[int, int] | None:
 
 
 def _describe(container: Any, stream: Any, first: av.VideoFrame, limits: Limits) -> VideoInfo:
-    aspect = Fraction(stream.sample_aspect_ratio or 1)
-    if not Fraction(1, 10) <= aspect <= 10:
-        aspect = Fraction(1)
-    rotation = -round(first.rotation / 90) * 90 % 360
+    aspect = pixel_aspect(stream.sample_aspect_ratio)
+    rotation = upright_rotation(first.rotation)
     width, height = max(1, round(first.width * aspect)), first.height
     if rotation in (90, 270):
         width, height = height, width

@@ -8,6 +8,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from numpy.typing import NDArray
 
 from clipmill.errors import SourceError
+from clipmill.video import color_range_of
 from curation.video.decode import VideoInfo
 from curation.video.resize import PLANAR_420, turn_upright
 
@@ -54,8 +55,7 @@ class DisplayTransform:
 
     def _converted(self, frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
         rgb = frame.format.is_rgb
-        full = frame.format.name.startswith("yuvj") or int(frame.color_range) == ColorRange.JPEG
-        color_range = ColorRange.JPEG if full and not rgb else ColorRange.MPEG
+        color_range = ColorRange.MPEG if rgb else color_range_of(frame)
         return self._reformatter.reformat(
             frame,
             width,

@@ -8,6 +8,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
+from clipmill.video import color_of
 from curation.video.decode import VideoInfo
 
 PLANAR_420 = ("yuv420p", "yuvj420p")
@@ -77,7 +78,7 @@ class FrameResizer:
         small = av.VideoFrame(width, height, "yuv420p")
         for i, plane in enumerate(planes):
             np.copyto(_plane(small, i), plane)
-        small.colorspace, small.color_range = _color(frame, info)
+        small.colorspace, small.color_range = color_of(frame, min(info.width, info.height))
         bgr = self._reformatter.reformat(
             small,
             format="bgr24",
@@ -97,16 +98,6 @@ def turn_upright(image_HWC: Image, rotation: int) -> Image:
     """Turn a decoded image clockwise by `rotation` degrees (0, 90, 180, 270)."""
     turns = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
     return cv2.rotate(image_HWC, turns[rotation]) if rotation else image_HWC
-
-
-def _color(frame: av.VideoFrame, info: VideoInfo) -> tuple[int, int]:
-    """Matrix and range; where the stream is silent, BT.709 from 720 lines on and BT.601 below, limited range."""
-    unspecified_matrix, bt709, bt601 = 2, 1, 5
-    matrix = int(frame.colorspace)
-    if matrix == unspecified_matrix:
-        matrix = bt709 if min(info.width, info.height) >= 720 else bt601
-    full = frame.format.name.startswith("yuvj") or int(frame.color_range) == 2
-    return matrix, 2 if full else 1
 
 
 def _plane(frame: av.VideoFrame, i: int) -> Image:

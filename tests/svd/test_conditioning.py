@@ -9,7 +9,6 @@ from svd.conditioning import (
     concat_ends,
     concat_picture,
     encode_picture,
-    fps_id,
     ids_tensor,
     image_context,
     sample_augmentation,
@@ -26,10 +25,6 @@ def conditioning(batch: int = 3) -> Conditioning:
         ids_BK=torch.randn(batch, 3),
         concat_BTCHW=concat_ends(torch.randn(batch, 4, 2, 2), torch.randn(batch, 4, 2, 2), 3),
     )
-
-
-def test_the_frame_rate_id_is_one_less_than_the_frame_rate():
-    assert [fps_id(fps) for fps in (7, 25, 1, 23.976, 29.97)] == [6, 24, 0, 23, 29]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.video.decode import CONTAINERS
 from tests.training.shards import number_of, numbered, video
 from training import frames
 from training.buckets import bucket_sizes, nearest_size
@@ -188,10 +187,6 @@ def png_of(width: int, height: int) -> bytes:
 def picture_of(content: bytes) -> None:
     size_for = partial(nearest_size, ((64, 96),))
     sample_picture(content, size_for=size_for, crop="center", rng=random.Random(0))
-
-
-def test_the_containers_are_those_of_a_scan() -> None:
-    assert frames.CONTAINERS == CONTAINERS
 
 
 @pytest.mark.slow

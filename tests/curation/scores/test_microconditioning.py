@@ -1,10 +1,10 @@
-"""The motion bucket and the frame rate id, at their reference points."""
+"""The motion bucket at its reference points."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.scores.microconditioning import fps_id, motion_bucket
+from curation.scores.microconditioning import motion_bucket
 
 
 @pytest.mark.parametrize(
@@ -28,10 +28,3 @@ def test_motion_buckets_at_reference_points(motion: float | None, bucket: int | 
 def test_more_motion_is_never_a_lower_bucket(one: float, other: float):
     low, high = sorted((one, other))
     assert 0 <= motion_bucket(low) <= motion_bucket(high) <= 255
-
-
-@pytest.mark.parametrize(
-    ("fps", "expected"), [(24, 23), (24000 / 1001, 23), (29.97, 29), (7, 6), (0.4, 0), (None, None)]
-)
-def test_fps_id_is_the_released_models(fps: float | None, expected: int | None):
-    assert fps_id(fps) == expected

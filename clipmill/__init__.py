@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from pipelines.select import select
     from pipelines.shard import ShardRun, shard
     from pipelines.status import Status, status
-    from pipelines.train import train, train_on_ray
+    from pipelines.train import train
+    from pipelines.train_on_ray import train_on_ray
     from training.stages import Stage
 
     __version__: str
@@ -62,7 +63,7 @@ _MODULES = {
     "shard": "pipelines.shard",
     "status": "pipelines.status",
     "train": "pipelines.train",
-    "train_on_ray": "pipelines.train",
+    "train_on_ray": "pipelines.train_on_ray",
 }
 """Public name -> the module that defines it."""
 

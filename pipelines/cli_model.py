@@ -96,30 +96,21 @@ def train(
 
     Ctrl-C and SIGTERM save a checkpoint first; the same command resumes from it.
     """
-    from pipelines import recipe as recipes
-    from pipelines import train as training
-    from pipelines.render import estimate_table
-
     if recipe is not None:
         stage_options = {
             "--stage": stage, "--data": data, "--images": images, "--init": init, "--config": config, "--set": change,
             "--ray-workers": ray_workers, "--address": address,
         }  # fmt: skip
-        unheeded = ", ".join(name for name, value in stage_options.items() if value)
-        if unheeded:
-            raise UserError(f"--recipe cannot go with {unheeded}: its file says it all, and runs in this process")
-        if dry_run:
-            for entry in recipes.read_recipe(recipe).stages:
-                say(f"{entry.folder}: {entry.stage.description}")
-                console().print(estimate_table(training.dry_run(entry.stage, gpus)))
-            return
-        if out is None:
-            raise UserError("--out is missing: the folder of the runs")
-        for finished in recipes.train_recipe(recipe, out, device=device):
-            say(f"trained: {finished}")
+        ignored = ", ".join(name for name, value in stage_options.items() if value)
+        if ignored:
+            raise UserError(f"--recipe cannot go with {ignored}: its file says it all, and runs in this process")
+        _train_recipe(recipe, out, gpus=gpus if dry_run else None, device=device)
         return
     if stage is None:
         raise UserError("name a --stage, or give a --recipe")
+    from pipelines import train as training
+    from pipelines.render import estimate_table
+
     chosen = training.resolve_stage(stage, config, change or [])
     if dry_run:
         console().print(estimate_table(training.dry_run(chosen, gpus)))
@@ -127,12 +118,31 @@ def train(
     if data is None or out is None:
         raise UserError("--data and --out are needed: the shards to train on, and the folder of the run")
     if ray_workers is not None:
-        run = training.train_on_ray(
+        from pipelines.train_on_ray import train_on_ray
+
+        model = train_on_ray(
             chosen, data, out, workers=ray_workers, images=images, init=init, address=address, device=device
         )
     else:
-        run = training.train(chosen, data, out, images=images, init=init, device=device)
-    say(f"trained: {run}")
+        model = training.train(chosen, data, out, images=images, init=init, device=device)
+    say(f"trained: {model}")
+
+
+def _train_recipe(recipe: Path, out: Path | None, *, gpus: int | None, device: str | None) -> None:
+    """Train the stages of a recipe; with `gpus`, print what each would cost on so many instead."""
+    from pipelines.recipe import read_recipe, train_recipe
+    from pipelines.render import estimate_table
+    from pipelines.train import dry_run
+
+    if gpus is not None:
+        for entry in read_recipe(recipe).stages:
+            say(f"{entry.folder}: {entry.stage.description}")
+            console().print(estimate_table(dry_run(entry.stage, gpus)))
+        return
+    if out is None:
+        raise UserError("--out is missing: the folder of the runs")
+    for model in train_recipe(recipe, out, device=device):
+        say(f"trained: {model}")
 
 
 @app.command(epilog=EXIT_CODES)

@@ -15,13 +15,13 @@ from torch import Tensor
 from clipmill.atomic import atomic_path
 from clipmill.errors import UserError
 from clipmill.video_writer import Encoding, write_video
-from pipelines.export import dtype_of
 from pipelines.progress import Reporter
 from svd import tasks
 from svd.checkpoint import load_model, read_config
 from svd.conditioning import Ids
 from svd.lora import load_lora, merge_lora
 from svd.model import Model, ModelConfig, Task
+from svd.tensor_files import dtype_of
 from training.contact_sheet import contact_sheet, to_bytes
 
 _NEEDED: dict[Task, tuple[str, ...]] = {

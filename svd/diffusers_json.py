@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clipmill.errors import UserError
 from svd.autoencoder import AutoencoderConfig
 from svd.clip import CLIP_MEAN, CLIP_STD, ImageEncoderConfig, TextEncoderConfig
 from svd.config import UNetConfig
@@ -77,7 +78,7 @@ def files(config: ModelConfig) -> dict[str, dict[str, Any]]:
 def read(folder: Path) -> ModelConfig:
     """The model of a diffusers folder that we did not write, such as the released ones.
 
-    Raises FileNotFoundError; ValueError where a file is no such configuration or the networks do not fit together.
+    Raises FileNotFoundError; UserError where a file is no such configuration or the networks do not fit together.
     """
     found: dict[str, Mapping[str, Any]] = {}
     for part in ("unet", "vae", "image_encoder", "text_encoder"):
@@ -97,20 +98,20 @@ def read(folder: Path) -> ModelConfig:
             text_encoder=_read_text_encoder(found["text_encoder"]) if "text_encoder" in found else None,
         )
     except KeyError as error:
-        raise ValueError(f"{folder}: a config.json lacks {error}, which diffusers writes for this model") from error
+        raise UserError(f"{folder}: a config.json lacks {error}, which diffusers writes for this model") from error
     except (TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(
+        raise UserError(
             f"{folder}: a value in a config.json is of another kind than diffusers writes: {error}"
         ) from error
 
 
 def _read_unet(values: Mapping[str, Any]) -> UNetConfig:
     if values.get("_class_name") != "UNetSpatioTemporalConditionModel":
-        raise ValueError(f"a video UNet is UNetSpatioTemporalConditionModel, this is {values.get('_class_name')}")
+        raise UserError(f"a video UNet is UNetSpatioTemporalConditionModel, this is {values.get('_class_name')}")
     widths = values["block_out_channels"]
     head_widths = {width // heads for width, heads in zip(widths, values["num_attention_heads"], strict=True)}
     if len(head_widths) > 1:
-        raise ValueError(f"one width of heads throughout was expected, got {sorted(head_widths)}")
+        raise UserError(f"one width of heads throughout was expected, got {sorted(head_widths)}")
     ids = values["projection_class_embeddings_input_dim"] // values["addition_time_embed_dim"]
     return UNetConfig(
         in_channels=values["in_channels"],
@@ -143,7 +144,7 @@ def _autoencoder(config: AutoencoderConfig) -> dict[str, Any]:
 
 def _read_autoencoder(values: Mapping[str, Any]) -> AutoencoderConfig:
     if values.get("_class_name") != "AutoencoderKLTemporalDecoder":
-        raise ValueError(f"a video autoencoder is AutoencoderKLTemporalDecoder, this is {values.get('_class_name')}")
+        raise UserError(f"a video autoencoder is AutoencoderKLTemporalDecoder, this is {values.get('_class_name')}")
     return AutoencoderConfig(
         widths=tuple(values["block_out_channels"]),
         blocks_per_level=values["layers_per_block"],
@@ -212,4 +213,4 @@ def _read_text_encoder(values: Mapping[str, Any]) -> TextEncoderConfig:
 
 def _expect_gelu(values: Mapping[str, Any]) -> None:
     if values.get("hidden_act") != "gelu":
-        raise ValueError(f"OpenCLIP's towers have the activation gelu, this has {values.get('hidden_act')}")
+        raise UserError(f"OpenCLIP's towers have the activation gelu, this has {values.get('hidden_act')}")

@@ -4,24 +4,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+from clipmill.errors import UserError
+
 _MAX_JSON_BYTES = 4 << 20
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises FileNotFoundError; ValueError for another content or more than 4 MiB."""
+    """The object in a JSON file. Raises FileNotFoundError; UserError for another content or more than 4 MiB."""
     with path.open("rb") as file:
         content = file.read(_MAX_JSON_BYTES + 1)
     return parse_object(content, str(path))
 
 
 def parse_object(content: str | bytes, origin: str) -> dict[str, Any]:
-    """The object in a JSON text. Raises ValueError, which names `origin`."""
+    """The object in a JSON text. Raises UserError, which names `origin`."""
     if len(content) > _MAX_JSON_BYTES:
-        raise ValueError(f"{origin} has more than {_MAX_JSON_BYTES:,} bytes, expected a small JSON object")
+        raise UserError(f"{origin} has more than {_MAX_JSON_BYTES:,} bytes, expected a small JSON object")
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{origin} is not JSON: {error or type(error).__name__}") from error
+        raise UserError(f"{origin} is not JSON: {error or type(error).__name__}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{origin} should hold an object, it holds a {type(values).__name__}")
+        raise UserError(f"{origin} should hold an object, it holds a {type(values).__name__}")
     return values

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipmill.errors import UserError
 from svd.blocks import TemporalLayer
 from svd.json_files import parse_object, read_object
 from svd.keymap_unet import table
@@ -62,16 +63,16 @@ class LoraLinear(nn.Linear):
 def add_lora(unet: UNet, *, rank: int = RANK, alpha: float | None = None) -> list[nn.Parameter]:
     """Freeze `unet` and put an adapter on each matrix of attention over time; alpha is `rank` without another.
 
-    Returns the adapters' parameters, which alone train. Raises ValueError for a network without temporal layers, for
+    Returns the adapters' parameters, which alone train. Raises UserError for a network without temporal layers, for
     one that has adapters, and for a rank below 1.
     """
     if rank < 1:
-        raise ValueError(f"a rank is 1 or more, got {rank}")
+        raise UserError(f"a rank is 1 or more, got {rank}")
     if any(isinstance(module, LoraLinear) for module in unet.modules()):
-        raise ValueError("this network has adapters already; merge them first")
+        raise UserError("this network has adapters already; merge them first")
     attentions = [module.self_attention for module in unet.modules() if isinstance(module, TemporalLayer)]
     if not attentions:
-        raise ValueError("adapters go on attention over time, and this network has no temporal layers")
+        raise UserError("adapters go on attention over time, and this network has no temporal layers")
     unet.requires_grad_(False)
     for attention in attentions:
         for name in _MATRICES:
@@ -83,7 +84,7 @@ def add_lora(unet: UNet, *, rank: int = RANK, alpha: float | None = None) -> lis
 def merge_lora(unet: UNet) -> None:
     """Add every adapter into its matrix and take it away; the network is as it was built, and as fast.
 
-    What `add_lora` froze stays frozen. Raises ValueError for a network without adapters.
+    What `add_lora` froze stays frozen. Raises UserError for a network without adapters.
     """
     for name, layer in _adapted(unet).items():
         owner, _, attribute = name.rpartition(".")
@@ -118,7 +119,7 @@ def load_lora(unet: UNet, path: str | Path) -> None:
     alpha is in the metadata or in PEFT's adapter_config.json beside the file, and the rank where neither says.
 
     Raises FileNotFoundError; WeightsError, before anything is changed, where the file is damaged or its adapters are
-    not those of this network's attention over time; ValueError as `add_lora`.
+    not those of this network's attention over time; UserError as `add_lora`.
     """
     with ExitStack() as files:
         stored = open_tensors(path, files)
@@ -157,7 +158,7 @@ def _alpha(path: Path, metadata: dict[str, str]) -> float | None:
 def _adapted(unet: UNet) -> dict[str, LoraLinear]:
     layers = {name: module for name, module in unet.named_modules() if isinstance(module, LoraLinear)}
     if not layers:
-        raise ValueError("this network has no adapters; add or load them first")
+        raise UserError("this network has no adapters; add or load them first")
     return layers
 
 

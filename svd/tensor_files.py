@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clipmill.atomic import atomic_path
+from clipmill.config import unknown_name
+from clipmill.errors import UserError
 from svd.json_files import read_object
 
 CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
@@ -21,8 +23,19 @@ INDEX = ".safetensors.index.json"
 _MAX_HEADER_BYTES = 32 << 20
 
 
-class WeightsError(ValueError):
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The types that models are written in, by name."""
+
+
+class WeightsError(UserError):
     """A file that is damaged or does not fit the network."""
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Raises UserError for one that models are not written in."""
+    if name not in DTYPES:
+        raise UserError(unknown_name("dtype", name, list(DTYPES)))
+    return DTYPES[name]
 
 
 class Stored(NamedTuple):

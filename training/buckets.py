@@ -6,17 +6,19 @@ The paper trains at fixed sizes (App. D); buckets lose less of what is portrait 
 import math
 from collections.abc import Sequence
 
+from clipmill.errors import UserError
+
 
 def bucket_sizes(*, area_px: int, aspect_ratios: Sequence[float], multiple_px: int = 64) -> tuple[tuple[int, int], ...]:
     """(height, width) for each aspect ratio (width / height), multiples of `multiple_px`, of about `area_px` pixels.
 
     Among the multiples around the exact size, the pair counts that is closest in aspect and area together. Ratios that
-    lead to the same size give it once. Raises ValueError for what cannot be met.
+    lead to the same size give it once. Raises UserError for what cannot be met.
     """
     if area_px < multiple_px**2:
-        raise ValueError(f"an area of {area_px} px is less than one block of {multiple_px} x {multiple_px} px")
+        raise UserError(f"an area of {area_px} px is less than one block of {multiple_px} x {multiple_px} px")
     if not aspect_ratios or not all(math.isfinite(ratio) and ratio > 0 for ratio in aspect_ratios):
-        raise ValueError(f"aspect ratios are width / height, above 0; got {tuple(aspect_ratios)}")
+        raise UserError(f"aspect ratios are width / height, above 0; got {tuple(aspect_ratios)}")
     return tuple(dict.fromkeys(_size(area_px, ratio, multiple_px) for ratio in aspect_ratios))
 
 

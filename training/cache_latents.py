@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from clipmill.atomic import atomic_path, write_text
+from clipmill.errors import UserError
 from svd.model import Model
 from training.data_config import DataConfig
 from training.frames import SampleError
@@ -102,12 +103,12 @@ def read_record(out: Path, shard: Shard) -> LatentShard | None:
 
 
 def check_names(index: ShardIndex) -> None:
-    """Raise ValueError where two shards have one name, and their latents would have one file."""
+    """Raise UserError where two shards have one name, and their latents would have one file."""
     paths: dict[str, str] = {}
     for shard in index.shards:
         other = paths.setdefault(shard.name, shard.path)
         if other != shard.path:
-            raise ValueError(f"{other} and {shard.path} have one name, and so would their latents: encode them apart")
+            raise UserError(f"{other} and {shard.path} have one name, and so would their latents: encode them apart")
 
 
 def _version(shard: Shard) -> tuple[int, int]:

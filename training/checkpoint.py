@@ -25,6 +25,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from clipmill.errors import RunStopped
 from training.checkpoint_index import INDEX, IndexReader, read_index
 from training.distributed import Process
 from training.ema import Ema
@@ -35,7 +36,7 @@ _ABOUT = "checkpoint.json"
 _LOG = logging.getLogger("clipmill.training")
 
 
-class CheckpointError(Exception):
+class CheckpointError(RunStopped):
     """A checkpoint that could not be written, or does not fit this run; names the last whole one."""
 
 

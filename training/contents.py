@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from clipmill.atomic import write_text
+from clipmill.errors import UserError
 from clipmill.resume import shortened
 
 CONTENTS = "contents.jsonl"
@@ -27,12 +28,12 @@ def write_contents(out: Path, contents: Contents) -> None:
 
 
 def check_contents(out: Path, before: str | None, contents: Contents) -> None:
-    """Raise ValueError, naming the shards, where these are others than the checkpoint's, whose digest is `before`: a
+    """Raise UserError, naming the shards, where these are others than the checkpoint's, whose digest is `before`: a
     position in the order of samples would mean another sample. A checkpoint without a digest is not judged."""
     if before is None or before == digest(contents):
         return
     named = shortened(_changes(_read_contents(out, before), contents)) or "names, sizes or their order differ"
-    raise ValueError(
+    raise UserError(
         f"{out} was trained on other shards ({named}): resume with the same ones. To train on others, let this run end "
         "(run.steps) and start another from it (--init)"
     )

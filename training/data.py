@@ -16,6 +16,7 @@ import cv2
 from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from clipmill.errors import UserError
 from training.batch import Batch
 from training.contents import Contents
 from training.data_config import DataConfig
@@ -37,15 +38,18 @@ _NAMED = 10
 Shards = str | Path | Iterable[str | Path]
 
 
-class BrokenDataError(ValueError):
+class BrokenDataError(UserError):
     """Too many samples cannot be read."""
 
 
-class ShardData(IterableDataset[Batch]):
+class ShardData(IterableDataset[Batch | Exception]):
     """Batches of one rank without end; in a worker, that worker's part of them.
 
     Samples of one shape (frames, height, width) gather until there is a batch of them; what is left over at the end of
     an epoch waits for the next. `state_dict` is the place in the data, in a few numbers.
+
+    What stops the run is the last item instead of being raised: a DataLoader would wrap the traceback of a worker into
+    the message. `Batches` raises it.
     """
 
     def __init__(
@@ -75,7 +79,13 @@ class ShardData(IterableDataset[Batch]):
         self._in_a_row = 0
         """Broken samples since the last one that was not."""
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | Exception]:
+        try:
+            yield from self._batches()
+        except (UserError, OSError) as error:
+            yield error
+
+    def _batches(self) -> Iterator[Batch]:
         cv2.setNumThreads(1)
         worker = get_worker_info()
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
@@ -153,6 +163,12 @@ class ShardData(IterableDataset[Batch]):
 class Batches(StatefulDataLoader[Batch]):
     """Batches of `ShardData`, read by workers; its `state_dict()` is the place after the batch that came last."""
 
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
     def skip(self, samples: int) -> None:
         """Before the first batch: begin where all ranks together have had about so many samples, for a run that goes on
         with another number of ranks."""
@@ -181,8 +197,8 @@ def loader(
     """Endless batches for one rank from clip, image or latent shards.
 
     `latent_shape` is what latents have to look like; without it they may be of any size.
-    Damage inside a shard is named in the log (`clipmill.data`), what can be read of it is read. Raises ValueError for
-    shards that are not there or hold nothing, BrokenDataError (a ValueError) where too much of them is damaged.
+    Damage inside a shard is named in the log (`clipmill.data`), what can be read of it is read. Raises UserError for
+    shards that are not there or hold nothing, BrokenDataError where too much of them is damaged.
     """
     index = shards if isinstance(shards, ShardIndex) else index_shards(shards, cache=cache)
     damage = [*index.problems, *index.broken]

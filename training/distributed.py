@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from clipmill.errors import UserError
 from svd.unet import Block, UNet
 
 _T = TypeVar("_T")
@@ -63,10 +64,10 @@ def leave() -> None:
 def resolve(strategy: str, unet: UNet, world_size: int) -> Strategy:
     """`auto` as what it means here: nothing for one rank, else FSDP2 for a large network and DDP for others.
 
-    Raises ValueError for several ranks without a strategy.
+    Raises UserError for several ranks without a strategy.
     """
     if strategy == "none" and world_size > 1:
-        raise ValueError(f"run.strategy 'none' is for one process, there are {world_size}: choose ddp, fsdp or auto")
+        raise UserError(f"run.strategy 'none' is for one process, there are {world_size}: choose ddp, fsdp or auto")
     if strategy != "auto":
         return strategy  # type: ignore[return-value]
     if world_size == 1:

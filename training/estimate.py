@@ -12,6 +12,7 @@ from svd.model import NEEDS
 from svd.unet import Block, UNet
 from training.distributed import LARGE
 from training.stages import Stage
+from training.trainable import freeze_untrained
 
 PEAK_FLOPS, ASSUMED_MFU = 989e12, 0.4
 """Of an H100 or H200, dense bf16; and the share of it that a well-fed run reaches."""
@@ -47,11 +48,9 @@ class Estimate:
 def estimate(stage: Stage, *, gpus: int = 1, autoencoder: AutoencoderConfig | None = None) -> Estimate:
     """Measured on the meta device, which computes shapes and no numbers: the forward pass of the stage's network on one
     rank's batch, and every tensor that it keeps for the backward pass."""
-    from training.loop import choose_trained
-
     with torch.device("meta"):
         unet = UNet(stage.model.config())
-    choose_trained(unet, stage)
+    freeze_untrained(unet, stage)
     parameters = sum(each.numel() for each in unet.parameters())
     trained = sum(each.numel() for each in unet.parameters() if each.requires_grad)
     config = autoencoder or AutoencoderConfig.preset("svd")

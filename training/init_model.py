@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from clipmill.errors import UserError
 from svd.autoencoder import Autoencoder
 from svd.checkpoint import CONFIG, FOLDERS, load_encoder, load_model, read_config
 from svd.config import UNetConfig
@@ -45,7 +46,7 @@ def assemble(stage: Stage, unet: UNet, others: Model | None = None) -> Model:
     encoder = _encoder(part, needed) if getattr(part, needed) else getattr(others, needed, None)
     for name, found in (("autoencoder", autoencoder), (needed, encoder)):
         if found is None:
-            raise ValueError(
+            raise UserError(
                 f"there is no {name.replace('_', ' ')}: start from a model that has one (--init), or name one with "
                 f"--set model.{name}=MODEL"
             )
@@ -68,14 +69,14 @@ def _grown(unet: UNet, target: UNetConfig, stage: Stage, init: Path) -> UNet:
     if unet.config == target:
         return unet
     if stage.model.trainable == "temporal" and target.in_channels > unet.config.in_channels:
-        raise ValueError(
+        raise UserError(
             f"{init} takes {unet.config.in_channels} input channels, stage {stage.name!r} {target.in_channels}: the "
             "new ones start at zero, and model.trainable 'temporal' would leave them there; set model.trainable=all"
         )
     try:
         return inflate(unet, target, temporal_init=stage.model.temporal_init)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{init} is a model for {task_of(unet.config)} that cannot become one of stage {stage.name!r} "
             f"({stage.task}): {error}"
         ) from error
@@ -98,7 +99,7 @@ def _encoder(config: StageModelConfig, name: str) -> nn.Module:
     path = _model_of(Path(getattr(config, name)))
     shape = getattr(read_config(path), name)
     if shape is None:
-        raise ValueError(f"model.{name}: {path} has no {name.replace('_', ' ')}")
+        raise UserError(f"model.{name}: {path} has no {name.replace('_', ' ')}")
     return load_encoder(path / FOLDERS[name] if path.is_dir() else path, shape)
 
 

@@ -11,9 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from svd.lora import add_lora
-from svd.model import NEEDS, Model
-from svd.unet import Block, UNet
+from clipmill.errors import RunStopped, UserError
+from svd.model import Model
 from training.batch import Batch, without_waiting
 from training.checkpoint import CHECKPOINTS, Checkpoints, State, read_about
 from training.contents import Contents, check_contents, digest, write_contents
@@ -21,13 +20,14 @@ from training.distributed import Process, accumulating, distribute, full_tensor,
 from training.ema import Ema
 from training.metrics import Log, Meter, by_noise_level, memory_bytes, peak_flops
 from training.objective import Losses, Objective
-from training.optimizer import build_optimizer, lr_factor, set_lr, temporal_parameters
+from training.optimizer import build_optimizer, lr_factor, set_lr
 from training.seeds import seed_of
 from training.stages import Stage
 from training.stopping import Stopped, StopRequest
+from training.trainable import compile_blocks, freeze_untrained
 
 
-class NonFinite(Exception):
+class NonFinite(RunStopped):
     """A loss or a gradient that is not finite. Nothing was updated."""
 
 
@@ -79,7 +79,7 @@ def run_loop(
     SIGINT and SIGTERM, or `hooks.stop`, end the run after the step at hand: it saves a checkpoint and raises Stopped.
 
     At the end the network holds its averaged weights, where the stage keeps an average. Raises NonFinite,
-    CheckpointError, and ValueError where stage, model and number of ranks do not fit together.
+    CheckpointError, and UserError where stage, model and number of ranks do not fit together.
     """
     hooks = hooks or Hooks()
     trainer, run = _Trainer(stage, model, out, process, hooks), stage.run
@@ -112,7 +112,7 @@ class _Trainer:
         self.stage, self.model, self.out, self.process, self.hooks = stage, model, out, process, hooks
         run, unet = stage.run, model.unet.to(process.device)
         self.accumulation_steps = gradient_accumulation_steps(stage, process.world_size)
-        choose_trained(unet, stage)
+        freeze_untrained(unet, stage)
         unet.checkpointing = stage.model.checkpointing
         if run.compile:
             compile_blocks(unet)
@@ -222,39 +222,14 @@ class _Trainer:
 
 
 def gradient_accumulation_steps(stage: Stage, world_size: int) -> int:
-    """Batches per rank that make a step. Raises ValueError where they do not come out even."""
+    """Batches per rank that make a step. Raises UserError where they do not come out even."""
     at_once = stage.data.batch_size * world_size
     if stage.run.batch_size % at_once:
-        raise ValueError(
+        raise UserError(
             f"run.batch_size {stage.run.batch_size} does not divide into batches of data.batch_size "
             f"{stage.data.batch_size} on {world_size} ranks: a multiple of {at_once} does"
         )
     return stage.run.batch_size // at_once
-
-
-def choose_trained(unet: UNet, stage: Stage) -> None:
-    """Freeze what the stage does not train, and what its batches cannot give a gradient to."""
-    trained = stage.model.trainable
-    if trained == "lora":
-        add_lora(unet, rank=stage.model.lora_rank)
-        return
-    unet.requires_grad_(trained == "all")
-    if trained == "temporal":
-        for parameter in temporal_parameters(unet).values():
-            parameter.requires_grad_(True)
-    elif trained == "noise_embedding":
-        unet.noise_embedding.requires_grad_(True)
-    if NEEDS[stage.task] == "image_encoder" and stage.task != "interpolation":
-        for _, parameter in unet.idle_parameters(context_tokens=1):
-            parameter.requires_grad_(False)
-
-
-def compile_blocks(unet: UNet) -> None:
-    """torch.compile, block by block. To the compiler all blocks are one piece of code that comes with many sizes: it
-    would soon compile for sizes that are not known, and beyond its limit not at all."""
-    torch._dynamo.config.recompile_limit = max(128, torch._dynamo.config.recompile_limit)
-    for block in (module for module in unet.modules() if isinstance(module, Block)):
-        block.compile(dynamic=False)
 
 
 def _next(batches: Iterator[Batch], meter: Meter) -> Batch:

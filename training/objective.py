@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from clipmill.errors import UserError
 from svd.conditioning import (
     Conditioning,
     Ids,
@@ -71,7 +72,7 @@ class Noise(SeededNoise):
 
 
 class Objective:
-    """The loss of a stage. Raises ValueError for a model that lacks what the stage's conditions are made with."""
+    """The loss of a stage. Raises UserError for a model that lacks what the stage's conditions are made with."""
 
     def __init__(self, model: Model, stage: Stage) -> None:
         self.model, self.stage = model, stage
@@ -134,7 +135,7 @@ class Objective:
         encoder = self.model.text_encoder
         if self._empty_NC is None:
             if encoder is None:
-                raise ValueError("the empty text of guidance needs a text encoder: set model.text_encoder")
+                raise UserError("the empty text of guidance needs a text encoder: set model.text_encoder")
             self._empty_NC = encoder([""])[0].float().to(self.model.device)
         if batch.text_tokens_BNC is not None:
             return Conditioning(context_BNC=batch.text_tokens_BNC.float())
@@ -145,7 +146,7 @@ class Objective:
         """CLIP sees clean pictures; the autoencoder sees them with noise."""
         ends_BECHW = batch.ends_BECHW if batch.frames_BTCHW is None else batch.frames_BTCHW[:, [0, -1]]
         if ends_BECHW is None:
-            raise ValueError(f"{batch.keys[0]} has latents but not the frames that conditions are made of")
+            raise UserError(f"{batch.keys[0]} has latents but not the frames that conditions are made of")
         count = 2 if self.task == "interpolation" else 1
         pictures = [_signed(ends_BECHW[:, i]) for i in range(count)]
         embeddings = self._embeddings(batch, pictures)
@@ -161,7 +162,7 @@ class Objective:
         if batch.image_embeddings_BEC is not None:
             return [batch.image_embeddings_BEC[:, i].float() for i in range(len(pictures))]
         if self.model.image_encoder is None:
-            raise ValueError(f"a model for {self.task} needs an image encoder: set model.image_encoder")
+            raise UserError(f"a model for {self.task} needs an image encoder: set model.image_encoder")
         return [self.model.image_encoder(each_BCHW).float() for each_BCHW in pictures]
 
 

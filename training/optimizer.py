@@ -5,27 +5,21 @@ import math
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from clipmill.errors import UserError
 from svd.unet import UNet
 from training.stage_config import OptimizerConfig
-
-
-def temporal_parameters(unet: UNet) -> dict[str, nn.Parameter]:
-    """All that a video network has beyond its image network: temporal layers, the embedding of the ids, and that of the
-    mask of given frames."""
-    layers = dict(unet.temporal_layer_parameters())
-    embeddings = ("ids_embedding.", "mask_embedding")
-    return layers | {name: value for name, value in unet.named_parameters() if name.startswith(embeddings)}
+from training.trainable import temporal_parameters
 
 
 def build_optimizer(unet: UNet, config: OptimizerConfig) -> AdamW:
-    """AdamW over the parameters that train. Raises ValueError where none does."""
+    """AdamW over the parameters that train. Raises UserError where none does."""
     temporal = temporal_parameters(unet)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in unet.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((name in temporal, parameter.ndim > 1), []).append(parameter)
     if not groups:
-        raise ValueError("no parameter of this network trains")
+        raise UserError("no parameter of this network trains")
     spatial_lr = config.lr if config.spatial_lr is None else config.spatial_lr
     return AdamW(
         [

@@ -11,18 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmill.errors import UserError
+
 WINDOW = 8
 """Shards whose samples are mixed. Reading is by offset, so this bounds nothing but the number of files in use."""
 
 
 class Order:
-    """The endless line over shards of `sizes` samples. Raises ValueError where there is no sample at all."""
+    """The endless line over shards of `sizes` samples. Raises UserError where there is no sample at all."""
 
     def __init__(self, sizes: Sequence[int], *, seed: int) -> None:
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self._seed = seed
         if not len(self):
-            raise ValueError(f"{len(sizes)} shards hold no sample that could be trained on")
+            raise UserError(f"{len(sizes)} shards hold no sample that could be trained on")
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def __len__(self) -> int:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from clipmill.atomic import write_text
+from clipmill.errors import UserError
 from clipmill.resume import differences, sentence
 from svd.checkpoint import CONFIG, save_model
 from svd.lora import save_lora
@@ -71,7 +72,7 @@ def run_stage(
     """Train `stage` on `shards` up to its last step, or go on with it where an earlier process came to.
 
     `images` are shards of pictures for joint training (`run.image_share`); `model` is what to start from in the place
-    of `init`. Raises ValueError, OSError, CheckpointError and NonFinite for what stops a run; its checkpoints stay.
+    of `init`. Raises UserError, OSError, CheckpointError and NonFinite for what stops a run; its checkpoints stay.
     Raises Stopped where signals or `stop` end it early, with a checkpoint.
     """
     process = join(device)
@@ -100,11 +101,11 @@ def run_stage(
 def open_loader(
     stage: Stage, model: Model, shards: Shards, images: Shards | None, process: Process, out: Path
 ) -> Batches | Joint:
-    """The batches of one rank. Raises ValueError as `training.data.loader` and `validate_shards`, and for joint
+    """The batches of one rank. Raises UserError as `training.data.loader` and `validate_shards`, and for joint
     training without pictures."""
     share, pin = stage.run.image_share, process.device.type == "cuda"
     if (share > 0) != (images is not None):
-        raise ValueError(f"run.image_share is {share:g}: joint training takes a share above 0 and image shards, both")
+        raise UserError(f"run.image_share is {share:g}: joint training takes a share above 0 and image shards, both")
 
     def opened(what: str, where: Shards) -> Batches:
         def indexed() -> ShardIndex:
@@ -168,21 +169,21 @@ def _flops(stage: Stage, model: Model, *, latents: bool) -> float:
 
 
 def check_settings(stage: Stage, out: Path) -> None:
-    """Raise ValueError where `out` is the run of another stage, or one with other settings than
+    """Raise UserError where `out` is the run of another stage, or one with other settings than
     `clipmill.resume.MAY_CHANGE` allows."""
     settings = read_settings(out)
     if settings is None:
         return
     before, now = settings["stage"], stage.model_dump(mode="json")
     if before["name"] != now["name"]:
-        raise ValueError(f"{out} holds a run of stage {before['name']!r}, not of {now['name']!r}: use another folder")
+        raise UserError(f"{out} holds a run of stage {before['name']!r}, not of {now['name']!r}: use another folder")
     differing = differences(before, now)
     if differing:
-        raise ValueError(sentence(out, "a run", differing))
+        raise UserError(sentence(out, "a run", differing))
 
 
 def read_settings(out: Path) -> dict[str, Any] | None:
-    """RUN/stage.json; None where there is none. Raises ValueError for one that is damaged."""
+    """RUN/stage.json; None where there is none. Raises UserError for one that is damaged."""
     path = out / _SETTINGS
     try:
         settings = json.loads(path.read_text())
@@ -192,18 +193,18 @@ def read_settings(out: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
-    raise ValueError(f"{path} is damaged: it should hold the settings of the run. Restore it, or use another folder")
+    raise UserError(f"{path} is damaged: it should hold the settings of the run. Restore it, or use another folder")
 
 
 def _same_parts(model: Model, out: Path) -> dict[str, str]:
-    """The digests of the parts that do not train. Raises ValueError where the run was begun with others: their paths
+    """The digests of the parts that do not train. Raises UserError where the run was begun with others: their paths
     may change, they may not."""
     parts = digests(model)
     before = (read_settings(out) or {}).get("parts")
     other = [name for name in parts if isinstance(before, dict) and before.get(name, parts[name]) != parts[name]]
     if other:
         names = " and ".join(name.replace("_", " ") for name in other)
-        raise ValueError(
+        raise UserError(
             f"{out} was started with another {names} than this model's: resume with the one it had, or choose another "
             "folder"
         )

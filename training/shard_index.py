@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.atomic import write_text
+from clipmill.errors import UserError
 
 MEDIA = ("mp4", "jpg", "latent.safetensors")
 """One of these makes a sample; `json` belongs to each."""
@@ -131,7 +132,7 @@ def index_shards(shards: str | Path | Iterable[str | Path], *, cache: str | Path
     """The index of `shards`: a folder, a tar, a glob pattern, or several of these.
 
     `cache` is a file that keeps the index from run to run; a shard whose size or time of modification has changed is
-    read again. Damage inside a tar is recorded, not raised. Raises ValueError when no shard is found.
+    read again. Damage inside a tar is recorded, not raised. Raises UserError when no shard is found.
     """
     paths = find_shards(shards)
     known = _read_cache(cache)
@@ -147,14 +148,14 @@ def index_shards(shards: str | Path | Iterable[str | Path], *, cache: str | Path
 
 
 def find_shards(shards: str | Path | Iterable[str | Path]) -> list[str]:
-    """Paths of the tars that are meant, without doubles. Raises ValueError, saying what was looked for, for none."""
+    """Paths of the tars that are meant, without doubles. Raises UserError, saying what was looked for, for none."""
     wanted = [str(shards)] if isinstance(shards, str | Path) else [str(entry) for entry in shards]
     if not wanted:
-        raise ValueError("no shards: the list is empty; name a folder, tar files or a pattern such as 'shards/*.tar'")
+        raise UserError("no shards: the list is empty; name a folder, tar files or a pattern such as 'shards/*.tar'")
     found: dict[str, None] = {}
     for entry in wanted:
         if "://" in entry:
-            raise ValueError(f"{entry}: training reads shards from local disks; copy them there first")
+            raise UserError(f"{entry}: training reads shards from local disks; copy them there first")
         if os.path.isdir(entry):
             matches, sought = sorted(str(path) for path in Path(entry).glob("[!.]*.tar")), "no *.tar in the folder"
         elif os.path.isfile(entry):
@@ -162,7 +163,7 @@ def find_shards(shards: str | Path | Iterable[str | Path]) -> list[str]:
         else:
             matches, sought = sorted(filter(os.path.isfile, glob.glob(entry))), "no file, folder or match for"
         if not matches:
-            raise ValueError(f"no shards: {sought} {entry} (looked from {os.getcwd()})")
+            raise UserError(f"no shards: {sought} {entry} (looked from {os.getcwd()})")
         found |= dict.fromkeys(os.path.abspath(match) for match in matches)
     return list(found)
 

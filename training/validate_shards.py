@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from clipmill.errors import UserError
 from svd.model import Model
 from training.cache_latents import digests
 from training.frames import SampleError
@@ -13,7 +14,7 @@ from training.stages import Stage
 
 
 def validate_shards(index: ShardIndex, stage: Stage, model: Model, *, pictures: bool) -> None:
-    """Raise ValueError, saying what was expected and what it got, for pictures among the clips of a video network or
+    """Raise UserError, saying what was expected and what it got, for pictures among the clips of a video network or
     clips among its `pictures`, and for latents of other frames, of another size or by other networks than the stage's.
 
     Of the latents, one sample per folder is looked at: `clipmill cache-latents` makes all of a folder alike.
@@ -42,8 +43,8 @@ def _check_media(index: ShardIndex, *, pictures: bool) -> None:
         if wrong in shard.extensions:
             key = shard.key(int((shard.places_NE2[:, shard.extensions.index(wrong), 0] >= 0).argmax()))
             if pictures:
-                raise ValueError(f"{key} is a clip; the image shards of joint training should hold pictures alone")
-            raise ValueError(
+                raise UserError(f"{key} is a clip; the image shards of joint training should hold pictures alone")
+            raise UserError(
                 f"{key} is a picture, and the network of this stage is for videos: give image shards apart (--images), "
                 "and their share of the batches as run.image_share"
             )
@@ -68,13 +69,13 @@ def _check_shape(sample: Sample, made_by: dict[str, str], stage: Stage, model: M
     mean_TCHW, ends_ECHW = sample.latent["mean"], sample.latent["ends"]
     if stage.model.config().temporal and sample.picture != pictures:
         found, expected = ("a picture", "clips") if sample.picture else ("a clip", "pictures")
-        raise ValueError(f"{sample.key} holds the latents of {found}; those of {expected} were expected")
+        raise UserError(f"{sample.key} holds the latents of {found}; those of {expected} were expected")
     config, data = model.autoencoder.config, stage.data
     lengths = (1,) if pictures else data.lengths or (data.frames,)
     size_px = (ends_ECHW.shape[-2], ends_ECHW.shape[-1])
     if len(mean_TCHW) not in lengths or size_px not in sizes_px(data):
         sizes = " or ".join(f"{height} x {width}" for height, width in sizes_px(data))
-        raise ValueError(
+        raise UserError(
             f"{sample.key} holds latents of {len(mean_TCHW)} frames of {size_px[0]} x {size_px[1]}; stage "
             f"{stage.name!r} trains on {' or '.join(map(str, lengths))} of {sizes}: cache latents for this stage"
         )
@@ -84,7 +85,7 @@ def _check_shape(sample: Sample, made_by: dict[str, str], stage: Stage, model: M
     other = sorted(name for name in made & made_by.keys() & ours.keys() if made_by[name] != ours[name])
     if tuple(mean_TCHW.shape[1:]) != latent or other:
         what = " and ".join(other) or "autoencoder"
-        raise ValueError(
+        raise UserError(
             f"{sample.key} holds latents by another {what.replace('_', ' ')} than the model's: cache latents with "
             "the model that is to be trained, or train with the one that computed them"
         )

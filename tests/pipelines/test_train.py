@@ -22,7 +22,8 @@ from clipmill.errors import RunStopped, UserError
 from pipelines.cli import app
 from pipelines.recipe import train_recipe
 from pipelines.sample import SampleRequest, sample
-from pipelines.train import STOP, _fit, _Progress, _ray_worker, dry_run, resolve_stage, train
+from pipelines.train import Progress, dry_run, resolve_stage, train
+from pipelines.train_on_ray import STOP, _fit, _ray_worker
 from svd.checkpoint import load_model, save_model
 from svd.config import UNetConfig
 from svd.model import Model, ModelConfig
@@ -202,7 +203,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_a_sentence(
         "tiny-video", None, [*SETTINGS, "run.log_every=1", "run.save_every=100", "run.sample_every=null"]
     )
     monkeypatch.setattr(
-        _Progress, "__call__", lambda _, record: os.kill(os.getpid(), number) if record["step"] == 1 else None
+        Progress, "__call__", lambda _, record: os.kill(os.getpid(), number) if record["step"] == 1 else None
     )
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt):
@@ -296,8 +297,8 @@ def test_a_command_that_says_too_little_or_too_much_is_refused(arguments: str, m
         ("vidoe", [], "Did you mean 'video'"),
         ("video", ["run.stepz=3"], "Did you mean 'steps'"),
         ("video", ["run.steps"], "group.key=value"),
-        ("video", ["run.steps=many"], "run.steps is int"),
-        ("video", ["run.strategy=magic"], "run.strategy cannot be 'magic'"),
+        ("video", ["run.steps=many"], "run.steps: Input should be a valid integer"),
+        ("video", ["run.strategy=magic"], "run.strategy: Input should be 'auto'"),
         ("video", ["data.frames=1"], "is a video network"),
     ],
 )

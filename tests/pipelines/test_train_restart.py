@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from clipmill.errors import RunStopped, UserError
-from pipelines.train import resolve_stage, train, train_on_ray
+from pipelines.train import resolve_stage, train
+from pipelines.train_on_ray import train_on_ray
 from svd.checkpoint import load_model
 from tests.pipelines.test_kill import kill, workers
 from tests.pipelines.test_train import SETTINGS, model_at

@@ -16,8 +16,9 @@ from tests.training.world import Stream, tiny_model, tiny_stage
 from training.checkpoint import CheckpointError, Checkpoints, State, complete_checkpoints, describe_latest, read_about
 from training.distributed import Process
 from training.ema import Ema
-from training.loop import NonFinite, choose_trained, run_loop
+from training.loop import NonFinite, run_loop
 from training.optimizer import build_optimizer
+from training.trainable import freeze_untrained
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def state() -> State:
     """Of a network with little that trains."""
     stage = tiny_stage("tiny-noise-swap")
     unet = tiny_model(stage).unet
-    choose_trained(unet, stage)
+    freeze_untrained(unet, stage)
     trained = {name: each for name, each in unet.named_parameters() if each.requires_grad}
     return State(network=unet, trained=trained, optimizer=build_optimizer(unet, stage.optimizer), ema=None)
 

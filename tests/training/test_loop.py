@@ -21,8 +21,9 @@ from tests.training.worker import STOPPED, start, wait
 from tests.training.world import Stream, tiny_model, tiny_stage
 from training.checkpoint import CheckpointError
 from training.distributed import Process
-from training.loop import NonFinite, choose_trained, compile_blocks, gradient_accumulation_steps, run_loop
+from training.loop import NonFinite, gradient_accumulation_steps, run_loop
 from training.stages import Stage, overlay
+from training.trainable import compile_blocks, freeze_untrained
 
 pytestmark = pytest.mark.slow
 
@@ -211,7 +212,7 @@ def test_blocks_of_all_shapes_are_compiled(monkeypatch: pytest.MonkeyPatch) -> N
 def test_temporal_layers_can_train_alone(tmp_path: Path, process: Process) -> None:
     stage = overlay(tiny_stage(steps=2), {"model": {"trainable": "temporal"}})
     model = tiny_model(stage)
-    choose_trained(model.unet, stage)
+    freeze_untrained(model.unet, stage)
     trains = {name for name, parameter in model.unet.named_parameters() if parameter.requires_grad}
     told = {name for name in model.unet.state_dict() if name.startswith("ids_embedding.")}
     assert told

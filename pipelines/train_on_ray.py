@@ -1,0 +1,207 @@
+"""`clipmill train --ray-workers`: a stage on workers of Ray Train, restarted from the newest checkpoint."""
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from clipmill.errors import RunStopped, UserError
+from pipelines.cluster import connected, usual_device
+from pipelines.progress import Reporter, note
+from pipelines.train import Progress, announce, user_error
+from training.loop import NonFinite, gradient_accumulation_steps
+from training.metrics import METRICS
+from training.run_stage import finished, run_stage
+from training.stages import Stage
+from training.stopping import Stopped, StopRequest
+
+STOP = "stop"
+"""File in a run's folder that asks the workers of Ray to end it, after a checkpoint."""
+RESTARTS = 3
+"""How often Ray starts a failed group of workers anew, from the newest checkpoint."""
+_RESOURCES = {"cuda": "GPU", "cpu": "CPU"}
+_FOLLOWED_EVERY_S = 1.0
+_LINE_BYTES = 1 << 16
+"""More than a line of the log has."""
+
+
+def train_on_ray(
+    stage: Stage,
+    data: str,
+    out: Path,
+    *,
+    workers: int,
+    images: str | None = None,
+    init: Path | None = None,
+    address: str | None = None,
+    device: str | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Train, or resume, one stage on Ray workers, one per GPU, or per CPU with `device` cpu.
+
+    `out`, `data` and `init` have to be on a file system that all workers see. A failed group is restarted from the
+    newest checkpoint, unless the next one would only fail in the same way.
+
+    Ctrl-C and SIGTERM reach the workers as a file, RUN/stop. Raises UserError, RunStopped and KeyboardInterrupt as
+    `train`.
+    """
+    gradient_accumulation_steps(stage, workers)  # raises where batches do not divide among workers
+    with Reporter(stage.name, stage.run.steps, unit="steps", quiet=quiet) as reporter, ExitStack() as stack:
+        reporter.waiting(f"connecting to Ray at {address}" if address else "starting Ray")
+        stack.enter_context(connected(address))
+        device = "cuda" if (device or usual_device()) == "cuda" else "cpu"
+        _check_room(workers, _RESOURCES[device], local=not (address or os.environ.get("RAY_ADDRESS")))
+        settings = {
+            "stage": stage,
+            "data": os.path.abspath(data),
+            "out": out.absolute(),
+            "init": None if init is None else init.absolute(),
+            "images": None if images is None else os.path.abspath(images),
+            "device": device,
+        }
+        trainer = _trainer(settings, workers)
+        announce(stage, out, quiet=quiet)
+        reporter.waiting("starting the workers")
+        stop = StopRequest()
+        try:
+            with _followed(out / METRICS, Progress(reporter)):
+                _fit(trainer.fit, stop, out / STOP)
+        except Exception as error:  # Ray's own kinds differ between its versions
+            cause = getattr(error, "controller_failure", None)
+            if stop.asked():
+                note(str(cause or error).strip().splitlines()[-1])
+                raise KeyboardInterrupt from error
+            raise cause if isinstance(cause, UserError) else RunStopped(_ray_failure(error)) from error
+    model = finished(out)
+    assert model is not None
+    return model
+
+
+def _trainer(settings: Mapping[str, Any], workers: int) -> Any:
+    """Ray's trainer of a group of workers, on GPUs where the settings say cuda."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpu, out = settings["device"] == "cuda", settings["out"]
+    return TorchTrainer(
+        _ray_worker,
+        train_loop_config=dict(settings),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(out),
+            failure_config=FailureConfig(max_failures=RESTARTS),
+            callbacks=[_stop_on_permanent_errors(out)],
+        ),
+    )
+
+
+def _stop_on_permanent_errors(out: Path) -> Any:
+    """A callback that ends a run which a restart would end in the same way: Ray gives up where a callback raises."""
+    from ray.train import UserCallback
+
+    class StopOnPermanentError(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+            causes = [getattr(error, "_base_exc", error) for error in worker_exceptions.values()]
+            if all(is_permanent(cause) for cause in causes):
+                raise user_error(causes[0], out)
+
+    return StopOnPermanentError()
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Whether the next start would only meet `error` again, or it was asked for."""
+    if isinstance(error, NonFinite | Stopped | FileNotFoundError):
+        return True
+    return isinstance(error, ValueError) and not isinstance(error, RunStopped)
+
+
+def _fit(fit: Callable[[], Any], stop: StopRequest, file: Path) -> None:
+    """Call `fit` in a thread, because in the main thread Ray answers Ctrl-C by ending its workers at once; hand on a
+    request to stop as a file. Raises what `fit` does."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    fitted: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            fitted.set_result(fit())
+        except BaseException as error:
+            fitted.set_exception(error)
+
+    with stop.heeding_signals():
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            while not fitted.done():
+                wait([fitted], timeout=_FOLLOWED_EVERY_S)
+                if stop.asked():
+                    file.touch()
+        finally:
+            file.unlink(missing_ok=True)
+    fitted.result()
+
+
+def _ray_worker(settings: Mapping[str, Any]) -> None:
+    """What one of Ray's workers does; Ray has made the process group."""
+    run_stage(
+        settings["stage"],
+        settings["data"],
+        settings["out"],
+        images=settings["images"],
+        init=settings["init"],
+        device=settings["device"],
+        stop=StopRequest(settings["out"] / STOP),
+    )
+
+
+def _check_room(workers: int, kind: str, *, local: bool) -> None:
+    """Raise UserError where workers would wait for ever; say so where a cluster may yet grow."""
+    import ray
+
+    there = ray.cluster_resources().get(kind, 0)
+    if there < workers:
+        sentence = f"{workers} workers take a {kind} each, and Ray has {there:g}"
+        if local:
+            raise UserError(f"{sentence}: ask for fewer (--ray-workers), or name a cluster (--address)")
+        note(f"{sentence}: waiting for more")
+
+
+@contextmanager
+def _followed(metrics: Path, on_log: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+    """Call `on_log`, in a thread, with the newest line of a log that others write."""
+    over = threading.Event()
+
+    def follow() -> None:
+        last = False
+        while not last:
+            last = over.wait(_FOLLOWED_EVERY_S)
+            with suppress(OSError, ValueError, IndexError):  # not there yet, or torn
+                on_log(json.loads(_tail(metrics).splitlines()[-1]))
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _tail(path: Path) -> bytes:
+    """The last `_LINE_BYTES` of a file, without reading what is before them."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LINE_BYTES))
+        return file.read()
+
+
+def _ray_failure(error: Exception) -> str:
+    """The last line of what each rank says, or of the error itself."""
+    failures = getattr(error, "worker_failures", {})
+    said = {f"rank {rank}: ": failure for rank, failure in failures.items()} or {"": error}
+    lines = [f"{whose}{str(failure).strip().splitlines()[-1]}" for whose, failure in said.items()]
+    return f"training on Ray failed{f' after {RESTARTS} restarts' if failures else ''}: {'; '.join(lines)}"

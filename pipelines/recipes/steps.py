@@ -17,7 +17,8 @@ from pipelines.curate import curate
 from pipelines.recipe import finished_model
 from pipelines.select import select
 from pipelines.shard import shard
-from pipelines.train import train, train_on_ray
+from pipelines.train import train
+from pipelines.train_on_ray import train_on_ray
 from training.stages import Stage, overlay
 
 INTERRUPTED = 130

@@ -78,12 +78,9 @@ class Recipe:
         return str(self.out / "dataset")
 
     def _stage(self, name: str) -> Stage:
-        try:
-            stage = overlay(Stage.preset(f"tiny-{name}" if self.tiny else name), self.training)
-            encoder = {"model": {"image_encoder": str(self.image_encoder.absolute())}}
-            return overlay(stage, encoder) if stage.task == "image-to-video" else stage
-        except ValueError as error:
-            raise error if isinstance(error, UserError) else UserError(f"--training: {error}") from error
+        stage = overlay(Stage.preset(f"tiny-{name}" if self.tiny else name), self.training, origin="--training")
+        encoder = {"model": {"image_encoder": str(self.image_encoder.absolute())}}
+        return overlay(stage, encoder) if stage.task == "image-to-video" else stage
 
 
 def command(run: Callable[[Recipe], Path], description: str | None) -> None:

@@ -69,7 +69,7 @@ def test_the_recipe_selects_as_the_preset_does():
     ("changes", "sentence"),
     [
         ({"init": Path("nowhere")}, "no model at nowhere"),
-        ({"training": {"run": {"stepz": 2}}}, "unknown setting 'run.stepz'"),
+        ({"training": {"run": {"stepz": 2}}}, "--training: run: unknown configuration key 'stepz'"),
     ],
 )
 def test_mistakes_in_training_are_found_before_curation(tmp_path: Path, changes: dict[str, Any], sentence: str):

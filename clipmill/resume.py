@@ -1,12 +1,14 @@
-"""Resuming a run, a set of latents or shards, or a dataset: which settings may differ, and how a difference is told."""
+"""Resuming a run, a set of latents or shards, or a dataset: which settings may differ, and how others are refused."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-_NAMED = 3
-"""Differences that are named; the rest is counted."""
+from clipmill.errors import UserError
+
+_NAMED_SETTINGS, _SHOWN = 5, 60
+"""Differences that are named, the rest is counted; characters of a value."""
 
 MAY_CHANGE = frozenset({
     # Stages, for runs and for latents.
@@ -42,40 +44,81 @@ def deciding(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     }
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, ignored: Collection[str] = ()) -> list[str]:
-    """What differs between two nested configurations, as `group.key A, now B`, but for `MAY_CHANGE` and `ignored`.
-    A key that `before` does not have is newer than it, and no difference."""
+def started_with(kind: str, version: int, config: Mapping[str, Any], /, **more: Any) -> dict[str, Any]:
+    """What a folder says of what it was started with: the one layout of dataset.json, plan.json and stage.json.
+
+    `kind` is what the folder holds (run, dataset); `version` its format's. `config` are its settings, `more` what else.
+    """
+    return {"format": f"clipmill {kind}", "format_version": version, "config": dict(config), **more}
+
+
+def check_same(
+    where: str | Path,
+    what: str,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    ignored: Collection[str] = (),
+    new_keys: bool = False,
+    otherwise: str = "choose another --out",
+) -> None:
+    """Raise UserError where `where`, which holds `what` (a run, a dataset), was started with other settings: the one
+    check of everything that is resumed. The arguments are those of `differences`; `otherwise` is what else to do."""
+    differing = differences(before, now, ignored=ignored, new_keys=new_keys)
+    if differing:
+        named = shortened(differing, _NAMED_SETTINGS)
+        raise UserError(
+            f"{where} holds {what} with different settings ({named}): resume with the original ones, or {otherwise}"
+        )
+
+
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, ignored: Collection[str] = (), new_keys: bool = False
+) -> list[str]:
+    """What differs between two nested configurations, one `group.key: was A, now B` per key, but for `MAY_CHANGE` and
+    `ignored`. With `new_keys`, a group or key of a group that `before` lacks is newer than it, and no difference."""
+    if new_keys:
+        now = _known_to(before, now)
+    exempt = {*MAY_CHANGE, *ignored}
+    old, new = dict(_leaves(before, exempt)), dict(_leaves(now, exempt))
     return [
-        f"{name} {_shown(old)}, now {_shown(new)}"
-        for name, old, new in _both(before, now)
-        if old != new and name not in MAY_CHANGE and name not in ignored
+        f"{name}: was {_shown(old, name)}, now {_shown(new, name)}"
+        for name in sorted(old.keys() | new.keys())
+        if _shown(old, name) != _shown(new, name)
     ]
 
 
-def sentence(where: Path, what: str, differing: list[str]) -> str:
-    """That `where`, which holds `what` (a run, latents), cannot be gone on with."""
-    return (
-        f"{where} holds {what} with different settings ({shortened(differing)}): resume with the original ones, or "
-        "choose another folder"
-    )
+def shortened(listed: list[str], named: int = 3) -> str:
+    """The first `named` of a list, and how many follow."""
+    more = len(listed) - named
+    return "; ".join(listed[:named]) + (f"; and {more} more" if more > 0 else "")
 
 
-def shortened(listed: list[str]) -> str:
-    """The first of a list, and how many follow."""
-    more = len(listed) - _NAMED
-    return "; ".join(listed[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
+def _known_to(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """`now` without the groups, and the keys of groups, that `before` lacks; deeper mappings are values."""
+    return {
+        name: {key: inner for key, inner in value.items() if key in before[name]}
+        if isinstance(value, Mapping) and isinstance(before[name], Mapping)
+        else value
+        for name, value in now.items()
+        if name in before
+    }
 
 
-def _both(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, Any, Any]]:
-    """(dotted name, before, now) of each value that both have; a mapping below a group counts as one value."""
-    for name, new in now.items():
-        old = before.get(name, new)
-        if not path and isinstance(new, Mapping) and isinstance(old, Mapping):
-            yield from _both(old, new, f"{name}.")
+def _leaves(values: Mapping[str, Any], exempt: Collection[str], path: str = "") -> Iterable[tuple[str, Any]]:
+    """(dotted name, value), without what is exempt; an empty mapping is a value."""
+    for key, value in values.items():
+        name = f"{path}{key}"
+        if name in exempt:
+            continue
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, exempt, f"{name}.")
         else:
-            yield f"{path}{name}", old, new
+            yield name, value
 
 
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+def _shown(leaves: Mapping[str, Any], name: str) -> str:
+    if name not in leaves:
+        return "absent"
+    text = json.dumps(leaves[name], ensure_ascii=False)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -10,7 +10,7 @@ from typing import Any
 
 from clipmill import pipeline, storage
 from clipmill.errors import UserError
-from clipmill.resume import deciding, differences, sentence, shortened
+from clipmill.resume import check_same, deciding, shortened, started_with
 from pipelines.cluster import connected, usual_device
 from pipelines.counting import stream_shards
 from pipelines.fence import Fence, owned, refuse_if_running
@@ -21,6 +21,7 @@ from training.init_model import init_model
 from training.shard_index import Shard, ShardIndex, index_shards
 from training.stages import Stage
 
+FORMAT_VERSION = 1
 PLAN, INDEX = "plan.json", "index.json"
 _OF_TRAINING = ("data.batch_size",)
 """Settings of the frames that decide how a model trains on the latents, not what they are."""
@@ -113,18 +114,17 @@ def _inputs(stage: Stage, data: str, init: Path, augmentations_per_clip: int) ->
     settings = deciding(
         stage.data.model_dump(mode="json") | {"augmentations_per_clip": augmentations_per_clip}, "data."
     )
-    plan: dict[str, Any] = {"data": settings, "models": models}
-    return index, json.loads(json.dumps(plan))
+    return index, started_with("latents", FORMAT_VERSION, {"data": settings}, models=models)
 
 
 def _check_plan(out: Path, plan: dict[str, Any]) -> None:
     """Raise UserError where `out` was begun with other frames or other weights. Only reads."""
     before = _read(out / PLAN)
-    if before is None:
-        return
-    differing = differences(before, plan, ignored=_OF_TRAINING)
-    if differing:
-        raise UserError(sentence(out, "latents", differing))
+    if before is not None:
+        if not isinstance(before.get("config"), dict) or not isinstance(before.get("models"), dict):
+            raise UserError(f"{out / PLAN} is damaged: it should hold the settings of latents. Choose another folder")
+        old, new = (content["config"] | {"models": content["models"]} for content in (before, plan))
+        check_same(out, "latents", old, new, ignored=_OF_TRAINING, new_keys=True)
 
 
 def _check_shards(out: Path, index: ShardIndex, data: str) -> None:

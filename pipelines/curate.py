@@ -17,8 +17,8 @@ from clipmill import storage
 from clipmill.addresses import redacted
 from clipmill.errors import UserError
 from clipmill.pipeline import Stage
+from clipmill.resume import check_same
 from curation.captioners import CAPTIONERS
-from curation.dataset.description import differences
 from curation.dataset.failed_captions import sources_with_failed_captions
 from curation.dataset.tables import Dataset
 from curation.dataset.uncommit import finish_uncommit, uncommit
@@ -262,12 +262,7 @@ def _duplicates(dataset: Dataset, config: CurateConfig, found: Status) -> Duplic
 def _check_models_are_the_same(dataset: Dataset, checked: CheckedModels) -> None:
     """Raise UserError where other weights scored the clips that are there."""
     before = models_of(dataset).get("digests", checked.digests)
-    if before != checked.digests:
-        raise UserError(
-            f"the clips in {dataset.url} were scored with other weights:\n"
-            + "\n".join(f"  {line}" for line in differences(before, checked.digests))
-            + "\nScores of two models do not mix: give a new --out, or the old weights."
-        )
+    check_same(dataset.url, "a dataset", {"weights": before}, {"weights": checked.digests})
 
 
 def _keep_models(dataset: Dataset, checked: CheckedModels, config: CurateConfig) -> None:

@@ -84,7 +84,7 @@ def finished_model(folder: Path, stage: Stage) -> Path | None:
         settings, model = read_settings(folder), finished(folder)
     except ValueError as error:
         raise UserError(str(error)) from error
-    steps = None if settings is None else settings["stage"].get("run", {}).get("steps")
+    steps = None if settings is None else settings["config"].get("run", {}).get("steps")
     return model if steps is None or steps >= stage.run.steps else None
 
 

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from clipmill.atomic import write_text
 from clipmill.errors import UserError
-from clipmill.resume import differences, sentence
+from clipmill.resume import check_same, started_with
 from svd.checkpoint import CONFIG, save_model
 from svd.lora import save_lora
 from svd.model import Model
@@ -44,6 +44,7 @@ from training.validate_shards import latent_shape, validate_shards
 
 LORA = "lora.safetensors"
 _SETTINGS = "stage.json"
+FORMAT_VERSION = 1
 _PACKAGES = ("torch", "torchdata", "safetensors", "av", "numpy", "open-clip-torch", "ray")
 
 
@@ -79,13 +80,13 @@ def run_stage(
     torch.manual_seed(stage.run.seed)
     check_settings(stage, out)
     model = model or init_model(stage, init)
-    parts = _same_parts(model, out)
+    models = _check_models(model, out)
     for network in model.networks().values():
         network.to(process.device)
     batches = open_loader(stage, model, shards, images, process, out)
     if process.is_main:
         init_path = str(init) if init else None
-        _write_settings(stage, out, shards=str(shards), init=init_path, world_size=process.world_size, parts=parts)
+        _write_settings(stage, out, shards=str(shards), init=init_path, world_size=process.world_size, models=models)
     hooks = Hooks(
         on_log=on_log,
         preview=partial(preview, out / "samples"),
@@ -174,12 +175,10 @@ def check_settings(stage: Stage, out: Path) -> None:
     settings = read_settings(out)
     if settings is None:
         return
-    before, now = settings["stage"], stage.model_dump(mode="json")
+    before, now = settings["config"], stage.model_dump(mode="json")
     if before["name"] != now["name"]:
         raise UserError(f"{out} holds a run of stage {before['name']!r}, not of {now['name']!r}: use another folder")
-    differing = differences(before, now)
-    if differing:
-        raise UserError(sentence(out, "a run", differing))
+    check_same(out, "a run", before, now, new_keys=True)
 
 
 def read_settings(out: Path) -> dict[str, Any] | None:
@@ -187,7 +186,7 @@ def read_settings(out: Path) -> dict[str, Any] | None:
     path = out / _SETTINGS
     try:
         settings = json.loads(path.read_text())
-        if isinstance(settings["stage"]["name"], str):
+        if isinstance(settings["config"]["name"], str):
             return cast("dict[str, Any]", settings)
     except FileNotFoundError:
         return None
@@ -196,35 +195,25 @@ def read_settings(out: Path) -> dict[str, Any] | None:
     raise UserError(f"{path} is damaged: it should hold the settings of the run. Restore it, or use another folder")
 
 
-def _same_parts(model: Model, out: Path) -> dict[str, str]:
-    """The digests of the parts that do not train. Raises UserError where the run was begun with others: their paths
+def _check_models(model: Model, out: Path) -> dict[str, str]:
+    """The digests of the parts that do not train. Raises UserError where the run was started with others: their paths
     may change, they may not."""
-    parts = digests(model)
-    before = (read_settings(out) or {}).get("parts")
-    other = [name for name in parts if isinstance(before, dict) and before.get(name, parts[name]) != parts[name]]
-    if other:
-        names = " and ".join(name.replace("_", " ") for name in other)
-        raise UserError(
-            f"{out} was started with another {names} than this model's: resume with the one it had, or choose another "
-            "folder"
-        )
-    return parts
+    models = digests(model)
+    before = (read_settings(out) or {}).get("models")
+    if isinstance(before, dict):
+        check_same(out, "a run", {"models": before}, {"models": models}, new_keys=True)
+    return models
 
 
-def _write_settings(stage: Stage, out: Path, **about: Any) -> None:
+def _write_settings(stage: Stage, out: Path, **more: Any) -> None:
     versions = {}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    content = {
-        "stage": stage.model_dump(mode="json"),
-        **about,
-        "git": _git(),
-        "versions": versions,
-        "python": sys.version.split()[0],
-    }
+    config, python = stage.model_dump(mode="json"), sys.version.split()[0]
+    content = started_with("run", FORMAT_VERSION, config, **more, git=_git(), versions=versions, python=python)
     write_text(out / _SETTINGS, json.dumps(content, indent=2) + "\n")
 
 

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from clipmill.errors import UserError
+from clipmill.resume import check_same, started_with
 from curation.dataset.schemas import SCHEMAS
 
 FORMAT_VERSION = 3
@@ -14,13 +15,8 @@ FORMAT_VERSION = 3
 
 def describe(config: Mapping[str, Any]) -> dict[str, Any]:
     """What dataset.json says of a new dataset with this configuration (any JSON values)."""
-    return {
-        "format": "clipmill dataset",
-        "format_version": FORMAT_VERSION,
-        "fingerprint": fingerprint(config),
-        "config": json.loads(_canonical(config)),
-        "columns": _columns(),
-    }
+    values = json.loads(_canonical(config))
+    return started_with("dataset", FORMAT_VERSION, values, fingerprint=fingerprint(config), columns=_columns())
 
 
 def check_format(description: Mapping[str, Any], url: str) -> None:
@@ -35,21 +31,14 @@ def check_format(description: Mapping[str, Any], url: str) -> None:
         raise UserError(f"{url} has dataset format {version}, this clipmill reads format {FORMAT_VERSION}: upgrade it.")
 
 
-def check_same(description: Mapping[str, Any], config: Mapping[str, Any], url: str) -> None:
-    """Raise UserError, with the difference key by key, where a dataset has other columns or another configuration."""
-    if description.get("columns") != _columns():
-        raise UserError(
-            f"{url} was made by a release with other columns:\n"
-            + _listed(differences(description.get("columns") or {}, _columns()))
-            + "\nGive a new --out, or go on with that release."
-        )
-    wanted = json.loads(_canonical(config))
-    if description["fingerprint"] != fingerprint(wanted):
-        raise UserError(
-            f"{url} was made with another configuration:\n"
-            + _listed(differences(description["config"], wanted))
-            + "\nClips of two configurations do not mix: give a new --out, or the old configuration."
-        )
+def check_config(description: Mapping[str, Any], config: Mapping[str, Any], url: str) -> None:
+    """Raise UserError, with what differs, where a dataset has other columns or another configuration."""
+    check_same(
+        url,
+        "a dataset",
+        {"columns": description.get("columns") or {}, "config": description["config"]},
+        {"columns": _columns(), "config": json.loads(_canonical(config))},
+    )
 
 
 def checked_description(values: dict[str, Any]) -> dict[str, Any]:
@@ -65,35 +54,9 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(_canonical(config).encode()).hexdigest()
 
 
-def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line per key whose value differs: `a.b: was 1, now 2`. Nested keys are joined by dots."""
-    old, new = dict(_leaves(was)), dict(_leaves(now))
-    return [
-        f"{key}: was {_shown(old, key)}, now {_shown(new, key)}"
-        for key in sorted(old.keys() | new.keys())
-        if _shown(old, key) != _shown(new, key)
-    ]
-
-
 def _canonical(config: Mapping[str, Any]) -> str:
     return json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def _columns() -> dict[str, dict[str, str]]:
     return {name: {field.name: str(field.type) for field in schema} for name, schema in SCHEMAS.items()}
-
-
-def _listed(lines: Iterable[str]) -> str:
-    return "\n".join(f"  {line}" for line in lines)
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _shown(leaves: Mapping[str, Any], key: str) -> str:
-    return json.dumps(leaves[key], ensure_ascii=False) if key in leaves else "absent"

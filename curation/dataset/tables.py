@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from clipmill import storage
 from clipmill.errors import UserError
-from curation.dataset.description import check_format, check_same, checked_description, describe
+from curation.dataset.description import check_config, check_format, checked_description, describe
 from curation.dataset.joined import SCORES, joined_query
 from curation.dataset.schemas import CLIPS, PREVIEWS, SCHEMAS, SOURCES
 from curation.dataset.sql import open_connection, quoted, sentence
@@ -63,13 +63,13 @@ class Dataset:
         """Start a dataset with this configuration (any JSON values), or go on with the one that is there.
 
         Raises UserError when the folder cannot be written, holds other files, or holds a dataset that was made
-        with another configuration (the message shows the difference key by key).
+        with another configuration (the message names what differs).
         """
         description = self._read_description()
         if description is None:
             self._create(config)
             return self
-        check_same(description, config, self.url)
+        check_config(description, config, self.url)
         self._check_writable()
         return self
 

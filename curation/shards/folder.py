@@ -7,7 +7,7 @@ from typing import Any
 
 from clipmill import storage
 from clipmill.errors import UserError
-from curation.dataset.description import differences
+from clipmill.resume import check_same, started_with
 from curation.shards.write import FailedClip, ShardPlan, ShardResult, json_bytes
 
 FORMAT_VERSION = 2
@@ -30,12 +30,8 @@ def check_plan(folder_url: str, plans: Sequence[ShardPlan], *, selection: str, s
             f"{folder_url} has shard format {version}, this clipmill writes format {FORMAT_VERSION}: remove that "
             "folder, or give the selection a new name."
         )
-    if old_plan is not None and old_plan != wanted:
-        raise UserError(
-            f"{folder_url} holds shards of something else:\n"
-            + "\n".join(f"  {line}" for line in differences(old_plan, wanted))
-            + "\nGive the selection a new name, go back to the old settings, or remove that folder."
-        )
+    if old_plan is not None:
+        check_same(folder_url, "shards", old_plan, wanted, otherwise="give the selection a new name")
     return old_plan is not None
 
 
@@ -114,13 +110,13 @@ def _plan(plans: Sequence[ShardPlan], selection: str, settings: Mapping[str, Any
     ids = hashlib.sha256()
     for plan in plans:
         ids.update("\n".join([plan.name, *plan.clips["clip_id"].to_pylist(), ""]).encode())
-    return {
-        "format": "clipmill shards",
-        "format_version": FORMAT_VERSION,
-        "selection": selection,
-        "kind": plans[0].kind if plans else None,
-        "clips": sum(plan.clips.num_rows for plan in plans),
-        "clips_sha256": ids.hexdigest(),
-        "columns": {f.name: str(f.type) for f in plans[0].clips.schema} if plans else {},
-        "config": dict(settings),
-    }
+    return started_with(
+        "shards",
+        FORMAT_VERSION,
+        settings,
+        selection=selection,
+        kind=plans[0].kind if plans else None,
+        clips=sum(plan.clips.num_rows for plan in plans),
+        clips_sha256=ids.hexdigest(),
+        columns={f.name: str(f.type) for f in plans[0].clips.schema} if plans else {},
+    )

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from clipmill.resume import differences, sentence, shortened
+from clipmill.errors import UserError
+from clipmill.resume import check_same, differences, shortened
 from training.contents import CONTENTS, check_contents, digest, write_contents
 from training.data_config import DataConfig
 from training.stages import Stage, overlay
@@ -33,19 +34,29 @@ def test_what_decides_nothing_may_change(changes: dict[str, Any]) -> None:
 
 def test_what_decides_something_is_named_with_both_values() -> None:
     now = stage(optimizer={"lr": 0.5}, data={"captions": {"list": 1.0}}, model={"overrides": {"frames": 4}})
-    named = differences(stage(), now)
-    assert [each.partition(" ")[0] for each in named] == ["model.overrides", "data.captions", "optimizer.lr"]
-    assert named[2] == "optimizer.lr 0.0001, now 0.5"
-    assert named[1] == 'data.captions {"coca": 0.5, "video": 0.25, "merged": 0.25}, now {"list": 1.0}'
-    assert len(named[0]) < 160
-    assert differences(stage(), now, ignored=("optimizer.lr", "model.overrides", "data.captions")) == []
+    assert differences(stage(), now) == [
+        "data.captions.coca: was 0.5, now absent",
+        "data.captions.list: was absent, now 1.0",
+        "data.captions.merged: was 0.25, now absent",
+        "data.captions.video: was 0.25, now absent",
+        "model.overrides.frames: was 8, now 4",
+        "optimizer.lr: was 0.0001, now 0.5",
+    ]
+    assert differences({"a": "x" * 100}, {"a": 1})[0] == f'a: was "{"x" * 59}..., now 1'
+    names = ("optimizer.lr", "model.overrides", "data.captions")
+    assert differences(stage(), now, ignored=names) == []
 
 
 def test_a_setting_that_an_older_run_did_not_have_is_no_difference() -> None:
     before = stage()
     del before["data"]["seed"], before["conditioning_dropout"]
-    assert differences(before, stage(data={"seed": 5}, conditioning_dropout={"context": 0.9})) == []
-    assert differences(stage(data={"seed": 4}), stage(data={"seed": 5})) == ["data.seed 4, now 5"]
+    now = stage(data={"seed": 5}, conditioning_dropout={"context": 0.9})
+    assert differences(before, now, new_keys=True) == []
+    assert "data.seed: was absent, now 5" in differences(before, now)
+    changed = differences(stage(data={"seed": 4}), stage(data={"seed": 5}), new_keys=True)
+    assert changed == ["data.seed: was 4, now 5"]
+    captions = stage(data={"captions": {"list": 1.0}})
+    assert "data.captions.list: was absent, now 1.0" in differences(stage(), captions, new_keys=True)
 
 
 def test_latents_may_differ_by_the_same_list() -> None:
@@ -54,14 +65,19 @@ def test_latents_may_differ_by_the_same_list() -> None:
         {"data": DataConfig(**each).model_dump(mode="json")} for each in ({}, {"workers": 0, "batch_size": 7})
     )
     assert differences(before, now, ignored=("data.batch_size",)) == []
-    assert differences(before, now) == ["data.batch_size 1, now 7"]
+    assert differences(before, now) == ["data.batch_size: was 1, now 7"]
 
 
 def test_three_differences_are_named_and_the_rest_counted() -> None:
     assert shortened(list("abc")) == "a; b; c"
     assert shortened(list("abcde")) == "a; b; c; and 2 more"
-    told = sentence(Path("run"), "latents", ["x 1, now 2"])
-    assert told.startswith("run holds latents with different settings (x 1, now 2): resume with the original ones")
+
+
+def test_the_same_sentence_refuses_everything_that_was_started_otherwise() -> None:
+    check_same("run", "latents", {"x": 1}, {"x": 1})
+    sentence = r"^run holds latents with different settings \(x: was 1, now 2\): resume with the original ones, or go$"
+    with pytest.raises(UserError, match=sentence):
+        check_same("run", "latents", {"x": 1}, {"x": 2}, otherwise="go")
 
 
 def test_equal_shards_pass_and_so_does_a_checkpoint_without_a_digest(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ DEMO ?= demo-output
 # Many processes import the same packages here; compiled once, each starts in half the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test check docs format clean
+PAGE := curation/report/template
+
+.PHONY: help setup demo test check check-page page docs format clean
 
 help:
 	@echo "make demo                 from rendered videos to a trained model and its videos (in ./$(DEMO))"
@@ -15,6 +17,7 @@ help:
 	@echo "make test                 run the tests"
 	@echo "make check                lint, types, import rules"
 	@echo "make docs                 build the documentation into site/; fails on broken links"
+	@echo "make page                 build the script and style of the report's page"
 	@echo "make format               format the code"
 
 setup: .venv/ready
@@ -31,11 +34,24 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
-check: setup
+check: setup check-page
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The report's page is TypeScript; what it is built into comes with the package, so that users need no node.
+NODE := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+$(PAGE)/node_modules/.package-lock.json: $(PAGE)/package-lock.json | setup
+	cd $(PAGE) && $(NODE) npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	touch $@
+
+check-page: $(PAGE)/node_modules/.package-lock.json
+	cd $(PAGE) && $(NODE) npm run --silent lint && $(NODE) npm run --silent types && $(NODE) node build.mjs --check
+
+page: $(PAGE)/node_modules/.package-lock.json
+	cd $(PAGE) && $(NODE) node build.mjs
 
 # Without --quiet, which would hide warnings from --strict as well.
 docs: setup

@@ -20,6 +20,7 @@ from pipelines.cli import complain, console
 from pipelines.cluster import connected
 from pipelines.progress import note
 from pipelines.render import print_curation, print_selection, print_summary, table
+from pipelines.report import report_at_end
 
 RULES = Path(__file__).with_name("rules")
 _MARKER = ".clipmill-demo"
@@ -63,6 +64,7 @@ def run(out: Path, videos: list[str], count: int, *, steps_share: float = 0.0) -
         shards = [shard(dataset, "svd-paper"), shard(dataset, "svd-paper", images=True)] if selection.clips else []
         print_summary(screen, curated, selection, shards, time.monotonic() - started_s)
         model = _train(Path(dataset), out, steps_share) if rendered and steps_share else None
+    page = report_at_end(dataset, selection.name)
     screen.print(
         f"Look around: clipmill status {dataset}; tar tf {dataset}/shards/svd-paper/clips-000000.tar", markup=False
     )
@@ -72,6 +74,8 @@ def run(out: Path, videos: list[str], count: int, *, steps_share: float = 0.0) -
         for video in sample_held_back(model, out):
             screen.print(f"Made from a first frame that was kept back: {video.video}, {video.sheet}", markup=False)
         screen.print(f"all in {time.monotonic() - started_s:.0f} s", markup=False)
+    if page is not None:
+        screen.print(f"Look at the clips and choose thresholds: open {page} in a browser", markup=False)
 
 
 def _claim(out: Path) -> None:

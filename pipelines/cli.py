@@ -25,6 +25,7 @@ from pipelines.cli_shared import (
     TakeOver,
     complain,
     console,
+    say,
 )
 from pipelines.printable import log_to_stderr
 
@@ -105,6 +106,7 @@ def curate(
     from curation.captioners import CAPTIONERS
     from pipelines import render
     from pipelines.curate import curate as run
+    from pipelines.report import report_at_end
 
     settings = _config(config, without)
     result = run(
@@ -119,6 +121,7 @@ def curate(
         num_cpus=num_cpus,
     )
     render.print_curation(console(), result)
+    report_at_end(out)
     if not result.status.clips:
         _nothing_came_out("no clips were produced: see the reasons above")
     failed = {name: count for name, count in result.status.captions_failed.items() if name in CAPTIONERS}
@@ -190,6 +193,7 @@ def select(
     """
     from curation.selection.rules import load_rules
     from pipelines import render
+    from pipelines.report import report_at_end
     from pipelines.select import DEFAULT_PRESET
     from pipelines.select import select as run
 
@@ -198,8 +202,37 @@ def select(
     rules = load_rules(config) if config else preset or DEFAULT_PRESET
     selection = run(dataset, rules, name=name, allow_missing=allow_missing, replace=replace, dry_run=dry_run)
     render.print_selection(console(), selection, dry_run=dry_run)
+    if not dry_run:
+        report_at_end(dataset, selection.name)
     if warning := render.shortfall(selection):
         _nothing_came_out(warning)
+
+
+@app.command(epilog=EXIT_CODES)
+def report(
+    dataset: DatasetFolder,
+    selection: Annotated[
+        str | None,
+        typer.Option(help="Selection whose rules the page starts with; without it, no rules.", show_default=False),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Another selection, to compare the first with.", show_default=False)
+    ] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Write a page to choose thresholds on: DATASET/report/SELECTION.html, one file that needs no network.
+
+    `clipmill curate` and `clipmill select` write it at their end.
+    """
+    from pipelines.report import report as run
+
+    written = run(dataset, selection, against=against)
+    say(f"{written.file}: {written.shown:,} of {written.clips:,} clips, {written.with_pictures:,} with pictures")
+    if open_it:
+        import webbrowser
+        from pathlib import Path
+
+        webbrowser.open(Path(written.file).resolve().as_uri() if "://" not in written.file else written.file)
 
 
 @app.command(epilog=EXIT_CODES)

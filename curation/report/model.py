@@ -1,0 +1,218 @@
+"""A dataset -> what its page shows: clips as columns, sources, rules, selections."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date, datetime
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from clipmill import storage
+from curation.dataset.joined import joined_columns, joined_query
+from curation.dataset.sql import quoted
+from curation.dataset.tables import Dataset
+from curation.report.columns import ReportColumn, report_columns
+from curation.report.overview import overview, rejected_sources
+from curation.report.payload import Payload
+from curation.report.pictures import pictures
+from curation.selection.condition import read_condition
+from curation.selection.rules import Rules
+from curation.selection.select import Selection, load_selection, selection_names
+
+MOST_CLIPS = 20_000
+"""Clips that the page holds; of a larger dataset it holds so many, spread evenly over its sources."""
+_QUANTILES = 1_000
+_LONGEST_TEXT = 2_000
+"""Characters of a text; captions can be longer, the page shows so much of them."""
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the page embeds, and how much of the dataset it is."""
+
+    data: str
+    pictures: str
+    title: str
+    clips: int
+    shown: int
+    with_pictures: int
+
+
+def build_report(
+    dataset: Dataset, selection: str | None = None, against: str | None = None, *, most_clips: int = MOST_CLIPS
+) -> Report:
+    """Read everything that the page of this selection shows. Raises UserError for a selection that is not there."""
+    description = dataset.description()
+    chosen = load_selection(dataset, selection) if selection else None
+    other = load_selection(dataset, against) if against else None
+    rules = Rules.from_values(chosen.rules, origin=chosen.name) if chosen else Rules(name="my-selection")
+    payload = Payload()
+    with dataset.connect() as connection:
+        total, microseconds = _total(connection)
+        columns = report_columns(dataset, connection, rules.rules)
+        clip_ids = _shown(connection, total, most_clips)
+        connection.register("shown_clips", pa.table({"clip_id": clip_ids, "place": np.arange(len(clip_ids))}))
+        rows = _rows(connection, [column.name for column in columns])
+        encoded = [column.described() | _encoded(payload, column, rows[column.name]) for column in columns]
+        header: dict[str, Any] = {
+            "format": _FORMAT,
+            "dataset": dataset.url,
+            "fingerprint": str(description["fingerprint"]),
+            "name": rules.name,
+            "total_clips": total,
+            "total_microseconds": microseconds,
+            "shown_clips": len(clip_ids),
+            "columns": encoded,
+            "microseconds": payload.numbers(_microseconds(rows["duration_s"])),
+            "rules": rules.as_given(),
+            "where": _where(connection, payload, rules.where, len(clip_ids)),
+            "selection": _described(chosen),
+            "against": _against(dataset, payload, other, clip_ids),
+            "selections": selection_names(dataset),
+            "overview": overview(connection),
+            "rejected": rejected_sources(connection),
+            "quantiles": _quantiles(connection, payload, columns) if len(clip_ids) < total else {},
+        }
+    strips = pictures(dataset, clip_ids)
+    header["pictures"] = {
+        "offsets": payload.numbers(np.array(strips.offsets, np.int32)),
+        "long_side_px": strips.long_side_px,
+    }
+    shown = sum(a < b for a, b in zip(strips.offsets, strips.offsets[1:], strict=False))
+    return Report(
+        data=payload.encoded(header),
+        pictures=strips.text,
+        title=rules.name if chosen else "all clips",
+        clips=total,
+        shown=len(clip_ids),
+        with_pictures=shown,
+    )
+
+
+def _total(connection: duckdb.DuckDBPyConnection) -> tuple[int, int]:
+    [(clips, microseconds)] = connection.execute(
+        "SELECT count(*), coalesce(sum(round(duration_s * 1e6)::BIGINT), 0)::BIGINT FROM clips"
+    ).fetchall()
+    return int(clips), int(microseconds)
+
+
+def _shown(connection: duckdb.DuckDBPyConnection, total: int, most: int) -> list[str]:
+    """The clips to show, by clip_id. Clips of a source are neighbours: every k-th takes evenly from all sources."""
+    ids = _table(connection, "SELECT clip_id::VARCHAR AS clip_id FROM clips ORDER BY clip_id")
+    column = ids["clip_id"].combine_chunks()
+    if total > most:
+        column = column.take(pa.array((np.arange(most) * total) // most))
+    return list(column.to_pylist())
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> pa.Table:
+    listed = ", ".join(f"rows.{quoted(name)}" for name in names)
+    query = joined_query(connection, dict.fromkeys(["clip_id", *names]))
+    return _table(
+        connection,
+        f"SELECT {listed} FROM ({query}) AS rows JOIN shown_clips USING (clip_id) ORDER BY shown_clips.place",
+    )
+
+
+def _table(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
+    relation = connection.sql(query)
+    assert relation is not None
+    return relation.to_arrow_table()
+
+
+def _encoded(payload: Payload, column: ReportColumn, values: pa.ChunkedArray) -> dict[str, Any]:
+    if column.numeric:
+        return {"numbers": payload.numbers(_finite(values, column.kind))}
+    if column.kind == "text":
+        return payload.texts([text and text[:_LONGEST_TEXT] for text in values.to_pylist()])
+    return {"values": [_json(value) for value in values.to_pylist()]}
+
+
+def _finite(values: pa.ChunkedArray, kind: str) -> NDArray[Any]:
+    """The numbers in the column's own precision; null and infinite ones, which count as no score, as NaN."""
+    dtype = np.float32 if kind == "single" else np.float64
+    numbers = values.cast(pa.float32() if kind == "single" else pa.float64(), safe=False)
+    found = pc.fill_null(numbers, float("nan")).to_numpy().astype(dtype)
+    found[~np.isfinite(found)] = np.nan
+    return found
+
+
+def _microseconds(values: pa.ChunkedArray) -> NDArray[np.float64]:
+    """Whole microseconds, as `curation.selection.funnel` sums them."""
+    return np.round(pc.fill_null(values.cast(pa.float64()), 0.0).to_numpy() * 1e6)
+
+
+def _json(value: Any) -> Any:
+    """A value that JSON can hold; what it cannot is text."""
+    if isinstance(value, str):
+        return value[:_LONGEST_TEXT]
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(inner) for inner in value]
+    return value.isoformat() if isinstance(value, date | datetime) else str(value)[:_LONGEST_TEXT]
+
+
+def _where(
+    connection: duckdb.DuckDBPyConnection, payload: Payload, where: str | None, clips: int
+) -> dict[str, Any] | None:
+    """A browser cannot judge an SQL condition: its outcome per clip comes along (0 kept, 1 removed, 2 unscored)."""
+    if where is None:
+        return None
+    condition = read_condition(connection, where, joined_columns(connection))
+    if condition.missing:
+        return None
+    query = joined_query(connection, dict.fromkeys(["clip_id", *sorted(condition.columns)]))
+    found = _table(
+        connection,
+        f"SELECT CASE WHEN {condition.sql} THEN 0 WHEN {condition.sql} IS NULL THEN 2 ELSE 1 END AS outcome "
+        f"FROM ({query}) AS joined JOIN shown_clips USING (clip_id) ORDER BY shown_clips.place",
+    )
+    outcomes = found["outcome"].to_numpy().astype(np.int32)
+    assert len(outcomes) == clips
+    return {"sql": where, "outcomes": payload.numbers(outcomes)}
+
+
+def _described(selection: Selection | None) -> dict[str, Any] | None:
+    return asdict(selection) if selection else None
+
+
+def _against(
+    dataset: Dataset, payload: Payload, other: Selection | None, clip_ids: Sequence[str]
+) -> dict[str, Any] | None:
+    if other is None:
+        return None
+    table = storage.read_parquet(dataset.fs, dataset.file("selections", f"{other.name}.parquet"), ["clip_id"])
+    member = pc.is_in(pa.array(clip_ids, pa.string()), table["clip_id"].cast(pa.string()))
+    return {"name": other.name, "rules": other.rules, "clips": other.clips, "seconds": other.seconds} | {
+        "member": payload.numbers(member.to_numpy(zero_copy_only=False).astype(np.int32))
+    }
+
+
+def _quantiles(
+    connection: duckdb.DuckDBPyConnection, payload: Payload, columns: Sequence[ReportColumn]
+) -> dict[str, Any]:
+    """Of all clips, for each column of numbers: how many have it, and a thousand quantiles."""
+    at = [i / _QUANTILES for i in range(_QUANTILES + 1)]
+    found = {}
+    for column in columns:
+        if not column.slider:
+            continue
+        value = quoted(column.name)
+        query = joined_query(connection, [column.name])
+        [(scored, values)] = connection.execute(
+            f"SELECT count({value}), quantile_cont({value}::DOUBLE, {at}) FROM ({query}) "
+            f"WHERE isfinite({value}::DOUBLE)"
+        ).fetchall()
+        if scored:
+            found[column.name] = {"scored": scored, "values": payload.numbers(np.array(values, np.float64))}
+    return found

@@ -1,0 +1,47 @@
+"""What the page carries: a JSON header and typed arrays, gzipped together and written as base64.
+
+4 bytes, little-endian: length of the header; the header; arrays, each starting at a multiple of 8 bytes from there
+"""
+
+import base64
+import gzip
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_ALIGNMENT = 8
+
+
+class Payload:
+    """Collects arrays; `encoded` gives the text to embed."""
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+        self._length = 0
+
+    def numbers(self, values_N: NDArray[Any]) -> dict[str, Any]:
+        """Add an array and return what the header says of it. NaN stands for a number that is not there."""
+        kind = {"f4": "f32", "f8": "f64", "i4": "i32", "u1": "u8"}[values_N.dtype.str[1:]]
+        content = np.ascontiguousarray(values_N).astype(values_N.dtype.newbyteorder("<")).tobytes()
+        described = {"type": kind, "offset": self._length, "length": len(values_N)}
+        padding = -len(content) % _ALIGNMENT
+        self._chunks.append(content + b"\0" * padding)
+        self._length += len(content) + padding
+        return described
+
+    def texts(self, values: Sequence[str | None]) -> dict[str, Any]:
+        """Add texts, each distinct one once; code -1 stands for one that is not there."""
+        codes: dict[str, int] = {}
+        coded = [-1 if value is None else codes.setdefault(value, len(codes)) for value in values]
+        return {"texts": list(codes), "codes": self.numbers(np.array(coded, np.int32))}
+
+    def encoded(self, header: Mapping[str, Any]) -> str:
+        """Everything as base64, which holds no character that HTML gives a meaning to."""
+        text = json.dumps(header, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode()
+        text += b" " * (-(len(text) + 4) % _ALIGNMENT)
+        content = struct.pack("<I", len(text)) + text + b"".join(self._chunks)
+        return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()

@@ -1,0 +1,122 @@
+"""First, middle and last picture of each clip as one small WebP strip, so that many fit into one file."""
+
+import base64
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from curation.dataset.tables import Dataset
+
+BUDGET_BYTES = 26 << 20
+"""All strips of a page; base64 makes a third more of it."""
+READ_BYTES = 2 << 30
+"""Preview files that are read for a page; above that, only some of its clips have pictures."""
+_SIZES = ((320, 70), (240, 65), (200, 60), (160, 55), (128, 50), (96, 45), (80, 40), (64, 35))
+"""Long side of a picture in pixels and WebP quality, from the best to the smallest."""
+_TRIED = 48
+_LARGEST_SIDE_PX = 8192
+_BATCH_ROWS = 256
+
+Jpegs = tuple[bytes | None, bytes | None, bytes | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Strips as base64, one after the other: clip i is `text[offsets[i]:offsets[i + 1]]`, empty without pictures."""
+
+    text: str
+    offsets: list[int]
+    long_side_px: int
+
+
+def pictures(dataset: Dataset, clip_ids: Sequence[str], *, budget_bytes: int = BUDGET_BYTES) -> Pictures:
+    """Strips of these clips, as large as the budget lets them all be."""
+    place = {clip_id: i for i, clip_id in enumerate(clip_ids)}
+    strips: list[bytes] = [b""] * len(clip_ids)
+    used, encode, long_side_px = 0, None, 0
+    with ThreadPoolExecutor() as pool:
+        for batch in _previews(dataset, place):
+            if encode is None:
+                long_side_px, quality = _size(batch, len(clip_ids), budget_bytes)
+                encode = _encoder(long_side_px, quality)
+            for (i, _), content in zip(batch, pool.map(encode, (jpegs for _, jpegs in batch)), strict=True):
+                if used + len(content) <= budget_bytes:
+                    strips[i] = content
+                    used += len(content)
+    offsets, length = [0], 0
+    for strip in strips:
+        length += 4 * ((len(strip) + 2) // 3)  # of its base64
+        offsets.append(length)
+    return Pictures(
+        text="".join(base64.b64encode(strip).decode() for strip in strips), offsets=offsets, long_side_px=long_side_px
+    )
+
+
+def strip(jpegs: Jpegs, long_side_px: int, quality: int) -> bytes:
+    """The pictures side by side as WebP, all of the first one's size; empty where none can be read."""
+    tiles = [tile for jpeg in jpegs if (tile := _tile(jpeg, long_side_px)) is not None]
+    if len(tiles) != len(jpegs):
+        return b""
+    width, height = tiles[0].size
+    joined = Image.new("RGB", (width * len(tiles), height))
+    for i, tile in enumerate(tiles):
+        joined.paste(tile if tile.size == (width, height) else tile.resize((width, height)), (i * width, 0))
+    written = io.BytesIO()
+    joined.save(written, "WEBP", quality=quality, method=2)
+    return written.getvalue()
+
+
+def _previews(dataset: Dataset, place: Mapping[str, int]) -> Iterator[list[tuple[int, Jpegs]]]:
+    """Batches of (place of the clip, its JPEGs), as many as `READ_BYTES` of files hold."""
+    read_bytes = 0
+    for part in dataset.parts("previews"):
+        path = dataset.file("previews", f"{part}.parquet")
+        ids = dataset.read_part("previews", part, ["clip_id"])["clip_id"].to_pylist()
+        if not any(clip_id in place for clip_id in ids):
+            continue
+        read_bytes += dataset.fs.size(path)
+        if read_bytes > READ_BYTES and read_bytes > dataset.fs.size(path):
+            return
+        with dataset.fs.open(path, "rb") as file:
+            for rows in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=["clip_id", "first", "middle", "last"]):
+                wanted = [i for i, clip_id in enumerate(rows["clip_id"].to_pylist()) if clip_id in place]
+                batch = [
+                    (place[row["clip_id"]], (row["first"], row["middle"], row["last"]))
+                    for row in rows.take(wanted).to_pylist()
+                ]
+                if batch:
+                    yield batch
+
+
+def _size(batch: Sequence[tuple[int, Jpegs]], clips: int, budget_bytes: int) -> tuple[int, int]:
+    """The largest size with which all clips fit, judged by the first of them."""
+    tried = [jpegs for _, jpegs in batch[:: max(1, len(batch) // _TRIED)]]
+    for long_side_px, quality in _SIZES[:-1]:
+        mean_bytes = sum(len(strip(jpegs, long_side_px, quality)) for jpegs in tried) / len(tried)
+        if mean_bytes * clips <= 0.8 * budget_bytes:
+            return long_side_px, quality
+    return _SIZES[-1]
+
+
+def _encoder(long_side_px: int, quality: int) -> Callable[[Jpegs], bytes]:
+    return lambda jpegs: strip(jpegs, long_side_px, quality)
+
+
+def _tile(jpeg: bytes | None, long_side_px: int) -> Image.Image | None:
+    try:
+        with Image.open(io.BytesIO(jpeg or b""), formats=["JPEG"]) as image:
+            if max(image.size) > _LARGEST_SIDE_PX:
+                return None
+            image.draft("RGB", (long_side_px, long_side_px))
+            tile = image.convert("RGB")
+    except (OSError, SyntaxError, ValueError):  # as which Pillow reports files that it cannot read
+        return None
+    shrink = long_side_px / max(tile.size)
+    if shrink < 1:
+        size = (max(1, round(tile.width * shrink)), max(1, round(tile.height * shrink)))
+        tile = tile.resize(size, Image.Resampling.BOX)
+    return tile

@@ -1,0 +1,98 @@
+/** This selection beside another: which clips come and go, and which rule decided. */
+
+import type { Rule } from "./data";
+import { count, duration, h, table } from "./dom";
+import { card } from "./gallery";
+import { asWords } from "./rules";
+import type { State } from "./state";
+
+const AT_ONCE = 48;
+
+export class Compare {
+  readonly element = h("div", { class: "compare" });
+
+  constructor(
+    private readonly state: State,
+    private readonly open: (clip: number) => void,
+  ) {
+    state.listen(() => this.element.offsetParent && this.draw());
+  }
+
+  draw(): void {
+    const { state } = this;
+    const { against } = state.header;
+    if (!against) return;
+    const theirs = new Map<string, Rule>(Object.entries(against.rules.rules ?? {}));
+    const other = state.judge.judge(
+      theirs,
+      against.rules.where !== undefined && against.rules.where === state.header.where?.sql,
+    );
+    const all = Array.from(state.judged.kept, (_, clip) => clip);
+    const come = all.filter((clip) => state.judged.kept[clip] && !against.member[clip]);
+    const go = all.filter((clip) => !state.judged.kept[clip] && against.member[clip]);
+    const both = all.filter((clip) => state.judged.kept[clip] && against.member[clip]);
+    const seconds = (clips: number[]) =>
+      duration(clips.reduce((sum, clip) => sum + state.header.microseconds[clip], 0) / 1e6);
+    const columns = [...new Set([...state.rules.keys(), ...theirs.keys()])];
+    const theirReason = (clip: number) => {
+      const by = other.droppedBy[clip];
+      return by < 0 ? `not in ${against.name}` : `${against.name}: ${state.judge.reason(other.tests[by], clip)}`;
+    };
+    this.element.replaceChildren(
+      h("h2", {}, `These rules against ${against.name}`),
+      table(
+        "Clips",
+        ["", "clips", "time"],
+        [
+          [`in both${state.whole ? "" : " (of this page)"}`, count(both.length), seconds(both)],
+          ["only with these rules", count(come.length), seconds(come)],
+          [`only in ${against.name}`, count(go.length), seconds(go)],
+        ],
+      ),
+      table(
+        "Rules",
+        ["column", "these", against.name],
+        columns.map((name) => [
+          name,
+          asWords(state.rules.get(name) ?? {}) || "–",
+          asWords(theirs.get(name) ?? {}) || "–",
+        ]),
+      ),
+      this.decided(
+        "Clips that go, by the rule that decides",
+        go,
+        (clip) => state.judged.tests[state.judged.droppedBy[clip]]?.name ?? "–",
+      ),
+      this.decided(
+        "Clips that come, by the rule that had dropped them",
+        come,
+        (clip) => other.tests[other.droppedBy[clip]]?.name ?? "–",
+      ),
+      this.cards(`Only with these rules: ${count(come.length)}`, come, theirReason),
+      this.cards(`Only in ${against.name}: ${count(go.length)}`, go, () => ""),
+    );
+  }
+
+  private decided(title: string, clips: number[], by: (clip: number) => string): HTMLElement {
+    const counts = new Map<string, number>();
+    for (const clip of clips) counts.set(by(clip), (counts.get(by(clip)) ?? 0) + 1);
+    return table(
+      title,
+      ["rule", "clips"],
+      [...counts].sort((a, b) => b[1] - a[1]).map(([name, number]) => [name, count(number)]),
+    );
+  }
+
+  private cards(title: string, clips: number[], extra: (clip: number) => string): HTMLElement {
+    return h(
+      "section",
+      { class: "group" },
+      h("h2", {}, title),
+      h(
+        "div",
+        { class: "cards" },
+        ...clips.slice(0, AT_ONCE).map((clip) => card(this.state, clip, this.open, extra(clip))),
+      ),
+    );
+  }
+}

@@ -1,0 +1,196 @@
+/** Everything about one clip: pictures, text boxes, video, captions, columns, verdicts. */
+
+import { type Column, textOf } from "./data";
+import { h, svg, table } from "./dom";
+import { captionsOf, strip } from "./gallery";
+import { shown } from "./rules";
+import { type State, VERDICT_KEYS } from "./state";
+
+interface TextBox {
+  frame: number;
+  corners: number[];
+}
+
+export class Detail {
+  readonly element = h("dialog", { "aria-label": "Clip" });
+  private clip = -1;
+  private picked: string | undefined;
+
+  constructor(private readonly state: State) {
+    this.element.addEventListener("close", () => this.element.replaceChildren()); // stops the video
+    this.element.addEventListener("keydown", (event) => {
+      const typing = event.target instanceof HTMLInputElement || event.target instanceof HTMLVideoElement;
+      const verdict = VERDICT_KEYS[event.key];
+      if (typing || !verdict || event.ctrlKey || event.metaKey || event.altKey) return;
+      this.state.mark(this.clip, verdict);
+      this.draw();
+    });
+  }
+
+  open = (clip: number): void => {
+    this.clip = clip;
+    this.draw();
+    if (!this.element.open) this.element.showModal();
+  };
+
+  private draw(): void {
+    const { state, clip } = this;
+    const id = state.clipId(clip);
+    const mark = state.marks.get(id);
+    const reason = state.reason(clip);
+    const verdicts = Object.entries(VERDICT_KEYS).map(([key, verdict]) =>
+      h(
+        "button",
+        {
+          "aria-pressed": String(mark?.verdict === verdict),
+          onclick: () => {
+            state.mark(clip, verdict);
+            this.draw();
+          },
+        },
+        `${verdict} (${key})`,
+      ),
+    );
+    this.element.replaceChildren(
+      h("button", { class: "close", onclick: () => this.element.close(), "aria-label": "Close" }, "✕"),
+      h("h2", {}, id),
+      h("p", { class: "verdict" }, reason ? `✕ ${reason}` : "✓ kept"),
+      h("div", { class: "controls", role: "group", "aria-label": "Verdict" }, ...verdicts),
+      this.pictures(),
+      this.video(),
+      ...[this.captions(), this.tests(), this.columns()].filter((part) => part !== null),
+    );
+  }
+
+  private pictures(): HTMLElement {
+    const { state, clip } = this;
+    const image = strip(state, clip);
+    const boxes = (state.judge.columns.get("text_boxes")?.values?.[clip] ?? []) as TextBox[];
+    const areas = state.judge.columns.get("text_area_frames")?.values?.[clip] as (number | null)[] | null | undefined;
+    const frame = h("div", { class: "frame" }, image);
+    const figure = h("figure", { class: "large" }, frame);
+    if (boxes.length) {
+      const shapes = boxes.map(({ frame, corners }) => {
+        const points = corners
+          .map((value, i) => (i % 2 ? value : frame + value))
+          .map((value, i) => (i % 2 ? value * 100 : value * 100));
+        const pairs = points.flatMap((value, i) => (i % 2 ? [`${points[i - 1]},${value}`] : []));
+        return svg("polygon", { points: pairs.join(" ") });
+      });
+      frame.append(
+        svg("svg", { viewBox: "0 0 300 100", preserveAspectRatio: "none", "aria-hidden": "true" }, ...shapes),
+      );
+    }
+    if (areas?.length) {
+      const decides = areas.indexOf(Math.max(...areas.map((area) => area ?? 0)));
+      const texts = areas.map((area, i) => {
+        const name = ["first", "middle", "last"][i] ?? `frame ${i}`;
+        return `${name} ${area === null ? "–" : shown(area)}${i === decides && area ? " (decides)" : ""}`;
+      });
+      figure.append(h("figcaption", {}, `share covered by text: ${texts.join(" · ")}`));
+    }
+    return figure;
+  }
+
+  private video(): HTMLElement {
+    const { state, clip } = this;
+    const uri = textOf(state.judge.columns.get("uri"), clip);
+    const start = state.judge.columns.get("start_s")?.numbers?.[clip] ?? 0;
+    const end = state.judge.columns.get("end_s")?.numbers?.[clip] ?? 0;
+    const address = this.picked ?? playable(uri);
+    const holder = h("div", { class: "player" });
+    const play = () => {
+      const video = h("video", { controls: true, preload: "auto", src: `${address}#t=${start},${end}` });
+      video.addEventListener("error", () =>
+        status.replaceChildren("This browser cannot reach or play the source: choose its file."),
+      );
+      video.addEventListener("timeupdate", () => {
+        if (video.currentTime >= end) video.pause();
+      });
+      holder.replaceChildren(video);
+      video.play().catch(() => undefined);
+    };
+    const status = h("span", { role: "status" });
+    const file: HTMLInputElement = h("input", {
+      type: "file",
+      accept: "video/*",
+      onchange: () => {
+        if (!file.files?.[0]) return;
+        this.picked = URL.createObjectURL(file.files[0]);
+        this.draw();
+      },
+    });
+    return h(
+      "section",
+      { class: "video", "aria-label": "Video" },
+      h("p", { class: "where" }, `${uri} · ${shown(start)} s to ${shown(end)} s`),
+      address
+        ? h("button", { class: "play", onclick: play }, "Play")
+        : h("p", {}, "A browser cannot open this address:"),
+      h("label", {}, " or from a file: ", file),
+      status,
+      holder,
+    );
+  }
+
+  private captions(): HTMLElement | null {
+    const captions = captionsOf(this.state.header, this.clip);
+    if (!captions.length) return null;
+    const similarities = this.state.judge.columns.get("similarity_captions")?.values?.[this.clip] as
+      | (number | null)[]
+      | null;
+    const rows = captions.map((caption, i) => {
+      const similarity = similarities?.[i];
+      return [
+        caption.source,
+        caption.text ?? `failed: ${caption.error ?? "no reason given"}`,
+        typeof similarity === "number" ? shown(similarity) : "–",
+      ];
+    });
+    return table("Captions", ["from", "text", "similarity (cosine)"], rows);
+  }
+
+  private tests(): HTMLElement | null {
+    const { state, clip } = this;
+    if (!state.judged.tests.length) return null;
+    const words = ["passes", "removes it", "no score"];
+    const rows = state.judged.tests.map((test) => {
+      const value = state.judge.columns.get(test.name)?.numbers?.[clip];
+      const { min, max } = test.bounds;
+      const bounds = [min === undefined ? "" : `≥ ${shown(min)}`, max === undefined ? "" : `≤ ${shown(max)}`];
+      return [
+        test.name,
+        value === undefined ? "" : shown(value),
+        bounds.filter(Boolean).join(" and "),
+        words[test.outcomes[clip]],
+      ];
+    });
+    return table("Rules", ["rule", "value", "asked", "outcome"], rows);
+  }
+
+  private columns(): HTMLElement {
+    const rows = this.state.header.columns
+      .filter((column) => column.name !== "captions" && column.name !== "transitions")
+      .map((column) => [column.name, cell(column, this.clip), column.unit, column.meaning])
+      .filter(([, value]) => value !== "");
+    return h(
+      "details",
+      { open: true },
+      h("summary", {}, "All columns"),
+      table("Columns of this clip", ["column", "value", "unit", "meaning"], rows, "columns"),
+    );
+  }
+}
+
+function cell(column: Column, clip: number): string {
+  if (column.numbers) return Number.isNaN(column.numbers[clip]) ? "" : String(column.numbers[clip]);
+  if (column.texts) return textOf(column, clip);
+  const value = column.values?.[clip];
+  return value === null || value === undefined ? "" : JSON.stringify(value).slice(0, 600);
+}
+
+/** An address that a video element can open: local files and web addresses. */
+export function playable(uri: string): string {
+  if (uri.startsWith("/")) return `file://${uri.split("/").map(encodeURIComponent).join("/")}`;
+  return /^(file|https?):\/\//.test(uri) ? uri : "";
+}

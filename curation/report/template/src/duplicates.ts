@@ -1,0 +1,90 @@
+/** Groups of near-duplicates side by side, with their cosine and the one that is kept. */
+
+import { textOf } from "./data";
+import { count, h } from "./dom";
+import { card } from "./gallery";
+import { shown } from "./rules";
+import type { State } from "./state";
+
+const AT_ONCE = 20;
+
+/** Groups of which at least two clips are here, the largest first. */
+export function groupsOf(state: State): number[][] {
+  const { columns } = state.judge;
+  const [of, ranks] = [columns.get("duplicate_of"), columns.get("duplicate_rank")?.numbers];
+  if (!of || !ranks) return [];
+  const groups = new Map<string, number[]>();
+  for (let clip = 0; clip < ranks.length; clip++) {
+    const best = textOf(of, clip);
+    if (best) groups.set(best, [...(groups.get(best) ?? []), clip]);
+  }
+  for (let clip = 0; clip < ranks.length; clip++) groups.get(state.clipId(clip))?.push(clip);
+  for (const members of groups.values()) members.sort((a, b) => ranks[a] - ranks[b]);
+  return [...groups.values()].filter((members) => members.length > 1).sort((a, b) => b.length - a.length);
+}
+
+export class Duplicates {
+  readonly element = h("div", { class: "duplicates" });
+  private limit = AT_ONCE;
+
+  constructor(
+    private readonly state: State,
+    private readonly open: (clip: number) => void,
+  ) {
+    state.listen(() => this.element.offsetParent && this.draw());
+  }
+
+  draw(): void {
+    const { state } = this;
+    const groups = groupsOf(state);
+    const cosines = state.judge.columns.get("duplicate_cosine")?.numbers;
+    const shownGroups = groups.slice(0, this.limit).map((members) =>
+      h(
+        "section",
+        { class: "group" },
+        h("h2", {}, `${count(members.length)} clips alike`),
+        h(
+          "div",
+          { class: "cards" },
+          ...members.map((clip, place) => {
+            const cosine = cosines?.[clip] ?? Number.NaN;
+            const note = place === 0 ? "best of the group" : `cosine ${shown(cosine)} with the best`;
+            const shownCard = card(state, clip, this.open, note);
+            if (place)
+              shownCard.append(h("button", { onclick: () => this.prefer(members, clip) }, "Keep this one instead"));
+            return shownCard;
+          }),
+        ),
+      ),
+    );
+    this.element.replaceChildren(
+      h(
+        "p",
+        {},
+        groups.length
+          ? `${count(groups.length)} groups of near-duplicates${state.whole ? "" : " among the clips of this page"}. “Keep this one instead” marks the clips; export the marks and give them to clipmill select --marks.`
+          : "No near-duplicates: none were found, or they were not looked for.",
+      ),
+      ...shownGroups,
+      groups.length > this.limit
+        ? h(
+            "button",
+            {
+              onclick: () => {
+                this.limit += AT_ONCE;
+                this.draw();
+              },
+            },
+            "Show more groups",
+          )
+        : "",
+    );
+  }
+
+  private prefer(members: number[], chosen: number): void {
+    for (const clip of members) {
+      const verdict = clip === chosen ? "keep" : "drop";
+      if (this.state.marks.get(this.state.clipId(clip))?.verdict !== verdict) this.state.mark(clip, verdict);
+    }
+  }
+}

@@ -1,0 +1,302 @@
+/** What `clipmill select` does, clip for clip: curation/selection/thresholds.py and funnel.py, in the browser. */
+
+import type { Column, Header, Rule } from "./data";
+
+export const KEPT = 0;
+export const REMOVED = 1;
+export const UNSCORED = 2;
+const RANK = "duplicate_rank";
+const GROUP = "duplicate_of";
+
+export interface Test {
+  name: string;
+  bounds: { min?: number; max?: number };
+  outcomes: Uint8Array;
+  keepsUnscored: boolean;
+  removedAlone: number;
+  unscored: number;
+  ties: number;
+}
+
+export interface Step {
+  name: string;
+  asked: string;
+  removedAlone: number;
+  removed: number;
+  unscored: number;
+  unscoredDropped: number;
+  left: number;
+  leftMicroseconds: number;
+}
+
+export interface Judged {
+  tests: Test[];
+  steps: Step[];
+  kept: Uint8Array;
+  /** Number of the first test in the funnel that drops the clip, -1 for those that stay. */
+  droppedBy: Int16Array;
+  clips: number;
+  microseconds: number;
+}
+
+/** Bounds of a rule in the order in which they are written. */
+export const BOUNDS = ["drop_lowest", "drop_highest", "min", "max"] as const;
+
+export class Judge {
+  readonly columns: Map<string, Column>;
+  private readonly sorted = new Map<string, Float64Array>();
+
+  constructor(readonly header: Header) {
+    this.columns = new Map(header.columns.map((column) => [column.name, column]));
+  }
+
+  /** The scores of a column from the lowest to the highest, without those that are missing. */
+  scores(name: string): Float64Array {
+    let found = this.sorted.get(name);
+    if (!found) {
+      found = Float64Array.from(this.columns.get(name)?.numbers ?? []).filter((value) => !Number.isNaN(value));
+      found.sort();
+      this.sorted.set(name, found);
+    }
+    return found;
+  }
+
+  /** Each bound of a rule as a number, as `_test` in thresholds.py resolves them. */
+  thresholds(name: string, rule: Rule): { min?: number; max?: number } {
+    const single = this.columns.get(name)?.kind === "single";
+    const lower: number[] = [];
+    const upper: number[] = [];
+    if (rule.drop_lowest !== undefined) {
+      const at = this.percentile(name, rule.drop_lowest, false);
+      if (at !== undefined) lower.push(single ? toSingle(at, true) : at);
+    }
+    if (rule.drop_highest !== undefined) {
+      const at = this.percentile(name, rule.drop_highest, true);
+      if (at !== undefined) upper.push(single ? toSingle(at, false) : at);
+    }
+    if (rule.min !== undefined) lower.push(single ? Math.fround(rule.min) : rule.min);
+    if (rule.max !== undefined) upper.push(single ? Math.fround(rule.max) : rule.max);
+    return {
+      ...(lower.length ? { min: Math.max(...lower) } : {}),
+      ...(upper.length ? { max: Math.min(...upper) } : {}),
+    };
+  }
+
+  /** The value at a percentage from below, or from above: linear between neighbours, the place as an exact fraction. */
+  percentile(name: string, percentage: string, fromAbove: boolean): number | undefined {
+    const [numerator, denominator] = fraction(percentage, fromAbove);
+    const sample = this.header.quantiles[name];
+    const scores = sample ? sample.values : this.scores(name);
+    if (!scores.length) return undefined;
+    const place = numerator * BigInt(scores.length - 1);
+    const below = Number(place / denominator);
+    const rest = place % denominator;
+    const low = scores[below];
+    const high = scores[rest ? below + 1 : below];
+    return Math.min(high, low + (high - low) * (Number(rest) / Number(denominator)));
+  }
+
+  /** Share of the scored clips below a value, and share on it. */
+  shareBelow(name: string, value: number): { below: number; equal: number } {
+    const quantiles = this.header.quantiles[name];
+    const scores = quantiles ? quantiles.values : this.scores(name);
+    const first = lowerBound(scores, value);
+    const after = upperBound(scores, value);
+    if (!quantiles) return { below: first / scores.length, equal: (after - first) / scores.length };
+    const last = scores.length - 1;
+    if (after > first) return { below: first / last, equal: (after - first - 1) / last };
+    if (first === 0 || first > last) return { below: first === 0 ? 0 : 1, equal: 0 };
+    const within = (value - scores[first - 1]) / (scores[first] - scores[first - 1]);
+    return { below: (first - 1 + within) / last, equal: 0 };
+  }
+
+  /** Judge all clips by these rules. */
+  judge(rules: Map<string, Rule>, useWhere: boolean): Judged {
+    const tests: Test[] = [];
+    for (const [name, rule] of rules) {
+      if (name !== RANK && this.columns.get(name)?.numbers && isBounded(rule)) tests.push(this.test(name, rule));
+    }
+    const where = this.header.where;
+    if (where && useWhere) tests.push(counted("where", {}, Uint8Array.from(where.outcomes), false));
+    const rank = rules.get(RANK);
+    if (rank && isBounded(rank) && this.columns.get(RANK)) tests.push(this.rankTest(rank, tests));
+    return this.funnel(tests, rules);
+  }
+
+  private test(name: string, rule: Rule): Test {
+    const bounds = this.thresholds(name, rule);
+    const numbers = this.columns.get(name)!.numbers!;
+    const { min = Number.NEGATIVE_INFINITY, max = Number.POSITIVE_INFINITY } = bounds;
+    const outcomes = new Uint8Array(numbers.length);
+    let ties = 0;
+    for (let i = 0; i < numbers.length; i++) {
+      const value = numbers[i];
+      outcomes[i] = Number.isNaN(value) ? UNSCORED : value < min || value > max ? REMOVED : KEPT;
+      if (value === min || value === max) ties++;
+    }
+    return { ...counted(name, bounds, outcomes, rule.unscored === "keep"), ties };
+  }
+
+  /** The best of each group of near-duplicates among those that pass the other tests. */
+  private rankTest(rule: Rule, others: Test[]): Test {
+    const bounds = this.thresholds(RANK, rule);
+    const ranks = this.columns.get(RANK)!.numbers!;
+    const groups = this.columns.get(GROUP);
+    const ids = this.columns.get("clip_id");
+    const kept = passing(others, ranks.length);
+    const best = new Set<string>();
+    const copies = new Map<string, number[]>();
+    for (let i = 0; i < ranks.length; i++) {
+      if (!kept[i] || Number.isNaN(ranks[i])) continue;
+      if (ranks[i] === 0) best.add(idOf(ids, i));
+      else copies.set(idOf(groups, i), [...(copies.get(idOf(groups, i)) ?? []), i]);
+    }
+    const places = Float64Array.from(ranks);
+    for (const [group, members] of copies) {
+      members.sort((a, b) => ranks[a] - ranks[b] || (idOf(ids, a) < idOf(ids, b) ? -1 : 1));
+      members.forEach((clip, better) => {
+        places[clip] = better + Number(best.has(group));
+      });
+    }
+    const { min = Number.NEGATIVE_INFINITY, max = Number.POSITIVE_INFINITY } = bounds;
+    const outcome = (value: number) => (Number.isNaN(value) ? UNSCORED : value < min || value > max ? REMOVED : KEPT);
+    const test = counted(RANK, bounds, Uint8Array.from(places, outcome), rule.unscored === "keep");
+    return { ...test, removedAlone: countRemoved(ranks, outcome) };
+  }
+
+  private funnel(tests: Test[], rules: Map<string, Rule>): Judged {
+    const { microseconds, shown_clips: clips } = this.header;
+    const kept = new Uint8Array(clips).fill(1);
+    const droppedBy = new Int16Array(clips).fill(-1);
+    const steps: Step[] = [];
+    let left = clips;
+    let leftMicroseconds = microseconds.reduce((sum, value) => sum + value, 0);
+    tests.forEach((test, number) => {
+      let removed = 0;
+      let unscoredDropped = 0;
+      for (let i = 0; i < clips; i++) {
+        if (!kept[i] || test.outcomes[i] === KEPT) continue;
+        if (test.outcomes[i] === UNSCORED && test.keepsUnscored) continue;
+        if (test.outcomes[i] === REMOVED) removed++;
+        else unscoredDropped++;
+        kept[i] = 0;
+        droppedBy[i] = number;
+        leftMicroseconds -= microseconds[i];
+      }
+      left -= removed + unscoredDropped;
+      const rule = rules.get(test.name);
+      const asked = rule ? asWords(rule) : (this.header.where?.sql ?? "");
+      const { name, removedAlone, unscored } = test;
+      steps.push({ name, asked, removedAlone, removed, unscored, unscoredDropped, left, leftMicroseconds });
+    });
+    return { tests, steps, kept, droppedBy, clips: left, microseconds: leftMicroseconds };
+  }
+
+  /** Why a test drops a clip, in words. */
+  reason(test: Test, clip: number): string {
+    if (test.outcomes[clip] === UNSCORED) return `dropped by ${test.name}: no score`;
+    if (test.name === "where") return "dropped by where: the condition does not hold";
+    const value = this.columns.get(test.name)!.numbers![clip];
+    if (test.name === RANK) return `dropped by ${RANK}: a better copy of it stays`;
+    const { min, max } = test.bounds;
+    if (min !== undefined && value < min) return `dropped by ${test.name}: ${compared(value, min)}`;
+    return `dropped by ${test.name}: ${compared(value, max!, ">")}`;
+  }
+}
+
+/** Whether a rule asks for anything. */
+export function isBounded(rule: Rule): boolean {
+  return BOUNDS.some((name) => rule[name] !== undefined);
+}
+
+/** A rule as one short text. */
+export function asWords(rule: Rule): string {
+  const words = BOUNDS.filter((name) => rule[name] !== undefined).map((name) => `${name} ${rule[name]}`);
+  return [...words, ...(rule.unscored === "keep" ? ["unscored keep"] : [])].join(", ");
+}
+
+/** A number as a person reads it: four significant digits. */
+export function shown(value: number): string {
+  if (Number.isNaN(value)) return "–";
+  if (Number.isInteger(value)) return String(value);
+  return String(Number(value.toPrecision(4)));
+}
+
+/** Two numbers with as many digits as it takes to tell them apart. */
+function compared(value: number, bound: number, sign = "<"): string {
+  for (let digits = 3; digits < 17; digits++) {
+    const [a, b] = [Number(value.toPrecision(digits)), Number(bound.toPrecision(digits))];
+    if (a !== b) return `${a} ${sign} ${b}`;
+  }
+  return `${value} ${sign} ${bound}`;
+}
+
+/** The percentage as an exact fraction of whole numbers; from above, what is left of one. */
+export function fraction(percentage: string, fromAbove: boolean): [bigint, bigint] {
+  const [whole, decimals = ""] = percentage.replace("%", "").trim().split(".");
+  const denominator = 100n * 10n ** BigInt(decimals.length);
+  const numerator = BigInt(whole + decimals);
+  return [fromAbove ? denominator - numerator : numerator, denominator];
+}
+
+/** Whether a text is a percentage that a rule takes. */
+export function isPercentage(text: string): boolean {
+  return /^\d+(\.\d+)?%$/.test(text) && Number.parseFloat(text) < 100;
+}
+
+/** The nearest number of single precision; where it would lie on the wrong side, the next one. */
+export function toSingle(bound: number, up: boolean): number {
+  const nearest = Math.fround(bound);
+  if (up ? nearest >= bound : nearest <= bound) return nearest;
+  const bits = new Int32Array(new Float32Array([nearest]).buffer);
+  if (nearest === 0) return up ? 2 ** -149 : -(2 ** -149);
+  bits[0] += nearest > 0 === up ? 1 : -1;
+  return new Float32Array(bits.buffer)[0];
+}
+
+function countRemoved(values: ArrayLike<number>, outcome: (value: number) => number): number {
+  let removed = 0;
+  for (let i = 0; i < values.length; i++) removed += Number(outcome(values[i]) === REMOVED);
+  return removed;
+}
+
+function passing(tests: Test[], clips: number): Uint8Array {
+  const kept = new Uint8Array(clips).fill(1);
+  for (const test of tests) {
+    for (let i = 0; i < clips; i++) {
+      if (test.outcomes[i] === REMOVED || (test.outcomes[i] === UNSCORED && !test.keepsUnscored)) kept[i] = 0;
+    }
+  }
+  return kept;
+}
+
+function counted(name: string, bounds: Test["bounds"], outcomes: Uint8Array, keepsUnscored: boolean): Test {
+  const counts = [0, 0, 0];
+  for (const outcome of outcomes) counts[outcome]++;
+  return { name, bounds, outcomes, keepsUnscored, removedAlone: counts[REMOVED], unscored: counts[UNSCORED], ties: 0 };
+}
+
+function idOf(column: Column | undefined, clip: number): string {
+  const code = column?.codes?.[clip] ?? -1;
+  return code < 0 ? "" : column!.texts![code];
+}
+
+function lowerBound(sorted: Float64Array, value: number): number {
+  let [low, high] = [0, sorted.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (sorted[middle] < value) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+function upperBound(sorted: Float64Array, value: number): number {
+  let [low, high] = [0, sorted.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (sorted[middle] <= value) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}

@@ -1,0 +1,207 @@
+"""The page in a real browser, opened from disk without a network, against what `select` and DuckDB say."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from curation.dataset.tables import Dataset
+from curation.report.model import build_report
+from curation.report.page import write_page
+from curation.selection.rules import Rules, load_rules
+from curation.selection.select import select_clips, selected_clips
+from tests.curation.report.browser import launched, opened, wait_until
+from tests.curation.report.datasets import make
+from tests.media import write_video
+
+AXE = Path(__file__).parents[3] / "curation/report/template/node_modules/axe-core/axe.min.js"
+VALUES = {"motion": 5.3, "aesthetic": 5.0123, "text_area": 0.07, "width": 640, "sharpness": 0.1}
+RULES = {"motion": {"drop_lowest": "25%"}, "text_area": {"max": 0.07}, "duplicate_rank": {"max": 0}}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with launched() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    made = make(tmp_path_factory.mktemp("report") / "dataset", 200)
+    select_clips(made, Rules.from_values({"name": "start", "rules": RULES, "where": "width >= 640"}, origin="test"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def file(dataset: Dataset) -> Path:
+    return Path(write_page(dataset, "start", build_report(dataset, "start")))
+
+
+def kept(page: Any) -> int:
+    return int(page.get_attribute("#kept-clips", "data-clips"))
+
+
+def selects(dataset: Dataset, text: str, folder: Path) -> int:
+    (folder / "rules.yaml").write_text(text)
+    return select_clips(dataset, load_rules(str(folder / "rules.yaml")), dry_run=True).clips
+
+
+def test_it_starts_with_what_the_selection_holds(browser: Any, file: Path, dataset: Dataset, tmp_path: Path) -> None:
+    with opened(browser, file) as page:
+        expected = sum(batch.num_rows for batch in selected_clips(dataset, "start"))
+        assert kept(page) == expected > 0
+        assert selects(dataset, page.input_value("#yaml"), tmp_path) == expected
+
+
+def test_dragged_and_typed_thresholds_give_what_select_gives(
+    browser: Any, file: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    with opened(browser, file) as page:
+        before = kept(page)
+        handle = page.locator('[data-column="aesthetic"] .handle.min')
+        handle.scroll_into_view_if_needed()
+        box = handle.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 10)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 150, box["y"] + 10, steps=5)
+        page.mouse.up()
+        wait_until(page, f"document.querySelector('#kept-clips').dataset.clips != {before}")
+        value = float(page.input_value('[data-column="aesthetic"] .end:first-child .value'))
+        with dataset.connect() as connection:
+            selected = [row[0] for row in connection.execute("SELECT clip_id FROM joined").fetchall()]
+            assert len(selected) == 200
+            query = f"SELECT count(*) FROM joined WHERE aesthetic < {value}::FLOAT"
+            (removed,) = connection.execute(query).fetchone() or (0,)
+        assert f"this rule alone removes {removed}" in page.inner_text('[data-column="aesthetic"] .note')
+        assert selects(dataset, page.input_value("#yaml"), tmp_path) == kept(page)
+        field = page.locator('[data-column="motion"] .end:first-child .percent')
+        field.fill("37.5")
+        field.press("Tab")
+        assert "37.5%" in page.input_value("#yaml")
+        page.wait_for_timeout(100)
+        assert selects(dataset, page.input_value("#yaml"), tmp_path) == kept(page)
+
+
+def test_the_copied_rules_are_those_in_the_box(browser: Any, file: Path) -> None:
+    with opened(browser, file, permissions=["clipboard-read", "clipboard-write"]) as page:
+        page.click("#copy-yaml")
+        wait_until(page, "document.querySelector('.yaml [role=status]').textContent === 'Copied.'")
+        assert page.evaluate("navigator.clipboard.readText()") == page.input_value("#yaml")
+
+
+def test_any_rules_keep_the_very_clips_that_select_keeps(browser: Any, file: Path, dataset: Dataset) -> None:
+    random = np.random.default_rng(1)
+    judge = """rules => {
+        const found = clipmill.judge.judge(new Map(Object.entries(rules)), true);
+        const ids = clipmill.judge.columns.get('clip_id');
+        return [[...found.kept.keys()].filter(i => found.kept[i]).map(i => ids.texts[ids.codes[i]]).sort(),
+            found.steps.map(s => [s.removed, s.unscoredDropped, s.removedAlone, s.unscored, s.left])];
+    }"""
+    with opened(browser, file) as page:
+        for _ in range(25):
+            asked: dict[str, dict[str, Any]] = {}
+            for name in random.permutation([*VALUES, "duplicate_rank"])[:4]:
+                if name == "duplicate_rank":
+                    asked[name] = {"max": int(random.integers(0, 2))}
+                    continue
+                which = random.choice(["drop_lowest", "drop_highest", "min", "max"])
+                percentage = f"{random.choice([7, 12.5, 25, 33.3, 50])}%".replace(".0%", "%")
+                value = VALUES[name]
+                asked[name] = {which: percentage if which.startswith("drop") else value}
+                if random.random() < 0.3:
+                    asked[name]["unscored"] = "keep"
+            clips, steps = page.evaluate(judge, asked)
+            rules = Rules.from_values({"name": "any", "rules": asked, "where": "width >= 640"}, origin="test")
+            expected = select_clips(dataset, rules, replace=True)
+            ids = [row["clip_id"] for batch in selected_clips(dataset, "any", ["clip_id"]) for row in batch.to_pylist()]
+            assert clips == ids, asked
+            assert steps == [
+                [s.removed, s.unscored_dropped, s.removed_alone, s.unscored, s.clips_left] for s in expected.funnel
+            ], asked
+
+
+def test_borderline_shows_both_sides_of_the_threshold(browser: Any, file: Path) -> None:
+    with opened(browser, file) as page:
+        field = page.locator('[data-column="sharpness"] .end:first-child .value')
+        field.fill("0.25")
+        field.press("Tab")
+        page.select_option(".gallery select >> nth=0", "borderline")
+        titles = page.locator(".gallery h2").all_inner_texts()
+        assert titles == ["Just passing: sharpness from 0.25 dB", "Just failing: sharpness below 0.25 dB"]
+        scores = page.locator(".gallery .score.active").all_inner_texts()
+        values = [float(text.split()[1]) for text in scores]
+        assert values[:8] == sorted(values[:8])
+        assert min(values[:8]) >= 0.25 > max(values[8:])
+        assert values[8:] == sorted(values[8:], reverse=True)
+        failing = page.locator(".gallery .card.dropped .verdict").all_inner_texts()
+        assert any("dropped by sharpness: " in text and "< 0.25" in text for text in failing)
+
+
+def test_nothing_that_a_file_says_runs(browser: Any, file: Path) -> None:
+    with opened(browser, file) as page:
+        page.select_option(".gallery select >> nth=0", "all")
+        for tab in page.locator("[role=tab]").all():
+            tab.click()
+        page.click("#tab-Choose")
+        page.locator(".card .open").first.click()
+        assert "window.attacked" in page.inner_text("dialog")
+        assert page.evaluate("window.attacked") is None
+        assert page.evaluate("document.querySelectorAll('body script').length") == 3
+        assert page.locator("main img:not(.strip), main iframe, main object").count() == 0
+
+
+def test_it_is_walked_by_keyboard_and_marks_clips(browser: Any, file: Path, tmp_path: Path) -> None:
+    with opened(browser, file) as page:
+        page.focus("#tab-Choose")
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate("document.activeElement.id") == "tab-Pairs"
+        page.keyboard.press("ArrowLeft")
+        handle = page.locator('[data-column="aesthetic"] .handle.min')
+        handle.focus()
+        before = kept(page)
+        for _ in range(6):
+            page.keyboard.press("PageUp")
+        wait_until(page, f"document.querySelector('#kept-clips').dataset.clips != {before}")
+        page.locator(".card").first.focus()
+        page.keyboard.press("b")
+        page.wait_for_selector("#export-marks")
+        with page.expect_download() as download:
+            page.click("#export-marks")
+        download.value.save_as(tmp_path / "marks.json")
+        assert '"verdict": "bad cut"' in (tmp_path / "marks.json").read_text()
+        page.locator(".card").first.press("Enter")
+        assert page.locator("dialog[open]").count() == 1
+        page.keyboard.press("Escape")
+        assert page.locator("dialog[open]").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [(1280, 800), (390, 844)])
+def test_it_is_accessible(browser: Any, file: Path, viewport: tuple[int, int], scheme: str) -> None:
+    if not AXE.exists():
+        pytest.skip("needs axe-core: make check fetches it")
+    size = {"width": viewport[0], "height": viewport[1]}
+    with opened(browser, file, viewport=size, color_scheme=scheme, bypass_csp=True) as page:
+        page.evaluate(AXE.read_text())
+        for tab in page.locator("[role=tab]").all():
+            tab.click()
+            page.wait_for_timeout(50)
+            violations = page.evaluate("axe.run().then(found => found.violations)")
+            found = {v["id"]: [node["html"][:160] for node in v["nodes"][:3]] for v in violations}
+            assert not found, tab.inner_text()
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), tab.inner_text()
+
+
+def test_it_plays_a_clip_from_its_source(browser: Any, tmp_path: Path) -> None:
+    video = tmp_path / "a video #1 %.mp4"
+    frames = np.random.default_rng(0).integers(0, 255, (25, 64, 96, 3), dtype=np.uint8)
+    write_video(video, frames)
+    dataset = make(tmp_path / "dataset", 5, video=str(video), scores=False)
+    with opened(browser, Path(write_page(dataset, "all", build_report(dataset)))) as page:
+        page.locator(".card .open").first.click()
+        page.click(".play")
+        wait_until(page, "document.querySelector('video').currentTime >= 0.2")

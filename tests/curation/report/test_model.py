@@ -1,0 +1,103 @@
+import base64
+import gzip
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipmill.errors import UserError
+from curation.report.model import Report, build_report
+from curation.report.page import page
+from curation.report.pictures import pictures, strip
+from curation.selection.rules import Rules
+from curation.selection.select import select_clips
+from tests.curation.report.datasets import HOSTILE, jpeg, make
+
+
+def unpacked(report: Report) -> tuple[dict[str, Any], bytes]:
+    content = gzip.decompress(base64.b64decode(report.data))
+    (length,) = struct.unpack("<I", content[:4])
+    return json.loads(content[4 : 4 + length]), content[4 + length :]
+
+
+def numbers(placed: dict[str, Any], rest: bytes) -> np.ndarray:
+    dtype = {"f32": "<f4", "f64": "<f8", "i32": "<i4"}[placed["type"]]
+    return np.frombuffer(rest, dtype, placed["length"], placed["offset"])
+
+
+def test_all_columns_come_with_what_their_schemas_say(tmp_path: Path) -> None:
+    header, rest = unpacked(build_report(make(tmp_path / "dataset")))
+    columns = {column["name"]: column for column in header["columns"]}
+    assert columns["motion"]["unit"] == "%/s"
+    assert columns["motion"]["better"] == "higher"
+    assert columns["sharpness"] == columns["sharpness"] | {
+        "table": "mine",
+        "meaning": "how sharp <i>it</i> is",
+        "unit": "dB",
+        "better": "higher",
+        "slider": True,
+    }
+    motion = numbers(columns["motion"]["numbers"], rest)
+    assert motion.dtype == np.float32
+    assert np.isnan(motion).sum() == sum(i % 11 == 10 or i % 13 == 12 for i in range(60))
+    assert header["total_clips"] == header["shown_clips"] == 60
+    assert "embedding" not in {name for name, column in columns.items() if column["kind"] != "other"}
+
+
+def test_a_sample_is_spread_over_the_sources_and_brings_quantiles_of_all(tmp_path: Path) -> None:
+    report = build_report(make(tmp_path / "dataset"), most_clips=20)
+    header, rest = unpacked(report)
+    assert (report.clips, report.shown, report.with_pictures) == (60, 20, 20)
+    ids = next(column for column in header["columns"] if column["name"] == "clip_id")
+    assert {text.partition("-")[0] for text in ids["texts"]} == {f"{i:016x}" for i in range(5)}
+    quantiles = numbers(header["quantiles"]["aesthetic"]["values"], rest)
+    assert header["quantiles"]["aesthetic"]["scored"] == 60
+    assert len(quantiles) == 1001
+    assert (np.diff(quantiles) >= 0).all()
+
+
+def test_a_condition_comes_with_its_outcome_per_clip(tmp_path: Path) -> None:
+    dataset = make(tmp_path / "dataset")
+    select_clips(dataset, Rules(name="wide", where="width > 320 AND motion > 1"))
+    header, rest = unpacked(build_report(dataset, "wide"))
+    outcomes = numbers(header["where"]["outcomes"], rest)
+    assert (outcomes == 0).sum() == header["selection"]["clips"]
+
+
+def test_nothing_of_a_dataset_is_in_the_file_as_text(tmp_path: Path) -> None:
+    text = page(build_report(make(tmp_path / "dataset")))
+    assert not any(hostile in text for hostile in HOSTILE)
+    assert "attacked" not in text
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy is not None
+    assert "unsafe" not in policy[1]
+    assert "default-src 'none'" in policy[1]
+    assert "//" not in re.sub(r"<script.*?</script>|<style>.*?</style>", "", text, flags=re.DOTALL)
+
+
+def test_a_selection_has_to_be_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="selection"):
+        build_report(make(tmp_path / "dataset"), "absent")
+
+
+def test_pictures_stay_within_their_budget(tmp_path: Path) -> None:
+    dataset = make(tmp_path / "dataset")
+    with dataset.connect() as connection:
+        ids = [row[0] for row in connection.execute("SELECT clip_id FROM clips ORDER BY 1").fetchall()]
+    rich, poor = pictures(dataset, ids), pictures(dataset, ids, budget_bytes=20_000)
+    assert len(rich.text) > len(poor.text) > 0
+    assert len(poor.text) <= 20_000 * 4 / 3 + 4 * len(ids)
+    first = base64.b64decode(rich.text[rich.offsets[0] : rich.offsets[1]])
+    (tmp_path / "strip.webp").write_bytes(first)
+    with Image.open(tmp_path / "strip.webp") as image:
+        assert image.size == (480, 90)
+
+
+def test_a_picture_that_is_none_leaves_a_gap(tmp_path: Path) -> None:
+    assert strip((jpeg(0), b"not a picture", jpeg(1)), 96, 50) == b""
+    assert strip((None, None, None), 96, 50) == b""

@@ -111,7 +111,7 @@ def decode_alone(shards: Path, samples: int) -> None:
             packets = [packet for packet in container.demux(stream) if packet.size]
             shown = sorted(packet.pts for packet in packets)
             times_s = [pts * float(stream.time_base) for pts in shown]
-            frame_indices = choose_frames(times_s, lengths=(CONFIG.frames,), rates=CONFIG.fps, rng=rng).places
+            frame_indices = choose_frames(times_s, lengths=(CONFIG.frames,), rates=CONFIG.fps, rng=rng).frame_indices
             first, last = shown[frame_indices[0]], shown[frame_indices[-1]]
             start = max(i for i, packet in enumerate(packets) if packet.is_keyframe and packet.pts <= first)
             end = max(i for i, packet in enumerate(packets) if packet.pts <= last)

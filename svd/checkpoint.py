@@ -144,11 +144,11 @@ def load_encoder(
     with ExitStack() as files:
         stored = open_tensors(path, files)
         if not image:
-            stored = {_text_name(name): each for name, each in stored.items()}
+            stored = {_text_name(name): tensor for name, tensor in stored.items()}
         layout: keymap_clip.Layout = "original" if any(name.startswith(scope) for name in stored) else "transformers"
         if layout == "original":
-            stored = {name: each for name, each in stored.items() if name.startswith(scope)}
-        used = {name: each for name, each in stored.items() if not _unused(name, config)}
+            stored = {name: tensor for name, tensor in stored.items() if name.startswith(scope)}
+        used = {name: tensor for name, tensor in stored.items() if not _unused(name, config)}
         expected = keymap_clip.to_layout(encoder.state_dict(), config, layout)
         check_weights(path, used, {name: tuple(tensor.shape) for name, tensor in expected.items()})
         tensors = {name: used[name].read().to(device, dtype) for name in expected}
@@ -189,7 +189,7 @@ def _load_autoencoder(
                 name: tuple(tensor.shape)
                 for name, tensor in keymap_autoencoder.to_layout(autoencoder.state_dict(), config, "condition").items()
             }
-            check_weights(path, {name: each for name, each in stored.items() if name in shapes}, shapes)
+            check_weights(path, {name: tensor for name, tensor in stored.items() if name in shapes}, shapes)
             tensors = {name: stored[name].read().to(device, dtype) for name in names.values()}
             weights = keymap_autoencoder.from_layout(tensors, config, "condition")
             autoencoder.load_state_dict(weights, strict=False, assign=True)
@@ -202,7 +202,7 @@ def _weights(path: Path, part: str) -> Path:
         return path
     file = path / FOLDERS[part]
     index = file.with_name(f"{file.stem}{INDEX}")
-    return next((each for each in (file, index) if each.is_file()), file.parent)
+    return next((path for path in (file, index) if path.is_file()), file.parent)
 
 
 def _parse(values: dict[str, Any], origin: str) -> ModelConfig:

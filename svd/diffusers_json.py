@@ -80,22 +80,22 @@ def read(folder: Path) -> ModelConfig:
 
     Raises FileNotFoundError; UserError where a file is no such configuration or the networks do not fit together.
     """
-    found: dict[str, Mapping[str, Any]] = {}
+    configs: dict[str, Mapping[str, Any]] = {}
     for part in ("unet", "vae", "image_encoder", "text_encoder"):
         path = folder / part / "config.json"
         if path.is_file():
-            found[part] = read_object(path)
+            configs[part] = read_object(path)
         elif part in ("unet", "vae"):
             raise FileNotFoundError(
                 f"{folder} is not a model folder: it has no {part}/config.json and no clipmill.json"
             )
     try:
-        unet = _read_unet(found["unet"])
+        unet = _read_unet(configs["unet"])
         return ModelConfig(
             unet=unet,
-            autoencoder=_read_autoencoder(found["vae"]),
-            image_encoder=_read_image_encoder(found["image_encoder"]) if "image_encoder" in found else None,
-            text_encoder=_read_text_encoder(found["text_encoder"]) if "text_encoder" in found else None,
+            autoencoder=_read_autoencoder(configs["vae"]),
+            image_encoder=_read_image_encoder(configs["image_encoder"]) if "image_encoder" in configs else None,
+            text_encoder=_read_text_encoder(configs["text_encoder"]) if "text_encoder" in configs else None,
         )
     except KeyError as error:
         raise UserError(f"{folder}: a config.json lacks {error}, which diffusers writes for this model") from error

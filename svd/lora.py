@@ -123,16 +123,16 @@ def load_lora(unet: UNet, path: str | Path) -> None:
     """
     with ExitStack() as files:
         stored = open_tensors(path, files)
-        found = [name for name in stored if name.endswith("lora_A.weight")]
-        if not found:
+        names_of_a = [name for name in stored if name.endswith("lora_A.weight")]
+        if not names_of_a:
             raise WeightsError(f"{path} holds {len(stored)} tensors and no lora_A.weight among them")
-        prefix = next(prefix for prefix in _PREFIXES if found[0].startswith(prefix))
-        rank = stored[found[0]].shape[0]
-        alpha = _alpha(Path(path), stored[found[0]].file.metadata() or {})
+        prefix = next(prefix for prefix in _PREFIXES if names_of_a[0].startswith(prefix))
+        rank = stored[names_of_a[0]].shape[0]
+        alpha = _alpha(Path(path), stored[names_of_a[0]].file.metadata() or {})
         with torch.device("meta"):
             template = UNet(unet.config)
         add_lora(template, rank=rank)
-        shapes = {prefix + name: tuple(each.shape) for name, each in _names(template, _adapted(template)).items()}
+        shapes = {prefix + name: tuple(tensor.shape) for name, tensor in _names(template, _adapted(template)).items()}
         check_weights(path, stored, shapes)
         add_lora(unet, rank=rank, alpha=alpha)
         with torch.no_grad():
@@ -141,12 +141,12 @@ def load_lora(unet: UNet, path: str | Path) -> None:
 
 
 def _alpha(path: Path, metadata: dict[str, str]) -> float | None:
-    beside = (path if path.is_dir() else path.parent) / "adapter_config.json"
+    peft_config = (path if path.is_dir() else path.parent) / "adapter_config.json"
     try:
         if _METADATA in metadata:
             alpha = parse_object(metadata[_METADATA], f"the metadata of {path}").get(f"{_PREFIX}lora_alpha")
         else:
-            alpha = read_object(beside).get("lora_alpha") if beside.is_file() else None
+            alpha = read_object(peft_config).get("lora_alpha") if peft_config.is_file() else None
     except ValueError as error:
         raise WeightsError(str(error)) from error
     number = isinstance(alpha, int | float) and not isinstance(alpha, bool)

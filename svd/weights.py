@@ -46,7 +46,7 @@ def load(
     with ExitStack() as files:
         stored = open_tensors(path, files)
         expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        check_weights(path, {name: each for name, each in stored.items() if name.startswith(scope)}, expected)
+        check_weights(path, {name: tensor for name, tensor in stored.items() if name.startswith(scope)}, expected)
         for ours, name in table.items():
             _fill(module, ours, stored[name].read(), device, dtype)
 
@@ -129,7 +129,7 @@ def check_weights(path: str | Path, stored: Mapping[str, Stored], expected: Mapp
     missing = [name for name in expected if name not in stored]
     unexpected = [name for name in stored if name not in expected]
     common = [(name, stored[name].shape, shape) for name, shape in expected.items() if name in stored]
-    reshaped = [f"{name} is {found}, expected {shape}" for name, found, shape in common if found != shape]
+    reshaped = [f"{name} is {got}, expected {shape}" for name, got, shape in common if got != shape]
     codes = [f"{name} is {stored[name].code}" for name, _, _ in common if stored[name].code not in CODES.values()]
     complaints = {
         "missing": missing,

@@ -54,8 +54,8 @@ class Batch:
         return replace(self, **pinned)
 
     def _large(self) -> list[tuple[str, Tensor]]:
-        found = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        return [(name, value) for name, value in found if isinstance(value, Tensor) and value.ndim > 1]
+        values = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return [(name, value) for name, value in values if isinstance(value, Tensor) and value.ndim > 1]
 
 
 def without_waiting(value: Tensor, device: torch.device) -> Tensor:

@@ -171,11 +171,11 @@ def _encode_sample(
 
 def digests(model: Model) -> dict[str, str]:
     """16 hex digits for the weights of each part that latents are computed with."""
-    found = {}
+    digest_of = {}
     for name, network in model.networks().items():
         if name != "unet":
-            found[name] = _digest(network)
-    return found
+            digest_of[name] = _digest(network)
+    return digest_of
 
 
 def _digest(network: nn.Module) -> str:

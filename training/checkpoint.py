@@ -32,7 +32,7 @@ from training.ema import Ema
 
 CHECKPOINTS = "checkpoints"
 """Folder of a run that holds them."""
-_ABOUT = "checkpoint.json"
+_METADATA = "checkpoint.json"
 _LOG = logging.getLogger("clipmill.training")
 
 
@@ -85,7 +85,7 @@ class Checkpoints:
         """The newest whole one."""
         return next(reversed(complete_checkpoints(self.folder)), None)
 
-    def save(self, step: int, state: State, own: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: State, rank_state: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
         """Begin to write the state after `step` steps, and what is this rank's `own`; training may go on at once.
 
         First waits for the one before. Raises CheckpointError if that could not be written.
@@ -96,11 +96,11 @@ class Checkpoints:
             if self.process.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
-                (temporary / _ABOUT).write_text(
-                    json.dumps({"step": step, "world_size": self.process.world_size, **about})
+                (temporary / _METADATA).write_text(
+                    json.dumps({"step": step, "world_size": self.process.world_size, **metadata})
                 )
             dist.barrier(group=self._group)
-            torch.save(dict(own), temporary / f"rank-{self.process.rank}.pt")
+            torch.save(dict(rank_state), temporary / f"rank-{self.process.rank}.pt")
             future = dcp.async_save(state.tensors(), checkpoint_id=temporary, process_group=self._group)
         except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
             raise self._failed(step, error) from error
@@ -112,7 +112,7 @@ class Checkpoints:
             return
         step = self._pending[0]
         try:
-            self._settle()
+            self._finish_pending()
             dist.barrier(group=self._group)
         except (OSError, dcp.api.CheckpointException, RuntimeError) as error:
             raise self._failed(step, error) from error
@@ -135,13 +135,13 @@ class Checkpoints:
             yield
         except BaseException:
             try:
-                self._settle()
+                self._finish_pending()
             except Exception as error:
                 _LOG.warning("the checkpoint that was being written is lost: %s", _reason(error))
             raise
         self.wait()
 
-    def _settle(self) -> None:
+    def _finish_pending(self) -> None:
         """Wait for this rank's part of the one being written, and on the first rank name it."""
         if self._pending is not None:
             (step, future), self._pending = self._pending, None
@@ -158,24 +158,25 @@ class Checkpoints:
             self._thin_out()
 
     def load(self, path: Path, state: State) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Read into `state` what `path` holds. Returns what is known of it (`read_about`), and what is this rank's own:
+        """Read into `state` what `path` holds. Returns what is known of it (`read_metadata`), and what is this rank's own:
         None where it was written by another number of ranks.
 
         Raises CheckpointError where it does not fit the network, or is damaged.
         """
         tensors = state.tensors()
         try:
-            about = read_about(path)
+            metadata = read_metadata(path)
             _compare(path, read_index(path).state_dict_metadata, tensors)
             dcp.load(tensors, storage_reader=IndexReader(path), process_group=self._group)
-            place = path / f"rank-{self.process.rank}.pt"
-            own = torch.load(place, weights_only=True) if about["world_size"] == self.process.world_size else None
+            rank_file = path / f"rank-{self.process.rank}.pt"
+            same_world = metadata["world_size"] == self.process.world_size
+            rank_state = torch.load(rank_file, weights_only=True) if same_world else None
         except CheckpointError:
             raise
         except (Exception, dcp.api.CheckpointException) as error:
             raise _damaged(path, error) from error
         state.network.load_state_dict(tensors["weights"])
-        return about, own
+        return metadata, rank_state
 
     def _temporary(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.tmp"
@@ -203,12 +204,12 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.suffix != ".tmp" and (p / INDEX).is_file())
 
 
-def read_about(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """What is known of a whole checkpoint: `step`, `world_size`, and what it was saved with. Raises
     CheckpointError where it is damaged."""
     try:
-        about = json.loads((path / _ABOUT).read_text())
-        return dict(about) | {"step": int(about["step"]), "world_size": int(about["world_size"])}
+        metadata = json.loads((path / _METADATA).read_text())
+        return dict(metadata) | {"step": int(metadata["step"]), "world_size": int(metadata["world_size"])}
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise _damaged(path, error) from error
 
@@ -220,8 +221,8 @@ def _damaged(path: Path, error: BaseException) -> CheckpointError:
 
 def describe_latest(folder: Path) -> str:
     """Where a run can go on from, as part of a sentence."""
-    found = complete_checkpoints(folder)
-    return f"the last whole one is {found[-1]}" if found else "there is no whole one yet"
+    checkpoints = complete_checkpoints(folder)
+    return f"the last whole one is {checkpoints[-1]}" if checkpoints else "there is no whole one yet"
 
 
 def _reason(error: BaseException) -> BaseException:
@@ -232,15 +233,15 @@ def _reason(error: BaseException) -> BaseException:
 def _compare(path: Path, stored: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
     """Raise CheckpointError where names or shapes differ."""
     expected = {name: tuple(tensor.shape) for name, tensor in _flat(tensors).items()}
-    found = {name: tuple(meta.size) for name, meta in stored.items() if hasattr(meta, "size")}
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    other = [name for name in expected if name in found and expected[name] != found[name]]
-    if missing or unexpected or other:
-        first = (missing or unexpected or other)[0]
+    shapes = {name: tuple(meta.size) for name, meta in stored.items() if hasattr(meta, "size")}
+    missing = [name for name in expected if name not in shapes]
+    unexpected = [name for name in shapes if name not in expected]
+    reshaped = [name for name in expected if name in shapes and expected[name] != shapes[name]]
+    if missing or unexpected or reshaped:
+        first = (missing or unexpected or reshaped)[0]
         raise CheckpointError(
             f"{path} is of another network or another choice of what trains: {len(missing)} tensors are missing, "
-            f"{len(unexpected)} unexpected, {len(other)} of another shape, first {first}. Continue it with the "
+            f"{len(unexpected)} unexpected, {len(reshaped)} of another shape, first {first}. Continue it with the "
             "settings it was begun with, or begin a new run in another folder"
         )
 

@@ -64,8 +64,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:
             return super().find_class(module, name)
-        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
-            return found
+        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return dtype
         if module.partition(".")[0] == "pathlib" and name == "PosixPath":  # where it was written; nobody reads it
             return pathlib.PurePosixPath
         raise pickle.UnpicklingError(f"it names {module}.{name}, which DCP does not write")
@@ -75,13 +75,13 @@ def _complaint(index: Any) -> str | None:
     """Of what an unpickled object is not, though its class says so: its attributes were in the file as well."""
     if type(index) is not Metadata:
         return f"it holds a {type(index).__name__}"
-    entries, places = index.state_dict_metadata, index.storage_data
-    if not isinstance(entries, dict) or not isinstance(places, dict):
+    entries, storage = index.state_dict_metadata, index.storage_data
+    if not isinstance(entries, dict) or not isinstance(storage, dict):
         return "it lacks entries or their places"
     for name, entry in entries.items():
         if not isinstance(name, str) or type(entry) is not TensorStorageMetadata or type(entry.size) is not torch.Size:
             return f"its entry {name!r} is not a tensor"
-    for place, info in places.items():
+    for place, info in storage.items():
         if type(place) is not MetadataIndex or type(info) is not filesystem._StorageInfo:
             return "it has a place of another kind"
         if not isinstance(info.relative_path, str) or not _DATA_FILE.fullmatch(info.relative_path):

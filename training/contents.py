@@ -53,7 +53,7 @@ def _changes(before: Contents, now: Contents) -> list[str]:
     """What has come, gone, or changed, if anything is known of before."""
     if not before:
         return []
-    old, new = ({name: (size, samples) for name, size, samples in each} for each in (before, now))
+    old, new = ({name: (size, samples) for name, size, samples in contents} for contents in (before, now))
     gone = [f"{name} is gone" for name in old if name not in new]
     added = [f"{name} is new" for name in new if name not in old]
     changed = [

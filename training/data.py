@@ -108,7 +108,7 @@ class ShardData(IterableDataset[Batch | Exception]):
             return None
         bucket = buckets.setdefault(sample.shape, [])
         bucket.append((position, sample))
-        return [each for _, each in buckets.pop(sample.shape)] if len(bucket) == self.config.batch_size else None
+        return [sample for _, sample in buckets.pop(sample.shape)] if len(bucket) == self.config.batch_size else None
 
     def _read(self, position: int) -> Sample | None:
         """None for a broken sample, which is counted and named. Raises BrokenDataError for too many."""

@@ -42,6 +42,6 @@ class Ema:
         """Exchange weights and averages."""
         for name, parameter in self._parameters.items():
             weights, average = local(parameter), local(self.average[name])
-            kept = weights.clone()
+            previous = weights.clone()
             weights.copy_(average)
-            average.copy_(kept)
+            average.copy_(previous)

@@ -51,16 +51,16 @@ def estimate(stage: Stage, *, gpus: int = 1, autoencoder: AutoencoderConfig | No
     with torch.device("meta"):
         unet = UNet(stage.model.config())
     freeze_untrained(unet, stage)
-    parameters = sum(each.numel() for each in unet.parameters())
-    trained = sum(each.numel() for each in unet.parameters() if each.requires_grad)
+    parameters = sum(parameter.numel() for parameter in unet.parameters())
+    trained = sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad)
     config = autoencoder or AutoencoderConfig.preset("svd")
-    kept, flops = _forward(unet, stage, config)
+    saved, flops = _forward(unet, stage, config)
     size = (1, stage.data.frames, 3, stage.data.height_px, stage.data.width_px)
     encode_flops = _encode_flops(config, size)
     per_sample = flops / stage.data.batch_size
     # Backward: the gradient of what goes through the network, and that of the weights that train, each like a pass.
     passes = 2 + trained / parameters
-    again = 1 if stage.model.checkpointing else 0
+    recomputed = 1 if stage.model.checkpointing else 0
     share = stage.run.image_share
     model_flops = stage.run.batch_size * per_sample * passes * (1 - share + share / stage.data.frames)
     strategy = stage.run.strategy
@@ -72,10 +72,10 @@ def estimate(stage: Stage, *, gpus: int = 1, autoencoder: AutoencoderConfig | No
         trained_parameters=trained,
         forward_flops=per_sample,
         encode_flops=encode_flops,
-        step_flops=stage.run.batch_size * ((passes + again) * per_sample + encode_flops),
+        step_flops=stage.run.batch_size * ((passes + recomputed) * per_sample + encode_flops),
         model_flops=model_flops,
         weights_bytes=weights / (gpus if sharded else 1),
-        activations_bytes=kept,
+        activations_bytes=saved,
         sharded=sharded,
     )
 
@@ -96,17 +96,17 @@ def _forward(unet: UNet, stage: Stage, autoencoder: AutoencoderConfig) -> tuple[
     }
     if config.ids:
         arguments["ids_BK"] = torch.empty(batch, len(config.ids), device="meta")
-    kept = _Kept(unet)
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda x: x):
+    saved = _SavedTensors(unet)
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda x: x):
         unet(x, torch.empty(batch, device="meta"), **arguments)
-    return kept.total(checkpointing=stage.model.checkpointing), float(counter.get_total_flops())
+    return saved.total(checkpointing=stage.model.checkpointing), float(counter.get_total_flops())
 
 
-class _Kept:
+class _SavedTensors:
     """Bytes of tensors kept for the backward pass, weights aside, block by block."""
 
     def __init__(self, unet: UNet) -> None:
-        self._weights = {id(each) for each in unet.parameters()}
+        self._weights = {id(parameter) for parameter in unet.parameters()}
         self._seen: set[int] = set()
         self._alive: list[Tensor] = []
         self._bytes, self._block_started = 0.0, 0.0

@@ -72,9 +72,9 @@ class SampleError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Places of the chosen frames in display order, and their rate; a place may repeat where footage stands still."""
+    """The chosen frames, as indices in display order, and their rate; one may repeat where footage stands still."""
 
-    places: tuple[int, ...]
+    frame_indices: tuple[int, ...]
     fps: float
 
 
@@ -116,10 +116,11 @@ def _at_steps(times_s: Sequence[float], first: int, length: int, step_s: float) 
     wanted = known[first] + step_s * np.arange(length)
     after = np.clip(np.searchsorted(known, wanted), 1, max(1, len(known) - 1))
     nearer_before = wanted - known[after - 1] <= known[np.minimum(after, len(known) - 1)] - wanted
-    places = np.where(nearer_before, after - 1, np.minimum(after, len(known) - 1))
-    lasting_s = known[places[-1]] - known[places[0]]
-    distinct = length > 1 and bool(np.all(np.diff(places) > 0))
-    return Choice(places=tuple(places.tolist()), fps=float((length - 1) / lasting_s) if distinct else float(1 / step_s))
+    frame_indices = np.where(nearer_before, after - 1, np.minimum(after, len(known) - 1))
+    lasting_s = known[frame_indices[-1]] - known[frame_indices[0]]
+    distinct = length > 1 and bool(np.all(np.diff(frame_indices) > 0))
+    fps = (length - 1) / lasting_s if distinct else 1 / step_s
+    return Choice(frame_indices=tuple(frame_indices.tolist()), fps=float(fps))
 
 
 def sample_video(
@@ -145,12 +146,13 @@ def sample_video(
             choice = choose_frames(video.times_s, lengths=lengths, rates=rates, rng=rng)
             fit = _Fit(video.pixel_aspect, size_for, crop, rng)
             if reader == "decord":
-                pictures = _by_decord(content, video, choice.places, fit)
+                pictures = _by_decord(content, video, choice.frame_indices, fit)
             else:
-                pictures = _by_pyav(video, choice.places, fit)
+                pictures = _by_pyav(video, choice.frame_indices, fit)
     except av.FFmpegError as error:  # also for memory: a damaged size asks for more than there can be
         raise SampleError("decode_error", f"FFmpeg could not read it: {error.strerror or error}") from error
-    return SampledFrames(frames_TCHW=_stacked([pictures[place] for place in choice.places], fit.size), fps=choice.fps)
+    frames_TCHW = _stacked([pictures[index] for index in choice.frame_indices], fit.size)
+    return SampledFrames(frames_TCHW=frames_TCHW, fps=choice.fps)
 
 
 def sample_picture(
@@ -251,7 +253,7 @@ class _Fit:
         self._corner: Size = (0, 0)
         self._shrinks = True
 
-    def _settle(self, height: int, width: int, aspect: float) -> None:
+    def _fix_geometry(self, height: int, width: int, aspect: float) -> None:
         """Take an upright picture of (height, width) pixels, each `aspect` times as wide as high."""
         if self.size != (0, 0):
             return
@@ -276,7 +278,7 @@ class _Fit:
         rotation = upright_rotation(picture.rotation)
         sideways = rotation in (90, 270)
         height, width = (picture.width, picture.height) if sideways else (picture.height, picture.width)
-        self._settle(height, width, float(1 / self._aspect if sideways else self._aspect))
+        self._fix_geometry(height, width, float(1 / self._aspect if sideways else self._aspect))
         new_height, new_width = self._resized[::-1] if sideways else self._resized
         colour = {} if picture.format.is_rgb else _colour(picture)
         filters = _SHRINK if self._shrinks else _ENLARGE
@@ -288,7 +290,7 @@ class _Fit:
 
     def array(self, image: NDArray[Any], *, sideways: bool = False) -> Planes:
         """An upright RGB array (H, W, 3); `sideways` where turning it has put its pixels' width upright."""
-        self._settle(image.shape[0], image.shape[1], float(1 / self._aspect if sideways else self._aspect))
+        self._fix_geometry(image.shape[0], image.shape[1], float(1 / self._aspect if sideways else self._aspect))
         filters = cv2.INTER_AREA if self._shrinks else cv2.INTER_CUBIC
         if image.shape[:2] != self._resized:
             image = cv2.resize(image, self._resized[::-1], interpolation=filters)
@@ -304,19 +306,19 @@ def _colour(picture: av.VideoFrame) -> dict[str, int]:
     return {"src_colorspace": matrix, "src_color_range": color_range}
 
 
-def _by_pyav(video: _Video, places: Sequence[int], fit: _Fit) -> dict[int, Planes]:
-    """place -> picture. Starts on the keyframe before the first one; if that does not give all, on the first packet."""
-    place_of = {video.pts[place]: place for place in places}
-    first, last = _needed(video, place_of)
+def _by_pyav(video: _Video, frame_indices: Sequence[int], fit: _Fit) -> dict[int, Planes]:
+    """index -> picture. Starts on the keyframe before the first one; if that does not give all, on the first packet."""
+    index_of = {video.pts[index]: index for index in frame_indices}
+    first, last = _needed(video, index_of)
     pictures: dict[int, Planes] = {}
     for start in dict.fromkeys((first, 0)):
         _check_count(last + 1 - start)
-        pictures = _decode(video, start, last, place_of, fit)
-        if len(pictures) == len(place_of):
+        pictures = _decode(video, start, last, index_of, fit)
+        if len(pictures) == len(index_of):
             return pictures
         video.context.flush_buffers()
-    missing = len(place_of) - len(pictures)
-    raise SampleError("decode_error", f"{missing} of {len(place_of)} frames could not be decoded, or are damaged")
+    missing = len(index_of) - len(pictures)
+    raise SampleError("decode_error", f"{missing} of {len(index_of)} frames could not be decoded, or are damaged")
 
 
 def _needed(video: _Video, chosen_pts: Collection[int]) -> tuple[int, int]:
@@ -336,46 +338,46 @@ def _check_count(frames: int) -> None:
         )
 
 
-def _decode(video: _Video, start: int, last: int, place_of: dict[int, int], fit: _Fit) -> dict[int, Planes]:
+def _decode(video: _Video, start: int, last: int, index_of: dict[int, int], fit: _Fit) -> dict[int, Planes]:
     """Decode packets start..last and no more. Frames that nobody needs and nothing refers to are not even decoded."""
     pictures: dict[int, Planes] = {}
     for packet in (*video.packets[start : last + 1], None):
-        needed = packet is None or packet.pts in place_of or video.context.name not in _SKIP_PER_PACKET
+        needed = packet is None or packet.pts in index_of or video.context.name not in _SKIP_PER_PACKET
         video.context.skip_frame = "DEFAULT" if needed else "NONREF"
         for picture in video.context.decode(packet):
             video.check_time()
-            if picture.pts in place_of and not picture.is_corrupt:
-                pictures[place_of[picture.pts]] = fit.frame(picture)
+            if picture.pts in index_of and not picture.is_corrupt:
+                pictures[index_of[picture.pts]] = fit.frame(picture)
     return pictures
 
 
-def _by_decord(content: bytes, video: _Video, places: Sequence[int], fit: _Fit) -> dict[int, Planes]:
-    """place -> picture, by decord, which turns frames upright itself; it neither knows pixel aspect nor AV1."""
+def _by_decord(content: bytes, video: _Video, frame_indices: Sequence[int], fit: _Fit) -> dict[int, Planes]:
+    """index -> picture, by decord, which turns frames upright itself; it neither knows pixel aspect nor AV1."""
     import decord
 
-    _check_for_decord(content, video, places)
+    _check_for_decord(content, video, frame_indices)
     try:
         reader = decord.VideoReader(io.BytesIO(content), num_threads=1)
         if len(reader) != len(video.pts):
             raise SampleError("decode_error", f"decord counts {len(reader)} frames, FFmpeg {len(video.pts)}")
-        wanted = sorted(set(places))
+        wanted = sorted(set(frame_indices))
         frames = reader.get_batch(wanted).asnumpy()
     except (decord.DECORDError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise SampleError("decode_error", f"decord could not read it: {reason}") from error
     sideways = frames.shape[1] != video.context.height
-    return {place: fit.array(frame, sideways=sideways) for place, frame in zip(wanted, frames, strict=True)}
+    return {index: fit.array(frame, sideways=sideways) for index, frame in zip(wanted, frames, strict=True)}
 
 
-def _check_for_decord(content: bytes, video: _Video, places: Sequence[int]) -> None:
+def _check_for_decord(content: bytes, video: _Video, frame_indices: Sequence[int]) -> None:
     """Raise SampleError for what decord should not be given: its FFmpeg is of 2018, knows no allow-list of formats and
     would open a playlist and what that names. So it gets ISO-BMFF alone, by FFmpeg's word and by the first box."""
     box_bytes, brand = int.from_bytes(content[:4], "big"), content[8:12]
     is_mp4 = video.format == CONTAINERS[0] and content[4:8] == b"ftyp" and 16 <= box_bytes <= 4096
     if not (is_mp4 and brand.isascii() and brand.decode().isprintable()):
         raise SampleError("decode_error", "decord reads MP4 alone, which begins with an ftyp box: use data.reader pyav")
-    first, last = _needed(video, {video.pts[place] for place in places})
+    first, last = _needed(video, {video.pts[index] for index in frame_indices})
     _check_count(last + 1 - first)
-    frames_bytes = 3 * video.context.height * video.context.width * len(set(places))
+    frames_bytes = 3 * video.context.height * video.context.width * len(set(frame_indices))
     if frames_bytes > _MAX_DECORD_BYTES:
         raise SampleError("too_large", f"the chosen frames have {frames_bytes:,} bytes, over {_MAX_DECORD_BYTES:,}")

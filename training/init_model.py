@@ -44,8 +44,8 @@ def assemble(stage: Stage, unet: UNet, others: Model | None = None) -> Model:
     part, needed = stage.model, NEEDS[task_of(unet.config)]
     autoencoder = _autoencoder(part) if part.autoencoder else (others.autoencoder if others else None)
     encoder = _encoder(part, needed) if getattr(part, needed) else getattr(others, needed, None)
-    for name, found in (("autoencoder", autoencoder), (needed, encoder)):
-        if found is None:
+    for name, network in (("autoencoder", autoencoder), (needed, encoder)):
+        if network is None:
             raise UserError(
                 f"there is no {name.replace('_', ' ')}: start from a model that has one (--init), or name one with "
                 f"--set model.{name}=MODEL"

@@ -22,7 +22,7 @@ _NEEDED = ("mean", "logvar", "ends")
 
 
 def latent_members(
-    about: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     *,
     mean_TCHW: Tensor,
     logvar_TCHW: Tensor,
@@ -40,7 +40,7 @@ def latent_members(
     tensors |= {f"tokens.{i}": tokens_NC.half() for i, tokens_NC in (tokens or {}).items()}
     latent = {"fps": fps, "picture": picture, **(made_with or {})}
     content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-    return {"json": json.dumps({**about, "latent": latent}).encode(), "latent.safetensors": content}
+    return {"json": json.dumps({**metadata, "latent": latent}).encode(), "latent.safetensors": content}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +64,17 @@ def read_latent(content: bytes, caption: int | None, shape: LatentShape | None =
         stored = load(content)
     except (SafetensorError, ValueError) as error:
         raise SampleError("bad_latent", str(error)) from error
-    lost = [name for name in _NEEDED if name not in stored]
-    if lost:
-        raise SampleError("bad_latent", f"it holds no {', '.join(lost)}")
-    kept = {name: stored[name] for name in (*_NEEDED, "embeddings") if name in stored}
+    missing = [name for name in _NEEDED if name not in stored]
+    if missing:
+        raise SampleError("bad_latent", f"it holds no {', '.join(missing)}")
+    tensors = {name: stored[name] for name in (*_NEEDED, "embeddings") if name in stored}
     tokens = stored.get(f"tokens.{caption}")
     if tokens is not None:
-        kept["tokens"] = tokens
+        tensors["tokens"] = tokens
     elif any(name.startswith("tokens.") for name in stored):
         raise SampleError("no_caption", f"there are tokens, but none of its caption {caption}")
-    _check(kept, shape)
-    return {name: value if value.dtype == torch.uint8 else value.float() for name, value in kept.items()}
+    _check(tensors, shape)
+    return {name: value if value.dtype == torch.uint8 else value.float() for name, value in tensors.items()}
 
 
 def _check(tensors: Mapping[str, Tensor], shape: LatentShape | None) -> None:

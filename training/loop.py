@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clipmill.errors import RunStopped, UserError
 from svd.model import Model
 from training.batch import Batch, without_waiting
-from training.checkpoint import CHECKPOINTS, Checkpoints, State, read_about
+from training.checkpoint import CHECKPOINTS, Checkpoints, State, read_metadata
 from training.contents import Contents, check_contents, digest, write_contents
 from training.distributed import Process, accumulating, distribute, full_tensor, gather, reshard, resolve
 from training.ema import Ema
@@ -92,8 +92,8 @@ def run_loop(
             if last or done % run.log_every == 0:
                 trainer.report(done, log)
             if last or asked or done % run.save_every == 0:
-                own = {"data": loader.state_dict(), "meter": trainer.meter.state_dict()}
-                trainer.checkpoints.save(done, trainer.state, own, trainer.about)
+                rank_state = {"data": loader.state_dict(), "meter": trainer.meter.state_dict()}
+                trainer.checkpoints.save(done, trainer.state, rank_state, trainer.metadata)
             if asked and not last:
                 trainer.stop(done)
             if run.sample_every and done % run.sample_every == 0:
@@ -119,13 +119,13 @@ class _Trainer:
         strategy = resolve(run.strategy, unet, process.world_size)
         self.network = distribute(unet.train(), strategy, bf16=run.precision == "bf16", unused=run.image_share > 0)
         self.optimizer = build_optimizer(unet, stage.optimizer)
-        self.trained = {name: each for name, each in unet.named_parameters() if each.requires_grad}
+        self.trained = {name: parameter for name, parameter in unet.named_parameters() if parameter.requires_grad}
         self.ema = Ema(self.trained, stage.optimizer.ema) if stage.optimizer.ema is not None else None
         self.state = State(network=unet, trained=self.trained, optimizer=self.optimizer, ema=self.ema)
         self.checkpoints = Checkpoints(out / CHECKPOINTS, process, keep_last=run.keep_last, keep_every=run.keep_every)
         self.objective, self.meter = Objective(model, stage), Meter(process.device)
         self.lr_factor, self.norm = 0.0, torch.zeros(())
-        self.about: dict[str, Any] = {}
+        self.metadata: dict[str, Any] = {}
         """What a checkpoint says of itself."""
         self.shown: Batch | None = None
         """What a preview shows: the last batch, but no pictures among videos."""
@@ -135,18 +135,18 @@ class _Trainer:
         # The first rank's view counts: others may still see the files as they were before a restart.
         latest = gather(self.checkpoints.latest())[0]
         contents, workers = loader.contents(), self.stage.data.workers
-        self.about = {"stage": self.stage.name, "data": digest(contents), "workers": workers}
+        self.metadata = {"stage": self.stage.name, "data": digest(contents), "workers": workers}
         if latest is None:
             if self.process.is_main:
                 write_contents(self.out, contents)
             return 0
-        check_contents(self.out, read_about(latest).get("data"), contents)
-        about, own = self.checkpoints.load(latest, self.state)
-        step = int(about["step"])
-        if own is not None:
-            self.meter.load_state_dict(own["meter"])
-        if own is not None and about.get("workers", workers) == workers:
-            loader.load_state_dict(own["data"])
+        check_contents(self.out, read_metadata(latest).get("data"), contents)
+        metadata, rank_state = self.checkpoints.load(latest, self.state)
+        step = int(metadata["step"])
+        if rank_state is not None:
+            self.meter.load_state_dict(rank_state["meter"])
+        if rank_state is not None and metadata.get("workers", workers) == workers:
+            loader.load_state_dict(rank_state["data"])
         else:  # other ranks or other workers share the samples in another way
             loader.skip(step * self.stage.run.batch_size)
         return step
@@ -265,7 +265,7 @@ def _stop_unless_finite(step: int, norm: Tensor, seen: list[tuple[Batch, Losses]
         for key, loss, sigma in zip(batch.keys, losses.loss_B.tolist(), losses.sigma_B.tolist(), strict=True)
         if not torch.tensor(loss).isfinite()
     ]
-    named = [each for part in gather(bad) for each in part]
+    named = [sample for rank_samples in gather(bad) for sample in rank_samples]
     keys = [key for part in gather([key for batch, _ in seen for key in batch.keys]) for key in part]
     what = f"the loss of {', '.join(named)}" if named else f"a gradient of the batch {', '.join(keys)}"
     raise NonFinite(f"step {step + 1}: {what} is not finite. The weights are as they were before this step")

@@ -97,8 +97,8 @@ class Log:
         self._path = folder / METRICS
         folder.mkdir(parents=True, exist_ok=True)
         if self._path.is_file():
-            kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
-            write_text(self._path, "".join(f"{line}\n" for line in kept))
+            lines = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
+            write_text(self._path, "".join(f"{line}\n" for line in lines))
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 

@@ -152,8 +152,8 @@ class Objective:
         embeddings = self._embeddings(batch, pictures)
         augmentation_B = without_waiting(draws.augmentation_B, ends_BECHW.device)
         latents = [
-            encode_picture(self.model.autoencoder, each_BCHW, draws.noise(each_BCHW), augmentation_B)
-            for each_BCHW in pictures
+            encode_picture(self.model.autoencoder, picture_BCHW, draws.noise(picture_BCHW), augmentation_B)
+            for picture_BCHW in pictures
         ]
         concat_BTCHW = concat_ends(latents[0], latents[1], frames) if count == 2 else concat_picture(latents[0], frames)
         return Conditioning(context_BNC=image_context(*embeddings), concat_BTCHW=concat_BTCHW.float())
@@ -163,7 +163,7 @@ class Objective:
             return [batch.image_embeddings_BEC[:, i].float() for i in range(len(pictures))]
         if self.model.image_encoder is None:
             raise UserError(f"a model for {self.task} needs an image encoder: set model.image_encoder")
-        return [self.model.image_encoder(each_BCHW).float() for each_BCHW in pictures]
+        return [self.model.image_encoder(picture_BCHW).float() for picture_BCHW in pictures]
 
 
 _ENCODE_FRAMES = 8

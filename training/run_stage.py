@@ -130,8 +130,8 @@ def open_loader(
 
 def finished(out: Path) -> Path | None:
     """The model of a run that is done; None of one that is not."""
-    found = [out / MODEL / CONFIG, out / LORA]
-    path = next((path for path in found if path.is_file()), None)
+    candidates = [out / MODEL / CONFIG, out / LORA]
+    path = next((path for path in candidates if path.is_file()), None)
     return path.parent if path is not None and path.name == CONFIG else path
 
 

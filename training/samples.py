@@ -58,22 +58,22 @@ def read_sample(
     Raises SampleError for what cannot be trained on. Latents are held against `latent_shape`, and against the frames
     and sizes of `config`, where it is given.
     """
-    rng, about = random.Random(seed), _about(members["json"])
-    choice = choose_caption(about["captions"], config.captions, rng)
+    rng, metadata = random.Random(seed), _metadata(members["json"])
+    choice = choose_caption(metadata["captions"], config.captions, rng)
     if choice is None and config.caption_required:
-        raise SampleError("no_caption", f"none of its {len(about['captions'])} captions has a text")
-    caption = about["captions"][choice]["text"] if choice is not None else ""
-    motion_bucket, elevation = _told(about["conditioning"], config)
-    told = partial(Sample, key=key, caption=caption, motion_bucket=motion_bucket, elevation=elevation)
+        raise SampleError("no_caption", f"none of its {len(metadata['captions'])} captions has a text")
+    caption = metadata["captions"][choice]["text"] if choice is not None else ""
+    motion_bucket, elevation = _conditioning(metadata["conditioning"], config)
+    make_sample = partial(Sample, key=key, caption=caption, motion_bucket=motion_bucket, elevation=elevation)
     if LATENT in members:
-        made = _field(about, "latent", dict)
-        fps, picture = _number(made, "fps", 0, 1e6), _field(made, "picture", bool)
+        latent_metadata = _field(metadata, "latent", dict)
+        fps, picture = _number(latent_metadata, "fps", 0, 1e6), _field(latent_metadata, "picture", bool)
         if not fps:
             raise SampleError("missing_field", "its JSON has no latent.fps above 0")
         latent = read_latent(members[LATENT], choice, latent_shape)
         if latent_shape is not None:
             _check_size(latent, config, picture=picture)
-        return told(fps=fps, picture=picture, latent=latent)
+        return make_sample(fps=fps, picture=picture, latent=latent)
     size_for = partial(nearest_size, sizes_px(config))
     if "jpg" in members:
         frames_TCHW = sample_picture(members["jpg"], size_for=size_for, crop=config.crop, rng=rng)
@@ -90,7 +90,7 @@ def read_sample(
             reader=config.reader,
         )
         frames_TCHW, fps = video.frames_TCHW, video.fps
-    return told(fps=fps, picture="jpg" in members, frames_TCHW=torch.from_numpy(frames_TCHW))
+    return make_sample(fps=fps, picture="jpg" in members, frames_TCHW=torch.from_numpy(frames_TCHW))
 
 
 def choose_caption(
@@ -120,15 +120,15 @@ def collate(samples: Sequence[Sample]) -> Batch:
     def stacked(name: str) -> Tensor | None:
         if first.latent is None or name not in first.latent:
             return None
-        return torch.stack([each.latent[name] for each in samples if each.latent is not None])
+        return torch.stack([sample.latent[name] for sample in samples if sample.latent is not None])
 
-    frames = [each.frames_TCHW for each in samples if each.frames_TCHW is not None]
+    frames = [sample.frames_TCHW for sample in samples if sample.frames_TCHW is not None]
     return Batch(
-        keys=[each.key for each in samples],
-        captions=[each.caption for each in samples],
-        fps=torch.tensor([each.fps for each in samples]),
-        motion_bucket=torch.tensor([each.motion_bucket for each in samples]),
-        elevation=torch.tensor([each.elevation for each in samples]),
+        keys=[sample.key for sample in samples],
+        captions=[sample.caption for sample in samples],
+        fps=torch.tensor([sample.fps for sample in samples]),
+        motion_bucket=torch.tensor([sample.motion_bucket for sample in samples]),
+        elevation=torch.tensor([sample.elevation for sample in samples]),
         image_only=first.picture,
         frames_BTCHW=torch.stack(frames) if frames else None,
         mean_BTCHW=stacked("mean"),
@@ -151,20 +151,20 @@ def _check_size(latent: Mapping[str, Tensor], config: DataConfig, *, picture: bo
         )
 
 
-def _about(content: bytes) -> dict[str, Any]:
+def _metadata(content: bytes) -> dict[str, Any]:
     """The sample's JSON. Raises SampleError for one that is none, or lacks what training needs."""
     try:
-        about = json.loads(content)
+        metadata = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise SampleError("bad_json", str(error)) from error
-    for caption in _field(about, "captions", list):
+    for caption in _field(metadata, "captions", list):
         if not isinstance(caption, dict) or not isinstance(caption.get("text"), str | None):
             raise SampleError("bad_field", f"a caption has a text, or null where there is none; got {caption!r:.200}")
-    _field(about, "conditioning", dict)
-    return cast("dict[str, Any]", about)
+    _field(metadata, "conditioning", dict)
+    return cast("dict[str, Any]", metadata)
 
 
-def _told(conditioning: Mapping[str, Any], config: DataConfig) -> tuple[float, float]:
+def _conditioning(conditioning: Mapping[str, Any], config: DataConfig) -> tuple[float, float]:
     """Motion bucket and elevation."""
     motion = _number(conditioning, "motion_bucket", 0, 255)
     motion = config.motion_default if motion is None else motion

@@ -152,7 +152,7 @@ def find_shards(shards: str | Path | Iterable[str | Path]) -> list[str]:
     wanted = [str(shards)] if isinstance(shards, str | Path) else [str(entry) for entry in shards]
     if not wanted:
         raise UserError("no shards: the list is empty; name a folder, tar files or a pattern such as 'shards/*.tar'")
-    found: dict[str, None] = {}
+    paths: dict[str, None] = {}
     for entry in wanted:
         if "://" in entry:
             raise UserError(f"{entry}: training reads shards from local disks; copy them there first")
@@ -164,8 +164,8 @@ def find_shards(shards: str | Path | Iterable[str | Path]) -> list[str]:
             matches, sought = sorted(filter(os.path.isfile, glob.glob(entry))), "no file, folder or match for"
         if not matches:
             raise UserError(f"no shards: {sought} {entry} (looked from {os.getcwd()})")
-        found |= dict.fromkeys(os.path.abspath(match) for match in matches)
-    return list(found)
+        paths |= dict.fromkeys(os.path.abspath(match) for match in matches)
+    return list(paths)
 
 
 class _Headers(FileIO):
@@ -214,7 +214,7 @@ class _Samples:
     """Members of a tar, gathered by sample."""
 
     def __init__(self) -> None:
-        self.places: dict[str, dict[str, Place]] = {}
+        self.members: dict[str, dict[str, Place]] = {}
         self.broken: dict[str, str] = {}
         """Key, as it can be shown -> reason."""
 
@@ -234,9 +234,9 @@ class _Samples:
             return None
         extension = extension.lower()
         if extension not in MAX_FILE_BYTES:
-            self.places.setdefault(key, {})
+            self.members.setdefault(key, {})
             return None
-        files = self.places.setdefault(key, {})
+        files = self.members.setdefault(key, {})
         if extension in files:
             return f"{_shown(member.name)} comes twice, the first one counts"
         files[extension] = member.offset_data, member.size
@@ -274,14 +274,14 @@ def _end_problem(path: str, end: int, size_bytes: int) -> str | None:
 
 
 def _shard(path: str, size_bytes: int, samples: _Samples, problem: str | None) -> Shard:
-    reasons = {key: _lacking(files) for key, files in samples.places.items()}
+    reasons = {key: _lacking(files) for key, files in samples.members.items()}
     broken = {key: reason for key, reason in reasons.items() if reason is not None} | samples.broken
     whole = [key for key, reason in reasons.items() if reason is None and key not in samples.broken]
-    occurring = {extension for key in whole for extension in samples.places[key]}
+    occurring = {extension for key in whole for extension in samples.members[key]}
     extensions = tuple(extension for extension in MAX_FILE_BYTES if extension in occurring)
     places_NE2 = np.full((len(whole), len(extensions), 2), -1, np.int64)
     for row, key in enumerate(whole):
-        for extension, place in samples.places[key].items():
+        for extension, place in samples.members[key].items():
             places_NE2[row, extensions.index(extension)] = place
     return Shard(
         path=path,

@@ -22,9 +22,9 @@ def validate_shards(index: ShardIndex, stage: Stage, model: Model, *, pictures: 
     if stage.model.config().temporal:
         _check_media(index, pictures=pictures)
     for shard in {Path(shard.path).parent: shard for shard in reversed(index.shards) if len(shard)}.values():
-        found = _first_latent(shard, stage)
-        if found is not None:
-            _check_shape(*found, stage, model, pictures=pictures)
+        first_latent = _first_latent(shard, stage)
+        if first_latent is not None:
+            _check_shape(*first_latent, stage, model, pictures=pictures)
 
 
 def latent_shape(stage: Stage, model: Model) -> LatentShape:
@@ -68,8 +68,8 @@ def _check_shape(sample: Sample, made_by: dict[str, str], stage: Stage, model: M
     assert sample.latent is not None
     mean_TCHW, ends_ECHW = sample.latent["mean"], sample.latent["ends"]
     if stage.model.config().temporal and sample.picture != pictures:
-        found, expected = ("a picture", "clips") if sample.picture else ("a clip", "pictures")
-        raise UserError(f"{sample.key} holds the latents of {found}; those of {expected} were expected")
+        got, expected = ("a picture", "clips") if sample.picture else ("a clip", "pictures")
+        raise UserError(f"{sample.key} holds the latents of {got}; those of {expected} were expected")
     config, data = model.autoencoder.config, stage.data
     lengths = (1,) if pictures else data.lengths or (data.frames,)
     size_px = (ends_ECHW.shape[-2], ends_ECHW.shape[-1])
@@ -80,9 +80,9 @@ def _check_shape(sample: Sample, made_by: dict[str, str], stage: Stage, model: M
             f"{stage.name!r} trains on {' or '.join(map(str, lengths))} of {sizes}: cache latents for this stage"
         )
     latent = (config.latent_channels, size_px[0] // config.factor, size_px[1] // config.factor)
-    made = {"autoencoder", *(_ENCODERS[name] for name in sample.latent if name in _ENCODERS)}
+    networks = {"autoencoder", *(_ENCODERS[name] for name in sample.latent if name in _ENCODERS)}
     ours = digests(model) if made_by else {}
-    other = sorted(name for name in made & made_by.keys() & ours.keys() if made_by[name] != ours[name])
+    other = sorted(name for name in networks & made_by.keys() & ours.keys() if made_by[name] != ours[name])
     if tuple(mean_TCHW.shape[1:]) != latent or other:
         what = " and ".join(other) or "autoencoder"
         raise UserError(

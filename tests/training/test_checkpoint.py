@@ -13,7 +13,14 @@ import pytest
 import torch
 
 from tests.training.world import Stream, tiny_model, tiny_stage
-from training.checkpoint import CheckpointError, Checkpoints, State, complete_checkpoints, describe_latest, read_about
+from training.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    State,
+    complete_checkpoints,
+    describe_latest,
+    read_metadata,
+)
 from training.distributed import Process
 from training.ema import Ema
 from training.loop import NonFinite, run_loop
@@ -235,7 +242,7 @@ def test_what_is_known_of_a_checkpoint_may_be_damaged(content: str | None, reaso
     if content is not None:
         (tmp_path / "checkpoint.json").write_text(content)
     with pytest.raises(CheckpointError) as caught:
-        read_about(tmp_path)
+        read_metadata(tmp_path)
     reason = reason.replace("ABOUT", str(tmp_path / "checkpoint.json"))
     assert str(caught.value) == (
         f"the checkpoint {tmp_path} is damaged: {reason}. Remove it to continue from the one before"

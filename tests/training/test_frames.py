@@ -68,10 +68,10 @@ def test_chosen_frames_rise_and_lie_in_the_clip(count: int, length: int, rate: f
             choose()
         return
     choice = choose()
-    assert len(choice.places) == length
-    assert list(choice.places) == sorted(choice.places)
-    assert choice.places[0] >= 0
-    assert choice.places[-1] < count
+    assert len(choice.frame_indices) == length
+    assert list(choice.frame_indices) == sorted(choice.frame_indices)
+    assert choice.frame_indices[0] >= 0
+    assert choice.frame_indices[-1] < count
     assert choice.fps == pytest.approx(min(rate, 24), rel=0.35)
 
 

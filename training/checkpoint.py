@@ -158,8 +158,8 @@ class Checkpoints:
             self._thin_out()
 
     def load(self, path: Path, state: State) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Read into `state` what `path` holds. Returns its metadata (`read_metadata`) and this rank's state: None where it
-        was written by another number of ranks.
+        """Read into `state` what `path` holds. Returns its metadata (`read_metadata`) and this rank's state: None where
+        it was written by another number of ranks.
 
         Raises CheckpointError where it does not fit the network, or is damaged.
         """

@@ -1,4 +1,4 @@
-"""`clipmill cache-latents`: clip shards into latent shards, shard by shard on Ray."""
+"""`clipmill cache-latents`: precompute latent shards from clip shards, one shard per Ray task."""
 
 import json
 from collections.abc import Callable
@@ -24,12 +24,12 @@ from training.stages import Stage
 FORMAT_VERSION = 1
 PLAN, INDEX = "plan.json", "index.json"
 _OF_TRAINING = ("data.batch_size",)
-"""Settings of the frames that decide how a model trains on the latents, not what they are."""
+"""Frame settings that only affect how a model trains on the latents, not the latents themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentCache:
-    """What is in the folder of latent shards."""
+    """Totals of a folder of latent shards."""
 
     folder: Path
     shards: int
@@ -41,7 +41,7 @@ class LatentCache:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What a run does with each of its shards."""
+    """What `cache_latents` does with each shard."""
 
     stage: Stage
     init: Path
@@ -62,13 +62,12 @@ def cache_latents(
     device: str | None = None,
     quiet: bool = False,
 ) -> LatentCache:
-    """Write into `out` a latent shard for each shard of `data`, with the frames that `stage.data` chooses and the
-    autoencoder and encoder that the stage would train with: `augmentations_per_clip` draws of each clip. Run again,
-    only what is missing is done.
+    """Write a latent shard into `out` for each shard of `data`, with the frames that `stage.data` samples and the
+    autoencoder and encoder that the stage trains with; `augmentations_per_clip` random draws per clip. Rerunning does
+    only what is missing.
 
-    On a cluster `data`, `init` and `out` have to be on a file system that all nodes see. A run that is alive and writes
-    into `out` is stopped only with `take_over`. Raises UserError, also for an `out` that was begun with other settings;
-    RunStopped.
+    On a cluster, `data`, `init` and `out` must be on a file system that all nodes share. With `take_over`, a live run
+    that owns `out` is stopped. Raises UserError, also if `out` was started with different settings; RunStopped.
     """
     folder = str(out.absolute())
     with Reporter("cache-latents", unit="samples", quiet=quiet) as report:
@@ -85,7 +84,7 @@ def cache_latents(
                 report.waiting(f"connecting to Ray at {address}" if address else "starting Ray")
                 stack.enter_context(connected(address, num_cpus=num_cpus))
                 if device == "cuda" and usual_device() != "cuda":
-                    raise UserError("device is cuda, and the Ray cluster has no GPU: leave it out to run on CPUs")
+                    raise UserError("--device cuda: the Ray cluster has no GPU; omit --device to run on CPUs")
             if not complete:
                 fence = stack.enter_context(owned(folder, take_over=take_over))
                 _start(folder, plan)
@@ -104,7 +103,7 @@ def cache_latents(
 
 
 def _inputs(stage: Stage, data: str, init: Path, augmentations_per_clip: int) -> tuple[ShardIndex, dict[str, Any]]:
-    """The shards to do, and what plan.json says of what is made of them."""
+    """The shards to do, and the plan.json that describes their latents."""
     try:
         index = index_shards(data)
         check_names(index)
@@ -118,7 +117,7 @@ def _inputs(stage: Stage, data: str, init: Path, augmentations_per_clip: int) ->
 
 
 def _check_plan(out: Path, plan: dict[str, Any]) -> None:
-    """Raise UserError where `out` was begun with other frames or other weights. Only reads."""
+    """Raise UserError if `out` was started with different frame settings or weights. Read-only."""
     before = _read(out / PLAN)
     if before is not None:
         if not isinstance(before.get("config"), dict) or not isinstance(before.get("models"), dict):
@@ -128,25 +127,25 @@ def _check_plan(out: Path, plan: dict[str, Any]) -> None:
 
 
 def _check_shards(out: Path, index: ShardIndex, data: str) -> None:
-    """Raise UserError where `out` holds latents of shards that `data` does not have: training would read them too."""
+    """Raise UserError if `out` contains latents of shards that are not in `data`: training would read them too."""
     known = {f"{shard.name}.tar" for shard in index.shards}
     others = sorted(path.name for path in out.glob("*.tar") if path.name not in known)
     if others:
         raise UserError(
-            f"{out} holds latents of shards that {data} does not have ({shortened(others)}): remove them, or choose "
+            f"{out} contains latents of shards that are not in {data} ({shortened(others)}): remove them or choose "
             "another folder"
         )
 
 
 def _start(folder: str, plan: dict[str, Any]) -> None:
-    """Make the folder ready for this run, which owns it."""
+    """Prepare the folder for this run, which owns it."""
     _check_plan(Path(folder), plan)
     _write(folder, PLAN, plan)
     storage.remove_leftovers(*storage.filesystem(folder))
 
 
 def latents_stage(job: _Job, fence: Fence, counter: Any = None, *, gpu: bool = True) -> pipeline.Stage:
-    """Shards, each with the number of its first sample, to shards of latents; on GPUs where there are any."""
+    """The graph: (shard, number of its first sample) to latent shards; on GPUs if there are any."""
     return pipeline.Stage(
         name="latents",
         needs=("shard",),
@@ -188,7 +187,7 @@ def cache_planned(
     except UserError:
         raise
     except (ValueError, OSError) as error:
-        fence.check()  # another run removes our unfinished files, and the error would be about those
+        fence.check()  # If another run owns the folder, it removed our files: report that instead.
         raise UserError(f"caching stopped: {error}") from error
 
 
@@ -197,7 +196,7 @@ def _records(index: ShardIndex, out: Path) -> list[LatentShard]:
 
 
 def _content(index: ShardIndex, out: Path) -> dict[str, Any]:
-    """What index.json says."""
+    """The content of index.json."""
     records = _records(index, out)
     return {
         "shards": [
@@ -212,7 +211,9 @@ def _content(index: ShardIndex, out: Path) -> dict[str, Any]:
 def _result(index: ShardIndex, out: Path) -> LatentCache:
     content = _content(index, out)
     if not content["samples"]:
-        reasons = next((f"{key}: {reason}" for key, reason in content["failed"].items()), "the shards are empty")
+        reasons = next(
+            (f"{key}: {reason}" for key, reason in content["failed"].items()), "the shards contain no samples"
+        )
         raise UserError(f"no sample could be cached: {reasons}")
     return LatentCache(
         folder=out,

@@ -1,6 +1,6 @@
-"""The command line of `clipmill`: one function per command. Here, curation; the model's are in `cli_model`.
+"""The `clipmill` command line, one function per command: the curation commands. `cli_model` has the model commands.
 
-What a command needs is imported when it runs, so that `clipmill --help` answers at once.
+Each command imports its dependencies when it runs, so that `clipmill --help` responds immediately.
 """
 
 import json
@@ -37,7 +37,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Raw videos in, scored clips in a table, selected WebDataset shards out.",
+    help="Curate raw videos into scored clips and WebDataset shards; train Stable Video Diffusion on them.",
     epilog=EXIT_CODES,
 )
 
@@ -45,22 +45,22 @@ Inputs = Annotated[
     list[str],
     typer.Argument(
         help="Files, folders, globs, s3:// or any fsspec URL, or a .txt, .csv or .parquet list with an address "
-        "column (uri, url, path, file or video) and, if you like, a caption column.",
+        "column (uri, url, path, file or video) and an optional caption column.",
         show_default=False,
     ),
 ]
 ConfigFile = Annotated[
-    str | None, typer.Option("--config", help="YAML with settings that differ from the defaults.", show_default=False)
+    str | None, typer.Option("--config", help="YAML file with settings that override the defaults.", show_default=False)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output, on stdout alone.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
 
-DatasetFolder = Annotated[str, typer.Argument(help="Dataset folder, local or any fsspec URL.", show_default=False)]
+DatasetFolder = Annotated[
+    str, typer.Argument(help="Dataset folder: a local path or any fsspec URL.", show_default=False)
+]
 Without = Annotated[
     str | None,
-    typer.Option(
-        help="Scores to leave out, separated by commas: similarity, aesthetic, text_area.", show_default=False
-    ),
+    typer.Option(help="Comma-separated scores to skip: similarity, aesthetic, text_area.", show_default=False),
 ]
 
 
@@ -84,12 +84,14 @@ def _options(
 @app.command(epilog=EXIT_CODES)
 def curate(
     inputs: Inputs,
-    out: Annotated[str, typer.Option(help="Dataset folder, local or any fsspec URL.", show_default=False)],
+    out: Annotated[str, typer.Option(help="Dataset folder: a local path or any fsspec URL.", show_default=False)],
     config: ConfigFile = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Take at most this many inputs.", show_default=False)] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of inputs to process.", show_default=False)
+    ] = None,
     without: Without = None,
     retry_rejected: Annotated[
-        bool, typer.Option("--retry-rejected", help="Try sources again that an earlier run rejected.")
+        bool, typer.Option("--retry-rejected", help="Retry sources that an earlier run rejected.")
     ] = False,
     retry_captions: Annotated[
         bool, typer.Option("--retry-captions", help="Re-caption sources whose captions failed.")
@@ -98,10 +100,10 @@ def curate(
     address: Address = None,
     num_cpus: NumCpus = None,
 ) -> None:
-    """Find the shots of every video, score every clip, and write the tables of a dataset.
+    """Detect shots, score clips, and write a dataset.
 
-    Run the same command again after an interruption: only what is missing is done. Bad videos are rows with a
-    reason in the sources table and stop nothing.
+    Rerun the same command to resume: only missing work is done. A video that cannot be used becomes a row with the
+    reason in the sources table; the run continues.
     """
     from curation.captioners import CAPTIONERS
     from pipelines import render
@@ -123,13 +125,13 @@ def curate(
     render.print_curation(console(), result)
     report_at_end(out)
     if not result.status.clips:
-        _nothing_came_out("no clips were produced: see the reasons above")
+        _nothing_came_out("no clips were produced; see the reasons above")
     failed = {name: count for name, count in result.status.captions_failed.items() if name in CAPTIONERS}
     if failed:
         counts = ", ".join(f"{count:,} of {name}" for name, count in failed.items())
         complain(
-            f"captions failed: {counts}. The clips are there with all else; the reasons are in their captions. Once "
-            "the cause is mended, run the same command with --retry-captions."
+            f"captions failed: {counts}. The clips were written without them; each failed caption has its error. Fix "
+            "the cause, then rerun the same command with --retry-captions."
         )
         raise typer.Exit(CAPTIONS_FAILED)
 
@@ -139,14 +141,19 @@ def duplicates(
     dataset: DatasetFolder,
     min_cosine: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="How near copies are; by default as in the last search.", show_default=False),
+        typer.Option(
+            min=0,
+            max=1,
+            help="Minimum cosine similarity of duplicates; defaults to that of the last search.",
+            show_default=False,
+        ),
     ] = None,
     config: ConfigFile = None,
 ) -> None:
-    """Find re-uploads and re-encodings among the clips: the column duplicate_rank, 0 for the best of each group.
+    """Find near-duplicate clips (re-uploads, re-encodings) and write duplicate_rank: 0 for the best clip of each group.
 
-    `clipmill curate` does this by itself; this is for other settings, and after tables were copied together. Settings
-    that are not given are those of the last search.
+    `clipmill curate` already does this at the end of each run. Use this command to search again with different
+    settings or after merging tables. Settings that are not given default to those of the last search.
     """
     from curation.dataset.tables import Dataset
     from curation.dedup.duplicates import DuplicatesConfig, find_duplicates, last_config
@@ -169,27 +176,27 @@ def duplicates(
 def select(
     dataset: DatasetFolder,
     preset: Annotated[
-        str | None, typer.Option(help="Rules that come along, by name; by default svd-paper.", show_default=False)
+        str | None, typer.Option(help="Built-in selection rules; svd-paper by default.", show_default=False)
     ] = None,
     config: Annotated[
-        str | None, typer.Option(help="YAML file with your own rules instead.", show_default=False)
+        str | None, typer.Option(help="YAML file with rules to use instead of a preset.", show_default=False)
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Name of the selection; by default the rules' own.", show_default=False)
+        str | None, typer.Option(help="Name of the selection; defaults to the name of the rules.", show_default=False)
     ] = None,
     replace: Annotated[
         bool,
-        typer.Option("--replace", help="Replace a selection of this name that has other rules or other clips."),
+        typer.Option("--replace", help="Overwrite a selection of the same name that has different rules or clips."),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the funnel and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the funnel without writing anything.")] = False,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Skip rules on columns that the dataset does not have.")
+        bool, typer.Option("--allow-missing", help="Skip rules whose column is missing from the dataset.")
     ] = False,
 ) -> None:
-    """Choose clips by rules, by value or by percentile, and show what each rule removed.
+    """Select clips by rules on values or percentiles, and print how many clips each rule removed.
 
-    A name that holds the same rules and the same clips is written again; anything else under it needs --replace.
-    Exits with 3 when no clip passed, or when a rule dropped clips for a score that most clips do not have.
+    Rerunning with the same rules on the same clips rewrites the selection; overwriting a different one requires
+    --replace. Exits with 3 if no clip passes, or if a rule drops clips for a score that most clips lack.
     """
     from curation.selection.rules import load_rules
     from pipelines import render
@@ -198,7 +205,7 @@ def select(
     from pipelines.select import select as run
 
     if preset and config:
-        raise UserError("--preset and --config are two sets of rules: give one of them")
+        raise UserError("--preset and --config are mutually exclusive; pass one of them")
     rules = load_rules(config) if config else preset or DEFAULT_PRESET
     selection = run(dataset, rules, name=name, allow_missing=allow_missing, replace=replace, dry_run=dry_run)
     render.print_selection(console(), selection, dry_run=dry_run)
@@ -239,17 +246,20 @@ def report(
 def shard(
     dataset: DatasetFolder,
     selection: Annotated[str, typer.Option(help="Name of the selection to write.", show_default=False)],
-    images: Annotated[bool, typer.Option("--images", help="Middle frames as JPEG, for image pretraining.")] = False,
+    images: Annotated[
+        bool, typer.Option("--images", help="Write the middle frame of each clip as JPEG, for image pretraining.")
+    ] = False,
     config: Annotated[
         str | None,
         typer.Option(
-            help="YAML: images_per_shard, extraction (crf, preset, jpeg_quality, limits, ...).", show_default=False
+            help="YAML file with shard settings: images_per_shard, extraction (crf, jpeg_quality, limits, ...).",
+            show_default=False,
         ),
     ] = None,
     clips_per_shard: Annotated[
-        int | None, typer.Option(min=1, help="Samples in one clip shard; by default 100.", show_default=False)
+        int | None, typer.Option(min=1, help="Samples per clip shard; 100 by default.", show_default=False)
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Shuffle seed; by default 0.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Shuffle seed; 0 by default.", show_default=False)] = None,
     take_over: TakeOver = False,
     address: Address = None,
     num_cpus: NumCpus = None,
@@ -260,7 +270,9 @@ def shard(
     from pipelines.shard import shard as run
 
     if images and clips_per_shard is not None:
-        raise UserError("--clips-per-shard is for clip shards: with --images, set images_per_shard in a --config file")
+        raise UserError(
+            "--clips-per-shard applies to clip shards; with --images, set images_per_shard in a --config file"
+        )
     given = {"clips_per_shard": clips_per_shard, "seed": seed}
     changes = {name: value for name, value in given.items() if value is not None}
     settings = (ShardConfig.from_file(config) if config else ShardConfig()).model_copy(update=changes)
@@ -276,12 +288,11 @@ def shard(
     render.print_shards(console(), result)
     totals = result.index["totals"]
     if not totals["samples"]:
-        _nothing_came_out("no clip could be written: index.json has the reason for each")
+        _nothing_came_out("no clips were written; index.json has the reason for each")
     if result.partial:
         complain(
             f"{totals['samples']:,} of {totals['selected']:,} selected clips were written: {totals['failed']:,} "
-            f"failed, {totals['gone']:,} are no longer in the dataset. {result.folder}/index.json lists them with "
-            "reasons."
+            f"failed, {totals['gone']:,} are no longer in the dataset. {result.folder}/index.json lists the reasons."
         )
         raise typer.Exit(PARTIAL)
 
@@ -289,10 +300,10 @@ def shard(
 @app.command(epilog=EXIT_CODES)
 def status(
     dataset: DatasetFolder,
-    rejected: Annotated[bool, typer.Option("--rejected", help="List every rejected source with its reason.")] = False,
+    rejected: Annotated[bool, typer.Option("--rejected", help="List every rejected source and the reason.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a dataset holds: sources, clips, selections and shards."""
+    """Show the contents of a dataset: sources, clips, selections and shards."""
     from curation.dataset.tables import Dataset
     from pipelines import render
     from pipelines.status import FIRST_REJECTED
@@ -309,7 +320,7 @@ def status(
 
 @app.command(epilog=EXIT_CODES)
 def inspect(videos: Inputs, config: ConfigFile = None, without: Without = None, as_json: AsJson = False) -> None:
-    """Show what the pipeline sees in a video: probe, transitions, clips, scores. Writes nothing."""
+    """Run the pipeline on videos and print metadata, transitions, clips and scores without writing anything."""
     from pipelines import render
     from pipelines.inspect import inspect as run
 
@@ -321,7 +332,7 @@ def inspect(videos: Inputs, config: ConfigFile = None, without: Without = None, 
         else:
             render.print_inspection(console(), seen)
     if not usable:
-        raise UserError("no usable input: see the reason for each above")
+        raise UserError("no usable input; see the reasons above")
 
 
 app.add_typer(cli_model.app)
@@ -343,7 +354,7 @@ def _config(address: str | None, without: str | None) -> "CurateConfig":
 
 
 def main() -> None:
-    """Run the command line and exit with one of the codes above; a user's mistake is one sentence on stderr."""
+    """Run the command line and exit with a code from `EXIT_CODES`; a UserError is printed without a traceback."""
     signal.signal(signal.SIGTERM, _interrupt)
     log_to_stderr()
     try:

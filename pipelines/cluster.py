@@ -1,4 +1,4 @@
-"""Ray, as the pipelines use it: on this machine, or on a running cluster through an address."""
+"""Ray for the pipelines: a local instance, or a running cluster given by its address."""
 
 import logging
 import os
@@ -17,13 +17,14 @@ _CONNECT_TIMEOUT_S = 10.0
 
 @contextmanager
 def connected(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
-    """Ray for the length of the block. A Ray that is already running in this process is used and left running.
+    """Connect to Ray for the duration of the block. If this process is already connected, that connection is used and
+    left open.
 
-    `address` (or the environment's RAY_ADDRESS) names a cluster; without one a local Ray is started, with `num_cpus`
-    or all CPUs that this process may use: only this user's processes can use it, and it leaves nothing behind.
-    Raises UserError when the cluster cannot be reached, RunStopped when Ray cannot start on this machine.
+    `address` (or the environment variable RAY_ADDRESS) names a cluster; without one a local Ray is started with
+    `num_cpus` CPUs, by default all that this process may use. A local Ray accepts only this user's processes and cleans
+    up after itself. Raises UserError if the cluster cannot be reached, RunStopped if Ray cannot start on this machine.
     """
-    import ray  # here, so that commands which need no cluster start at once
+    import ray  # imported here so that commands that do not need Ray start fast
 
     if ray.is_initialized():
         _settle()
@@ -31,7 +32,7 @@ def connected(address: str | None = None, *, num_cpus: int | None = None) -> Ite
         return
     address = address or os.environ.get("RAY_ADDRESS")
     if address and num_cpus:
-        raise UserError(f"--num-cpus is for a local Ray; the cluster at {address} has the CPUs that it has")
+        raise UserError(f"--num-cpus applies to a local Ray only; omit it for the cluster at {address}")
     with _quiet_log(), private_ray(num_cpus or usable_cpus()) if not address else _cluster(address) as settings:
         _start(settings, f"connect to the Ray cluster at {address!r}" if address else "start Ray on this machine")
         try:
@@ -50,17 +51,17 @@ def _start(settings: dict[str, Any], action: str) -> None:
     except BaseException as error:
         with suppress(Exception):
             ray.shutdown()
-        if isinstance(error, SystemExit):  # Ray's answer to SIGTERM while it starts
+        if isinstance(error, SystemExit):  # Ray exits this way on SIGTERM during startup
             raise KeyboardInterrupt from error
         if not isinstance(error, Exception):
             raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        # On this machine it is the machine's state, most often too much work: another try may do.
+        # A local failure is usually transient, most often an overloaded machine.
         kind = RunStopped if settings["address"] == "local" else UserError
         raise kind(f"cannot {action}: {reason}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray puts its own handler there, which ends in a stack trace
+            signal.signal(signal.SIGTERM, before)  # Ray installs its own handler, which ends with a stack trace.
 
 
 @contextmanager
@@ -73,10 +74,10 @@ def _cluster(address: str) -> Iterator[dict[str, Any]]:
 
 
 def _own_paths() -> Any:
-    """Ray's configuration of a job whose workers import what is installed, and nothing from the working directory.
+    """Ray's job configuration; workers import the installed packages and nothing from the working directory.
 
-    Ray puts the driver's working directory and the folder of its script in front of every worker's `sys.path`, unless
-    the job brings its own working directory: a folder `svd` or `training` there would hide our package.
+    Ray prepends the driver's working directory and script folder to each worker's `sys.path` unless the job sets its
+    own working directory: a folder named `svd` or `training` there would shadow our package.
     """
     from ray.job_config import JobConfig
 
@@ -93,7 +94,7 @@ def usable_cpus() -> int:
 
 
 def _check_listening(address: str) -> None:
-    """Raise ConnectionError at once for a host and port where nothing listens; Ray itself would try for minutes."""
+    """Raise ConnectionError at once if nothing listens on host and port; Ray would retry for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         try:
@@ -104,30 +105,33 @@ def _check_listening(address: str) -> None:
 
 @contextmanager
 def _quiet_log() -> Iterator[None]:
-    """What goes wrong in Ray is raised, and said once; its log would say it in pages."""
+    """Log only critical messages of Ray: its errors are raised here and reported once."""
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     yield
 
 
 def _settle() -> None:
-    """One progress display (ours), no log files of statistics, and patience with long videos."""
+    """One progress display (ours), no statistics files, and no timeout for long videos."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
-    context.execution_no_progress_timeout_s = -1  # by default half an hour without a finished block fails the job
+    context.execution_no_progress_timeout_s = (
+        -1
+    )  # the default fails the job after half an hour without a finished block
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager
 def stopped_by_errors() -> Iterator[None]:
-    """Turn what Ray raises in the block, for a task that failed or a cluster that is gone, into RunStopped.
+    """Translate what Ray raises in the block, for a failed task or a lost cluster, into RunStopped.
 
-    Ray keeps an exception of a task as text alone: what a user should read exactly as it was raised is returned.
+    Ray keeps only the text of a task's exception, so errors that the user must see unchanged are returned as values
+    instead.
     """
     from ray.exceptions import RayError
 
@@ -140,7 +144,7 @@ def stopped_by_errors() -> Iterator[None]:
 
 
 def usual_device() -> str:
-    """cuda where the cluster that this process is connected to has a GPU; the driver's machine may have none."""
+    """cuda if the connected cluster has a GPU, else cpu; the driver's machine may have none."""
     import ray
 
     return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"

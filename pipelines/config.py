@@ -1,4 +1,4 @@
-"""What a curation run is configured with: one YAML file, unknown keys refused, all of it saved with the dataset."""
+"""The configuration of a curation run: one YAML file, unknown keys rejected, saved with the dataset."""
 
 from pathlib import Path
 from typing import Any
@@ -18,33 +18,34 @@ from curation.scores.text import TextConfig
 
 
 class CaptionersConfig(Config):
-    """Captioners that run, in this order: each for which there are settings (`coca: {}` takes the defaults)."""
+    """Captioners to run, in this order. Each one with settings runs; `coca: {}` uses the defaults."""
 
     coca: CocaConfig | None = None
-    """CoCa on the middle frame; null: not run."""
+    """CoCa on the middle frame. null disables it."""
     video: VideoConfig | None = None
-    """A video captioner behind an OpenAI-compatible endpoint, which gets the three thumbnails; null: not run."""
+    """A video captioner behind an OpenAI-compatible endpoint, which receives the three thumbnails. null disables it."""
     merged: MergedConfig | None = None
-    """A language model behind an OpenAI-compatible endpoint, which merges the other two captions; null: not run."""
+    """A language model behind an OpenAI-compatible endpoint, which merges the other two captions. null disables it."""
 
 
 class CurateConfig(Config):
-    """Everything that decides what a curated dataset holds: the scan's settings, and each scorer's under its name."""
+    """Everything that determines the content of a dataset: scan settings, and the settings of each scorer under its
+    name."""
 
     scan: ScanConfig = Field(default_factory=ScanConfig)
-    """The scan of each source: its cuts, clips and motion, and what it may cost."""
+    """Scan of each source: cuts, clips, motion, and resource limits."""
     captioners: CaptionersConfig = Field(default_factory=CaptionersConfig)
-    """Which captioners run."""
+    """Captioners to run."""
     clip_embedder: ClipEmbedderConfig = Field(default_factory=ClipEmbedderConfig)
-    """The CLIP model behind similarity, aesthetics and embeddings."""
+    """CLIP model for similarity, aesthetics and embeddings."""
     aesthetic: AestheticConfig = Field(default_factory=AestheticConfig)
-    """The aesthetic score."""
+    """Aesthetic score."""
     text_area: TextConfig = Field(default_factory=TextConfig)
-    """The score of on-screen text."""
+    """On-screen text score."""
     duplicates: DuplicatesConfig | None = Field(default_factory=DuplicatesConfig)
-    """The search for near-duplicates at the end of a run; null: none."""
+    """Near-duplicate search at the end of a run. null disables it."""
     without: tuple[str, ...] = ()
-    """Scores to leave out: similarity, aesthetic, text_area."""
+    """Scores to skip: similarity, aesthetic, text_area."""
 
     @field_validator("without")
     @classmethod
@@ -52,7 +53,8 @@ class CurateConfig(Config):
         return tuple(sorted({known_name("score", name, SCORE_COLUMNS) for name in names}))
 
     def described(self) -> dict[str, Any]:
-        """What decides the rows of a dataset: without what may change (`clipmill.resume`), nor where files are kept."""
+        """The settings that determine the rows of a dataset: without those that may change (`clipmill.resume`) and file
+        locations."""
         values = deciding(self.model_dump(mode="json"))
         captioners = values["captioners"] = {k: v for k, v in values["captioners"].items() if v is not None}
         for section, key in (

@@ -1,4 +1,4 @@
-"""How much of its work a run on Ray has done so far, counted where it is done, and which nodes it lost."""
+"""Progress of a run on Ray, counted in the tasks, and the nodes that it lost."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ _ANSWER_S = 10.0
 
 
 class _Counter:
-    """An actor. A task that Ray runs again counts once."""
+    """An actor. A task that Ray retries counts once."""
 
     def __init__(self, total: int) -> None:
         self._done, self._count = bytearray(total), 0
@@ -32,10 +32,10 @@ class _Counter:
 
 @contextmanager
 def counted(total: int, on_count: Callable[[int], None], on_death: Callable[[str], None]) -> Iterator[Any]:
-    """An actor whose `add` takes the numbers (0 to `total` - 1) of what is done.
+    """Yield an actor whose `add` takes the numbers (0 to `total` - 1) of completed units.
 
-    A thread passes the count on about once a second, and the address of every node that dies. Without the actor,
-    should its node die, the count stands still and the work goes on.
+    A thread reports the count about once a second, and the address of every node that dies. If the actor dies with its
+    node, the count stops but the work continues.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -48,7 +48,9 @@ def counted(total: int, on_count: Callable[[int], None], on_death: Callable[[str
     def follow() -> None:
         alive = _nodes()
         while not over.wait(_ASKED_EVERY_S):
-            with suppress(Exception):  # Ray's kinds differ between its versions, and progress is no reason to fail
+            with suppress(
+                Exception
+            ):  # Ray's exception types differ between versions, and a progress error must not fail the run.
                 on_count(ray.get(counter.count.remote(), timeout=_ANSWER_S))
             with suppress(Exception):
                 now = _nodes()
@@ -69,7 +71,7 @@ def counted(total: int, on_count: Callable[[int], None], on_death: Callable[[str
 
 @contextmanager
 def counted_on(report: Reporter, total: int) -> Iterator[Any]:
-    """Count `total` units of work on `report`. Yields the actor of `counted`; None where `report` is quiet.
+    """Count `total` units of work on `report`. Yields the actor of `counted`, or None if `report` is quiet.
 
     Raises RunStopped for errors of Ray.
     """
@@ -83,10 +85,11 @@ def counted_on(report: Reporter, total: int) -> Iterator[Any]:
 def stream_shards(
     stage: Callable[[Any], Stage], shards: Sequence[Any], samples: Sequence[int], report: Reporter
 ) -> Iterator[Any]:
-    """Run a stage on Ray for each shard, and yield its answers as they come.
+    """Run a stage on Ray for each shard, and yield the results as they complete.
 
-    `stage` makes it of the counter, an actor that is told the numbers of the samples that are done; its items are pairs
-    of a shard and the number of its first sample. `samples` are the counts of each shard. Raises RunStopped.
+    `stage` builds the stage from the counter, an actor that receives the numbers of completed samples; its items are
+    pairs of a shard and the number of its first sample. `samples` holds the sample count of each shard. Raises
+    RunStopped.
     """
     first = accumulate(samples, initial=0)
     with counted_on(report, sum(samples)) as counter:
@@ -98,7 +101,7 @@ def stream_shards(
 
 
 def _nodes() -> dict[str, str]:
-    """Id -> address of the nodes that are alive."""
+    """Id -> address of the live nodes."""
     import ray
 
     return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}

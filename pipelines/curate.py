@@ -45,7 +45,7 @@ _SOURCES_PER_SCORING = 4
 
 @dataclass(frozen=True, kw_only=True)
 class CurateResult:
-    """What one run did, and what the dataset holds now."""
+    """Results of one run, and the state of the dataset after it."""
 
     dataset: str
     sources_given: int
@@ -53,7 +53,7 @@ class CurateResult:
     sources_done_now: int
     wall_s: float
     duplicates: DuplicatesResult | None
-    """None without embeddings, or where they are not looked for."""
+    """None without embeddings or if the search is disabled."""
     status: Status
 
 
@@ -63,11 +63,11 @@ class _Plan:
 
     todo: list[Source]
     rejected: set[str] = field(default_factory=set)
-    """Source ids that were rejected before and are tried again."""
+    """Source ids that were rejected before and are retried."""
     uncaptioned: dict[str, set[str]] = field(default_factory=dict)
-    """Part -> its sources that are captioned again."""
+    """Part -> its sources to re-caption."""
     captions_left: int = 0
-    """Sources whose captions failed as well, but which are not among the inputs."""
+    """Sources with failed captions that are not among the inputs."""
 
 
 def curate(
@@ -83,14 +83,13 @@ def curate(
     num_cpus: int | None = None,
     quiet: bool = False,
 ) -> CurateResult:
-    """Curate videos into the dataset folder `out`; run again to do only what is missing.
+    """Curate videos into the dataset folder `out`; rerunning does only what is missing.
 
-    `inputs` as `curation.inputs.list_sources` takes them, at most `limit` of them; `address` of a Ray cluster, or the
-    `num_cpus` of a local one. With `retry_rejected`, sources that an earlier run rejected (a store that failed, a limit
-    too low) are tried again, with `retry_captions` those whose captions failed. A run that is alive is stopped only
-    with `take_over`. Near-duplicates are looked for when all is done.
-    Raises UserError: nothing given or usable, another configuration, `out` not writable or in use; RunStopped: a full
-    disk, another run that took over.
+    `inputs` as in `curation.inputs.list_sources`, at most `limit` of them; `address` of a Ray cluster, or `num_cpus` of
+    a local one. `retry_rejected` retries sources that an earlier run rejected (a failing store, a limit that was too
+    low), `retry_captions` those whose captions failed. `take_over` stops a live run that owns `out`. The near-duplicate
+    search runs last. Raises UserError: no usable input, a different configuration, `out` not writable or in use;
+    RunStopped: disk full, another run took over.
     """
     config, started_s = config or CurateConfig(), time.monotonic()
     dataset = Dataset(out)
@@ -103,8 +102,8 @@ def curate(
         plan, done_now = planned(), 0
         if plan.captions_left:
             note(
-                f"captions of {plan.captions_left:,} other sources failed too. They are not among the inputs, which "
-                "may have been replaced or removed, and stay as they are."
+                f"captions of {plan.captions_left:,} other sources also failed. They are not among the inputs (files "
+                "replaced or removed?) and are left unchanged."
             )
         if plan.todo:
             if not take_over:
@@ -115,7 +114,7 @@ def curate(
         report.waiting("reading the tables")
         summary = status(dataset)
         _check_usable(sources, dataset, summary)
-        report.waiting("looking for near-duplicates")
+        report.waiting("searching for near-duplicates")
         duplicates = _duplicates(dataset, config, summary)
     return CurateResult(
         dataset=out,
@@ -129,13 +128,13 @@ def curate(
 
 
 def _listed(inputs: Sequence[str], limit: int | None, *, quiet: bool) -> list[Source]:
-    """The inputs, at most `limit`. Raises UserError where there are none."""
+    """The inputs, at most `limit`. Raises UserError if there are none."""
     listing = list_sources(inputs)
     sources = list(islice(listing, limit))
-    passed_over = f"passed over: {listing.passed_over_sentence()}" if listing.passed_over else ""
+    passed_over = f"skipped: {listing.passed_over_sentence()}" if listing.passed_over else ""
     if not sources:
         given = ", ".join(map(redacted, inputs)) or "nothing"
-        raise UserError(f"no usable input: there is no video in {given}" + (passed_over and f" ({passed_over})"))
+        raise UserError(f"no usable input: no videos found in {given}" + (passed_over and f" ({passed_over})"))
     if passed_over and not quiet:
         note(passed_over)
     return sources
@@ -144,15 +143,15 @@ def _listed(inputs: Sequence[str], limit: int | None, *, quiet: bool) -> list[So
 def _do(
     planned: Callable[[], _Plan], dataset: Dataset, config: CurateConfig, report: Reporter, *, take_over: bool
 ) -> int:
-    """Do what is missing, on Ray, and say how many sources that were. Makes the dataset if there is none."""
+    """Do what is missing on Ray; returns the number of sources done. Creates the dataset if needed."""
     report.waiting("loading the models")
-    # Before a dataset is made: a mistake in the request leaves nothing.
+    # Before the dataset is created, so that an invalid request leaves nothing behind.
     checked = check_models(config)
     check(_stages(config, checked, dataset, Fence(url=dataset.url, run="")), _GIVEN)
     dataset.create_or_open(config.described())
     _check_models_are_the_same(dataset, checked)
     with owned(dataset.url, take_over=take_over) as fence:
-        plan = planned()  # again: what another run did until a moment ago is done
+        plan = planned()  # again, now that this run owns the folder: another run may have committed parts since
         _prepare(dataset, plan, checked, config)
         done = _run(plan.todo, dataset, config, fence, checked, report)
         dataset.remove_unfinished()
@@ -160,7 +159,7 @@ def _do(
 
 
 def _check_usable(sources: Sequence[Source], dataset: Dataset, summary: Status) -> None:
-    """Raise UserError where every source was rejected."""
+    """Raise UserError if every source was rejected."""
     status_of = dataset.statuses()
     ids = {source.source_id for source in sources}
     if not any(status_of.get(i) == "ok" for i in ids):
@@ -169,7 +168,7 @@ def _check_usable(sources: Sequence[Source], dataset: Dataset, summary: Status) 
 
 
 def _plan(sources: Sequence[Source], dataset: Dataset, *, retry_rejected: bool, retry_captions: bool) -> _Plan:
-    """What is missing, by what is committed. Only reads: another run may be at work."""
+    """What is missing, given what is committed. Read-only: another run may own the dataset."""
     if not dataset.exists():
         return _Plan(todo=list(sources))
     before = dataset.statuses()
@@ -187,7 +186,7 @@ def _plan(sources: Sequence[Source], dataset: Dataset, *, retry_rejected: bool, 
 
 
 def _prepare(dataset: Dataset, plan: _Plan, checked: CheckedModels, config: CurateConfig) -> None:
-    """Make the dataset ready for this run, which owns it."""
+    """Prepare the dataset for this run, which owns it."""
     _keep_models(dataset, checked, config)
     finish_uncommit(dataset)
     uncommit(dataset, plan.uncaptioned)
@@ -206,7 +205,7 @@ def _run(
     checked: CheckedModels,
     report: Reporter,
 ) -> int:
-    """Do the sources, and say how many."""
+    """Process the sources; returns their number."""
     if not todo:
         return 0
     clips = committed = 0
@@ -220,7 +219,7 @@ def _run(
 def _stream(
     todo: Sequence[Source], dataset: Dataset, config: CurateConfig, fence: Fence, checked: CheckedModels, counter: Any
 ) -> Iterator[Part]:
-    """The graph. Yields every part as it is committed."""
+    """The graph. Yields each part when it is committed."""
     stages = _stages(config, checked, dataset, fence, counter, part_size=_part_size(todo))
     yield from run(stages, list(enumerate(todo)), _GIVEN)
 
@@ -241,15 +240,15 @@ def _stages(
 
 
 def _part_size(todo: Sequence[Source]) -> int:
-    """Sources per part: few files for many small sources, and little to do again when a run is killed."""
+    """Sources per part: few files for many small sources, and little to redo after a kill."""
     mean_bytes = max(1, sum(source.size_bytes or 0 for source in todo) // len(todo))
     sources = max(1, min(_SOURCES_PER_PART, len(todo) // _PARTS_AT_LEAST, _PART_SOURCE_BYTES // mean_bytes))
-    # Whole batches of the stage before: what is left over from one would be a part of its own.
+    # A multiple of the scan's batch: a remainder would become a small part.
     return sources if sources < _SOURCES_PER_SCORING else sources - sources % _SOURCES_PER_SCORING
 
 
 def _duplicates(dataset: Dataset, config: CurateConfig, found: Status) -> DuplicatesResult | None:
-    """Look for near-duplicates, and keep the settings that were used."""
+    """Search for near-duplicates, and record the settings used."""
     if config.duplicates is None or found.unscored.get("embedding", found.clips) >= found.clips:
         return None
     result, settings = find_duplicates(dataset, config.duplicates), config.duplicates.model_dump(mode="json")
@@ -260,13 +259,13 @@ def _duplicates(dataset: Dataset, config: CurateConfig, found: Status) -> Duplic
 
 
 def _check_models_are_the_same(dataset: Dataset, checked: CheckedModels) -> None:
-    """Raise UserError where other weights scored the clips that are there."""
+    """Raise UserError if the existing clips were scored with other weights."""
     before = models_of(dataset).get("digests", checked.digests)
     check_same(dataset.url, "a dataset", {"weights": before}, {"weights": checked.digests})
 
 
 def _keep_models(dataset: Dataset, checked: CheckedModels, config: CurateConfig) -> None:
-    """Note which weights score this dataset."""
+    """Record which weights score this dataset."""
     if not models_of(dataset):
         duplicates = config.duplicates and config.duplicates.model_dump(mode="json")
         _write_models(dataset, checked.recorded() | {"duplicates": duplicates})

@@ -1,4 +1,4 @@
-"""`clipmill export`: a model written for others."""
+"""`clipmill export`: write a model for other programs."""
 
 from pathlib import Path
 

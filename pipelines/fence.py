@@ -1,8 +1,8 @@
-"""One run at a time writes into a folder: which run owns it, and whether that run is still alive.
+"""Ownership of a folder: one run at a time writes into it.
 
-`run.json` names the owner: host, process, start. Every task reads it before it commits, so whoever wrote it last may
-commit and nobody else. `heartbeat.json`, rewritten every few seconds, tells runs on other hosts that the owner lives.
-They are two files so that a heartbeat can never undo a change of owner.
+`run.json` names the owner: host, process, start. Every task reads it before it commits, so only the run that wrote it
+last can commit. `heartbeat.json`, rewritten every few seconds, shows runs on other hosts that the owner is alive. The
+two are separate files so that a heartbeat never overwrites a change of owner.
 """
 
 import json
@@ -23,19 +23,20 @@ from clipmill.errors import RunStopped, UserError
 RUN_FILE, HEARTBEAT_FILE = "run.json", "heartbeat.json"
 _BEAT_EVERY_S = 15.0
 _DEAD_AFTER_S = 120.0
-"""Without a heartbeat, on another host: eight that were missed, or clocks that differ by less than that."""
+"""Age at which the heartbeat of an owner on another host counts as expired: eight missed beats; tolerates clock skew
+below that."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fence:
-    """The right of one run to commit into a folder. Travels to tasks on any node."""
+    """The right of one run to commit into a folder. Sent to tasks on any node."""
 
     url: str
-    """Means the same in every working directory: a local path is absolute."""
+    """Independent of the working directory: local paths are absolute."""
     run: str
 
     def check(self) -> None:
-        """Raise RunStopped when another run owns the folder."""
+        """Raise RunStopped if another run owns the folder."""
         owner = _read(self.url, RUN_FILE)
         if owner.get("run") != self.run:
             raise RunStopped(f"another run now owns {self.url} ({_named(owner)}); stopping. Committed work is kept.")
@@ -43,10 +44,10 @@ class Fence:
 
 @contextmanager
 def owned(url: str, *, take_over: bool = False) -> Iterator[Fence]:
-    """Own the folder `url` for the length of the block, with a heartbeat.
+    """Own the folder `url` for the duration of the block, with a heartbeat.
 
-    An owner that is dead is replaced silently. Raises UserError for one that is alive, unless `take_over`, which ends
-    that run at its next commit.
+    A dead owner is replaced silently. Raises UserError for a live one, unless `take_over`, which stops that run at its
+    next commit.
     """
     if not take_over:
         refuse_if_running(url)
@@ -62,13 +63,13 @@ def owned(url: str, *, take_over: bool = False) -> Iterator[Fence]:
     finally:
         over.set()
         beats.join()
-        with suppress(Exception):  # the error that ended the block is the one to be seen
+        with suppress(Exception):  # the error that ended the block takes precedence
             fence.check()
             _write(url, HEARTBEAT_FILE, {"run": fence.run, "beat": _now().isoformat(), "ended": True})
 
 
 def refuse_if_running(url: str) -> None:
-    """Raise UserError when a run that is alive owns the folder."""
+    """Raise UserError if a live run owns the folder."""
     owner = _read(url, RUN_FILE)
     if not owner:
         return
@@ -81,7 +82,7 @@ def refuse_if_running(url: str) -> None:
     if _process_lives(owner) if here else silent_s < _DEAD_AFTER_S:
         seen = "" if here else f", last heartbeat {max(0.0, silent_s):.0f} s ago"
         raise UserError(
-            f"{url} is in use by another run ({_named(owner)}{seen}). Wait until it has finished, or give --take-over "
+            f"{url} is in use by another run ({_named(owner)}{seen}). Wait for it to finish, or pass --take-over "
             "to stop it at its next commit and continue here."
         )
 
@@ -94,13 +95,13 @@ def _beat(fence: Fence, over: threading.Event) -> None:
         except RunStopped:
             return
         except UserError:
-            pass  # a store that fails for a moment; the run's own writes will say so if it lasts
+            pass  # a transient store error; if it persists, the run's own writes will report it
         if over.wait(_BEAT_EVERY_S):
             return
 
 
 def _read(url: str, name: str) -> dict[str, Any]:
-    """What the file says; {} where there is none, or where it is not one of ours."""
+    """The content of the file; {} if it is missing or not one of ours."""
     fs, folder = storage.filesystem(url)
     try:
         written = storage.read_bytes(fs, f"{folder}/{name}")
@@ -130,13 +131,13 @@ def _age_s(moment: Any) -> float:
 
 
 def _named(owner: dict[str, Any]) -> str:
-    """Host, process and start, for a person."""
+    """Host, process and start, for messages."""
     since = str(owner.get("since", "an unknown time"))[:19].replace("T", " ")
     return f"on {owner.get('host', 'an unknown host')}, pid {owner.get('pid', 'unknown')}, since {since} UTC"
 
 
 def _process(pid: int) -> dict[str, str] | None:
-    """What tells a process from all others: boot, process namespace, and start in clock ticks; None where it ended."""
+    """Identifies a process across reboots: boot id, process namespace, start in clock ticks; None if it has exited."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

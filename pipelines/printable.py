@@ -1,20 +1,20 @@
-"""Whatever is printed passes through here: names, captions and messages come from files, and may hold any character.
+"""Escape text before printing: names, captions and messages come from files and may contain any character.
 
-Control characters could move the cursor, rename the window or forge lines of a log.
+Raw control characters could move the cursor, rename the window or forge log lines.
 """
 
 import logging
 
 
 def printable(text: str) -> str:
-    """Text from a file name or a file, with control characters and broken encodings made visible."""
+    """`text` with control characters and invalid encodings escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text).encode(
         "utf-8", "backslashreplace"
     ).decode()  # fmt: skip
 
 
 class PrintableFormatter(logging.Formatter):
-    """One line per record, of libraries too; a traceback keeps its lines."""
+    """One escaped line per record; tracebacks keep their lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         lines = [f"{record.levelname}: {printable(record.getMessage())}"]
@@ -24,7 +24,7 @@ class PrintableFormatter(logging.Formatter):
 
 
 def log_to_stderr() -> None:
-    """Print warnings of any logger, and Python's own, on stderr. Does nothing where logging is set up already."""
+    """Log warnings of all loggers and of Python to stderr. Does nothing if logging is already configured."""
     if not logging.getLogger().handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(PrintableFormatter())

@@ -1,4 +1,4 @@
-"""How results look on a terminal: small tables, and text from files made safe to print."""
+"""Terminal output: small tables; text that comes from files is escaped."""
 
 import math
 from collections import Counter
@@ -22,18 +22,18 @@ from pipelines.status import Status
 
 _SCORES = ("motion", *SCORE_COLUMNS)
 _REASONS = 10
-"""Of clips that are missing, so many different ones are printed; the index has all."""
+"""Reasons printed for clips that were not written; the index has all."""
 LOSSES = {
     "transition": "fades, dissolves and other transitions",
     "blank": "black or blank footage",
     "short": "shots too short",
-    "keyframe": "snapping to keyframes",
+    "keyframe": "keyframe alignment",
     "damage": "unreadable parts",
 }
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
-    """A table whose numeric columns are right-aligned; None is shown as a dash."""
+    """A table with right-aligned numeric columns; None is printed as a dash."""
     cells = [list(row) for row in rows]
     grid = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(columns):
@@ -57,7 +57,7 @@ def _cell(value: Any) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as a person reads them."""
+    """A human-readable byte count."""
     for unit in ("B", "KB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -66,7 +66,7 @@ def size(count: float) -> str:
 
 
 def print_inspection(console: Console, seen: Inspection) -> None:
-    """One video for a person: what it is, where it changes, what clips it gives and how they score."""
+    """Print one video: its metadata, transitions, and clips with their scores."""
     console.print(Text(printable(seen.uri), style="bold"))
     if seen.error_kind:
         console.print(Text(f"  rejected, {seen.error_kind}: {printable(seen.error or '')}\n", style="red"))
@@ -92,7 +92,7 @@ def print_inspection(console: Console, seen: Inspection) -> None:
                 "length s",
                 "frames",
                 "extraction",
-                "lost s",
+                "dropped s",
                 *(name.replace("_", " ") for name in _SCORES),
             ),
             (_clip_cells(clip) for clip in seen.clips),
@@ -103,9 +103,9 @@ def print_inspection(console: Console, seen: Inspection) -> None:
 
 
 def _probe_line(source: Mapping[str, Any]) -> str:
-    fps = f"{source['fps']:.3f} fps" if source["fps"] else "one frame"
+    fps = f"{source['fps']:.3f} fps" if source["fps"] else "single frame"
     rate = f"{fps}, variable" if source["variable_fps"] else fps
-    turned = f", turned by {source['rotation']}°" if source["rotation"] else ""
+    turned = f", rotated by {source['rotation']}°" if source["rotation"] else ""
     return (
         f"  {source['codec']} {source['pixel_format']} in {source['container'].split(',')[0]}, "
         f"{source['width']}x{source['height']}{turned}, {rate}, {source['duration_s']:.2f} s, "
@@ -127,10 +127,14 @@ def _clip_cells(clip: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def print_curation(console: Console, result: CurateResult) -> None:
-    """Summary of a curation run: inputs, rejected sources by reason, clips, and speed."""
+    """Print a curation run: inputs, rejected sources by reason, clips, and speed."""
     status = result.status
     rows: list[tuple[str, Any, str]] = [
-        ("sources", status.sources, f"{result.sources_done_now} scanned now, {result.sources_done_before} before"),
+        (
+            "sources",
+            status.sources,
+            f"{result.sources_done_now} scanned in this run, {result.sources_done_before} earlier",
+        ),
         ("  ok", status.sources_ok, f"{duration(status.video_s)} of video"),
         *((f"  {kind}", count, f"rejected: {_kind(kind)}") for kind, count in status.rejected.items()),
         (
@@ -139,13 +143,13 @@ def print_curation(console: Console, result: CurateResult) -> None:
             ", ".join(f"{count} to {extraction}" for extraction, count in status.extractions.items()),
         ),
         ("  footage", None, f"{duration(status.clip_s)}, {share(status.clip_s, status.video_s)} of all"),
-        *((f"  lost: {LOSSES[why]}", None, duration(lost)) for why, lost in status.lost_s.items() if lost > 0.05),
+        *((f"  dropped: {LOSSES[why]}", None, duration(lost)) for why, lost in status.lost_s.items() if lost > 0.05),
         *_unscored_rows(status),
         *(("  note", None, notice) for notice in status.notices),
         *_caption_rows(status),
         *_duplicate_rows(result.duplicates),
-        *((f"  without {name}", None, "left out on purpose") for name in status.left_out),
-        ("seconds", None, f"{result.wall_s:.1f} s for this run"),
+        *((f"  without {name}", None, "excluded by the configuration") for name in status.left_out),
+        ("seconds", None, f"{result.wall_s:.1f} s wall time"),
         ("speed", None, _speed(status)),
     ]
     console.print(table(f"curated into {printable(result.dataset)}", ("", "count", ""), rows))
@@ -155,19 +159,19 @@ def print_curation(console: Console, result: CurateResult) -> None:
 
 
 def print_duplicates(console: Console, dataset: str, result: DuplicatesResult) -> None:
-    """Result of the search for near-duplicates."""
+    """Print the result of a near-duplicate search."""
     console.print(
         table(
-            f"duplicates in {printable(dataset)}" + (" (nothing had changed)" if result.reused else ""),
+            f"duplicates in {printable(dataset)}" + (" (unchanged since the last search)" if result.reused else ""),
             ("", "count", ""),
             [
-                ("clips", result.clips, "approximate search" if result.approximate else "every pair compared"),
+                ("clips", result.clips, "approximate search" if result.approximate else "exact search"),
                 (
                     "kept",
                     result.kept,
-                    f"{result.groups:,} with duplicates, at most {max(0, result.largest_group - 1):,} of one",
+                    f"{result.groups:,} have duplicates, at most {max(0, result.largest_group - 1):,} each",
                 ),
-                ("duplicates", result.duplicates, "duplicate_rank 1 and more"),
+                ("duplicates", result.duplicates, "duplicate_rank 1 or higher"),
                 ("  without embedding", result.without_embedding, "not compared"),
             ],
         )
@@ -177,7 +181,7 @@ def print_duplicates(console: Console, dataset: str, result: DuplicatesResult) -
 def print_summary(
     console: Console, curated: CurateResult, selection: Selection, shards: Sequence[ShardRun], wall_s: float
 ) -> None:
-    """A whole run in one table: inputs, what each rule removed, the result, and speed."""
+    """Print a whole run in one table: inputs, clips kept by each rule, the result, and speed."""
     status = curated.status
     rows: list[tuple[str, Any, str]] = [
         ("sources", status.sources, f"{duration(status.video_s)} of video"),
@@ -189,10 +193,10 @@ def print_summary(
             (f"{run.index['kind'].removesuffix('s')} shards", run.index["totals"]["shards"], _shard_line(run))
             for run in shards
         ),
-        ("seconds", round(wall_s, 1), "wall time, all told"),
+        ("seconds", round(wall_s, 1), "wall time"),
         ("speed", None, _speed(status)),
     ]
-    console.print(table("what happened", ("", "count", ""), rows))
+    console.print(table("summary", ("", "count", ""), rows))
 
 
 def _shard_line(run: ShardRun) -> str:
@@ -208,13 +212,13 @@ def _duplicate_rows(result: DuplicatesResult | None) -> list[tuple[str, Any, str
         (
             "  duplicates",
             result.duplicates,
-            f"copies of {result.groups:,} other clips; rule `duplicate_rank: {{max: 0}}`",
+            f"copies of {result.groups:,} clips; drop them with the rule `duplicate_rank: {{max: 0}}`",
         )
     ]
 
 
 def _kind(kind: str) -> str:
-    return ERROR_KINDS.get(kind, "of a kind that this release does not know")
+    return ERROR_KINDS.get(kind, "unknown error kind")
 
 
 def _unscored_rows(status: Status) -> list[tuple[str, Any, str]]:
@@ -223,12 +227,12 @@ def _unscored_rows(status: Status) -> list[tuple[str, Any, str]]:
         if count:
             reason = status.unscored_reasons.get(name)
             others = f" ({reason.clips:,} of them)" if reason and reason.clips < count else ""
-            rows.append((f"  without {name}", count, f"{reason.text}{others}" if reason else "see the error column"))
+            rows.append((f"  without {name}", count, f"{reason.text}{others}" if reason else "see its error column"))
     return rows
 
 
 def print_rejected(console: Console, status: Status) -> None:
-    """The rejected sources that the status lists, one a line, with their reasons."""
+    """Print the rejected sources in the status, one per line, with their reasons."""
     shown, count = status.rejected_sources, status.sources - status.sources_ok
     for source in shown:
         console.print(Text(printable(f"{source.uri}: {source.error_kind}: {source.error}")), soft_wrap=True)
@@ -239,19 +243,19 @@ def print_rejected(console: Console, status: Status) -> None:
 
 
 def _caption_rows(status: Status) -> list[tuple[str, Any, str]]:
-    return [(f"  {name} captions", count, "failed: see their error") for name, count in status.captions_failed.items()]
+    return [(f"  {name} captions", count, "failed; see their error") for name, count in status.captions_failed.items()]
 
 
 def _speed(status: Status) -> str:
     cpu_s = status.scan_cpu_s + status.score_cpu_s
     if not cpu_s:
-        return "nothing was scanned"
-    scan = f"scan alone {status.video_s / status.scan_cpu_s:.1f}" if status.scan_cpu_s else "no scan"
+        return "no sources scanned"
+    scan = f"scan only {status.video_s / status.scan_cpu_s:.1f}" if status.scan_cpu_s else "no scan"
     return f"{status.video_s / cpu_s:.1f} s of video per CPU-second ({scan})"
 
 
 def print_selection(console: Console, selection: Selection, *, dry_run: bool = False) -> None:
-    """The funnel: what each rule asked, what that meant in numbers, and what it removed."""
+    """Print the funnel: each rule, its resolved thresholds, and the clips it removed."""
     rows = [
         (
             step["rule"],
@@ -265,27 +269,29 @@ def print_selection(console: Console, selection: Selection, *, dry_run: bool = F
         for step in funnel_rows(selection)
     ]
     title = f"selection {selection.name}: {selection.clips:,} of {selection.total_clips:,} clips"
-    title += " (dry run, nothing written)" if dry_run else ""
-    console.print(table(title, ("rule", "asked", "alone", "removed", "unscored", "left", "footage left"), rows))
+    title += " (dry run, not written)" if dry_run else ""
+    console.print(table(title, ("rule", "condition", "alone", "removed", "unscored", "left", "footage left"), rows))
 
 
 def shortfall(selection: Selection) -> str | None:
-    """Which rule took what, where no clip is left or a rule had no score to go by for most clips; None otherwise."""
+    """A warning if no clip is left or a rule dropped clips that lack its score for most clips; None otherwise."""
     if selection.starved:
         return "; ".join(
             f"{step.rule} dropped {step.unscored_dropped:,} clips without a score"
             + (f" ({step.unscored_reason})" if step.unscored_reason else "")
             for step in selection.starved
         ) + (
-            f": {selection.clips:,} of {selection.total_clips:,} clips are left. Provide what the score needs, leave "
-            "the rule out, or give it `unscored: keep`"
+            f"; {selection.clips:,} of {selection.total_clips:,} clips are left. Compute the score, remove "
+            "the rule, or set `unscored: keep` in it"
         )
     if not selection.empty:
         return None
     if not selection.total_clips:
-        return "no clip passed: the dataset holds none"
+        return "no clip passed: the dataset has no clips"
     worst = max(selection.funnel, key=lambda step: step.removed + step.unscored_dropped)
-    return f"no clip passed: {worst.rule} removed the most, {worst.removed + worst.unscored_dropped:,} clips; loosen it"
+    return (
+        f"no clip passed: {worst.rule} removed the most ({worst.removed + worst.unscored_dropped:,} clips); loosen it"
+    )
 
 
 def _asked(step: Mapping[str, Any]) -> str:
@@ -298,10 +304,10 @@ def _asked(step: Mapping[str, Any]) -> str:
 
 
 def print_shards(console: Console, run: ShardRun) -> None:
-    """What the shards hold and which clips could not be extracted."""
+    """Print the totals of the shards and why clips could not be extracted."""
     totals = run.index["totals"]
     rows: list[tuple[str, Any, str]] = [
-        ("shards", totals["shards"], f"{run.written} written now, {run.kept} in place before"),
+        ("shards", totals["shards"], f"{run.written} written in this run, {run.kept} already complete"),
         ("selected", totals["selected"], "clips"),
         ("samples", totals["samples"], duration(totals["duration_s"])),
         ("bytes", None, size(totals["bytes"])),
@@ -314,21 +320,18 @@ def print_shards(console: Console, run: ShardRun) -> None:
 
 
 def _lost(index: dict[str, Any]) -> Counter[tuple[str, str]]:
-    """(kind, reason) -> selected clips that are in no shard because of it."""
+    """(kind, reason) -> number of selected clips missing from the shards for that reason."""
     return Counter((clip["error_kind"], clip["error"]) for clip in (*index["failed"], *index["gone"]))
 
 
 def print_status(console: Console, status: Status) -> None:
-    """A dataset as a whole."""
+    """Print the contents of a dataset."""
     rows: list[tuple[str, Any, str]] = [
         ("sources", status.sources, f"{status.sources_ok} ok, {duration(status.video_s)}"),
-        *(
-            (f"  {kind}", count, ERROR_KINDS.get(kind, "of a kind that this release does not know"))
-            for kind, count in status.rejected.items()
-        ),
+        *((f"  {kind}", count, ERROR_KINDS.get(kind, "unknown error kind")) for kind, count in status.rejected.items()),
         ("clips", status.clips, duration(status.clip_s)),
         *_unscored_rows(status),
-        *((f"  without {name}", None, "left out on purpose") for name in status.left_out),
+        *((f"  without {name}", None, "excluded by the configuration") for name in status.left_out),
         *_caption_rows(status),
         *(("note", None, notice) for notice in status.notices),
         *((f"selection {s.name}", s.clips, duration(s.seconds)) for s in status.selections),
@@ -345,7 +348,7 @@ def print_status(console: Console, status: Status) -> None:
 
 
 def _missing(index: Mapping[str, Any]) -> str:
-    """How many of the selected clips are not in the shards."""
+    """How many of the selected clips are missing from the shards."""
     totals = index["totals"]
     selected = totals.get("selected", totals["samples"] + totals["failed"])  # earlier releases counted only these
     missing = selected - totals["samples"]
@@ -356,7 +359,7 @@ def _missing(index: Mapping[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them; a dash where a damaged table makes them no number."""
+    """A human-readable duration; a dash if a damaged table yields a non-finite number."""
     if not math.isfinite(seconds):
         return "–"
     if seconds < 120:
@@ -366,10 +369,10 @@ def duration(seconds: float) -> str:
 
 
 def share(part: float, whole: float) -> str:
-    """A part of a whole in percent."""
+    """`part` as a percentage of `whole`."""
     return f"{100 * part / whole:.0f} %" if whole else "nothing"
 
 
 def estimate_table(costs: Iterable[tuple[str, str]]) -> Table:
-    """What a stage would cost."""
+    """The cost estimate of a stage."""
     return table("estimate", ("", ""), costs)

@@ -107,7 +107,7 @@ def test_rejected_sources_are_tried_again_when_asked(videos: Path, tmp_path: Pat
     assert run(monkeypatch, "curate", videos, "--out", out, *WITHOUT_CLIP_OPTION, "--config", config) == 2
     assert run(monkeypatch, "curate", videos, "--out", out, *WITHOUT_CLIP_OPTION) == 2
     assert run(monkeypatch, "curate", videos, "--out", out, *WITHOUT_CLIP_OPTION, "--retry-rejected") == 0
-    assert "2 scanned now, 0 before" in capsys.readouterr().out
+    assert "2 scanned in this run, 0 earlier" in capsys.readouterr().out
 
 
 def test_inspect_prints_one_line_of_json_per_video(videos: Path, monkeypatch, capsys):

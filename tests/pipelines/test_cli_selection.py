@@ -79,7 +79,7 @@ def test_a_name_is_replaced_only_when_asked_and_a_dry_run_writes_nothing(
     rules = tmp_path / "fast.yaml"
     rules.write_text("rules: {motion: {min: 5}}\n")
     assert run(monkeypatch, "select", dataset.url, "--config", rules, "--dry-run") == 0
-    assert "5 of 10 clips (dry run, nothing written)" in capsys.readouterr().out
+    assert "5 of 10 clips (dry run, not written)" in capsys.readouterr().out
     assert not storage.exists(dataset.fs, dataset.file("selections"))
     assert run(monkeypatch, "select", dataset.url, "--config", rules) == 0
     rules.write_text("rules: {motion: {min: 7}}\n")
@@ -132,7 +132,7 @@ def test_duplicates_uses_the_settings_of_the_last_search(dataset: Dataset, monke
     storage.write_bytes(dataset.fs, dataset.file("models.json"), json.dumps(models).encode())
     capsys.readouterr()
     assert run(monkeypatch, "duplicates", dataset.url) == 0
-    assert "nothing had changed" in capsys.readouterr().out
+    assert "unchanged since the last search" in capsys.readouterr().out
     assert last_config(dataset) == DuplicatesConfig(min_cosine=0.98)
 
 

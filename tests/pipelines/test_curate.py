@@ -91,7 +91,7 @@ def test_nothing_usable_is_an_error_that_says_why(tmp_path: Path):
         curate([str(tmp_path / "a.mp4")], str(tmp_path / "out"), config=WITHOUT_CLIP, quiet=True)
     (tmp_path / "nothing").mkdir()
     (tmp_path / "nothing" / "notes.txt").write_bytes(b"")
-    with pytest.raises(UserError, match=r"no usable input.*passed over: 1 \.txt"):
+    with pytest.raises(UserError, match=r"no usable input.*skipped: 1 \.txt"):
         curate([str(tmp_path / "nothing")], str(tmp_path / "out2"), config=WITHOUT_CLIP, quiet=True)
 
 

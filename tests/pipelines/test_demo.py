@@ -119,7 +119,7 @@ def test_the_demo_runs_again_and_says_what_happened(
     for _ in range(2):
         run(tmp_path, [], 2)
         printed = capsys.readouterr()
-        for part in ("what happened", "not_video", "decode_error", "flaws put in"):
+        for part in ("summary", "not_video", "decode_error", "flaws put in"):
             assert part in printed.out
         assert "demo model" in printed.err
     with Dataset(str(tmp_path / "rendered")).connect() as connection:

@@ -101,7 +101,7 @@ def test_weights_of_another_model_do_not_mix(videos: Path, tmp_path: Path, local
     )
     curate([str(videos)], str(tmp_path / "out"), config=config, limit=1, quiet=True)
     other = ClipEmbedderConfig(model=str(tiny_clip(tmp_path / "b" / "clip", seed=1)))
-    with pytest.raises(UserError, match="Scores of two models do not mix"):
+    with pytest.raises(UserError, match="Scores of different models are not comparable"):
         curate(
             [str(videos)], str(tmp_path / "out"), config=config.model_copy(update={"clip_embedder": other}), quiet=True
         )
@@ -160,7 +160,7 @@ def test_retried_captions_take_back_nothing_else(
         result = curate([str(other)], out, config=config(server.url), retry_captions=True, quiet=True)
     assert (result.sources_done_now, len(clips(out))) == (1, 5)
     assert result.status.captions_failed == {"sidecar": 1, "video": 4}
-    assert "captions of 4 other sources failed too" in capsys.readouterr().err
+    assert "captions of 4 other sources also failed" in capsys.readouterr().err
 
 
 def test_a_head_of_another_weight_does_not_mix(videos: Path, tmp_path: Path, local_ray: None):

@@ -282,11 +282,11 @@ def test_the_dry_run_of_the_command_line_prints_it_and_writes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--out run", "name a --stage, or give a --recipe"),
-        ("--stage tiny-video --out run", "--data and --out are needed"),
-        ("--stage tiny-video --data shards", "--data and --out are needed"),
-        ("--recipe r.yaml --out runs --stage image --set a.b=1", "cannot go with --stage, --set"),
-        ("--recipe r.yaml", "--out is missing"),
+        ("--out run", "pass either --stage or --recipe"),
+        ("--stage tiny-video --out run", "--stage requires --data"),
+        ("--stage tiny-video --data shards", "--stage requires --data"),
+        ("--recipe r.yaml --out runs --stage image --set a.b=1", "cannot be combined with --stage, --set"),
+        ("--recipe r.yaml", "--recipe requires --out"),
     ],
 )
 def test_a_command_that_says_too_little_or_too_much_is_refused(arguments: str, message: str) -> None:

@@ -62,7 +62,7 @@ def dataset(tmp_path: Path) -> Dataset:
 def test_a_preset_with_nothing_to_go_by_exits_with_3_and_says_which_rule(dataset: Dataset, monkeypatch, capsys):
     find_duplicates(dataset)
     assert run(monkeypatch, "select", dataset.url) == cli.NOTHING_CAME_OUT
-    assert f"similarity dropped 6 clips without a score ({REASON}): 1 of 10 clips are left" in capsys.readouterr().err
+    assert f"similarity dropped 6 clips without a score ({REASON}); 1 of 10 clips are left" in capsys.readouterr().err
 
 
 def test_an_empty_selection_says_which_rule_took_the_most(dataset: Dataset, tmp_path: Path, monkeypatch, capsys):

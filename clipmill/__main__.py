@@ -1,4 +1,4 @@
-"""`python -m clipmill`: the command line, as `clipmill` runs it."""
+"""`python -m clipmill`: the same command line as `clipmill`."""
 
 from pipelines.cli import main
 

@@ -1,7 +1,7 @@
-"""Addresses without what opens them: passwords and signatures are for the run, never for a table, a log or an error.
+"""Strip credentials from addresses: passwords and signatures never reach a table, a log or an error.
 
-A signed address (S3, Google, Azure, CloudFront, Alibaba, Tencent, or a token of any site) names the same object under
-every signature, so ids are made from the address that is left.
+A signed address (S3, Google, Azure, CloudFront, Alibaba, Tencent, or a site's token) names the same object under every
+signature, so ids are derived from the stripped address.
 """
 
 import re
@@ -14,20 +14,20 @@ _GRANTS = re.compile(
     r"|(auth|api|secret|client)[-_]?(key|token|secret)|session([-_]?id)?",
     re.IGNORECASE,
 )
-"""Names of query parameters that grant access, and never say which object is meant."""
+"""Query parameters that grant access and never identify an object."""
 _BESIDE_SIGNATURE = re.compile(
     r"expires?|exp|e|policy|hash-algorithm|algorithm|sv|sr|sp|st|se|spr|sip|srt|ss|skoid|sktid|skt|ske|sks|skv|sdd"
     r"|saoid|suoid|scid|ses|si|rsc[cdelt]|starttime|endtime",
     re.IGNORECASE,
 )
-"""Names that belong to a signature when there is one, and may mean anything else without."""
+"""Parameters that belong to a signature if there is one, and may mean anything otherwise."""
 _SECRET_VALUE = re.compile(
     r"(AIza[\w-]{30,}|eyJ[\w-]{8,}\.[\w-]+.*|(AKIA|ASIA)[A-Z0-9]{12,}|gh[opsur]_\w{20,}|hf_\w{20,}|sk-[\w-]{16,}|ya29\..+)"
 )
-"""Keys and tokens that are known by their form, whatever the parameter is called."""
+"""Keys and tokens recognized by their format, regardless of the parameter name."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s'\"<>`]+")
 _LINK_OF_CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*://)")
-"""Between the parts of an address such as simplecache::https://..."""
+"""Separates the parts of an address such as simplecache::https://..."""
 _WITHOUT_QUERY = {
     "s3",
     "s3a",
@@ -49,7 +49,7 @@ _WITHOUT_QUERY = {
 
 
 def without_credentials(address: str) -> str:
-    """`address` without password, signature and token; a plain path, or an address without any, as it is."""
+    """`address` without password, signature and token; unchanged if it has none."""
     chained = _LINK_OF_CHAIN.split(address)
     if len(chained) > 1:
         return "::".join(map(without_credentials, chained))
@@ -59,7 +59,7 @@ def without_credentials(address: str) -> str:
     host, path = re.fullmatch(r"(?s)([^/?#]*)(.*)", rest).groups()  # type: ignore[union-attr]
     user, at, host = host.rpartition("@")
     web = scheme.lower() not in _WITHOUT_QUERY
-    if at and not web:  # abfs://container@account is no user
+    if at and not web:  # in abfs://container@account the part before @ is not a user
         host = f"{user.partition(':')[0]}@{host}"
     if not web:
         return f"{scheme}://{host}{path}"
@@ -69,7 +69,7 @@ def without_credentials(address: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """A message with every address in it stripped of its credentials."""
+    """A message with the credentials stripped from every address in it."""
     return _URL.sub(lambda match: without_credentials(match.group()), text)
 
 

@@ -1,4 +1,4 @@
-"""A table column that explains itself: meaning, unit and polarity travel in the schema."""
+"""Self-describing table columns: meaning, unit and polarity are stored in the schema."""
 
 from typing import Literal
 
@@ -14,9 +14,9 @@ def column(
     better: Literal["higher", "lower", ""] = "",
     bounds: tuple[float, float] | None = None,
 ) -> pa.Field:
-    """A field with its meaning, its unit and, for a score, which way is better, in the metadata.
+    """A field with its meaning, its unit and, for a score, its polarity, in the metadata.
 
-    `bounds` are the least and the largest value that it can have, for the rules of a selection to be checked against.
+    `bounds` are the smallest and largest possible values; selection rules are checked against them.
     """
     metadata = {"meaning": meaning, "unit": unit, "better": better}
     if bounds:
@@ -25,7 +25,7 @@ def column(
 
 
 def bounds_of(field: pa.Field) -> tuple[float, float] | None:
-    """The least and the largest value that a column can have, where its schema says so."""
+    """The smallest and largest possible values of a column, if its schema states them."""
     text = (field.metadata or {}).get(b"bounds")
     if text is None:
         return None

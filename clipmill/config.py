@@ -1,4 +1,4 @@
-"""The base of every configuration: frozen, keyword-only, and unknown keys fail with the nearest known one."""
+"""Base of all configurations: frozen, keyword-only; unknown keys fail with the nearest known key."""
 
 import difflib
 import re
@@ -21,7 +21,7 @@ _MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
 class Config(BaseModel):
-    """Frozen settings, checked when made. An unknown key is an error that names the nearest known key."""
+    """Frozen settings, validated on construction. An unknown key is an error that names the nearest known key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -36,7 +36,8 @@ class Config(BaseModel):
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], *, origin: str) -> Self:
-        """Check plain values. Raises UserError with one line per mistake, each led by its place in `origin`."""
+        """Validate plain values. Raises UserError with one line per mistake, each prefixed with its path in
+        `origin`."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
@@ -49,7 +50,7 @@ class Config(BaseModel):
 
     @classmethod
     def from_file(cls, address: str) -> Self:
-        """Settings from a YAML file (any address that fsspec knows), over the defaults. Raises UserError."""
+        """Load settings from a YAML file (any fsspec URL) over the defaults. Raises UserError."""
         return cls.from_values(read_yaml(address), origin=redacted(address))
 
 
@@ -69,9 +70,10 @@ def _mistake(mistake: ErrorDetails, name: str) -> str:
 
 
 def read_yaml(address: str) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError: no such file, not YAML, not a mapping, nested or repeated too much.
+    """The mapping in a YAML file. Raises UserError: file not found, invalid YAML, not a mapping, too deeply nested or
+    too large.
 
-    Safe for files from strangers: plain values only, at most 1 MiB, and aliases count as often as they are used.
+    Safe for untrusted files: plain values only, at most 1 MiB, and aliases count as often as they are used.
     """
     from clipmill import storage  # loads fsspec and Arrow, which a configuration does not need
 
@@ -79,19 +81,19 @@ def read_yaml(address: str) -> dict[str, Any]:
     try:
         content = storage.read_limited(fs, path, max_bytes=_MAX_YAML_BYTES)
     except FileNotFoundError as error:
-        raise UserError(f"there is no file {storage.shown(fs, path)}") from error
+        raise UserError(f"file not found: {storage.shown(fs, path)}") from error
     return parse_yaml(content, origin=storage.shown(fs, path))
 
 
 def parse_yaml(content: str | bytes, *, origin: str) -> dict[str, Any]:
-    """The mapping in YAML text; `origin` names it in errors. Raises UserError as `read_yaml`."""
+    """Parse a mapping from YAML text; `origin` names it in errors. Raises UserError like `read_yaml`."""
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
         values = yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # ValueError: 2024-99-99, 5,000 digits
         raise UserError(f"{origin} is not valid YAML: {error or type(error).__name__}") from error
     if not isinstance(values, dict | None):
-        raise UserError(f"{origin}: expected keys and values, got {type(values).__name__}")
+        raise UserError(f"{origin}: expected a mapping, got {type(values).__name__}")
     return values or {}
 
 
@@ -104,7 +106,7 @@ def unknown_name(what: str, name: str, known: list[str]) -> str:
 
 
 def known_name(what: str, name: str, known: Collection[str]) -> str:
-    """Resolve a name or an unambiguous prefix of one among `known`.
+    """Resolve a name or an unambiguous prefix against `known`.
 
     Raises UserError that lists the known names, or the candidates of an ambiguous prefix.
     """
@@ -119,16 +121,16 @@ def known_name(what: str, name: str, known: Collection[str]) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Plain YAML with bounds on depth and size, in which the same key twice is a mistake.
+    """Plain YAML with limits on depth and size; duplicate keys are an error.
 
-    Bounds hold for the document with its aliases expanded, so a small file cannot stand for billions of values.
+    The limits apply with aliases expanded, so that a small file cannot expand to billions of values.
     """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._open = 0
         self._sizes: dict[int, tuple[int, int]] = {}
-        """Node id -> (nodes in it, levels in it), aliases expanded."""
+        """Node id -> (number of nodes, depth), aliases expanded."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
@@ -139,7 +141,7 @@ class _StrictLoader(yaml.SafeLoader):
         self._open -= 1
         if node is not None and id(node) not in self._sizes:
             if alias:
-                raise yaml.composer.ComposerError(None, None, "an alias refers to what it is part of", mark)
+                raise yaml.composer.ComposerError(None, None, "an alias refers to a node that contains it", mark)
             self._sizes[id(node)] = self._size(node, mark)
         return node
 
@@ -160,7 +162,7 @@ class _StrictLoader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep=deep)
         except (ValueError, OverflowError, AttributeError, LookupError, TypeError) as error:
-            # `!!timestamp x`, `!!bool x`, `!!int ""`: PyYAML's constructors take what a tag says for granted.
+            # `!!timestamp x`, `!!bool x`, `!!int ""`: PyYAML's constructors trust the tag and fail on such values.
             kind = node.tag.rpartition(":")[2]
             raise yaml.constructor.ConstructorError(
                 None, None, f"not a value of type {kind}", node.start_mark
@@ -173,16 +175,16 @@ class _StrictLoader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(None, None, "a key has to be text", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, "keys must be strings", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {str(key)[:_MAX_SHOWN]!r} is there twice", key_node.start_mark
+                    None, None, f"duplicate key {str(key)[:_MAX_SHOWN]!r}", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
-# YAML 1.1 asks for a dot and a signed exponent in a float, and so reads 1e9, 1E-3 and .5e3 as text; YAML 1.2 does not.
+# YAML 1.1 requires a dot and a signed exponent in a float, so 1e9, 1E-3 and .5e3 would load as text; 1.2 does not.
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+\Z"),

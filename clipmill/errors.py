@@ -1,4 +1,4 @@
-"""The two kinds of failure: a source that cannot be used (a row with its reason), and a user's mistake."""
+"""Error types: a source that cannot be used (a row with a reason), an invalid request, and a run that stopped."""
 
 import errno
 import os
@@ -7,25 +7,25 @@ from types import MappingProxyType
 
 ERROR_KINDS: Mapping[str, str] = MappingProxyType(
     {
-        "missing": "nothing is at this address",
-        "unreadable": "it is there but cannot be read (permission, a folder, a failing store)",
-        "empty": "the file holds no bytes, or its video stream no frame",
+        "missing": "no file exists at this address",
+        "unreadable": "the file exists but cannot be read (permissions, a folder, a storage error)",
+        "empty": "the file is empty, or its video stream has no frames",
         "not_video": "the content is not a media file",
-        "no_video_stream": "a media file without a moving picture (audio only, cover art)",
+        "no_video_stream": "a media file without a video stream (audio only, cover art)",
         "unsupported_container": "a container or playlist format that is not on the allow-list",
-        "too_large": "more bytes, pixels or streams than the limits allow",
-        "too_long": "longer than the limits allow",
-        "decode_error": "the decoder could read no usable footage",
-        "timeout": "the scan did not finish within its time limit",
-        "out_of_memory": "the scan needed more than its memory limit",
-        "crashed": "the scanning process went down, or met an error that nobody expected",
+        "too_large": "exceeds the limits on bytes, pixels or streams",
+        "too_long": "exceeds the limit on duration",
+        "decode_error": "no usable footage could be decoded",
+        "timeout": "the scan exceeded its time limit",
+        "out_of_memory": "the scan exceeded its memory limit",
+        "crashed": "the scan process crashed or raised an unexpected error",
     }
 )
-"""Every value `error_kind` can have, and what it means."""
+"""Every value of `error_kind`, and its meaning."""
 
 
 class SourceError(Exception):
-    """A source that cannot be curated. Becomes one rejected row in `sources`, never the end of a run."""
+    """A source that cannot be curated. Becomes a rejected row in `sources` and never ends a run."""
 
     def __init__(self, kind: str, message: str) -> None:
         assert kind in ERROR_KINDS, kind
@@ -38,24 +38,24 @@ class SourceError(Exception):
 
 
 class UserError(ValueError):
-    """A request that cannot be carried out; the message says what was expected, what it got, and what to do."""
+    """A request that cannot be carried out; the message states what was expected, what it got, and the next step."""
 
 
 class RunStopped(UserError):
-    """A run that could not go on (a full disk, another run in its place). What it did stays; run it again."""
+    """A run that had to stop (disk full, taken over by another run). Completed work is kept; rerun to resume."""
 
 
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS}
 _NO_THREAD = "can't start new thread"
 _LONGEST_CHAIN = 20
-"""Of causes: a library's may lead in a circle."""
+"""Limit on the chain of causes, which can be cyclic in some libraries."""
 
 
 def raise_if_stopped(error: BaseException) -> None:
-    """Raise RunStopped where an error says that the run, or this machine, is at its end, and nothing of a source.
+    """Raise RunStopped if an error is caused by the machine or the run rather than by the source.
 
-    For every place that turns an exception into a row: a machine without file descriptors or threads left would reject
-    one good source after the other, for good.
+    Call it wherever an exception becomes a row: a machine out of file descriptors or threads would otherwise reject
+    every remaining source permanently.
     """
     cause: BaseException | None = error
     for _ in range(_LONGEST_CHAIN):
@@ -69,4 +69,4 @@ def raise_if_stopped(error: BaseException) -> None:
 
 
 def _exhausted(reason: str, limit: str) -> str:
-    return f"this machine cannot go on reading: {reason}. Raise the limit ({limit}), then run the same command again"
+    return f"this machine ran out of resources: {reason}. Raise the limit ({limit}), then rerun the same command"

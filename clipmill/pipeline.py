@@ -1,6 +1,6 @@
-"""What a stage of a pipeline says of itself, and whether stages fit together. Nothing here needs Ray.
+"""Stages of a pipeline: what each declares, and whether they fit together. Needs no Ray.
 
-given -> stage -> stage -> ... : each needs what the ones before it give
+given -> stage -> stage -> ...: each stage needs what earlier ones give
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -14,51 +14,51 @@ _LARGE_BYTES = 256 << 20
 
 
 def is_large(memory_bytes: int) -> bool:
-    """Whether that is too much for every worker process to hold: a pool of actors then keeps it."""
+    """Whether the weights are too large for every worker process to hold: such a stage gets a pool of actors."""
     return memory_bytes > _LARGE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one worker of a stage takes."""
+    """Resources of one worker of a stage."""
 
     num_cpus: float = 1
-    """CPUs that it keeps busy. 0: next to nothing; the stage then runs in the workers of the stage before it."""
+    """CPUs that it keeps busy. 0: almost none; the stage then runs in the workers of the stage before it."""
     max_cpus: int = 1
-    """CPUs that an actor of a pool can make use of where it has no GPU."""
+    """CPUs that an actor of a pool can use if it has no GPU."""
     num_gpus: int = 0
-    """GPUs, where the cluster has any; without one the stage runs on CPUs."""
+    """GPUs, if the cluster has any; otherwise the stage runs on CPUs."""
     memory_bytes: int = 0
-    """Weights that a worker loads and keeps."""
+    """Size of the weights that a worker loads and keeps."""
     workers: int | None = None
-    """Most workers at a time on the whole cluster; None: as many as there is room for."""
+    """Maximum number of workers on the whole cluster; None: as many as fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One step of a pipeline, declared: what it reads, what it adds, what a worker of it takes."""
+    """One step of a pipeline: what it reads, what it adds, and the resources of a worker."""
 
     name: str
     needs: tuple[str, ...]
-    """Columns, thumbnails and the like that have to be there."""
+    """Inputs that must exist: columns, thumbnails, embeddings."""
     gives: tuple[str, ...]
-    """What is there once it is done."""
+    """Outputs that exist once the stage is done."""
     load: Callable[[str], Callable[[Any], Any]] = field(repr=False)
-    """Takes the device ("cpu", "cuda"), loads what the stage keeps and returns its work: a list of items to a list of
-    items. An actor of a pool calls it once, a task every time: what takes long has to be kept by the process."""
+    """Takes the device ("cpu", "cuda"), loads what the stage keeps and returns its work: a function from a list of
+    items to a list of items. An actor calls it once, a task calls it every time, so anything slow to load must be
+    cached by the process."""
     resources: Resources = Resources()
     batch_size: int = 1
-    """Items per call; four times as many on a GPU, unless it is 1."""
+    """Items per call; multiplied by four on a GPU, unless it is 1."""
     divide: Callable[[list[Any]], Iterable[Any]] | None = field(default=None, repr=False)
-    """Cuts a batch into what `load`'s work takes and changes in place; the items stay. Stages in one worker that share
-    it see each piece one after the other, so that thumbnails are decoded once."""
+    """Splits a batch into the pieces that `load`'s work takes and changes in place. Stages in one worker that share
+    `split` process each piece one after the other, so that thumbnails are decoded once."""
 
 
 def check_stages(stages: Sequence[Stage], given: Collection[str], available: Sequence[Stage] = ()) -> None:
-    """Raise UserError where a stage needs what neither `given` nor a stage before it holds.
+    """Raise UserError if a stage needs something that neither `given` nor an earlier stage provides.
 
-    The message says which stage needs what, which stage (of these, or of others that are `available`) gives it, and
-    what to do.
+    The message names the stage, the missing input, the stage that gives it (among these or `available`), and the fix.
     """
     there = set(given)
     for number, stage in enumerate(stages):
@@ -81,7 +81,7 @@ def _missing(
 
 
 def loaded(stages: Sequence[Stage], device: str) -> Callable[[list[Any]], list[Any]]:
-    """The work of stages that run in one worker, one after the other."""
+    """The work of stages that share a worker, applied in order."""
     works = [stage.load(device) for stage in stages]
     divide = stages[0].divide
 

@@ -13,30 +13,30 @@ _NAMED_SETTINGS, _SHOWN = 5, 60
 MAY_CHANGE = frozenset({
     # Stages, for runs and for latents.
     "description",
-    # How samples are read and computed, not which.
+    # How samples are read and computed; does not affect the result.
     "data.workers", "data.prefetch", "data.reader", "model.checkpointing", "run.compile", "run.strategy",
-    # Limits on what is broken.
+    # Limits on broken data.
     "data.max_broken_share",
-    # Where frozen parts lie: their digests tell whether they are the same.
+    # Locations of frozen parts: their digests tell whether the content is the same.
     "model.autoencoder", "model.image_encoder", "model.text_encoder",
-    # How far it goes, and what it writes on the way.
+    # Length of the run, and what it logs and saves.
     "run.steps", "run.log_every", "run.save_every", "run.keep_last", "run.keep_every",
     "run.sample_every", "run.sample_count", "run.sample_steps",
-    # Shards and datasets: what an input may cost decides which are rejected, not what the others give.
+    # Shards and datasets: resource limits decide which inputs are rejected, not the results of the others.
     "scan.limits", "extraction.limits",
-    # Datasets: duplicates are looked for anew; how many go through a model at a time.
+    # Datasets: duplicates are recomputed; batch sizes of models.
     "duplicates", "clip_embedder.batch_size", "captioners.coca.batch_size",
-    # Where an endpoint is, and how patiently it is asked.
+    # Endpoint location and retry policy.
     *(f"captioners.{name}.{key}" for name in ("video", "merged") for key in (
         "base_url", "api_key_env", "timeout_s", "retries", "max_in_flight", "give_up_after", "pause_s",
     )),
 })  # fmt: skip
-"""Settings that may be others when a run is resumed, latents or shards are written into a folder that holds some, or a
-dataset grows: they do not decide what is computed. Shards, frozen parts and models may have moved."""
+"""Settings that may change when a run is resumed, when latents or shards are added to a folder, or when a dataset
+grows: they do not affect what is computed. Shards, frozen parts and models may have moved."""
 
 
 def deciding(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """The nested settings without those that may change; `path` leads to them, with a dot at its end."""
+    """The nested settings without those that may change; `path` is their dotted prefix, ending in a dot."""
     return {
         name: deciding(value, f"{path}{name}.") if isinstance(value, Mapping) else value
         for name, value in settings.items()

@@ -1,6 +1,6 @@
-"""Bytes that have to wait: in memory while they are few, else in a temporary file on the local disk.
+"""Buffer bytes in memory while they are few, else in a temporary file on the local disk.
 
-A local disk that is full or fails says nothing about the video whose bytes were to wait there: it stops the run.
+A full or failing local disk is not the fault of the video being read: it stops the run.
 """
 
 import errno
@@ -15,9 +15,9 @@ IN_MEMORY_BYTES = 32 << 20
 
 
 class Spool:
-    """Pieces of bytes, each found again by where it begins. A context manager; closing it frees the space.
+    """Pieces of bytes, addressed by their offset. A context manager; closing it frees the space.
 
-    Raises RunStopped where the temporary folder cannot be written or read.
+    Raises RunStopped if the temporary folder cannot be written or read.
     """
 
     def __init__(self, in_memory_bytes: int = IN_MEMORY_BYTES) -> None:
@@ -32,7 +32,7 @@ class Spool:
         self._close()
 
     def put(self, content: bytes) -> int:
-        """Append a piece; where it begins."""
+        """Append a piece; returns its offset."""
         start = self.size_bytes
         with _own_files():
             self._file.seek(start)
@@ -41,13 +41,13 @@ class Spool:
         return start
 
     def get(self, start: int, size_bytes: int) -> bytes:
-        """A piece, by where it begins and how long it is."""
+        """Read the piece of `size` bytes at an offset."""
         with _own_files():
             self._file.seek(start)
             return self._file.read(size_bytes)
 
     def keep(self, pieces: list[tuple[int, int]]) -> list[int]:
-        """Drop all but these (start, size) pieces; where each begins from now on."""
+        """Keep only these (start, size) pieces; returns their new offsets."""
         smaller = Spool(self._in_memory_bytes)
         try:
             starts = [smaller.put(self.get(*piece)) for piece in pieces]
@@ -59,7 +59,7 @@ class Spool:
         return starts
 
     def _close(self) -> None:
-        with suppress(OSError):  # what a full disk did not take was in a buffer: nobody will ask for it
+        with suppress(OSError):  # the buffer still holds what a full disk rejected; nobody will read it
             self._file.close()
 
     def _empty_file(self) -> BinaryIO:
@@ -76,12 +76,12 @@ def _own_files() -> Iterator[None]:
             reason = f"{reason} (more than limits.spool_bytes, or than ulimit -f allows)"
         raise RunStopped(
             f"cannot use the temporary folder {_folder()}: {reason}. Make room there or set TMPDIR to another folder, "
-            "then run the same command again"
+            "then rerun the same command"
         ) from error
 
 
 def _folder() -> str:
-    """Where temporary files go; where none can be written, what was asked for."""
+    """The folder for temporary files; if none is writable, the one that was configured."""
     try:
         return tempfile.gettempdir()
     except OSError:

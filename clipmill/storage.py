@@ -1,4 +1,4 @@
-"""Files on a local disk or in an object store, through fsspec; every file is written whole or not at all."""
+"""Files on a local disk or in an object store, through fsspec; writes are atomic."""
 
 import asyncio
 import errno
@@ -25,7 +25,7 @@ from clipmill.errors import UserError
 T = TypeVar("T")
 
 _WHOLE_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2"}
-"""Stores in which an object appears when its upload is completed, never before."""
+"""Stores in which an object appears only when its upload completes."""
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLIENT_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs")
@@ -47,34 +47,34 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise UserError(f"{redacted(url)!r} needs a package that is not installed: {error}") from error
     except ValueError as error:
         raise UserError(
-            f"{redacted(url)!r} is not an address that fsspec knows: {redacted(str(error))}. Expected a path or, for "
+            f"{redacted(url)!r} is not a valid fsspec URL: {redacted(str(error))}. Expected a path or, for "
             "example, s3://bucket/x."
         ) from error
     return fs, path.rstrip("/") or path
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
-    """Whether paths of `fs` are plain paths on this machine."""
+    """Whether paths of `fs` are local paths on this machine."""
     return isinstance(fs, LocalFileSystem)
 
 
 def address(fs: fsspec.AbstractFileSystem, path: str) -> str:
-    """`path` as a person or another program would give it: a plain path, or a URL with its protocol."""
+    """`path` as an address for users and other programs: a local path, or a URL with its protocol."""
     return path if is_local(fs) else str(fs.unstrip_protocol(path))
 
 
 def shown(fs: fsspec.AbstractFileSystem, path: str) -> str:
-    """`address` as it may stand in an error, a log or a table: without password, signature or token."""
+    """`address` for errors, logs and tables: without password, signature or token."""
     return without_credentials(address(fs, path))
 
 
 @contextmanager
 def atomic_write(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[BinaryIO]:
-    """A binary file to write into, which appears under `path` when the block ends, and not at all if it fails.
+    """A binary file to write into; it appears under `path` when the block ends, and not at all if the block fails.
 
-    On a disk: a temporary name in the same folder, synced, then renamed. On an object store: one upload, completed
-    at the end and aborted on an error. Folders are made as needed. Raises UserError when nothing can be written
-    there (no permission, no space); errors of the caller's own block pass unchanged.
+    Local disk: a temporary file in the same folder, synced, then renamed. Object store: one upload, completed at the
+    end or aborted on error. Creates folders as needed. Raises UserError if writing fails (permissions, disk full);
+    errors of the caller's block pass through.
     """
     whole_object = not _protocols(fs).isdisjoint(_WHOLE_OBJECT_STORES)
     target = path if whole_object else _temporary_path(path)
@@ -99,13 +99,13 @@ def atomic_write(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[BinaryIO]
 
 
 def write_bytes(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
-    """Write a small file, whole or not at all. Raises UserError when that is impossible."""
+    """Write a small file atomically. Raises UserError if that fails."""
     with atomic_write(fs, path) as file:
         file.write(content)
 
 
 def read_bytes(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
-    """The whole content of a small file. Raises FileNotFoundError, or UserError when it cannot be read."""
+    """Read a small file. Raises FileNotFoundError, or UserError if it cannot be read."""
     with explained("read", fs, path):
         content: bytes = fs.cat_file(path)
         return content
@@ -114,32 +114,32 @@ def read_bytes(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
 def read_limited(
     fs: fsspec.AbstractFileSystem, path: str, *, max_bytes: int, deadline_s: float = _READ_DEADLINE_S
 ) -> bytes:
-    """The content of a file from a stranger: a regular file, of at most `max_bytes`, within `deadline_s`.
+    """Read an untrusted file: a regular file of at most `max_bytes`, within `deadline_s`.
 
-    Raises FileNotFoundError, or UserError for anything else that is in the way.
+    Raises FileNotFoundError, or UserError for anything else.
     """
     content: bytes
     with explained("read", fs, path):
         if is_local(fs):
             with open_regular(path) as file:
-                # read() allocates what it is asked for, not what there is
+                # read() allocates the requested size, not the file's
                 content = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
         elif isinstance(fs, HTTPFileSystem):
             content = within(deadline_s, fs, lambda: _http_head(fs, path, max_bytes + 1))
         else:
             content = within(deadline_s, fs, lambda: call(fs, "cat_file", path, start=0, end=max_bytes + 1))
     if len(content) > max_bytes:
-        raise UserError(f"{shown(fs, path)} is larger than {max_bytes:,} bytes, the most that is read of such a file")
+        raise UserError(f"{shown(fs, path)} is larger than the limit of {max_bytes:,} bytes")
     return content
 
 
 def read_json(
     fs: fsspec.AbstractFileSystem, path: str, parse: Callable[[dict[str, Any]], T], *, max_bytes: int = 1 << 30
 ) -> T:
-    """What `parse` makes of one of our own JSON files, which holds an object.
+    """Parse one of our own JSON files, which must contain an object.
 
-    Raises FileNotFoundError, or UserError `PATH is damaged: ...` when the file is not such JSON, or when `parse`
-    misses a key or meets a value of another type.
+    Raises FileNotFoundError, or UserError `PATH is damaged: ...` if it is not valid JSON, or if `parse` misses a key or
+    finds a value of the wrong type.
     """
     content = read_limited(fs, path, max_bytes=max_bytes)
     try:
@@ -156,7 +156,7 @@ def read_json(
 
 
 def read_parquet(fs: fsspec.AbstractFileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet file, or some of its columns (a nested one by its full name, as in "captions.list.element.error").
+    """Read a Parquet file, or some of its columns (nested ones by full name, such as "captions.list.element.error").
 
     Raises FileNotFoundError, or UserError `PATH is damaged: ...`.
     """
@@ -172,12 +172,12 @@ def read_parquet(fs: fsspec.AbstractFileSystem, path: str, columns: Sequence[str
 
 
 def open_regular(path: str) -> BinaryIO:
-    """Open a local file for reading, links followed, if it is a regular file and not one of the kernel's.
+    """Open a local file for reading, following links, if it is a regular file outside the kernel's file systems.
 
-    What counts is the file that was opened, whatever the name means a moment later. Raises OSError, and UserError
-    for a folder, a device, a pipe, and all below /proc, /sys and /dev but /dev/shm.
+    The check is on the opened file, so a name that changes meanwhile does not matter. Raises OSError, and UserError for
+    a folder, a device, a pipe, and everything below /proc, /sys and /dev except /dev/shm.
     """
-    _check_regular(os.stat(path).st_mode)  # before opening: opening a device can already do something
+    _check_regular(os.stat(path).st_mode)  # before opening: opening a device can have side effects
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _check_regular(os.fstat(descriptor).st_mode)
@@ -190,7 +190,7 @@ def open_regular(path: str) -> BinaryIO:
 
 
 def path_of(descriptor: int, path: str) -> str:
-    """Where an open file lies, links resolved; `path` is the name it was opened by."""
+    """The resolved path of an open file; `path` is the name it was opened by."""
     try:
         return os.readlink(f"/proc/self/fd/{descriptor}")
     except OSError:
@@ -198,15 +198,16 @@ def path_of(descriptor: int, path: str) -> str:
 
 
 def check_not_of_kernel(real_path: str) -> None:
-    """Raise UserError for a resolved path below /proc, /sys or /dev, where files answer with what they like."""
+    """Raise UserError for a resolved path below /proc, /sys or /dev."""
     if real_path.startswith(_KERNEL_FOLDERS) and not real_path.startswith(_SHARED_MEMORY):
-        raise UserError(f"it is below /{real_path.split('/')[1]}, where nothing is read")
+        raise UserError(f"files below /{real_path.split('/')[1]} are not read")
 
 
 def within(deadline_s: float, fs: fsspec.AbstractFileSystem, question: Callable[[], Any]) -> Any:
-    """The answer to a question that is put to a store, or TimeoutError when there is none within `deadline_s`.
+    """Query a store; raises TimeoutError without an answer within `deadline_s`.
 
-    `question` gives the answer, or for an asynchronous file system the coroutine that does, which is cancelled.
+    `question` returns the answer, or for an asynchronous file system the coroutine that does; the coroutine is
+    cancelled on timeout.
     """
     answer: Future[Any] = Future()
     if fs.async_impl:
@@ -227,40 +228,40 @@ def within(deadline_s: float, fs: fsspec.AbstractFileSystem, question: Callable[
 
 
 def call(fs: fsspec.AbstractFileSystem, method: str, *args: Any, **kwargs: Any) -> Any:
-    """A method's result, or its coroutine for an asynchronous file system: a question for `within`."""
+    """A method's result, or its coroutine for an asynchronous file system; for `within`."""
     return getattr(fs, f"_{method}" if fs.async_impl else method)(*args, **kwargs)
 
 
 def exists(fs: fsspec.AbstractFileSystem, path: str) -> bool:
-    """Whether a file or folder is at `path` right now (no cached listing is asked)."""
+    """Whether a file or folder exists at `path` now, bypassing listing caches."""
     with explained("read", fs, path):
         fs.invalidate_cache(path)
         return bool(fs.exists(path))
 
 
 def remove(fs: fsspec.AbstractFileSystem, path: str) -> None:
-    """Remove one file. A file that is already gone is not an error."""
+    """Remove one file. A missing file is not an error."""
     with explained("remove", fs, path), suppress(FileNotFoundError):
         fs.rm_file(path)
 
 
 def list_files(fs: fsspec.AbstractFileSystem, folder: str, suffix: str = "") -> list[str]:
-    """Sorted paths of the files directly in `folder` whose names end in `suffix`; [] where there is no folder.
+    """Sorted paths of the files directly in `folder` that end in `suffix`; [] if the folder does not exist.
 
-    Unfinished files of `atomic_write` are not among them.
+    Excludes unfinished files of `atomic_write`.
     """
     return [path for path in _entries(fs, folder, kind="file") if path.endswith(suffix) and not _is_temporary(path)]
 
 
 def list_folders(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
-    """Sorted paths of the folders directly in `folder`; [] where there is no folder."""
+    """Sorted paths of the folders directly in `folder`; [] if it does not exist."""
     return _entries(fs, folder, kind="directory")
 
 
 def remove_leftovers(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
-    """Remove what killed writers left in `folder` under temporary names, and say what that was.
+    """Remove temporary files that killed writers left in `folder`; returns their names.
 
-    Only for when no other process writes there: a live writer would lose its file.
+    Call it only when no other process writes there: a live writer would lose its file.
     """
     leftovers = [path for path in _entries(fs, folder, kind="file") if _is_temporary(path)]
     for path in leftovers:
@@ -269,7 +270,7 @@ def remove_leftovers(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
 
 
 async def _http_head(fs: HTTPFileSystem, url: str, size_bytes: int) -> bytes:
-    """The first bytes of a resource. fsspec's own `cat_file` reads all that a server sends, which may have no end."""
+    """The first bytes of a resource. fsspec's `cat_file` reads everything that a server sends, which may never end."""
     session = await fs.set_session()
     headers = {"Range": f"bytes=0-{size_bytes - 1}", "Accept-Encoding": "identity"}
     async with session.get(fs.encode_url(url), **{**fs.kwargs, "headers": fs.kwargs.get("headers", {}) | headers}) as r:
@@ -292,7 +293,7 @@ def _check_regular(mode: int) -> None:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError("the same key is there twice")
+        raise ValueError("duplicate key")
     return values
 
 
@@ -307,7 +308,7 @@ def _entries(fs: fsspec.AbstractFileSystem, folder: str, *, kind: str) -> list[s
             entries = fs.ls(folder, detail=True)
         except FileNotFoundError:
             return []
-    # An object store lists an empty marker object of the folder's own name among its entries.
+    # An object store may list an empty marker object with the folder's own name.
     return sorted(
         e["name"].rstrip("/") for e in entries if e["type"] == kind and e["name"].strip("/") != folder.strip("/")
     )
@@ -339,7 +340,7 @@ def _rename(fs: fsspec.AbstractFileSystem, source: str, target: str) -> None:
 
 
 def _abandon(fs: fsspec.AbstractFileSystem, file: Any, target: str, *, whole_object: bool) -> None:
-    """Drop an unfinished file. Nothing may be raised here: the error that led here is the one to be seen."""
+    """Drop an unfinished file. Raises nothing: the error that led here takes precedence."""
     with suppress(Exception):
         if not whole_object:
             with suppress(Exception):
@@ -348,14 +349,14 @@ def _abandon(fs: fsspec.AbstractFileSystem, file: Any, target: str, *, whole_obj
         elif not file.closed:
             file.discard()
     if whole_object:
-        # fsspec's buffered files upload what they hold when they are closed or collected; a closed one does not.
+        # fsspec's buffered files upload their content when closed or collected, unless they are already closed.
         with suppress(Exception):
             file.closed = True
 
 
 @contextmanager
 def explained(action: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterator[None]:
-    """Turn what a disk, a store or its client raises in the block into a UserError that names the address."""
+    """Translate errors of a disk, a store or its client in the block into a UserError that names the address."""
     try:
         yield
     except FileNotFoundError as error:
@@ -371,7 +372,7 @@ def explained(action: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterator
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong, in the words of the system or the client, without credentials."""
+    """The error as reported by the system or the client, without credentials."""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return redacted(reason)
 
@@ -380,7 +381,7 @@ def _cannot(action: str, path: str, error: Exception) -> UserError:
     reason = reason_of(error)
     number = error.errno if isinstance(error, OSError) else None
     if number in _NO_ROOM:
-        advice = " Nothing was left under that name. Make room and run the same command again."
+        advice = " No partial file was left. Free some space, then rerun the same command."
     else:
         advice = " Check the address and the permissions." if action == "write" else ""
     return UserError(f"cannot {action} {path}: {reason.rstrip('.')}.{advice}")

@@ -1,4 +1,4 @@
-"""Encode pictures into a video file, the same bytes each time: single-threaded, no dates or versions inside."""
+"""Deterministic video encoding: single-threaded, without dates or versions in the file."""
 
 import os
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from av.video.reformatter import Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
 CONTAINERS = MappingProxyType({"h264": "mp4", "hevc": "mp4", "mpeg4": "mp4", "av1": "mkv", "vp9": "webm"})
-"""The usual container (file name ending) of each codec that can be written."""
+"""Default container (file name suffix) of each supported codec."""
 
 _ENCODERS = MappingProxyType(
     {"h264": "libx264", "hevc": "libx265", "mpeg4": "mpeg4", "av1": "libsvtav1", "vp9": "libvpx-vp9"}
@@ -25,23 +25,23 @@ _BT709, _BT601, _LIMITED_RANGE = 1, 6, 1
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How a video is stored. Raises ValueError for what this writer cannot write."""
+    """Encoding settings. Raises ValueError for unsupported combinations."""
 
     codec: str = "h264"
     container: str = ""
-    """File name ending: mp4, mov, mkv, webm or ts. Empty: the codec's usual one."""
+    """File name suffix: mp4, mov, mkv, webm or ts. Empty: the codec's default."""
     pixel_format: str = "yuv420p"
     crf: int = 20
-    """Quality on libx264's scale, lower is better; turned into about the same for the other codecs."""
+    """Quality on libx264's CRF scale, lower is better; mapped to about the same quality for other codecs."""
     keyframe_s: float = 2.0
-    """Longest distance between keyframes."""
+    """Maximum distance between keyframes."""
     keyframes_at_cuts: bool = True
-    """Let the encoder (h264, hevc, mpeg4) put more keyframes where the picture changes."""
+    """Let the encoder (h264, hevc, mpeg4) insert keyframes at scene changes."""
     b_frames: int = 3
     open_gop: bool = False
     """h264, hevc: frames before a keyframe may refer to frames after it."""
     rotation: int = 0
-    """Clockwise degrees by which a player turns the stored pictures: 0, 90, 180, 270."""
+    """Clockwise rotation in degrees that a player applies to the stored frames: 0, 90, 180, 270."""
     sample_aspect_ratio: Fraction = Fraction(1)
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class Encoding:
         formats = [known.name for known in av.codec.Codec(_ENCODERS[self.codec], "w").video_formats or ()]
         if self.pixel_format not in formats:
             raise ValueError(
-                f"{self.codec} is not written as {self.pixel_format!r}, expected one of {', '.join(formats)}"
+                f"{self.codec} does not support pixel format {self.pixel_format!r}; use one of {', '.join(formats)}"
             )
         if self.rotation not in (0, 90, 180, 270):
             raise ValueError(f"rotation is {self.rotation}, expected 0, 90, 180 or 270")
@@ -63,7 +63,7 @@ class Encoding:
 
 
 def coded_size(width: int, height: int, encoding: Encoding) -> tuple[int, int]:
-    """(width, height) of the stored pictures of a video displayed at `width` x `height`; both even."""
+    """(width, height) of the stored frames of a video displayed at `width` x `height`; both even."""
     if encoding.rotation in (90, 270):
         width, height = height, width
     return round(width / encoding.sample_aspect_ratio / 2) * 2, round(height / 2) * 2
@@ -80,9 +80,9 @@ def write_video(
     height: int,
     encoding: Encoding,
 ) -> None:
-    """Write upright (height, width, 3) uint8 BGR pictures of square pixels, shown at `pts` in units of `time_base`.
+    """Write upright (height, width, 3) uint8 BGR frames with square pixels, shown at `pts` in units of `time_base`.
 
-    fps: the nominal rate; the encoder plans bits and keyframes by it.
+    fps: nominal rate, used by the encoder for rate control and keyframe placement.
     """
     stored_width, stored_height = coded_size(width, height, encoding)
     colorspace = Colorspace.ITU709 if min(width, height) >= 720 else Colorspace.ITU601
@@ -109,7 +109,7 @@ def write_video(
 
 def _add_stream(container: Any, encoding: Encoding, fps: Fraction) -> Any:
     if encoding.codec == "av1":
-        os.environ.setdefault("SVT_LOG", "1")  # errors only: by default its encoder chats on stderr
+        os.environ.setdefault("SVT_LOG", "1")  # errors only: the encoder logs to stderr by default
     stream = container.add_stream(_ENCODERS[encoding.codec], rate=fps, options=_options(encoding, fps))
     context = stream.codec_context
     context.pix_fmt, context.thread_count = encoding.pixel_format, 1
@@ -141,7 +141,7 @@ def _options(encoding: Encoding, fps: Fraction) -> dict[str, str]:
     scenecut = 40 if encoding.keyframes_at_cuts else 0
     open_gop = int(encoding.open_gop)
     if encoding.codec == "h264":
-        # mbtree makes libx264's choices differ from run to run on flat black frames.
+        # mbtree makes libx264 nondeterministic on flat black frames.
         params = f"scenecut={scenecut}:open-gop={open_gop}:bframes={encoding.b_frames}:keyint={keyframe}:mbtree=0"
         return {"preset": "veryfast", "crf": crf, "x264-params": params}
     if encoding.codec == "hevc":

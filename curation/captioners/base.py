@@ -17,33 +17,33 @@ class NoCaption(Exception):
 
 
 class EndpointConfig(Config):
-    """How to reach a model and what to ask of it. A key never is a setting: `api_key_env` names what holds it."""
+    """Endpoint, model and request settings. API keys are never settings: `api_key_env` names the environment
+    variable."""
 
     base_url: str | None = None
-    """Address of the endpoint up to and including the version, such as http://localhost:8000/v1. Required."""
+    """Base URL of the endpoint including the version, such as http://localhost:8000/v1. Required."""
     model: str | None = None
-    """Name of the model that the endpoint serves. Required."""
+    """Model name at the endpoint. Required."""
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9_]*_API_KEY$")
-    """The environment variable with the key, whose name ends in _API_KEY: no configuration gets to send other secrets.
-    Without one, OPENAI_API_KEY goes to OpenAI's own hosts, and no key to others."""
+    """Environment variable with the API key; its name must end in _API_KEY, so that a configuration cannot send other
+    secrets. If unset, OPENAI_API_KEY is sent to OpenAI's own hosts, and no key to others."""
     timeout_s: float = Field(60.0, gt=0)
-    """Longest time from the beginning of a request to the last byte of its answer."""
+    """Timeout of a whole request, from its start to the last byte of the response."""
     retries: int = Field(3, ge=0, le=100)
-    """How often a failed request is sent again, with growing pauses between."""
+    """Number of retries of a failed request, with exponential backoff."""
     max_in_flight: int = Field(8, gt=0, le=1024)
-    """Most requests under way at the same time, over all workers of a run. Set it to what the endpoint serves in
-    parallel."""
+    """Maximum number of concurrent requests over the whole run. Set it to what the endpoint serves in parallel."""
     give_up_after: int = Field(5, gt=0)
-    """Failures in a row to reach the endpoint after which nothing is sent for `pause_s`."""
+    """Number of consecutive connection failures after which requests pause for `pause_s`."""
     pause_s: float = Field(60.0, ge=0)
-    """Pause after `give_up_after` failures; then one request tries the endpoint again."""
+    """Pause after `give_up_after` failures; then one request probes the endpoint."""
     max_tokens: int | None = Field(256, gt=0)
-    """Longest answer. null does not send it, for models that refuse it."""
+    """Maximum length of a response. null omits the parameter, for models that reject it."""
     temperature: float | None = Field(0.0, ge=0)
-    """Sampling temperature; 0 is as deterministic as the endpoint can be. null does not send it, for models that refuse
-    it."""
+    """Sampling temperature; 0 is as deterministic as the endpoint allows. null omits the parameter, for models that
+    reject it."""
     extra_body: dict[str, JsonValue] = Field(default_factory=dict)
-    """Further fields of the request, sent unchanged."""
+    """Additional request fields, sent unchanged."""
 
     @field_validator("base_url")
     @classmethod
@@ -54,7 +54,7 @@ class EndpointConfig(Config):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("expected an address such as http://localhost:8000/v1")
         if parts.username or parts.password or parts.query:
-            raise ValueError("no user, password or query may be in it: the configuration is saved with the dataset")
+            raise ValueError("must not contain a user, password or query: the configuration is saved with the dataset")
         return value
 
     def key_variable(self) -> str | None:

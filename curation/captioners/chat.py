@@ -81,7 +81,7 @@ class Chat:
             reason = f"HTTP {error.status_code}: {_error_detail(error)}"
             raise breaker.failed(reason, down=error.status_code in _DOWN) from error
         except openai.APITimeoutError as error:
-            raise breaker.failed(f"no complete answer within {config.timeout_s:g} s", down=True) from error
+            raise breaker.failed(f"no complete response within {config.timeout_s:g} s", down=True) from error
         except openai.APIConnectionError as error:
             reason = f"no connection to {config.base_url}: {error.__cause__ or error}"
             raise breaker.failed(reason, down=True) from error
@@ -105,16 +105,16 @@ def read_answer(body: bytes) -> str:
         text, ended = choice["message"]["content"], choice.get("finish_reason")
         refusal = choice["message"].get("refusal")
     except (ValueError, RecursionError) as error:
-        raise NoCaption("the answer is not JSON") from error
+        raise NoCaption("the response is not JSON") from error
     except (LookupError, TypeError, AttributeError) as error:
-        raise NoCaption("the answer is not a chat completion: it has no choices[0].message.content") from error
+        raise NoCaption("the response is not a chat completion: it has no choices[0].message.content") from error
     if refusal or ended == "content_filter":
         raise NoCaption(f"the model refused: {refusal or ended}")
     if not isinstance(text, str | None):
-        raise NoCaption("the answer is not a chat completion: its content is not text")
+        raise NoCaption("the response is not a chat completion: its content is not text")
     caption = tidy(text or "", cut=ended == "length")
     if caption is None:
-        raise NoCaption("the answer is empty" + (": it came to max_tokens before that" if ended == "length" else ""))
+        raise NoCaption("the response is empty" + (": it came to max_tokens before that" if ended == "length" else ""))
     return caption
 
 
@@ -140,7 +140,7 @@ def tidy(answer: str, *, cut: bool = False) -> str | None:
 def _error_detail(error: openai.APIStatusError) -> str:
     """What the server says of its refusal, out of the several shapes that servers use."""
     if error.response.is_redirect:
-        return f"redirects are not followed; set base_url to where it leads: {error.response.headers['location']}"
+        return f"redirects are not followed; set base_url to the target: {error.response.headers['location']}"
     body = error.body
     if isinstance(body, Mapping):
         body = body.get("message") or body.get("detail") or body.get("error") or body

@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 
 class CocaConfig(Config):
-    """Settings of the captioner `coca`. The default weights are those tuned on captions that people wrote (COCO)."""
+    """Settings of the captioner `coca`. The default weights are fine-tuned on human-written captions (COCO)."""
 
     model: str = "coca_ViT-L-14"
-    """A CoCa model, as open_clip names it."""
+    """CoCa model name in open_clip."""
     pretrained: str | None = "mscoco_finetuned_laion2b_s13b_b90k"
-    """A tag that open_clip knows for the model, or a checkpoint file."""
+    """An open_clip tag for the model, or a checkpoint file."""
     batch_size: int = Field(16, gt=0)
-    """Images in one forward pass. Lower it if a GPU runs out of memory."""
+    """Images per forward pass. Lower it if a GPU runs out of memory."""
     min_tokens: int = Field(5, ge=1)
-    """Fewest tokens of a caption."""
+    """Minimum number of tokens per caption."""
     max_tokens: int = Field(30, gt=1)
-    """Most tokens of a caption, the marks of beginning and end included, as in open_clip."""
+    """Maximum number of tokens per caption, including start and end tokens, as in open_clip."""
 
     @model_validator(mode="after")
     def _check_tokens(self) -> Self:
@@ -65,10 +65,10 @@ class Coca:
         except UserError as error:
             raise UserError(f"captioner {self.name}: {error}") from error
         if not hasattr(loaded.model, "text_decoder") or not hasattr(loaded.tokenizer, "decode"):
-            raise UserError(f"{config.model} cannot write captions; expected a CoCa model such as coca_ViT-L-14")
+            raise UserError(f"{config.model} cannot generate captions; expected a CoCa model such as coca_ViT-L-14")
         if config.max_tokens > loaded.model.context_length:
             raise UserError(
-                f"coca: max_tokens is {config.max_tokens}, {config.model} goes as far as {loaded.model.context_length}"
+                f"coca: max_tokens is {config.max_tokens}, but the context length is {loaded.model.context_length}"
             )
         self._loaded, self._device = loaded, device
         self.weights_digest = loaded.weights.digest()
@@ -119,7 +119,7 @@ class Coca:
             before_end = tokens[: tokens.index(tokenizer.eot_token_id)]
             text = clean(tokenizer.decode([token for token in before_end if token != tokenizer.sot_token_id]))
             written = Caption(source=self.name, text=text)
-            captions.append(written if text else Caption.failed(self.name, "the model wrote nothing"))
+            captions.append(written if text else Caption.failed(self.name, "the model returned an empty caption"))
         return captions
 
 

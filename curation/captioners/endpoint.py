@@ -43,16 +43,16 @@ class VideoConfig(EndpointConfig):
     """Settings of the captioner `video`."""
 
     prompt: str = _VIDEO_PROMPT
-    """Instruction that is sent with the three thumbnails."""
+    """Prompt sent with the three thumbnails."""
     jpeg_quality: int = Field(90, ge=1, le=100)
-    """JPEG quality of the thumbnails that are sent."""
+    """JPEG quality of the thumbnails sent."""
 
 
 class MergedConfig(EndpointConfig):
     """Settings of the captioner `merged`."""
 
     prompt: str = _MERGE_PROMPT
-    """Instruction that is sent with the captions to merge."""
+    """Prompt sent with the captions to merge."""
 
 
 class _EndpointCaptioner(ABC):
@@ -74,7 +74,7 @@ class _EndpointCaptioner(ABC):
         missing = " and ".join(key for key in ("base_url", "model") if not getattr(config, key))
         if missing:
             raise UserError(
-                f"captioner {self.name}: {missing} not given. Expected an OpenAI-compatible endpoint and its model: "
+                f"captioner {self.name}: {missing} not set. Expected an OpenAI-compatible endpoint and its model: "
                 f"`captioners: {{{self.name}: {{base_url: http://localhost:8000/v1, model: NAME}}}}`."
             )
         variable = config.key_variable()
@@ -82,7 +82,7 @@ class _EndpointCaptioner(ABC):
         if not key and config.api_key_env:
             raise UserError(
                 f"captioner {self.name}: the environment variable {config.api_key_env} is not set. Set it to the key "
-                "on every machine that makes captions, or remove api_key_env to send none."
+                "on every node that runs captioners, or remove api_key_env to send no key."
             )
         from curation.captioners.chat import Chat
 
@@ -133,7 +133,7 @@ class MergedCaptioner(_EndpointCaptioner):
         if len(texts) < 2:
             available = f"one ({', '.join(texts.values())})" if texts else "none"
             failed = [f"{c.source} failed: {c.error}" for c in clip.captions if c.error and c.source != self.name]
-            reasons = (f"nothing to merge: it needs two different captions, got {available}", *failed)
+            reasons = (f"nothing to merge: expected two different captions, got {available}", *failed)
             raise NoCaption("; ".join(reasons), kind="nothing_to_merge")
         two = "\n".join(json.dumps(text, ensure_ascii=False) for text in list(texts)[:2])
         return [{"type": "text", "text": f"{self._config.prompt}\n\n{two}"}]

@@ -72,7 +72,7 @@ class _Body(httpx2.SyncByteStream):
             for chunk in self._answer.iter_stream():
                 size += len(chunk)
                 if size > self._max_bytes:
-                    raise AnswerTooLarge(f"the answer has more than {self._max_bytes:,} bytes")
+                    raise AnswerTooLarge(f"the response exceeds {self._max_bytes:,} bytes")
                 yield chunk
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ class _Deadline(threading.local):
         """Seconds for the next operation. Raises httpcore2.ReadTimeout when the time is over."""
         left_s = self.at_s - time.monotonic()
         if left_s <= 0:
-            raise httpcore2.ReadTimeout("the answer was not complete in time")
+            raise httpcore2.ReadTimeout("the response was not complete in time")
         return left_s if timeout_s is None else min(left_s, timeout_s)
 
 

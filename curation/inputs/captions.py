@@ -32,8 +32,8 @@ MAX_CLIP_BYTES = 64 << 10
 MAX_SOURCE_BYTES = 16 << 20
 """Of all captions of a source, counted for every clip that has them."""
 _MAX_SIDECAR_BYTES = 4 << 20
-_NO_ROOM = "captions left out: more text than the clips of one video may have; shorten its captions"
-_TOO_LARGE = f"more than {_MAX_SIDECAR_BYTES >> 20} MiB; captions are expected in it, nothing else"
+_NO_ROOM = "captions dropped: the text exceeds the limit for the clips of one video; shorten its captions"
+_TOO_LARGE = f"more than {_MAX_SIDECAR_BYTES >> 20} MiB; expected captions only"
 _MAX_ENTRIES = 10_000
 _MIN_COVER = 0.5
 
@@ -164,7 +164,7 @@ class _Timeline:
         numbers = list(dict.fromkeys(self._numbers[covering].tolist()))
         chosen = [self._captions[number] for number in numbers[: MAX_PER_CLIP + 1]]
         if len(numbers) > MAX_PER_CLIP:
-            error = f"{len(numbers)} captions for one clip, the first {MAX_PER_CLIP} were taken"
+            error = f"{len(numbers)} captions for one clip; only the first {MAX_PER_CLIP} were kept"
             chosen[MAX_PER_CLIP:] = [Caption.failed(chosen[MAX_PER_CLIP].source, error)]
         return chosen
 
@@ -196,7 +196,7 @@ def _captions(source: str, text: str) -> Iterator[Caption]:
     """One caption, or none where there is no text."""
     line = clean(text)
     if line and len(line) > MAX_CHARS:
-        yield Caption.failed(source, f"a caption of {len(line):,} characters, at most {MAX_CHARS:,} are taken")
+        yield Caption.failed(source, f"a caption of {len(line):,} characters exceeds the limit of {MAX_CHARS:,}")
     elif line:
         yield Caption(source=source, text=line)
 
@@ -247,7 +247,7 @@ def _read_local(path: str, root: str) -> bytes:
     with open_regular(path) as file:
         real_path, folder = path_of(file.fileno(), path), posixpath.dirname(path)
         if not any(real_path.startswith(f"{place.rstrip('/')}/") for place in _allowed(folder, root or folder)):
-            raise UserError(f"this is a link to a file outside {root or folder}; captions are read from inside only")
+            raise UserError(f"link to a file outside {root or folder}; captions are only read from inside")
         size_bytes = os.fstat(file.fileno()).st_size
         if size_bytes > _MAX_SIDECAR_BYTES:
             raise UserError(_TOO_LARGE)
@@ -300,19 +300,19 @@ def _parse_json(text: str) -> Iterator[TimedCaption]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"no valid JSON ({error}); {_JSON_FORMS}") from error
+        raise UserError(f"invalid JSON ({error}); {_JSON_FORMS}") from error
     if not isinstance(content, dict):
         raise UserError(f"got {_kind(content)}; {_JSON_FORMS}")
     entries = content.get("captions")
     if not isinstance(entries, list | None):
         raise UserError(f'"captions" is {_kind(entries)}; {_JSON_FORMS}')
     if entries is None and not any(key in content for key in _TEXT_KEYS):
-        raise UserError(f"none of the keys captions, {', '.join(_TEXT_KEYS)} is there; {_JSON_FORMS}")
+        raise UserError(f"none of the keys captions, {', '.join(_TEXT_KEYS)} found; {_JSON_FORMS}")
     single_keys = _TEXT_KEYS if entries is None else _TEXT_KEYS[:1]
     single = [content[key] for key in single_keys if content.get(key)][:1]
     entries = [*single, *(entries or [])]
     if len(entries) > _MAX_ENTRIES:
-        raise UserError(f"{len(entries):,} captions, at most {_MAX_ENTRIES:,} are taken")
+        raise UserError(f"{len(entries):,} captions exceed the limit of {_MAX_ENTRIES:,}")
     for number, entry in enumerate(entries, start=1):
         try:
             yield from _parse_entry(entry)
@@ -332,10 +332,10 @@ def _parse_entry(entry: Any) -> Iterator[TimedCaption]:
     if not isinstance(text, str | None):
         raise UserError(f'"text" is {_kind(text)}, expected text')
     if not isinstance(source, str) or not _SOURCE_NAME.fullmatch(source):
-        raise UserError('"source" is expected to be up to 64 letters, digits, - and _')
+        raise UserError('expected "source" to be up to 64 letters, digits, - and _')
     start_s, end_s = _seconds(entry, "start_s"), _seconds(entry, "end_s")
     if end_s is not None and end_s <= (start_s or 0):
-        raise UserError(f"it ends at {end_s:g} s, which is not after its start at {start_s or 0:g} s")
+        raise UserError(f"its end, {end_s:g} s, must be after its start, {start_s or 0:g} s")
     for caption in _captions(source, text or ""):
         if caption.error:  # it is the file that is at fault, not the captioner that is named in it
             raise UserError(caption.error)
@@ -348,7 +348,7 @@ def _seconds(entry: Mapping[str, Any], key: str) -> float | None:
         return None
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e9 and math.isfinite(value):
         return float(value)
-    raise UserError(f'"{key}" is {str(value)[:40]!r}, expected seconds from 0 on')
+    raise UserError(f'"{key}" is {str(value)[:40]!r}, expected seconds, 0 or more')
 
 
 def _kind(value: Any) -> str:

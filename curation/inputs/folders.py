@@ -171,7 +171,7 @@ def _entries(
         walk.problems[folder.path] = SourceError("unreadable", str(error))
     except OSError as error:
         raise_if_stopped(error)
-        walk.problems[folder.path] = SourceError("unreadable", f"this folder cannot be read: {reason_of(error)}")
+        walk.problems[folder.path] = SourceError("unreadable", f"folder cannot be read: {reason_of(error)}")
     return sorted(listed)
 
 

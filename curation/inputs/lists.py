@@ -61,7 +61,7 @@ def read_rows(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Row]:
             rows, size_bytes = rows + 1, size_bytes + len(row.address) + len(row.caption or "")
             if rows > MAX_ROWS or size_bytes > _MAX_TEXT_BYTES:
                 bounds = f"{MAX_ROWS:,} rows or {_MAX_TEXT_BYTES >> 30} GiB of text"
-                raise UserError(f"the list {name!r} has more than {bounds}: split it")
+                raise UserError(f"the list {name!r} has more than {bounds}; split it")
             yield row
     except FileNotFoundError as error:
         raise UserError(f"the list {name!r} does not exist") from error
@@ -148,7 +148,9 @@ def _parquet_cells(content: bytes, name: str) -> Iterator[_Cells]:
         chunks = [group.column(j) for j in range(group.num_columns)]
         size_bytes = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema in columns)
         if size_bytes > _MAX_ROW_GROUP_BYTES:
-            raise UserError(f"the list {name!r} has a row group of {size_bytes:,} bytes: write it with smaller ones")
+            raise UserError(
+                f"the list {name!r} has a row group of {size_bytes:,} bytes; rewrite it with smaller row groups"
+            )
     texts = [c for c in columns if _is_text(parquet.schema_arrow.field(c).type)]
     file = pq.ParquetFile(buffer, read_dictionary=texts)  # a text that repeats is decoded once
     for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns, use_threads=False):
@@ -160,7 +162,7 @@ def _columns(names: list[str], name: str) -> list[str]:
     uri = next((known for known in _URI_COLUMNS if known in names), None)
     if uri is None:
         raise UserError(
-            f"the list {name!r} has columns {names[:50]}, but none of {list(_URI_COLUMNS)} to say where the videos are"
+            f"the list {name!r} has columns {names[:50]}; expected an address column named one of {list(_URI_COLUMNS)}"
         )
     caption = next((known for known in _CAPTION_COLUMNS if known in names), None)
     return [uri, caption] if caption else [uri]

@@ -36,7 +36,8 @@ from curation.inputs.stats import Candidate, Patience, Source, locate, open_sour
 __all__ = ["LIST_SUFFIXES", "VIDEO_SUFFIXES", "Listing", "Source", "list_sources", "open_source", "stat_source"]
 
 _LISTED_PROTOCOLS = {"file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oss"}
-"""What a row of a list may name: plain stores. Archives, caches, references and chains are for the command line."""
+"""Protocols that rows of a list may use: plain stores. Archives, caches, references and chains are only accepted on the
+command line."""
 _CAPTIONS_AT_MOST = 100
 """Of one source that are kept of lists; a clip has fewer."""
 _STATS_IN_FLIGHT = 32
@@ -97,7 +98,7 @@ def _expand(inputs: Iterable[str], passed_over: Counter[str]) -> Iterator[Candid
 
 def _expand_local(fs: fsspec.AbstractFileSystem, path: str, passed_over: Counter[str]) -> Iterator[Candidate]:
     if "\0" in path:
-        raise UserError(f"{path!r} is not a path: it holds a null character")
+        raise UserError(f"{path!r} is not a valid path: it contains a null character")
     walk = Walk()
     if os.path.isdir(path):
         walk = walk_folder(path)
@@ -191,7 +192,7 @@ def _row_candidate(fs: fsspec.AbstractFileSystem, path: str, row: Row) -> Candid
         return Candidate(*_relative(fs, path, given), captions, root="" if posixpath.isabs(given) else _folder(path))
     if protocol.lower() not in _LISTED_PROTOCOLS or "::" in rest:
         allowed = ", ".join(sorted(_LISTED_PROTOCOLS))
-        return _unlisted(fs, given, f"a list may name paths and plain addresses ({allowed}), this is another kind")
+        return _unlisted(fs, given, f"expected a path or a plain address ({allowed}) in a list")
     return Candidate(*locate(given), captions)
 
 

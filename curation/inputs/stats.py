@@ -1,4 +1,4 @@
-"""One input: its address, its size and version as they are now, and how it is opened. Every question has a deadline."""
+"""One input: its address, current size and version, and how to open it. Every request has a deadline."""
 
 import hashlib
 import os
@@ -123,7 +123,7 @@ def stat_candidate(candidate: Candidate, patience: Patience) -> Source:
     try:
         info = candidate.info or (_local_info(path) if is_local(fs) else _remote_info(fs, path, patience))
         if info["type"] != "file":
-            what = FOLDER_NOT_FILE if info["type"] == "directory" else "this is a device or a pipe, not a file"
+            what = FOLDER_NOT_FILE if info["type"] == "directory" else "not a regular file: a device or a pipe"
             return replace(source, error=SourceError("unreadable", what))
         return replace(source, size_bytes=info["size"], version=_version(info))
     except MemoryError:
@@ -137,7 +137,7 @@ def _local_info(path: str) -> dict[str, Any]:
         stat_result = os.stat(path)
     except FileNotFoundError:
         if os.path.lexists(path):
-            raise SourceError("missing", "this link leads to a file that is not there, or was not fetched") from None
+            raise SourceError("missing", "broken link: its target does not exist or was not fetched") from None
         raise
     kind = {stat.S_IFREG: "file", stat.S_IFDIR: "directory"}.get(stat.S_IFMT(stat_result.st_mode), "other")
     return {"type": kind, "size": stat_result.st_size, "mtime": stat_result.st_mtime_ns}
@@ -147,7 +147,7 @@ def _remote_info(fs: fsspec.AbstractFileSystem, path: str, patience: Patience) -
     host = address(fs, path).partition("://")[2].partition("/")[0].rpartition("@")[2]
     deadline_s = patience.deadline_s(host)
     if deadline_s is None:
-        raise SourceError("unreadable", f"not asked for: {host} did not answer {_HOST_TRIES} times in a row")
+        raise SourceError("unreadable", f"skipped: {host} failed to respond {_HOST_TRIES} times in a row")
     try:
         info = within(deadline_s, fs, lambda: call(fs, "info", path))
     except Exception as error:
@@ -173,13 +173,13 @@ def _unusable(error: Exception) -> SourceError:
         cause = error.__cause__  # fsspec says this of every failure of a web server
         of_web = isinstance(cause, Exception) and type(cause).__module__.startswith("aiohttp")
         if of_web and getattr(cause, "status", None) not in (404, 410):
-            return SourceError("unreadable", f"it cannot be opened: {_web_reason(cause)}")
-        return SourceError("missing", "nothing is at this address")
+            return SourceError("unreadable", f"cannot be opened: {_web_reason(cause)}")
+        return SourceError("missing", "no file exists at this address")
     if isinstance(error, IsADirectoryError):
         return SourceError("unreadable", FOLDER_NOT_FILE)
     if isinstance(error, UserError):
         return SourceError("unreadable", redacted(str(error)))
-    return SourceError("unreadable", f"it cannot be opened: {reason_of(error)}")
+    return SourceError("unreadable", f"cannot be opened: {reason_of(error)}")
 
 
 def _web_reason(error: BaseException | None) -> str:

@@ -80,7 +80,7 @@ class Isolated:
     def run_on(self, uri: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """As `run`, in a child with the credentials of the store in which `uri` is."""
         if function.__module__ == "__main__":
-            raise ValueError(f"{function.__qualname__} comes from __main__, which the child does not import")
+            raise ValueError(f"{function.__qualname__} is defined in __main__, which the child does not import")
         store = store_of(uri)
         used = store in self._children
         try:
@@ -88,7 +88,7 @@ class Isolated:
             return wire.decode(answer, function)
         except wire.NotUnderstood as error:
             self._close(store)
-            raise SourceError("crashed", f"the scanning process answered with something else: {error}") from error
+            raise SourceError("crashed", f"invalid response from the scan process: {error}") from error
         except _ChildDied as death:
             if not used:
                 raise _verdict(death, self._limits) from None
@@ -106,7 +106,7 @@ class Isolated:
         except wire.TooLong as error:
             raise SourceError(
                 "too_large",
-                f"its rows and thumbnails come to {error.args[0]:,} bytes, at most {limits.answer_bytes:,} are taken "
+                f"its rows and thumbnails are {error.args[0]:,} bytes; the limit is {limits.answer_bytes:,} "
                 "(limits.answer_bytes)",
             ) from None
         finally:
@@ -147,7 +147,7 @@ class _Child:
                 )
             except OSError as error:
                 self._connection.close()
-                raise RunStopped(f"cannot start a child process to read videos in: {error.strerror}") from error
+                raise RunStopped(f"cannot start a child process for decoding: {error.strerror}") from error
         self.kill = weakref.finalize(self, _end, self._connection, self._process)
         """Ends the process and its group; also when this object is gone, and when the interpreter exits."""
 
@@ -201,16 +201,16 @@ def _verdict(death: _ChildDied, limits: Limits) -> SourceError | RunStopped:
     code = death.exit_code
     if not death.started:
         return RunStopped(
-            "a child process to read videos in could not start: "
-            f"{death.reason or f'it ended with exit code {code}, its output says more'}. It may use "
+            "the child process for decoding could not start: "
+            f"{death.reason or f'it exited with code {code}; see its output'}. It may use "
             f"limits.memory_bytes = {limits.memory_bytes:,} bytes; with much less than 256 MiB it cannot start"
         )
     if code == _OUT_OF_MEMORY_EXIT:
         return SourceError("out_of_memory", f"needed more than {limits.memory_bytes / 2**30:g} GiB of memory")
     if code == -signal.SIGKILL:
-        return SourceError("crashed", "killed by SIGKILL; most often the machine is out of memory")
+        return SourceError("crashed", "killed by SIGKILL, most likely because the machine is out of memory")
     if code < 0:
-        return SourceError("crashed", f"native code was killed by {signal.Signals(-code).name}")
+        return SourceError("crashed", f"killed in native code by {signal.Signals(-code).name}")
     return SourceError("crashed", f"the process exited by itself with code {code}")
 
 

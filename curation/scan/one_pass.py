@@ -31,22 +31,22 @@ from curation.video.resize import FrameResizer
 
 
 class ScanConfig(Config):
-    """Settings of the scan, each owned by the module that uses it."""
+    """Scan settings, each group owned by the module that uses it."""
 
     cuts: CutConfig = Field(default_factory=CutConfig)
-    """Where one shot ends and the next begins."""
+    """Detection of transitions between shots."""
     spans: SpanConfig = Field(default_factory=SpanConfig)
-    """How shots become clips."""
+    """Division of shots into clips."""
     motion: MotionConfig = Field(default_factory=MotionConfig)
-    """The motion score."""
+    """Motion score."""
     limits: Limits = Field(default_factory=Limits)
-    """What one input may cost."""
+    """Resource limits per input."""
     thumbnail_long_side_px: int = Field(640, ge=64, le=4096)
-    """Long side of the three thumbnails per clip (first, middle and last frame) that captioners and scorers look at;
-    smaller frames keep their size. Raise it for small on-screen text; thumbnails then take more memory and time."""
+    """Long side of the three thumbnails per clip (first, middle and last frame) that captioners and scorers see;
+    smaller frames keep their size. Raise it to detect small on-screen text, at the cost of memory and time."""
     thumbnail_spacing_s: float = Field(0.25, gt=0)
-    """Longest time between the frames that are kept as candidates for thumbnails. Lower it if those of short clips
-    should lie nearer to their first, middle and last frame."""
+    """Maximum time between the frames that are kept as thumbnail candidates. Lower it to place the thumbnails of short
+    clips closer to their first, middle and last frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def scan(source: Source, config: ScanConfig | None = None) -> Scan:
     if source.error is not None:
         raise source.error
     if source.size_bytes is not None and source.size_bytes > config.limits.max_bytes:
-        raise SourceError("too_large", f"{source.size_bytes:,} bytes, at most {config.limits.max_bytes:,} are allowed")
+        raise SourceError("too_large", f"{source.size_bytes:,} bytes exceed the limit of {config.limits.max_bytes:,}")
     spool_bytes = min(config.limits.spool_bytes, config.limits.answer_bytes) // 2
     with (
         open_source(source.location) as file,

@@ -97,12 +97,12 @@ def note(
     """What a reader should know of a source that is ok but not whole, or that gave no clip."""
     notes = []
     if packets.damaged_pts:
-        notes.append(f"{len(set(packets.damaged_pts))} damaged packets or frames were left out")
+        notes.append(f"{len(set(packets.damaged_pts))} damaged packets or frames were skipped")
     if packets.unordered:
-        notes.append(f"{packets.unordered} frames out of order were left out")
+        notes.append(f"{packets.unordered} out-of-order frames were skipped")
     decoded_s = timeline.seconds(0, len(timeline.frame_pts))
     if packets.ended_early or (info.duration_s is not None and decoded_s < info.duration_s - 1):
-        promised = f" of the {info.duration_s:.1f} s it promises" if info.duration_s else ""
+        promised = f" of the stated {info.duration_s:.1f} s" if info.duration_s else ""
         reason = f" ({packets.ended_early})" if packets.ended_early else ""
         notes.append(f"only {decoded_s:.1f} s{promised} could be read{reason}")
     if thumbnails:
@@ -115,12 +115,12 @@ def note(
 def _why_no_clip(info: VideoInfo, timeline: Timeline, plan: SpanPlan, config: SpanConfig) -> str:
     whole_s = timeline.seconds(0, len(timeline.frame_pts))
     if plan.lost_blank_s and plan.lost_blank_s > whole_s - config.min_s:
-        return f"{plan.lost_blank_s:.1f} s of {whole_s:.1f} s show nothing (black or blank), the rest gives no clip"
+        return f"{plan.lost_blank_s:.1f} s of {whole_s:.1f} s are black or blank; the rest yields no clip"
     if config.extraction == "remux" and not timeline.remuxable:
         return f"{info.codec} in this container cannot be remuxed into MP4; with extraction: auto it is transcoded"
-    why = f"no shot gives a clip of {config.min_s:g} s"
+    why = f"no shot yields a clip of {config.min_s:g} s"
     if config.extraction == "remux" and plan.lost_keyframe_s:
         why += " that starts on a keyframe and can be remuxed"
     if plan.lost_blank_s:
-        why += f"; {plan.lost_blank_s:.1f} s of {whole_s:.1f} s show nothing (black or blank)"
+        why += f"; {plan.lost_blank_s:.1f} s of {whole_s:.1f} s are black or blank"
     return why

@@ -49,8 +49,8 @@ class ThumbnailSpool:
     @property
     def note(self) -> str | None:
         """What the limit did to the thumbnails."""
-        done = [f"kept up to {self._farthest_s:.2g} s apart"] if self._farthest_s else []
-        done += ["made smaller"] if self._shrunk else []
+        done = [f"spaced up to {self._farthest_s:.2g} s apart"] if self._farthest_s else []
+        done += ["downscaled"] if self._shrunk else []
         return f"thumbnails were {' and '.join(done)} (limits.spool_bytes, limits.answer_bytes)" if done else None
 
     def due(self, next_s: float, spacing_s: float) -> bool:
@@ -136,7 +136,7 @@ def _within(jpeg: bytes, max_bytes: int) -> bytes:
     """The image at half its size, again and again until it has at most so many bytes."""
     while len(jpeg) > max_bytes:
         image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
-        assert image is not None, "a image that was compressed here"
+        assert image is not None, "an image that was compressed here"
         if max(image.shape) <= _LEAST_SIDE_PX:
             break
         height, width = (max(1, side // 2) for side in image.shape[:2])

@@ -80,4 +80,4 @@ def _check(holds: bool, what: str) -> None:
 
 
 def _not_a_scan(what: str) -> SourceError:
-    return SourceError("crashed", f"the scanning process gave back rows that are not those of a scan ({what})")
+    return SourceError("crashed", f"invalid rows from the scan process ({what})")

@@ -23,7 +23,7 @@ _LAION = {"large": "sa_0_4_vit_l_14_linear.pth", "small": "sa_0_4_vit_b_32_linea
 
 
 class AestheticConfig(Config):
-    """Which head scores the embeddings."""
+    """Head that scores the embeddings."""
 
     head: str = "large"
     """LAION's head `large` (for ViT-L-14) or `small` (for ViT-B-32), or a file with tensors weight (1, D), bias (1)."""
@@ -65,7 +65,7 @@ class Aesthetic:
             )
         self._weight_D, self._bias = tensors["weight"][0].float().numpy(), float(tensors["bias"][0])
         if not np.isfinite([*self._weight_D, self._bias]).all():
-            raise UserError(f"the aesthetic head {head} holds numbers that are not finite")
+            raise UserError(f"the aesthetic head {head} contains non-finite values")
         self.embedding_width = len(self._weight_D)
         self.weights_digest = hashlib.sha256(np.array([*self._weight_D, self._bias], np.float32).tobytes()).hexdigest()[
             :16
@@ -79,7 +79,7 @@ class Aesthetic:
         embeddings = clip.embeddings
         if embeddings is None or embeddings.frames_FD is None:
             reason = embeddings.error if embeddings else "the CLIP model did not run"
-            return {"aesthetic": None, "aesthetic_error": f"there is no embedding: {reason}"}
+            return {"aesthetic": None, "aesthetic_error": f"no embedding: {reason}"}
         score = float((embeddings.frames_FD @ self._weight_D).mean()) + self._bias
         return {"aesthetic": score, "aesthetic_error": None}
 
@@ -98,12 +98,12 @@ def _laion_head(size: str) -> dict[str, Any]:
     except (URLError, OSError) as error:
         path.unlink(missing_ok=True)  # half a download would be taken for the head the next time
         raise UserError(
-            f"the aesthetic head {size!r} is not on this machine and cannot be fetched ({error}).\n"
+            f"the aesthetic head {size!r} is not on this machine and cannot be downloaded ({error}).\n"
             f"  wanted: {_LAION[size]} of github.com/LAION-AI/aesthetic-predictor\n"
-            f"  looked in: {path.parent} and the network\n"
-            f"  without network: place that file at {path} on every node, or anywhere and give `aesthetic: {{head: "
+            f"  searched:  {path.parent} and the network\n"
+            f"  offline: place that file at {path} on every node, or anywhere and set `aesthetic: {{head: "
             "FILE}` in the --config file\n"
-            "  or leave the score out: --without aesthetic"
+            "  or skip the score: --without aesthetic"
         ) from error
 
 

@@ -24,16 +24,16 @@ _T = TypeVar("_T")
 
 
 class ClipEmbedderConfig(Config):
-    """Which CLIP model, and how it runs."""
+    """CLIP model and inference settings."""
 
     model: str = "ViT-L-14"
-    """As open_clip names it, or a folder with open_clip_config.json and its weights, or hf-hub:OWNER/NAME."""
+    """An open_clip model name, a folder with open_clip_config.json and weights, or hf-hub:OWNER/NAME."""
     pretrained: str | None = "openai"
-    """A tag that open_clip knows, or a checkpoint file; a folder or a hf-hub model brings its own weights."""
+    """A tag of the open_clip model, or a checkpoint file; a folder or a hf-hub model brings its own weights."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU, fp32 on a CPU. CPUs with AMX gain much from bf16; scores then differ by about 1e-3."""
+    """auto: bf16 on a GPU, fp32 on a CPU. On CPUs with AMX, bf16 is much faster; scores then differ by about 1e-3."""
     batch_size: int = Field(32, ge=1)
-    """Images, or captions, in one forward pass. Scores do not depend on it."""
+    """Images or captions per forward pass. Does not affect scores."""
 
     @field_validator("model", "pretrained")
     @classmethod
@@ -87,7 +87,7 @@ class ClipEmbedder:
                 continue
             rows_FD = np.stack([next(image_rows) for _ in view.thumbnails])
             if not np.isfinite(rows_FD).all():
-                embedded.append(Embeddings(error="the model gave numbers that are not finite"))
+                embedded.append(Embeddings(error="the model returned non-finite values"))
                 continue
             unknown_D = np.full(rows_FD.shape[1], np.nan, np.float32)
             rows_CD = [captions[c.text] if c.text else unknown_D for c in view.captions]

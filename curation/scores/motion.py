@@ -22,18 +22,18 @@ class MotionConfig(Config):
     """Settings of the motion score."""
 
     samples_per_s: float = Field(2.0, gt=0, le=60)
-    """How often motion is measured. The paper measures twice per second."""
+    """Sampling rate of the motion measurement. The paper uses two samples per second."""
     short_baseline_s: float = Field(1 / 12, gt=0, le=1)
-    """Time between the two frames whose optical flow is measured first. Shorter follows faster motion, but is more
-    sensitive to compression noise."""
+    """Time between the two frames of the first optical-flow measurement. A shorter baseline follows faster motion but
+    is more sensitive to compression noise."""
     slow_percent_per_s: float = Field(6.0, ge=0)
-    """Speed, in percent of the frame's shorter side per second, below which the flow to the next sampling instant, the
-    long baseline, is used instead."""
+    """Speed, in percent of the frame's shorter side per second, below which the flow to the next sampling instant (the
+    long baseline) is used instead."""
     surely_slow_percent_per_s: float = Field(1.2, ge=0)
-    """Where a cheap bound on the speed is below this, flow over the short baseline is not computed. Affects the CPU
-    time first, scores hardly."""
+    """If a cheap upper bound on the speed is below this, flow over the short baseline is skipped. Mainly affects CPU
+    time; scores barely change."""
     still_percent_per_s: float = Field(0.03, ge=0)
-    """Where the cheap bound on the speed is below this, no flow is computed at all: nothing moves."""
+    """If the cheap bound on the speed is below this, no flow is computed and the frame counts as still."""
     short_side_px: int = Field(64, ge=16, le=1080)
     """Shorter side of the luma images between which flow is computed. Larger images show finer motion and cost more
     CPU time."""

@@ -81,7 +81,7 @@ def find(model: str, pretrained: str | None) -> Weights:
     model = model.replace("/", "-") if model.replace("/", "-") in open_clip.list_models() else model
     if model not in open_clip.list_models():
         if "/" in model or Path(model).exists():
-            raise UserError(f"there is no CLIP model in {model}: a model's folder holds {CONFIG_FILE} and its weights")
+            raise UserError(f"no CLIP model in {model}: expected {CONFIG_FILE} and weights in the folder")
         known = [name for name in open_clip.list_models() if not name.startswith(_OURS)]
         raise UserError(unknown_name("CLIP model", model, known))
     tags = open_clip.list_pretrained_tags_by_model(model)
@@ -96,8 +96,8 @@ def find(model: str, pretrained: str | None) -> Weights:
     if pretrained and Path(pretrained).is_file():
         return Weights(name=f"{model} ({pretrained})", architecture=model, path=Path(pretrained), preprocess={})
     raise UserError(
-        f"the weights {pretrained!r} of CLIP model {model} were not found: this is neither a file nor one of its tags "
-        f"({', '.join(tags) or 'it has none'}). clipmill never falls back to random weights: name a tag or a "
+        f"the weights {pretrained!r} of CLIP model {model} were not found: expected a file or one of its tags "
+        f"({', '.join(tags) or 'it has none'}). clipmill never falls back to random weights: specify a tag or a "
         "checkpoint file."
     )
 
@@ -212,14 +212,14 @@ def _unavailable_error(name: str, origin: str, error: Exception) -> UserError:
     if "://" in origin:
         wanted, by_hand = origin, f"download {origin} there"
     return UserError(
-        f"the weights of CLIP model {name} are not on this machine and cannot be fetched ({short(error)}).\n"
+        f"the weights of CLIP model {name} are not on this machine and cannot be downloaded ({short(error)}).\n"
         f"  wanted: {wanted}\n"
-        f"  looked in: {HF_HUB_CACHE} and the network\n"
-        f"  without network: where there is one, {by_hand}; copy FOLDER to the same place on every node, and give "
+        f"  searched: {HF_HUB_CACHE} and the network\n"
+        f"  offline: on a machine with a network, {by_hand}; copy FOLDER to the same path on every node, and set "
         "`clip_embedder: {model: FOLDER}` in the --config file (or a single file: "
-        f"`clip_embedder: {{model: {single}, pretrained: FILE}}`); an aesthetic head is fetched as well, see "
+        f"`clip_embedder: {{model: {single}, pretrained: FILE}}`); the aesthetic head is downloaded separately, see "
         "docs/cluster.md\n"
-        "  or leave out the scores that need it: --without similarity,aesthetic"
+        "  or skip the scores that need it: --without similarity,aesthetic"
     )
 
 

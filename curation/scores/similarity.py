@@ -31,7 +31,7 @@ class Similarity:
 def _score_clip(clip: ClipView) -> dict[str, Any]:
     embeddings = clip.embeddings
     if embeddings is None or embeddings.frames_FD is None:
-        return _unscored(f"there is no embedding: {embeddings.error if embeddings else 'the CLIP model did not run'}")
+        return _unscored(f"no embedding: {embeddings.error if embeddings else 'the CLIP model did not run'}")
     if not any(caption.text for caption in clip.captions):
         reasons = [caption.error for caption in clip.captions if caption.error]
         return _unscored(f"no caption has text: {reasons[0]}" if reasons else "the clip has no caption")
@@ -39,7 +39,7 @@ def _score_clip(clip: ClipView) -> dict[str, Any]:
     cosines_C = (embeddings.captions_CD @ embeddings.frames_FD.T).mean(axis=1)
     known_C = np.isfinite(cosines_C)
     if not known_C.any():
-        return _unscored("the model gave numbers that are not finite")
+        return _unscored("the model returned non-finite values")
     return {
         "similarity": float(cosines_C[known_C].mean()),
         "similarity_captions": [float(c) if known else None for c, known in zip(cosines_C, known_C, strict=True)],

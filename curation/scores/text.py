@@ -22,18 +22,18 @@ class TextConfig(Config):
     """Settings of the text detector."""
 
     long_side_px: int = Field(640, ge=64, le=4096)
-    """Long side to which the text detector shrinks an image; smaller ones keep their size. Raise it, and
+    """Long side to which the text detector downscales an image; smaller ones keep their size. Raise it, and
     `thumbnail_long_side_px`, for small text."""
     min_confidence: float = Field(0.6, ge=0, le=1)
-    """Least confidence of the detector, 0 to 1, with which a box counts as text. Raise it if textures are taken for
-    text, lower it if faint text is missed."""
+    """Minimum confidence of a text box, 0 to 1. Raise it if textures are detected as text, lower it if faint text is
+    missed."""
     giant_share: float = Field(0.3, ge=0, le=1)
-    """A box whose shorter side exceeds this share of the frame's has to be confirmed at half scale, because the
-    detector takes whole frames for one giant letter."""
+    """A box whose shorter side exceeds this share of the frame's must be confirmed at half scale, because the detector
+    sometimes reports the whole frame as one giant letter."""
     giant_confidence: float = Field(0.8, ge=0, le=1)
-    """Least confidence, 0 to 1, of such a large box, at full and at half scale."""
+    """Minimum confidence, 0 to 1, of such a large box, at full and at half scale."""
     giant_overlap: float = Field(0.7, ge=0, le=1)
-    """Least overlap (intersection over union, 0 to 1) of such a large box with one found at half scale."""
+    """Minimum overlap (intersection over union, 0 to 1) of such a large box with one found at half scale."""
 
 
 class TextArea:

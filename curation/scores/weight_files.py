@@ -35,7 +35,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
         if not _names_functions(path, error):
             raise _unreadable(path, error) from error
         raise UserError(
-            f"{path} is refused: it is a pickle that wants to run code when it is opened. Save its tensors alone, as "
+            f"{path} is refused: it is a pickle that runs code when loaded. Save only its tensors, as "
             "safetensors, on a machine where you trust it."
         ) from error
     except UserError:
@@ -48,12 +48,10 @@ def read_tensors(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(
         isinstance(t, torch.Tensor) and isinstance(k, str) for k, t in content.items()
     ):
-        raise UserError(f"{path} holds no named tensors")
+        raise UserError(f"{path} contains no named tensors")
     for name, tensor in content.items():
         if not _is_plain(tensor):
-            raise UserError(
-                f"{path} is not a readable weight file: its tensor {name} is larger than the data it refers to"
-            )
+            raise UserError(f"{path} is not a readable weight file: tensor {name} is larger than its data")
     return {key.removeprefix("module."): tensor for key, tensor in content.items()}
 
 
@@ -82,14 +80,13 @@ def check_shapes(network: Mapping[str, Any], path: Path, name: str) -> None:
         expected = tuple(tensor.shape)
         if key in file_shapes and file_shapes[key] != expected and not key.startswith("logit_"):
             raise UserError(
-                f"{path} is a checkpoint of another architecture than {name}: its tensor {key} has shape "
+                f"{path} does not match the architecture of {name}: its tensor {key} has shape "
                 f"{file_shapes[key]}, expected {expected}"
             )
     wanted, there = sum(tensor.numel() for tensor in network.values()), path.stat().st_size
     if wanted > there:
         raise UserError(
-            f"{path} is a checkpoint of another architecture than {name}: that has {wanted:,} weights, the file "
-            f"{there:,} bytes"
+            f"{path} does not match the architecture of {name}: that has {wanted:,} weights, the file {there:,} bytes"
         )
 
 

@@ -60,38 +60,38 @@ class Transition:
 class CutConfig(Config):
     """Thresholds of the cascade.
 
-    "Content" is scenedetect's measure of how much two frames differ, here of their brightness alone, in 8-bit
-    levels: with hue and saturation, black-and-white footage would only score a third.
+    "Content" is scenedetect's measure of the difference between two frames, here computed on brightness only, in 8-bit
+    levels: with hue and saturation, black-and-white footage would score only a third.
     """
 
     hard_ratio: float = Field(2.0, gt=1)
-    """Every frame: how far a change stands out from the changes of the two frames before and after."""
+    """Every frame: how far a change must exceed the changes of the two frames before and after."""
     hard_content: float = Field(8.0, gt=0)
-    """Every frame: the least content change of a hard cut. A change of slide has 9 to 16, of shot mostly over 20."""
+    """Every frame: minimum content change of a hard cut. Slide changes score 9 to 16, shot changes mostly over 20."""
     fast_fps: float = Field(4.0, gt=0)
     """Rate at which frames are compared to propose short dissolves and wipes."""
     fast_content: float = Field(15.0, gt=0)
-    """Least content change between two frames at `fast_fps` that proposes a short dissolve or wipe. Lower it if short
-    ones are missed; each proposal is checked frame by frame."""
+    """Minimum content change between two frames at `fast_fps` that proposes a short dissolve or wipe. Lower it if short
+    ones are missed; each proposal is verified frame by frame."""
     slow_fps: float = Field(1.0, gt=0)
     """Rate at which frames are compared to propose long dissolves and wipes."""
     slow_content: float = Field(10.0, gt=0)
-    """Least content change between two frames at `slow_fps` that proposes a long dissolve or wipe. Lower it if slow
+    """Minimum content change between two frames at `slow_fps` that proposes a long dissolve or wipe. Lower it if slow
     dissolves between similar shots are missed."""
     changed_share: float = Field(0.5, gt=0, lt=1)
-    """A new shot changes at least this share of the textured frame; an inset or a jump of one object changes less."""
+    """Minimum share of the textured frame that a new shot changes; insets and moving objects change less."""
     flash_s: float = Field(0.25, gt=0)
-    """A frame that is back within this time was interrupted by a flash, not cut."""
+    """If the old frame returns within this time, the change was a flash, not a cut."""
     dark_share: float = Field(0.98, gt=0.5, le=1)
-    """A black frame has this share of black pixels; the rest is room for a watermark."""
+    """Minimum share of black pixels in a black frame; the rest allows for a watermark."""
     flat_texture: float = Field(0.5, gt=0)
     """A bright frame with a mean gradient below this many 8-bit levels is blank."""
     gradual_min_s: float = Field(0.3, gt=0)
-    """Shortest dissolve or wipe that is looked for; anything shorter can only be found as a hard cut."""
+    """Minimum duration of a dissolve or wipe; anything shorter can only be detected as a hard cut."""
     gradual_max_s: float = Field(2.5, gt=0, le=3)
-    """Longest dissolve or wipe that is looked for. Raise it for footage with slower ones."""
+    """Maximum duration of a dissolve or wipe. Raise it for footage with slower ones."""
     gradual_change: float = Field(12.0, gt=0)
-    """Least mean change of brightness across a dissolve or wipe, in 8-bit levels."""
+    """Minimum mean change of brightness across a dissolve or wipe, in 8-bit levels."""
 
 
 _WINDOW_S = 7.0

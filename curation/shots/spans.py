@@ -25,12 +25,12 @@ _PACKETS_AT_FIRST = 1024
 
 
 class SpanConfig(Config):
-    """How long clips are and how they are extracted."""
+    """Clip lengths and extraction."""
 
     min_s: float = Field(2.0, gt=0)
-    """Shortest clip. Shots that are shorter are dropped and counted under `lost_short_s`."""
+    """Minimum clip length. Shorter shots are dropped and counted in `lost_short_s`."""
     max_s: float = Field(20.0, gt=0)
-    """Longest clip; at least twice `min_s`. Longer shots are divided into clips of about equal length."""
+    """Maximum clip length; at least twice `min_s`. Longer shots are divided into clips of about equal length."""
     extraction: Literal["auto", "remux", "transcode"] = "auto"
     """How clips are written to shards: `remux` copies packets between keyframes, `transcode` is frame-exact,
     `auto` decides per clip by `remux_loss_s`."""
@@ -38,8 +38,8 @@ class SpanConfig(Config):
     """With `extraction: auto`, a clip is remuxed if aligning its ends to keyframes costs at most this much footage, and
     transcoded otherwise. Raise it to transcode less; 0 remuxes only clips that lose nothing."""
     gradual_margin_s: float = Field(0.1, ge=0)
-    """Extra footage left out on both sides of a gradual transition, whose ends no detector knows to the frame. Raise it
-    if clips begin or end with frames in which two shots are still mixed."""
+    """Extra footage dropped on both sides of a gradual transition, whose ends are not known to the frame. Raise it if
+    clips begin or end with frames that still mix two shots."""
 
     @model_validator(mode="after")
     def _check_limits(self) -> "SpanConfig":

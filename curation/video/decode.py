@@ -1,6 +1,6 @@
-"""Open a video safely, iterate its frames, read frames at given times: the one place that touches PyAV for reading.
+"""Open a video safely, iterate its frames, read frames at given times. The only module that reads through PyAV.
 
-Time is pts times time base everywhere; nothing here divides a frame index by a frame rate.
+Time is always pts times time base, never a frame index divided by a frame rate.
 """
 
 import re
@@ -20,49 +20,50 @@ from clipmill.video import CONTAINERS, MAX_PIXELS, MAX_STREAMS, demuxer_options,
 from curation.video.stall import Watched
 
 _AUDIO_CONTAINERS = ("mp3", "wav", "flac", "aac", "ac3", "aiff")
-"""Opened only to say that they hold no video."""
+"""Opened only to report that they contain no video."""
 
 _OPTIONS = demuxer_options((*CONTAINERS, *_AUDIO_CONTAINERS))
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<SMIL", b"v=0\r", b"v=0\n")
 _JUMP_S = 1.0
-"""Timestamps that go back further than this begin something else: recordings that were joined end to end."""
+"""A larger step back in the timestamps marks the start of another recording, joined end to end."""
 _GAP_S = 60.0
-"""A jump ahead by more than this, to beyond the longest video that is allowed, is a broken timestamp."""
+"""A larger jump ahead, beyond the longest allowed video, is a broken timestamp."""
 _LARGEST_PTS = 3 << 61
-"""Room for sums and differences in 64 bits."""
+"""Headroom for sums and differences in 64 bits."""
 _LEAST_BITS_PER_S = 100
-"""A container that promises so long a video that its bytes come to less is not believed."""
+"""If the stated duration implies fewer bits per second than this, it is ignored."""
 _READ_AHEAD_BYTES = 1 << 20
 
 
 class Limits(Config):
-    """Limits on what one input may cost. Videos are hostile until checked."""
+    """Limits on the resources that one input may use. Videos are treated as hostile."""
 
     max_bytes: int = Field(64 << 30, gt=0)
-    """Largest file. Larger ones are rejected as `too_large`."""
+    """Maximum file size. Larger files are rejected as `too_large`."""
     max_duration_s: float = Field(6 * 3600, gt=0)
-    """Longest video. Longer ones are rejected as `too_long`."""
+    """Maximum duration. Longer videos are rejected as `too_long`."""
     max_pixels: int = Field(MAX_PIXELS, gt=0)
-    """Most pixels in a frame (width times height)."""
+    """Maximum number of pixels per frame (width times height)."""
     max_streams: int = Field(MAX_STREAMS, gt=0)
-    """Most streams in a container: video, audio, subtitles and attachments together."""
+    """Maximum number of streams in a container, including audio, subtitles and attachments."""
     timeout_s: float = Field(3600.0, gt=0, le=30 * 86400)
-    """Wall-clock time in which the child process has to finish a source, or the clips of one source for a shard; then
-    it is ended. Raise it for long videos on slow machines."""
+    """Wall-clock limit of the child process for one source, or for the clips of one source in a shard; it is killed
+    after that. Raise it for long videos on slow machines."""
     memory_bytes: int = Field(4 << 30, ge=64 << 20)
-    """Memory of the child process, libraries included: with much less than 256 MiB it cannot even start."""
+    """Memory limit of the child process, including libraries; it cannot start with much less than 256 MiB."""
     spool_bytes: int = Field(1 << 30, ge=8 << 20)
-    """Candidate thumbnails that wait in a temporary file until the clips are known; also the largest file that the
-    child process may write."""
+    """Maximum size of the candidate thumbnails buffered in a temporary file until the clips are known; also the largest
+    file that the child process may write."""
     answer_bytes: int = Field(1 << 30, ge=1 << 20)
-    """What the child process returns: rows and thumbnails of a scan, or the files of a minute of clips for a shard."""
+    """Maximum size of what the child process returns: rows and thumbnails of a scan, or a minute of clips for a
+    shard."""
     stall_bytes: int = Field(512 << 20, ge=1 << 20)
-    """How much may be read without reaching a video frame; what follows is left out."""
+    """Maximum number of bytes read without reaching a video frame; the rest of the file is skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What the container and the first frame say. Sizes are displayed ones: rotation and pixel aspect applied."""
+    """Metadata from the container and the first frame. Sizes are displayed ones: rotation and pixel aspect applied."""
 
     container: str
     codec: str
@@ -72,20 +73,20 @@ class VideoInfo:
     coded_width: int
     coded_height: int
     rotation: int
-    """Clockwise degrees (0, 90, 180, 270) by which a decoded frame is turned to be upright."""
+    """Clockwise rotation in degrees (0, 90, 180, 270) that makes a decoded frame upright."""
     sample_aspect_ratio: Fraction
     fps: float | None
-    """The container's average rate; None where it states none."""
+    """Average rate stated by the container; None if it states none."""
     duration_s: float | None
     time_base: Fraction
     audio: bool
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """The container's tags, as the file has them: untrusted text."""
+    """Container tags, unmodified: untrusted text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One decoded frame: its place in display order, its pts in the stream's time base, and the av_frame."""
+    """One decoded frame: its index in display order, its pts in the stream's time base, and the av_frame."""
 
     index: int
     pts: int
@@ -94,20 +95,20 @@ class Frame:
 
 @dataclass(slots=True)
 class PacketIndex:
-    """The video packets as they passed, in decode order. `pts` is None where the container gives none."""
+    """The video packets read so far, in decode order. `pts` is None if the container gives none."""
 
     pts: list[int | None] = field(default_factory=list)
     is_key: list[bool] = field(default_factory=list)
     damaged_pts: list[int] = field(default_factory=list)
-    """Timestamps of packets that the decoder refused, and of frames it marked as corrupt."""
+    """Timestamps of packets that the decoder rejected, and of frames it marked as corrupt."""
     unordered: int = 0
-    """Frames without a timestamp, or not later than the frame before them, which were left out."""
+    """Number of dropped frames without a timestamp, or not later than the frame before."""
     ended_early: str | None = None
     """Why reading stopped before the end of the stream, if it did."""
 
 
 class Video:
-    """An open video. Use as a context manager; iterate `frames()` once, or `frames_between()` as often as needed.
+    """An open video. Use as a context manager; `frames()` can be iterated once, `frames_between()` repeatedly.
 
     Raises SourceError (not_video, unsupported_container, no_video_stream, too_large, too_long, decode_error).
     """
@@ -150,10 +151,10 @@ class Video:
                 yield packet
 
     def frames(self) -> Iterator[Frame]:
-        """Every decodable frame in display order, filling `self.packets` on the way.
+        """Every decodable frame in display order; fills `self.packets` along the way.
 
-        A packet that cannot be decoded is noted and passed over; a stream that breaks off ends the iteration,
-        with the reason in `self.packets.ended_early`.
+        A packet that cannot be decoded is recorded and skipped; a truncated stream ends the iteration, with the reason
+        in `self.packets.ended_early`.
         """
         self._seek(None)
         index, first_pts, last_pts = 0, None, None
@@ -161,7 +162,7 @@ class Video:
             pts = av_frame.pts
             if pts is None or abs(pts) > _LARGEST_PTS or (last_pts is not None and pts <= last_pts):
                 if pts is not None and last_pts is not None and (last_pts - pts) * self.stream.time_base > _JUMP_S:
-                    self.packets.ended_early = "the timestamps jump back there, what follows was left out"
+                    self.packets.ended_early = "timestamps jump back there; the rest was skipped"
                     return
                 self.packets.unordered += 1
                 continue
@@ -169,7 +170,7 @@ class Video:
             elapsed_s = (pts - first_pts) * self.stream.time_base
             if elapsed_s > self._limits.max_duration_s:
                 if last_pts is not None and (pts - last_pts) * self.stream.time_base > _GAP_S:
-                    self.packets.ended_early = "the timestamps jump far ahead there, what follows was left out"
+                    self.packets.ended_early = "timestamps jump far ahead there; the rest was skipped"
                     return
                 raise SourceError("too_long", _too_long(elapsed_s, self._limits))
             yield Frame(index, pts, av_frame)
@@ -184,7 +185,7 @@ class Video:
                 if av_frame.pts is None or av_frame.pts <= last_pts:
                     continue
                 if index == 0 and av_frame.pts > start_pts and attempt == "indexed":
-                    break  # the seek landed too late: a container index that cannot be trusted
+                    break  # the seek landed too late: the container index is unreliable
                 if av_frame.pts >= end_pts:
                     return
                 yield Frame(index, av_frame.pts, av_frame)
@@ -227,7 +228,7 @@ class Video:
                     seen.ended_early = f"the decoder failed at the end of the stream: {error.strerror}"
 
     def _packets(self, seen: PacketIndex) -> Iterator[av.Packet]:
-        """Every packet, noted in `seen`, and so is why they end before the stream does."""
+        """Every packet, recorded in `seen` together with the reason if they end before the stream does."""
         packets = _demuxed(self._container, self.stream)
         while True:
             try:
@@ -237,9 +238,9 @@ class Video:
             except av.FFmpegError as error:
                 seen.ended_early = self._file.reason or f"reading stopped: {error.strerror or error}"
                 return
-            except OSError as error:  # of the disk or the store, not of the video
+            except OSError as error:  # an error of the disk or the store, not of the video
                 raise_if_stopped(error)
-                raise SourceError("unreadable", f"reading failed half way: {error}") from error
+                raise SourceError("unreadable", f"reading failed partway: {error}") from error
             if packet is None or not self._file.came_to_a_packet():
                 seen.ended_early = self._file.reason or seen.ended_early
                 return
@@ -249,30 +250,30 @@ class Video:
             yield packet
 
     def _assure_memory(self) -> None:
-        """Raise MemoryError if two frames cannot be allocated: decoders report that, too, as invalid data."""
+        """Raise MemoryError if two frames cannot be allocated: decoders report that as invalid data, too."""
         np.empty(2 * 4 * self.codec_context.width * self.codec_context.height, np.uint8)
 
 
 def _open_container(file: Any, head: bytes) -> Any:
     if not head:
-        raise SourceError("empty", "the file holds no bytes")
+        raise SourceError("empty", "the file is empty")
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLISTS):
-        raise SourceError("unsupported_container", "this is a playlist or a list of other files, not a video")
+        raise SourceError("unsupported_container", "playlist or list of other files, not a video")
     try:
         return av.open(file, options=_OPTIONS, buffer_size=_READ_AHEAD_BYTES, metadata_errors="replace")
     except av.error.ArgumentError as error:
         allowed = ", ".join(name.split(",")[0] for name in CONTAINERS)
         raise SourceError(
-            "unsupported_container", f"FFmpeg takes it for a format that is not allowed ({allowed} are)"
+            "unsupported_container", f"container format not on the allow-list (allowed: {allowed})"
         ) from error
     except av.error.MemoryError:
         raise
     except (av.FFmpegError, ValueError) as error:
         if _looks_like_media(head):
             raise SourceError(
-                "decode_error", f"the container is damaged or cut short, its index cannot be read: {_reason(error)}"
+                "decode_error", f"the container is damaged or truncated; its index cannot be read: {_reason(error)}"
             ) from error
-        raise SourceError("not_video", "the content is not a media file that FFmpeg recognises") from error
+        raise SourceError("not_video", "the content is not a media file that FFmpeg recognizes") from error
     except OSError as error:
         raise_if_stopped(error)
         raise SourceError("unreadable", f"reading failed: {error}") from error
@@ -299,39 +300,39 @@ def _demuxed(container: Any, stream: Any) -> Iterator[av.Packet]:
 
 def _video_stream(container: Any, file: Any, limits: Limits) -> Any:
     if len(container.streams) > limits.max_streams:
-        raise SourceError("too_large", f"{len(container.streams)} streams, at most {limits.max_streams} are allowed")
+        raise SourceError("too_large", f"{len(container.streams)} streams exceed the limit of {limits.max_streams}")
     still = av.stream.Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & still]
     if not streams:
         kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-        raise SourceError("no_video_stream", f"the file holds {kinds} but no video stream")
+        raise SourceError("no_video_stream", f"the file has {kinds} but no video stream")
     stream = max(streams, key=_preference)
     context = stream.codec_context
     if context is None:
-        raise SourceError("decode_error", "the video stream uses a codec that this build of FFmpeg does not know")
+        raise SourceError("decode_error", "the video stream uses a codec that this FFmpeg build does not support")
     size = (context.width, context.height) if context.width else _refused_size(file)
     if size is None:
-        raise SourceError("decode_error", f"the {context.name} stream does not say how large its frames are")
+        raise SourceError("decode_error", f"the {context.name} stream does not state its frame size")
     if size[0] * size[1] > limits.max_pixels:
         raise SourceError(
-            "too_large", f"frames of {size[0]}x{size[1]} pixels, at most {limits.max_pixels:,} pixels are allowed"
+            "too_large", f"frames of {size[0]}x{size[1]} pixels exceed the limit of {limits.max_pixels:,} pixels"
         )
     return stream
 
 
 def _preference(stream: Any) -> tuple[bool, int]:
-    """The container's default stream, and of several the one with the most pixels."""
+    """The container's default stream, or of several the one with the most pixels."""
     context = stream.codec_context
     return bool(stream.disposition & av.stream.Disposition.default), context.width * context.height if context else 0
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without numbers and paths."""
+    """The error without numbers and paths."""
     return (getattr(error, "strerror", None) or str(error)).rstrip(".")
 
 
 def _refused_size(file: Any) -> tuple[int, int] | None:
-    """The frame size that FFmpeg itself finds too large to allocate; it says so in its log alone."""
+    """The frame size that FFmpeg considers too large to allocate; it is only in FFmpeg's log."""
     file.seek(0)
     av.logging.set_level(av.logging.ERROR)
     try:
@@ -376,4 +377,4 @@ def _describe(container: Any, stream: Any, first: av.VideoFrame, limits: Limits)
 
 
 def _too_long(seconds: Fraction | float, limits: Limits) -> str:
-    return f"{float(seconds):.0f} s of video, at most {limits.max_duration_s:.0f} s are allowed"
+    return f"{float(seconds):.0f} s of video exceed the limit of {limits.max_duration_s:.0f} s"

@@ -1,28 +1,28 @@
-"""Stop a demuxer that reads on and on without coming to a frame: sparse files, endless rubbish."""
+"""Stop a demuxer that keeps reading without reaching a frame, as in sparse files or endless garbage."""
 
 from typing import BinaryIO
 
 _LEAST_READ_BYTES = 4096
-"""What a read counts for at least: there are files that are sought through without end."""
+"""Minimum byte count per read: some files cause endless seeking."""
 _MOST_PACKETS = 100_000
-"""Without one frame: half an hour of a stream that cannot be decoded."""
+"""Packet limit without a frame: half an hour of an undecodable stream."""
 _MOST_STALLS = 3
-"""Without one frame: then there is nothing more to read, wherever the demuxer looks."""
+"""Read limit without a frame: after that the demuxer finds nothing more."""
 
 
 class Watched:
-    """A file that ends where `stall_bytes` were read in vain. What lies before that stays readable."""
+    """A file that ends once `stall_bytes` were read without reaching a frame. Everything before that stays readable."""
 
     def __init__(self, file: BinaryIO, stall_bytes: int) -> None:
         self._file, self._stall_bytes = file, stall_bytes
         self._bytes = self._packets = self._stalls = 0
         self._end: int | None = None
         self.reason: str | None = None
-        """Why it ends early, if it does."""
+        """Why reading ends early, if it does."""
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int) -> bytes:
-        """As of any file. Nothing is raised: it would have to pass through a demuxer's native code."""
+        """Read like any file. Raises nothing: the exception would have to pass through a demuxer's native code."""
         if self._bytes > self._stall_bytes:
             self._stall(f"no frame in {self._stall_bytes:,} bytes (limits.stall_bytes)")
         if self._end is not None:
@@ -32,14 +32,14 @@ class Watched:
         return content
 
     def came_to_a_packet(self) -> bool:
-        """Count a packet; whether to go on."""
+        """Count a packet; returns whether to continue."""
         self._packets += 1
         if self._packets > _MOST_PACKETS:
             self.reason = f"no frame in {_MOST_PACKETS:,} packets"
         return self._packets <= _MOST_PACKETS
 
     def came_to_a_frame(self) -> None:
-        """Begin to count anew."""
+        """Reset the counters."""
         self._bytes = self._packets = self._stalls = 0
 
     def _stall(self, reason: str) -> None:

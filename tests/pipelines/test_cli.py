@@ -41,7 +41,7 @@ def test_the_whole_way(videos: Path, tmp_path: Path, monkeypatch, capsys, local_
     assert run(monkeypatch, "curate", videos, "--out", out, *WITHOUT_CLIP_OPTION) == 0
     printed = capsys.readouterr().out
     assert "1 empty" not in printed
-    assert "rejected: the file holds no bytes" in printed
+    assert "rejected: the file is empty" in printed
     assert run(monkeypatch, "select", out) == 2
     assert "clipmill duplicates" in capsys.readouterr().err
     assert run(monkeypatch, "select", out, "--allow-missing") == 0
@@ -129,7 +129,7 @@ def test_inspect_prints_one_line_of_json_per_video(videos: Path, monkeypatch, ca
         (("curate", "{videos}/*.mov", "--out", "{out}", *WITHOUT_CLIP_OPTION), "no file matches"),
         (("curate", "nothing.csv", "--out", "{out}"), "does not exist"),
         (("curate", "{videos}", "--out", "{videos}", *WITHOUT_CLIP_OPTION), "not a dataset and holds other files"),
-        (("curate", "{videos}", "--out", "{out}", "--config", "none.yaml"), "there is no file"),
+        (("curate", "{videos}", "--out", "{out}", "--config", "none.yaml"), "file not found"),
         (("curate", "{videos}", "--out", "{out}", "--limit", "0"), "--limit"),
         (("status", "{videos}"), "is not a dataset"),
         (("shard", "{videos}", "--selection", "x"), "is not a dataset"),

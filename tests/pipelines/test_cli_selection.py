@@ -69,7 +69,7 @@ def test_an_empty_selection_says_which_rule_took_the_most(dataset: Dataset, tmp_
     rules = tmp_path / "none.yaml"
     rules.write_text("rules: {aesthetic: {max: 5}, motion: {min: 100}}\n")
     assert run(monkeypatch, "select", dataset.url, "--config", rules) == cli.NOTHING_CAME_OUT
-    assert "no clip passed: motion removed the most, 10 clips" in capsys.readouterr().err
+    assert "no clip passed: motion removed the most (10 clips)" in capsys.readouterr().err
 
 
 @pytest.mark.slow

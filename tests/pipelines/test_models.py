@@ -74,7 +74,7 @@ def test_a_pool_of_actors_gives_the_same(scored: str, videos: Path, tmp_path: Pa
 
 def test_missing_weights_stop_the_run_before_there_is_anything(videos: Path, tmp_path: Path, local_ray: None):
     config = CurateConfig(clip_embedder=ClipEmbedderConfig(model=str(tmp_path / "nothing" / "here"), pretrained=None))
-    with pytest.raises(UserError, match="there is no CLIP model in"):
+    with pytest.raises(UserError, match="no CLIP model in"):
         curate([str(videos)], str(tmp_path / "out"), config=config, quiet=True)
     assert not (tmp_path / "out").exists()
     without = config.model_copy(update={"without": ("aesthetic", "similarity")})
@@ -179,6 +179,6 @@ def test_a_captioner_without_an_endpoint_is_said_before_work_starts(videos: Path
     config = demo_config().model_copy(
         update={"captioners": CaptionersConfig(video=VideoConfig(), merged=MergedConfig())}
     )
-    with pytest.raises(UserError, match="base_url and model not given"):
+    with pytest.raises(UserError, match="base_url and model not set"):
         curate([str(videos)], str(tmp_path / "out"), config=config, quiet=True)
     assert not (tmp_path / "out").exists()

@@ -50,7 +50,7 @@ def test_a_name_that_is_no_folder_of_its_own_is_refused(tmp_path: Path, name: st
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("- a\n", "expected keys and values"),
+        ("- a\n", "expected a mapping"),
         ("{", "not valid YAML"),
         ("[" * 3000, "not valid YAML"),
         ("stages: &a [*a]", "not valid YAML"),

@@ -112,9 +112,9 @@ def test_merged_takes_another_caption_where_one_is_missing_and_none_alone():
     assert len(server.requests) == 1
     assert [c.text for c in rest] == [None, None, None, None]
     assert rest[0].error == (
-        "nothing to merge: it needs two different captions, got one (coca); video failed: HTTP 500: no"
+        "nothing to merge: expected two different captions, got one (coca); video failed: HTTP 500: no"
     )
-    assert rest[1].error == "nothing to merge: it needs two different captions, got none"
+    assert rest[1].error == "nothing to merge: expected two different captions, got none"
     assert {c.error_kind for c in rest} == {"nothing_to_merge"}
 
 
@@ -204,7 +204,7 @@ def test_an_answer_that_is_none_is_a_reason(body: bytes, reason: str):
 def test_an_endpoint_that_is_slow_is_not_waited_for():
     with CaptionServer([says("too late", delay_s=3), says("in time")]) as server:
         captions = video(server.url, timeout_s=0.5, max_in_flight=1).caption(clips(2))
-    assert captions[0].error == "no complete answer within 0.5 s"
+    assert captions[0].error == "no complete response within 0.5 s"
     assert captions[1].text == "in time"
 
 
@@ -222,7 +222,7 @@ def test_an_endpoint_that_is_slow_is_not_waited_for():
 def test_an_answer_that_trickles_in_is_not_waited_for(slow: Reply):
     """Not one of them would end by itself within the time that pytest gives the test, or they end late."""
     with CaptionServer([slow]) as server:
-        assert one(server, timeout_s=0.5).error == "no complete answer within 0.5 s"
+        assert one(server, timeout_s=0.5).error == "no complete response within 0.5 s"
     assert len(server.requests) == 1
 
 
@@ -239,17 +239,17 @@ def test_a_redirect_is_not_followed_and_named(status: int):
         away = Reply(status=status, headers={"location": f"{other.url}/chat/completions"})
         with CaptionServer([away]) as server:
             caption = one(server, api_key_env=None)
-    assert caption.error.startswith(f"HTTP {status}: redirects are not followed; set base_url to where it leads: http:")
+    assert caption.error.startswith(f"HTTP {status}: redirects are not followed; set base_url to the target: http:")
     assert other.requests == []
 
 
 def test_an_answer_without_end_or_unfolding_is_refused():
     with CaptionServer([Reply(body=b" " * (2 << 20))]) as server:
-        assert one(server, retries=2).error == "the answer has more than 1,048,576 bytes"
+        assert one(server, retries=2).error == "the response exceeds 1,048,576 bytes"
         assert len(server.requests) == 1
     packed = gzip.compress(says("x" * 1000).body)
     with CaptionServer([Reply(body=packed, headers={"content-encoding": "gzip"})]) as server:
-        assert one(server).error == "the answer is not JSON"
+        assert one(server).error == "the response is not JSON"
     assert server.headers[0]["accept-encoding"] == "identity"
 
 
@@ -390,9 +390,9 @@ def test_settings_that_cannot_be_meant_are_refused_without_repeating_a_key(setti
 
 @pytest.mark.parametrize("name", ["video", "merged"])
 def test_an_endpoint_without_address_or_model_is_an_error_before_work_starts(name: str):
-    with pytest.raises(UserError, match=f"captioner {name}: base_url and model not given"):
+    with pytest.raises(UserError, match=f"captioner {name}: base_url and model not set"):
         CAPTIONERS[name](None).load("cpu")
-    with pytest.raises(UserError, match="model not given"):
+    with pytest.raises(UserError, match="model not set"):
         VideoCaptioner(VideoConfig(base_url="http://localhost:8000/v1")).load()
 
 

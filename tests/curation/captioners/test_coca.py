@@ -167,7 +167,7 @@ def test_coca_without_weights_or_with_another_model_is_an_error(tiny_coca: Path,
     with pytest.raises(UserError, match="captioner coca: the weights 'no-such-tag'"):
         Coca(CocaConfig(pretrained="no-such-tag")).load()
     clip = {key: value for key, value in TINY.items() if key != "multimodal_cfg"}
-    with pytest.raises(UserError, match="cannot write captions; expected a CoCa model"):
+    with pytest.raises(UserError, match="cannot generate captions; expected a CoCa model"):
         coca(random_model(tmp_path, clip))
     with pytest.raises(UserError, match="max_tokens is 30"):
         coca(tiny_coca, max_tokens=30)

@@ -169,7 +169,7 @@ def test_a_text_file_that_cannot_be_read_says_why(source: Source):
     beside(source, ".txt", b"x" * (5 << 20))
     assert "more than 4 MiB" in failure(source)
     beside(source, ".txt", "x" * (MAX_CHARS + 1))
-    assert failure(source) == "a caption of 20,001 characters, at most 20,000 are taken"
+    assert failure(source) == "a caption of 20,001 characters exceeds the limit of 20,000"
     beside(source, ".txt", "x" * MAX_CHARS)
     assert texts(source) == [("sidecar", "x" * MAX_CHARS)]
 
@@ -239,12 +239,12 @@ def test_json_entries_may_have_times_and_a_source(source: Source):
         ('{"text": "a", "start_s": -1}', '"start_s" is'),
         ('{"text": "a", "start_s": true}', '"start_s" is'),
         ('{"text": "a", "start_s": "1"}', '"start_s" is'),
-        ('{"text": "a", "start_s": 4, "end_s": 1}', "ends at 1 s, which is not after its start at 4 s"),
-        ('{"text": "a", "end_s": 0}', "not after its start"),
+        ('{"text": "a", "start_s": 4, "end_s": 1}', "its end, 1 s, must be after its start, 4 s"),
+        ('{"text": "a", "end_s": 0}', "must be after its start"),
         ('{"text": "a", "start": 4}', "unknown key 'start'. Did you mean 'start_s'?"),
         ('{"text": 7}', '"text" is a number, expected text'),
-        ('{"text": "a", "source": "../etc"}', '"source" is expected to be'),
-        ('{"text": "a", "source": ["x"]}', '"source" is expected to be'),
+        ('{"text": "a", "source": "../etc"}', 'expected "source" to be'),
+        ('{"text": "a", "source": ["x"]}', 'expected "source" to be'),
         ("7", "got a number; expected"),
         ('["a"]', "got a list; expected"),
         (f'"{"x" * 20_001}"', "20,001 characters"),
@@ -263,17 +263,17 @@ def test_a_bad_entry_fails_alone(source: Source, entry: str, reason: str):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ('{"caption": "a"', "no valid JSON"),
-        ("a cat", "no valid JSON"),
-        ("[" * 100_000, "no valid JSON"),
-        ('{"n": 1' + "0" * 5000 + "}", "no valid JSON"),
+        ('{"caption": "a"', "invalid JSON"),
+        ("a cat", "invalid JSON"),
+        ("[" * 100_000, "invalid JSON"),
+        ('{"n": 1' + "0" * 5000 + "}", "invalid JSON"),
         ('["a"]', "got a list"),
         ('"a"', "got text"),
         ("null", "got null"),
         ('{"name": "a"}', "none of the keys captions, caption, text, description, title is there"),
         ('{"captions": "a"}', '"captions" is text'),
         ('{"captions": {"text": "a"}}', '"captions" is an object'),
-        (json.dumps({"captions": ["a"] * 10_001}), "10,001 captions, at most 10,000"),
+        (json.dumps({"captions": ["a"] * 10_001}), "10,001 captions exceed the limit of 10,000"),
     ],
 )
 def test_a_json_file_of_another_shape_says_what_is_expected(source: Source, content: str, reason: str):
@@ -420,7 +420,7 @@ def test_a_clip_has_each_caption_once_in_order_and_not_endlessly_many():
     assert [c.text for c in captions_between(captions, 0, 6)] == ["b", "a"]
     many = captions_between([timed(None, None, str(i)) for i in range(1000)], 0, 6)
     assert [c.text for c in many] == [*map(str, range(MAX_PER_CLIP)), None]
-    assert many[-1].error == "1000 captions for one clip, the first 32 were taken"
+    assert many[-1].error == "1000 captions for one clip; only the first 32 were kept"
 
 
 @given(
@@ -484,7 +484,7 @@ def test_captions_are_left_out_only_when_there_are_too_many_and_it_is_said():
     )
     for row in captions_of_clips([timed(None, None, "a cat"), timed(None, None, "x" * MAX_CHARS)], clips_s):
         assert [c.text for c in row] == ["a cat", None]
-        assert "captions left out" in row[1].error
+        assert "captions dropped" in row[1].error
 
 
 # Other places

@@ -383,7 +383,7 @@ class Bomb:
 )
 def test_an_answer_that_is_not_one_is_refused_and_the_child_replaced(isolated: Isolated, content: bytes) -> None:
     before = isolated.run(child_pid)
-    with pytest.raises(SourceError, match="answered with something else") as caught:
+    with pytest.raises(SourceError, match="invalid response from the scan process") as caught:
         isolated.run(answer_with, content)
     assert caught.value.kind == "crashed"
     assert not UNPICKLED

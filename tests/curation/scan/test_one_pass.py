@@ -183,7 +183,7 @@ def test_giant_frames_are_refused_before_they_are_decoded(tmp_path: Path):
 def test_one_frame_is_a_source_without_clips(tmp_path: Path, pan):
     found = scan_file(write_video(tmp_path / "a.mp4", pan[:1]))
     assert (found.source["frames"], found.source["fps"], found.clips) == (1, None, [])
-    assert "no shot gives a clip" in found.source["note"]
+    assert "no shot yields a clip" in found.source["note"]
 
 
 @pytest.mark.slow
@@ -202,7 +202,7 @@ def test_the_readable_part_of_a_truncated_file_is_kept(tmp_path: Path, pan):
     headless.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     error = rejection(headless)  # PyAV writes the index at the end, and it is gone
     assert error.kind == "decode_error"
-    assert "cut short" in error.message
+    assert "truncated" in error.message
 
 
 @pytest.mark.slow
@@ -264,7 +264,7 @@ def test_a_stream_that_appears_half_way_ends_nothing(tmp_path: Path):
 
 
 def test_a_source_found_unusable_when_listed_stays_so():
-    error = SourceError("missing", "nothing is at this address")
+    error = SourceError("missing", "no file exists at this address")
     with pytest.raises(SourceError, match="missing"):
         scan(Source(uri="nowhere.mp4", error=error))
 
@@ -364,7 +364,7 @@ def write_flat(path: Path, *parts: tuple[int, object]) -> Path:
 def test_blank_footage_is_called_blank_and_no_transition(tmp_path: Path, level: int):
     row = scan_file(write_flat(tmp_path / "blank.mp4", (250, level))).source
     assert (row["lost_blank_s"], row["lost_transition_s"], row["clips"]) == (pytest.approx(10.0), 0.0, 0)
-    assert "10.0 s of 10.0 s show nothing (black or blank)" in row["note"]
+    assert "10.0 s of 10.0 s are black or blank" in row["note"]
 
 
 def test_blank_footage_between_shots_is_booked_apart_from_the_passages_beside_it(tmp_path: Path, pan):

@@ -92,7 +92,7 @@ def test_thumbnails_of_decided_clips_get_smaller_where_there_are_too_many():
         image = cv2.imdecode(np.frombuffer(first, np.uint8), cv2.IMREAD_COLOR)
         assert image is not None
         assert image.shape[0] < 256
-        assert "smaller" in (spool.note or "")
+        assert "downscaled" in (spool.note or "")
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def test_a_scan_passes(scanned: tuple[Source, Scan]):
 def test_a_source_row_that_is_not_its_own_is_refused(scanned: tuple[Source, Scan], change: dict[str, Any]):
     source, good = scanned
     bad = dataclasses.replace(good, source=good.source | change)
-    with pytest.raises(SourceError, match="not those of a scan") as caught:
+    with pytest.raises(SourceError, match="invalid rows") as caught:
         check_scan(bad, source)
     assert caught.value.kind == "crashed"
 
@@ -65,7 +65,7 @@ def test_a_source_row_that_is_not_its_own_is_refused(scanned: tuple[Source, Scan
 )
 def test_a_clip_row_that_does_not_fit_is_refused(scanned: tuple[Source, Scan], change: dict[str, Any]):
     source, good = scanned
-    with pytest.raises(SourceError, match="not those of a scan"):
+    with pytest.raises(SourceError, match="invalid rows"):
         check_scan(dataclasses.replace(good, clips=[good.clips[0] | change]), source)
 
 

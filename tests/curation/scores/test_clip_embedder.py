@@ -194,7 +194,7 @@ def test_a_head_of_another_shape_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("weight", "bias", "said"), [((), (1,), "not an aesthetic head"), ((1, 3), (1,), "not finite")]
+    ("weight", "bias", "said"), [((), (1,), "not an aesthetic head"), ((1, 3), (1,), "non-finite")]
 )
 def test_a_damaged_head_is_refused(tmp_path: Path, weight: tuple[int, ...], bias: tuple[int, ...], said: str):
     torch.save({"weight": torch.full(weight, torch.nan), "bias": torch.zeros(bias)}, tmp_path / "head.pth")
@@ -207,7 +207,7 @@ def test_numbers_that_are_not_finite_are_no_score():
     found = Embeddings(frames_FD=np.ones((3, 4), np.float32), captions_CD=rows)
     view = ClipView(thumbnails=(), captions=(Caption(source="list", text="a"),), embeddings=found)
     (score,) = Similarity().score([view])
-    assert (score["similarity"], score["similarity_error"]) == (None, "the model gave numbers that are not finite")
+    assert (score["similarity"], score["similarity_error"]) == (None, "the model returned non-finite values")
 
 
 def test_embeddings_are_kept_in_half_precision():

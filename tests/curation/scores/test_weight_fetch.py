@@ -48,7 +48,7 @@ def test_a_network_that_swallows_requests_is_named_for_heads_and_models(silent: 
         monkeypatch.setenv(name, silent)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with pytest.raises(UserError, match=r"cannot be fetched .*github.com/LAION-AI"):
+    with pytest.raises(UserError, match=r"cannot be downloaded .*github.com/LAION-AI"):
         Aesthetic().load()
-    with pytest.raises(UserError, match=r"cannot be fetched .*huggingface"):
+    with pytest.raises(UserError, match=r"cannot be downloaded .*huggingface"):
         openclip.find("ViT-B-32", "openai")

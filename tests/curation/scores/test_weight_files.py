@@ -111,7 +111,7 @@ def test_members_that_lie_over_one_another_are_refused(tmp_path: Path):
 )
 def test_a_tensor_that_claims_more_than_it_holds_is_refused(tmp_path: Path, make: Callable[[], torch.Tensor]):
     torch.save({"weight": make()}, tmp_path / "weights.pt")
-    with pytest.raises(UserError, match="its tensor weight is larger than the data it refers to"):
+    with pytest.raises(UserError, match="tensor weight is larger than its data"):
         read_tensors(tmp_path / "weights.pt")
 
 
@@ -141,13 +141,13 @@ def test_code_is_refused_wherever_it_is(tmp_path: Path):
     (tmp_path / "raw.bin").write_bytes(pickle.dumps({"a": _Code()}))
     torch.save({"a": _Code()}, tmp_path / "zip.bin")
     for name in ("raw.bin", "zip.bin"):
-        with pytest.raises(UserError, match="it is a pickle that wants to run code"):
+        with pytest.raises(UserError, match="it is a pickle that runs code"):
             read_tensors(tmp_path / name)
 
 
 def test_tensors_without_names_are_refused(tmp_path: Path):
     torch.save({1: torch.zeros(1)}, tmp_path / "weights.pt")
-    with pytest.raises(UserError, match="holds no named tensors"):
+    with pytest.raises(UserError, match="contains no named tensors"):
         read_tensors(tmp_path / "weights.pt")
 
 
@@ -156,7 +156,9 @@ def test_a_network_is_compared_with_the_file_by_shapes_and_by_size(tmp_path: Pat
     save_file({"a": torch.zeros(2, 3)}, path)
     meta = {"device": "meta"}
     check_shapes({"a": torch.zeros(2, 3, **meta)}, path, "tiny")
-    with pytest.raises(UserError, match=r"another architecture than tiny: its tensor a has shape \(2, 3\), expected"):
+    with pytest.raises(
+        UserError, match=r"does not match the architecture of tiny: its tensor a has shape \(2, 3\), expected"
+    ):
         check_shapes({"a": torch.zeros(3, 2, **meta)}, path, "tiny")
     with pytest.raises(UserError, match="that has 1,000,000,000,006 weights, the file"):
         check_shapes({"a": torch.zeros(2, 3, **meta), "b": torch.zeros(10**12, **meta)}, path, "tiny")

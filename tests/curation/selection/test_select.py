@@ -287,7 +287,7 @@ def test_rules_files(tmp_path: Path) -> None:
     assert (loaded.name, loaded.where) == ("fast-ones", "width >= 512")
     assert loaded.rules["motion"].bounds() == {"drop_lowest": "12.5%", "max": 9.0}
     for text, message in [
-        ("rules: {motion: {min: 1}, motion: {min: 2}}", "twice"),
+        ("rules: {motion: {min: 1}, motion: {min: 2}}", "duplicate"),
         ("rules: [", "YAML"),
         ("- motion", "got list"),
         ("", "is empty"),
@@ -297,7 +297,7 @@ def test_rules_files(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(UserError, match=message):
             load_rules(str(file))
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="file not found"):
         load_rules(str(tmp_path / "nothing.yaml"))
     with pytest.raises(UserError, match="'svd-paper'"):
         load_preset("svd-papers", PRESETS)

@@ -375,7 +375,7 @@ def test_a_source_that_is_gone_or_changed_fails_with_the_reason(tmp_path: Path) 
     os.utime(path, ns=(1, 1))
     assert all("changed since it was scanned" in reason for reason in reasons(path, clips))
     path.unlink()
-    assert all("nothing is at this address" in reason for reason in reasons(path, clips))
+    assert all("no file exists at this address" in reason for reason in reasons(path, clips))
 
 
 @pytest.mark.parametrize("extraction", ["remux", "transcode"])

@@ -270,7 +270,7 @@ def test_a_vanished_source_costs_its_clips_only(tmp_path: Path, clips: list[dict
 def test_a_child_that_dies_costs_its_clips_only(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
     def dies_on_encodes(function: Any, uri: str, *args: Any) -> Any:
         if uri.endswith("transcode.mp4"):
-            raise SourceError("crashed", "native code was killed by SIGSEGV")
+            raise SourceError("crashed", "killed in native code by SIGSEGV")
         return function(uri, *args)
 
     plan = plan_shards(clips, kind="clips")[0]

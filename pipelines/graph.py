@@ -20,14 +20,14 @@ from clipmill.errors import RunStopped, UserError
 from clipmill.pipeline import Stage, check_stages, is_large, loaded
 
 TASKS_AT_MOST = 4096
-"""Beyond this many rows a task takes several: each task costs the driver time and memory."""
+"""Number of rows above which a task takes several: each task costs the driver time and memory."""
 _GPU_BATCHES = 4
-"""A GPU gets batches so many times larger."""
+"""Factor by which batches are larger on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """What a node of the cluster offers."""
+    """Resources of a node."""
 
     cpus: float
     gpus: float = 0
@@ -36,7 +36,7 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """Stages in one worker, and how many workers of which size there are."""
+    """Stages that share a worker, and the number and size of the workers."""
 
     stages: tuple[Stage, ...]
     num_cpus: float
@@ -54,10 +54,10 @@ class Operator:
 
 
 def run(stages: Sequence[Stage], items: Sequence[Any], given: Collection[str]) -> Iterator[Any]:
-    """Stream the items, which hold what `given` names, through the stages; yields what the last stage gives.
+    """Stream items, which hold what `given` names, through the stages; yields the results of the last stage.
 
-    Raises UserError before anything runs where a stage lacks what it needs or the cluster what a stage takes;
-    RunStopped with the sentence of a stage that could not go on.
+    Raises UserError before anything runs if a stage lacks an input or the cluster lacks resources; RunStopped with the
+    message of a stage that could not continue.
     """
     import ray
 
@@ -73,16 +73,16 @@ def run(stages: Sequence[Stage], items: Sequence[Any], given: Collection[str]) -
 
 
 def check(stages: Sequence[Stage], given: Collection[str]) -> list[Operator]:
-    """The stages as placed on the cluster that this process is connected to.
+    """The stages as placed on the connected cluster.
 
-    Raises UserError where a stage lacks what it needs, or the cluster what a stage takes.
+    Raises UserError if a stage lacks an input or the cluster lacks resources.
     """
     check_stages(stages, given)
     return place(stages, cluster_nodes())
 
 
 def cluster_nodes() -> list[Node]:
-    """The nodes that are alive, of the cluster that this process is connected to."""
+    """The live nodes of the connected cluster."""
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -202,7 +202,7 @@ def _check_fit(operators: Sequence[Operator], nodes: Sequence[Node]) -> None:
     for operator in operators:
         if operator.num_cpus > most_cpus:
             raise UserError(
-                f"stage {operator.name} takes {operator.num_cpus:g} CPUs, and the largest node of the Ray cluster has "
+                f"stage {operator.name} needs {operator.num_cpus:g} CPUs, but the largest node of the Ray cluster has "
                 f"{most_cpus:g}: start Ray with more"
             )
         _check_memory([operator], max(node.memory_bytes for node in nodes), "its largest node")
@@ -213,8 +213,8 @@ def _check_memory(operators: Sequence[Operator], offered: float, where: str) -> 
     needed, names = sum(operator.memory_bytes for operator in operators), " and ".join(o.name for o in operators)
     if needed > offered:
         raise UserError(
-            f"stage {names} loads {needed / 1e9:.1f} GB, and Ray has {offered / 1e9:.1f} GB of memory on {where}: "
-            "choose a smaller model, leave out what needs it, or start Ray with more memory"
+            f"stage {names} needs {needed / 1e9:.1f} GB for weights, but Ray has {offered / 1e9:.1f} GB of "
+            f"memory on {where}: choose a smaller model, skip the stage, or start Ray with more memory"
         )
 
 
@@ -255,7 +255,7 @@ def _run_row(row: dict[str, Any], stages: Sequence[Stage]) -> list[dict[str, Any
 
 
 def _answer(work: Callable[[list[Any]], list[Any]], batch: dict[str, Any]) -> dict[str, Any]:
-    """Do the work of an operator. What stops the run travels on as a sentence in the column `error`."""
+    """Run the work of an operator. An error that stops the run is passed on as a message in the column `error`."""
     error = next(filter(None, batch["error"]), None)
     if error is None:
         try:
@@ -267,7 +267,7 @@ def _answer(work: Callable[[list[Any]], list[Any]], batch: dict[str, Any]) -> di
 
 
 def _device() -> str:
-    """The GPU that Ray gave this actor, or the CPU."""
+    """The GPU that Ray assigned to this actor, or the CPU."""
     import ray
 
     return "cuda" if ray.get_gpu_ids() else "cpu"

@@ -1,4 +1,4 @@
-"""What the pipeline sees in a video, without any dataset: probe, transitions, clips, scores."""
+"""`clipmill inspect`: run the pipeline on videos without a dataset."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,19 +15,19 @@ from pipelines.scoring import clip_stages, load_models
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """One video as `clipmill inspect --json` prints it; a hard cut has start_frame == end_frame."""
+    """Output of `clipmill inspect --json` for one video; a hard cut has start_frame == end_frame."""
 
     uri: str
     source: dict[str, Any]
     transitions: list[dict[str, Any]] = field(default_factory=list)
     clips: list[dict[str, Any]] = field(default_factory=list)
-    """Without their embeddings, which say nothing to a reader."""
+    """Without embeddings, which are not useful to print."""
     error_kind: str | None = None
     error: str | None = None
 
 
 def inspect(inputs: Sequence[str], config: CurateConfig | None = None, *, quiet: bool = False) -> Iterator[Inspection]:
-    """Scan and score every input on this machine, one after another, each in a child process with limits."""
+    """Scan and score the inputs on this machine one after another, each in a child process with limits."""
     config = config or CurateConfig()
     with Reporter("inspect", unit="videos", quiet=quiet) as report:
         report.waiting("loading the models")

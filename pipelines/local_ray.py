@@ -1,6 +1,6 @@
-"""A Ray that belongs to one process: its own token, its own folder, and nothing left when it ends.
+"""A private local Ray: its own token and folder, removed when the process ends.
 
-Ray's servers listen on all interfaces. What keeps others out is the token, which only this user can read.
+Ray's servers listen on all interfaces; only processes that have the token, which only this user can read, can connect.
 """
 
 import fcntl
@@ -60,7 +60,7 @@ def _place() -> str:
 
 
 def _sweep(place: str) -> None:
-    """Remove the folders of runs that were killed: those of this user whose lock nobody holds."""
+    """Remove the folders of killed runs: those of this user whose lock is free."""
     for folder in Path(place).glob(f"{_PREFIX}*"):
         with suppress(OSError):  # another user's, or removed in this moment
             if folder.stat().st_uid == os.getuid() and not folder.is_symlink():

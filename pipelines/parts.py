@@ -1,4 +1,4 @@
-"""The first and the last stage of curation: the scan of a source in a child process, and the parts of the tables."""
+"""First and last stages of curation: scan a source in a child process, and write a part of the tables."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ class Part:
 
 
 def scan_stage(config: CurateConfig, counter: Any = None) -> Stage:
-    """Numbered sources to scans, one at a time; a rejected source is a scan like the others.
+    """Scan numbered sources, one at a time; a rejected source is a scan like the others.
 
-    `counter` is an actor (`pipelines.counting`) that is told the number of each. What is no fault of the source (a full
-    disk of this machine) stops the run.
+    `counter` is an actor (`pipelines.counting`) that receives the number of each. An error that is not the source's
+    fault (disk full) stops the run.
     """
     return Stage(
         name="scan",
@@ -44,21 +44,22 @@ def scan_stage(config: CurateConfig, counter: Any = None) -> Stage:
 
 
 def write_stage(dataset: Dataset, fence: Fence, *, sources: int) -> Stage:
-    """The scans of so many `sources` become a part of the tables, committed by its sources file, written last."""
+    """Write the scans of up to `sources` sources as one part of the tables; writing the sources file last commits
+    it."""
     return Stage(
         name="write",
         needs=(*CLIPS.names, "previews"),
         gives=("part",),
         load=partial(_load_write, dataset, fence),
-        resources=Resources(num_cpus=0.1),  # it waits for the store most of the time
+        resources=Resources(num_cpus=0.1),  # mostly waits for the store
         batch_size=sources,
     )
 
 
 def scan_safely(child: Isolated, source: Source, config: CurateConfig) -> Scan:
-    """Scan in the child process. Whatever happens there, the answer is a scan: a rejected one says why.
+    """Scan in the child process; any failure there becomes a rejected scan with the reason.
 
-    Raises RunStopped where it is the machine that fails: no child can start, the temporary folder is full.
+    Raises RunStopped if the machine is at fault: no child can start, or the temporary folder is full.
     """
     try:
         scanned = child.run_on(source.uri, scan, source, config.scan)
@@ -69,7 +70,7 @@ def scan_safely(child: Isolated, source: Source, config: CurateConfig) -> Scan:
 
 
 def write_part(scans: Sequence[Scan], dataset: Dataset, fence: Fence) -> Part:
-    """Commit the rows of these sources. A source whose rows no table can hold becomes a rejected one."""
+    """Commit the rows of these sources. A source whose rows do not fit the tables is rejected."""
     try:
         _write(dataset, scans, fence)
     except UserError:
@@ -99,12 +100,12 @@ def _load_write(dataset: Dataset, fence: Fence, device: str) -> Callable[[list[S
 
 @lru_cache(maxsize=1)
 def _child(limits: Limits) -> Isolated:
-    """Ray keeps worker processes from task to task: the child lives as long as its worker does."""
+    """Ray reuses worker processes: the child lives as long as its worker."""
     return Isolated(limits)
 
 
 _UNWRITABLE = (pa.ArrowException, OverflowError, ValueError, TypeError)
-"""What Arrow and Parquet raise for values that do not fit a column: too many bytes, too large a number."""
+"""Errors of Arrow and Parquet for values that do not fit a column: too many bytes, number out of range."""
 
 
 def _write(dataset: Dataset, scans: Sequence[Scan], fence: Fence) -> None:
@@ -130,7 +131,7 @@ def _tables(scans: Sequence[Scan]) -> dict[str, pa.Table]:
 
 
 def _writable(scan: Scan) -> Scan:
-    """The scan, or a rejected one where its rows alone cannot be written."""
+    """The scan, or a rejected one if its rows cannot be written."""
     try:
         for table in _tables([scan]).values():
             pq.write_table(table, pa.BufferOutputStream(), compression="zstd")

@@ -1,4 +1,4 @@
-"""Progress for people and for logs: a live bar on a terminal, a plain line now and then anywhere else."""
+"""Progress display: a live bar on a terminal, an occasional plain line otherwise."""
 
 import time
 from types import TracebackType
@@ -12,9 +12,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Reporter:
-    """A context manager that says what a run waits for, and counts units of work once their `total` is known.
+    """A context manager that shows what a run is doing, and counts units of work once their `total` is known.
 
-    Writes to stderr, so that stdout stays for results. May be called from several threads.
+    Writes to stderr; stdout is for results. Thread-safe.
     """
 
     def __init__(self, title: str, total: int | None = None, *, unit: str, quiet: bool = False) -> None:
@@ -54,7 +54,7 @@ class Reporter:
             self._line_if_new()
 
     def waiting(self, what: str) -> None:
-        """Say what the run does or waits for before, between or after its units of work."""
+        """Show what the run is doing or waiting for outside its units of work."""
         if self._bar is not None:
             self._bar.update(self._task, detail=printable(what))
         elif not self.quiet:
@@ -62,7 +62,7 @@ class Reporter:
             self._print(f"{self._title}: {what}")
 
     def begin(self, total: int) -> None:
-        """From here on, `total` units are counted."""
+        """Start counting `total` units."""
         self._total, self._done, self._detail = total, 0, ""
         if self._bar is not None:
             self._bar.reset(self._task, total=total, detail="")
@@ -70,23 +70,23 @@ class Reporter:
             self._line()
 
     def advance(self, units: int = 1, detail: str = "") -> None:
-        """Count finished units; `detail` is shown beside them."""
+        """Add finished units; `detail` is shown next to the count."""
         self._detail = detail
         self.reached(self._done + units)
 
     def reached(self, done: int) -> None:
-        """So many units are finished in all."""
+        """Set the number of finished units."""
         self._done = max(done, self._done)
         self._show()
 
     def detail(self, detail: str) -> None:
-        """Show `detail` beside the count."""
+        """Show `detail` next to the count."""
         self._detail = detail
         self._show()
 
     def node_died(self, address: str) -> None:
-        """Say that a node of the cluster is gone."""
-        note(f"node {address} died; its work is done again on the others")
+        """Report that a node of the cluster died."""
+        note(f"node {address} died; retrying its work on the other nodes")
 
     def _show(self) -> None:
         if self._bar is not None:
@@ -95,7 +95,7 @@ class Reporter:
             self._line()
 
     def _line_if_new(self) -> None:
-        """The count as it stands, unless it was printed, or nothing has been counted."""
+        """Print the current count unless it was already printed or nothing has been counted."""
         if self._done and self._printed != (self._done, self._detail):
             self._line()
 
@@ -111,6 +111,6 @@ class Reporter:
 
 
 def note(sentence: str) -> None:
-    """Say on stderr what the user should know, whatever the progress."""
+    """Print a note to stderr."""
     text = "\n".join(printable(line) for line in sentence.splitlines())
     Console(stderr=True).print(f"note: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`clipmill sample`: a video and its contact sheet from a model, for each task."""
+"""`clipmill sample`: generate a video and its contact sheet with a model, for each task."""
 
 import time
 from collections.abc import Callable
@@ -35,7 +35,7 @@ _TAKEN: dict[Task, tuple[str, ...]] = {**_NEEDED, "multi-view": ("image", "eleva
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """What to make. A task takes some of image, last_image, prompt and elevation, and refuses the others."""
+    """Sampling parameters. A task takes some of image, last_image, prompt and elevation, and rejects the others."""
 
     image: Path | None = None
     last_image: Path | None = None
@@ -51,7 +51,7 @@ class SampleRequest:
     guidance: str | None = None
     """`SCALE`, or `FIRST:LAST` over the frames."""
     size: str | None = None
-    """`WIDTHxHEIGHT` in pixels; the model's own without it."""
+    """`WIDTHxHEIGHT` in pixels; defaults to the model's size."""
     decode_frames: int | None = None
     lora: Path | None = None
     device: str | None = None
@@ -60,7 +60,7 @@ class SampleRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What was made, and where it lies."""
+    """The generated video and its files."""
 
     video: Path
     sheet: Path
@@ -72,13 +72,13 @@ class Sample:
 
 
 def sample(checkpoint: Path, out: Path, request: SampleRequest, *, quiet: bool = False) -> Sample:
-    """Make one video with the model at `checkpoint`: `out` (.mp4) and the contact sheet beside it (.png).
+    """Generate a video with the model at `checkpoint`: `out` (.mp4) and a contact sheet next to it (.png).
 
-    Raises UserError for a request that the model cannot carry out, and for files that cannot be read or written.
+    Raises UserError for a request that does not fit the model, and for files that cannot be read or written.
     """
     started_s = time.monotonic()
     if out.suffix != ".mp4":
-        raise UserError(f"the video is an .mp4, got {out.name!r}")
+        raise UserError(f"expected --out to end in .mp4, got {out.name!r}")
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype_of(request.dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
     try:
@@ -111,7 +111,7 @@ def sample(checkpoint: Path, out: Path, request: SampleRequest, *, quiet: bool =
             )
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"{device} has too little memory for this: fewer --frames, a smaller --size, or --decode-frames 1"
+            f"{device} is out of memory: try fewer --frames, a smaller --size, or --decode-frames 1"
         ) from error
     except (ValueError, OSError) as error:
         raise error if isinstance(error, UserError) else UserError(str(error)) from error
@@ -130,24 +130,24 @@ def sample(checkpoint: Path, out: Path, request: SampleRequest, *, quiet: bool =
 
 
 def parse_guidance(text: str) -> tuple[float, float]:
-    """`1.0:3.0` is from the first to the last frame, `2.5` the same on all. Raises UserError."""
+    """Parse guidance: `1.0:3.0` interpolates over the frames, `2.5` is constant. Raises UserError."""
     first, colon, last = text.partition(":")
     try:
         return float(first), float(last if colon else first)
     except ValueError as error:
-        raise UserError(f"guidance is a number, or FIRST:LAST such as 1.0:3.0; got {text!r}") from error
+        raise UserError(f"expected guidance as a number or FIRST:LAST, such as 1.0:3.0, got {text!r}") from error
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """`1024x576` is width and height. Raises UserError."""
+    """Parse a size: `1024x576` is width and height. Raises UserError."""
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise UserError(f"a size is WIDTHxHEIGHT in pixels, such as 1024x576; got {text!r}")
+        raise UserError(f"expected a size as WIDTHxHEIGHT in pixels, such as 1024x576, got {text!r}")
     return int(width), int(height)
 
 
 def open_image(path: Path, width_px: int, height_px: int) -> Tensor:
-    """The image upright, cut in the middle to the aspect ratio and resized: (1, 3, H, W), RGB in [-1, 1].
+    """Load an image upright, center-cropped to the aspect ratio and resized: (1, 3, H, W), RGB in [-1, 1].
 
     Raises UserError for a file that is not an image.
     """
@@ -155,28 +155,28 @@ def open_image(path: Path, width_px: int, height_px: int) -> Tensor:
         with Image.open(path) as opened:
             opened_image = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image: {error}") from error
+        raise UserError(f"cannot read {path} as an image: {error}") from error
     if opened_image.size != (width_px, height_px):
         opened_image = ImageOps.fit(opened_image, (width_px, height_px), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(opened_image)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def _check(config: ModelConfig, request: SampleRequest) -> None:
-    """Raise UserError where the request and the model's task do not fit, before any weight is read."""
+    """Raise UserError if the request does not fit the model's task, before any weights are read."""
     task = config.task
     if task not in _NEEDED:
-        raise UserError(f"this is an {task} model; videos are made by models for {', '.join(_NEEDED)}")
+        raise UserError(f"{task} models cannot generate videos; expected a model for {', '.join(_NEEDED)}")
     for option in ("image", "last_image", "prompt", "elevation"):
         given, flag = getattr(request, option) is not None, f"--{option.replace('_', '-')}"
         if option in _NEEDED[task] and not given:
-            raise UserError(f"this model is for {task}: give it {flag}")
+            raise UserError(f"this is a model for {task}: pass {flag}")
         if option not in _TAKEN[task] and given:
             wanted = " and ".join(f"--{name.replace('_', '-')}" for name in _TAKEN[task])
-            raise UserError(f"this model is for {task} and takes {wanted}, not {flag}")
+            raise UserError(f"this is a model for {task}, which takes {wanted}, not {flag}")
 
 
 def _task(model: Model, request: SampleRequest, images: list[Tensor], size: tuple[int, int]) -> Callable[..., Tensor]:
-    """The task's function with the conditions filled in; what is left is the same for all."""
+    """The task's sampling function with its conditioning bound; the remaining arguments are the same for all tasks."""
     if model.config.task == "text-to-video":
         prompt, (width_px, height_px) = request.prompt or "", size
         return lambda **rest: tasks.text_to_video(model, [prompt], width_px=width_px, height_px=height_px, **rest)
@@ -201,9 +201,9 @@ def _write_mp4(path: Path, frames_THWC: NDArray[np.uint8], fps: float) -> None:
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Whole or not at all."""
+    """Write atomically: to a temporary name, then rename."""
     try:
         with atomic_path(path, keep_suffix=True) as temporary:
             write(temporary)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}") from error
+        raise UserError(f"cannot write {path}: {error}") from error

@@ -1,4 +1,4 @@
-"""Rules choose clips: the selection step as the pipelines offer it, with the presets that come along."""
+"""`select`: choose clips by rules, with built-in presets."""
 
 from pathlib import Path
 
@@ -21,11 +21,11 @@ def select(
     replace: bool = False,
     dry_run: bool = False,
 ) -> Selection:
-    """Choose clips of a dataset by rules: a preset's name, a .yaml file, or `Rules`. Written under `name`.
+    """Select clips of a dataset by rules: a preset's name, a .yaml file, or `Rules`. Written under `name`.
 
-    Raises UserError for an unknown preset, column, key or a threshold out of range, and for a name that holds a
-    selection by other rules or of other clips, unless `replace`. With `dry_run` nothing is written. An empty
-    selection is written and returned: look at its `empty`, and at `starved` for rules that had little to go by.
+    Raises UserError for an unknown preset, column or key, for a threshold out of range, and for a name that holds a
+    selection with different rules or clips, unless `replace`. `dry_run` writes nothing. An empty selection is written
+    and returned: check its `empty`, and `starved` for rules that lacked scores.
     """
     if isinstance(rules, str):
         rules = load_rules(rules) if rules.endswith((".yaml", ".yml")) else load_preset(rules, PRESETS)
@@ -36,14 +36,14 @@ def select(
 
 
 def _assure_compared(dataset: Dataset) -> None:
-    """Refuse clips added after the last search for duplicates: they have no rank, which is not a missing score."""
+    """Raise UserError if clips were added after the last duplicate search: they have no rank yet."""
     with dataset.connect() as connection:
         if "duplicate_rank" not in joined_columns(connection):
-            return  # the rule itself says what to do
+            return  # the rule itself reports the missing column
         rows = joined_query(connection, ["embedding_error", "duplicate_rank"])
         query = f"SELECT count(*) FROM ({rows}) WHERE embedding_error IS NULL AND duplicate_rank IS NULL"
         (late,) = connection.execute(query).fetchone() or (0,)
     if late:
         raise UserError(
-            f"{late:,} clips were added after duplicates were looked for: run `clipmill duplicates {dataset.url}` first"
+            f"{late:,} clips were added after the last duplicate search: run `clipmill duplicates {dataset.url}` first"
         )

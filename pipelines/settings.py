@@ -1,8 +1,8 @@
 """The settings reference: every key of every configuration class, with type, default, unit and meaning.
 
-Types, bounds and defaults are read off the classes, meanings are the docstrings under their fields.
+Types, bounds and defaults come from the classes, meanings from the docstrings under their fields.
 
-    python -m pipelines.settings docs/settings.md
+python -m pipelines.settings docs/settings.md
 """
 
 import ast
@@ -87,8 +87,9 @@ CHAPTERS = (
     Chapter(
         command="curate",
         title="clipmill curate, inspect, duplicates",
-        summary="A YAML file for `--config`. `clipmill duplicates` reads the group `duplicates` of it. What decides "
-        "the rows of a dataset is saved in its `dataset.json`: a dataset grows with the settings it was started with.",
+        summary="A YAML file for `--config`. `clipmill duplicates` reads its group `duplicates`. The settings that "
+        "determine the rows of a dataset are saved in its `dataset.json`: a dataset only grows with the settings it was "
+        "created with.",
         config=CurateConfig,
     ),
     Chapter(
@@ -101,10 +102,10 @@ CHAPTERS = (
     Chapter(command="shard", title="clipmill shard", summary="A YAML file for `--config`.", config=ShardConfig),
     Chapter(
         command="train",
-        title="clipmill train, encode",
-        summary="A preset (`--stage`), then a YAML file (`--config`), then `--set group.key=value`, each over the one "
-        "before. The defaults here are those of the classes; `clipmill train --stage NAME --dry-run` prints what a "
-        "preset comes to. [Training](training.md) lists the presets.",
+        title="clipmill train, cache-latents",
+        summary="A preset (`--stage`), then a YAML file (`--config`), then `--set group.key=value`, each overriding the "
+        "one before. The defaults here are those of the classes; `clipmill train --stage NAME --dry-run` prints the "
+        "estimated cost of a preset. [Training](training.md) lists the presets.",
         config=Stage,
         more=(("model.overrides", UNetConfig),),
     ),
@@ -117,8 +118,8 @@ def page() -> str:
         "# Settings",
         _wrapped(
             "Every key of every configuration. The tables are generated from the classes with `python -m "
-            "pipelines.settings docs/settings.md`. An unknown key is an error that names the nearest known one. A key "
-            "ends in its unit: `_s` is seconds, `_px` pixels, `_bytes` bytes, `_fps` frames per second."
+            "pipelines.settings docs/settings.md`. An unknown key is an error that names the nearest known one. Keys "
+            "end in their unit: `_s` is seconds, `_px` pixels, `_bytes` bytes, `_fps` frames per second."
         ),
     ]
     for chapter in CHAPTERS:

@@ -75,7 +75,7 @@ def shard(
         plans = plan_shards(rows, kind="images" if images else "clips", config=config)
         settings = deciding(config.model_dump(mode="json"))
         check_plan(folder, plans, selection=selection, settings=settings)
-        report.waiting("checking the shards that are in place")
+        report.waiting("checking existing shards")
         results = _in_place(plans, folder)
         todo = [plan for plan in plans if plan.name not in results]
 
@@ -108,7 +108,7 @@ def shard(
 def _selected(data: Dataset, selection: str) -> tuple[pa.Table, list[FailedClip]]:
     """The rows of the selected clips, and those clips that the dataset does not hold any more."""
     if load_selection(data, selection).empty:
-        raise UserError(f"the selection {selection!r} holds no clips, so there is nothing to shard")
+        raise UserError(f"the selection {selection!r} is empty; there is nothing to shard")
     with data.connect() as connection:
         columns = [name for name in joined_columns(connection) if name not in _NOT_OF_THE_CLIP]
     batches = list(selected_clips(data, selection, columns))
@@ -116,12 +116,16 @@ def _selected(data: Dataset, selection: str) -> tuple[pa.Table, list[FailedClip]
     chosen = storage.read_parquet(data.fs, path, ["clip_id"])["clip_id"].to_pylist()
     there = {clip_id for batch in batches for clip_id in batch["clip_id"].to_pylist()}
     gone = [
-        FailedClip(clip_id=clip_id, error_kind="gone", error="the dataset no longer holds this clip: select again")
+        FailedClip(
+            clip_id=clip_id, error_kind="gone", error="the clip is no longer in the dataset; rerun `clipmill select`"
+        )
         for clip_id in chosen
         if clip_id not in there
     ]
     if not there:
-        raise UserError(f"{data.url} no longer holds any of the {len(gone):,} clips of {selection!r}: select again")
+        raise UserError(
+            f"{data.url} no longer contains any of the {len(gone):,} clips of {selection!r}; rerun `clipmill select`"
+        )
     return pa.Table.from_batches(batches), gone
 
 

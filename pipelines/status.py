@@ -1,4 +1,4 @@
-"""What a dataset holds: counts that reconcile, from its tables."""
+"""The content of a dataset: consistent counts, from its tables."""
 
 from contextlib import suppress
 from dataclasses import dataclass, field

@@ -24,11 +24,13 @@ def check_format(description: Mapping[str, Any], url: str) -> None:
     version = description["format_version"]
     if version < FORMAT_VERSION:
         raise UserError(
-            f"{url} has dataset format {version}, this clipmill reads format {FORMAT_VERSION}: curate its sources "
-            "again, into a new folder."
+            f"{url} has dataset format {version}, this clipmill reads format {FORMAT_VERSION}: re-curate its sources "
+            "into a new folder."
         )
     if version > FORMAT_VERSION:
-        raise UserError(f"{url} has dataset format {version}, this clipmill reads format {FORMAT_VERSION}: upgrade it.")
+        raise UserError(
+            f"{url} has dataset format {version}, this clipmill reads format {FORMAT_VERSION}: upgrade clipmill."
+        )
 
 
 def check_config(description: Mapping[str, Any], config: Mapping[str, Any], url: str) -> None:

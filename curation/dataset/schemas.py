@@ -1,6 +1,6 @@
-"""The columns of the tables: each field's metadata says what it means, in which unit, and which way is better.
+"""Columns of the tables; each field's metadata states its meaning, unit and polarity.
 
-The tables in docs/format.md are written from here: `python -m curation.dataset.schemas docs/format.md`.
+The tables in docs/format.md are generated from here: `python -m curation.dataset.schemas docs/format.md`.
 """
 
 import sys
@@ -35,60 +35,64 @@ SOURCES = pa.schema(
     [
         column("source_id", pa.string(), "16 hex digits: hash of uri, size and version"),
         column("uri", pa.string(), "where the video was read from"),
-        column("size_bytes", pa.int64(), "size of the file", unit="bytes"),
-        column("version", pa.string(), "tells the file from a later one at this uri: etag or modification time"),
+        column("size_bytes", pa.int64(), "file size", unit="bytes"),
+        column("version", pa.string(), "version of the file at this uri: etag or modification time"),
         column("container", pa.string(), "FFmpeg's name of the container format"),
         column("codec", pa.string(), "FFmpeg's name of the video codec"),
         column("pixel_format", pa.string(), "FFmpeg's name of the decoded pixel format"),
         column("width", pa.int32(), "displayed width: rotation and pixel aspect applied", unit="px"),
         column("height", pa.int32(), "displayed height: rotation and pixel aspect applied", unit="px"),
-        column("rotation", pa.int32(), "clockwise turn that makes a decoded frame upright", unit="degrees"),
+        column("rotation", pa.int32(), "clockwise rotation that makes a decoded frame upright", unit="degrees"),
         column("fps", pa.float64(), "measured: (frames - 1) / (last pts - first pts)", unit="frames/s"),
         column("variable_fps", pa.bool_(), "whether the intervals between frames differ"),
         column("duration_s", pa.float64(), "measured: first frame to end of the last frame", unit="s"),
         column("start_s", pa.float64(), "timestamp of the first frame; often not 0", unit="s"),
-        column("frames", pa.int64(), "frames that could be decoded"),
+        column("frames", pa.int64(), "number of decodable frames"),
         column(
             "keyframes",
             pa.int64(),
-            "frames from which decoding can start, by packet flag and decoder",
+            "number of frames at which decoding can start, by packet flag and decoder",
         ),
         column("audio", pa.bool_(), "whether there is an audio stream"),
         column("status", pa.string(), "ok or rejected"),
-        column("error_kind", pa.string(), "why a source was rejected, from a fixed set of kinds"),
-        column("error", pa.string(), "a sentence that says what was wrong with a rejected source"),
-        column("note", pa.string(), "what to know of a source that is ok: unreadable parts, or why it gave no clip"),
-        column("clips", pa.int64(), "clips of this source"),
-        column("clip_s", pa.float64(), "footage in those clips", unit="s"),
-        column("lost_transition_s", pa.float64(), "footage lost to transitions", unit="s"),
+        column("error_kind", pa.string(), "kind of error that rejected the source, from a fixed set"),
+        column("error", pa.string(), "error message of a rejected source"),
+        column("note", pa.string(), "note on a source that is ok: unreadable parts, or why it yields no clips"),
+        column("clips", pa.int64(), "number of clips of this source"),
+        column("clip_s", pa.float64(), "footage in clips", unit="s"),
+        column("lost_transition_s", pa.float64(), "footage dropped for transitions", unit="s"),
         column(
             "lost_blank_s",
             pa.float64(),
-            "footage that shows nothing (black, white or another uniform frame) for a second or longer",
+            "footage dropped because it is blank (black, white or uniform frames) for a second or longer",
             unit="s",
         ),
-        column("lost_short_s", pa.float64(), "footage lost in shots that are too short", unit="s"),
-        column("lost_keyframe_s", pa.float64(), "footage lost by starting on a keyframe", unit="s"),
+        column("lost_short_s", pa.float64(), "footage dropped in shots that are too short", unit="s"),
+        column("lost_keyframe_s", pa.float64(), "footage dropped by keyframe alignment", unit="s"),
         column(
-            "lost_damage_s", pa.float64(), "footage lost to unreadable parts and to gaps in the timestamps", unit="s"
+            "lost_damage_s", pa.float64(), "footage dropped for unreadable parts and gaps in the timestamps", unit="s"
         ),
-        column("transitions", pa.list_(_TRANSITION), "the transitions found, in order of time"),
-        column("scan_cpu_s", pa.float64(), "CPU time of probe, cuts, motion and frame picking", unit="s"),
+        column("transitions", pa.list_(_TRANSITION), "detected transitions, in order of time"),
+        column(
+            "scan_cpu_s", pa.float64(), "CPU time of the scan: probing, cut detection, motion, thumbnails", unit="s"
+        ),
         column("score_cpu_s", pa.float64(), "CPU time of captioners and scorers", unit="s"),
     ]
 )
-"""A row per input, usable or not. clip_s + lost_*_s = duration_s."""
+"""One row per input, usable or not. clip_s + lost_*_s = duration_s."""
 
 CLIPS = pa.schema(
     [
         column("clip_id", pa.string(), "source_id-start_pts-end_pts, with m for a minus sign; holds no dot"),
-        column("source_id", pa.string(), "the source it is a span of"),
-        column("uri", pa.string(), "where that source is read from"),
-        column("extraction", pa.string(), "how a shard gets it: remux (packets unchanged) or transcode (frame-exact)"),
+        column("source_id", pa.string(), "source of the clip"),
+        column("uri", pa.string(), "uri of the source"),
+        column(
+            "extraction", pa.string(), "how the clip is extracted: remux (packets unchanged) or transcode (frame-exact)"
+        ),
         column("time_base_num", pa.int32(), "numerator of the seconds per pts unit"),
         column("time_base_den", pa.int32(), "denominator of the seconds per pts unit"),
-        column("cut_start_pts", pa.int64(), "start that the cuts asked for", unit="pts"),
-        column("cut_end_pts", pa.int64(), "end that the cuts asked for, exclusive", unit="pts"),
+        column("cut_start_pts", pa.int64(), "start of the span between cuts", unit="pts"),
+        column("cut_end_pts", pa.int64(), "end of the span between cuts, exclusive", unit="pts"),
         column("start_pts", pa.int64(), "timestamp of the first frame", unit="pts"),
         column("end_pts", pa.int64(), "end of the last frame, exclusive", unit="pts"),
         column("cut_start_s", pa.float64(), "cut_start_pts in seconds", unit="s"),
@@ -96,8 +100,8 @@ CLIPS = pa.schema(
         column("start_s", pa.float64(), "start_pts in seconds", unit="s"),
         column("end_s", pa.float64(), "end_pts in seconds", unit="s"),
         column("duration_s", pa.float64(), "end_s - start_s", unit="s"),
-        column("start_frame", pa.int64(), "place of the first frame in the source, display order, from 0"),
-        column("frames", pa.int64(), "frames in the clip"),
+        column("start_frame", pa.int64(), "index of the first frame in the source, in display order, from 0"),
+        column("frames", pa.int64(), "number of frames in the clip"),
         column("fps", pa.float64(), "(frames - 1) / (last pts - first pts) of the clip", unit="frames/s"),
         column("variable_fps", pa.bool_(), "whether the intervals between frames differ"),
         column("width", pa.int32(), "displayed width: rotation and pixel aspect applied", unit="px"),
@@ -106,7 +110,7 @@ CLIPS = pa.schema(
         column(
             "captions",
             pa.list_(_CAPTION),
-            "captions, each with where it comes from; without text if it failed, with error_kind and error",
+            "captions, each with its source; a failed caption has no text, but error_kind and error",
         ),
         column(
             "motion",
@@ -115,40 +119,40 @@ CLIPS = pa.schema(
             unit="%/s",
             better="higher",
         ),
-        column("motion_error", pa.string(), "a sentence that says why motion is null"),
+        column("motion_error", pa.string(), "error message if motion is null"),
         error_kind_column("motion"),
-        column("motion_bucket", pa.int16(), "motion on SVD's scale for conditioning: 127 is 10 %/s", unit="0 to 255"),
-        column("fps_id", pa.int32(), "fps as SVD's conditioning takes it: rounded, minus 1"),
+        column("motion_bucket", pa.int16(), "motion bucket of SVD's conditioning: 127 is 10 %/s", unit="0 to 255"),
+        column("fps_id", pa.int32(), "frame rate id of SVD's conditioning: fps rounded, minus 1"),
         *_OF_SCORERS,
         column(
             "thumbnail_pts",
             pa.list_(pa.int64()),
-            "the first, middle and last frame, of which the scorers saw thumbnails",
+            "timestamps of the first, middle and last frame that scorers see as thumbnails",
             unit="pts",
         ),
     ]
 )
-"""A row per clip. A score that is null has its reason in the `_error` and `_error_kind` columns beside it."""
+"""One row per clip. If a score is null, its `_error` and `_error_kind` columns have the reason."""
 
 SCAN_COLUMNS = tuple(name for name in CLIPS.names if name not in {field.name for field in _OF_SCORERS})
-"""Columns of a clip that the scan fills; the CLIP embedder and the scorers fill the others."""
+"""Clip columns filled by the scan; the CLIP embedder and the scorers fill the others."""
 
 PREVIEWS = pa.schema(
     [
-        column("clip_id", pa.string(), "the clip that is shown"),
+        column("clip_id", pa.string(), "clip of the previews"),
         column("first", pa.binary(), "JPEG of its first frame, long side at most 320 px"),
         column("middle", pa.binary(), "JPEG of its middle frame"),
         column("last", pa.binary(), "JPEG of its last frame"),
     ]
 )
-"""Previews of each clip, for looking at."""
+"""Previews of each clip, for browsing."""
 
 
 SCHEMAS: Mapping[str, pa.Schema] = MappingProxyType({"sources": SOURCES, "clips": CLIPS, "previews": PREVIEWS})
 
 
 def with_column_tables(document: str) -> str:
-    """A Markdown document with each block `<!-- columns of NAME -->` ... `<!-- end -->` written anew."""
+    """Regenerate each block `<!-- columns of NAME -->` ... `<!-- end -->` of a Markdown document."""
     for name, schema in SCHEMAS.items():
         start, end = f"<!-- columns of {name} -->\n", "<!-- end -->"
         before, _, rest = document.partition(start)
@@ -157,7 +161,7 @@ def with_column_tables(document: str) -> str:
 
 
 def columns_table(schema: pa.Schema) -> str:
-    """The columns of a schema as a Markdown table: name, type, unit, which way is better, meaning."""
+    """The columns of a schema as a Markdown table: name, type, unit, polarity, meaning."""
     lines = ["| column | type | unit | better | meaning |", "| --- | --- | --- | --- | --- |"]
     for field in schema:
         metadata = {key.decode(): value.decode() for key, value in field.metadata.items()}

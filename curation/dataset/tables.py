@@ -77,7 +77,9 @@ class Dataset:
         """What dataset.json says: format_version, fingerprint, config. Raises UserError where there is none."""
         values = self._read_description()
         if values is None:
-            raise UserError(f"{self.url} is not a dataset: it holds no {_DESCRIPTION}. `clipmill curate` makes one.")
+            raise UserError(
+                f"{self.url} is not a dataset: {_DESCRIPTION} not found. Create one with `clipmill curate`."
+            )
         return values
 
     def file(self, *parts: str) -> str:
@@ -93,7 +95,7 @@ class Dataset:
         if table_name in SCHEMAS:
             table = _fitted(table, SCHEMAS[table_name])
         elif not (table_name.startswith(f"{SCORES}/") and _NAME.fullmatch(table_name[len(SCORES) + 1 :])):
-            raise ValueError(f"no table is called {table_name!r}")
+            raise ValueError(f"unknown table {table_name!r}")
         elif "clip_id" not in table.column_names:
             raise ValueError(f"{table_name} needs a clip_id column, got {table.column_names}")
         with storage.atomic_write(self.fs, self.file(table_name, f"{part}.parquet")) as file:
@@ -188,7 +190,7 @@ class Dataset:
         if entries:
             names = ", ".join(repr(entry.rpartition("/")[2]) for entry in entries[:3])
             raise UserError(
-                f"{self.url} is not a dataset and holds other files ({names}): give an empty or a new folder."
+                f"{self.url} is not a dataset and contains other files ({names}): choose an empty or new folder."
             )
         content = json.dumps(describe(config), indent=2, ensure_ascii=False) + "\n"
         storage.write_bytes(self.fs, self.file(_DESCRIPTION), content.encode())

@@ -37,18 +37,18 @@ __all__ = [
 
 DUPLICATES = pa.schema(
     [
-        column("clip_id", pa.string(), "the clip; one without an embedding has no row"),
+        column("clip_id", pa.string(), "clip; clips without an embedding have no row"),
         column(
             "duplicate_rank",
             pa.int32(),
-            "0: without a duplicate, or the best of its group; 1, 2, ...: the others, from the best to the worst",
+            "rank in its group of duplicates, from the best (0) to the worst; 0 for a clip without duplicates",
             better="lower",
         ),
-        column("duplicate_of", pa.string(), "the clip that is kept in its place; null for rank 0"),
+        column("duplicate_of", pa.string(), "the clip of rank 0 in its group; null for rank 0"),
         column(
             "duplicate_cosine",
             pa.float32(),
-            "cosine of its embedding and that of the clip that is kept; null for rank 0",
+            "cosine similarity to the clip of rank 0; null for rank 0",
             unit="cosine, -1 to 1",
         ),
     ]
@@ -97,8 +97,8 @@ def find_duplicates(dataset: Dataset, config: DuplicatesConfig | None = None) ->
         table, result = rank_duplicates(_batches(dataset, connection), config)
     if result.without_embedding and not result.clips:
         raise UserError(
-            f"no clip of {dataset.url} has an embedding to compare: it was curated without CLIP. Leave the rule on "
-            "duplicate_rank out, or curate with CLIP into a new folder."
+            f"no clip of {dataset.url} has an embedding to compare: it was curated without CLIP. Remove the rule on "
+            "duplicate_rank, or curate with CLIP into a new folder."
         )
     metadata = {_INPUTS: inputs, _RESULT: json.dumps(asdict(result)), _CONFIG: config.model_dump_json()}
     dataset.write_part(_TABLE, _PART, table.replace_schema_metadata(metadata))
@@ -166,8 +166,8 @@ def _batches(dataset: Dataset, connection: duckdb.DuckDBPyConnection) -> Iterato
     known = joined_columns(connection)
     if "embedding" not in known:
         raise UserError(
-            f"{dataset.url} has no column 'embedding': it was made by a release without CLIP scores. Make a new "
-            "dataset, or bring embeddings along: Parquet files with clip_id and embedding in its folder scores/clip/."
+            f"{dataset.url} has no column 'embedding': it was written by a release without CLIP scores. Create a new "
+            "dataset, or add embeddings: Parquet files with clip_id and embedding in its folder scores/clip/."
         )
     aesthetic = "CASE WHEN isfinite(aesthetic::FLOAT) THEN aesthetic::FLOAT END" if "aesthetic" in known else "NULL"
     chosen = ", ".join(f"{aesthetic}::FLOAT AS aesthetic" if name == "aesthetic" else name for name in CLIP_COLUMNS)

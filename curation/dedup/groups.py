@@ -33,23 +33,23 @@ _TRAINING_PER_CELL = 40
 
 
 class DuplicatesConfig(Config):
-    """What counts as a duplicate, and which clip of a group is kept."""
+    """Settings of the near-duplicate search, and which clip of a group is kept."""
 
     min_cosine: float = Field(0.95, gt=0, le=1)
-    """Clips at least this near may be duplicates. The default is for CLIP ViT-L/14; see docs/duplicates.md."""
+    """Minimum cosine similarity of duplicates. The default is for CLIP ViT-L/14; see docs/duplicates.md."""
     same_source: bool = False
-    """Whether two clips of one source can be duplicates. Neighbouring clips of a long shot look alike."""
+    """Whether clips of one source can be duplicates of each other. Neighboring clips of a long shot look alike."""
     max_duration_ratio: float | None = Field(None, ge=1)
-    """A duplicate is at most this many times longer or shorter; null: length does not matter."""
+    """Maximum ratio of the lengths of two duplicates; null disables the check."""
     order: tuple[Literal["resolution", "aesthetic", "duration"], ...] = ("resolution", "aesthetic", "duration")
-    """What makes a clip the better one, most important first: more pixels, a higher aesthetic score, more seconds. Ties
-    are broken by clip_id."""
+    """Criteria for the best clip of a group, most important first: more pixels, a higher aesthetic score, more seconds.
+    Ties are broken by clip_id."""
     exact_up_to: int = Field(200_000, ge=0)
-    """Up to this many clips the search is exact, above it approximate."""
+    """Number of clips up to which the search is exact; above it is approximate."""
     probes: int = Field(8, ge=1)
-    """Cells of the approximate index that are searched per clip. More find more duplicates and take longer."""
+    """Cells of the approximate index to search per clip. More find more duplicates and take longer."""
     block_clips: int = Field(512, ge=1)
-    """Clips searched for at once. Fewer need less memory."""
+    """Number of clips per search batch. Fewer use less memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ def _unit_embeddings(batch: pa.RecordBatch, width: int) -> tuple[pa.BooleanArray
     width = width or next(iter(lengths[usable]), 0)
     for i in np.flatnonzero(usable & (lengths != width))[:1]:
         raise UserError(
-            f"embeddings of different models cannot be compared: that of clip {batch['clip_id'][int(i)]} has "
+            f"embeddings of different models cannot be compared: clip {batch['clip_id'][int(i)]} has "
             f"{lengths[i]} numbers, others have {width}. Score all clips with one CLIP model, in a new dataset."
         )
     numbers = batch["embedding"].filter(pa.array(usable)).flatten().to_numpy(zero_copy_only=False)

@@ -1,4 +1,4 @@
-"""The columns that the built-in scorers fill, apart from the scorers: reading a table loads no model and no OpenCV."""
+"""Columns of the built-in scorers, apart from the scorers: reading a table loads no model and no OpenCV."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -8,11 +8,11 @@ import pyarrow as pa
 from clipmill.columns import column
 
 FAILED, LEFT_OUT = "failed", "left_out"
-"""Why a score is null: it could not be computed for this clip, or the dataset was curated without it."""
+"""Why a score is null: scoring the clip failed, or the dataset was curated without the score."""
 
 
 def error_kind_column(score: str) -> pa.Field:
-    """The column beside `SCORE_error` that says of which kind the error is."""
+    """The column that states the kind of the error in `SCORE_error`."""
     return column(f"{score}_error_kind", pa.string(), f"why {score} is null: {FAILED} or {LEFT_OUT}")
 
 
@@ -20,9 +20,9 @@ EMBEDDING_COLUMNS = (
     column(
         "embedding",
         pa.list_(pa.float16()),
-        "mean of the CLIP embeddings of the first, middle and last frame, each of length 1; scaled to length 1",
+        "mean of the L2-normalized CLIP embeddings of the first, middle and last frame, L2-normalized",
     ),
-    column("embedding_error", pa.string(), "a sentence that says why embedding is null"),
+    column("embedding_error", pa.string(), "error message if embedding is null"),
     error_kind_column("embedding"),
 )
 
@@ -30,7 +30,7 @@ SIMILARITY_COLUMNS = (
     column(
         "similarity",
         pa.float32(),
-        "cosine of CLIP's embeddings of frame and caption, mean of three frames; mean over the clip's captions",
+        "cosine similarity of the CLIP embeddings of frame and caption, averaged over three frames and all captions",
         unit="cosine, -1 to 1",
         better="higher",
         bounds=(-1, 1),
@@ -38,10 +38,10 @@ SIMILARITY_COLUMNS = (
     column(
         "similarity_captions",
         pa.list_(pa.float32()),
-        "the same for each caption, in their order; null for a caption without text",
+        "similarity of each caption, in order; null for a caption without text",
         unit="cosine, -1 to 1",
     ),
-    column("similarity_error", pa.string(), "a sentence that says why similarity is null"),
+    column("similarity_error", pa.string(), "error message if similarity is null"),
 )
 
 AESTHETIC_COLUMNS = (
@@ -52,7 +52,7 @@ AESTHETIC_COLUMNS = (
         unit="head's scale",
         better="higher",
     ),
-    column("aesthetic_error", pa.string(), "a sentence that says why aesthetic is null"),
+    column("aesthetic_error", pa.string(), "error message if aesthetic is null"),
 )
 
 TEXT_AREA_COLUMNS = (
@@ -67,10 +67,10 @@ TEXT_AREA_COLUMNS = (
     column(
         "text_area_frames",
         pa.list_(pa.float32()),
-        "the same share in the first, middle and last frame",
+        "text area of the first, middle and last frame",
         unit="share, 0 to 1",
     ),
-    column("text_area_error", pa.string(), "a sentence that says why text_area is null"),
+    column("text_area_error", pa.string(), "error message if text_area is null"),
 )
 
 SCORE_COLUMNS: Mapping[str, tuple[pa.Field, ...]] = MappingProxyType(

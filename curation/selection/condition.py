@@ -62,7 +62,9 @@ def read_condition(connection: duckdb.DuckDBPyConnection, text: str, known: Iter
             name = node["column_names"][0].lower()
             called = "" if name in lower_known else name
         if called in _SIZED or (called in _ADDING and id(node) in in_lambda):
-            raise UserError(f"where: {called}() is not allowed, got {text[:200]!r}: what it makes has no largest size")
+            raise UserError(
+                f"where: {called}() is not allowed, got {text[:200]!r}: the size of its result is unbounded"
+            )
         if called in unstable or f"get_{called}" in unstable:
             raise UserError(
                 f"where: {called}() is not allowed, got {text!r}: a condition must depend on the columns of a clip "
@@ -84,7 +86,7 @@ def read_condition(connection: duckdb.DuckDBPyConnection, text: str, known: Iter
             return Condition(sql=sql, columns=columns, missing=missing, complaint=sentence(error))
         raise UserError(f"where: {sentence(error)} (in {text!r})") from error
     if kind != "BOOLEAN":
-        raise UserError(f"where: expected a condition that is true or false, {text!r} gives {kind}")
+        raise UserError(f"where: expected a boolean condition, {text!r} is of type {kind}")
     return Condition(sql=sql, columns=columns)
 
 
@@ -106,7 +108,7 @@ def _parsed(connection: duckdb.DuckDBPyConnection, text: str) -> dict[str, Any]:
     plain, _ = _tree(connection, "true")
     around, expression = _tree(connection, text)
     if around != plain or not isinstance(expression, dict):
-        raise UserError(f"where: expected one condition and nothing else, got {text!r}")
+        raise UserError(f"where: expected a single expression, got {text!r}")
     return expression
 
 

@@ -20,18 +20,18 @@ _Number = Annotated[float, Strict(), AllowInfNan(False)]
 
 
 class Rule(Config):
-    """Bounds on one column; a clip stays when it passes all of them. A clip on a bound stays."""
+    """Bounds on one column; a clip must pass all of them. Bounds are inclusive."""
 
     drop_lowest: str | None = None
-    """A percentage, such as "25%": of the clips that have the score, the share with the lowest is dropped."""
+    """Percentage, such as "25%", of the clips with the score that is dropped from the low end."""
     drop_highest: str | None = None
-    """A percentage, such as "25%": of the clips that have the score, the share with the highest is dropped."""
+    """Percentage, such as "25%", of the clips with the score that is dropped from the high end."""
     min: _Number | None = None
-    """Least value that passes, in the column's unit."""
+    """Minimum value that passes, in the column's unit."""
     max: _Number | None = None
-    """Greatest value that passes, in the column's unit."""
+    """Maximum value that passes, in the column's unit."""
     unscored: Literal["drop", "keep"] = "drop"
-    """Whether clips without the score are dropped or kept."""
+    """Whether to drop or keep clips without the score."""
 
     @field_validator("drop_lowest", "drop_highest", mode="before")
     @classmethod
@@ -46,12 +46,12 @@ class Rule(Config):
     @model_validator(mode="after")
     def _leaves_something(self) -> "Rule":
         if not self.bounds():
-            raise ValueError("this rule asks for nothing: give drop_lowest, drop_highest, min or max")
+            raise ValueError("empty rule: set drop_lowest, drop_highest, min or max")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min {self.min:g} is above max {self.max:g}: no clip can pass")
         if share(self.drop_lowest or "0%") + share(self.drop_highest or "0%") >= 1:
             raise ValueError(
-                f"drop_lowest {self.drop_lowest} and drop_highest {self.drop_highest} together leave no clip"
+                f"drop_lowest {self.drop_lowest} and drop_highest {self.drop_highest} together drop every clip"
             )
         return self
 
@@ -66,20 +66,20 @@ class Rule(Config):
 
 
 class Rules(Config):
-    """A named set of rules. Their order changes the funnel, never which clips are chosen."""
+    """A named set of rules. Their order affects the funnel, but not which clips are selected."""
 
     name: str
-    """Name of the selection: letters, digits, '-' and '_'. `--name` replaces it."""
+    """Name of the selection: letters, digits, '-' and '_'. Overridden by `--name`."""
     rules: dict[str, Rule] = Field(default_factory=dict)
-    """Column of the joined view -> bounds on it."""
+    """Column of the joined view -> bounds."""
     where: str | None = None
-    """An SQL condition on the joined view; a clip for which it is unknown (null) counts as unscored and goes."""
+    """SQL condition on the joined view. A clip for which it is null counts as unscored and is dropped."""
 
     @field_validator("name")
     @classmethod
     def _is_file_name(cls, name: str) -> str:
         if not _NAME.fullmatch(name):
-            raise ValueError(f"a name is made of letters, digits, '-' and '_', got {name!r}")
+            raise ValueError(f"expected a name of letters, digits, '-' and '_', got {name!r}")
         return name
 
     def named(self, name: str) -> "Rules":

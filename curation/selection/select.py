@@ -120,7 +120,7 @@ def load_selection(dataset: Dataset, name: str) -> Selection:
     """A selection written before. Raises UserError, naming those that are there, when it is not one of them."""
     known = selection_names(dataset)
     if name not in known:
-        raise UserError(unknown_name("selection", name, known) + " `clipmill select` makes one.")
+        raise UserError(unknown_name("selection", name, known) + " Create one with `clipmill select`.")
     return storage.read_json(dataset.fs, _path(dataset, name, "json"), _SELECTION.validate_python)
 
 
@@ -166,8 +166,8 @@ def _chosen_clips(connection: duckdb.DuckDBPyConnection, judged: Judged, where: 
         yield batch
     if clips != judged.chosen().clips:
         raise UserError(
-            f"{judged.chosen().clips} clips passed when counted but {clips} when written: `where` must give the same "
-            f"answer each time, got {where!r}"
+            f"{judged.chosen().clips} clips passed when counted but {clips} when written: `where` must be "
+            f"deterministic, got {where!r}"
         )
 
 
@@ -200,8 +200,8 @@ def _check_same(dataset: Dataset, older: Selection, rules: Rules, digest: str) -
     shards = [f"shards/{folder}" for folder in folders if folder in (name, f"{name}-images")]
     used = f", from which {' and '.join(shards)} were made" if shards else ""
     raise UserError(
-        f"there is a selection {name!r} already, with {what} ({older.clips:,} clips{used}): give another --name, or "
-        "--replace to replace it"
+        f"selection {name!r} already exists with {what} ({older.clips:,} clips{used}): choose another --name, or pass "
+        "--replace to overwrite it"
     )
 
 

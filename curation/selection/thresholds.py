@@ -1,6 +1,6 @@
-"""Rules -> tests: every percentage becomes a number, every rule an SQL expression that judges a clip.
+"""Resolves percentiles to thresholds and compiles each rule to an SQL expression.
 
-A percentage's threshold is over the clips that have the score, on the unfiltered set (paper 3.3, App. E.2.2).
+Thresholds are percentiles of the clips with the score, on the unfiltered set (paper 3.3, App. E.2.2).
 """
 
 import math
@@ -23,7 +23,7 @@ from curation.selection.condition import read_condition
 from curation.selection.rules import Rule, Rules, share
 
 MADE_BY: Mapping[str, str] = {
-    "duplicate_rank": "`clipmill duplicates DATASET` finds near-duplicates and adds it",
+    "duplicate_rank": "run `clipmill duplicates DATASET` to add it",
 }
 """Columns that a command of their own adds to a dataset."""
 
@@ -102,7 +102,7 @@ def with_full_names(connection: duckdb.DuckDBPyConnection, rules: Rules) -> Rule
         begins = any(name.startswith(given) for name in numeric)
         name = given if given in known or not begins else known_name(_COLUMN, given, numeric)
         if name in full:
-            raise UserError(f"{rules.name}: two rules for the column {name!r}: put their bounds into one")
+            raise UserError(f"{rules.name}: two rules for the column {name!r}; merge them into one")
         full[name] = rule
     return rules.model_copy(update={"rules": full})
 
@@ -126,14 +126,14 @@ def tests_of(
                 _check_rank_rule(rules.rules[name], known)
             _check_bounds(name, rules.rules[name])
         elif allow_missing:
-            skipped[name] = f"there is no column {name!r}"
+            skipped[name] = f"unknown column {name!r}"
         else:
             raise UserError(_no_column(name, numeric))
     for name, why in _left_out(connection, scored, known).items():
         if not allow_missing:
             raise UserError(
-                f"no clip of this dataset has a score {name!r} ({why}): curate with it into a new folder, leave the "
-                "rule out, or give --allow-missing."
+                f"no clip of this dataset has the score {name!r} ({why}): curate with it into a new folder, remove the "
+                "rule, or pass --allow-missing."
             )
         skipped[name] = f"no clip has it ({why})"
         del scored[name]
@@ -144,7 +144,7 @@ def tests_of(
             outcome = f"WHEN {condition.sql} THEN {KEPT} WHEN {condition.sql} IS NULL THEN {UNSCORED} ELSE {REMOVED}"
             where = Test(name=WHERE, columns=condition.columns, outcome=f"CASE {outcome} END")
         elif allow_missing:
-            skipped[WHERE] = f"there is no column {condition.missing[0]!r}"
+            skipped[WHERE] = f"unknown column {condition.missing[0]!r}"
         else:
             complaints = [_no_column(name, numeric) for name in condition.missing if name in MADE_BY]
             raise UserError(f"where: {complaints[0] if complaints else condition.complaint}")
@@ -175,10 +175,10 @@ def _left_out(
 
 def _check_rank_rule(rule: Rule, known: Mapping[str, object]) -> None:
     if GROUP not in known:
-        raise UserError(f"there is no column {GROUP!r} beside {RANK!r}: run `clipmill duplicates DATASET` again")
+        raise UserError(f"unknown column {GROUP!r} beside {RANK!r}: run `clipmill duplicates DATASET` again")
     if rule.ranks():
         raise UserError(
-            f"{RANK} counts the clips of a group from the best (0) to the worst: give it max or min, not a percentage"
+            f"{RANK} counts the clips of a group from the best (0) to the worst: use max or min instead of a percentage"
         )
 
 
@@ -200,7 +200,7 @@ class _Score:
     @classmethod
     def of(cls, name: str, kind: str) -> "_Score":
         if not _is_number(kind):
-            raise UserError(f"the rule on {name!r} needs a column of numbers, this one holds {kind}: use `where`")
+            raise UserError(f"the rule on {name!r} requires a numeric column, got {kind}: use `where` instead")
         return cls(name, kind)
 
     @property
@@ -292,7 +292,7 @@ def ties(scores: NDArray[Any], asked: Fraction, bound: float, *, lowest: bool) -
     if asked * len(scores) - removed < 1:
         return None
     equal = int(np.count_nonzero(scores == scores.dtype.type(bound)))
-    return f"removed {removed / len(scores):.1%} because {equal:,} clips tie at the threshold and stay"
+    return f"removed {removed / len(scores):.1%} because {equal:,} clips tie at the threshold and are kept"
 
 
 def percentile(scores: NDArray[Any], at: Fraction) -> float | None:
@@ -317,7 +317,4 @@ def _is_number(kind: str) -> bool:
 def _no_column(name: str, numeric: list[str]) -> str:
     if name not in MADE_BY:
         return unknown_name(_COLUMN, name, numeric)
-    return (
-        f"there is no column {name!r} in this dataset: {MADE_BY[name]}. Do that first, leave the rule out, or give "
-        "--allow-missing."
-    )
+    return f"unknown column {name!r} in this dataset: {MADE_BY[name]}, remove the rule, or pass --allow-missing."

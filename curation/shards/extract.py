@@ -43,19 +43,19 @@ _RGB_GAIN = (1.36, 1.51, 1.17)
 
 
 class ExtractionConfig(Config):
-    """How clips are transcoded and images compressed."""
+    """Transcoding and JPEG settings."""
 
     crf: int = Field(18, ge=1, le=30)
-    """x264's constant rate factor that transcoding tries first; lower is closer to the source and larger."""
+    """Constant rate factor of x264 to try first; lower is closer to the source and larger."""
     min_psnr_db: float = Field(40.0, ge=30, le=50)
-    """Least PSNR of every transcoded frame, in luma and in RGB: a clip that falls below is transcoded again with a
-    lower factor."""
+    """Minimum PSNR of every transcoded frame, in luma and in RGB. A clip below it is transcoded again with a lower
+    factor."""
     preset: Literal["veryfast", "faster", "fast", "medium", "slow", "slower"] = "fast"
-    """x264's preset; slower ones make smaller files and cost more CPU time."""
+    """Preset of x264; slower presets give smaller files and use more CPU time."""
     jpeg_quality: int = Field(95, ge=1, le=100)
-    """JPEG quality of the middle frames that `--images` writes."""
+    """JPEG quality of the middle frames written by `--images`."""
     limits: Limits = Field(default_factory=Limits)
-    """What reading a source may cost, as for a scan."""
+    """Resource limits for reading a source, as in the scan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def _check_unchanged(uri: str, source_id: str) -> None:
     if source.error is not None:
         raise source.error
     if source.source_id != source_id:
-        raise SourceError("unreadable", "the file has changed since it was scanned: its size or modification differs")
+        raise SourceError("unreadable", "the file has changed since the scan: its size or version differs")
 
 
 def _extract_all(
@@ -122,7 +122,7 @@ def remux_clip(video: Video, clip: ClipRow) -> ExtractedClip:
     packets = _packets_between(video, clip["start_pts"], clip["end_pts"])
     if len(packets) != clip["frames"] or len({p.pts for p in packets}) != len(packets):
         raise SourceError(
-            "decode_error", f"{len(packets)} packets found in the span of {clip['frames']} frames: not as scanned"
+            "decode_error", f"{len(packets)} packets found, expected {clip['frames']}: the file differs from the scan"
         )
     source, info = video.stream, video.info
     file = io.BytesIO()
@@ -150,11 +150,13 @@ def middle_frame(video: Video, clip: ClipRow, config: ExtractionConfig) -> Extra
     Raises SourceError when there is no frame with that timestamp.
     """
     if not clip["thumbnail_pts"]:
-        raise SourceError("decode_error", "the scan kept no thumbnail of this clip")
+        raise SourceError("decode_error", "the scan kept no thumbnail for this clip")
     pts = clip["thumbnail_pts"][1]
     frame = next(video.frames_between(pts, clip["end_pts"]), None)
     if frame is None or frame.pts != pts:
-        raise SourceError("decode_error", f"no frame with timestamp {pts} could be decoded: not as scanned")
+        raise SourceError(
+            "decode_error", f"no frame with timestamp {pts} could be decoded: the file differs from the scan"
+        )
     long_side_px = max(video.info.width, video.info.height)
     bgr = FrameResizer().upright_bgr(frame.av_frame, video.info, long_side_px=long_side_px)
     _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality])
@@ -169,14 +171,14 @@ def _packets_between(video: Video, start_pts: int, end_pts: int) -> list[av.Pack
             if not packets and packet.pts != start_pts:
                 continue
             if packet.pts is None:
-                raise SourceError("decode_error", "a packet without a timestamp: not as scanned")
+                raise SourceError("decode_error", "a packet has no timestamp: the file differs from the scan")
             if packet.pts >= end_pts:
                 break
             packets.append(packet)
         if packets:
             wanted_pts = set(remuxed_packets(np.array([p.pts for p in packets], np.int64), start_pts, end_pts).tolist())
             return [packet for packet in packets if packet.pts in wanted_pts]
-    raise SourceError("decode_error", f"no packet with timestamp {start_pts} was found: not as scanned")
+    raise SourceError("decode_error", f"no packet with timestamp {start_pts} found: the file differs from the scan")
 
 
 def _passes(video: Video, clips: Iterable[ClipRow]) -> Iterator[list[ClipRow]]:
@@ -257,7 +259,9 @@ class _Encoder:
 
     def push(self, frame: Frame) -> None:
         if self._frames == 0 and frame.pts != self._first_pts:
-            raise SourceError("decode_error", f"no frame with timestamp {self._first_pts}: not as scanned")
+            raise SourceError(
+                "decode_error", f"no frame with timestamp {self._first_pts}: the file differs from the scan"
+            )
         displayed = self._display(frame.av_frame)
         if self._stream is None:
             self._open(displayed)
@@ -274,7 +278,8 @@ class _Encoder:
     def finish(self) -> None:
         if self._frames != self._clip["frames"]:
             raise SourceError(
-                "decode_error", f"{self._frames} frames decoded in the span of {self._clip['frames']}: not as scanned"
+                "decode_error",
+                f"{self._frames} frames decoded, expected {self._clip['frames']}: the file differs from the scan",
             )
         self._keep(self._stream.encode(None))
         with self._mp4:
@@ -361,4 +366,4 @@ def _mux(mp4: Any, stream: Any, packets: list[av.Packet], clip: ClipRow, *, firs
 def _failed(error: av.FFmpegError) -> SourceError:
     if isinstance(error, MemoryError):
         raise error
-    return SourceError("decode_error", f"FFmpeg failed on it: {error.strerror or error}")
+    return SourceError("decode_error", f"FFmpeg failed: {error.strerror or error}")

@@ -27,8 +27,8 @@ def check_plan(folder_url: str, plans: Sequence[ShardPlan], *, selection: str, s
     if old_plan is not None and old_plan.get("format_version") != FORMAT_VERSION:
         version = old_plan.get("format_version")
         raise UserError(
-            f"{folder_url} has shard format {version}, this clipmill writes format {FORMAT_VERSION}: remove that "
-            "folder, or give the selection a new name."
+            f"{folder_url} has shard format {version}, this clipmill writes format {FORMAT_VERSION}: remove the "
+            "folder, or rename the selection."
         )
     if old_plan is not None:
         check_same(folder_url, "shards", old_plan, wanted, otherwise="give the selection a new name")

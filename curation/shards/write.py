@@ -38,16 +38,16 @@ _NO_SCORES = {*CLIPS.names, *SOURCES.names} - _SCORES
 
 
 class ShardConfig(Config):
-    """How a selection becomes shards."""
+    """Division of a selection into shards."""
 
     seed: int = 0
-    """Seed of the shuffle across sources. With another seed the same clips lie in other shards."""
+    """Seed of the shuffle across sources."""
     clips_per_shard: int = Field(100, ge=1)
-    """Samples per clip shard, at most; all shards get nearly the same number."""
+    """Maximum number of samples per clip shard; all shards get nearly the same number."""
     images_per_shard: int = Field(1000, ge=1)
-    """Samples per image shard, at most."""
+    """Maximum number of samples per image shard."""
     extraction: ExtractionConfig = Field(default_factory=ExtractionConfig)
-    """How each clip or image is made."""
+    """Extraction of each clip or image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def plan_shards(
         return []
     ids, sources = table["clip_id"].to_pylist(), table["source_id"].to_pylist()
     if len(set(ids)) < len(ids):
-        raise UserError("a clip comes twice among the rows to be sharded: does a table in scores/ repeat a clip_id?")
+        raise UserError("duplicate clip_id in the rows to shard: check the tables in scores/ for repeated clip_ids")
     rank = {clip_id: _hash(config.seed, clip_id) for clip_id in ids}
     order = _spread(ids, sources, rank, config.seed)
     per_shard = config.clips_per_shard if kind == "clips" else config.images_per_shard
@@ -190,7 +190,7 @@ def _read_record(content: bytes) -> ShardResult:
     """Raises ValueError where it is not a record, with values of their types and within their bounds."""
     result = _RECORD.validate_json(content)
     if not 0 <= result.duration_s < math.inf or min(result.samples, result.bytes) < 0:
-        raise ValueError("seconds, samples and bytes should be finite and not negative")
+        raise ValueError("expected seconds, samples and bytes to be finite and non-negative")
     return result
 
 
@@ -315,19 +315,19 @@ def _is_score(column: str, value: Any) -> bool:
 
 def _problem(fs: Any, path: str, plan: ShardPlan, result: ShardResult, *, read: bool) -> str | None:
     if result.fingerprint != plan.fingerprint:
-        return "it was written from other rows of its clips"
+        return "it was written from different rows"
     if not storage.exists(fs, path):
-        return "its tar is gone"
+        return "its tar is missing"
     size = fs.size(path)
     if size != result.bytes:
-        return f"it holds {size} bytes, {result.bytes} were written"
+        return f"its size is {size} bytes, expected {result.bytes}"
     if read:
         summed = _Summed(None)
         with fs.open(path, "rb") as file:
             while block := file.read(_COPY_BYTES):
                 summed.write(block)
         if summed.digest.hexdigest() != result.sha256:
-            return "its checksum is not the one that was recorded"
+            return "checksum mismatch"
     return None
 
 

@@ -79,7 +79,7 @@ def test_shards_without_some_of_the_selected_clips_have_their_own_exit_code(
     assert run(monkeypatch, *sharding) == cli.PARTIAL
     printed = capsys.readouterr()
     assert "1 of 3 selected clips were written: 1 failed, 1 are no longer in the dataset" in printed.err
-    assert "not written: the dataset no longer holds this clip" in " ".join(printed.out.split())
+    assert "not written: the clip is no longer in the dataset" in " ".join(printed.out.split())
     index = json.loads((out / "shards" / "all" / "index.json").read_text())
     assert {key: index["totals"][key] for key in ("selected", "samples", "failed", "gone")} == {
         "selected": 3, "samples": 1, "failed": 1, "gone": 1
@@ -98,7 +98,7 @@ def test_a_selection_without_clips_has_its_own_exit_code(videos: Path, tmp_path:
     assert run(monkeypatch, "select", out, "--config", rules) == cli.NOTHING_CAME_OUT
     assert "no clip passed" in capsys.readouterr().err
     assert run(monkeypatch, "shard", out, "--selection", "none") == 2
-    assert "holds no clips" in capsys.readouterr().err
+    assert "is empty; there is nothing to shard" in capsys.readouterr().err
 
 
 def test_rejected_sources_are_tried_again_when_asked(videos: Path, tmp_path: Path, monkeypatch, capsys, local_ray):
@@ -128,7 +128,7 @@ def test_inspect_prints_one_line_of_json_per_video(videos: Path, monkeypatch, ca
         (("curate", "{videos}", "--out", "/proc/nothing", *WITHOUT_CLIP_OPTION), "cannot write"),
         (("curate", "{videos}/*.mov", "--out", "{out}", *WITHOUT_CLIP_OPTION), "no file matches"),
         (("curate", "nothing.csv", "--out", "{out}"), "does not exist"),
-        (("curate", "{videos}", "--out", "{videos}", *WITHOUT_CLIP_OPTION), "not a dataset and holds other files"),
+        (("curate", "{videos}", "--out", "{videos}", *WITHOUT_CLIP_OPTION), "not a dataset and contains other files"),
         (("curate", "{videos}", "--out", "{out}", "--config", "none.yaml"), "file not found"),
         (("curate", "{videos}", "--out", "{out}", "--limit", "0"), "--limit"),
         (("status", "{videos}"), "is not a dataset"),

@@ -84,7 +84,7 @@ def test_a_name_is_replaced_only_when_asked_and_a_dry_run_writes_nothing(
     assert run(monkeypatch, "select", dataset.url, "--config", rules) == 0
     rules.write_text("rules: {motion: {min: 7}}\n")
     assert run(monkeypatch, "select", dataset.url, "--config", rules) == cli.BAD_REQUEST
-    assert "with other rules (5 clips): give another --name, or --replace" in capsys.readouterr().err
+    assert "with other rules (5 clips): choose another --name, or pass --replace" in capsys.readouterr().err
     assert run(monkeypatch, "select", dataset.url, "--config", rules, "--replace") == 0
     assert "3 of 10 clips" in capsys.readouterr().out
 

@@ -101,9 +101,11 @@ def test_two_cpus_and_a_gpu_are_enough_for_a_pool():
 
 
 def test_a_model_that_fits_nowhere_is_an_error_before_the_run():
-    with pytest.raises(UserError, match=r"stage clip_embedder.* loads 1\.7 GB, and Ray has 1\.0 GB"):
+    with pytest.raises(UserError, match=r"stage clip_embedder.* needs 1\.7 GB for weights, but Ray has 1\.0 GB"):
         place(stages_of(CurateConfig(), LARGE), [Node(cpus=16, memory_bytes=1e9)] * 8)
-    with pytest.raises(UserError, match=r"stage coca and clip_embedder.* loads 4\.3 GB, and Ray has 3\.0 GB"):
+    with pytest.raises(
+        UserError, match=r"stage coca and clip_embedder.* needs 4\.3 GB for weights, but Ray has 3\.0 GB"
+    ):
         place(stages_of(CAPTIONED, LARGE), [Node(cpus=16, memory_bytes=3e9)])
     with pytest.raises(UserError, match=r"stage scan takes 1 CPUs, and the largest node of the Ray cluster has 0"):
         place(stages_of(CurateConfig(), {}), [Node(cpus=0)])

@@ -104,7 +104,7 @@ def test_the_seed_and_an_adapter_change_the_video(folder, tmp_path, monkeypatch)
         ("image-to-video", ["--image", "{picture}", "--guidance", "high"], "a number, or FIRST:LAST"),
         ("image-to-video", ["--image", "{picture}", "--size", "96"], "WIDTHxHEIGHT in pixels"),
         ("image-to-video", ["--image", "{picture}", "--size", "90x64"], "64 x 90 do not divide by 8"),
-        ("image-to-video", ["--image", "{picture}", "--out", "a.avi"], "the video is an .mp4, got 'a.avi'"),
+        ("image-to-video", ["--image", "{picture}", "--out", "a.avi"], "expected --out to end in .mp4, got 'a.avi'"),
         ("image-to-video", ["--image", "{picture}", "--dtype", "int8"], "unknown dtype 'int8'"),
         ("image-to-video", ["--image", "{picture}", "--lora", "x.safetensors"], "x.safetensors is not there"),
         ("nothing", ["--image", "x.png"], "is not there; a model is a folder"),

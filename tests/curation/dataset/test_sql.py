@@ -249,7 +249,7 @@ def test_damage_met_while_rows_are_read_is_an_error_of_the_query(tmp_path: Path)
 
 def test_a_selection_of_which_no_clip_is_left_is_a_sentence(complete: Dataset) -> None:
     pq.write_table(pa.table({"clip_id": ["gone"]}), Path(complete.file("selections/all.parquet")))
-    with pytest.raises(UserError, match="no longer holds any of the 1 clips of 'all': select again"):
+    with pytest.raises(UserError, match="no longer contains any of the 1 clips of 'all'"):
         shard(complete.url, "all")
 
 

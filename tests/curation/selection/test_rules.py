@@ -66,16 +66,16 @@ def test_unscored_clips_are_dropped_unless_said() -> None:
 @pytest.mark.parametrize(
     ("bounds", "sentence"),
     [
-        ({}, "this rule asks for nothing: give drop_lowest, drop_highest, min or max"),
-        ({"unscored": "keep"}, "this rule asks for nothing: give drop_lowest, drop_highest, min or max"),
+        ({}, "empty rule: set drop_lowest, drop_highest, min or max"),
+        ({"unscored": "keep"}, "empty rule: set drop_lowest, drop_highest, min or max"),
         ({"min": 2.5, "max": 2}, "min 2.5 is above max 2: no clip can pass"),
         (
             {"drop_lowest": "50%", "drop_highest": "50%"},
-            "drop_lowest 50% and drop_highest 50% together leave no clip",
+            "drop_lowest 50% and drop_highest 50% together drop every clip",
         ),
         (
             {"drop_lowest": "99%", "drop_highest": "1.5%"},
-            "drop_lowest 99% and drop_highest 1.5% together leave no clip",
+            "drop_lowest 99% and drop_highest 1.5% together drop every clip",
         ),
     ],
 )
@@ -106,7 +106,7 @@ def test_names_are_file_names(name: str) -> None:
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(UserError) as error:
         Rules(name="old").named(name)
-    assert str(error.value) == f"--name: name: a name is made of letters, digits, '-' and '_', got {name!r}"
+    assert str(error.value) == f"--name: name: expected a name of letters, digits, '-' and '_', got {name!r}"
 
 
 def test_renamed_rules_are_the_same_rules() -> None:

@@ -199,14 +199,14 @@ def test_percentiles(values: Any, at: Fraction, expected: float | None) -> None:
 @pytest.mark.parametrize(
     ("values", "asked", "bound", "lowest", "sentence"),
     [
-        ([0, 0, 0, 1], Fraction(1, 2), 0.0, True, "removed 0.0% because 3 clips tie at the threshold and stay"),
-        ([0, 1, 1, 1], Fraction(1, 2), 1.0, False, "removed 0.0% because 3 clips tie at the threshold and stay"),
-        ([0, 1, 1, 2], Fraction(1, 2), 1.0, True, "removed 25.0% because 2 clips tie at the threshold and stay"),
+        ([0, 0, 0, 1], Fraction(1, 2), 0.0, True, "removed 0.0% because 3 clips tie at the threshold and are kept"),
+        ([0, 1, 1, 1], Fraction(1, 2), 1.0, False, "removed 0.0% because 3 clips tie at the threshold and are kept"),
+        ([0, 1, 1, 2], Fraction(1, 2), 1.0, True, "removed 25.0% because 2 clips tie at the threshold and are kept"),
         ([0, 1, 1, 2], Fraction(1, 4), 1.0, True, None),
         ([0, 1, 2, 3], Fraction(1, 2), 1.5, True, None),
         ([0, 1, 2, 3], Fraction(1, 2), 1.5, False, None),
         ([0, 1, 2, 3, 4], Fraction(1, 2), 2.0, True, None),
-        ([0] * 2000, Fraction(1, 2), 0.0, True, "removed 0.0% because 2,000 clips tie at the threshold and stay"),
+        ([0] * 2000, Fraction(1, 2), 0.0, True, "removed 0.0% because 2,000 clips tie at the threshold and are kept"),
     ],
 )
 def test_ties(values: list[float], asked: Fraction, bound: float, lowest: bool, sentence: str | None) -> None:
@@ -214,14 +214,14 @@ def test_ties(values: list[float], asked: Fraction, bound: float, lowest: bool, 
 
 
 def test_ties_are_noted(connection: duckdb.DuckDBPyConnection) -> None:
-    told = "removed 0.0% because 3 clips tie at the threshold and stay"
+    told = "removed 0.0% because 3 clips tie at the threshold and are kept"
     assert one(connection, text_area={"drop_lowest": "50%"}).note == f"drop_lowest 50%: {told}"
     assert one(connection, text_area={"drop_highest": "25%"}).note is None
     assert one(connection, text_area={"min": 0.5}).note is None
     both = one(connection, text_area={"drop_lowest": "20%", "drop_highest": "60%"}).note
     assert (
         both
-        == f"drop_lowest 20%: {told}; drop_highest 60%: removed 40.0% because 3 clips tie at the threshold and stay"
+        == f"drop_lowest 20%: {told}; drop_highest 60%: removed 40.0% because 3 clips tie at the threshold and are kept"
     )
 
 
@@ -251,7 +251,7 @@ def message(connection: duckdb.DuckDBPyConnection, where: str | None = None, **r
 
 def test_what_is_refused_and_how(connection: duckdb.DuckDBPyConnection) -> None:
     for name, kind in (("name", "VARCHAR"), ("listed", "BIGINT[]")):
-        expected = f"the rule on {name!r} needs a column of numbers, this one holds {kind}: use `where`"
+        expected = f"the rule on {name!r} requires a numeric column, got {kind}: use `where` instead"
         assert message(connection, **{name: {"min": 1}}) == expected
     numbers = "beauty, broken, duplicate_rank, failed, gone, motion, size, some, text_area"
     assert message(connection, motoin={"min": 1}) == (
@@ -262,11 +262,11 @@ def test_what_is_refused_and_how(connection: duckdb.DuckDBPyConnection) -> None:
         assert message(connection, text_area={which: value}) == expected
     assert one(connection, text_area={"min": 0, "max": 1}).resolved() == {"min": 0.0, "max": 1.0}
     assert message(connection, gone={"min": 1}) == (
-        "no clip of this dataset has a score 'gone' (left out: --without gone): curate with it into a new folder, "
-        "leave the rule out, or give --allow-missing."
+        "no clip of this dataset has the score 'gone' (left out: --without gone): curate with it into a new folder, "
+        "remove the rule, or pass --allow-missing."
     )
     assert message(connection, duplicate_rank={"drop_lowest": "5%"}) == (
-        "duplicate_rank counts the clips of a group from the best (0) to the worst: give it max or min, not a "
+        "duplicate_rank counts the clips of a group from the best (0) to the worst: use max or min instead of a "
         "percentage"
     )
     assert message(connection, "motoin > 1").startswith("where: Binder Error: ")
@@ -290,17 +290,17 @@ def test_what_is_missing_can_be_skipped(connection: duckdb.DuckDBPyConnection) -
     )
     assert [test.name for test in tests] == ["motion"]
     assert skipped == {
-        "motoin": "there is no column 'motoin'",
+        "motoin": "unknown column 'motoin'",
         "gone": "no clip has it (left out: --without gone)",
-        "where": "there is no column 'motoin'",
+        "where": "unknown column 'motoin'",
     }
 
 
 def test_duplicates_that_nobody_looked_for() -> None:
     tables = {name: pa.table({"clip_id": ["a"], "source_id": ["s"]}) for name in ("clips", "sources")}
     expected = (
-        "there is no column 'duplicate_rank' in this dataset: `clipmill duplicates DATASET` finds near-duplicates and "
-        "adds it. Do that first, leave the rule out, or give --allow-missing."
+        "unknown column 'duplicate_rank' in this dataset: run `clipmill duplicates DATASET` to add "
+        "it, remove the rule, or pass --allow-missing."
     )
     with open_connection(LocalFileSystem(), tables) as connection:
         connection.execute(f"CREATE VIEW joined AS {joined_query(connection)}")
@@ -310,5 +310,5 @@ def test_duplicates_that_nobody_looked_for() -> None:
     with open_connection(LocalFileSystem(), ranks) as connection:
         connection.execute(f"CREATE VIEW joined AS {joined_query(connection)}")
         assert message(connection, duplicate_rank={"max": 0}) == (
-            "there is no column 'duplicate_of' beside 'duplicate_rank': run `clipmill duplicates DATASET` again"
+            "unknown column 'duplicate_of' beside 'duplicate_rank': run `clipmill duplicates DATASET` again"
         )

@@ -308,9 +308,9 @@ def test_an_image_that_is_not_there_fails_alone_and_says_why(tmp_path: Path) -> 
     *errors, picture = extract_clips(str(path), [*bad, good], "images", ExtractionConfig())
     assert isinstance(picture, ExtractedClip)
     assert [str(error) for error in errors] == [
-        "decode_error: the scan kept no thumbnail of this clip",
-        f"decode_error: no frame with timestamp {before} could be decoded: not as scanned",
-        f"decode_error: no frame with timestamp {beyond} could be decoded: not as scanned",
+        "decode_error: the scan kept no thumbnail for this clip",
+        f"decode_error: no frame with timestamp {before} could be decoded: the file differs from the scan",
+        f"decode_error: no frame with timestamp {beyond} could be decoded: the file differs from the scan",
     ]
 
 
@@ -327,18 +327,18 @@ def test_what_is_not_as_scanned_is_said_in_full(tmp_path: Path, extraction: str)
     assert isinstance(found, ExtractedClip)
     expected = {
         "remux": [
-            f"no packet with timestamp {start_pts + 1} was found: not as scanned",
-            f"{frames} packets found in the span of {frames + 1} frames: not as scanned",
+            f"no packet with timestamp {start_pts + 1} found: the file differs from the scan",
+            f"{frames} packets found, expected {frames + 1}: the file differs from the scan",
         ],
         "transcode": [
-            f"no frame with timestamp {start_pts + 1}: not as scanned",
-            f"{frames} frames decoded in the span of {frames + 1}: not as scanned",
+            f"no frame with timestamp {start_pts + 1}: the file differs from the scan",
+            f"{frames} frames decoded, expected {frames + 1}: the file differs from the scan",
         ],
     }
     assert [str(error) for error in others] == [f"decode_error: {message}" for message in expected[extraction]]
     os.utime(path, ns=(1, 1))
     (changed,) = extract_clips(str(path), [good], "clips", ExtractionConfig())
-    assert str(changed) == ("unreadable: the file has changed since it was scanned: its size or modification differs")
+    assert str(changed) == ("unreadable: the file has changed since the scan: its size or version differs")
 
 
 def test_a_span_beyond_the_end_of_the_source_fails_alone(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_a_span_beyond_the_end_of_the_source_fails_alone(tmp_path: Path) -> None
     far = {"clip_id": "far", "start_pts": other["start_pts"] + 10**7, "end_pts": other["end_pts"] + 10**7}
     found, error = extract_clips(str(path), [good, other | far], "clips", ExtractionConfig())
     assert isinstance(found, ExtractedClip)
-    assert str(error) == f"decode_error: 0 frames decoded in the span of {other['frames']}: not as scanned"
+    assert str(error) == f"decode_error: 0 frames decoded, expected {other['frames']}: the file differs from the scan"
 
 
 def test_an_encode_has_a_keyframe_every_second_and_no_other(tmp_path: Path) -> None:
@@ -373,7 +373,7 @@ def test_a_source_that_is_gone_or_changed_fails_with_the_reason(tmp_path: Path) 
     path = make(tmp_path, "b_frames")
     clips = clips_of(path, "auto")
     os.utime(path, ns=(1, 1))
-    assert all("changed since it was scanned" in reason for reason in reasons(path, clips))
+    assert all("changed since the scan" in reason for reason in reasons(path, clips))
     path.unlink()
     assert all("no file exists at this address" in reason for reason in reasons(path, clips))
 
@@ -386,7 +386,7 @@ def test_a_span_that_is_not_in_the_source_fails_alone(tmp_path: Path, extraction
     short = other | {"clip_id": "short", "frames": other["frames"] + 1}
     for bad in (shifted, short):
         found = reasons(path, [bad, good])
-        assert "not as scanned" in found[0]
+        assert "differs from the scan" in found[0]
         assert found[1] == ""
 
 

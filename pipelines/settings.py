@@ -88,8 +88,8 @@ CHAPTERS = (
         command="curate",
         title="clipmill curate, inspect, duplicates",
         summary="A YAML file for `--config`. `clipmill duplicates` reads its group `duplicates`. The settings that "
-        "determine the rows of a dataset are saved in its `dataset.json`: a dataset only grows with the settings it was "
-        "created with.",
+        "determine the rows of a dataset are saved in its `dataset.json`: a dataset only grows with the settings it "
+        "was created with.",
         config=CurateConfig,
     ),
     Chapter(
@@ -103,9 +103,9 @@ CHAPTERS = (
     Chapter(
         command="train",
         title="clipmill train, cache-latents",
-        summary="A preset (`--stage`), then a YAML file (`--config`), then `--set group.key=value`, each overriding the "
-        "one before. The defaults here are those of the classes; `clipmill train --stage NAME --dry-run` prints the "
-        "estimated cost of a preset. [Training](training.md) lists the presets.",
+        summary="A preset (`--stage`), then a YAML file (`--config`), then `--set group.key=value`, each overriding "
+        "the one before. The defaults here are those of the classes; `clipmill train --stage NAME --dry-run` prints "
+        "the estimated cost of a preset. [Training](training.md) lists the presets.",
         config=Stage,
         more=(("model.overrides", UNetConfig),),
     ),

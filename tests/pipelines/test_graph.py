@@ -107,7 +107,7 @@ def test_a_model_that_fits_nowhere_is_an_error_before_the_run():
         UserError, match=r"stage coca and clip_embedder.* needs 4\.3 GB for weights, but Ray has 3\.0 GB"
     ):
         place(stages_of(CAPTIONED, LARGE), [Node(cpus=16, memory_bytes=3e9)])
-    with pytest.raises(UserError, match=r"stage scan takes 1 CPUs, and the largest node of the Ray cluster has 0"):
+    with pytest.raises(UserError, match=r"stage scan needs 1 CPUs, but the largest node of the Ray cluster has 0"):
         place(stages_of(CurateConfig(), {}), [Node(cpus=0)])
 
 

@@ -164,7 +164,7 @@ def test_a_release_with_other_columns_is_refused(dataset: Dataset) -> None:
 
 def test_an_older_format_is_refused_with_what_to_do(dataset: Dataset) -> None:
     edit_description(dataset, lambda d: d.update(format_version=2))
-    with pytest.raises(UserError, match=r"has dataset format 2, this clipmill reads format 3: curate"):
+    with pytest.raises(UserError, match=r"has dataset format 2, this clipmill reads format 3: re-curate"):
         dataset.open()
 
 

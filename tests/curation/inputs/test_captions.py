@@ -270,7 +270,7 @@ def test_a_bad_entry_fails_alone(source: Source, entry: str, reason: str):
         ('["a"]', "got a list"),
         ('"a"', "got text"),
         ("null", "got null"),
-        ('{"name": "a"}', "none of the keys captions, caption, text, description, title is there"),
+        ('{"name": "a"}', "none of the keys captions, caption, text, description, title found"),
         ('{"captions": "a"}', '"captions" is text'),
         ('{"captions": {"text": "a"}}', '"captions" is an object'),
         (json.dumps({"captions": ["a"] * 10_001}), "10,001 captions exceed the limit of 10,000"),

@@ -159,7 +159,7 @@ def test_export_writes_a_folder_that_diffusers_runs(folder, tmp_path, monkeypatc
 
 def test_export_says_what_it_cannot_write(folder, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, "export", folder / "text-to-video", "--out", tmp_path / "a") == 2
-    assert "this is a model for text-to-video" in capsys.readouterr().err
+    assert "this model is for text-to-video" in capsys.readouterr().err
     assert run(monkeypatch, "export", folder / "text-to-video", "--out", folder, "--format", "original") == 2
     assert "not empty" in capsys.readouterr().err
     assert run(monkeypatch, "export", folder / "image-to-video", "--out", tmp_path / "a", "--format", "onnx") == 2

@@ -8,10 +8,10 @@ from curation.captioners.base import NoCaption
 
 
 class Breaker:
-    """Of one endpoint, for as long as a process asks it.
+    """Circuit breaker of one endpoint in one process.
 
-    After `limit` failures in a row to reach it, nothing is asked for `pause_s`; then one request tries it, while the
-    others still are not sent. An answer closes the circuit, another failure begins the next pause.
+    After `limit` consecutive failures to reach it, no requests are sent for `pause_s`; then a single request probes it.
+    A response closes the circuit, another failure starts the next pause.
     """
 
     def __init__(self, limit: int, pause_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -22,9 +22,9 @@ class Breaker:
         self._lock = threading.Lock()
 
     def check(self) -> bool:
-        """Whether this request is the one that tries an endpoint that was given up; it is worth no retries.
+        """Whether this request probes an unavailable endpoint, and should not be retried.
 
-        Raises NoCaption, with the failure that counted, for requests that are not to be sent.
+        Raises NoCaption, with the last failure, for requests that must not be sent.
         """
         with self._lock:
             if self._reason is None:
@@ -35,7 +35,7 @@ class Breaker:
             return True
 
     def reached(self) -> None:
-        """The endpoint answered."""
+        """Record a response."""
         with self._lock:
             self._in_a_row, self._reason = 0, None
 

@@ -1,8 +1,7 @@
-"""Talks to an OpenAI-compatible endpoint: many questions at a time, each answer a caption or the reason for none.
+"""Client for OpenAI-compatible endpoints: many concurrent requests, each response a caption or an error.
 
-The `openai` client does retries with back-off, and Retry-After. What it leaves open is bounded here and in the modules
-beside: how long and how large an answer may be, how many requests are in flight, what is asked of an endpoint that is
-down, and that no redirect leads anywhere.
+The `openai` client handles retries with backoff and Retry-After. This module and its neighbors bound the rest: time and
+size of a response, concurrent requests, requests to an unavailable endpoint; redirects are disabled.
 """
 
 import json
@@ -23,11 +22,11 @@ _MAX_ANSWER_BYTES = 1 << 20
 _MAX_CAPTION_CHARS = 2000
 _MAX_ERROR_CHARS = 200
 _DOWN = (401, 403, 404, 502, 503, 504)
-"""Statuses that say something of the endpoint, not of one request: no access, no such model, nobody there."""
+"""HTTP statuses that concern the endpoint, not a single request: no access, no such model, unavailable."""
 
 
 class Chat:
-    """An endpoint and its model. It is not contacted before the first question."""
+    """An endpoint and its model. Connects on the first request."""
 
     def __init__(self, config: EndpointConfig, key: str) -> None:
         self._config, self._key = config, key
@@ -52,7 +51,7 @@ class Chat:
     def captions(
         self, source: str, batch: Sequence[ClipView], question: Callable[[ClipView], list[dict[str, Any]]]
     ) -> list[Caption]:
-        """A caption per clip, in order. `question` makes the parts of a message, or raises NoCaption."""
+        """One caption per clip, in order. `question` builds the message content, or raises NoCaption."""
 
         def caption(clip: ClipView) -> Caption:
             try:
@@ -66,7 +65,7 @@ class Chat:
             return list(pool.map(caption, batch))
 
     def _ask(self, message: list[dict[str, Any]]) -> str:
-        """The answer as a caption. Raises NoCaption."""
+        """The response as a caption. Raises NoCaption."""
         config, breaker = self._config, self._breaker
         client = self._client.with_options(max_retries=0) if breaker.check() else self._client
         limits = {"max_tokens": config.max_tokens, "temperature": config.temperature}
@@ -119,9 +118,9 @@ def read_answer(body: bytes) -> str:
 
 
 def tidy(answer: str, *, cut: bool = False) -> str | None:
-    """An answer as a caption: on one line, without reasoning, control characters and the quotes around it.
+    """Clean a response: one line, without reasoning, control characters and surrounding quotes.
 
-    None if nothing is left. A text that is too long, or was `cut`, ends with its last whole sentence, if it has one.
+    None if nothing is left. A text that is too long, or was `cut`, is shortened to its last complete sentence, if any.
     """
     answer = re.sub(r"<think>.*?(</think>|$)", " ", answer, flags=re.DOTALL)
     text = clean(answer.rpartition("</think>")[2]) or ""
@@ -138,7 +137,7 @@ def tidy(answer: str, *, cut: bool = False) -> str | None:
 
 
 def _error_detail(error: openai.APIStatusError) -> str:
-    """What the server says of its refusal, out of the several shapes that servers use."""
+    """The server's error message, from the several formats in use."""
     if error.response.is_redirect:
         return f"redirects are not followed; set base_url to the target: {error.response.headers['location']}"
     body = error.body

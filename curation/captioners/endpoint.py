@@ -56,7 +56,7 @@ class MergedConfig(EndpointConfig):
 
 
 class _EndpointCaptioner(ABC):
-    """A captioner that puts one question per clip to an endpoint."""
+    """A captioner that sends one request per clip to an endpoint."""
 
     name: str
     needs: tuple[str, ...]
@@ -69,7 +69,7 @@ class _EndpointCaptioner(ABC):
         self._chat: Chat | None = None
 
     def load(self, device: str = "cpu") -> None:
-        """Check the settings; the endpoint itself is not asked. Raises UserError."""
+        """Check the settings without contacting the endpoint. Raises UserError."""
         config = self._endpoint
         missing = " and ".join(key for key in ("base_url", "model") if not getattr(config, key))
         if missing:
@@ -89,7 +89,7 @@ class _EndpointCaptioner(ABC):
         self._chat = Chat(config, key)
 
     def caption(self, batch: Sequence[ClipView]) -> list[Caption]:
-        """One caption per clip, in order; without text and with the reason where it failed."""
+        """One caption per clip, in order; failed captions have an error."""
         assert self._chat is not None, "load() comes before caption()"
         return self._chat.captions(self.name, batch, self._question)
 
@@ -99,7 +99,7 @@ class _EndpointCaptioner(ABC):
 
 
 class VideoCaptioner(_EndpointCaptioner):
-    """Captioner `video`: what happens in the clip, told from its first, middle and last frame."""
+    """Captioner `video`: describes the clip from its first, middle and last frame."""
 
     name = "video"
     needs: tuple[str, ...] = ("thumbnails",)
@@ -119,7 +119,7 @@ class VideoCaptioner(_EndpointCaptioner):
 
 
 class MergedCaptioner(_EndpointCaptioner):
-    """Captioner `merged`: one sentence of the captions `coca` and `video`, or of two others where one has failed."""
+    """Captioner `merged`: merges the captions `coca` and `video`, or two others if one of them failed."""
 
     name = "merged"
     needs: tuple[str, ...] = ("captions",)

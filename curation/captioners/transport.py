@@ -1,7 +1,7 @@
-"""HTTP with one deadline for a whole request: connection, headers and body, however slowly each of them comes.
+"""HTTP with a single deadline for a whole request: connection, headers and body.
 
-Time-outs of HTTP clients hold for one read from the socket. A server that sends a byte of its headers now and then, or
-interim answers without end, keeps such a client for ever.
+Timeouts of HTTP clients apply to each socket read. A server that sends one header byte now and then, or endless interim
+responses, would block such a client forever.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""The one place where DuckDB connections are opened, and where names and paths become SQL text.
+"""The only module that opens DuckDB connections and turns names and paths into SQL text.
 
-A connection reaches the files it was opened for and nothing else: whatever SQL a dataset or a rules file managed to
-smuggle in could open no other file, make none outside the spill folder, load no extension and change no setting.
+A connection can only access the files it was opened for: injected SQL cannot open other files, create files outside the
+spill folder, load extensions or change settings.
 """
 
 import os
@@ -77,27 +77,27 @@ def batches(connection: duckdb.DuckDBPyConnection, query: str, rows: int) -> Ite
 
 
 def quoted(name: str) -> str:
-    """A name as an SQL identifier. Raises UserError if it is not valid Unicode."""
+    """Quote a name as an SQL identifier. Raises UserError if it is not valid Unicode."""
     return '"' + _encodable(name).replace('"', '""') + '"'
 
 
 def literal(text: str) -> str:
-    """A text as an SQL string. Raises UserError if it is not valid Unicode."""
+    """Quote a text as an SQL string. Raises UserError if it is not valid Unicode."""
     return "'" + _encodable(text).replace("'", "''") + "'"
 
 
 def list_of(texts: Iterable[str]) -> str:
-    """Texts as an SQL list of strings."""
+    """A list of texts as an SQL list of strings."""
     return f"[{', '.join(map(literal, texts))}]"
 
 
 def without_wildcards(path: str) -> str:
-    """A path in which DuckDB finds no pattern: each wildcard becomes a set of one character."""
+    """Escape a path for DuckDB: each wildcard becomes a one-character set."""
     return re.sub(r"[*?\[]", lambda match: f"[{match.group()}]", path)
 
 
 def sentence(error: duckdb.Error) -> str:
-    """What DuckDB says, without its picture of the query."""
+    """DuckDB's error message without its excerpt of the query."""
     return " ".join(str(error).split("\n\nLINE ")[0].split())
 
 

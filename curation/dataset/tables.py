@@ -1,6 +1,6 @@
-"""The dataset folder: Parquet parts that are whole or absent, and DuckDB views of them.
+"""The dataset folder: Parquet parts, written atomically, and DuckDB views of them.
 
-A part is committed by its file in `sources/`, written last; clips and previews without it do not count.
+A part is committed by its file in `sources/`, which is written last; clips and previews without it are ignored.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
 class Dataset:
-    """One dataset folder, local or in an object store. Making the object touches nothing; it can be pickled."""
+    """One dataset folder, local or in an object store. Constructing the object does no I/O; it can be pickled."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -51,12 +51,12 @@ class Dataset:
         return f"Dataset({self.url!r})"
 
     def open(self) -> "Dataset":
-        """Check that a dataset is there. Raises UserError if not, or if it has another format."""
+        """Check that the dataset exists. Raises UserError if not, or if it has another format."""
         self.description()
         return self
 
     def exists(self) -> bool:
-        """Whether there is a dataset. Raises UserError if it is damaged, or has another format."""
+        """Whether the dataset exists. Raises UserError if it is damaged, or has another format."""
         return self._read_description() is not None
 
     def create_or_open(self, config: Mapping[str, Any]) -> "Dataset":
@@ -83,14 +83,14 @@ class Dataset:
         return values
 
     def file(self, *parts: str) -> str:
-        """The path, inside `fs`, of something in this folder."""
+        """The path within `fs` of a file in this folder."""
         return "/".join((self.path, *parts))
 
     def write_part(self, table_name: str, part: str, table: pa.Table) -> None:
-        """Write one Parquet part, whole or not at all; the same name again replaces it.
+        """Write one Parquet part atomically; an existing part of the same name is replaced.
 
-        `table_name` is "previews", "clips", "sources" (write them in this order: the sources part is what commits
-        the three), or "scores/NAME" with a `clip_id` column. A table that does not fit its schema is a ValueError.
+        `table_name` is "previews", "clips", "sources" (write them in this order: the sources part commits the three),
+        or "scores/NAME" with a `clip_id` column. Raises ValueError for a table that does not match its schema.
         """
         if table_name in SCHEMAS:
             table = _fitted(table, SCHEMAS[table_name])
@@ -102,7 +102,7 @@ class Dataset:
             pq.write_table(table, file, compression="zstd")
 
     def read_part(self, table_name: str, part: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """One part, or some of its columns. Raises UserError when the file is damaged."""
+        """Read one part, or some of its columns. Raises UserError if the file is damaged."""
         return storage.read_parquet(self.fs, self.file(table_name, f"{part}.parquet"), columns)
 
     def parts(self, table_name: str) -> list[str]:
@@ -114,9 +114,9 @@ class Dataset:
         return sorted(self._present(table_name))
 
     def remove_unfinished(self) -> list[str]:
-        """Remove parts that were never committed, and temporary files; say which.
+        """Remove uncommitted parts and temporary files; returns their names.
 
-        Only for when no run writes into this dataset.
+        Call it only when no run writes into this dataset.
         """
         committed, removed = self._present("sources"), []
         for part in sorted(committed - self._present("clips")):  # as if it had never been: a run does it again
@@ -131,9 +131,9 @@ class Dataset:
         return removed + storage.remove_leftovers(self.fs, self.path)
 
     def forget_rejected(self, source_ids: Collection[str]) -> int:
-        """Take the rows of those of these sources that were rejected out of their parts; say how many.
+        """Remove the rejected ones of these sources from their parts; returns their number.
 
-        They have no clips, so each part stays whole. Only for when no run writes into this dataset.
+        They have no clips, so each part stays consistent. Call it only when no run writes into this dataset.
         """
         forgotten = 0
         for part in self.parts("sources"):
@@ -146,7 +146,7 @@ class Dataset:
         return forgotten
 
     def statuses(self) -> dict[str, str]:
-        """source_id -> "ok" or "rejected" of all sources that a rerun need not do again: committed, clips in place."""
+        """source_id -> "ok" or "rejected" of all sources that a rerun can skip: committed, clips present."""
         status_of: dict[str, str] = {}
         for part in self.parts("clips"):
             table = self.read_part("sources", part, ["source_id", "status"])
@@ -154,7 +154,7 @@ class Dataset:
         return status_of
 
     def score_names(self) -> list[str]:
-        """Names of the scorers that were added under scores/."""
+        """Names of the scores added in scores/."""
         folders = storage.list_folders(self.fs, self.file(SCORES))
         names = [folder.rpartition("/")[2] for folder in folders]
         return [name for name in names if _NAME.fullmatch(name) and self.parts(f"{SCORES}/{name}")]
@@ -209,12 +209,12 @@ class Dataset:
 
 
 def part_name(source_ids: Iterable[str]) -> str:
-    """The name of the part that holds these sources: the same sources, in any order, give the same name."""
+    """Name of the part for these sources, independent of their order."""
     return hashlib.sha256("\n".join(sorted(source_ids)).encode()).hexdigest()[:16]
 
 
 def _empty(table_name: str) -> pa.Table:
-    """A table without rows, as DuckDB sees it in a file: it reads half floats from Parquet, but not from Arrow."""
+    """An empty table as DuckDB sees it in a file: it reads half floats from Parquet, but not from Arrow."""
     single = pa.list_(pa.float32())
     schema = pa.schema([f.with_type(single) if f.type == pa.list_(pa.float16()) else f for f in SCHEMAS[table_name]])
     return schema.empty_table()

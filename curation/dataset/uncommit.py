@@ -1,6 +1,6 @@
-"""Undo the commit of some sources of a dataset, so that the next run does them again; all other rows stay.
+"""Undo the commit of some sources of a dataset, so that the next run processes them again; other rows are kept.
 
-Only for when no other run writes into the dataset.
+Call it only when no other run writes into the dataset.
 """
 
 import json
@@ -21,7 +21,7 @@ _PART = re.compile(r"[A-Za-z0-9_-]{1,64}")
 def uncommit(dataset: Dataset, sources_of: Mapping[str, Collection[str]]) -> None:
     """Remove the rows of these sources: part -> source ids.
 
-    What is to be removed is noted in a file first: after a kill, `finish_uncommit` does the rest.
+    The removal is first recorded in a file, so that `finish_uncommit` can complete it after a kill.
     """
     if sources_of:
         noted = {part: sorted(source_ids) for part, source_ids in sources_of.items()}
@@ -30,7 +30,7 @@ def uncommit(dataset: Dataset, sources_of: Mapping[str, Collection[str]]) -> Non
 
 
 def finish_uncommit(dataset: Dataset) -> None:
-    """Do what a killed run had noted, if there is anything. Raises UserError where the note is damaged."""
+    """Complete the recorded removal of a killed run, if any. Raises UserError if the record is damaged."""
     try:
         noted = storage.read_json(dataset.fs, dataset.file(_NOTE), _checked)
     except FileNotFoundError:
@@ -42,7 +42,7 @@ def finish_uncommit(dataset: Dataset) -> None:
 
 
 def _checked(noted: dict[str, Any]) -> dict[str, list[str]]:
-    """Names of parts become paths, so none may lead out of the dataset."""
+    """Validate names of parts, which become paths and must stay inside the dataset."""
     for part, source_ids in noted.items():
         if not _PART.fullmatch(part):
             raise ValueError(f"{part!r} is not the name of a part")

@@ -1,8 +1,8 @@
-"""Near-duplicates: clips of different sources with almost the same pictures, and which of them to keep.
+"""Near-duplicates: clips of different sources with almost the same content, and which of them to keep.
 
-Copies have almost equal embeddings (SemDeDup, arXiv 2303.09540, section 3). The result is a table of scores like any
-other; the rule `duplicate_rank: {max: 0}` keeps, of each group, the best that passes the other rules.
-Sizes: N clips, D = embedding width.
+Copies have almost equal embeddings (SemDeDup, arXiv 2303.09540, section 3). The result is a table of scores; the rule
+`duplicate_rank: {max: 0}` keeps, of each group, the best clip that passes the other rules. Sizes: N clips, D =
+embedding width.
 """
 
 import json
@@ -56,7 +56,7 @@ DUPLICATES = pa.schema(
 """The table `scores/duplicates`."""
 
 _METHOD = 1
-"""Raised when the same clips and settings would give another table."""
+"""Incremented when the same clips and settings would give another table."""
 
 _TABLE, _PART = "scores/duplicates", "duplicates"
 _VERSION_KEYS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated")
@@ -66,7 +66,7 @@ _BATCH_ROWS = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicatesResult:
-    """What was found. clips = kept + duplicates; all clips of the dataset = clips + without_embedding."""
+    """Totals. clips = kept + duplicates; all clips of the dataset = clips + without_embedding."""
 
     clips: int
     kept: int
@@ -74,19 +74,19 @@ class DuplicatesResult:
     groups: int
     """Kept clips that have duplicates."""
     largest_group: int
-    """Clips in it, with the one that is kept."""
+    """Number of clips, including the kept one."""
     without_embedding: int
     """Null, not finite, or zero."""
     approximate: bool
     reused: bool = False
-    """The table was up to date: nothing was done."""
+    """The table was already current; nothing was computed."""
 
 
 def find_duplicates(dataset: Dataset, config: DuplicatesConfig | None = None) -> DuplicatesResult:
     """Write `scores/duplicates/duplicates.parquet`, see `DUPLICATES`, for all committed clips.
 
-    The file is replaced as a whole; where it is current, nothing is done. Raises UserError when no clip has an
-    embedding, when the dataset has no column of them, or has them in two widths.
+    The file is replaced atomically; if it is current, nothing is done. Raises UserError if no clip has an embedding, if
+    the dataset has no embedding column, or if embeddings have two widths.
     """
     config = config or DuplicatesConfig()
     inputs = _inputs(dataset, config)
@@ -106,12 +106,12 @@ def find_duplicates(dataset: Dataset, config: DuplicatesConfig | None = None) ->
 
 
 def is_current(dataset: Dataset, config: DuplicatesConfig | None = None) -> bool:
-    """Whether the table is there and was made from the clips as they are now, with these settings."""
+    """Whether the table exists and was computed from the current clips with these settings."""
     return _written(dataset, _inputs(dataset, config or DuplicatesConfig())) is not None
 
 
 def last_config(dataset: Dataset) -> DuplicatesConfig | None:
-    """The settings that the table was made with; None where there is none, or it does not say (an earlier release)."""
+    """The settings of the existing table; None without a table, or one of an earlier release."""
     metadata = _metadata(dataset)
     try:
         return DuplicatesConfig.model_validate_json(metadata[_CONFIG]) if _CONFIG in metadata else None
@@ -176,9 +176,9 @@ def _batches(dataset: Dataset, connection: duckdb.DuckDBPyConnection) -> Iterato
 
 
 def _inputs(dataset: Dataset, config: DuplicatesConfig) -> str:
-    """A digest of the settings and of the files that hold what is read.
+    """Digest of the settings and input files.
 
-    Taken before they are read: a part that is committed meanwhile then makes the table outdated, never current.
+    Taken before the files are read, so that a part committed meanwhile makes the table outdated.
     """
     with dataset.connect() as connection:
         known = joined_columns(connection)
@@ -204,7 +204,7 @@ def _file_versions(dataset: Dataset, table: str) -> dict[str, str]:
 
 
 def _written(dataset: Dataset, inputs: str) -> DuplicatesResult | None:
-    """What the table says that was found, if it was made from these inputs."""
+    """The recorded totals, if the table was computed from these inputs."""
     metadata = _metadata(dataset)
     try:
         if metadata.get(_INPUTS, b"").decode() == inputs:
@@ -215,7 +215,7 @@ def _written(dataset: Dataset, inputs: str) -> DuplicatesResult | None:
 
 
 def _metadata(dataset: Dataset) -> dict[bytes, bytes]:
-    """Of the file; nothing where it is missing or damaged."""
+    """Metadata of the file; empty if it is missing or damaged."""
     path = dataset.file(_TABLE, f"{_PART}.parquet")
     if not storage.exists(dataset.fs, path):
         return {}

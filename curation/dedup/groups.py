@@ -1,8 +1,8 @@
-"""Groups of near-duplicates: clips in the order in which they are kept, and the clip that each of them joins.
+"""Groups of near-duplicates: clips in order of preference, and the kept clip that each of them joins.
 
-Clips are taken from the best to the worst: each joins the best clip kept so far that it is near to, or is kept. So
-every copy is near the clip that stands for it, and a chain of small differences joins no clips that differ much.
-Sizes: N clips, D = width of an embedding, P pairs.
+Clips are processed from best to worst: each joins the best kept clip that it is similar to, or is kept. So every copy
+is similar to its representative, and chains of small differences do not join dissimilar clips. Sizes: N clips, D =
+width of an embedding, P pairs.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ from clipmill.config import Config
 from clipmill.errors import UserError
 
 CLIP_COLUMNS = ("clip_id", "source_id", "width", "height", "aesthetic", "duration_s", "embedding")
-"""What is read of a clip. `embedding` is a list of D numbers, or null."""
+"""Columns read of a clip. `embedding` is a list of D numbers, or null."""
 
 _SLACK = 0.002
-"""Inner products of fp16 vectors of length 1 are this near to their cosines, and more."""
+"""Bound on the error of the cosine from inner products of fp16 vectors."""
 _EXACT_AT_ONCE = 4096
 _CELLS_PER_ROOT = 4
-"""Cells of the approximate index, for the square root of the clips."""
+"""Cells of the approximate index, as a factor of the square root of the number of clips."""
 _TRAINING_PER_CELL = 40
 
 
@@ -54,7 +54,7 @@ class DuplicatesConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class RankedClips:
-    """The clips that have an embedding. Their numbers, 0 to N - 1, go from the best to the worst."""
+    """The clips with an embedding. Their indices, 0 to N - 1, go from best to worst."""
 
     clip_id: pa.Array
     source_N: NDArray[np.int64]
@@ -62,9 +62,9 @@ class RankedClips:
     row_N: NDArray[np.int64]
     """Its row in `embeddings_ND`."""
     twin_N: NDArray[np.int64]
-    """The best clip of the same embedding that may join, and stand for, the very same clips; mostly itself."""
+    """The best clip with an equal embedding and equal constraints; usually itself."""
     embeddings_ND: NDArray[np.float16]
-    """Of length 1; in a file."""
+    """L2-normalized; stored in a file."""
     without_embedding: int
 
     def embeddings(self, clips: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -72,7 +72,7 @@ class RankedClips:
         return self.embeddings_ND[self.row_N[clips]].astype(np.float32)
 
     def cosines(self, first_P: NDArray[np.int64], second_P: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The same for a pair whatever else is asked: sums of products of fp16 numbers below 1 are exact in fp64."""
+        """Deterministic per pair: sums of products of fp16 numbers below 1 are exact in fp64."""
         found_P = np.empty(len(first_P))
         for start in range(0, len(first_P), _EXACT_AT_ONCE):
             part = slice(start, start + _EXACT_AT_ONCE)
@@ -83,7 +83,7 @@ class RankedClips:
     def may_join(
         self, first_P: NDArray[np.int64], second_P: NDArray[np.int64], config: DuplicatesConfig
     ) -> NDArray[np.bool_]:
-        """Whether two clips can be duplicates, but for their embeddings."""
+        """Whether two clips may be duplicates, apart from their embeddings."""
         allowed_P = np.full(len(first_P), True)
         if not config.same_source:
             allowed_P &= self.source_N[first_P] != self.source_N[second_P]
@@ -94,7 +94,7 @@ class RankedClips:
 
 
 def read_ranked(batches: Iterable[pa.RecordBatch], file: BinaryIO, config: DuplicatesConfig) -> RankedClips:
-    """Put the clips of the batches in order; their embeddings go into `file`, which has to stay open.
+    """Sort the clips of the batches; their embeddings are written to `file`, which must stay open.
 
     Raises UserError for embeddings of two widths.
     """
@@ -165,7 +165,7 @@ def _twin_keys(batch: pa.RecordBatch, embeddings_ND: NDArray[np.float16], config
 
 
 def _best_first(table: pa.Table, config: DuplicatesConfig) -> NDArray[np.int64]:
-    """Rows from the best clip to the worst; what is not known is worse than anything."""
+    """Row order from best to worst; missing values rank last."""
     columns = {
         "resolution": pc.multiply(table["width"].cast(pa.int64()), table["height"].cast(pa.int64())),
         "aesthetic": table["aesthetic"],

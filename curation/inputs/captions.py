@@ -1,6 +1,6 @@
-"""Captions that come with a video: from a list, from a sidecar file, from the container's metadata (paper 3.1).
+"""Captions supplied with a video: from a list, a sidecar file, or the container's metadata (paper 3.1).
 
-Each caption keeps the name of its source, so that training can draw them with its own probabilities.
+Each caption records its source, so that training can sample sources with its own probabilities.
 """
 
 import codecs
@@ -25,12 +25,12 @@ from clipmill.storage import is_local, open_regular, path_of, read_limited, reas
 from curation.inputs.stats import Source, locate
 
 MAX_CHARS = 20_000
-"""Of one caption. Every clip of a video carries the captions of the whole video."""
+"""Maximum length of a caption. Every clip of a video carries the captions of the whole video."""
 MAX_PER_CLIP = 32
 MAX_CLIP_BYTES = 64 << 10
-"""Of all captions of one clip. DuckDB reads 2,048 rows at a time, with all that is in them."""
+"""Maximum bytes of all captions of a clip. DuckDB reads 2,048 rows at a time with all their captions."""
 MAX_SOURCE_BYTES = 16 << 20
-"""Of all captions of a source, counted for every clip that has them."""
+"""Maximum bytes of all captions of a source, counted once per clip that has them."""
 _MAX_SIDECAR_BYTES = 4 << 20
 _NO_ROOM = "captions dropped: the text exceeds the limit for the clips of one video; shorten its captions"
 _TOO_LARGE = f"more than {_MAX_SIDECAR_BYTES >> 20} MiB; expected captions only"
@@ -46,7 +46,7 @@ _ENTRY_KEYS = ["text", "start_s", "end_s", "source"]
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 _METADATA_TAGS = ("description", "synopsis", "title", "comment")
-"""What says most of the content comes first; comments are often left by programs."""
+"""Most descriptive tag first; comments are often written by programs."""
 _MADE_WITH = re.compile(
     r"(was )?(made|created|edited|encoded|recorded|captured|exported|generated|rendered|produced|processed)"
     r" (by|with|using|in|on|via|from) (the )?",
@@ -66,7 +66,7 @@ _PROGRAM = re.compile(
     r"|sora\b|veo\b|pika labs|kling\b|stable video diffusion|yt-dlp|any video converter|freemake|vsdc|hitfilm",
     re.IGNORECASE,
 )
-"""Programs and devices that write their names into files, as the beginning of a text."""
+"""Programs and devices that write their names into files; matched at the beginning of a text."""
 _ADDRESS = re.compile(r"vid:\w+$|https?://\S+$|www\.\S+$", re.IGNORECASE)
 _PLACEHOLDERS = {
     *("untitled", "unknown", "unnamed", "no title", "title", "video", "movie", "clip", "output", "default", "test"),
@@ -75,31 +75,31 @@ _PLACEHOLDERS = {
 
 
 CaptionError = Literal["failed", "nothing_to_merge"]
-"""`nothing_to_merge`: there were no two captions to merge; a retry changes nothing."""
+"""`nothing_to_merge`: there were no two captions to merge; retrying does not help."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """One caption of a clip. A caption that failed has no text, and says why."""
+    """One caption of a clip. A failed caption has no text but an error."""
 
     source: str
-    """Where it comes from: list, sidecar, metadata, or the captioner's name (coca, video, merged)."""
+    """Origin: list, sidecar, metadata, or the captioner's name (coca, video, merged)."""
     text: str | None = None
     error_kind: CaptionError | None = None
     error: str | None = None
 
     @classmethod
     def failed(cls, source: str, error: str, kind: CaptionError = "failed") -> "Caption":
-        """A caption without text, with the reason."""
+        """A failed caption with its reason."""
         return cls(source=source, error_kind=kind, error=error)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimedCaption:
-    """A caption and the part of the video that it describes; the whole of it where both bounds are None.
+    """A caption and the part of the video that it describes; the whole video if both bounds are None.
 
-    Times are seconds from the first frame of the video, as a player shows them. One bound alone
-    means from the beginning, or to the end.
+    Times are seconds from the first frame of the video, as in a player. A missing start means the beginning, a missing
+    end the end.
     """
 
     caption: Caption
@@ -108,13 +108,14 @@ class TimedCaption:
 
 
 def read_captions(source: Source, metadata: Mapping[str, str]) -> list[TimedCaption]:
-    """Every caption supplied with `source`: from its list, NAME.json and NAME.txt beside it, its container's tags.
+    """Every caption supplied with `source`: from its list, the sidecars NAME.json and NAME.txt, and its container's
+    tags.
 
-    `metadata` holds the container's tags. What cannot be read becomes a caption with an error; a caption without
-    text is none. Costs one attempt per sidecar name. Raises RunStopped where this machine cannot go on, nothing else.
+    `metadata` holds the container's tags. Unreadable captions become captions with an error; empty ones are skipped.
+    Costs one request per sidecar name. Only raises RunStopped, if this machine is out of resources.
 
-    A store that hides what it does not list answers "forbidden" for a file that is not there: outside the local disk
-    such a sidecar counts as not there.
+    A store that hides unlisted files responds "forbidden" for a missing file, so outside the local disk a forbidden
+    sidecar counts as missing.
     """
     captions = [TimedCaption(caption=c) for text in source.captions for c in _captions("list", text)]
     captions += _from_sidecar(source, ".json", _parse_json)
@@ -124,10 +125,10 @@ def read_captions(source: Source, metadata: Mapping[str, str]) -> list[TimedCapt
 
 
 def captions_of_clips(captions: Sequence[TimedCaption], clips_s: Sequence[tuple[float, float]]) -> list[list[Caption]]:
-    """The captions of each clip of a source, given its start and end; at most MAX_SOURCE_BYTES in all.
+    """The captions of each clip of a source, given its start and end; at most MAX_SOURCE_BYTES in total.
 
-    Every clip has a row with its captions, so a long caption of a video with many clips is there many times. Where
-    that is more than the limit, each clip gets an equal share of it, and an error for what did not fit.
+    Every clip row stores its captions, so a long caption is repeated for each clip. Beyond the limit, each clip gets an
+    equal share, and an error for what did not fit.
     """
     timeline = _Timeline(captions)
     chosen = [timeline.between(start_s, end_s) for start_s, end_s in clips_s]
@@ -139,16 +140,17 @@ def captions_of_clips(captions: Sequence[TimedCaption], clips_s: Sequence[tuple[
 
 
 def captions_between(captions: Sequence[TimedCaption], start_s: float, end_s: float) -> list[Caption]:
-    """The captions of a clip: those of the whole video, and those whose time covers at least half of the clip's.
+    """The captions of a clip: those of the whole video, and those that cover at least half of the clip.
 
-    Half, because whoever wrote a timed caption found other cuts than we did. One that covers most of the clip tells
-    what is mostly seen in it; one that covers less describes something else, or a moment of it.
+    Timed captions follow other cuts than ours. A caption that covers most of the clip describes its main content; one
+    that covers less describes something else, or only a moment.
     """
     return _Timeline(captions).between(start_s, end_s)
 
 
 class _Timeline:
-    """The captions of a source, for being asked for each of its clips: ten thousand of each are a hundred million."""
+    """Captions of a source, indexed for queries by clip: ten thousand captions times ten thousand clips are 10^8
+    pairs."""
 
     def __init__(self, captions: Sequence[TimedCaption]) -> None:
         numbers: dict[Caption, int] = {}
@@ -170,7 +172,7 @@ class _Timeline:
 
 
 def _fitting(captions: list[Caption], size_bytes: Mapping[Caption, int], room_bytes: int) -> list[Caption]:
-    """The captions that fit into the room, in order, and an error for the first that does not."""
+    """The captions that fit into the limit, in order, and an error for the first that does not."""
     fitting: list[Caption] = []
     left_out: list[Caption] = []
     for caption in captions:
@@ -183,9 +185,9 @@ def _fitting(captions: list[Caption], size_bytes: Mapping[Caption, int], room_by
 
 
 def clean(text: str) -> str | None:
-    """`text` on one line, without control characters and halves of characters; None if nothing visible is left.
+    """`text` on one line, without control characters and lone surrogates; None if nothing visible is left.
 
-    What joins emoji or sets the direction of writing stays.
+    Characters that join emoji or set the text direction are preserved.
     """
     characters = (c for c in text.removeprefix("\ufeff") if c.isspace() or unicodedata.category(c) not in ("Cc", "Cs"))
     line = " ".join("".join(characters).split())
@@ -193,7 +195,7 @@ def clean(text: str) -> str | None:
 
 
 def _captions(source: str, text: str) -> Iterator[Caption]:
-    """One caption, or none where there is no text."""
+    """One caption, or none if there is no text."""
     line = clean(text)
     if line and len(line) > MAX_CHARS:
         yield Caption.failed(source, f"a caption of {len(line):,} characters exceeds the limit of {MAX_CHARS:,}")
@@ -216,7 +218,7 @@ def _from_sidecar(source: Source, suffix: str, parse: Callable[[str], Iterator[T
 
 
 def _beside(address: str, suffix: str) -> str:
-    """The address of the same name with another suffix; a web address keeps its query."""
+    """The address with another suffix; a web address keeps its query."""
     if not address.startswith(("http://", "https://")):
         return posixpath.splitext(address)[0] + suffix
     address, mark, query = address.partition("#")[0].partition("?")
@@ -224,7 +226,7 @@ def _beside(address: str, suffix: str) -> str:
 
 
 def _read(address: str, root: str) -> bytes | None:
-    """The content; None where there is no such file. One request on an object store."""
+    """The content; None if the file does not exist. One request on an object store."""
     fs, path = locate(address)
     try:
         if is_local(fs):
@@ -243,7 +245,8 @@ def _read(address: str, root: str) -> bytes | None:
 
 
 def _read_local(path: str, root: str) -> bytes:
-    """The content of a sidecar. A link has to stay below the input's folder, the video's, or their content store."""
+    """The content of a sidecar. A link must resolve below the input's folder, the video's folder, or their content
+    store."""
     with open_regular(path) as file:
         real_path, folder = path_of(file.fileno(), path), posixpath.dirname(path)
         if not any(real_path.startswith(f"{place.rstrip('/')}/") for place in _allowed(folder, root or folder)):
@@ -256,7 +259,8 @@ def _read_local(path: str, root: str) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _allowed(folder: str, root: str) -> tuple[str, ...]:
-    """Folders in which a sidecar may lie when links are resolved: git-annex, DVC and Hugging Face have stores."""
+    """Folders that may contain a sidecar once links are resolved: git-annex, DVC and Hugging Face use content
+    stores."""
     folders = [os.path.realpath(folder), os.path.realpath(root)]
     for above in _ancestors(folders[1]):
         folders += [f"{above}/.git/annex/objects", f"{above}/.dvc/cache"]
@@ -289,7 +293,7 @@ def _decode(content: bytes) -> str:
 
 
 def _parse_text(text: str) -> Iterator[TimedCaption]:
-    """The whole file is one caption, however many lines it has."""
+    """The whole file is one caption, regardless of line breaks."""
     for caption in _captions("sidecar", text):
         yield TimedCaption(caption=caption)
 
@@ -357,7 +361,7 @@ def _kind(value: Any) -> str:
 
 
 def _from_metadata(uri: str, metadata: Mapping[str, str]) -> Iterator[Caption]:
-    """The first tag that says something of the content."""
+    """The first tag that describes the content."""
     tags = {key.lower().removeprefix("com.apple.quicktime."): value for key, value in metadata.items()}
     for tag in _METADATA_TAGS:
         text = clean(tags.get(tag, ""))
@@ -367,7 +371,7 @@ def _from_metadata(uri: str, metadata: Mapping[str, str]) -> Iterator[Caption]:
 
 
 def _worthless(text: str, uri: str) -> bool:
-    """Left by a program, a mere name, or in an encoding that was not understood."""
+    """Whether a tag was written by a program, is a mere name, or has an unknown encoding."""
     if "\ufffd" in text or _names_a_program(text) or _ADDRESS.match(text) or text.lower() in _PLACEHOLDERS:
         return True
     if not any(c.isalpha() for c in text):

@@ -1,7 +1,7 @@
-"""Walk local folders and patterns: the videos in them, what cannot be read, and how much was passed over.
+"""Walk local folders and glob patterns; report videos, unreadable entries, and counts of skipped files.
 
-Links are followed. A folder is listed once, under its own path if it lies in the walk, so loops of links end and a link
-that is added changes no path.
+Links are followed. Each folder is listed once, under its own path if that is part of the walk, so link loops terminate
+and adding a link does not change existing paths.
 """
 
 import fnmatch
@@ -20,7 +20,7 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts"),
     *(".mpg", ".mpeg", ".vob", ".flv", ".f4v", ".ogv", ".wmv", ".asf", ".mxf"),
 )
-"""What counts as a video when a folder is listed. A file that is named or listed explicitly may be called anything."""
+"""Suffixes that count as video when a folder is listed. Files that are named or listed explicitly can have any name."""
 
 _SIDECAR_SUFFIXES = (".json", ".txt")
 _LONGEST_SUFFIX = 12
@@ -29,34 +29,34 @@ FOLDER_NOT_FILE = "this is a folder, not a file"
 
 
 class Folder(NamedTuple):
-    """A folder as it is named and as it lies on the disk, links resolved: asking anew at each level takes too long."""
+    """A folder as named and with links resolved; resolving again at each level would be slow."""
 
     path: str
     real_path: str
 
     def child(self, name: str) -> "Folder":
-        """What is in it under this name, if that is not a link."""
+        """The entry of this name, if it is not a link."""
         return Folder(f"{self.path.rstrip('/')}/{name}", f"{self.real_path.rstrip('/')}/{name}")
 
 
 @dataclass(kw_only=True)
 class Walk:
-    """What a walk found. Paths are as named, not resolved."""
+    """Result of a walk. Paths are as named, not resolved."""
 
     videos: list[str] = field(default_factory=list)
     problems: dict[str, SourceError] = field(default_factory=dict)
-    """Folders that cannot be read, and folders without a video that are named like one."""
+    """Unreadable folders, and folders without videos whose names end like a video's."""
     passed_over: Counter[str] = field(default_factory=Counter)
-    """Files that were not taken, by suffix; also "hidden", "without suffix", "other", and "repeated folders"."""
+    """Number of skipped files by suffix; also "hidden", "without suffix", "other", and "repeated folders"."""
 
 
 def is_video_name(path: str) -> bool:
-    """Whether a name ends like a video's."""
+    """Whether a name has a video suffix."""
     return posixpath.splitext(path)[1].lower() in VIDEO_SUFFIXES
 
 
 def walk_folder(root: str) -> Walk:
-    """Every video below a local folder, sorted by path; hidden files and folders are passed over."""
+    """Every video below a local folder, sorted by path; hidden files and folders are skipped."""
     walk, named_like_videos = Walk(), []
     seen: set[tuple[int, int]] = set()
     pending, linked = [Folder(root, os.path.realpath(root))], list[str]()
@@ -87,7 +87,7 @@ def walk_folder(root: str) -> Walk:
 
 
 def without_videos(folders: Iterable[str], videos: Iterable[str]) -> list[str]:
-    """Those of the folders below which none of the videos lies."""
+    """The folders that contain none of the videos."""
     holding: set[str] = set()
     for path in videos:
         while (path := path.rpartition("/")[0]) and path not in holding:
@@ -96,7 +96,7 @@ def without_videos(folders: Iterable[str], videos: Iterable[str]) -> list[str]:
 
 
 def count_passed_over(counter: Counter[str], names: Collection[str]) -> None:
-    """Count the files of one folder that are neither videos nor captions of a video there."""
+    """Count the files of one folder that are neither videos nor their captions."""
     stems = {posixpath.splitext(name)[0] for name in names if is_video_name(name)}
     for name in names:
         stem, suffix = posixpath.splitext(name)
@@ -108,10 +108,10 @@ def count_passed_over(counter: Counter[str], names: Collection[str]) -> None:
 
 
 def expand_pattern(pattern: str, walk: Walk) -> list[str]:
-    """Local paths that match a pattern of *, ?, [] and **, sorted; hidden names only where the pattern has the dot.
+    """Local paths that match a pattern of *, ?, [] and **, sorted; hidden names only match a pattern with the dot.
 
-    Files that a last part without a suffix (such as * or clip_*) matches by the way count as passed over unless they
-    are videos. `walk` takes up problems and counts.
+    If the last part has no suffix (such as * or clip_*), matching files that are not videos count as skipped. `walk`
+    collects problems and counts.
     """
     *parts, last = pattern.split("/")[1:]
     level = [Folder("/", "/")]
@@ -141,7 +141,7 @@ def _matching(folders: Iterable[Folder], part: str, walk: Walk) -> Iterator[Fold
 
 
 def _folders_below(root: Folder, walk: Walk) -> Iterator[Folder]:
-    """`root` and every folder below it; linked ones are not entered, for ** would meet them by every way."""
+    """`root` and every folder below it; linked folders are not entered, or ** would match them repeatedly."""
     waiting, seen = [root], set[tuple[int, int]]()
     while waiting:
         yield (folder := waiting.pop())
@@ -152,7 +152,7 @@ def _folders_below(root: Folder, walk: Walk) -> Iterator[Folder]:
 def _entries(
     folder: Folder, seen: set[tuple[int, int]], walk: Walk, *, hidden: bool = False
 ) -> list[tuple[str, int, bool]]:
-    """(name, mode of what it leads to, whether it is a link) in one folder, by name. What is wrong goes to `walk`."""
+    """(name, mode of the target, whether it is a link) of the entries of one folder, by name. Problems go to `walk`."""
     listed = []
     try:
         check_not_of_kernel(f"{folder.real_path}/")
@@ -176,7 +176,7 @@ def _entries(
 
 
 def _mode(entry: "os.DirEntry[str]") -> int:
-    """Of what the entry leads to; 0 for a link that leads nowhere."""
+    """Mode of the entry's target; 0 for a broken link."""
     try:
         if entry.is_symlink():
             return entry.stat().st_mode

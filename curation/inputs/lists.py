@@ -1,7 +1,7 @@
-"""Read lists of inputs: .txt, .csv and .parquet files with an address and perhaps a caption per row.
+"""Read lists of inputs: .txt, .csv and .parquet files with an address and an optional caption per row.
 
-Lists come from strangers: rows are read some at a time and only the two columns, what is wrong with a row stays with
-that row, and rows and bytes have limits.
+Lists are untrusted: rows are read in batches and only the two columns, an invalid row only affects itself, and rows and
+bytes are limited.
 """
 
 import codecs
@@ -33,12 +33,12 @@ _READ_DEADLINE_S = 600.0
 
 
 _Cells = tuple[bytes | None, bytes | None]
-"""Address and caption, as bytes: they need not be UTF-8."""
+"""Address and caption as bytes, because they may not be UTF-8."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of a list. `address` may hold bytes that are not UTF-8, as `os.fsdecode` gives them."""
+    """One row of a list. `address` may contain bytes that are not UTF-8, as in `os.fsdecode`."""
 
     address: str
     caption: str | None = None
@@ -47,9 +47,9 @@ class Row:
 
 
 def read_rows(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Row]:
-    """The rows that have an address. A .txt has one per line, a caption after a tab, and # before a comment.
+    """The rows that have an address. A .txt has one per line, an optional caption after a tab, and # comments.
 
-    Raises UserError for a list that is missing, cannot be read, has no column of addresses, or is beyond the limits.
+    Raises UserError for a list that is missing, unreadable, without an address column, or beyond the limits.
     """
     name, rows, size_bytes = shown(fs, path), 0, 0
     try:
@@ -127,7 +127,7 @@ def _csv_cells(content: bytes, name: str) -> Iterator[_Cells | Row]:
 
 
 def _as_utf8(content: bytes) -> tuple[bytes, str]:
-    """Content that pyarrow's CSV parser takes: where it is not UTF-8, each byte becomes a character of its own."""
+    """Content for pyarrow's CSV parser: if it is not UTF-8, each byte becomes one character."""
     try:
         content.decode()
     except UnicodeDecodeError:
@@ -158,7 +158,7 @@ def _parquet_cells(content: bytes, name: str) -> Iterator[_Cells]:
 
 
 def _columns(names: list[str], name: str) -> list[str]:
-    """The column of addresses, and that of captions if there is one."""
+    """The address column, and the caption column if there is one."""
     uri = next((known for known in _URI_COLUMNS if known in names), None)
     if uri is None:
         raise UserError(
@@ -175,7 +175,7 @@ def _pairs(batch: pa.RecordBatch) -> Iterator[_Cells]:
 
 
 def _values(column: pa.Array) -> list[bytes | None]:
-    """Texts as bytes, for they need not be UTF-8; anything else as Python writes it."""
+    """Texts as bytes, because they may not be UTF-8; other values as Python prints them."""
     if pa.types.is_dictionary(column.type):
         values = _values(column.dictionary)
         return [None if i is None else values[i] for i in column.indices.to_pylist()]

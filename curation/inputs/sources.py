@@ -1,7 +1,7 @@
 """List inputs: files, folders, globs, any fsspec URL, or a .txt/.csv/.parquet list with an optional caption column.
 
-What is wrong with an input of a list or a folder is a value on its `Source`, not an exception. Every question to a
-store has a deadline, and one that does not answer is soon not asked any more.
+Errors of inputs from lists or folders are values on their `Source`, not exceptions. Every request to a store has a
+deadline, and unresponsive hosts are skipped after a few attempts.
 """
 
 import difflib
@@ -39,7 +39,7 @@ _LISTED_PROTOCOLS = {"file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "a
 """Protocols that rows of a list may use: plain stores. Archives, caches, references and chains are only accepted on the
 command line."""
 _CAPTIONS_AT_MOST = 100
-"""Of one source that are kept of lists; a clip has fewer."""
+"""Maximum number of listed captions kept per source; a clip has fewer."""
 _STATS_IN_FLIGHT = 32
 _LISTING_DEADLINE_S = 3600.0
 _NAMED_AT_MOST = 5
@@ -47,11 +47,11 @@ _NAMED_AT_MOST = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """All sources of some inputs, and what was in the folders beside them."""
+    """All sources of the given inputs, and counts of other files in their folders."""
 
     sources: tuple[Source, ...]
     passed_over: Mapping[str, int]
-    """Files in folders that were not taken: by suffix, or "hidden", "without suffix", "other", "repeated folders"."""
+    """Number of skipped files in folders: by suffix, or "hidden", "without suffix", "other", "repeated folders"."""
 
     def __iter__(self) -> Iterator[Source]:
         return iter(self.sources)
@@ -60,16 +60,16 @@ class Listing:
         return len(self.sources)
 
     def passed_over_sentence(self, most: int = 8) -> str:
-        """Such as "12 .txt, 3 .jpg", the commonest first; empty where nothing was passed over. Safe to print."""
+        """For example "12 .txt, 3 .jpg", most common first; empty if nothing was skipped. Safe to print."""
         common = sorted(self.passed_over.items(), key=lambda item: (-item[1], item[0]))
         rest = sum(count for _, count in common[most:])
         return ", ".join([f"{count:,} {name}" for name, count in common[:most]] + ([f"{rest:,} more"] if rest else []))
 
 
 def list_sources(inputs: Sequence[str]) -> Listing:
-    """Every input once, in the order given, with all captions given for it; folders and globs in order of name.
+    """Every input once, in the order given, with all its captions; folders and globs sorted by name.
 
-    Raises UserError for an input that does not exist (rows of a list excepted), a list without an address column, an
+    Raises UserError for an input that does not exist (except rows of a list), a list without an address column, an
     unknown protocol, or a folder or list that cannot be read.
     """
     passed_over: Counter[str] = Counter()
@@ -130,7 +130,7 @@ def _expand_pattern(fs: fsspec.AbstractFileSystem, pattern: str, walk: Walk) -> 
 
 
 def _expand_url(fs: fsspec.AbstractFileSystem, path: str, passed_over: Counter[str]) -> Iterator[Candidate]:
-    """A web address is one file: asking a web server for a folder would fetch the whole of what it is asked for."""
+    """A web address is a single file: listing a folder over HTTP would download the whole page."""
     web = address(fs, path).startswith(("http://", "https://"))
     if path.partition("?")[0].lower().endswith(LIST_SUFFIXES):
         yield from _listed(fs, path)
@@ -197,7 +197,7 @@ def _row_candidate(fs: fsspec.AbstractFileSystem, path: str, row: Row) -> Candid
 
 
 def _relative(fs: fsspec.AbstractFileSystem, path: str, given: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """A row without a protocol: an absolute path, or one that starts at the list's folder."""
+    """A row without a protocol: an absolute path, or one relative to the list's folder."""
     if posixpath.isabs(given):
         return filesystem(given)
     if path.startswith(("http://", "https://")):
@@ -214,7 +214,7 @@ def _unlisted(fs: fsspec.AbstractFileSystem, given: str, reason: str) -> Candida
 
 
 def _stat_all(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Source]]:
-    """Ask for sizes and versions, some at a time: a list may hold a million addresses in an object store."""
+    """Query sizes and versions concurrently: a list may contain a million addresses of an object store."""
     patience, pool = Patience(), ThreadPoolExecutor(_STATS_IN_FLIGHT)
     waiting = iter(candidates)
     try:
@@ -225,7 +225,7 @@ def _stat_all(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Sour
 
 
 def _not_there(uri: str, error: SourceError, *, local: bool) -> str:
-    """The sentence for an input that does not exist, with the nearest name that does."""
+    """Error message for an input that does not exist, with the nearest existing name."""
     if not local:
         return f"{uri} does not exist: {error.message}"
     if os.path.lexists(uri):

@@ -20,46 +20,47 @@ from curation.inputs.folders import FOLDER_NOT_FILE
 from curation.inputs.lists import read_rows
 
 SIGNED_LIST = "CLIPMILL_SIGNED_LIST"
-"""Environment variable with a list of signed addresses, for opening stored ones, which have no signature."""
+"""Environment variable with a list of signed addresses, used to open stored addresses, which have no signature."""
 _STAT_DEADLINE_S = 30.0
 _IMPATIENT_DEADLINE_S = 3.0
 _PATIENCE = 64
-"""Addresses without an answer, after which the others get the shorter deadline."""
+"""Number of unresponsive addresses after which the others get the shorter deadline."""
 _HOST_TRIES = 8
-"""Addresses of one host without an answer, one after the other, after which it is not asked again."""
+"""Number of consecutive unresponsive addresses after which a host is skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One input. `error` is set where it cannot be used; `captions` are those listed with it."""
+    """One input. `error` is set if it cannot be used; `captions` are those listed with it."""
 
     uri: str
     """A plain absolute path, or a URL without its credentials. A local name that is not UTF-8 is a file:// URL."""
     size_bytes: int | None = None
     version: str = ""
-    """What tells the file from a later one at the same address: etag, or modification time in nanoseconds."""
+    """Version of the file at this address: etag, or modification time in nanoseconds."""
     captions: tuple[str, ...] = ()
     error: SourceError | None = None
     signed: str = field(default="", repr=False)
-    """The address with its credentials, where it has any: to open it in this run, never to be stored or shown."""
+    """The address with credentials, if it has any: used to open it in this run, never stored or shown."""
     root: str = ""
-    """The local folder that it was found in, below which links to captions may lead; its own folder if empty."""
+    """The local folder that contains the input, below which links to captions may point; empty: the file's own
+    folder."""
 
     @property
     def source_id(self) -> str:
-        """16 hex digits from uri, size and version: the same for as long as the file is."""
+        """16 hex digits derived from uri, size and version: stable as long as the file is unchanged."""
         text = f"{self.uri}\0{self.size_bytes}\0{self.version}"
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     @property
     def location(self) -> str:
-        """What to open."""
+        """The address to open."""
         return self.signed or self.uri
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something that may be an input, before it is known what is there."""
+    """A possible input, before its existence is checked."""
 
     fs: fsspec.AbstractFileSystem
     path: str
@@ -67,34 +68,35 @@ class Candidate:
     info: dict[str, Any] | None = None
     root: str = ""
     explicit: bool = False
-    """Given by name on the command line."""
+    """Named on the command line."""
     error: SourceError | None = None
-    """Why it cannot be used; it is not asked for."""
+    """Why it cannot be used; no request is sent."""
 
 
 class Patience:
-    """How long an address may take, given what others did: no stream of dead addresses may hold up a run for hours."""
+    """Timeout of an address, given the responses of others, so that a list of dead addresses cannot block a run for
+    hours."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._unanswered, self._in_a_row = 0, Counter[str]()
 
     def deadline_s(self, host: str) -> float | None:
-        """None: not to be asked any more."""
+        """None: skip it."""
         with self._lock:
             if self._in_a_row[host] >= _HOST_TRIES:
                 return None
             return _STAT_DEADLINE_S if self._unanswered < _PATIENCE else _IMPATIENT_DEADLINE_S
 
     def note(self, host: str, *, answered: bool) -> None:
-        """Count whether an address of this host was answered."""
+        """Record whether an address of this host responded."""
         with self._lock:
             self._in_a_row[host] = 0 if answered else self._in_a_row[host] + 1
             self._unanswered += not answered
 
 
 def stat_source(uri: str) -> Source:
-    """What is at one address now. Raises UserError for an unknown protocol; all else is on the Source."""
+    """The source at one address now. Raises UserError for an unknown protocol; other errors are set on the Source."""
     fs, path = locate(uri)
     return stat_candidate(Candidate(fs, path), Patience())
 
@@ -113,7 +115,7 @@ def open_source(location: str) -> BinaryIO:
 
 
 def stat_candidate(candidate: Candidate, patience: Patience) -> Source:
-    """Size and version of one candidate. What is wrong with it is on the Source."""
+    """Size and version of one candidate. Errors are set on the Source."""
     fs, path, uri = candidate.fs, candidate.path, _uri(candidate)
     source = Source(uri=uri, captions=candidate.captions, error=candidate.error, root=candidate.root)
     if candidate.error is not None:
@@ -165,7 +167,7 @@ def _version(info: dict[str, Any]) -> str:
 
 
 def _unusable(error: Exception) -> SourceError:
-    """Raises RunStopped where the source is not to blame."""
+    """Raises RunStopped if the source is not at fault."""
     raise_if_stopped(error)
     if isinstance(error, SourceError):
         return error
@@ -195,7 +197,7 @@ def locate(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def _uri(candidate: Candidate) -> str:
-    """The address to keep: of a row that could not be understood, what can be shown of it."""
+    """The address to store; for an invalid row, the part that can be shown."""
     fs, path = candidate.fs, candidate.path
     if candidate.error is not None and not posixpath.isabs(path):
         return without_credentials(path).encode("utf-8", "backslashreplace").decode()
@@ -209,7 +211,7 @@ def _uri(candidate: Candidate) -> str:
 
 
 def signed_address(uri: str) -> str:
-    """The same address with a signature, if the list of signed addresses has it; else as it is."""
+    """The address with its signature, if the list of signed addresses has it; otherwise unchanged."""
     listed = os.environ.get(SIGNED_LIST)
     web = uri.startswith(("http://", "https://"))
     return _signed_addresses(listed).get(without_credentials(uri), uri) if listed and web else uri

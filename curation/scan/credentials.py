@@ -1,7 +1,7 @@
-"""The environment of a child that reads untrusted videos: what it needs to run, and one store's credentials.
+"""Environment of a child that reads untrusted videos: required variables and the credentials of one store.
 
-A variable that is not named here does not reach the child, so a decoder that is taken over finds no key of another
-service in its environment. The child of a local source gets no credential at all.
+Variables that are not listed here do not reach the child, so a compromised decoder finds no credentials of other
+services in its environment. The child of a local source gets no credentials at all.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _NETWORK = (
     *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "XDG_CONFIG_HOME", "FSSPEC_CONFIG_DIR"),
 )
-"""What every remote store is reached through. A proxy's address may hold a password."""
+"""Variables needed for every remote store. A proxy's address may contain a password."""
 
 _CLIENTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("s3", "s3a"), ("AWS_", "S3FS_", "BOTO_")),
@@ -24,17 +24,17 @@ _CLIENTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("az", "abfs", "abfss", "adl"), ("AZURE_", "MSI_", "IDENTITY_")),
     (("hf",), ("HF_", "HUGGINGFACE_", "HUGGING_FACE_")),
 )
-"""Protocols of a store, and how the variables begin that its client reads."""
+"""Protocols of a store, and the prefixes of the variables that its client reads."""
 
 
 def store_of(uri: str) -> str:
-    """The protocol through which an address is read; "" for a local file."""
+    """The protocol of an address; "" for a local file."""
     protocol, separator, _ = uri.partition("://")
     return protocol.lower() if separator and protocol != "file" else ""
 
 
 def child_environment(store: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """Of `environment`, what a child needs that reads from `store`, a protocol as `store_of` gives it."""
+    """The part of `environment` that a child needs to read from `store`, a protocol as returned by `store_of`."""
     names, prefixes = set(_NEEDED), _NEEDED_PREFIXES
     if store:
         protocols, of_client = next((client for client in _CLIENTS if store in client[0]), ((store,), ()))

@@ -1,8 +1,8 @@
-"""Run a function in a child process with a time and a memory limit, so that no video can end a run.
+"""Run a function in a child process with time and memory limits, so that no video can end a run.
 
-Decoders are native code: they hang, crash and allocate without end, and no exception handler can stop that. This
-contains accidents and takes away what an attack would look for first (credentials, a parent that unpickles). It is no
-sandbox: the child has the user, the files and the network of its parent. docs/cluster.md says what that means.
+Decoders are native code: they can hang, crash and allocate without limit, which no exception handler can stop. The
+child process contains crashes and withholds what an attack would look for first (credentials, a parent that unpickles).
+It is not a sandbox: the child has the user, the files and the network of its parent. See docs/cluster.md.
 """
 
 import ctypes
@@ -34,21 +34,21 @@ T = TypeVar("T")
 
 _OUT_OF_MEMORY_EXIT = 86
 _START_S = 120.0
-"""For a child to import what it needs: seconds, unless the machine is in trouble."""
+"""Startup timeout of a child: imports take seconds on a healthy machine."""
 _LAST_S = 1.0
-"""From the end of a child's connection to its exit code."""
+"""Time from the end of a child's connection to its exit code."""
 _READY_BYTES = 64 << 10
 _PR_SET_PDEATHSIG = 1
 _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from curation.scan.isolation import serve; serve()"
-"""What the child runs. -I and this path keep the working directory out of it, and no `__main__` is run again."""
+"""Code of the child. -I and this path exclude the working directory, and `__main__` is not executed again."""
 
 
 class Isolated:
     """A child process that runs one function at a time, and is replaced when it hangs or dies.
 
-    A context manager. The child serves many calls, so its imports are paid once; sources in another kind of store
-    have a child of their own, as its environment holds the credentials of one store only. Use it from one thread: the
-    kernel kills the child when the thread that started it ends, so none outlives a parent killed with -9.
+    A context manager. The child serves many calls, so its imports are paid for once; each kind of store has a separate
+    child, whose environment only has the credentials of that store. Use it from one thread: the kernel kills the child
+    when the thread that started it ends, so no child outlives a parent killed with SIGKILL.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
@@ -62,23 +62,23 @@ class Isolated:
         self.close()
 
     def close(self) -> None:
-        """Kill the children and what they started, whatever they are doing. The next `run` starts another."""
+        """Kill the children and their descendants. The next `run` starts new ones."""
         for store in list(self._children):
             self._close(store)
 
     def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `function` in a child that has no credentials. It and its arguments are pickled.
+        """Call `function` in a child without credentials. The function and its arguments are pickled.
 
-        `function` must not come from `__main__`, and it declares its return type: plain values, dataclasses of them,
-        SourceErrors. Raises SourceError: "timeout", "out_of_memory", "too_large" (an answer of more than
-        `answer_bytes`), "crashed", or as the function raised it. Any other exception of the function becomes
-        "crashed" with its type, message and place, except UserError, which stays. RunStopped: the child cannot even
-        start, which is no fault of the source.
+        `function` must not be defined in `__main__`, and must declare its return type: plain values, dataclasses of
+        them, SourceErrors. Raises SourceError: "timeout", "out_of_memory", "too_large" (a response of more than
+        `answer_bytes`), "crashed", or as raised by the function. Other exceptions of the function become "crashed" with
+        their type, message and location, except UserError, which is passed on. RunStopped: the child cannot start,
+        which is not the source's fault.
         """
         return self.run_on("", function, *args, **kwargs)
 
     def run_on(self, uri: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `run`, in a child with the credentials of the store in which `uri` is."""
+        """Like `run`, in a child with the credentials of the store of `uri`."""
         if function.__module__ == "__main__":
             raise ValueError(f"{function.__qualname__} is defined in __main__, which the child does not import")
         store = store_of(uri)
@@ -129,7 +129,7 @@ class _ChildDied(Exception):
 
 
 class _Child:
-    """The process, the group of processes that it leads, and the connection to it."""
+    """The process, its process group, and the connection to it."""
 
     def __init__(self, store: str, limits: Limits) -> None:
         self._answer_bytes = limits.answer_bytes
@@ -149,10 +149,10 @@ class _Child:
                 self._connection.close()
                 raise RunStopped(f"cannot start a child process for decoding: {error.strerror}") from error
         self.kill = weakref.finalize(self, _end, self._connection, self._process)
-        """Ends the process and its group; also when this object is gone, and when the interpreter exits."""
+        """Ends the process and its group; also called when this object is collected and at interpreter exit."""
 
     def ask(self, call: bytes, timeout_s: float) -> bytes:
-        """The answer to a call. Raises TimeoutError (from when all imports are done), wire.TooLong, _ChildDied."""
+        """The response to a call. Raises TimeoutError (measured after the imports), wire.TooLong, _ChildDied."""
         started, reason = False, None
         try:
             self._connection.settimeout(_START_S)
@@ -169,7 +169,7 @@ class _Child:
         raise _ChildDied(self._process.returncode, started=started, reason=reason)
 
     def _await_exit(self) -> None:
-        """Give a process whose connection has ended the time to end, too: killed, it would lose its exit code."""
+        """Wait for a process whose connection has closed: killing it would lose its exit code."""
         deadline_s = time.monotonic() + _LAST_S
         unreaped = os.WEXITED | os.WNOHANG | os.WNOWAIT
         while os.waitid(os.P_PID, self._process.pid, unreaped) is None and time.monotonic() < deadline_s:
@@ -177,7 +177,7 @@ class _Child:
 
 
 def _end(connection: socket.socket, process: "subprocess.Popen[bytes]") -> None:
-    """Kill a child and all of its group. It is reaped last: until then no other process can have its number."""
+    """Kill a child and its group. It is reaped last: until then its pid cannot be reused."""
     connection.close()
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -186,7 +186,7 @@ def _end(connection: socket.socket, process: "subprocess.Popen[bytes]") -> None:
 
 
 def _interpreter_flags() -> list[str]:
-    """Isolated from PYTHON* variables and the working directory; else as this interpreter runs."""
+    """Isolated from PYTHON* variables and the working directory; otherwise like this interpreter."""
     flags = ["-I"]
     if sys.dont_write_bytecode:
         flags.append("-B")
@@ -215,7 +215,7 @@ def _verdict(death: _ChildDied, limits: Limits) -> SourceError | RunStopped:
 
 
 def serve() -> None:
-    """What the child does: answer calls until the parent is gone. Its command line says how."""
+    """Main loop of the child: answer calls until the parent exits."""
     descriptor, parent_pid, memory_bytes, file_bytes = map(int, sys.argv[2:])
     connection = socket.socket(fileno=descriptor)
     connection.set_inheritable(False)
@@ -252,7 +252,7 @@ def _prepare_child(parent_pid: int, memory_bytes: int, file_bytes: int) -> None:
 
 
 def _answer(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    """Exceptions of libraries do not go back as they are, only our own two kinds and a sentence about the others."""
+    """Only our two exception types are sent back; others become an error message."""
     try:
         return wire.encode_value(function(*args, **kwargs))
     except Exception as error:
@@ -270,7 +270,7 @@ def _answer(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
 
 
 def _out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory is at the root of it: FFmpeg's ENOMEM is a MemoryError too, OpenCV has its own code."""
+    """Whether the error is caused by memory: FFmpeg's ENOMEM is a MemoryError, OpenCV has its own code."""
     while error is not None:
         if isinstance(error, MemoryError):
             return True

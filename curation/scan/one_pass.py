@@ -1,7 +1,7 @@
-"""The one pass over a source: its cuts, its motion, and the thumbnails that every other scorer looks at.
+"""The single pass over a source: cuts, motion, and the thumbnails that scorers use.
 
-Each frame is decoded once. Thumbnails are kept at most a quarter of a second apart until the clips are known, so no
-second pass is needed to get the first, middle and last frame of each.
+Each frame is decoded once. Thumbnail candidates at most a quarter of a second apart are kept until the clips are known,
+so no second pass is needed for the first, middle and last frame of each clip.
 """
 
 import time
@@ -51,7 +51,7 @@ class ScanConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What one pass found: a `sources` row; per clip a `clips` row and three JPEG thumbnails (first, middle, last)."""
+    """Result of a scan: a `sources` row, and per clip a `clips` row and three JPEG thumbnails (first, middle, last)."""
 
     source: dict[str, Any]
     clips: list[dict[str, Any]] = field(default_factory=list)
@@ -61,8 +61,8 @@ class Scan:
 def scan(source: Source, config: ScanConfig | None = None) -> Scan:
     """Decode a source once and describe it.
 
-    Raises SourceError where nothing of it can be used; RunStopped where the temporary folder cannot be written. Runs
-    native code on untrusted bytes: call it through `curation.scan.isolation.Isolated` unless the file is your own.
+    Raises SourceError if nothing of it is usable; RunStopped if the temporary folder cannot be written. Runs native
+    code on untrusted bytes: call it through `curation.scan.isolation.Isolated` unless the file is trusted.
     """
     config = config or ScanConfig()
     started_s = time.process_time()
@@ -85,19 +85,19 @@ def scan(source: Source, config: ScanConfig | None = None) -> Scan:
 
 
 def rejected(source: Source, error: SourceError) -> Scan:
-    """The scan of a source that could not be scanned: one row that says why."""
+    """The scan of a rejected source: one row with the reason."""
     return rejected_row(identity(source), error)
 
 
 def rejected_row(row: Mapping[str, Any], error: SourceError) -> Scan:
-    """The same for a source whose row is there already: only what identifies it stays."""
+    """The same for a source that already has a row: only the identifying columns are kept."""
     identity_columns = {name: row.get(name) for name in ("source_id", "uri", "size_bytes", "version")}
     verdict = {"status": "rejected", "error_kind": error.kind, "error": redacted(error.message), "clips": 0}
     return Scan(source=identity_columns | verdict)
 
 
 def fits_mp4(video: Video) -> bool:
-    """Whether the packets can go into an MP4 as they are."""
+    """Whether the packets can be stored in MP4 unchanged."""
     info, extradata = video.info, bytes(video.codec_context.extradata or b"")
     # Start codes instead of lengths between the units (Annex B) would have to be rewritten.
     annex_b = info.codec in ("h264", "hevc") and not extradata.startswith(b"\x01")
@@ -105,9 +105,10 @@ def fits_mp4(video: Video) -> bool:
 
 
 class OnePass:
-    """All that looks at every frame of a source: push them in display order, then ask for the rows.
+    """All consumers of the frames of a source: push frames in display order, then request the rows.
 
-    Time is measured from the first frame on: timestamps may begin anywhere in 64 bits, seconds in floating point not.
+    Time is measured from the first frame, because timestamps may start anywhere in 64 bits, beyond the precision of
+    floating-point seconds.
     """
 
     def __init__(self, info: VideoInfo, config: ScanConfig, spool: ThumbnailSpool, *, remuxable: bool) -> None:
@@ -122,7 +123,7 @@ class OnePass:
         self._last_duration = 0
 
     def push(self, frame: Frame, packets: PacketIndex) -> None:
-        """Take the next frame; `packets` are those that were read so far."""
+        """Process the next frame; `packets` are those read so far."""
         av_frame, time_s = frame.av_frame, self._elapsed_s(frame.pts)
         self._cuts.push(frame.index, frame.pts, time_s, self._resizer.small_luma(av_frame))
         if self._motion.wants(time_s):
@@ -140,7 +141,7 @@ class OnePass:
             self._make_room(packets)
 
     def describe(self, source: Source, packets: PacketIndex) -> Scan:
-        """The rows and thumbnails. Raises SourceError where there was no frame."""
+        """The rows and thumbnails. Raises SourceError if there were no frames."""
         if not self._frame_pts:
             raise SourceError("decode_error", "the stream has no frame with a timestamp")
         self._keep_thumbnail(self._previous, float("inf"))
@@ -179,14 +180,14 @@ class OnePass:
         return float((pts - self._frame_pts[0]) * self._info.time_base) if self._frame_pts else 0.0
 
     def _keep_thumbnail(self, frame: Frame | None, next_s: float) -> None:
-        """Keep a frame as a candidate thumbnail if none was kept that lies near enough to the next frame."""
+        """Keep a frame as thumbnail candidate if none is close enough to the next frame."""
         if frame is not None and self._spool.due(next_s, self._config.thumbnail_spacing_s):
             long_side_px = self._config.thumbnail_long_side_px
             bgr = self._resizer.upright_bgr(frame.av_frame, self._info, long_side_px=long_side_px)
             self._spool.add(frame.pts, self._elapsed_s(frame.pts), bgr)
 
     def _make_room(self, packets: PacketIndex) -> None:
-        """Drop the candidate thumbnails that no clip can use any more: of shots that are over, all but three a clip."""
+        """Drop the thumbnail candidates that no clip can use: of completed shots, all but three per clip."""
         timeline = self._timeline(packets)
         seen, settled = self._cuts.settled()
         transitions = merge(seen, self._certain(timeline, packets))
@@ -197,7 +198,7 @@ class OnePass:
         self._spool.drop_decided(spans, decided_pts)
 
     def _certain(self, timeline: Timeline, packets: PacketIndex) -> list[Transition]:
-        """What is known without looking at the frames. Where the frame size changes another shot begins."""
+        """What is known without decoding. A change of frame size starts a new shot."""
         return [
             *damage(timeline, packets),
             *(

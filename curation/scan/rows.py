@@ -1,4 +1,4 @@
-"""What a scan learned, as rows: the columns of a source, of its clips, and a note for a person."""
+"""Rows of a scan: the columns of a source, of its clips, and a note for the user."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from curation.video.decode import PacketIndex, VideoInfo
 
 
 def identity(source: Source) -> dict[str, Any]:
-    """Which input it is."""
+    """Columns that identify the input."""
     return {
         "source_id": source.source_id,
         "uri": source.uri,
@@ -24,7 +24,7 @@ def identity(source: Source) -> dict[str, Any]:
 
 
 def source_columns(info: VideoInfo, timeline: Timeline, packets: PacketIndex, plan: SpanPlan) -> dict[str, Any]:
-    """What was seen of a source that is ok."""
+    """Columns of a source that is ok."""
     fps, variable = _frame_rate(timeline, 0, len(timeline.frame_pts))
     return {
         "container": info.container,
@@ -52,7 +52,7 @@ def source_columns(info: VideoInfo, timeline: Timeline, packets: PacketIndex, pl
 
 
 def clip_columns(source: Source, info: VideoInfo, timeline: Timeline, span: Span) -> dict[str, Any]:
-    """Where a clip lies in its source, and how its frames follow each other."""
+    """Position of a clip in its source, and its frame timing."""
     fps, variable = _frame_rate(timeline, span.start_frame, span.start_frame + span.frames)
     base = timeline.time_base
     bounds = ("cut_start", "cut_end", "start", "end")
@@ -76,7 +76,8 @@ def clip_columns(source: Source, info: VideoInfo, timeline: Timeline, span: Span
 
 
 def _frame_rate(timeline: Timeline, first: int, last: int) -> tuple[float | None, bool]:
-    """(frames - 1) / (last pts - first pts), and whether 1 % of the intervals stray from the median, or one far."""
+    """(frames - 1) / (last pts - first pts), and whether the rate varies: 1 % of the intervals deviate from the median,
+    or one by far."""
     intervals: NDArray[np.int64] = np.diff(timeline.frame_pts[first:last])
     if not len(intervals):
         return None, False
@@ -94,7 +95,7 @@ def note(
     config: SpanConfig,
     thumbnails: str | None = None,
 ) -> str | None:
-    """What a reader should know of a source that is ok but not whole, or that gave no clip."""
+    """Note for a source that is ok but damaged, or yields no clips."""
     notes = []
     if packets.damaged_pts:
         notes.append(f"{len(set(packets.damaged_pts))} damaged packets or frames were skipped")

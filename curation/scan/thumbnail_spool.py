@@ -1,7 +1,7 @@
-"""Thumbnails that may become the first, middle or last one of a clip, kept until the clips are known.
+"""Thumbnail candidates, kept until the clips are known.
 
-They are a quarter of a second apart, so that no second pass is needed. Those of clips that are decided already are
-dropped but for the three that were chosen, and what a shot without end leaves is kept within a limit.
+Candidates are a quarter of a second apart, so no second pass is needed. Those of completed clips are dropped except for
+the three chosen, and the candidates of a long shot are kept within a limit.
 """
 
 from bisect import bisect_left
@@ -15,11 +15,11 @@ from curation.video.resize import Image
 
 _JPEG_QUALITY = 92
 _LEAST_SIDE_PX = 64
-"""A thumbnail is not made smaller than this, whatever the limit."""
+"""Minimum size of a thumbnail, regardless of the limit."""
 
 
 class ThumbnailSpool:
-    """JPEG thumbnails by pts, at most `max_bytes` of them. A context manager. Raises RunStopped as `Spool`."""
+    """JPEG thumbnails by pts, at most `max_bytes` of them. A context manager. Raises RunStopped like `Spool`."""
 
     def __init__(self, max_bytes: int, in_memory_bytes: int = IN_MEMORY_BYTES) -> None:
         self._max_bytes, self._in_memory_bytes = max_bytes, in_memory_bytes
@@ -48,7 +48,7 @@ class ThumbnailSpool:
 
     @property
     def note(self) -> str | None:
-        """What the limit did to the thumbnails."""
+        """Note on the effect of the limit."""
         done = [f"spaced up to {self._farthest_s:.2g} s apart"] if self._farthest_s else []
         done += ["downscaled"] if self._shrunk else []
         return f"thumbnails were {' and '.join(done)} (limits.spool_bytes, limits.answer_bytes)" if done else None
@@ -58,7 +58,7 @@ class ThumbnailSpool:
         return not self._times_s or next_s - self._times_s[-1] > spacing_s + 1e-6
 
     def add(self, pts: int, time_s: float, image_HWC: Image) -> None:
-        """Keep a thumbnail. Timestamps rise."""
+        """Keep a thumbnail. Timestamps must increase."""
         jpeg = _compressed(image_HWC)
         self._pieces.append((self._spool.put(jpeg), len(jpeg)))
         self._pts.append(pts)
@@ -70,9 +70,9 @@ class ThumbnailSpool:
         return [self._pts[i] for i in chosen], tuple(self._spool.get(*self._pieces[i]) for i in chosen)
 
     def drop_decided(self, spans: Iterable[tuple[int, int]], decided_pts: int) -> None:
-        """Make room: of the thumbnails before `decided_pts` only those of these (start_pts, end_pts) clips stay.
+        """Free space: of the thumbnails before `decided_pts`, only keep those of these (start_pts, end_pts) clips.
 
-        If that is not enough, those of what is not decided are thinned out evenly, and then thumbnails get smaller.
+        If that is not enough, the remaining ones are thinned out evenly, then downscaled.
         """
         undecided = bisect_left(self._pts, decided_pts)
         chosen = sorted({i for span in spans for i in self._chosen(*span) if i < undecided})
@@ -100,7 +100,7 @@ class ThumbnailSpool:
         return sum(self._pieces[i][1] for i in chosen)
 
     def _at_least(self, apart_s: float, thumbnails: list[int]) -> list[int]:
-        """The first of the thumbnails, and then each that is so far from the last one that stays."""
+        """The first thumbnail, and then each that is at least this far from the last one kept."""
         spaced = thumbnails[:1]
         for i in thumbnails[1:]:
             if self._times_s[i] - self._times_s[spaced[-1]] >= apart_s - 1e-6:
@@ -115,7 +115,7 @@ class ThumbnailSpool:
         self._times_s = [self._times_s[i] for i in chosen]
 
     def _shrink(self) -> None:
-        """Make the largest thumbnails smaller, so that all of them take half of the limit."""
+        """Downscale the largest thumbnails until all take half of the limit."""
         share_bytes = self._max_bytes // 2 // len(self._pieces)
         self._shrunk = True
         smaller = Spool(self._in_memory_bytes)
@@ -133,7 +133,7 @@ def _compressed(image_HWC: Image) -> bytes:
 
 
 def _within(jpeg: bytes, max_bytes: int) -> bytes:
-    """The image at half its size, again and again until it has at most so many bytes."""
+    """The image halved repeatedly until it has at most this many bytes."""
     while len(jpeg) > max_bytes:
         image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
         assert image is not None, "an image that was compressed here"

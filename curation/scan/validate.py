@@ -1,7 +1,7 @@
-"""Whether a scan that a child gave back fits the tables, and speaks of the source that was asked for.
+"""Validate a scan returned by a child process: it must fit the tables and belong to the requested source.
 
-The child ran native code on untrusted bytes. Rows of other types would stop the run when a part is written, and a row
-under the name of another source would replace that.
+The child ran native code on untrusted bytes. Rows of other types would fail when a part is written, and rows with
+another source's id would replace that source.
 """
 
 import io
@@ -19,11 +19,11 @@ from curation.scan.rows import identity
 
 _LONGEST_SIDE_PX = 4096
 _EXACT_BITS = 53
-"""Of a floating-point number: a larger integer is not one."""
+"""Largest integer that a floating-point column accepts."""
 
 
 def check_scan(scanned: Scan, source: Source) -> None:
-    """Raises SourceError (crashed) where a row is not what the scan of `source` gives."""
+    """Raises SourceError (crashed) if a row does not match a scan of `source`."""
     expected = identity(source)
     try:
         _check(scanned.source.get("status") == "ok", "status")
@@ -46,7 +46,7 @@ def _check_row(row: Mapping[str, Any], schema: pa.Schema) -> None:
 
 
 def fits(value: Any, kind: pa.DataType) -> bool:
-    """Whether a plain value is one of an Arrow type, without being converted; null is one of each."""
+    """Whether a plain value has an Arrow type, without conversion; null matches every type."""
     if value is None:
         return True
     if pa.types.is_list(kind):

@@ -1,7 +1,7 @@
-"""Messages between a process and the child that it does not trust: MessagePack behind a length.
+"""Messages between a process and an untrusted child: length-prefixed MessagePack.
 
-The child gets a pickled call from its parent. The parent never unpickles what the child says: an answer is plain
-values, at most so many bytes, there by a deadline, and it is turned into the type that the called function declares.
+The parent sends a pickled call. It never unpickles the response, which is limited in size and time, consists of plain
+values, and is converted to the declared return type of the called function.
 """
 
 import dataclasses
@@ -21,29 +21,29 @@ from clipmill.errors import ERROR_KINDS, RunStopped, SourceError, UserError
 _LENGTH = struct.Struct("!Q")
 _READ_BYTES = 1 << 20
 _SOURCE_ERROR_CODE = 1
-"""Of MessagePack's extension type that holds a SourceError."""
+"""MessagePack extension type of a SourceError."""
 _MOST_ITEMS = 1 << 21
 """In one list or mapping: six hours at 60 frames per second are 1.3 million frames."""
 
 
 class TooLong(Exception):
-    """A message of more bytes than the receiver takes."""
+    """A message larger than the receiver's limit."""
 
 
 class NotUnderstood(Exception):
-    """A message that is not what was asked for: the sender cannot be trusted any more."""
+    """An invalid response: the sender can no longer be trusted."""
 
 
 def send(connection: socket.socket, content: bytes) -> None:
-    """Send one message. Raises OSError (ConnectionError, TimeoutError) as the socket does."""
+    """Send one message. Raises OSError (ConnectionError, TimeoutError) like the socket."""
     connection.sendall(_LENGTH.pack(len(content)))
     connection.sendall(content)
 
 
 def receive(connection: socket.socket, *, max_bytes: int, timeout_s: float | None = None) -> bytes:
-    """One whole message, however slowly it comes in.
+    """Receive one complete message.
 
-    Raises TimeoutError when it is not there in time, EOFError when the other side is gone, TooLong, OSError.
+    Raises TimeoutError after the deadline, EOFError if the other side closed the connection, TooLong, OSError.
     """
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
     (length,) = _LENGTH.unpack(_receive_exactly(connection, _LENGTH.size, deadline_s))
@@ -67,12 +67,12 @@ def _receive_exactly(connection: socket.socket, length: int, deadline_s: float |
 
 
 def encode_value(value: Any) -> bytes:
-    """What a function returned: plain values, dataclasses, NumPy scalars and SourceErrors. Raises TypeError."""
+    """Encode a return value: plain values, dataclasses, NumPy scalars and SourceErrors. Raises TypeError."""
     return _packed({"value": value})
 
 
 def encode_error(error: SourceError | UserError) -> bytes:
-    """Why it did not return: one of our own exceptions, with its sentence."""
+    """Encode one of our own exceptions with its message."""
     if isinstance(error, SourceError):
         return _packed({"source_error": error})
     kind = "run_stopped" if isinstance(error, RunStopped) else "user_error"
@@ -80,7 +80,7 @@ def encode_error(error: SourceError | UserError) -> bytes:
 
 
 def decode(content: bytes, function: Callable[..., Any]) -> Any:
-    """The value that `function` returned, of the type that it declares. Raises the error that it raised.
+    """Decode the value that `function` returned, as its declared type. Raises the error that it raised.
 
     Raises NotUnderstood for anything else.
     """

@@ -1,7 +1,7 @@
-"""What a scorer is: a small class that looks at a clip's three thumbnails and answers with columns.
+"""Protocols of scorers and captioners. A scorer computes columns from a clip's three thumbnails.
 
-A scorer knows neither Ray nor thresholds. Every clip gets every score once; `curation.selection` filters.
-A captioner looks at the same views and answers with a caption.
+Scorers are independent of Ray and of thresholds. Every clip gets every score once; `curation.selection` filters. A
+captioner sees the same views and returns a caption.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from curation.video.resize import Image
 
 @dataclass(frozen=True, kw_only=True)
 class Embeddings:
-    """What CLIP says of one clip, L2-normalised, float32; `error` instead where it could not say anything."""
+    """CLIP embeddings of one clip, L2-normalized, float32; `error` if there are none."""
 
     frames_FD: NDArray[np.float32] | None = None
     """One row per thumbnail: first, middle and last frame."""
@@ -30,7 +30,7 @@ class Embeddings:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipView:
-    """What a scorer sees of one clip: upright (height, width, 3) uint8 BGR thumbnails and its captions.
+    """Input of a scorer for one clip: upright (height, width, 3) uint8 BGR thumbnails and captions.
 
     `thumbnails` holds the first, middle and last frame, at most 640 px on the longer side.
     """
@@ -42,21 +42,22 @@ class ClipView:
 
 
 class Scorer(Protocol):
-    """The protocol of a score: add one file, one line of the registry in `curation.scores`, and a test."""
+    """Protocol of a scorer. To add one, add a file, an entry in the registry in `curation.scores`, and a test."""
 
     name: str
-    """What the command line and the error columns call it."""
+    """Name on the command line and prefix of the error columns."""
     columns: tuple[pa.Field, ...]
-    """The columns it fills, with meaning, unit and polarity in their metadata (see `clipmill.columns.column`)."""
+    """Its columns, with meaning, unit and polarity in their metadata (see `clipmill.columns.column`)."""
     needs: tuple[str, ...]
-    """What it looks at: "thumbnails", "captions", "embeddings", or a column that an earlier stage gives. CLIP runs once
-    for all scorers that need embeddings, which run in its workers, and not at all if none does."""
+    """Inputs: "thumbnails", "captions", "embeddings", or a column of an earlier stage. CLIP runs once for all scorers
+    that need embeddings, which run in its workers, and only if at least one does."""
     resources: Resources
-    """What one worker of it takes; placement on a cluster follows from it."""
+    """Resources of one worker; they determine the placement on a cluster."""
     embedding_width: int | None
-    """How wide those embeddings have to be, once it is loaded; None if it does not matter."""
+    """Required width of the embeddings, set by `load`; None for any."""
     weights_digest: str | None
-    """Of weights that are chosen by configuration, once loaded: a dataset keeps to one. None if there are none."""
+    """Digest of configurable weights, set by `load`; all clips of a dataset must have the same. None without such
+    weights."""
 
     def load(self, device: str) -> None:
         """Load models onto `device` ("cpu", "cuda"), once per process, before the first `score`.
@@ -68,7 +69,7 @@ class Scorer(Protocol):
     def score(self, batch: Sequence[ClipView]) -> list[dict[str, Any]]:
         """One mapping of column name to value per clip, in order.
 
-        A clip that cannot be scored gets null columns and a reason in `{name}_error`; it never ends the batch.
+        A clip that cannot be scored gets null columns and an error in `{name}_error`; it must not fail the batch.
         """
 
 

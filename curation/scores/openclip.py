@@ -1,7 +1,7 @@
-"""OpenCLIP models whose weights are found or fetched, checked and loaded: never a model with random weights.
+"""Find, download, validate and load OpenCLIP models; never falls back to random weights.
 
-A model is named as open_clip names it (`ViT-L-14`, with a tag or a checkpoint file), or is a folder in the layout of
-open_clip's Hugging Face repositories (`open_clip_config.json` beside the weights), or `hf-hub:OWNER/NAME`.
+A model is an open_clip name (`ViT-L-14`, with a tag or a checkpoint file), a folder in the layout of open_clip's
+Hugging Face repositories (`open_clip_config.json` next to the weights), or `hf-hub:OWNER/NAME`.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ class Weights:
     """Where a model's weights are on this machine, and what goes with them."""
 
     name: str
-    """For people: the model, and the tag or file."""
+    """Display name: the model, and the tag or file."""
     architecture: str | Mapping[str, Any]
     """open_clip's name for it, or its configuration."""
     path: Path
@@ -39,7 +39,7 @@ class Weights:
     quick_gelu: bool = False
     """Trained with OpenAI's approximate GELU, though the architecture's name does not say so."""
     notice: str | None = None
-    """What whoever uses these weights should be told."""
+    """Notice for users of these weights."""
 
     @property
     def size_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Files of named tensors: safetensors, and torch's own without code in them. Nothing in one is taken at its word."""
+"""Read files of named tensors without executing code: safetensors and torch files. All content is validated."""
 
 import pickle
 import pickletools
@@ -17,9 +17,9 @@ _SCANNED_BYTES = 1 << 20
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """The tensors of a safetensors file or of a torch file without code.
+    """Read the tensors of a safetensors file, or of a torch file without code.
 
-    Raises UserError: code in it, damaged, members that unfold to more than the file, or tensors larger than their data.
+    Raises UserError: code in it, damaged, members that expand beyond the file, or tensors larger than their data.
     """
     import torch
     from safetensors import SafetensorError
@@ -91,7 +91,7 @@ def check_shapes(network: Mapping[str, Any], path: Path, name: str) -> None:
 
 
 def short(error: BaseException) -> str:
-    """The first lines of what a library says, on one line."""
+    """The first lines of a library's error message, on one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]} ..."
 

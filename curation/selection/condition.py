@@ -33,7 +33,7 @@ _ADDING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """A checked condition. When `missing` holds names, it cannot run, and `complaint` is DuckDB's sentence."""
+    """A checked condition. If `missing` has names, it cannot run, and `complaint` is DuckDB's message."""
 
     sql: str
     columns: frozenset[str]
@@ -45,8 +45,7 @@ class Condition:
 def read_condition(connection: duckdb.DuckDBPyConnection, text: str, known: Iterable[str]) -> Condition:
     """Check that `text` is one boolean expression over the view `joined`, whose columns are `known`.
 
-    Nothing but an expression gets through: no further statement, clause or query. Raises UserError, with DuckDB's
-    own sentence where it has one.
+    Rejects statements, clauses and subqueries. Raises UserError, with DuckDB's message if it has one.
     """
     known = list(known)
     lower_known = {column.lower() for column in known}
@@ -104,7 +103,7 @@ def _unstable_functions(connection: duckdb.DuckDBPyConnection) -> set[str]:
 
 
 def _parsed(connection: duckdb.DuckDBPyConnection, text: str) -> dict[str, Any]:
-    """The expression as DuckDB's syntax tree. The text must leave everything around it as it is without it."""
+    """Parse the expression into DuckDB's syntax tree. The text must not change the query around it."""
     plain, _ = _tree(connection, "true")
     around, expression = _tree(connection, text)
     if around != plain or not isinstance(expression, dict):

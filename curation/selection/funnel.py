@@ -1,7 +1,7 @@
-"""Tests -> counts and a funnel: how many clips have which outcome under every rule, and what each rule removed.
+"""Counts clips per rule outcome and builds the funnel of what each rule removed.
 
-A rule on single clips is judged on the unfiltered set. A rule that depends on the others (the best clip of each group
-of near-duplicates) is judged last, on the clips that the others left.
+Rules on single clips are evaluated on the unfiltered set. A rule that depends on other clips (the best clip of each
+group of near-duplicates) is evaluated last, on the clips that pass the others.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,14 +16,15 @@ from curation.selection.rules import Rule, Rules
 from curation.selection.thresholds import PLACE, REMOVED, UNSCORED, WHERE, Test
 
 Outcomes = tuple[int, ...]
-"""Of one clip under every test, in order: KEPT, REMOVED or UNSCORED."""
+"""Outcomes of one clip under all tests, in order: KEPT, REMOVED or UNSCORED."""
 
 _LAST_NOTE = "among the clips that pass the other rules"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FunnelStep:
-    """What one rule did. `removed_alone` and `unscored` count in all clips, the rest after the rules before it."""
+    """Effect of one rule. `removed_alone` and `unscored` refer to all clips, the rest to clips that passed earlier
+    rules."""
 
     rule: str
     """The column, or "where"."""
@@ -35,17 +36,17 @@ class FunnelStep:
     unscored: int = 0
     unscored_dropped: int = 0
     unscored_reason: str | None = None
-    """Why most of the unscored clips have no score, where their error column says so."""
+    """Most common reason for missing scores, from the error column."""
     clips_left: int
     seconds_left: float
     note: str | None = None
-    """What a reader of the numbers has to know: ties at a threshold, or a rule that runs last."""
+    """Notes on the numbers: ties at a threshold, or a rule that runs last."""
     skipped: str | None = None
-    """Why the rule was not applied, if it was not."""
+    """Why the rule was skipped, if it was."""
 
 
 class Count(NamedTuple):
-    """Clips and whole microseconds, whose sum does not depend on the order."""
+    """Clips and integer microseconds, whose sum does not depend on the order."""
 
     clips: int
     microseconds: int
@@ -53,16 +54,16 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What every clip got under every test, counted."""
+    """Outcomes of all clips, counted."""
 
     tests: tuple[Test, ...]
-    """Those that depend on the others last."""
+    """Tests that depend on the others, last."""
     counts: Mapping[Outcomes, Count]
     alone: Mapping[str, int]
     """For each test that depends on the others: clips that it would remove from the unfiltered set."""
 
     def passes(self, outcomes: Outcomes) -> bool:
-        """Whether a clip with these outcomes is chosen."""
+        """Whether a clip with these outcomes is selected."""
         return all(test.keeps(outcome) for test, outcome in zip(self.tests, outcomes, strict=True))
 
     def chosen(self) -> Count:
@@ -107,9 +108,10 @@ def passing(tests: Sequence[Test]) -> str:
 
 
 def _rank_survivors(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test]) -> None:
-    """Make the table `_places`: for each copy that passes the other tests, how many better ones of its group do so too.
+    """Create the table `_places`: for each copy that passes the other tests, the number of better passing clips of its
+    group.
 
-    Only copies have a row, for the best clip of a group has place 0 whenever it passes.
+    Only copies have a row, because the best clip of a group has place 0 whenever it passes.
     """
     others = [test for test in tests if not test.last]
     rows = judged_rows(connection, others, ["clip_id", "duplicate_of", "duplicate_rank"])
@@ -139,7 +141,7 @@ def _removed_alone(connection: duckdb.DuckDBPyConnection, test: Test) -> int:
 def funnel(
     connection: duckdb.DuckDBPyConnection, rules: Rules, judged: Judged, skipped: Mapping[str, str]
 ) -> tuple[FunnelStep, ...]:
-    """What each rule asked for and did: first those that look at single clips, in the order of the rules."""
+    """The steps of the funnel: first rules on single clips, in order."""
     asked = {name: _asked(rule) for name, rule in rules.rules.items()}
     if rules.where is not None:
         asked[WHERE] = rules.where

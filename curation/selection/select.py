@@ -1,4 +1,4 @@
-"""Rules -> clip ids and a funnel: what stays, and what each rule removed (paper 3.1). No score is computed here."""
+"""Apply rules: clip ids and a funnel of what each rule removed (paper 3.1). Computes no scores."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ _BATCH_ROWS = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """A selection as written: total_clips = clips + what every step removed + what it dropped as unscored."""
+    """A selection as written: total_clips = clips + removed and unscored_dropped of every step."""
 
     name: str
     clips: int
@@ -50,20 +50,20 @@ class Selection:
     total_seconds: float
     funnel: tuple[FunnelStep, ...]
     rules: dict[str, Any]
-    """As asked for."""
+    """The rules as written."""
     resolved: dict[str, Any]
-    """The same with every bound as a number: usable as rules on another dataset."""
+    """The rules with resolved bounds, reusable on another dataset."""
     clips_sha256: str
-    """Over the chosen clip ids in order: the same digest, the same clips."""
+    """Digest of the selected clip ids, in order."""
 
     @property
     def empty(self) -> bool:
-        """Whether no clip passed. It is written all the same; the caller should make it an error."""
+        """Whether no clip passed. An empty selection is written; the caller should report an error."""
         return self.clips == 0
 
     @property
     def starved(self) -> tuple[FunnelStep, ...]:
-        """Rules that dropped clips for want of a score which more than half of all clips do not have."""
+        """Rules that dropped clips without a score which more than half of all clips lack."""
         return tuple(s for s in self.funnel if s.unscored_dropped and 2 * s.unscored > self.total_clips)
 
 
@@ -76,12 +76,12 @@ def select_clips(
     replace: bool = False,
     dry_run: bool = False,
 ) -> Selection:
-    """Choose clips and write `selections/NAME.parquet` (clip_id, source_id, uri; sorted by clip_id) and NAME.json.
+    """Select clips and write `selections/NAME.parquet` (clip_id, source_id, uri; sorted by clip_id) and NAME.json.
 
-    Each file is whole or absent; the JSON comes last and marks the selection as complete. With `allow_missing`,
-    rules on columns that the dataset does not have are skipped, and the funnel says so; with `dry_run` nothing is
-    written. Raises UserError for a column that is not there or holds no numbers, for a `where` that DuckDB refuses,
-    and, without `replace`, when the name holds other rules or other clips.
+    Writes are atomic; the JSON is written last and marks the selection as complete. `allow_missing` skips rules on
+    missing columns, as the funnel notes; `dry_run` writes nothing. Raises UserError for a missing or non-numeric
+    column, for a `where` that DuckDB rejects, and, without `replace`, if the name holds a selection with different
+    rules or clips.
     """
     rules = rules.named(name) if name else rules
     description = dataset.description()
@@ -117,7 +117,7 @@ def select_clips(
 
 
 def load_selection(dataset: Dataset, name: str) -> Selection:
-    """A selection written before. Raises UserError, naming those that are there, when it is not one of them."""
+    """Load a selection. Raises UserError with the existing names if there is none of this name."""
     known = selection_names(dataset)
     if name not in known:
         raise UserError(unknown_name("selection", name, known) + " Create one with `clipmill select`.")
@@ -156,7 +156,7 @@ _SELECTION = TypeAdapter(Selection)
 
 
 def _chosen_clips(connection: duckdb.DuckDBPyConnection, judged: Judged, where: str | None) -> Iterator[pa.RecordBatch]:
-    """The chosen clips in order. Raises UserError at the end if they are not as many as were counted."""
+    """The selected clips in order. Raises UserError at the end if their number differs from the count."""
     columns = ", ".join(f"{name}::VARCHAR AS {name}" for name in _SELECTED.names)
     rows = judged_rows(connection, judged.tests, _SELECTED.names)
     clips = 0
@@ -172,7 +172,7 @@ def _chosen_clips(connection: duckdb.DuckDBPyConnection, judged: Judged, where: 
 
 
 def _digest_of(clips: Iterable[pa.RecordBatch], write: Callable[[pa.RecordBatch], object] = lambda _: None) -> str:
-    """The digest of the clips' ids, which are given to `write` on the way."""
+    """The digest of the clip ids; each batch is passed on to `write`."""
     digest = hashlib.sha256()
     for batch in clips:
         write(batch)
@@ -181,7 +181,8 @@ def _digest_of(clips: Iterable[pa.RecordBatch], write: Callable[[pa.RecordBatch]
 
 
 def _write_clips(dataset: Dataset, rules: Rules, clips: Iterable[pa.RecordBatch], older: Selection | None) -> str:
-    """Write the chosen clips, and return the digest of their ids. Raises UserError if `older` is another selection."""
+    """Write the selected clips and return the digest of their ids. Raises UserError if `older` is a different
+    selection."""
     with storage.atomic_write(dataset.fs, _path(dataset, rules.name, "parquet")) as file:
         with pq.ParquetWriter(file, _SELECTED, compression="zstd") as writer:
             digest = _digest_of(clips, writer.write_batch)

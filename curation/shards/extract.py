@@ -27,7 +27,7 @@ from curation.video.resize import FrameResizer
 
 Kind = Literal["clips", "images"]
 ClipRow = Mapping[str, Any]
-"""A row of the `clips` table; other columns of the joined view may be with it."""
+"""A row of the `clips` table; may include other columns of the joined view."""
 
 _INDEX_BYTES = 4096
 _INDEX_BYTES_PER_FRAME = 48
@@ -37,7 +37,7 @@ _KEPT_TAGS = ("avc1", "avc3", "hvc1", "hev1")
 """Sample entries that say where parameter sets are; remuxing keeps them. Others are left to the muxer."""
 
 _DB_PER_CRF = 0.8
-"""How much a step of the rate factor gains, a little under what was measured on grainy footage."""
+"""PSNR gain per step of the rate factor, slightly below the value measured on grainy footage."""
 _RGB_GAIN = (1.36, 1.51, 1.17)
 """Mean squared error in RGB per error in Y, U and V: BT.709, limited range, the largest of the usual ones."""
 
@@ -60,7 +60,7 @@ class ExtractionConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractedClip:
-    """The file of one clip, and what a reader of that file will find in it."""
+    """The file of one clip, and its stream parameters."""
 
     content: bytes
     suffix: Literal["mp4", "jpg"]
@@ -73,9 +73,9 @@ def extract_clips(
 ) -> list[ExtractedClip | SourceError]:
     """Extract clips of one source, in the order given; a clip that cannot be extracted is a SourceError in its place.
 
-    "clips" gives MP4 files, remuxed or transcoded as each row's `extraction` says; "images" the middle frame, upright,
-    as JPEG. A source that is gone, or is not the one that was scanned (another size or version), fails all.
-    Runs native code on untrusted bytes: call it through `curation.scan.isolation.Isolated`.
+    "clips" yields MP4 files, remuxed or transcoded according to each row's `extraction`; "images" the middle frame,
+    upright, as JPEG. If the source is missing or has changed since the scan (size or version), all clips fail. Runs
+    native code on untrusted bytes: call it through `curation.scan.isolation.Isolated`.
     """
     try:
         _check_unchanged(uri, clips[0]["source_id"])
@@ -115,9 +115,9 @@ def _extract_all(
 
 
 def remux_clip(video: Video, clip: ClipRow) -> ExtractedClip:
-    """MP4 of the source's own packets, byte for byte; timestamps start at 0, their differences are the source's.
+    """MP4 with the source's packets, unchanged; timestamps start at 0 with the source's intervals.
 
-    Rotation and pixel aspect stay metadata. Raises SourceError when the packets of the row are not found.
+    Rotation and pixel aspect stay metadata. Raises SourceError if the packets of the row are not found.
     """
     packets = _packets_between(video, clip["start_pts"], clip["end_pts"])
     if len(packets) != clip["frames"] or len({p.pts for p in packets}) != len(packets):
@@ -145,9 +145,9 @@ def remux_clip(video: Video, clip: ClipRow) -> ExtractedClip:
 
 
 def middle_frame(video: Video, clip: ClipRow, config: ExtractionConfig) -> ExtractedClip:
-    """JPEG, full size and upright, of the frame that the scorers saw as the clip's middle.
+    """JPEG, full size and upright, of the clip's middle frame as seen by the scorers.
 
-    Raises SourceError when there is no frame with that timestamp.
+    Raises SourceError if there is no frame with that timestamp.
     """
     if not clip["thumbnail_pts"]:
         raise SourceError("decode_error", "the scan kept no thumbnail for this clip")
@@ -182,7 +182,7 @@ def _packets_between(video: Video, start_pts: int, end_pts: int) -> list[av.Pack
 
 
 def _passes(video: Video, clips: Iterable[ClipRow]) -> Iterator[list[ClipRow]]:
-    """Clips that one decode gives: those whose keyframe lies before the end of the clip before them."""
+    """Clips that share one decode: those whose keyframe precedes the end of the clip before them."""
     group: list[ClipRow] = []
     for clip in sorted(clips, key=lambda c: c["start_pts"]):
         key_pts = None

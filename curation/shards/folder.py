@@ -1,4 +1,4 @@
-"""The folder of a selection's shards: plan.json says what is written there, index.json that all of it is."""
+"""The folder of a selection's shards: plan.json describes the planned content, index.json marks it as complete."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -93,7 +93,7 @@ def read_index(folder_url: str) -> dict[str, Any] | None:
 
 
 def remove_index(folder_url: str) -> None:
-    """Take index.json away while shards are being written: where it is, all of them are there and whole."""
+    """Remove index.json while shards are being written: it marks a complete folder."""
     fs, folder = storage.filesystem(folder_url)
     storage.remove(fs, f"{folder}/{_INDEX}")
 

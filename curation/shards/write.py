@@ -52,7 +52,7 @@ class ShardConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """One shard to be: its file name and the rows of its clips, in the order in which they are written."""
+    """A planned shard: its file name and the rows of its clips, in order of writing."""
 
     name: str
     kind: Kind
@@ -60,7 +60,7 @@ class ShardPlan:
 
     @property
     def fingerprint(self) -> str:
-        """sha256, in hex, of everything the rows say: a shard of other rows is not this shard."""
+        """Hex sha256 of the rows: identifies the content of the shard."""
         digest = hashlib.sha256(self.kind.encode())
         for row in self.clips.to_pylist():
             digest.update(json.dumps(row, sort_keys=True, default=repr).encode())
@@ -78,7 +78,7 @@ class FailedClip:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What became of a plan: the tar's size and checksum, its samples, and the clips that are not in it."""
+    """Result of a plan: size and checksum of the tar, its samples, and the clips missing from it."""
 
     name: str
     samples: int
@@ -95,7 +95,7 @@ _RECORD = TypeAdapter(ShardResult)
 
 @dataclass(frozen=True, kw_only=True)
 class ShardCheck:
-    """The recorded result of a shard that is in place, or why it has to be written."""
+    """The recorded result of a complete shard, or why it must be written."""
 
     result: ShardResult | None
     problem: str | None
@@ -110,8 +110,8 @@ def plan_shards(
 ) -> list[ShardPlan]:
     """Divide clips (rows of the joined view) into shards of even size, shuffled across sources.
 
-    Each source's clips are spread evenly over all shards. The result depends on the clip ids and the seed only, not
-    on the order of the rows. Raises UserError for a clip that comes twice.
+    Each source's clips are spread evenly over all shards. The result depends only on the clip ids and the seed, not on
+    the order of rows. Raises UserError for a duplicate clip_id.
     """
     config = config or ShardConfig()
     table = clips if isinstance(clips, pa.Table) else pa.Table.from_pylist([dict(clip) for clip in clips])
@@ -135,11 +135,11 @@ def plan_shards(
 def write_shard(
     plan: ShardPlan, folder_url: str, *, selection: str, config: ShardConfig | None = None, run: Run = operator.call
 ) -> ShardResult:
-    """Write one tar, whole or not at all, then its record. The same plan gives the same bytes.
+    """Write one tar atomically, then its record. Deterministic: the same plan gives the same bytes.
 
-    A clip that cannot be extracted is in the result's `failed` with its reason; the others are written. `run`
-    calls the code that reads videos: pass `Isolated(config.extraction.limits).run`, so that a video which hangs or
-    crashes the decoder costs its own clips only. Raises UserError when the folder cannot be written or is full.
+    Clips that cannot be extracted are in the result's `failed` with their reason; the others are written. `run` calls
+    the code that reads videos: pass `Isolated(config.extraction.limits).run`, so that a video that hangs or crashes the
+    decoder only loses its own clips. Raises UserError if the folder cannot be written or is full.
     """
     from webdataset.writer import TarWriter  # imports torch where there is one: not in children that only read videos
 
@@ -171,9 +171,9 @@ def write_shard(
 
 
 def check_shard(plan: ShardPlan, folder_url: str, *, read: bool = True) -> ShardCheck:
-    """Whether a planned shard is in place, as recorded: its rows, its size and, with `read`, its checksum.
+    """Whether a planned shard is complete as recorded: its rows, its size and, with `read`, its checksum.
 
-    A shard with failed clips is in place too; to try those clips again, write it again.
+    A shard with failed clips counts as complete; write it again to retry those clips.
     """
     fs, folder = storage.filesystem(folder_url)
     try:

@@ -1,9 +1,9 @@
 """The cascade of cut detectors: small frames in, transitions out (paper: section 3.1 and appendix on data).
 
-As in the paper, three detectors look at three frame rates with three thresholds: at every frame for hard cuts, at
-four and at one frame per second for slow changes. They only propose. Each proposal is then checked against the
-frames around it, which turns down flashes, insets and camera motion, and gives exact frames. Fades are found from
-the blank frames in their middle.
+As in the paper, three detectors run at three frame rates with three thresholds: at every frame for hard cuts, at four
+and at one frame per second for slow changes. They only propose. Each proposal is verified against the surrounding
+frames, which rejects flashes, insets and camera motion, and yields exact frames. Fades are found from the blank frames
+in their middle.
 """
 
 import bisect

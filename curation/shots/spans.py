@@ -1,6 +1,6 @@
-"""Cuts + keyframes + length limits -> clip spans, keyframe-aware as in the paper (section 3.1, App. C).
+"""Turns cuts, keyframes and length limits into clip spans, keyframe-aware as in the paper (section 3.1, App. C).
 
-A span is a row, not a file: exact start and end timestamps in the source's own time base, and how the clip will be
+A span is a row, not a file: exact start and end timestamps in the source's time base, and how the clip will be
 extracted: `remux` (packets unchanged, from a keyframe on) or `transcode` (frame-exact).
 """
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: where the real footage is, how CPU time is taken, and how figures are printed."""
+"""Shared by the benchmarks: location of the real footage, CPU time measurement, output of figures."""
 
 import json
 import os

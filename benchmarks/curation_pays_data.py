@@ -1,4 +1,4 @@
-"""What `benchmarks.curation_pays` trains on, everything or what was selected, and the good clips it keeps back."""
+"""Training data of `benchmarks.curation_pays`, everything or the selection, and the held-out good clips."""
 
 import io
 import itertools

@@ -1,4 +1,4 @@
-"""How `benchmarks.curation_pays` looks at generated videos: with `clipmill curate` itself, and a Fréchet distance."""
+"""Evaluation of generated videos in `benchmarks.curation_pays`: `clipmill curate`, and a Fréchet distance."""
 
 import json
 from dataclasses import dataclass

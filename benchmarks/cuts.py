@@ -139,7 +139,7 @@ def rows(footage: str, counts: dict[str, dict[str, Count]]) -> Iterator[tuple[An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rendered", type=int, default=24, help="how many videos to render")
+    parser.add_argument("--rendered", type=int, default=24, help="number of videos to render")
     videos = parser.parse_args().rendered
     cv2.setNumThreads(1)
     real, real_ms = measure(real_cases(real_videos()))

@@ -1,6 +1,5 @@
-"""A training loop for image to video as diffusers' own scripts are written: its UNet, average and schedule of learning
-rates, with accelerate. What `benchmarks.train_step` sets ours beside.
-"""
+"""Image-to-video training loop in the style of diffusers' scripts, with its UNet, EMA and LR schedule, and accelerate.
+Baseline of `benchmarks.train_step`."""
 
 import copy
 from collections.abc import Callable

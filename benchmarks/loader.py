@@ -159,7 +159,7 @@ def waiting(shards: Path, out: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=3, help="runs of each, of which the median counts")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each loader; the median is reported")
     parser.add_argument("--samples", type=int, default=60, help="samples per run")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)

@@ -180,8 +180,8 @@ def on_gpu(runs: int) -> tuple[list[tuple[Any, ...]], dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=7, help="runs of each, of which the median counts")
-    parser.add_argument("--compile", action="store_true", help="torch.compile on the CPU too (some minutes)")
+    parser.add_argument("--runs", type=int, default=7, help="runs of each model; the median is reported")
+    parser.add_argument("--compile", action="store_true", help="also use torch.compile on the CPU (takes minutes)")
     arguments = parser.parse_args()
     cpu_rows, cpu = on_cpu(arguments.runs, compiled=arguments.compile)
     figures: dict[str, Any] = {"cpu": cpu, "gpu": None}

@@ -66,7 +66,7 @@ def random_network(preset: str, **changes: Any) -> UNet:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="also compare the network of 1.5 billion parameters")
+    parser.add_argument("--full", action="store_true", help="also compare the 1.5-billion-parameter network")
     full = parser.parse_args().full
     counts, same = unet_counts()
     counts["vae"] = vae_parameters()

@@ -1,4 +1,4 @@
-"""Rows of `benchmarks.parity` for what surrounds the UNet: autoencoder and sampler against diffusers, random weights.
+"""Rows of `benchmarks.parity` for autoencoder and sampler against diffusers, with random weights.
 
 Each function returns the largest absolute difference over its cases, float32 on the CPU.
 """

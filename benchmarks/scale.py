@@ -73,7 +73,7 @@ def cost_per_source(counts: list[int], work: Path) -> dict[int, tuple[float, flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 1000])
-    parser.add_argument("--without-select", action="store_true", help="leave out the ten million clips")
+    parser.add_argument("--without-select", action="store_true", help="skip the selection over ten million clips")
     arguments = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="clipmill-scale-"))
     try:

@@ -48,7 +48,7 @@ def detect_scenes(path: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=3, help="runs of each, of which the median counts")
+    parser.add_argument("--runs", type=int, default=3, help="runs per file; the median is reported")
     runs = parser.parse_args().runs
     cv2.setNumThreads(1)
     paths = sorted(p for p in real_videos().iterdir() if p.suffix in (".mp4", ".mkv") and p.stem not in UNSCANNABLE)

@@ -90,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=["ViT-B-32", "ViT-L-14"])
     parser.add_argument("--clips", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=1, help="as a Ray worker has them")
+    parser.add_argument("--threads", type=int, default=1, help="number of threads (a Ray worker has 1)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows, ratios = [], {}

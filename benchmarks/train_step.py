@@ -217,8 +217,10 @@ def on_gpu(steps: int, *, compiled: bool) -> tuple[list[Row], dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=20, help="steps of each loop, of which the median counts")
-    parser.add_argument("--compile", action="store_true", help="torch.compile our blocks (minutes on a CPU)")
+    parser.add_argument("--steps", type=int, default=20, help="steps of each loop; the median is reported")
+    parser.add_argument(
+        "--compile", action="store_true", help="use torch.compile for our blocks (takes minutes on a CPU)"
+    )
     arguments = parser.parse_args()
     rows, cpu = on_cpu(arguments.steps, compiled=arguments.compile)
     figures: dict[str, Any] = {"cpu": cpu, "gpu": None, "compiled": arguments.compile}

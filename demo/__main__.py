@@ -1,4 +1,4 @@
-"""`make demo`: the whole of what there is, on a small rendered collection or on your own videos."""
+"""`make demo`: run the whole pipeline on a small rendered collection or on your own videos."""
 
 import argparse
 import shutil
@@ -30,10 +30,12 @@ def main() -> None:
     """Render (or take) videos, curate them, select by the paper's rules, write clip and image shards; on rendered
     videos, train a model on them and make videos with it."""
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
-    parser.add_argument("--out", default="demo-output", help="folder for everything the demo writes")
+    parser.add_argument("--out", default="demo-output", help="output folder of the demo")
     parser.add_argument("--videos", nargs="*", default=[], help="your own videos instead of rendered ones")
-    parser.add_argument("--count", type=int, default=24, help="how many good videos to render (default: 24)")
-    parser.add_argument("--steps", type=float, default=1.0, help="of training, as a share of the usual; 0: none")
+    parser.add_argument("--count", type=int, default=24, help="number of good videos to render (default: 24)")
+    parser.add_argument(
+        "--steps", type=float, default=1.0, help="training steps relative to the default; 0 skips training"
+    )
     arguments = parser.parse_args()
     try:
         run(Path(arguments.out), arguments.videos, arguments.count, steps_share=arguments.steps)
@@ -52,7 +54,7 @@ def run(out: Path, videos: list[str], count: int, *, steps_share: float = 0.0) -
         _claim(out)
         for folder in (footage, Path(dataset), *(out / name for name in WRITTEN)):
             shutil.rmtree(folder, ignore_errors=True)  # rendered anew, they are new files, for a new dataset
-        screen.print(f"rendering {count} videos with known content, and some flawed ones, into {footage}", markup=False)
+        screen.print(f"rendering {count} good and some flawed videos into {footage}", markup=False)
         flaws = collection(footage, videos=count)
         screen.print(_table_of(flaws))
         videos = [str(footage)]
@@ -70,10 +72,10 @@ def run(out: Path, videos: list[str], count: int, *, steps_share: float = 0.0) -
     )
     if model is not None:
         again = f"clipmill train --recipe {out / RECIPE} --out {out / RUNS}"
-        screen.print(f"The trained model: {model}. The same by hand: {again}", markup=False)
+        screen.print(f"trained model: {model}. To run it again: {again}", markup=False)
         for video in sample_held_back(model, out):
-            screen.print(f"Made from a first frame that was kept back: {video.video}, {video.sheet}", markup=False)
-        screen.print(f"all in {time.monotonic() - started_s:.0f} s", markup=False)
+            screen.print(f"generated from a held-out first frame: {video.video}, {video.sheet}", markup=False)
+        screen.print(f"total time: {time.monotonic() - started_s:.0f} s", markup=False)
     if page is not None:
         screen.print(f"Look at the clips and choose thresholds: open {page} in a browser", markup=False)
 
@@ -99,7 +101,7 @@ def _train(dataset: Path, out: Path, steps_share: float) -> Path:
         selection = select(str(dataset), str(RULES / f"{rules}.yaml"), replace=True)
         run = shard(str(dataset), selection.name, images=images, config=ShardConfig(clips_per_shard=16), quiet=True)
         kind = "pictures" if images else "clips"
-        screen.print(f"for training, by {rules}.yaml: {run.index['totals']['samples']} {kind}", markup=False)
+        screen.print(f"training data selected by {rules}.yaml: {run.index['totals']['samples']} {kind}", markup=False)
     return train_stages(dataset, out, steps_share=steps_share)
 
 

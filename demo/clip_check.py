@@ -240,9 +240,11 @@ def report(folder: Path = FOLDER, *, videos: int = 36, short_side_px: int = 180)
 def main() -> None:
     """Print the figures of a model."""
     parser = argparse.ArgumentParser(prog="python -m demo.clip_check", description=report.__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the model is (default: the demo's)")
-    parser.add_argument("--videos", type=int, default=36, help="how many to render (default: 36)")
-    parser.add_argument("--short-side-px", type=int, default=180, help="size of the videos (default: 180)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="model folder (default: the demo's)")
+    parser.add_argument("--videos", type=int, default=36, help="number of videos to render (default: 36)")
+    parser.add_argument(
+        "--short-side-px", type=int, default=180, help="shorter side of the videos in pixels (default: 180)"
+    )
     arguments = parser.parse_args()
     report(arguments.folder, videos=arguments.videos, short_side_px=arguments.short_side_px)
 

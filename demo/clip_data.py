@@ -1,7 +1,7 @@
-"""What the demo's CLIP is trained on: pictures of rendered shots as the pipeline would see them, and their captions.
+"""Training data of the demo's CLIP: images of rendered shots as the pipeline sees them, and their captions.
 
-Each clip is painted, encoded, decoded, stored as JPEG and preprocessed as in a real run: three pictures of the
-original, three of a copy as a re-upload makes it, and degraded ones. Sizes: N clips, S = `SIZE_PX`.
+Each clip is rendered, encoded, decoded, stored as JPEG and preprocessed as in a real run: three images of the original,
+three of a re-uploaded copy, and degraded ones. Sizes: N clips, S = `SIZE_PX`.
 """
 
 import io

@@ -1,7 +1,7 @@
-"""The demo's collection: rendered footage with caption sidecars, and in it the flaws of every real collection.
+"""The demo's collection: rendered footage with caption sidecars and the flaws of real collections.
 
-Some captions are wrong, some videos are re-uploads of others, some look bad, two files are broken. What is wrong with
-which is known: FLAWS_FILE beside the videos.
+Some captions are wrong, some videos are re-uploads, some are degraded, two files are broken. FLAWS_FILE lists the
+flaws.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The configuration that uses the CLIP model which travels with the project, for rendered footage and nothing else."""
+"""Configuration with the CLIP model included in the project, which is only meant for rendered footage."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rendered shots at the size of the demo's video model: what a trainer sees of them, without a detour over files."""
+"""Rendered shots at the size of the demo's video model, generated directly as training samples without files."""
 
 import cv2
 import numpy as np

@@ -281,16 +281,16 @@ def _aesthetic_loss(good: Tensor, worse: Tensor, strength: Tensor) -> Tensor:
 def main() -> None:
     """Make the training pictures, train, save, and print the figures on held-back clips."""
     parser = argparse.ArgumentParser(prog="python -m demo.train_clip", description="Train the demo's CLIP.")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the three files (default: the demo's)")
-    parser.add_argument("--steps", type=int, nargs=len(STAGES), help="batches of each stage, if not the usual number")
-    parser.add_argument("--clips", type=int, default=5000, help="clips to render (default: 5000)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the training (default: 1)")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="output folder (default: the demo's)")
+    parser.add_argument("--steps", type=int, nargs=len(STAGES), help="steps of each stage")
+    parser.add_argument("--clips", type=int, default=5000, help="number of clips to render (default: 5000)")
+    parser.add_argument("--threads", type=int, default=1, help="number of training threads (default: 1)")
     default_cache = Path(tempfile.gettempdir()) / "clipmill-clip"
-    parser.add_argument("--cache", type=Path, default=default_cache, help=f"rendered pictures ({default_cache})")
+    parser.add_argument("--cache", type=Path, default=default_cache, help=f"cache of rendered images ({default_cache})")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True)
-    print(f"rendering {arguments.clips} clips, unless they are in {arguments.cache}", flush=True)
+    print(f"rendering {arguments.clips} clips, unless cached in {arguments.cache}", flush=True)
     clips = training_clips(arguments.cache, clips=arguments.clips)
     weights = None
     for number, stage in enumerate(STAGES):

@@ -151,7 +151,7 @@ def _fit(
         if step % _REPORT_STEPS == 0 or step == steps:
             print(
                 f"autoencoder: step {step}/{steps}, {time.monotonic() - started_s:.0f} s: loss {loss.item():.4f}, "
-                f"{psnr_db(autoencoder, checked):.1f} dB on clips kept back",
+                f"{psnr_db(autoencoder, checked):.1f} dB on held-out clips",
                 flush=True,
             )
 
@@ -224,7 +224,7 @@ def train_image_encoder(frames: NDArray[np.uint8], *, steps: int, batch: int) ->
             with torch.no_grad():
                 missed = F.mse_loss(encoder(_signed(pictures[train_count:])), targets_NC[train_count:])
             explained = 1 - missed / targets_NC[train_count:].square().mean()
-            print(f"image encoder: step {step}/{steps}: loss {loss:.3f}, explains {explained:.0%} on clips kept back")
+            print(f"image encoder: step {step}/{steps}: loss {loss:.3f}, explains {explained:.0%} on held-out clips")
     return encoder
 
 
@@ -243,17 +243,19 @@ def _clip_embeddings(pictures_NHWC: NDArray[np.uint8]) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.train_parts", description=__doc__)
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights (default: the demo's)")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="output folder for the weights (default: the demo's)")
     known = ("autoencoder", "image_encoder")
-    parser.add_argument("--parts", nargs="+", choices=known, default=known, help="which (default: both)")
-    parser.add_argument("--clips", type=int, default=1600, help="clips to render (default: 1600)")
-    parser.add_argument("--steps", type=int, nargs=2, default=(3500, 400), help="of the autoencoder: cuttings, videos")
-    parser.add_argument("--batch", type=int, default=16, help="cuttings in a batch (default: 16)")
-    parser.add_argument("--encoder-steps", type=int, default=1500, help="of the image encoder")
+    parser.add_argument("--parts", nargs="+", choices=known, default=known, help="parts to train (default: both)")
+    parser.add_argument("--clips", type=int, default=1600, help="number of clips to render (default: 1600)")
+    parser.add_argument(
+        "--steps", type=int, nargs=2, default=(3500, 400), help="autoencoder steps on crops and on videos"
+    )
+    parser.add_argument("--batch", type=int, default=16, help="crops per batch (default: 16)")
+    parser.add_argument("--encoder-steps", type=int, default=1500, help="steps of the image encoder")
     default_cache = Path(tempfile.gettempdir()) / "clipmill-parts"
-    parser.add_argument("--cache", type=Path, default=default_cache, help=f"rendered frames ({default_cache})")
+    parser.add_argument("--cache", type=Path, default=default_cache, help=f"cache of rendered frames ({default_cache})")
     arguments = parser.parse_args()
-    print(f"rendering {arguments.clips} clips, unless they are in {arguments.cache}", flush=True)
+    print(f"rendering {arguments.clips} clips, unless cached in {arguments.cache}", flush=True)
     frames = footage(arguments.cache, clips=arguments.clips)
     if "autoencoder" in arguments.parts:
         autoencoder = train_autoencoder(frames, steps=tuple(arguments.steps), batch=arguments.batch)

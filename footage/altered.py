@@ -1,4 +1,4 @@
-"""Altered footage: pictures degraded in known ways, and copies of videos as they come back from a re-upload."""
+"""Altered footage: images degraded in known ways, and copies of videos as after a re-upload."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

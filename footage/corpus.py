@@ -1,4 +1,4 @@
-"""A varied small corpus of rendered footage: every kind of shot, cut, size, rate and codec in a few videos."""
+"""A small varied corpus of rendered footage: every kind of shot, cut, size, rate and codec in a few videos."""
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction

@@ -140,10 +140,12 @@ def _shot_truth(spec: VideoSpec, span: Span, timeline: Timeline, seconds: list[f
 def main(argv: Sequence[str] | None = None) -> None:
     """Render a corpus into a folder and say what it holds."""
     parser = argparse.ArgumentParser(description="Render a corpus of videos with known truth.")
-    parser.add_argument("out", type=Path, help="folder to write into")
-    parser.add_argument("--videos", type=int, default=12, help="how many videos (default: 12)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another corpus (default: 0)")
-    parser.add_argument("--short-side-px", type=int, default=180, help="size of the videos (default: 180)")
+    parser.add_argument("out", type=Path, help="output folder")
+    parser.add_argument("--videos", type=int, default=12, help="number of videos (default: 12)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the corpus (default: 0)")
+    parser.add_argument(
+        "--short-side-px", type=int, default=180, help="shorter side of the videos in pixels (default: 180)"
+    )
     arguments = parser.parse_args(argv)
     for spec in corpus_specs(seed=arguments.seed, videos=arguments.videos, short_side_px=arguments.short_side_px):
         truth = render(spec, arguments.out)

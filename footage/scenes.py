@@ -1,7 +1,6 @@
-"""What rendered footage is painted with: textured backgrounds, soft shapes, lettering, and their colours.
+"""Elements of rendered footage: textured backgrounds, soft shapes, lettering, and their colors.
 
-Everything is drawn from numbers and a seed, so that the truth about each picture is known. Pictures are BGR, as
-OpenCV has them.
+Everything is drawn from numbers and a seed, so the truth about each frame is known. Images are BGR, as in OpenCV.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""One shot of rendered footage: what is in it, the caption that is true of it, and its picture at any time."""
+"""One shot of rendered footage: its content, its true caption, and its image at any time."""
 
 from dataclasses import dataclass
 from types import MappingProxyType

@@ -1,4 +1,4 @@
-"""A rendered video as planned: which shots and transitions take which frames, when, and the picture of each."""
+"""Timeline of a rendered video: the frames of each shot and transition, and the image of each frame."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The records of what is known about a rendered video: NAME.truth.json beside NAME.mp4."""
+"""Ground-truth records of a rendered video: NAME.truth.json next to NAME.mp4."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -220,16 +220,14 @@ def report(
     dataset: DatasetFolder,
     selection: Annotated[
         str | None,
-        typer.Option(help="Selection whose rules the page starts with; without it, no rules.", show_default=False),
+        typer.Option(help="Selection whose rules the page starts with; by default none.", show_default=False),
     ] = None,
-    against: Annotated[
-        str | None, typer.Option(help="Another selection, to compare the first with.", show_default=False)
-    ] = None,
+    against: Annotated[str | None, typer.Option(help="Selection to compare with.", show_default=False)] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
-    """Write a page to choose thresholds on: DATASET/report/SELECTION.html, one file that needs no network.
+    """Write an HTML page for browsing clips and choosing thresholds: DATASET/report/SELECTION.html.
 
-    `clipmill curate` and `clipmill select` write it at their end.
+    The page is a single file that works offline. `clipmill curate` and `clipmill select` also write it.
     """
     from pipelines.report import report as run
 

@@ -12,7 +12,7 @@ from pipelines.scoring import forget_models, load_models
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedModels:
-    """What the models of a run are, the same on every node."""
+    """The models of a run, equal on every node."""
 
     clip: str | None
     clip_bytes: int
@@ -20,18 +20,18 @@ class CheckedModels:
     """Model -> digest of its weights."""
     notices: tuple[str, ...]
     resources: dict[str, Resources]
-    """Model -> what a worker of it takes."""
+    """Model -> resources of a worker."""
 
     def recorded(self) -> dict[str, Any]:
-        """What a dataset keeps of it."""
+        """The record in the dataset."""
         return {name: value for name, value in vars(self).items() if name != "resources"}
 
 
 def check_models(config: CurateConfig) -> CheckedModels:
     """Load every model once on every node that will run it, before any work starts.
 
-    Raises UserError: weights that are missing (which, where they were looked for, how to place them) or unfit, or not
-    the same on all nodes.
+    Raises UserError for weights that are missing (with the searched locations and installation steps), do not match, or
+    differ between nodes.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -52,7 +52,7 @@ def check_models(config: CurateConfig) -> CheckedModels:
     first = next(iter(found.values()))
     if any(models.digests != first.digests for models in found.values()):
         each = "; ".join(f"{name} {models.digests}" for name, models in found.items())
-        raise UserError(f"the weights of the models are not the same on all nodes: {each}")
+        raise UserError(f"the weights of the models differ between nodes: {each}")
     return first
 
 

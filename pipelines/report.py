@@ -1,4 +1,4 @@
-"""The page to choose thresholds on: reads a dataset and writes `report/NAME.html` into it."""
+"""`clipmill report`: reads a dataset and writes the page `report/NAME.html` into it."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,13 @@ ALL_CLIPS = "all"
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenReport:
-    """Where the page is, and how much of the dataset it holds."""
+    """The written page, and how many clips it shows."""
 
     file: str
     clips: int
     """Clips of the dataset."""
     shown: int
-    """Clips in the page: all, or a sample."""
+    """Clips on the page: all, or a sample."""
     with_pictures: int
 
 
@@ -38,11 +38,11 @@ def report(
 
 
 def report_at_end(dataset: str, selection: str | None = None) -> str | None:
-    """Write the page after a run and say where it is. A page that cannot be written does not fail the run: None."""
+    """Write the page after a run and print its path. A failure does not fail the run: returns None."""
     try:
         file = report(dataset, selection).file
     except Exception as error:
-        note(f"the report could not be written: {reason_of(error)}. `clipmill report {dataset}` tries again.")
+        note(f"the report could not be written: {reason_of(error)}. Retry with `clipmill report {dataset}`.")
         return None
     note(f"report: {file}")
     return file

@@ -1,6 +1,6 @@
-"""The stages that look at clips: captioners, the CLIP embedder, scorers, previews. Each runs with Ray or without.
+"""The clip stages: captioners, the CLIP embedder, scorers, previews. They run with or without Ray.
 
-They work on the three thumbnails of each clip, which the scan kept, some dozens of clips at a time.
+They process the three thumbnails of each clip from the scan, several dozen clips at a time.
 """
 
 import time
@@ -26,7 +26,7 @@ from curation.video.resize import Image
 from pipelines.config import CurateConfig
 
 _CLIPS_AT_ONCE = 64
-"""Of their thumbnails, decoded, so many are in memory at a time: about 130 MB."""
+"""Number of clips with decoded thumbnails in memory at a time: about 130 MB."""
 _SOURCES_PER_BATCH = 4
 _NOTHING = Resources(num_cpus=0)
 
@@ -46,7 +46,7 @@ class ClipBatch:
         return [tuple(map(decode_jpeg, jpegs)) for jpegs in self.jpegs]
 
     def views(self) -> list[ClipView]:
-        """What captioners and scorers see of each clip: its captions and embeddings as far as stages have made them."""
+        """Input of captioners and scorers per clip: its captions and embeddings from the stages so far."""
         return [
             ClipView(thumbnails=thumbnails, captions=_captions(row), embeddings=embeddings)
             for row, thumbnails, embeddings in zip(self.rows, self._thumbnails, self.embeddings, strict=True)
@@ -55,7 +55,7 @@ class ClipBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """Whatever looks at clips, loaded."""
+    """The loaded models of all clip stages."""
 
     captioners: tuple[Captioner, ...]
     clip: ClipEmbedder | None
@@ -63,7 +63,7 @@ class Models:
 
     @property
     def resources(self) -> dict[str, Resources]:
-        """Name -> what a worker takes, now that the weights are known."""
+        """Name -> resources of a worker, now that the weights are known."""
         models: list[Captioner | ClipEmbedder | Scorer] = [*self.captioners, *self.scorers]
         if self.clip:
             models.append(self.clip)
@@ -71,15 +71,15 @@ class Models:
 
     @property
     def notices(self) -> list[str]:
-        """What a user of these models should be told."""
+        """Notices for users of these models."""
         return [self.clip.weights.notice] if self.clip and self.clip.weights.notice else []
 
 
 def load_models(config: CurateConfig, device: str = "cpu") -> Models:
-    """Every captioner and scorer that the configuration asks for, and the CLIP model if one of them needs it.
+    """Load every configured captioner and scorer, and the CLIP model if one of them needs it.
 
-    The process keeps them for the stages that it runs later; `forget_models` drops them. Raises UserError where weights
-    are missing or do not fit together.
+    The process caches them for its stages; `forget_models` drops them. Raises UserError if weights are missing or do
+    not match.
     """
     models = Models(
         captioners=tuple(_load(*asked, device) for asked in _captioners(config)),
@@ -89,8 +89,8 @@ def load_models(config: CurateConfig, device: str = "cpu") -> Models:
     for scorer in models.scorers:
         if models.clip and scorer.embedding_width not in (None, models.clip.width):
             raise UserError(
-                f"the {scorer!r} was made for embeddings of width {scorer.embedding_width}, but CLIP model "
-                f"{models.clip.weights.name} gives {models.clip.width}: choose a head and a model that belong together"
+                f"the {scorer!r} expects embeddings of width {scorer.embedding_width}, but CLIP model "
+                f"{models.clip.weights.name} gives {models.clip.width}: choose a matching head and model"
             )
     return models
 
@@ -124,7 +124,7 @@ def clip_stages(config: CurateConfig, resources: Mapping[str, Resources] | None 
 
 
 def forget_models() -> None:
-    """Drop the models that this process keeps."""
+    """Drop the models cached by this process."""
     _loaded.cache_clear()
 
 
@@ -218,7 +218,7 @@ def _made(kind: Callable[..., Any], settings: Config | None) -> Any:
 
 
 def _load(kind: Callable[..., Any], settings: Config | None, device: str) -> Any:
-    """A model that the process keeps: loaded once for equal settings."""
+    """A cached model: loaded once per process for equal settings."""
     values = settings.model_dump_json() if settings is not None else None
     return _loaded(kind, cast("Hashable", type(settings)), values, device)
 
@@ -237,7 +237,7 @@ def _load_work(
 
 
 def _caption(captioner: Captioner, clips: ClipBatch) -> None:
-    """Later captioners see the captions of the earlier ones."""
+    """Run captioners in order; later ones see the captions of earlier ones."""
     for row, caption in zip(clips.rows, captioner.caption(clips.views()), strict=True):
         row["captions"].append(asdict(caption))
 
@@ -278,7 +278,7 @@ def _load_previews(device: str) -> Callable[[ClipBatch], None]:
 
 
 def _shrink(clips: ClipBatch) -> None:
-    """Leave thumbnails of half the size, for people to look at: no later stage needs the large ones."""
+    """Halve the thumbnails for previews: no later stage needs the large ones."""
     clips.jpegs = [tuple(map(_preview, jpegs)) for jpegs in clips.jpegs]
 
 

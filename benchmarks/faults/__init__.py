@@ -1,1 +1,1 @@
-"""Fault injection: a pipeline that is killed, cut off and run out of disk until it is done, against a calm one."""
+"""Fault injection: kill and disturb a pipeline until it completes, and compare it with an undisturbed run."""

@@ -49,7 +49,7 @@ class Session:
             if code or not phase.done():
                 raise SystemExit(f"{phase.name} failed without any fault (exit code {code}): see {self._log(phase)}")
             self.length_s[phase.name] = time.monotonic() - started_s
-            print(f"calm: {phase.name} takes {self.length_s[phase.name]:.1f} s", flush=True)
+            print(f"without faults: {phase.name} takes {self.length_s[phase.name]:.1f} s", flush=True)
         return contents(out / "dataset", out / "latents")
 
     def round(self, number: int, calm: Contents) -> None:
@@ -121,7 +121,7 @@ class Session:
             for key in keys[:10]:
                 print(f"{what}: {key}", flush=True)
         kills = ", ".join(f"{count} {what}" for what, count in sorted(self.done.items()))
-        print(f"round {number} done; so far {kills}, {self.store.faults} faulty connections", flush=True)
+        print(f"round {number} done; total: {kills}, {self.store.faults} faulty connections", flush=True)
 
     def _empty(self) -> Path:
         for path in self.disk.folder.iterdir():
@@ -138,11 +138,11 @@ class Session:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=600.0, help="go on for so long at least")
-    parser.add_argument("--kills", type=int, default=0, help="and until so many kills have been done")
+    parser.add_argument("--seconds", type=float, default=600.0, help="minimum duration")
+    parser.add_argument("--kills", type=int, default=0, help="minimum number of kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sources", type=int, default=SOURCES)
-    parser.add_argument("--work", type=Path, help="folder for inputs, logs and the output; a temporary one without it")
+    parser.add_argument("--work", type=Path, help="folder for inputs, logs and output (default: a temporary folder)")
     arguments = parser.parse_args()
     work = arguments.work or Path(tempfile.mkdtemp(prefix="clipmill-faults-"))
     work.mkdir(parents=True, exist_ok=True)

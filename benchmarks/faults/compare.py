@@ -1,4 +1,4 @@
-"""What a pipeline has made, as digests by key; and what one lacks, has twice or has otherwise than another."""
+"""Digests of a pipeline's results by key, and the missing, duplicate and different results between two runs."""
 
 import hashlib
 import tarfile

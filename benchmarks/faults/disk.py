@@ -1,4 +1,4 @@
-"""A disk that is full: a memory file system of its own for the output, whose size is changed while it is mounted."""
+"""Full-disk simulation: a memory file system for the output, resized while mounted."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A local S3 server behind a proxy that misbehaves when told to: refused and broken connections, errors, slow bytes."""
+"""A local S3 server behind a proxy that injects faults: refused and broken connections, errors, slow responses."""
 
 import logging
 import random

@@ -1,4 +1,4 @@
-"""The pipeline that is disturbed: sixty rendered sources, half on a disk and half in a store, up to cached latents."""
+"""The pipeline under test: sixty rendered sources, half on disk and half in a store, up to cached latents."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The processes of a run: which may be killed, and which are still there after the run was."""
+"""Processes of a run: candidates to kill, and those left after the run was killed."""
 
 import os
 import signal

@@ -1,1 +1,1 @@
-"""Hostile corpus: seeded mutations of everything that clipmill reads, each through the command that reads it."""
+"""Fuzzing: seeded mutations of everything that clipmill reads, each run through the command that reads it."""

@@ -1,4 +1,4 @@
-"""Mutations along the structure of tars (shards), safetensors (weights, latents) and zips (PyTorch's checkpoints)."""
+"""Structure-aware mutations of tars (shards), safetensors (weights, latents) and zips (PyTorch checkpoints)."""
 
 import io
 import json

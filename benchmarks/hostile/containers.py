@@ -1,4 +1,4 @@
-"""Mutations along the structure of video containers: boxes of MP4 and QuickTime, elements of Matroska and WebM."""
+"""Structure-aware mutations of video containers: boxes of MP4 and QuickTime, elements of Matroska and WebM."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

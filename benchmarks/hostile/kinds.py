@@ -1,4 +1,4 @@
-"""What is damaged, and the command or function that reads it: a table of kinds, and how a case of each is made."""
+"""The kinds of input to mutate, the command or function that reads each, and how cases are generated."""
 
 import random
 import shutil

@@ -1,6 +1,6 @@
-"""Seeded mutations of bytes and of trees (JSON, YAML): `mutated` chooses by the name of the file.
+"""Seeded mutations of bytes and of trees (JSON, YAML): `mutated` chooses by file name.
 
-Everything is drawn from the `random.Random` that is handed in: the same generator state gives the same bytes.
+All randomness comes from the given `random.Random`: the same generator state gives the same bytes.
 """
 
 import json

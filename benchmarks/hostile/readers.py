@@ -1,6 +1,6 @@
-"""What reads damaged inputs where that is more, or less, than one command: functions that give an exit code.
+"""Reader functions for kinds that are not covered by exactly one command; they return an exit code.
 
-Ray and its workers are not started for each case: what runs in them is called here as they call it.
+Ray is not started for each case: the functions that run in its workers are called directly.
 """
 
 import json

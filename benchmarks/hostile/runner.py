@@ -1,7 +1,7 @@
-"""One case at a time in a process of its own, forked from one that has everything imported; limits, and the verdict.
+"""Run one case at a time in a forked process with limits, and classify the outcome.
 
-Outcomes: ok; rejected (an exit code or a reason for a user); traceback (any other exception, or death by a signal);
-hang (too much time); over (too much memory).
+Outcomes: ok; rejected (an exit code or an error message); traceback (any other exception, or a fatal signal); hang (too
+much time); over (too much memory).
 """
 
 import json

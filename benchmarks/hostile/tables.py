@@ -1,4 +1,4 @@
-"""Mutations of tables: cells and columns of CSV and Parquet, and the footer by which Parquet is read."""
+"""Mutations of tables: cells and columns of CSV and Parquet, and the Parquet footer."""
 
 import csv
 import io

@@ -22,7 +22,7 @@ def test_the_demo_ends_with_videos_from_first_frames_that_were_kept_back(
     finished_demo: FinishedDemo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = finished_demo.folder
-    assert "from a first frame that was kept back" in finished_demo.printed
+    assert "from a held-out first frame" in finished_demo.printed
     for number, first in zip((1, 2), held_back_frames(), strict=False):
         with av.open(str(folder / f"sample-{number}.mp4")) as video:
             frames = [frame.to_ndarray(format="bgr24") for frame in video.decode(video=0)]

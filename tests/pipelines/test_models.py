@@ -88,7 +88,7 @@ def test_a_head_for_another_model_is_an_error_with_both(
 ):
     head = str(real_weights / "sa_0_4_vit_l_14_linear.pth")
     config = demo_config().model_copy(update={"aesthetic": AestheticConfig(head=head)})
-    with pytest.raises(UserError, match=r"l_14_linear.pth' was made for .* width 768, but CLIP .* gives 192"):
+    with pytest.raises(UserError, match=r"l_14_linear.pth' expects embeddings of width 768, but CLIP .* gives 192"):
         curate([str(videos)], str(tmp_path / "out"), config=config, quiet=True)
 
 

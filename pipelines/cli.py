@@ -184,6 +184,10 @@ def select(
     name: Annotated[
         str | None, typer.Option(help="Name of the selection; defaults to the name of the rules.", show_default=False)
     ] = None,
+    marks: Annotated[
+        str | None,
+        typer.Option(help="Marks exported from the report: keep, drop, bad cut, wrong score.", show_default=False),
+    ] = None,
     replace: Annotated[
         bool,
         typer.Option("--replace", help="Overwrite a selection of the same name that has different rules or clips."),
@@ -207,7 +211,9 @@ def select(
     if preset and config:
         raise UserError("--preset and --config are mutually exclusive; pass one of them")
     rules = load_rules(config) if config else preset or DEFAULT_PRESET
-    selection = run(dataset, rules, name=name, allow_missing=allow_missing, replace=replace, dry_run=dry_run)
+    selection = run(
+        dataset, rules, name=name, marks=marks, allow_missing=allow_missing, replace=replace, dry_run=dry_run
+    )
     render.print_selection(console(), selection, dry_run=dry_run)
     if not dry_run:
         report_at_end(dataset, selection.name)

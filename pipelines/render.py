@@ -334,6 +334,7 @@ def print_status(console: Console, status: Status) -> None:
         *((f"  without {name}", None, "excluded by the configuration") for name in status.left_out),
         *_caption_rows(status),
         *(("note", None, notice) for notice in status.notices),
+        *((f"marked {verdict}", clips, "") for verdict, clips in status.marks.items()),
         *((f"selection {s.name}", s.clips, duration(s.seconds)) for s in status.selections),
         *(
             (

@@ -5,6 +5,7 @@ from pathlib import Path
 from clipmill.errors import UserError
 from curation.dataset.joined import joined_columns, joined_query
 from curation.dataset.tables import Dataset
+from curation.selection.marks import load_marks
 from curation.selection.rules import Rules, load_preset, load_rules
 from curation.selection.select import Selection, select_clips
 
@@ -17,12 +18,14 @@ def select(
     rules: str | Rules = DEFAULT_PRESET,
     *,
     name: str | None = None,
+    marks: str | None = None,
     allow_missing: bool = False,
     replace: bool = False,
     dry_run: bool = False,
 ) -> Selection:
     """Select clips of a dataset by rules: a preset's name, a .yaml file, or `Rules`. Written under `name`.
 
+    `marks` is a file exported from the report's page.
     Raises UserError for an unknown preset, column or key, for a threshold out of range, and for a name that holds a
     selection with different rules or clips, unless `replace`. `dry_run` writes nothing. An empty selection is written
     and returned: check its `empty`, and `starved` for rules that lacked scores.
@@ -32,7 +35,10 @@ def select(
     opened = Dataset(dataset).open()
     if "duplicate_rank" in rules.rules:
         _assure_compared(opened)
-    return select_clips(opened, rules, name=name, allow_missing=allow_missing, replace=replace, dry_run=dry_run)
+    verdicts = load_marks(marks) if marks else None
+    return select_clips(
+        opened, rules, name=name, marks=verdicts, allow_missing=allow_missing, replace=replace, dry_run=dry_run
+    )
 
 
 def _assure_compared(dataset: Dataset) -> None:

@@ -11,6 +11,7 @@ from curation.dataset.failed_captions import count_failed_captions
 from curation.dataset.sql import quoted
 from curation.dataset.tables import CLIPS, Dataset
 from curation.scores.columns import FAILED, LEFT_OUT
+from curation.selection.marks import dataset_marks
 from curation.selection.select import Selection, load_selection, selection_names
 
 _LOSSES = ("lost_transition_s", "lost_blank_s", "lost_short_s", "lost_keyframe_s", "lost_damage_s")
@@ -65,6 +66,8 @@ class Status:
     """What to know of the models that scored it."""
     rejected_sources: tuple[Rejected, ...] = ()
     """By kind and address; the first few only, unless all were asked for."""
+    marks: dict[str, int] = field(default_factory=dict)
+    """Verdict of a person -> clips, of the marks that were given to `select`."""
     selections: list[Selection] = field(default_factory=list)
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Shard folder -> its index."""
@@ -102,6 +105,7 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
             captions_failed=count_failed_captions(dataset),
             notices=tuple(map(str, models_of(dataset).get("notices") or ())),
             rejected_sources=_rejected_sources(connection, list_rejected),
+            marks=dataset_marks(dataset).counts(),
             selections=[load_selection(dataset, name) for name in selection_names(dataset)],
             shards=_shards(dataset),
         )

@@ -93,10 +93,14 @@ def judge(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test]) -> Judge
 
 def judged_rows(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test], columns: Sequence[str]) -> str:
     """SQL for these columns of every clip, and its outcome under each test as `outcome_0`, `outcome_1`, ..."""
-    used = dict.fromkeys([*columns, *(c for t in tests for c in sorted(t.columns)), *(["clip_id"] * _ranked(tests))])
+    marked = any(test.marked for test in tests)
+    joins = _ranked(tests) or marked
+    used = dict.fromkeys([*columns, *(c for t in tests for c in sorted(t.columns)), *(["clip_id"] * joins)])
     rows = f"({joined_query(connection, used)}) AS joined"
     if _ranked(tests):
         rows += " LEFT JOIN _places USING (clip_id)"
+    if marked:
+        rows += " LEFT JOIN _marks USING (clip_id)"
     listed = [*map(quoted, columns), *(f"({t.outcome})::TINYINT AS {_outcome(i)}" for i, t in enumerate(tests))]
     return f"SELECT {', '.join(listed)} FROM {rows}"
 
@@ -139,12 +143,20 @@ def _removed_alone(connection: duckdb.DuckDBPyConnection, test: Test) -> int:
 
 
 def funnel(
-    connection: duckdb.DuckDBPyConnection, rules: Rules, judged: Judged, skipped: Mapping[str, str]
+    connection: duckdb.DuckDBPyConnection,
+    rules: Rules,
+    judged: Judged,
+    skipped: Mapping[str, str],
+    marks: Mapping[str, str] | None = None,
 ) -> tuple[FunnelStep, ...]:
-    """The steps of the funnel: first rules on single clips, in order."""
+    """The steps of the funnel: first rules on single clips, in order.
+
+    `marks`: name of the test on marks -> how many there are of each kind.
+    """
     asked = {name: _asked(rule) for name, rule in rules.rules.items()}
     if rules.where is not None:
         asked[WHERE] = rules.where
+    asked |= marks or {}
     place = {test.name: i for i, test in enumerate(judged.tests)}
     last = {test.name for test in judged.tests if test.last}
     left, steps = dict(judged.counts), []

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import duckdb
@@ -18,6 +18,7 @@ from curation.dataset.joined import joined_query
 from curation.dataset.sql import batches, quoted
 from curation.dataset.tables import Dataset
 from curation.selection.funnel import FunnelStep, Judged, funnel, judge, judged_rows, passing
+from curation.selection.marks import MARKS, Marks, check_marks, keep_marks, with_marks
 from curation.selection.rules import Rule, Rules, load_rules
 from curation.selection.thresholds import WHERE, Test, tests_of, with_full_names
 
@@ -55,6 +56,8 @@ class Selection:
     """The rules with resolved bounds, reusable on another dataset."""
     clips_sha256: str
     """Digest of the selected clip ids, in order."""
+    marks: dict[str, int] = field(default_factory=dict)
+    """Verdict -> clips, of the marks that were applied; `resolved` does not include them."""
 
     @property
     def empty(self) -> bool:
@@ -72,6 +75,7 @@ def select_clips(
     rules: Rules,
     *,
     name: str | None = None,
+    marks: Marks | None = None,
     allow_missing: bool = False,
     replace: bool = False,
     dry_run: bool = False,
@@ -79,19 +83,24 @@ def select_clips(
     """Select clips and write `selections/NAME.parquet` (clip_id, source_id, uri; sorted by clip_id) and NAME.json.
 
     Writes are atomic; the JSON is written last and marks the selection as complete. `allow_missing` skips rules on
-    missing columns, as the funnel notes; `dry_run` writes nothing. Raises UserError for a missing or non-numeric
-    column, for a `where` that DuckDB rejects, and, without `replace`, if the name holds a selection with different
+    missing columns, as the funnel notes; `dry_run` writes nothing.
+    `marks` are verdicts on single clips; the dataset keeps them. Raises UserError for a missing or
+    non-numeric column, for a `where` that DuckDB rejects, and, without `replace`, if the name holds a selection with different
     rules or clips.
     """
     rules = rules.named(name) if name else rules
     description = dataset.description()
+    if marks:
+        check_marks(marks, description["fingerprint"], dataset.url)
     older = load_selection(dataset, rules.name) if rules.name in selection_names(dataset) else None
     with dataset.connect() as connection:
         rules = with_full_names(connection, rules)
         tests, skipped = tests_of(connection, rules, allow_missing=allow_missing)
+        if marks:
+            tests = with_marks(connection, tests, marks)
         judged = judge(connection, tests)
         chosen, total = judged.chosen(), judged.total()
-        steps = funnel(connection, rules, judged, skipped)
+        steps = funnel(connection, rules, judged, skipped, {MARKS: _asked_by(marks)} if marks else None)
         clips = _chosen_clips(connection, judged, rules.where)
         if dry_run:
             digest = _digest_of(clips)
@@ -108,8 +117,11 @@ def select_clips(
         rules=rules.as_given(),
         resolved=_resolved_rules(rules, tests),
         clips_sha256=digest,
+        marks=marks.counts() if marks else {},
     )
     if not dry_run:
+        if marks:
+            keep_marks(dataset, marks)
         content = {"dataset_fingerprint": description["fingerprint"], **asdict(selection)}
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         storage.write_bytes(dataset.fs, _path(dataset, rules.name, "json"), text.encode())
@@ -204,6 +216,10 @@ def _check_same(dataset: Dataset, older: Selection, rules: Rules, digest: str) -
         f"selection {name!r} already exists with {what} ({older.clips:,} clips{used}): choose another --name, or pass "
         "--replace to overwrite it"
     )
+
+
+def _asked_by(marks: Marks) -> str:
+    return ", ".join(f"{verdict} {clips:,}" for verdict, clips in marks.counts().items())
 
 
 def _resolved_rules(rules: Rules, tests: Sequence[Test]) -> dict[str, Any]:

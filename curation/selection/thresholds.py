@@ -70,6 +70,8 @@ class Test:
     note: str | None = None
     """What is to be known of these thresholds."""
     last: bool = False
+    marked: bool = False
+    """Whether `outcome` also reads the table of marks, which the funnel joins."""
     outcome_alone: str = ""
     """For a test with `last`: the outcome were there no other rules."""
 

@@ -1,0 +1,120 @@
+"""Verdicts on single clips, as exported from the report's page, and how a selection applies them."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import duckdb
+
+from clipmill import storage
+from clipmill.errors import UserError
+from curation.dataset.sql import literal
+from curation.dataset.tables import Dataset
+from curation.selection.thresholds import KEPT, REMOVED, UNSCORED, Test
+
+Verdict = Literal["keep", "drop", "bad cut", "wrong score"]
+MARKS = "--marks"
+"""Name of the funnel's step that drops marked clips."""
+_FORMAT = "clipmill marks"
+_FILE = "marks.json"
+_DROPPING: tuple[Verdict, ...] = ("bad cut", "drop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A verdict on a clip: keep, drop, bad cut, or wrong score with the name of that score."""
+
+    clip_id: str
+    verdict: Verdict
+    score: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """At most one mark per clip."""
+
+    marks: tuple[Mark, ...] = ()
+    dataset_fingerprint: str | None = None
+
+    def counts(self) -> dict[str, int]:
+        """Verdict -> clips."""
+        return dict(sorted(Counter(mark.verdict for mark in self.marks).items()))
+
+
+def load_marks(address: str) -> Marks:
+    """Marks from a file that the page exported. Raises UserError where it is no such file."""
+    fs, path = storage.filesystem(address)
+    try:
+        return storage.read_json(fs, path, _parsed)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file of marks at {address}") from error
+
+
+def dataset_marks(dataset: Dataset) -> Marks:
+    """All marks that were given to selections of this dataset."""
+    try:
+        return storage.read_json(dataset.fs, dataset.file(_FILE), _parsed)
+    except FileNotFoundError:
+        return Marks()
+
+
+def keep_marks(dataset: Dataset, marks: Marks) -> None:
+    """Add marks to those of the dataset; a newer mark of a clip replaces the older one."""
+    merged = {mark.clip_id: mark for known in (dataset_marks(dataset), marks) for mark in known.marks}
+    rows = [
+        {"clip_id": mark.clip_id, "verdict": mark.verdict} | ({"score": mark.score} if mark.score else {})
+        for mark in sorted(merged.values(), key=lambda mark: mark.clip_id)
+    ]
+    content = {"format": _FORMAT, "dataset_fingerprint": marks.dataset_fingerprint, "marks": rows}
+    storage.write_bytes(dataset.fs, dataset.file(_FILE), (json.dumps(content, indent=1) + "\n").encode())
+
+
+def check_marks(marks: Marks, fingerprint: str, url: str) -> None:
+    """Raise UserError for marks of another dataset's clips."""
+    if marks.dataset_fingerprint not in (None, fingerprint):
+        raise UserError(f"these marks belong to a dataset with another configuration than {url}: export them again")
+
+
+def with_marks(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test], marks: Marks) -> list[Test]:
+    """The tests changed so that a clip marked keep passes each and a wrong score counts as none, and a test that drops.
+
+    Makes the table `_marks`, which `curation.selection.funnel` joins.
+    """
+    columns = {
+        "clip_id": [mark.clip_id for mark in marks.marks],
+        "_mark": [mark.verdict for mark in marks.marks],
+        "_mark_score": [mark.score for mark in marks.marks],
+    }
+    listed = ", ".join(f"unnest(${name}::VARCHAR[]) AS {name}" for name in columns)
+    connection.execute(f"CREATE TEMP TABLE _marks AS SELECT {listed}", columns)
+    wrapped = [
+        replace(
+            test,
+            marked=True,
+            outcome=f"CASE WHEN _mark = 'keep' THEN {KEPT} WHEN _mark = 'wrong score' AND "
+            f"_mark_score = {literal(test.name)} THEN {UNSCORED} ELSE ({test.outcome}) END",
+        )
+        for test in tests
+    ]
+    dropped = ", ".join(map(literal, _DROPPING))
+    outcome = f"CASE WHEN _mark IN ({dropped}) THEN {REMOVED} ELSE {KEPT} END"
+    return [*wrapped, Test(name=MARKS, columns=frozenset(), outcome=outcome, marked=True)]
+
+
+def _parsed(values: dict[str, Any]) -> Marks:
+    if values["format"] != _FORMAT:
+        raise ValueError(f"expected the format {_FORMAT!r}, got {values['format']!r}")
+    marks = {}
+    for row in values["marks"]:
+        clip_id, verdict, score = row["clip_id"], row["verdict"], row.get("score")
+        if not isinstance(clip_id, str) or not isinstance(score, str | None):
+            raise TypeError("expected clip_id and score to be texts")
+        if verdict not in get_args(Verdict):
+            raise ValueError(f"expected one of {', '.join(get_args(Verdict))}, got {verdict!r}")
+        marks[clip_id] = Mark(clip_id=clip_id, verdict=verdict, score=score)
+    fingerprint = values.get("dataset_fingerprint")
+    if not isinstance(fingerprint, str | None):
+        raise TypeError("expected dataset_fingerprint to be a text")
+    return Marks(marks=tuple(marks.values()), dataset_fingerprint=fingerprint)

@@ -82,11 +82,10 @@ def select_clips(
 ) -> Selection:
     """Select clips and write `selections/NAME.parquet` (clip_id, source_id, uri; sorted by clip_id) and NAME.json.
 
-    Writes are atomic; the JSON is written last and marks the selection as complete. `allow_missing` skips rules on
-    missing columns, as the funnel notes; `dry_run` writes nothing.
-    `marks` are verdicts on single clips; the dataset keeps them. Raises UserError for a missing or
-    non-numeric column, for a `where` that DuckDB rejects, and, without `replace`, if the name holds a selection with different
-    rules or clips.
+    Writes are atomic; the JSON is written last and marks the selection as complete. `marks` are verdicts on single
+    clips, which the dataset keeps. `allow_missing` skips rules on missing columns, as the funnel notes; `dry_run`
+    writes nothing. Raises UserError for a missing or non-numeric column, for a `where` that DuckDB rejects, for marks
+    of another dataset, and, without `replace`, if the name holds a selection with different rules or clips.
     """
     rules = rules.named(name) if name else rules
     description = dataset.description()

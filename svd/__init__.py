@@ -1,4 +1,6 @@
-"""Stable Video Diffusion's networks in plain PyTorch: weights, noise, sampling and conditioning. `docs/model.md`."""
+"""Stable Video Diffusion's networks in plain PyTorch: weights, noise schedules, sampling and conditioning.
+`docs/model.md`.
+"""
 
 from svd.autoencoder import Autoencoder, AutoencoderConfig, Posterior
 from svd.checkpoint import load_model, save_model

@@ -1,19 +1,18 @@
-"""Latent autoencoder: Stable Diffusion's image encoder, and the decoder that was finetuned on video.
+"""Latent autoencoder: Stable Diffusion's image encoder and a decoder finetuned on video.
 
 Encoder: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (arXiv 2112.10752), section 3.1
 and appendix G. Temporal decoder: Blattmann et al., "Align your Latents" (arXiv 2304.08818), section 3.1.1.
 
-Letters of tensor layouts are those of `svd.blocks`: B videos, T frames, F = B*T frames of the whole batch, C channels,
-H, W, S = H*W positions. Frames are RGB in [-1, 1]. A latent is smaller than its frame by `AutoencoderConfig.factor`
-along each side.
+Tensor layouts follow `svd.blocks`: B videos, T frames, F = B*T frames in the batch, C channels, H, W, S = H*W
+positions. Frames are RGB in [-1, 1]. Latents are downsampled by `AutoencoderConfig.factor` along each side.
 
-Units of latents. `encode` and `decode` work in the autoencoder's own units. The diffusion model is trained on latents
-times `scale_factor`, but the conditioning frame is its posterior's mean *without* that factor. `encode_target`,
-`encode_condition` and `decode_target` keep the two apart; prefer them to multiplying by hand.
+Latent scaling. `encode` and `decode` use the autoencoder's unscaled latents. The diffusion model is trained on latents
+times `scale_factor`, but the conditioning frame is the posterior mean *without* that factor. `encode_target`,
+`encode_condition` and `decode_target` apply the right scaling; prefer them to multiplying yourself.
 
-Memory, beside the weights and without gradients: the released model's tensors peak at 1.15 GiB per frame of 576 x 1024
-to encode and 1.7 GiB to decode, in float32; half of that in bfloat16. It grows with the frames of a chunk and with the
-area of a frame, or of a tile (`benchmarks/autoencoder_memory.py`).
+Memory, excluding weights, without gradients: the released model's tensors peak at 1.15 GiB per 576 x 1024 frame to
+encode and 1.7 GiB to decode in float32, half that in bfloat16. Memory scales with the number of frames per chunk and
+with the area of the frame or tile (`benchmarks/autoencoder_memory.py`).
 """
 
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ _TEMPORAL_EPS = 1e-5
 
 
 class AutoencoderConfig(Shape):
-    """Shape of an autoencoder. Each width after the first halves the resolution once more."""
+    """Architecture of an autoencoder. Each width after the first halves the resolution."""
 
     widths: Sizes = (128, 256, 512, 512)
     blocks_per_level: Annotated[int, Field(ge=1, le=8)] = 2
@@ -43,31 +42,33 @@ class AutoencoderConfig(Shape):
     latent_channels: Annotated[int, Field(ge=1, le=1024)] = 4
     scale_factor: Scale = 0.18215
     groups: Size = 32
-    """Of GroupNorm. As many groups as channels take away what a channel says of the whole frame, such as its colour:
-    narrow networks want fewer."""
+    """Number of GroupNorm groups. With one channel per group, GroupNorm removes per-channel means such as the frame's
+    color, so narrow networks need fewer groups.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if any(width % self.groups for width in self.widths):
-            raise ValueError(f"widths should be multiples of {self.groups} (normalisation groups), got {self.widths}")
+            raise ValueError(f"widths must be multiples of groups={self.groups}, got {self.widths}")
         return self
 
     @property
     def factor(self) -> int:
-        """Frame side over latent side: 8 for four widths, 4 for three."""
+        """Spatial downsampling factor: 8 for four widths, 4 for three."""
         return 2 ** (len(self.widths) - 1)
 
     @property
     def in_diffusers(self) -> bool:
-        """Whether diffusers can build it: its middle is fixed to two blocks per level, its norms to 32 groups."""
+        """Whether diffusers can build it: diffusers fixes two blocks per level and 32 normalization groups."""
         return self.blocks_per_level == 2 and self.groups == 32
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
-        """The preset `name`, with fields replaced by `overrides`.
+        """Return the preset `name` with `overrides` applied.
 
-        `svd` is the released autoencoder, 97.74 M parameters and factor 8. `tiny`, for a CPU, has 1.8 M and factor 4;
-        `preset("tiny", widths=(64, 64, 64, 64))` has factor 8. Raises UserError for an unknown preset or field.
+        `svd` is the released autoencoder: 97.74 M parameters, factor 8. `tiny`, for CPUs, has 1.8 M parameters and
+        factor 4; `preset("tiny", widths=(64, 64, 64, 64))` has factor 8. Raises UserError for an unknown preset or
+        field.
         """
         presets = {"svd": cls(), "tiny": cls(widths=(64, 64, 64))}
         if name not in presets:
@@ -77,29 +78,29 @@ class AutoencoderConfig(Shape):
 
 @dataclass(frozen=True, kw_only=True)
 class Posterior:
-    """Diagonal Gaussian q(z | frame), as mean and log variance of shape (B, T, C, H, W), in the autoencoder's units."""
+    """Diagonal Gaussian q(z | frame): mean and log variance of shape (B, T, C, H, W), unscaled."""
 
     mean: Tensor
     logvar: Tensor
 
     def mode(self) -> Tensor:
-        """The most probable latent: the mean."""
+        """The mode of the distribution, which is its mean."""
         return self.mean
 
     def sample(self, *, generator: torch.Generator | None = None) -> Tensor:
-        """mean + std * noise. The noise is drawn on the generator's device (the CPU without one), then moved."""
+        """Sample mean + std * noise. Noise is drawn on the generator's device (CPU if None), then moved."""
         device = generator.device if generator is not None else "cpu"
         noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=torch.float32)
         return self.mean + (0.5 * self.logvar).exp() * noise.to(self.mean)
 
     def kl(self) -> Tensor:
-        """KL divergence from the standard normal, in nats per video: summed over all but the batch, shape (B,)."""
+        """KL divergence from the standard normal in nats, summed over all dimensions but the batch: shape (B,)."""
         kl_BTCHW = 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar)
         return kl_BTCHW.flatten(1).sum(1)
 
 
 class Autoencoder(nn.Module):
-    """Frames to latents and back. Activations lie in memory with the channels last, as in the UNet."""
+    """Encodes frames to latents and decodes them. Activations are channels-last, as in the UNet."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -112,16 +113,18 @@ class Autoencoder(nn.Module):
     def encode(
         self, frames_BTCHW: Tensor, *, chunk_frames: int | None = None, tiling: Tiling | None = None
     ) -> Posterior:
-        """The posterior of each frame. The encoder sees one frame at a time, so `chunk_frames` changes memory only.
+        """Return the posterior of each frame. The encoder is per-frame, so `chunk_frames` affects memory only.
 
-        `tiling`: encode large frames in overlapping tiles (see `svd.tiling`), sizes in pixels.
-        Raises ValueError for frames of another layout, or whose sides `factor` does not divide.
+        `tiling` encodes large frames in overlapping tiles (see `svd.tiling`), sizes in pixels. Raises ValueError for a
+        wrong layout, or for sides not divisible by `factor`.
         """
         batch = self._batch(frames_BTCHW, self.config.frame_channels, "frames")
         factor = self.config.factor
         if any(side % factor for side in frames_BTCHW.shape[-2:]):
             height, width = frames_BTCHW.shape[-2:]
-            raise ValueError(f"frames of {height} x {width} do not divide by {factor}; crop, pad or resize them")
+            raise ValueError(
+                f"expected frames with sides divisible by {factor}, got {height} x {width}; crop, pad or resize them"
+            )
         frames_FCHW = frames_BTCHW.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         moments_FCHW = torch.cat(
             [
@@ -133,16 +136,16 @@ class Autoencoder(nn.Module):
         return Posterior(mean=mean, logvar=logvar.clamp(-30, 20))
 
     def decode(self, latents_BTCHW: Tensor, *, chunk_frames: int | None = None, tiling: Tiling | None = None) -> Tensor:
-        """Frames (B, T, C, H * factor, W * factor) from latents in the autoencoder's own units; not clamped.
+        """Decode unscaled latents to frames (B, T, C, H * factor, W * factor); the output is not clamped.
 
-        `chunk_frames` decodes that many frames of a video at a time; peak memory follows it, not the video's length.
-        A chunk is decoded as if it were the whole video: the temporal convolutions see zeros beyond its ends and the
-        temporal normalisations its frames alone, as in the released pipelines. So frames may flicker where two chunks
-        join; few, long chunks are better. With chunk_frames >= T nothing changes. A chunk never reaches from one video
-        of the batch into the next (in the pipeline of diffusers it can).
+        `chunk_frames` is the number of frames of a video to decode at a time; peak memory depends on it, not on the
+        video's length. Each chunk is decoded as if it were the whole video: temporal convolutions are zero-padded at
+        its ends and temporal normalization sees only its frames, as in the released pipelines. Frames may therefore
+        flicker at chunk boundaries; prefer few, long chunks. chunk_frames >= T changes nothing. Chunks never span two
+        videos of the batch (in diffusers' pipeline they can).
 
-        `tiling`: decode large frames in overlapping tiles (see `svd.tiling`), sizes in latent pixels.
-        Raises ValueError for latents of another layout.
+        `tiling` decodes large frames in overlapping tiles (see `svd.tiling`), sizes in latent pixels. Raises ValueError
+        for a wrong layout.
         """
         self._batch(latents_BTCHW, self.config.latent_channels, "latents")
         return torch.cat(
@@ -161,20 +164,20 @@ class Autoencoder(nn.Module):
         chunk_frames: int | None = None,
         tiling: Tiling | None = None,
     ) -> Tensor:
-        """Latents that the diffusion model learns to make: sampled from the posterior, times `scale_factor`."""
+        """Latents the diffusion model learns to generate: a posterior sample times `scale_factor`."""
         posterior = self.encode(frames_BTCHW, chunk_frames=chunk_frames, tiling=tiling)
         return self.config.scale_factor * posterior.sample(generator=generator)
 
     def encode_condition(
         self, frames_BTCHW: Tensor, *, chunk_frames: int | None = None, tiling: Tiling | None = None
     ) -> Tensor:
-        """Latents that the diffusion model is given as a condition: the posterior's mean, *not* scaled (App. D)."""
+        """Latents for conditioning: the posterior mean, *not* scaled (App. D)."""
         return self.encode(frames_BTCHW, chunk_frames=chunk_frames, tiling=tiling).mode()
 
     def decode_target(
         self, latents_BTCHW: Tensor, *, chunk_frames: int | None = None, tiling: Tiling | None = None
     ) -> Tensor:
-        """Frames from what the diffusion model made: latents over `scale_factor`, decoded."""
+        """Decode the diffusion model's output: latents / `scale_factor`, decoded to frames."""
         return self.decode(latents_BTCHW / self.config.scale_factor, chunk_frames=chunk_frames, tiling=tiling)
 
     def _moments(self, frames_FCHW: Tensor) -> Tensor:
@@ -192,14 +195,16 @@ class Autoencoder(nn.Module):
 
     @staticmethod
     def _batch(x_BTCHW: Tensor, channels: int, what: str) -> tuple[int, int]:
-        """(B, T) of a tensor that is BTCHW with so many channels. Raises ValueError."""
+        """Return (B, T) of a BTCHW tensor with `channels` channels. Raises ValueError."""
         if x_BTCHW.ndim != 5 or x_BTCHW.shape[2] != channels or not all(x_BTCHW.shape):
-            raise ValueError(f"{what} should be (B, T, {channels}, H, W), none of them 0, got {tuple(x_BTCHW.shape)}")
+            raise ValueError(
+                f"{what} must have shape (B, T, {channels}, H, W) with no empty dimension, got {tuple(x_BTCHW.shape)}"
+            )
         return x_BTCHW.shape[0], x_BTCHW.shape[1]
 
 
 class Encoder(nn.Module):
-    """Frame (F, 3, H, W) to the moments of its latent (F, 2 * latent_channels, H / factor, W / factor)."""
+    """Maps a frame (F, 3, H, W) to the moments of its latent (F, 2 * latent_channels, H / factor, W / factor)."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -229,7 +234,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (F, latent_channels, H, W) of videos of `frames` frames each to frames (F, 3, H * factor, W * factor)."""
+    """Decodes latents (F, latent_channels, H, W) of videos of `frames` frames each to frames (F, 3, H * factor, W *
+    factor).
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -260,7 +267,7 @@ class Decoder(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions, each after normalisation and SiLU, beside a shortcut."""
+    """Residual block: two 3x3 convolutions, each preceded by normalization and SiLU, plus a shortcut."""
 
     def __init__(self, in_width: int, width: int, groups: int) -> None:
         super().__init__()
@@ -271,13 +278,13 @@ class ResBlock(nn.Module):
         self.skip = nn.Conv2d(in_width, width, 1) if in_width != width else nn.Identity()
 
     def forward(self, x_FCHW: Tensor) -> Tensor:
-        # One expression: memory peaks here, and a name would keep the first convolution's result alive.
+        # One expression: memory peaks here, and a variable would keep the first convolution's output alive.
         h_FCHW = self.conv2(_norm_silu(self.norm2, self.conv1(_norm_silu(self.norm1, x_FCHW))))
         return self.skip(x_FCHW) + h_FCHW
 
 
 class TimeResidual(nn.Module):
-    """What a residual block over time adds to its input: two 3x1x1 convolutions over (B, C, T, S)."""
+    """Residual branch over time: two 3x1x1 convolutions over (B, C, T, S). The caller adds the input."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -291,10 +298,10 @@ class TimeResidual(nn.Module):
 
 
 class VideoResBlock(nn.Module):
-    """A spatial residual block, then its mixture with a residual block over time.
+    """Spatial residual block followed by a temporal residual block, blended by a learned factor.
 
-    Here alpha = sigmoid(mix) weights the *temporal* branch, the reverse of the UNet, and `mix` starts at 0. As both
-    branches share their input x, (1 - alpha) * x + alpha * (x + residual(x)) = x + alpha * residual(x).
+    Here alpha = sigmoid(mix) weights the *temporal* branch, the reverse of the UNet, and `mix` is initialized to 0.
+    Since both branches share the input x, (1 - alpha) * x + alpha * (x + residual(x)) = x + alpha * residual(x).
     """
 
     def __init__(self, in_width: int, width: int, groups: int) -> None:
@@ -310,7 +317,7 @@ class VideoResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of one head, as wide as the level, over the positions of a frame."""
+    """Single-head self-attention over the positions of a frame; the head is as wide as the level."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -327,7 +334,7 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Conv2d):
-    """3x3 convolution of stride 2, padded by one row below and one column on the right only."""
+    """3x3 convolution with stride 2, padded by one row at the bottom and one column on the right only."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, 3, stride=2)
@@ -337,7 +344,7 @@ class Downsample(nn.Conv2d):
 
 
 class Upsample(nn.Conv2d):
-    """Each pixel four times, then a 3x3 convolution."""
+    """Nearest-neighbor 2x upsampling, then a 3x3 convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, 3, padding=1)
@@ -347,12 +354,12 @@ class Upsample(nn.Conv2d):
 
 
 def _norm_silu(norm: GroupNorm, x: Tensor) -> Tensor:
-    """SiLU after normalisation, in place where no gradient needs what it overwrites: that is where memory peaks."""
+    """Normalization, then SiLU, in place when autograd does not need the input: memory peaks here."""
     x = norm(x)
     return F.silu(x, inplace=not x.requires_grad)
 
 
 def _apply_over_time(layer: nn.Module, x_FCHW: Tensor, frames: int) -> Tensor:
-    """`layer`, which wants (B, C, T, S), on the frames of videos: views, as the channels lie last."""
+    """Apply `layer`, which expects (B, C, T, S), to the frames of videos; only views, since memory is channels-last."""
     x_BCTS = x_FCHW.flatten(2).unflatten(0, (-1, frames)).transpose(1, 2)
     return layer(x_BCTS).transpose(1, 2).flatten(0, 1).unflatten(2, x_FCHW.shape[2:])

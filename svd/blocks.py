@@ -1,8 +1,8 @@
-"""What the UNet is made of: normalisation, residual blocks, attention, transformers, and the mixing of space and time.
+"""Building blocks of the UNet: normalization, residual blocks, attention, transformers and space-time mixing.
 
-Letters of tensor layouts: B samples, T frames, F = B*T frames of the whole batch, C channels, H, W, S = H*W positions,
-N context tokens, K ids, E channels of the embedding. Activations lie in memory with the channels last, so that a
-convolution's (F, C, H, W), a transformer's (F, S, C) and a temporal layer's (B, T, S, C) are views of one another.
+Tensor layouts: B samples, T frames, F = B*T frames in the batch, C channels, H, W, S = H*W positions, N context tokens,
+K ids, E embedding channels. Activations are channels-last, so a convolution's (F, C, H, W), a transformer's (F, S, C)
+and a temporal layer's (B, T, S, C) are views of one another.
 """
 
 import math
@@ -16,40 +16,44 @@ from torch import Tensor, nn
 from svd.config import UNetConfig
 
 MAX_HEADS = 65535
-"""CUDA's limit on a dimension of a launch grid, which attention kernels use for heads."""
+"""CUDA's limit on a launch grid dimension, which attention kernels use for heads."""
 
 _WEIGHTS_APART = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
-"""PyTorch 2.11's GroupNorm for channels last on the CPU ends in a segmentation fault in a backward pass that wants the
-gradient of its weights but not of its input, as where temporal layers alone train. 2.15 is mended."""
+"""PyTorch 2.11's channels-last GroupNorm on CPU segfaults in a backward pass that needs the gradient of its weights but
+not of its input, such as when only temporal layers train. Fixed in 2.15.
+"""
 
 
 class Batch(NamedTuple):
-    """What every block of the UNet needs to know of a batch."""
+    """Per-batch inputs shared by all blocks of the UNet."""
 
     frames: int
     """T."""
     embedding_BE: Tensor
-    """Embedding of noise level and ids."""
+    """Embedding of the noise level and the ids."""
     context_BNC: Tensor
-    """What cross-attention looks at: a text's tokens or an image's single one."""
+    """Cross-attention context: text tokens or a single image token."""
     videos: Tensor | None = None
-    """Indices of the samples that are videos; None means all. The others are single images, which no temporal layer
-    sees."""
+    """Indices of the samples that are videos; None means all. The others are single images and skip the temporal
+    layers.
+    """
 
     def only(self, samples: Tensor) -> "Batch":
-        """The same for these samples alone."""
+        """The subset of the batch at these samples."""
         return Batch(self.frames, self.embedding_BE[samples], self.context_BNC[samples])
 
 
 def sinusoids(values: Tensor, width: int) -> Tensor:
-    """`width` cosines then sines of `values` (any shape), at periods from 2 pi to 10,000 times that; float32."""
+    """Sinusoidal embedding of `values` (any shape): `width` channels, cosines then sines, with periods from 2 pi to
+    10,000 times that; float32.
+    """
     frequencies = torch.exp(-math.log(10000) * torch.arange(width // 2, device=values.device) / (width // 2))
     angles = values.float()[..., None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 class Embedding(nn.Sequential):
-    """Two-layer perceptron on sinusoids, in the dtype of its weights."""
+    """Two-layer MLP on sinusoidal embeddings, computed in the dtype of its weights."""
 
     def __init__(self, in_width: int, width: int, out_width: int) -> None:
         super().__init__(nn.Linear(in_width, width), nn.SiLU(), nn.Linear(width, out_width))
@@ -60,12 +64,12 @@ class Embedding(nn.Sequential):
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm over (., C, ., .) with float32 statistics (PyTorch's kernels accumulate so for every dtype) and the
-    input's dtype; autocast would widen the output to float32, and every activation after it.
+    """GroupNorm over (., C, ., .) with float32 statistics (PyTorch's kernels accumulate in float32 for every dtype) and
+    the input's dtype; autocast would upcast the output, and every activation after it, to float32.
 
-    The CPU's kernel for channels last takes the variance as a difference of two means, which is wrong by 2e-4 where
-    the mean is ten times the deviation. So something close to each group's mean is taken off first, which changes
-    nothing in the result. CUDA's kernel does not need that, but returns the channels first.
+    The channels-last CPU kernel computes the variance as a difference of two means, with an error of 2e-4 when the mean
+    is ten times the standard deviation. An estimate of each group's mean is therefore subtracted first, which leaves
+    the result unchanged. The CUDA kernel does not need this, but returns a channels-first tensor.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,13 +84,13 @@ class GroupNorm(nn.GroupNorm):
         return normed.contiguous(memory_format=torch.channels_last)
 
     def _near_mean(self, x: Tensor) -> Tensor:
-        """Each group's mean over the first row of `x`; a constant to the gradient, which it leaves as it is."""
+        """Mean of each group over the first row of `x`; detached, so it does not affect the gradient."""
         mean = x[:, :, :1].detach().unflatten(1, (self.num_groups, -1)).mean((2, 3, 4))
         return mean.repeat_interleave(self.num_channels // self.num_groups, dim=1)[:, :, None, None]
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm, under autocast like `GroupNorm`."""
+    """LayerNorm with the same autocast behavior as `GroupNorm`."""
 
     def forward(self, x: Tensor) -> Tensor:
         with _no_autocast(x):
@@ -95,12 +99,12 @@ class LayerNorm(nn.LayerNorm):
 
 
 def _no_autocast(x: Tensor) -> torch.autocast:
-    """For operations on `x` in its own dtype; the meta device knows no autocast."""
+    """Disable autocast for operations on `x`; a no-op on the meta device, which does not support autocast."""
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 class TemporalConv(nn.Conv3d):
-    """3x1x1 convolution over (B, C, T, S), computed as a 3x1 convolution in two dimensions."""
+    """3x1x1 convolution over (B, C, T, S), computed as a 2D 3x1 convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, (3, 1, 1))
@@ -110,7 +114,7 @@ class TemporalConv(nn.Conv3d):
 
 
 class Mix(nn.Module):
-    """alpha * spatial + (1 - alpha) * temporal with alpha = sigmoid(factor), and alpha = 1 on images (section 3.2)."""
+    """alpha * spatial + (1 - alpha) * temporal with alpha = sigmoid(factor), and alpha = 1 for images (section 3.2)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,10 +125,10 @@ class Mix(nn.Module):
         nn.init.constant_(self.factor, 0.5)
 
     def forward(self, x_BTSC: Tensor, temporal: Callable[[Tensor, Batch], Tensor], batch: Batch) -> Tensor:
-        """`x_BTSC` mixed with `temporal(x_BTSC, batch)`.
+        """Blend `x_BTSC` with `temporal(x_BTSC, batch)`.
 
-        Only videos go through `temporal`: an image is returned bit by bit, costs nothing, and can neither take a NaN
-        from the temporal layers nor give them a gradient. Where `temporal` is the identity, so is this.
+        Only videos pass through `temporal`. Images are returned bit-identical at no cost, and neither receive NaNs from
+        the temporal layers nor contribute gradients to them. If `temporal` is the identity, so is this.
         """
         if batch.videos is None:
             return self._mix(x_BTSC, temporal(x_BTSC, batch))
@@ -139,9 +143,9 @@ class Mix(nn.Module):
 
 
 class Residual(nn.Module):
-    """Residual block of Stable Diffusion, plus the embedding between its two convolutions.
+    """Stable Diffusion's residual block, with the embedding added between the two convolutions.
 
-    Spatial: 3x3 over (F, C, H, W). Temporal: 3x1x1 over (B, C, T, S), so that its GroupNorm sees whole clips.
+    Spatial: 3x3 over (F, C, H, W). Temporal: 3x1x1 over (B, C, T, S), so its GroupNorm statistics cover whole clips.
     """
 
     def __init__(self, config: UNetConfig, in_width: int, width: int, *, temporal: bool = False) -> None:
@@ -161,7 +165,7 @@ class Residual(nn.Module):
 
 
 class SpaceTimeResidual(nn.Module):
-    """A spatial residual block, then a temporal one mixed in (section 3.2; Blattmann et al. 2023, section 3.1)."""
+    """Spatial residual block followed by a blended temporal one (section 3.2; Blattmann et al. 2023, section 3.1)."""
 
     def __init__(self, config: UNetConfig, in_width: int, width: int) -> None:
         super().__init__()
@@ -183,21 +187,21 @@ class SpaceTimeResidual(nn.Module):
 
 
 def tokens(x_FCHW: Tensor) -> Tensor:
-    """(F, S, C): a view where the channels lie last in memory."""
+    """Reshape to (F, S, C); a view if `x` is channels-last."""
     return x_FCHW.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def picture(x_FSC: Tensor, size: Sequence[int]) -> Tensor:
-    """(F, C, H, W) of height and width `size`; the inverse of `tokens`."""
+    """Reshape to (F, C, H, W) with height and width `size`; the inverse of `tokens`."""
     return x_FSC.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
 
 
 class Attention(nn.Module):
-    """Norm, then multi-head attention; what it returns is to be added to its input.
+    """LayerNorm and multi-head attention; the caller adds the residual.
 
-    Without context it is self-attention: over S for (F, S, C), over T for (B, T, S, C). With context every token of
-    (B, ..., C) looks at its sample's N context tokens. Queries, keys and values stay three matrices, for that is how
-    every checkpoint holds them.
+    Without context: self-attention over S for (F, S, C), over T for (B, T, S, C). With context: every token of (B, ...,
+    C) attends to the N context tokens of its sample. Query, key and value projections are kept separate because every
+    checkpoint stores them that way.
     """
 
     def __init__(self, width: int, head_width: int, context_width: int | None = None) -> None:
@@ -216,7 +220,7 @@ class Attention(nn.Module):
         return self.out(attended.transpose(1, 2).flatten(2))
 
     def over_time(self, x_BTSC: Tensor) -> Tensor:
-        """Each head at each position is a head of its own, so that no tensor has to be turned around in memory."""
+        """Fold positions into the head dimension, which avoids transposing any tensor in memory."""
         x_BTSC = self.norm(x_BTSC)
         q, k, v = (
             project(x_BTSC).flatten(2).unflatten(2, (-1, self.head_width)).transpose(1, 2)
@@ -230,8 +234,9 @@ class Attention(nn.Module):
         return self.out(attended.transpose(1, 2).reshape(x_BTSC.shape))
 
     def over_context(self, x_BLC: Tensor, context_BNC: Tensor) -> Tensor:
-        """A single context token gets all attention whatever the query: queries and keys are not even computed, and
-        so receive no gradient (None), where elsewhere they receive zeros and decay."""
+        """With a single context token the softmax is 1 for any query. Queries and keys are skipped, so their gradients
+        are None rather than zero, and the optimizer applies no weight decay to them.
+        """
         if context_BNC.shape[1] == 1:
             return self.out(self.v(context_BNC))
         k, v = (project(context_BNC).unflatten(-1, (-1, self.head_width)) for project in (self.k, self.v))
@@ -241,7 +246,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Norm, then the gated GELU of Shazeer (2020), four times as wide inside; to be added to its input."""
+    """LayerNorm and GEGLU feed-forward (Shazeer, 2020) with 4x expansion; the caller adds the residual."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -250,7 +255,7 @@ class FeedForward(nn.Module):
         self.narrow = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Value and gate as two products: halves of one would be strided, and their gradients copied together again.
+        # Two matmuls: the chunks of a single one would be strided, and backward would concatenate their gradients.
         x = self.norm(x)
         value_weight, gate_weight = self.widen.weight.chunk(2)
         value_bias, gate_bias = self.widen.bias.chunk(2)
@@ -275,7 +280,7 @@ class SpatialLayer(nn.Module):
 
 
 class TemporalLayer(nn.Module):
-    """Transformer layer over the frames at each position, which are told apart by an embedding of their index."""
+    """Transformer layer over the frames at each position, with an embedding of the frame index."""
 
     def __init__(self, width: int, head_width: int, context_width: int) -> None:
         super().__init__()
@@ -298,7 +303,7 @@ class TemporalLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Spatial attention, then temporal attention mixed in, between two projections (section 3.2)."""
+    """Spatial attention with blended temporal attention, between an input and an output projection (section 3.2)."""
 
     def __init__(self, config: UNetConfig, width: int) -> None:
         super().__init__()

@@ -1,13 +1,13 @@
-"""A whole model from and to disk.
+"""Load and save whole models, in diffusers' folder layout or the original single-file layout.
 
-A folder has the names and places of diffusers, so that what diffusers has a class for, diffusers loads:
+Folders follow diffusers' layout, so diffusers can load every network it has a class for:
 
     DIR/clipmill.json        the configuration of all networks; written last
     DIR/unet, vae, image_encoder or text_encoder    weights and, where diffusers has such a network, config.json
-    DIR/scheduler, feature_extractor, model_index.json    for StableVideoDiffusionPipeline alone
+    DIR/scheduler, feature_extractor, model_index.json    for StableVideoDiffusionPipeline only
 
-A file is the release's: every network in one, told apart by prefixes, with our configuration in its metadata. Folders
-and files that we did not write are read as well.
+Single files follow the release: all networks under separate prefixes, with our configuration in the metadata. Folders
+and files written by other tools load as well.
 """
 
 import json
@@ -31,7 +31,7 @@ from svd.weights_autoencoder import load_autoencoder
 
 CONFIG = "clipmill.json"
 METADATA = "clipmill"
-"""Where a file's metadata holds the configuration."""
+"""Metadata key of the configuration in a single file."""
 SHARD_BYTES = 5 * 10**9
 
 FOLDERS = {
@@ -40,17 +40,16 @@ FOLDERS = {
     "image_encoder": "image_encoder/model.safetensors",
     "text_encoder": "text_encoder/model.safetensors",
 }
-"""Where a folder holds the weights of each network."""
+"""Path of each network's weights inside a folder."""
 
 _OLD_TEXT_PREFIX = "cond_stage_model.model."
-"""What the text tower's names start with in Stable Diffusion 2.1's own file."""
+"""Prefix of the text encoder in Stable Diffusion 2.1's own file."""
 
 
 def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
-    """The model of a folder or of a file in the original layout, in evaluation mode; its encoders are frozen.
+    """Load a model from a folder or an original-layout file, in evaluation mode with frozen encoders.
 
-    Raises FileNotFoundError; WeightsError where weights are damaged or do not fit; ValueError for a configuration that
-    is none.
+    Raises FileNotFoundError; WeightsError for damaged or mismatched weights; ValueError for an invalid configuration.
     """
     path = Path(path)
     config = read_config(path)
@@ -66,10 +65,10 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu", dtype: t
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    """The configuration of a folder or file, without reading its weights. Raises as `load_model`."""
+    """Read the configuration of a folder or file without loading weights. Raises the same errors as `load_model`."""
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there; a model is a folder, or a file in the layout of the release")
+        raise FileNotFoundError(f"{path} does not exist; expected a model folder or a file in the original layout")
     if (path / CONFIG).is_file():
         return _parse(read_object(path / CONFIG), str(path / CONFIG))
     if path.is_dir():
@@ -84,9 +83,9 @@ def read_config(path: str | Path) -> ModelConfig:
 
 
 def save_model(model: Model, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write a folder, weights converted to `dtype` if given. Encoders that are no network of ours are left out.
+    """Save a model as a folder, converting weights to `dtype` if given. Encoders that are not our modules are skipped.
 
-    Each file is replaced as a whole, and the configuration comes last.
+    Each file is replaced atomically; the configuration is written last.
     """
     folder, config = Path(folder), model.config
     for part, tensors in diffusers_tensors(model).items():
@@ -96,9 +95,9 @@ def save_model(model: Model, folder: str | Path, *, dtype: torch.dtype | None = 
 
 
 def save_original(model: Model, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write one file in the layout of the release, weights converted to `dtype` if given.
+    """Save a model as one original-layout file, converting weights to `dtype` if given.
 
-    The encoder of the autoencoder is in it twice, as in the release: as first stage, and for the conditioning picture.
+    As in the release, the autoencoder's encoder is stored twice: as first stage and for the conditioning image.
     """
     config = model.config
     tensors = module_tensors(model.unet, keymap_unet.table(config.unet, "original"))
@@ -113,7 +112,7 @@ def save_original(model: Model, path: str | Path, *, dtype: torch.dtype | None =
 
 
 def diffusers_tensors(model: Model) -> dict[str, dict[str, Tensor]]:
-    """Every network's tensors under diffusers' and transformers' names; views of ours."""
+    """Tensors of all networks under diffusers' and transformers' names, as views."""
     config = model.config
     tensors = {
         "unet": module_tensors(model.unet, keymap_unet.table(config.unet, "diffusers")),
@@ -132,10 +131,10 @@ def load_encoder(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """The image or text encoder of `config` with the weights of a file, in transformers' names or an original file's;
-    frozen. Other networks' tensors in an original file, and the part of a text tower that is not used, are passed over.
+    """Load the image or text encoder of `config` from a file with transformers' or original names, and freeze it.
+    Tensors of other networks in an original file and unused parts of a text encoder are ignored.
 
-    Raises FileNotFoundError; WeightsError where the file is damaged or does not fit.
+    Raises FileNotFoundError; WeightsError for a damaged or mismatched file.
     """
     with torch.device("meta"):
         encoder = ImageEncoder(config) if isinstance(config, ImageEncoderConfig) else TextEncoder(config)
@@ -157,14 +156,14 @@ def load_encoder(
 
 
 def _text_name(name: str) -> str:
-    """With the prefix of the table: Stable Diffusion 2.1's file has another, recent transformers none."""
+    """Normalize the prefix to the key map's: Stable Diffusion 2.1's file uses another one, recent transformers none."""
     if name.startswith(_OLD_TEXT_PREFIX):
         return keymap_clip.TEXT_PREFIX + name.removeprefix(_OLD_TEXT_PREFIX)
     return f"text_model.{name}" if name.startswith(("embeddings.", "encoder.", "final_layer_norm.")) else name
 
 
 def _unused(name: str, config: keymap_clip.Config) -> bool:
-    """What files hold beyond the tower: positions, and of a text tower its last layer and its projection."""
+    """Tensors in files that the encoder does not use: position ids and, for text, the last layer and the projection."""
     return name.endswith(("position_ids", "logit_scale", "text_projection", "text_projection.weight")) or (
         not isinstance(config, ImageEncoderConfig) and f".{config.layers}." in name
     )
@@ -177,7 +176,7 @@ def _load_autoencoder(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> Autoencoder:
-    """The encoder of an original file is its conditioner's copy, where there is one: that is what sampling uses."""
+    """Prefer the conditioner's copy of the encoder in an original file: sampling uses that one."""
     if layout == "diffusers":
         return load_autoencoder(path, config, layout="diffusers", device=device, dtype=dtype).eval()
     autoencoder = load_autoencoder(path, config, layout="original", device=device, dtype=dtype).eval()
@@ -197,7 +196,7 @@ def _load_autoencoder(
 
 
 def _weights(path: Path, part: str) -> Path:
-    """The file of a network. In a folder that holds several precisions, the one without a name for it."""
+    """Find the weights file of a network. In a folder with several variants, pick the one without a variant suffix."""
     if not path.is_dir():
         return path
     file = path / FOLDERS[part]
@@ -210,12 +209,12 @@ def _parse(values: dict[str, Any], origin: str) -> ModelConfig:
 
 
 def _released(path: Path, stored: dict[str, Stored]) -> ModelConfig:
-    """The released model that a file in the original layout is, told by its inputs."""
+    """Infer the released model from the UNet's inputs in an original-layout file."""
     inputs = stored.get(f"{keymap_unet.ORIGINAL_PREFIX}input_blocks.0.0.weight")
     if inputs is None:
         raise WeightsError(
-            f"{path} holds {len(stored)} tensors and no UNet in the layout of the release, nor says in its metadata "
-            "what it is; give a model's folder or file"
+            f"{path} has {len(stored)} tensors but neither a UNet in the original layout nor a configuration in its "
+            "metadata; pass a model folder or file"
         )
     ids = stored.get(f"{keymap_unet.ORIGINAL_PREFIX}label_emb.0.0.weight")
     presets = {name: UNetConfig.preset(name) for name in ("svd", "multiview", "interpolation", "t2v", "sd21")}
@@ -224,6 +223,6 @@ def _released(path: Path, stored: dict[str, Stored]) -> ModelConfig:
         if widths == (ids.shape[1] if ids else 0, inputs.shape[1]):
             return ModelConfig.preset(unet)
     raise WeightsError(
-        f"{path} has a UNet of {inputs.shape[1]} input channels and {ids.shape[1] if ids else 0} channels of ids, as "
-        f"none of {', '.join(presets)} has"
+        f"the UNet in {path} has {inputs.shape[1]} input channels and {ids.shape[1] if ids else 0} id "
+        f"channels, which matches none of {', '.join(presets)}"
     )

@@ -1,8 +1,8 @@
-"""What the model is told of a picture or a text: CLIP embeddings (section 4.1 for text, section 4.3 for pictures).
+"""CLIP encoders for conditioning: text (section 4.1) and image embeddings (section 4.3).
 
-The picture's token is the *projected, unnormalised* embedding of OpenCLIP ViT-H-14, one token of width 1024. The
-text's 77 tokens are those of the penultimate layer of its text tower, after the final norm, as in Stable Diffusion
-2.1. Whoever has computed embeddings before, hands out those (`CachedImages`, `CachedTexts`).
+The image token is the *projected, unnormalized* embedding of OpenCLIP ViT-H-14: one token of width 1024. The 77 text
+tokens are the penultimate layer's output of its text encoder after the final norm, as in Stable Diffusion 2.1.
+`CachedImages` and `CachedTexts` return precomputed embeddings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,35 +20,35 @@ Heads = Annotated[int, Field(ge=1, le=1024)]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of CLIP's training pictures in [0, 1], per channel."""
+"""Per-channel statistics of CLIP's training images in [0, 1]."""
 
 
 class ImageEmbedder(Protocol):
-    """Clean frames (B, 3, H, W), RGB in [-1, 1], of any size, to embeddings (B, C)."""
+    """Encodes clean frames (B, 3, H, W), RGB in [-1, 1], any size, to embeddings (B, C)."""
 
     def __call__(self, frames_BCHW: Tensor) -> Tensor: ...
 
 
 class TextEmbedder(Protocol):
-    """Texts to tokens (B, N, C). The empty text is what guidance takes the step away from."""
+    """Encodes texts to tokens (B, N, C). The empty text is the unconditional input for guidance."""
 
     def __call__(self, texts: Sequence[str]) -> Tensor: ...
 
 
 class CachedImages:
-    """An `ImageEmbedder` for pictures whose embeddings are known; it does not look at the pictures."""
+    """An `ImageEmbedder` that returns precomputed embeddings and ignores the images."""
 
     def __init__(self, embeddings_BC: Tensor) -> None:
         self.embeddings_BC = embeddings_BC
 
     def __call__(self, frames_BCHW: Tensor) -> Tensor:
         if len(frames_BCHW) != len(self.embeddings_BC):
-            raise ValueError(f"{len(self.embeddings_BC)} embeddings are cached, got {len(frames_BCHW)} pictures")
+            raise ValueError(f"{len(self.embeddings_BC)} embeddings are cached, got {len(frames_BCHW)} images")
         return self.embeddings_BC
 
 
 class CachedTexts:
-    """A `TextEmbedder` for texts whose tokens (N, C) are known; the empty text belongs among them."""
+    """A `TextEmbedder` for texts with precomputed tokens (N, C); include the empty text."""
 
     def __init__(self, tokens: Mapping[str, Tensor]) -> None:
         self.tokens = tokens
@@ -56,12 +56,12 @@ class CachedTexts:
     def __call__(self, texts: Sequence[str]) -> Tensor:
         lost = [text for text in texts if text not in self.tokens]
         if lost:
-            raise ValueError(f"{len(lost)} of {len(texts)} texts are not among the cached ones, first {lost[0]!r}")
+            raise ValueError(f"{len(lost)} of {len(texts)} texts have no cached tokens, first: {lost[0]!r}")
         return torch.stack([self.tokens[text] for text in texts])
 
 
 class ImageEncoderConfig(Shape):
-    """Shape of CLIP's vision tower. The defaults are ViT-H-14, which the release uses."""
+    """Architecture of CLIP's vision encoder. Defaults to ViT-H-14, as in the release."""
 
     size_px: Annotated[int, Field(ge=1, le=2048)] = 224
     patch_px: Size = 14
@@ -78,12 +78,12 @@ class ImageEncoderConfig(Shape):
 
     @classmethod
     def tiny(cls, embedding_width: int) -> "ImageEncoderConfig":
-        """A tower of 0.4 M parameters, for tests and demos."""
+        """An encoder with 0.4 M parameters, for tests and demos."""
         return cls(patch_px=56, width=64, layers=2, heads=2, mlp_width=128, embedding_width=embedding_width)
 
 
 class TextEncoderConfig(Shape):
-    """Shape of CLIP's text tower. The defaults are ViT-H-14's as Stable Diffusion 2.1 uses it: 23 of its 24 layers."""
+    """Architecture of CLIP's text encoder. Defaults to ViT-H-14 as in Stable Diffusion 2.1: 23 of its 24 layers."""
 
     tokens: Annotated[int, Field(ge=1, le=4096)] = 77
     vocabulary: Annotated[int, Field(ge=1, le=2_000_000)] = 49408
@@ -99,12 +99,12 @@ class TextEncoderConfig(Shape):
 
     @classmethod
     def tiny(cls, width: int) -> "TextEncoderConfig":
-        """A tower of two layers, for tests and demos; nearly all of it is the vocabulary."""
+        """An encoder with two layers, for tests and demos; most of its parameters are the vocabulary."""
         return cls(width=width, layers=2, heads=2, mlp_width=2 * width)
 
 
 class ImageEncoder(nn.Module):
-    """CLIP's vision tower, an `ImageEmbedder`: preprocessing as released, then open_clip's network."""
+    """CLIP's vision encoder, an `ImageEmbedder`: the release's preprocessing, then open_clip's network."""
 
     def __init__(self, config: ImageEncoderConfig) -> None:
         from open_clip.transformer import VisionTransformer
@@ -122,15 +122,15 @@ class ImageEncoder(nn.Module):
         )
 
     def forward(self, frames_BCHW: Tensor) -> Tensor:
-        """Embeddings (B, C), projected and not normalised, in the dtype of the weights."""
+        """Return embeddings (B, C), projected but not normalized, in the dtype of the weights."""
         if frames_BCHW.ndim != 4 or frames_BCHW.shape[1] != 3:
-            raise ValueError(f"frames should be (B, 3, H, W), got {tuple(frames_BCHW.shape)}")
+            raise ValueError(f"frames must have shape (B, 3, H, W), got {tuple(frames_BCHW.shape)}")
         pixels_BCHW = clip_pixels(frames_BCHW, self.config.size_px)
         return cast("Tensor", self.tower(pixels_BCHW.to(self.tower.proj)))
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text tower without its last layer and its projection, a `TextEmbedder`."""
+    """CLIP's text encoder without its last layer and projection, a `TextEmbedder`."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         from open_clip.tokenizer import SimpleTokenizer
@@ -147,7 +147,7 @@ class TextEncoder(nn.Module):
         self.ln_final = LayerNorm(config.width)
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """Tokens (B, N, C), in the dtype of the weights. Longer texts are cut after N tokens."""
+        """Return tokens (B, N, C) in the dtype of the weights. Longer texts are truncated to N tokens."""
         position_NC = self.positional_embedding
         ids_BN = self.tokenizer(list(texts)).to(position_NC.device)
         n = self.config.tokens
@@ -162,10 +162,10 @@ def _check_heads(width: int, heads: int) -> None:
 
 
 def clip_pixels(frames_BCHW: Tensor, size_px: int = 224) -> Tensor:
-    """Frames in [-1, 1] as CLIP wants them: squeezed to a square of `size_px`, with CLIP's mean and deviation; float32.
+    """Preprocess frames in [-1, 1] for CLIP: resize to a `size_px` square, normalize with CLIP's mean and std; float32.
 
-    As in the release, the aspect ratio is not kept, resizing happens in [-1, 1], and what the bicubic kernel overshoots
-    is not cut off.
+    As in the release, the aspect ratio is not preserved, resizing happens in [-1, 1], and bicubic overshoot is not
+    clamped.
     """
     x_BCHW = frames_BCHW.float()
     for dim in (-2, -1):
@@ -177,7 +177,9 @@ def clip_pixels(frames_BCHW: Tensor, size_px: int = 224) -> Tensor:
 
 
 def _blur(x_BCHW: Tensor, factor: float, dim: int) -> Tensor:
-    """Gaussian blur along one axis that is about to shrink by `factor`, over two deviations to either side."""
+    """Gaussian blur along one axis before downsampling by `factor`; the kernel extends two standard deviations each
+    way.
+    """
     if factor <= 1:
         return x_BCHW
     std = (factor - 1) / 2

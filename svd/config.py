@@ -1,4 +1,4 @@
-"""Shapes of the networks of the paper: one frozen configuration, and a preset per model of sections 3 and 4."""
+"""UNet architectures of the paper: one frozen configuration, and one preset per model of sections 3 and 4."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
@@ -13,75 +13,76 @@ Ids = Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(strict=F
 
 
 class UNetConfig(Shape):
-    """Shape of one UNet. The defaults are Stable Video Diffusion's (section 4.3), 14 frames.
+    """Architecture of a UNet. Defaults to Stable Video Diffusion (section 4.3), 14 frames.
 
-    Raises ValueError for shapes that cannot be built.
+    Raises ValueError for invalid combinations.
     """
 
     in_channels: Annotated[int, Field(ge=1, le=1024)] = 8
-    """Channels of the input: the noisy latent, then what is concatenated to it."""
+    """Input channels: the noisy latent, then the concatenated conditioning."""
     out_channels: Size = 4
-    """Channels of the output: those of a latent."""
+    """Output channels: those of a latent."""
     widths: Sizes = (320, 640, 1280, 1280)
-    """Channels per level; the resolution halves from one level to the next."""
+    """Channels per level; the resolution halves between levels."""
     blocks_per_level: Annotated[int, Field(ge=1, le=8)] = 2
-    """Residual blocks per level on the way down; there is one more on the way up."""
+    """Residual blocks per level in the down path; the up path has one more."""
     attention: Annotated[tuple[bool, ...], Field(strict=False, max_length=16)] = (True, True, True, False)
-    """Which levels have transformers. The middle has one always."""
+    """Which levels have transformers. The middle block always has one."""
     head_width: Size = 64
-    """Channels per attention head; `widths` are multiples of it."""
+    """Channels per attention head; must divide `widths`."""
     context_width: Size = 1024
-    """Width of the text or CLIP embedding that attention sees."""
+    """Width of the text or CLIP embedding for cross-attention."""
     ids: Ids = (
         "fps_id",
         "motion_bucket",
         "noise_augmentation",
     )
-    """What the vector conditioning holds, in the order of `ids_BK`; empty for a network without one."""
+    """Ids used for vector conditioning, in the order of `ids_BK`; empty for none."""
     id_width: Size = 256
-    """Sinusoids per id."""
+    """Sinusoidal channels per id."""
     temporal: bool = True
-    """Whether temporal layers follow the spatial ones. False is the image model, Stable Diffusion 2.1."""
+    """Whether to insert temporal layers after the spatial ones. False for the image model, Stable Diffusion 2.1."""
     learned_mask: bool = False
-    """Whether a learned embedding stands in for the concatenated latent where the mask (the last channel) is 0."""
+    """Whether a learned embedding replaces the concatenated latent where the mask (the last channel) is 0."""
     groups: Size = 32
-    """Groups of GroupNorm; `widths` are multiples of it."""
+    """Number of GroupNorm groups; must divide `widths`."""
     norm_eps: Scale = 1e-5
-    """Eps of the residual blocks' GroupNorm. The released weights were trained with 1e-5; diffusers has 1e-6 in 36 of
-    the 44 residual normalisations' blocks, which changes its output by 1e-4."""
+    """GroupNorm eps of the residual blocks. The released weights were trained with 1e-5; diffusers uses 1e-6 in 36 of
+    the 44 residual blocks, which changes its output by 1e-4.
+    """
     frames: Annotated[int, Field(ge=1, le=4096)] = 14
-    """Frames the model is made for. No tensor depends on it."""
+    """Default number of frames. No tensor depends on it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len(self.attention) != len(self.widths):
-            raise ValueError(f"{len(self.widths)} widths but {len(self.attention)} attention flags: give one per level")
+            raise ValueError(
+                f"got {len(self.widths)} widths but {len(self.attention)} attention flags; pass one flag per level"
+            )
         for width in self.widths:
             if width % self.groups:
                 raise ValueError(f"width {width} is not a multiple of the {self.groups} groups of GroupNorm")
             if width % self.head_width:
                 raise ValueError(f"width {width} is not a multiple of the head width {self.head_width}")
         if self.widths[0] % 2 or self.id_width % 2:
-            raise ValueError(
-                f"sinusoids come in pairs: id_width {self.id_width} and widths[0] {self.widths[0]} must be even"
-            )
+            raise ValueError(f"id_width and widths[0] must be even, got {self.id_width} and {self.widths[0]}")
         if self.learned_mask and self.in_channels != 2 * self.out_channels + 1:
             raise ValueError(
-                f"a learned mask takes {2 * self.out_channels + 1} input channels (noisy latent, latent, mask), "
-                f"not {self.in_channels}"
+                f"learned_mask expects in_channels={2 * self.out_channels + 1} (noisy latent, latent, mask), "
+                f"got {self.in_channels}"
             )
         return self
 
     @property
     def embedding_width(self) -> int:
-        """Width of the embedding of noise level and ids that every residual block receives."""
+        """Width of the noise level and id embedding that every residual block receives."""
         return 4 * self.widths[0]
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
-        """The preset `name`, with fields replaced by `overrides`.
+        """Return the preset `name` with `overrides` applied.
 
-        Raises UserError, with the nearest name, for an unknown preset or field.
+        Raises UserError, suggesting the nearest name, for an unknown preset or field.
         """
         if name not in PRESETS:
             raise UserError(unknown_name("preset", name, list(PRESETS)))
@@ -103,5 +104,6 @@ PRESETS: Mapping[str, UNetConfig] = {
         widths=(64, 64, 96, 96), blocks_per_level=1, head_width=32, context_width=64, id_width=32, frames=8
     ),
 }
-"""Stable Diffusion 2.1 (stage I), image to video with 14 and 25 frames, text to video (stage II and III), frame
-interpolation, multi-view (section 4), and a network of a few million parameters for tests and demos."""
+"""Stable Diffusion 2.1 (stage I), text to video (stages II and III), image to video with 14 and 25 frames, frame
+interpolation, multi-view (section 4), and a small network for tests and demos.
+"""

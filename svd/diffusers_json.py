@@ -1,4 +1,4 @@
-"""The JSON files of a diffusers folder, from our configurations and back."""
+"""Convert between our configurations and the JSON files of a diffusers folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +13,10 @@ from svd.keymap_unet import diffusers_config
 from svd.model import ModelConfig
 
 _IDS = ("fps_id", "motion_bucket", "noise_augmentation", "elevation")
-"""In the order of the released network; the last one is multi-view's."""
+"""Ids in the order of the released network; the last one is multi-view only."""
 
 UNET_GROUPS = 32
-"""Of the norms in diffusers' UNet; it has no setting for it."""
+"""Normalization eps of diffusers' UNet, which is not configurable."""
 
 PIPELINE = {
     "_class_name": "StableVideoDiffusionPipeline",
@@ -59,7 +59,7 @@ FEATURE_EXTRACTOR = {
 
 
 def files(config: ModelConfig) -> dict[str, dict[str, Any]]:
-    """Every JSON file of a folder: path -> content. What diffusers cannot build has no file."""
+    """All JSON files of a model folder: path -> content. Networks that diffusers cannot build have no file."""
     contents: dict[str, dict[str, Any]] = {"scheduler/scheduler_config.json": SCHEDULER}
     if config.autoencoder.in_diffusers:
         contents["vae/config.json"] = _autoencoder(config.autoencoder)
@@ -76,9 +76,9 @@ def files(config: ModelConfig) -> dict[str, dict[str, Any]]:
 
 
 def read(folder: Path) -> ModelConfig:
-    """The model of a diffusers folder that we did not write, such as the released ones.
+    """Read the configuration of a diffusers folder written by another tool, such as the released ones.
 
-    Raises FileNotFoundError; UserError where a file is no such configuration or the networks do not fit together.
+    Raises FileNotFoundError; UserError for an unexpected configuration or incompatible networks.
     """
     configs: dict[str, Mapping[str, Any]] = {}
     for part in ("unet", "vae", "image_encoder", "text_encoder"):
@@ -86,9 +86,7 @@ def read(folder: Path) -> ModelConfig:
         if path.is_file():
             configs[part] = read_object(path)
         elif part in ("unet", "vae"):
-            raise FileNotFoundError(
-                f"{folder} is not a model folder: it has no {part}/config.json and no clipmill.json"
-            )
+            raise FileNotFoundError(f"{folder} is not a model folder: expected {part}/config.json or clipmill.json")
     try:
         unet = _read_unet(configs["unet"])
         return ModelConfig(
@@ -98,20 +96,18 @@ def read(folder: Path) -> ModelConfig:
             text_encoder=_read_text_encoder(configs["text_encoder"]) if "text_encoder" in configs else None,
         )
     except KeyError as error:
-        raise UserError(f"{folder}: a config.json lacks {error}, which diffusers writes for this model") from error
+        raise UserError(f"{folder}: a config.json is missing the key {error}") from error
     except (TypeError, AttributeError, ArithmeticError) as error:
-        raise UserError(
-            f"{folder}: a value in a config.json is of another kind than diffusers writes: {error}"
-        ) from error
+        raise UserError(f"{folder}: a config.json has a value of an unexpected type: {error}") from error
 
 
 def _read_unet(values: Mapping[str, Any]) -> UNetConfig:
     if values.get("_class_name") != "UNetSpatioTemporalConditionModel":
-        raise UserError(f"a video UNet is UNetSpatioTemporalConditionModel, this is {values.get('_class_name')}")
+        raise UserError(f"expected a UNetSpatioTemporalConditionModel, got {values.get('_class_name')}")
     widths = values["block_out_channels"]
     head_widths = {width // heads for width, heads in zip(widths, values["num_attention_heads"], strict=True)}
     if len(head_widths) > 1:
-        raise UserError(f"one width of heads throughout was expected, got {sorted(head_widths)}")
+        raise UserError(f"expected one head width for all levels, got {sorted(head_widths)}")
     ids = values["projection_class_embeddings_input_dim"] // values["addition_time_embed_dim"]
     return UNetConfig(
         in_channels=values["in_channels"],
@@ -144,7 +140,7 @@ def _autoencoder(config: AutoencoderConfig) -> dict[str, Any]:
 
 def _read_autoencoder(values: Mapping[str, Any]) -> AutoencoderConfig:
     if values.get("_class_name") != "AutoencoderKLTemporalDecoder":
-        raise UserError(f"a video autoencoder is AutoencoderKLTemporalDecoder, this is {values.get('_class_name')}")
+        raise UserError(f"expected an AutoencoderKLTemporalDecoder, got {values.get('_class_name')}")
     return AutoencoderConfig(
         widths=tuple(values["block_out_channels"]),
         blocks_per_level=values["layers_per_block"],
@@ -213,4 +209,4 @@ def _read_text_encoder(values: Mapping[str, Any]) -> TextEncoderConfig:
 
 def _expect_gelu(values: Mapping[str, Any]) -> None:
     if values.get("hidden_act") != "gelu":
-        raise UserError(f"OpenCLIP's towers have the activation gelu, this has {values.get('hidden_act')}")
+        raise UserError(f"expected hidden_act gelu, as in OpenCLIP, got {values.get('hidden_act')}")

@@ -1,6 +1,6 @@
-"""A network of one stage grown into the next stage's, without changing what it computes (section 3.2, section 4).
+"""Initialize the next stage's UNet from the previous one's without changing its output (section 3.2, section 4).
 
-An image UNet becomes a video UNet; more input channels, ids or a learned mask are added on the way.
+An image UNet becomes a video UNet; input channels, ids or a learned mask can be added.
 """
 
 from typing import Literal
@@ -15,25 +15,25 @@ from svd.unet import UNet
 TemporalInit = Literal["identity", "released"]
 
 _WIDENED = ("conv_in.weight", "ids_embedding.0.weight")
-"""Tensors that may gain input columns; the new ones are zero."""
+"""Tensors that may gain input columns, initialized to zero."""
 
 
 def inflate(unet: UNet, config: UNetConfig, *, temporal_init: TemporalInit = "identity") -> UNet:
-    """A UNet of `config` that holds the weights of `unet`; what `unet` has not is new.
+    """Build a UNet of `config` with the weights of `unet`; parameters that `unet` lacks are initialized.
 
-    New are, where missing: temporal layers, input channels and ids (behind the existing ones, with zero columns), the
-    vector conditioning (its last layer zero, so that it adds nothing at the start), the mask embedding. Of samples
-    marked image-only the result is the image network's, bit by bit unless input channels were added.
+    Initialized if missing: temporal layers, input channels and ids (appended, with zero columns), the vector
+    conditioning (zero last layer, so it initially adds nothing), and the mask embedding. For image-only samples the
+    output is bit-identical to the image network's unless input channels were added.
 
-    temporal_init: "released" draws new temporal layers as the release does; its temporal transformers then change a
-    video from the first step on. "identity" also zeroes the last projection of each of their branches, so
-    that every frame of a video comes out as from the image network; all of these projections receive gradients at once.
+    temporal_init: "released" initializes temporal layers as the release does; its temporal transformers then change the
+    output for videos immediately. "identity" also zeroes the last projection of each of their branches, so every frame
+    of a video initially matches the image network's output; all of these projections receive gradients from the first
+    step.
 
-    The new network has device and dtype of the old. Raises ValueError where `config` is no such extension of
-    `unet.config`.
+    The new network keeps the device and dtype of `unet`. Raises ValueError if `config` does not extend `unet.config`.
     """
     if config.ids[: len(unet.config.ids)] != unet.config.ids:
-        raise ValueError(f"new ids must follow the existing ones {unet.config.ids}, got {config.ids}")
+        raise ValueError(f"ids must start with the existing {unet.config.ids}, got {config.ids}")
     old = unet.state_dict()
     reference = next(unet.parameters())
     with torch.device(reference.device):
@@ -55,8 +55,9 @@ def inflate(unet: UNet, config: UNetConfig, *, temporal_init: TemporalInit = "id
 
 
 def init_as_identity(unet: UNet) -> None:
-    """Make every temporal layer return its input, whatever its mixing factor: the last projection of each branch of
-    the temporal transformers becomes zero, as those of the temporal residual blocks are from the start."""
+    """Make every temporal layer return its input for any blend factor, by zeroing the last projection of each branch of
+    the temporal transformers; temporal residual blocks are already initialized that way.
+    """
     for module in unet.modules():
         if isinstance(module, TemporalLayer):
             _zero(module.frame_embedding[-1])
@@ -72,12 +73,12 @@ def init_as_identity(unet: UNet) -> None:
 def _check(old: dict[str, Tensor], new: dict[str, Tensor]) -> None:
     lost = [name for name in old if name not in new]
     if lost:
-        raise ValueError(f"the larger network has no place for {len(lost)} tensors, first {lost[0]}")
+        raise ValueError(f"the target network lacks {len(lost)} tensors of the source, first: {lost[0]}")
     for name, tensor in old.items():
         was, becomes = tuple(tensor.shape), tuple(new[name].shape)
         grows = name in _WIDENED and was[0] == becomes[0] and was[1] <= becomes[1] and was[2:] == becomes[2:]
         if was != becomes and not grows:
-            raise ValueError(f"{name} is {was} and would have to become {becomes}: only inputs and ids can be added")
+            raise ValueError(f"cannot grow {name} from {was} to {becomes}: only input channels and ids can be added")
 
 
 def _zero(layer: nn.Module) -> None:

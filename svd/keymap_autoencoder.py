@@ -1,10 +1,11 @@
-"""What the autoencoder's tensors are called in other layouts, and what differs beside the names.
+"""Key maps between the autoencoder's tensor names and other layouts, and the conversions beyond renaming.
 
 `diffusers` is the layout of AutoencoderKLTemporalDecoder. `original` is `first_stage_model` in the released file, and
-`condition` the second copy of the encoder, which the file's conditioner holds. Two things are not only names:
-- The attention's four matrices are (C, C) here and in diffusers, (C, C, 1, 1) in the original.
+`condition` the encoder's second copy in the file's conditioner. Two conversions go beyond renaming:
+
+- The four attention matrices are (C, C) here and in diffusers, (C, C, 1, 1) in the original.
 - `original` has no `quant_conv`, the 1x1 convolution after the encoder. It is linear and follows a linear layer: on
-  the way there it is multiplied into that layer, on the way back it is the identity.
+  export it is folded into that layer, on import it is the identity.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,14 +20,14 @@ from svd.autoencoder import AutoencoderConfig
 Layout = Literal["diffusers", "original", "condition"]
 
 PREFIX = {"diffusers": "", "original": "first_stage_model.", "condition": "conditioner.embedders.3.encoder."}
-"""What the tensors' names start with; in a released checkpoint other networks' tensors lie beside them."""
+"""Prefix of the tensor names; a released checkpoint also contains other networks."""
 
 
 def table(config: AutoencoderConfig, layout: Layout) -> dict[str, str]:
-    """Our name -> name in the layout, one to one, for every tensor that the layout holds: all for `diffusers`, all but
-    `quant_conv` for `original`, those of the encoder and `quant_conv` for `condition`.
+    """Map our names to the layout's, one to one, for every tensor the layout stores: all for `diffusers`, all but
+    `quant_conv` for `original`, the encoder and `quant_conv` for `condition`.
 
-    A middle after other than two blocks per level is named like one after two, though diffusers builds none: see
+    Middle blocks are named as if there were two blocks per level, even where diffusers cannot build the network: see
     `AutoencoderConfig.in_diffusers`. Raises ValueError for an unknown layout.
     """
     if layout not in get_args(Layout):
@@ -37,7 +38,9 @@ def table(config: AutoencoderConfig, layout: Layout) -> dict[str, str]:
 
 
 def to_layout(weights: Mapping[str, Tensor], config: AutoencoderConfig, layout: Layout) -> dict[str, Tensor]:
-    """The autoencoder's state under the layout's names and in its shapes: the same function. Tensors are shared."""
+    """Convert the autoencoder's state dict to the layout's names and shapes, preserving its function. Tensors are
+    shared.
+    """
     if layout == "original":
         weights = _without_quant_conv(weights)
     return {
@@ -47,9 +50,10 @@ def to_layout(weights: Mapping[str, Tensor], config: AutoencoderConfig, layout: 
 
 
 def from_layout(tensors: Mapping[str, Tensor], config: AutoencoderConfig, layout: Layout) -> dict[str, Tensor]:
-    """The inverse of `to_layout`: our state from a layout's tensors; of `condition`, the encoder's part of it.
+    """Convert a layout's tensors to our state dict, the inverse of `to_layout`; for `condition`, only the encoder's
+    part.
 
-    Shapes are left to `load_state_dict`. Raises ValueError, with counts and the first names, where names are missing.
+    Shapes are validated by `load_state_dict`. Raises ValueError, with counts and the first names, for missing tensors.
     """
     names = table(config, layout)
     missing = [theirs for theirs in names.values() if theirs not in tensors]
@@ -63,12 +67,12 @@ def from_layout(tensors: Mapping[str, Tensor], config: AutoencoderConfig, layout
 
 
 def _is_flattened(name: str, layout: Layout) -> bool:
-    """Whether our tensor is a 1x1 convolution's weight in the layout."""
+    """Whether our tensor is a 1x1 convolution weight in the layout."""
     return layout != "diffusers" and name.endswith(_MATRICES)
 
 
 def _without_quant_conv(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`quant_conv` multiplied into the encoder's last convolution, in float64."""
+    """Fold `quant_conv` into the encoder's last convolution, in float64."""
     quant_OM, quant_bias_O = weights["quant_conv.weight"].double().flatten(1), weights["quant_conv.bias"].double()
     last_MIHW, bias_M = weights["encoder.conv_out.weight"], weights["encoder.conv_out.bias"]
     return {
@@ -89,7 +93,7 @@ _MATRICES = tuple(f".middle.1.{part}.weight" for part in ("query", "key", "value
 
 @dataclass(frozen=True, kw_only=True)
 class _Words:
-    """How a layout calls each part; {level} counts as ours does, {reversed} from the other end."""
+    """Names of each part in a layout; {level} counts as ours does, {reversed} from the other end."""
 
     encoder_block: str
     down: str
@@ -143,7 +147,7 @@ _WORDS = {
 
 
 def _names(config: AutoencoderConfig, words: _Words) -> Iterator[tuple[str, str]]:
-    """(our name, their name) of every tensor."""
+    """Pairs (our name, their name) of every tensor."""
     levels, blocks = len(config.widths), config.blocks_per_level
     for side in ("encoder", "decoder"):
         yield from _layer(f"{side}.conv_in", f"{side}.conv_in")

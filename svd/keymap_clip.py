@@ -1,9 +1,8 @@
-"""What the tensors of CLIP's two towers are called in other layouts.
+"""Key maps between the tensor names of CLIP's two encoders and other layouts.
 
-Ours are open_clip's; `original` puts a prefix before them, `transformers` is the layout of
-CLIPVisionModelWithProjection and CLIPTextModel, which a diffusers folder holds. Two things are not only names:
-open_clip stacks queries, keys and values into one matrix, which are three in transformers, and its projection is the
-transpose of theirs.
+Our names are open_clip's; `original` adds a prefix, `transformers` is the layout of CLIPVisionModelWithProjection and
+CLIPTextModel, as in a diffusers folder. Two conversions go beyond renaming: open_clip stacks query, key and value into
+one matrix while transformers has three, and the projections are transposes of each other.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ Layout = Literal["original", "transformers"]
 
 IMAGE_PREFIX = "conditioner.embedders.0.open_clip.model.visual."
 TEXT_PREFIX = "conditioner.embedders.0.model."
-"""What the names start with in an original file, of a picture's or a text's conditioner."""
+"""Prefixes of the image and text conditioners in an original file."""
 
 _LAYER = {
     "ln_1.weight": ("layer_norm1.weight",),
@@ -56,7 +55,7 @@ Config = ImageEncoderConfig | TextEncoderConfig
 
 
 def table(config: Config, layout: Layout) -> dict[str, tuple[str, ...]]:
-    """Our name -> its name in the layout, or the three names of what is stacked in it. Every name occurs once.
+    """Map our names to the layout's, or to the three names of a stacked tensor. Every name occurs once.
 
     Raises ValueError for an unknown layout.
     """
@@ -71,7 +70,7 @@ def table(config: Config, layout: Layout) -> dict[str, tuple[str, ...]]:
 
 
 def to_layout(weights: Mapping[str, Tensor], config: Config, layout: Layout) -> dict[str, Tensor]:
-    """A tower's state under the layout's names and in its shapes. Tensors are views of ours."""
+    """Convert an encoder's state dict to the layout's names and shapes. Tensors are views of ours."""
     tensors: dict[str, Tensor] = {}
     for ours, theirs in table(config, layout).items():
         turned = weights[ours].T if ours == _TRANSPOSED and layout == "transformers" else weights[ours]
@@ -80,7 +79,7 @@ def to_layout(weights: Mapping[str, Tensor], config: Config, layout: Layout) -> 
 
 
 def from_layout(tensors: Mapping[str, Tensor], config: Config, layout: Layout) -> dict[str, Tensor]:
-    """The inverse of `to_layout`. Raises KeyError where a tensor is missing."""
+    """Convert back, the inverse of `to_layout`. Raises KeyError for a missing tensor."""
     weights: dict[str, Tensor] = {}
     for ours, theirs in table(config, layout).items():
         joined = torch.cat([tensors[name] for name in theirs]) if len(theirs) > 1 else tensors[theirs[0]]
@@ -89,7 +88,7 @@ def from_layout(tensors: Mapping[str, Tensor], config: Config, layout: Layout) -
 
 
 def _names(layers: int, *, image: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(open_clip's name, transformers' name or names)."""
+    """Pairs of open_clip's name and transformers' name or names."""
     for name, theirs in (_IMAGE if image else _TEXT).items():
         yield name, (theirs,)
     model = "vision_model" if image else "text_model"

@@ -1,4 +1,4 @@
-"""What the UNet's tensors are called in the original release and in diffusers. No tensor is reshaped between them."""
+"""Key maps between the UNet's tensor names, the original release's and diffusers'. No tensor is reshaped."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
@@ -8,11 +8,11 @@ from svd.config import UNetConfig
 Layout = Literal["clipmill", "original", "diffusers"]
 
 ORIGINAL_PREFIX = "model.diffusion_model."
-"""What the UNet's tensors start with in a released checkpoint, which holds the autoencoder and the conditioner too."""
+"""Prefix of the UNet in a released checkpoint, which also contains the autoencoder and the conditioner."""
 
 
 class _Names(NamedTuple):
-    """One module, in the three layouts."""
+    """Name of one module in the three layouts."""
 
     clipmill: str
     original: str
@@ -62,10 +62,10 @@ _MIX = _Names("mix.factor", "time_mixer.mix_factor", "time_mixer.mix_factor")
 
 
 def table(config: UNetConfig, layout: Layout) -> dict[str, str]:
-    """Every tensor of `UNet(config)`: our name -> its name in `layout`.
+    """Map every tensor name of `UNet(config)` to its name in `layout`, one to one.
 
-    One to one. "original" is the layout of the release (and of Stable Diffusion 2.1), prefix included; "diffusers" that
-    of UNetSpatioTemporalConditionModel, or of UNet2DConditionModel for a network without temporal layers.
+    "original" is the layout of the release (and of Stable Diffusion 2.1), prefix included; "diffusers" that of
+    UNetSpatioTemporalConditionModel, or of UNet2DConditionModel for a network without temporal layers.
     """
     names = {
         ours: {"clipmill": ours, "original": ORIGINAL_PREFIX + original, "diffusers": diffusers}[layout]
@@ -76,9 +76,9 @@ def table(config: UNetConfig, layout: Layout) -> dict[str, str]:
 
 
 def diffusers_config(config: UNetConfig) -> dict[str, Any]:
-    """The config.json with which diffusers builds this network. Raises ValueError where it has no such network."""
+    """The config.json from which diffusers builds this network. Raises ValueError if it has no such class."""
     if config.learned_mask or not config.temporal or not config.ids:
-        raise ValueError("diffusers has a class for UNets with temporal layers, ids and no learned mask only")
+        raise ValueError("diffusers only supports video UNets with temporal layers, ids and no learned mask")
     down = ["CrossAttnDownBlockSpatioTemporal" if a else "DownBlockSpatioTemporal" for a in config.attention]
     up = ["CrossAttnUpBlockSpatioTemporal" if a else "UpBlockSpatioTemporal" for a in reversed(config.attention)]
     return {

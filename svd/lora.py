@@ -1,7 +1,7 @@
-"""LoRA (Hu et al., arXiv 2106.09685) of rank 16 on the attention over time: the camera motions of section 4.3, App. D.
+"""LoRA (Hu et al., arXiv 2106.09685), rank 16, on temporal attention: the camera motions of section 4.3, App. D.
 
-W x becomes W x + (alpha / rank) B A x. A starts at random, B at zero, so that at first nothing changes. Only A and B
-train. The matrices adapted are queries, keys, values and output of every self-attention over frames.
+W x becomes W x + (alpha / rank) B A x. A is initialized randomly and B to zero, so the initial output is unchanged.
+Only A and B train. Adapters are applied to the query, key, value and output projections of temporal self-attention.
 """
 
 import json
@@ -27,14 +27,14 @@ RANK = 16
 
 _PREFIX = "unet."
 _PREFIXES = (_PREFIX, "base_model.model.", "")
-"""What names start with: in files of diffusers' trainers, in those of PEFT, in those of neither."""
+"""Name prefixes of diffusers' trainers, of PEFT, and none."""
 _METADATA = "lora_adapter_metadata"
 _MAX_ALPHA = 65_536
 _MATRICES = ("q", "k", "v", "out")
 
 
 class LoraLinear(nn.Linear):
-    """A linear layer with an adapter beside it. Its own tensors keep their names, frozen."""
+    """A linear layer with a LoRA adapter. Its base weights keep their names and are frozen."""
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
         bias = linear.bias is not None
@@ -52,7 +52,7 @@ class LoraLinear(nn.Linear):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """A plain layer that computes the same: W + (alpha / rank) B A, summed in float32."""
+        """Return an equivalent plain layer: W + (alpha / rank) B A, summed in float32."""
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         delta = self.scale * (self.lora_B.weight.float() @ self.lora_A.weight.float())
         linear.weight = nn.Parameter((self.weight.float() + delta).to(self.weight.dtype))
@@ -61,18 +61,18 @@ class LoraLinear(nn.Linear):
 
 
 def add_lora(unet: UNet, *, rank: int = RANK, alpha: float | None = None) -> list[nn.Parameter]:
-    """Freeze `unet` and put an adapter on each matrix of attention over time; alpha is `rank` without another.
+    """Freeze `unet` and add an adapter to each temporal attention projection; `alpha` defaults to `rank`.
 
-    Returns the adapters' parameters, which alone train. Raises UserError for a network without temporal layers, for
-    one that has adapters, and for a rank below 1.
+    Returns the adapters' parameters, the only ones that train. Raises UserError for a network without temporal layers
+    or with existing adapters, and for a rank below 1.
     """
     if rank < 1:
-        raise UserError(f"a rank is 1 or more, got {rank}")
+        raise UserError(f"expected a rank of at least 1, got {rank}")
     if any(isinstance(module, LoraLinear) for module in unet.modules()):
-        raise UserError("this network has adapters already; merge them first")
+        raise UserError("the network already has LoRA adapters; merge them first")
     attentions = [module.self_attention for module in unet.modules() if isinstance(module, TemporalLayer)]
     if not attentions:
-        raise UserError("adapters go on attention over time, and this network has no temporal layers")
+        raise UserError("LoRA adapts temporal attention, but the network has no temporal layers; use a video UNet")
     unet.requires_grad_(False)
     for attention in attentions:
         for name in _MATRICES:
@@ -82,9 +82,9 @@ def add_lora(unet: UNet, *, rank: int = RANK, alpha: float | None = None) -> lis
 
 
 def merge_lora(unet: UNet) -> None:
-    """Add every adapter into its matrix and take it away; the network is as it was built, and as fast.
+    """Merge every adapter into its weight and remove it, which restores the original modules and speed.
 
-    What `add_lora` froze stays frozen. Raises UserError for a network without adapters.
+    Parameters frozen by `add_lora` stay frozen. Raises UserError for a network without adapters.
     """
     for name, layer in _adapted(unet).items():
         owner, _, attribute = name.rpartition(".")
@@ -92,10 +92,10 @@ def merge_lora(unet: UNet) -> None:
 
 
 def save_lora(unet: UNet, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write the adapters alone, under the names of diffusers and PEFT, such as
+    """Save the adapters only, under the names of diffusers and PEFT, such as
     `unet.down_blocks.0.attentions.0.temporal_transformer_blocks.0.attn1.to_q.lora_A.weight`.
 
-    Rank and alpha are in the metadata, where diffusers looks for them.
+    Rank and alpha are stored in the metadata, where diffusers expects them.
     """
     layers = _adapted(unet)
     names = _names(unet, layers)
@@ -115,17 +115,17 @@ def save_lora(unet: UNet, path: str | Path, *, dtype: torch.dtype | None = None)
 
 
 def load_lora(unet: UNet, path: str | Path) -> None:
-    """Put the adapters of a file, or of PEFT's folder, on `unet`, as `add_lora` does. The rank is read off the tensors;
-    alpha is in the metadata or in PEFT's adapter_config.json beside the file, and the rank where neither says.
+    """Load adapters from a file or a PEFT folder and add them to `unet`, as `add_lora` does. The rank is inferred from
+    the tensors; alpha is read from the metadata or from PEFT's adapter_config.json, and defaults to the rank.
 
-    Raises FileNotFoundError; WeightsError, before anything is changed, where the file is damaged or its adapters are
-    not those of this network's attention over time; UserError as `add_lora`.
+    Raises FileNotFoundError; WeightsError, before anything is changed, if the file is damaged or its adapters do not
+    match this network's temporal attention; UserError as `add_lora`.
     """
     with ExitStack() as files:
         stored = open_tensors(path, files)
         names_of_a = [name for name in stored if name.endswith("lora_A.weight")]
         if not names_of_a:
-            raise WeightsError(f"{path} holds {len(stored)} tensors and no lora_A.weight among them")
+            raise WeightsError(f"{path} holds {len(stored)} tensors but no lora_A.weight; expected LoRA adapters")
         prefix = next(prefix for prefix in _PREFIXES if names_of_a[0].startswith(prefix))
         rank = stored[names_of_a[0]].shape[0]
         alpha = _alpha(Path(path), stored[names_of_a[0]].file.metadata() or {})
@@ -158,12 +158,12 @@ def _alpha(path: Path, metadata: dict[str, str]) -> float | None:
 def _adapted(unet: UNet) -> dict[str, LoraLinear]:
     layers = {name: module for name, module in unet.named_modules() if isinstance(module, LoraLinear)}
     if not layers:
-        raise UserError("this network has no adapters; add or load them first")
+        raise UserError("the network has no LoRA adapters; add or load them first")
     return layers
 
 
 def _names(unet: UNet, layers: dict[str, LoraLinear]) -> dict[str, Tensor]:
-    """The adapters' tensors under diffusers' names."""
+    """Adapter tensors under diffusers' names."""
     return dict(_name_each(table(unet.config, "diffusers"), layers))
 
 

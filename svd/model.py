@@ -1,4 +1,4 @@
-"""A whole model: UNet, autoencoder and the encoders of its conditions, and the task that it is for."""
+"""A complete model: UNet, autoencoder, conditioning encoders, and the task they define."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ NEEDS: Mapping[Task, Literal["image_encoder", "text_encoder"]] = {
     "interpolation": "image_encoder",
     "multi-view": "image_encoder",
 }
-"""Which encoder makes the context of a task."""
+"""Encoder that produces the context of each task."""
 Pixels = Annotated[int, Field(strict=True, ge=1, le=MAX_SIZE)]
 
 
 def task_of(config: UNetConfig) -> Task:
-    """What a UNet is for, which its inputs tell: `image` for one without temporal layers."""
+    """Infer the task of a UNet from its inputs: `image` for one without temporal layers."""
     if not config.temporal:
         return "image"
     if config.learned_mask:
@@ -40,7 +40,7 @@ def task_of(config: UNetConfig) -> Task:
 
 
 class ModelConfig(Config):
-    """Shapes of all networks of a model. Raises ValueError where they do not fit together."""
+    """Configuration of all networks of a model. Raises ValueError for incompatible networks."""
 
     unet: UNetConfig
     autoencoder: AutoencoderConfig
@@ -48,13 +48,13 @@ class ModelConfig(Config):
     text_encoder: TextEncoderConfig | None = None
     width_px: Pixels = 1024
     height_px: Pixels = 576
-    """Size of the frames that the model was trained on, and makes if not told otherwise."""
+    """Training frame size, the default for sampling."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.autoencoder.latent_channels != self.unet.out_channels:
             raise ValueError(
-                f"the UNet makes latents of {self.unet.out_channels} channels, the autoencoder takes "
+                f"the UNet outputs latents with {self.unet.out_channels} channels, but the autoencoder expects "
                 f"{self.autoencoder.latent_channels}"
             )
         for encoder, width in (
@@ -63,11 +63,11 @@ class ModelConfig(Config):
         ):
             if encoder is not None and width != self.unet.context_width:
                 raise ValueError(
-                    f"the UNet's context is {self.unet.context_width} wide, {type(encoder).__name__} says {width}"
+                    f"the UNet expects context width {self.unet.context_width}, {type(encoder).__name__} has {width}"
                 )
         if self.width_px % self.autoencoder.factor or self.height_px % self.autoencoder.factor:
             raise ValueError(
-                f"{self.width_px}x{self.height_px} pixels do not divide by the autoencoder's {self.autoencoder.factor}"
+                f"expected a frame size divisible by {self.autoencoder.factor}, got {self.width_px}x{self.height_px}"
             )
         return self
 
@@ -77,7 +77,9 @@ class ModelConfig(Config):
 
     @classmethod
     def preset(cls, unet: UNetConfig) -> Self:
-        """The released autoencoder and encoders (ViT-H-14) for a UNet of the released width, at the released size."""
+        """The released autoencoder and encoders (ViT-H-14) for a UNet of the released width, at the released frame
+        size.
+        """
         task = task_of(unet)
         multi_view = {"width_px": 576, "height_px": 576} if task == "multi-view" else {}
         return cls(
@@ -90,7 +92,7 @@ class ModelConfig(Config):
 
     @classmethod
     def tiny(cls, unet: UNetConfig, *, width_px: int = 64, height_px: int = 64) -> Self:
-        """A small autoencoder (factor 8) and small encoders for a small UNet: for tests and demos on a CPU."""
+        """A small autoencoder (factor 8) and small encoders for a small UNet: for tests and demos on CPUs."""
         needs = NEEDS[task_of(unet)]
         return cls(
             unet=unet,
@@ -104,7 +106,7 @@ class ModelConfig(Config):
 
 @dataclass(kw_only=True)
 class Model:
-    """The networks of a model, on one device. An encoder may be any callable that keeps its protocol."""
+    """The networks of a model, on one device. Encoders can be any callable that implements the protocol."""
 
     config: ModelConfig
     unet: UNet
@@ -114,7 +116,7 @@ class Model:
 
     @classmethod
     def build(cls, config: ModelConfig) -> Self:
-        """New networks, with the weights that training starts from; on the meta device, without any."""
+        """Build new networks with initialized weights, or without weights on the meta device."""
         return cls(
             config=config,
             unet=UNet(config.unet),
@@ -128,7 +130,7 @@ class Model:
         return self.unet.conv_in.weight.device
 
     def networks(self) -> dict[str, nn.Module]:
-        """The networks by name, without encoders that are no network."""
+        """The networks by name, excluding encoders that are not modules."""
         parts = {
             "unet": self.unet,
             "autoencoder": self.autoencoder,

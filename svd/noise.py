@@ -1,15 +1,15 @@
 """Noise levels and the denoiser: EDM (Karras et al., arXiv 2206.00364, table 1) as in appendix D of the paper, and the
-discrete schedule of Stable Diffusion 2.1, from which stage I departs.
+discrete schedule of Stable Diffusion 2.1, the starting point of stage I.
 
-Everywhere a noisy latent is x = x0 + sigma * n, with x0 of unit variance (sigma_data = 1) and n standard normal. A
-network F becomes a denoiser D, which estimates x0, by
+A noisy latent is always x = x0 + sigma * n, with x0 of unit variance (sigma_data = 1) and n standard normal. A network
+F defines a denoiser D, which estimates x0:
 
     D(x; sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x; c_noise(sigma)).
 
 Stable Diffusion's x_t is sqrt(alpha_bar_t) x, at sigma^2 = (1 - alpha_bar_t) / alpha_bar_t. Since sqrt(alpha_bar_t) is
-c_in, its v-prediction *is* an EDM denoiser with sigma_data = 1: the two schedules share c_skip, c_out and c_in. The
-swap of schedules in stage I changes which sigmas are drawn and what the time embedding is told, nothing else; that is
-why training the time embedding alone begins it.
+c_in, its v-prediction *is* an EDM denoiser with sigma_data = 1: the two schedules share c_skip, c_out and c_in.
+Switching schedules in stage I changes only the distribution of sigma and the input of the time embedding, so stage I
+starts by training the time embedding alone.
 
 sigma_B is one noise level per video, float32: all frames of a video share it.
 """
@@ -28,7 +28,7 @@ Network = Callable[..., Tensor]
 
 
 class Schedule(Protocol):
-    """What tells one noise schedule from another. All are functions of sigma, elementwise."""
+    """Interface of a noise schedule. All methods are elementwise functions of sigma."""
 
     def c_skip(self, sigma: Tensor) -> Tensor: ...
     def c_out(self, sigma: Tensor) -> Tensor: ...
@@ -39,7 +39,7 @@ class Schedule(Protocol):
 
 
 class VPrediction:
-    """Preconditioning with sigma_data = 1. The sign of c_out is Stable Diffusion's; EDM has it positive."""
+    """Preconditioning with sigma_data = 1. The sign of c_out is Stable Diffusion's; in EDM it is positive."""
 
     def c_skip(self, sigma: Tensor) -> Tensor:
         return 1 / (sigma**2 + 1)
@@ -51,35 +51,34 @@ class VPrediction:
         return 1 / (sigma**2 + 1).sqrt()
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
-        """Weight of |D - x0|^2: 1 / c_out^2, so that each noise level asks the same of F."""
+        """Weight of |D - x0|^2: 1 / c_out^2, which equalizes the loss on F across noise levels."""
         return (1 + sigma**2) / sigma**2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edm(VPrediction):
-    """ln sigma ~ N(p_mean, p_std^2): which noise levels are trained on. Appendix D of the paper has them per run."""
+    """ln sigma ~ N(p_mean, p_std^2): training distribution of noise levels. Appendix D lists the values per run."""
 
     p_mean: float = -1.2
     p_std: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.p_std > 0:
-            raise ValueError(f"p_std should be above 0, got {self.p_std}")
+            raise ValueError(f"p_std must be above 0, got {self.p_std}")
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         return 0.25 * sigma.log()
 
     def sample_sigma(self, batch: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """sigma_B, one per video, drawn on the CPU."""
+        """Draw sigma_B, one per video, on the CPU."""
         return (self.p_mean + self.p_std * torch.randn(batch, generator=generator)).exp()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Discrete(VPrediction):
-    """Stable Diffusion 2.1's `steps` noise levels: square roots of beta are spaced evenly. c_noise is the timestep.
+    """Stable Diffusion 2.1's `steps` noise levels: square roots of beta are evenly spaced. c_noise is the timestep.
 
-    `prediction` says what the network was trained to predict, v (the 768 pixel model) or the noise n (the 512 pixel
-    base model).
+    `prediction` is the network's training target: v (the 768 px model) or the noise n (the 512 px base model).
     """
 
     steps: int = 1000
@@ -90,11 +89,11 @@ class Discrete(VPrediction):
     def __post_init__(self) -> None:
         if self.steps < 2 or not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
-                f"a schedule has at least 2 steps and 0 < beta_start <= beta_end < 1, got {self.steps} steps, "
+                f"expected steps >= 2 and 0 < beta_start <= beta_end < 1, got {self.steps} steps, "
                 f"beta_start {self.beta_start}, beta_end {self.beta_end}"
             )
         if self.prediction not in ("v", "noise"):
-            raise ValueError(f"prediction should be 'v' or 'noise', got {self.prediction!r}")
+            raise ValueError(f"prediction must be 'v' or 'noise', got {self.prediction!r}")
 
     @cached_property
     def sigmas(self) -> Tensor:
@@ -106,11 +105,11 @@ class Discrete(VPrediction):
         return ((1 - alpha_bar) / alpha_bar).sqrt().float()
 
     def sigma(self, timestep: Tensor) -> Tensor:
-        """Noise level of timesteps 0 to steps - 1; between two of them ln sigma is interpolated."""
+        """Noise level of timesteps 0 to steps - 1; ln sigma is interpolated between timesteps."""
         return _interpolate(timestep, torch.arange(self.steps), self.sigmas.log()).exp()
 
     def c_noise(self, sigma: Tensor) -> Tensor:
-        """The timestep of a noise level, the inverse of `sigma`; beyond the schedule's ends, the end."""
+        """Timestep of a noise level, the inverse of `sigma`, clamped to the schedule's range."""
         return _interpolate(sigma.log(), self.sigmas.log(), torch.arange(self.steps))
 
     def c_skip(self, sigma: Tensor) -> Tensor:
@@ -120,11 +119,11 @@ class Discrete(VPrediction):
         return super().c_out(sigma) if self.prediction == "v" else -sigma
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
-        """1 / c_out^2: the unweighted error of what the network predicts, as Stable Diffusion was trained."""
+        """1 / c_out^2: the unweighted error of the network's prediction, as Stable Diffusion was trained."""
         return self.c_out(sigma) ** -2
 
     def sample_sigma(self, batch: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """sigma_B of timesteps drawn evenly, one per video, on the CPU."""
+        """Draw sigma_B for uniformly distributed timesteps, one per video, on the CPU."""
         return self.sigmas[torch.randint(self.steps, (batch,), generator=generator)]
 
 
@@ -144,10 +143,10 @@ def denoise(
 ) -> Tensor:
     """D(x; sigma), the estimate of x0.
 
-    `concat_BTCHW` joins the network's input channels after c_in (image to video: the first frame's latent, unscaled).
-    `conditioning` goes to the network as it is. The sum of c_skip x and c_out F is in x's dtype, float32 or wider;
-    with lower precision than that, large sigmas lose the picture.
-    Raises ValueError where sigma is not one number per video.
+    `concat_BTCHW` is concatenated to the input channels after c_in (image to video: the first frame's latent,
+    unscaled). `conditioning` is passed to the network unchanged. The sum of c_skip x and c_out F is computed in x's
+    dtype; use float32 or wider, since lower precision destroys the image at large sigmas. Raises ValueError unless
+    sigma is one number per video.
     """
     sigma_B = _checked(sigma_B, x_BTCHW)
     x_in_BTCHW = _per_video(schedule.c_in(sigma_B), x_BTCHW) * x_BTCHW
@@ -168,7 +167,7 @@ def denoising_loss(
     concat_BTCHW: Tensor | None = None,
     **conditioning: Any,
 ) -> Tensor:
-    """loss_weight(sigma) * |D(x0 + sigma n; sigma) - x0|^2, the mean over a video's elements: shape (B,)."""
+    """loss_weight(sigma) * |D(x0 + sigma n; sigma) - x0|^2, averaged over each video's elements: shape (B,)."""
     x_BTCHW = add_noise(x0_BTCHW, noise_BTCHW, sigma_B)
     D_BTCHW = denoise(network, x_BTCHW, sigma_B, schedule, concat_BTCHW=concat_BTCHW, **conditioning)
     weight_B = schedule.loss_weight(_checked(sigma_B, x_BTCHW))
@@ -176,10 +175,10 @@ def denoising_loss(
 
 
 def _checked(sigma_B: Tensor, x_BTCHW: Tensor) -> Tensor:
-    """sigma_B beside x. Raises ValueError where it is not one number per video."""
+    """Reshape sigma_B to broadcast against x. Raises ValueError unless it is one number per video."""
     if sigma_B.shape != x_BTCHW.shape[:1]:
         raise ValueError(
-            f"sigma should be one noise level per video, shape ({len(x_BTCHW)},), got shape {tuple(sigma_B.shape)}"
+            f"sigma must have one noise level per video, shape ({len(x_BTCHW)},), got shape {tuple(sigma_B.shape)}"
         )
     return sigma_B.to(x_BTCHW.device)
 
@@ -189,7 +188,7 @@ def _per_video(value_B: Tensor, x_BTCHW: Tensor) -> Tensor:
 
 
 def _interpolate(x: Tensor, known_x: Tensor, known_y: Tensor) -> Tensor:
-    """Piecewise linear y(x) through known points, x ascending; beyond them, the last one."""
+    """Piecewise linear interpolation y(x), x ascending, clamped at both ends."""
     known_x, known_y = known_x.to(x.device, torch.float64), known_y.to(x.device, torch.float64)
     position = x.double().clamp(known_x[0], known_x[-1])
     right = torch.searchsorted(known_x, position).clamp(min=1)

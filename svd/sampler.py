@@ -1,7 +1,8 @@
-"""From noise to video: Karras et al. (arXiv 2206.00364), algorithms 1 and 2, and guidance over frames (section 4.3).
+"""EDM samplers: Karras et al. (arXiv 2206.00364), algorithms 1 and 2, and guidance that varies over frames (section
+4.3).
 
-A denoiser here is any D(x, sigma_B) -> x0, of any layout whose first axis is the batch: `svd.noise.denoise` with the
-rest filled in. Sampling keeps no gradients.
+A denoiser is any D(x, sigma_B) -> x0 for any layout with the batch as first axis: `svd.noise.denoise` with its other
+arguments bound. Sampling runs without gradients.
 """
 
 import math
@@ -15,14 +16,14 @@ from torch import Tensor
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """D(x, sigma_B), the estimate of the clean x."""
 OnStep = Callable[[int, Tensor], None]
-"""Called after each step with its number, from 0, and the x that it made."""
+"""Called after each step with the step index, from 0, and the resulting x."""
 
 
 def karras_sigmas(steps: int, *, sigma_min: float = 0.002, sigma_max: float = 700.0, rho: float = 7.0) -> Tensor:
-    """The noise levels of `steps` steps, descending, then 0 (equation 5): shape (steps + 1,), float64 on the CPU."""
+    """Noise levels of `steps` steps, descending, followed by 0 (equation 5): shape (steps + 1,), float64 on the CPU."""
     if steps < 1 or not 0 < sigma_min < sigma_max:
         raise ValueError(
-            f"sampling takes at least 1 step and 0 < sigma_min < sigma_max, got {steps} steps, sigma_min {sigma_min}, "
+            f"expected steps >= 1 and 0 < sigma_min < sigma_max, got {steps} steps, sigma_min {sigma_min}, "
             f"sigma_max {sigma_max}"
         )
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
@@ -31,26 +32,25 @@ def karras_sigmas(steps: int, *, sigma_min: float = 0.002, sigma_max: float = 70
 
 
 class SeededNoise:
-    """Standard normal noise, one stream per sample of the batch.
+    """Standard normal noise from one random stream per sample of the batch.
 
-    A sample's noise depends on its seed alone: not on the batch it is in, nor on the device. Each call goes on with the
-    streams.
+    A sample's noise depends only on its seed, not on the batch or the device. Successive calls continue the streams.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, like: Tensor) -> Tensor:
-        """Noise of the shape, dtype and device of `like`, whose first axis is the batch."""
+        """Draw noise with the shape, dtype and device of `like`; its first axis is the batch."""
         if len(like) != len(self._generators):
-            raise ValueError(f"there should be a seed per sample, got {len(self._generators)} seeds for {len(like)}")
+            raise ValueError(f"expected one seed per sample, got {len(self._generators)} seeds for {len(like)} samples")
         samples = [torch.randn(like.shape[1:], generator=generator) for generator in self._generators]
         return torch.stack(samples).to(like)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Churn:
-    """Noise put back in before each step (algorithm 2): S_churn, S_min, S_max, S_noise."""
+    """Stochasticity of algorithm 2, which adds noise before each step: S_churn, S_min, S_max, S_noise."""
 
     amount: float
     sigma_min: float = 0.0
@@ -58,14 +58,14 @@ class Churn:
     noise: float = 1.0
 
     def gamma(self, sigma: float, steps: int) -> float:
-        """By which share sigma is raised before its step."""
+        """Relative increase of sigma before the step."""
         if not self.sigma_min <= sigma <= self.sigma_max:
             return 0.0
         return min(self.amount / steps, math.sqrt(2) - 1)
 
 
 def initial_noise(like: Tensor, noise: SeededNoise, sigmas: Tensor) -> Tensor:
-    """Where sampling starts: normal with variance 1 + sigma_max^2, that of unit data at the highest noise level."""
+    """Initial sample: normal with variance 1 + sigma_max^2, that of unit-variance data at the highest noise level."""
     return noise(like) * math.sqrt(1 + float(sigmas[0]) ** 2)
 
 
@@ -78,7 +78,7 @@ def sample_euler(
     noise: SeededNoise | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Algorithm 2 without its correction: first order, one evaluation per step. What SVD was released with."""
+    """Algorithm 2 without its correction: first order, one evaluation per step. The sampler SVD was released with."""
     return _sample(denoiser, x, sigmas, churn, noise, on_step, correct=False)
 
 
@@ -91,7 +91,7 @@ def sample_heun(
     noise: SeededNoise | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Algorithm 2, or 1 without churn: second order, two evaluations per step but for the last."""
+    """Algorithm 2, or 1 without churn: second order, two evaluations per step except the last."""
     return _sample(denoiser, x, sigmas, churn, noise, on_step, correct=True)
 
 
@@ -107,7 +107,7 @@ def _sample(
     correct: bool,
 ) -> Tensor:
     if churn is not None and noise is None:
-        raise ValueError("churn adds noise: give its source as well (noise=SeededNoise(seeds))")
+        raise ValueError("churn requires a noise source; pass noise=SeededNoise(seeds)")
 
     def slope(x: Tensor, sigma: float) -> Tensor:
         return (x - denoiser(x, x.new_full((len(x),), sigma))) / sigma
@@ -129,23 +129,22 @@ def _sample(
 
 
 def linear_guidance(frames: int, first: float, last: float) -> Tensor:
-    """Guidance that rises evenly from the first frame to the last: (T, 1, 1, 1), to weight (B, T, C, H, W)."""
+    """Guidance scale that increases linearly over the frames: (T, 1, 1, 1), broadcast against (B, T, C, H, W)."""
     return torch.linspace(first, last, frames).reshape(frames, 1, 1, 1)
 
 
 def guided(denoisers: Sequence[Denoiser], scales: Sequence[float | Tensor]) -> Denoiser:
-    """Classifier-free guidance along a chain of denoisers, each with one condition more than the one before:
+    """Classifier-free guidance over a chain of denoisers, each with one more condition than the previous one:
 
         D = D_0 + sum_i scale_i (D_i - D_{i-1}).
 
-    Two denoisers are the usual guidance (Ho and Salimans, arXiv 2207.12598); three, with nothing, the image, and image
-    and text, are guidance by both (Brooks et al., arXiv 2211.09800, equation 3). A scale is a number, or a tensor that
-    broadcasts against x (`linear_guidance`). A scale of 1 throughout leaves out the denoisers it does not need.
-    Each denoiser is called by itself, so memory is that of a single one.
-    Raises ValueError for a number of scales that does not fit.
+    Two denoisers give standard guidance (Ho and Salimans, arXiv 2207.12598); three (unconditional, image, image and
+    text) give guidance by both (Brooks et al., arXiv 2211.09800, equation 3). A scale is a number or a tensor that
+    broadcasts against x (`linear_guidance`). If every scale is 1, unneeded denoisers are skipped. Denoisers are called
+    one at a time, so peak memory is that of one. Raises ValueError for a wrong number of scales.
     """
     if len(scales) != len(denoisers) - 1:
-        raise ValueError(f"{len(denoisers)} denoisers take {len(denoisers) - 1} scales, got {len(scales)}")
+        raise ValueError(f"{len(denoisers)} denoisers require {len(denoisers) - 1} scales, got {len(scales)}")
 
     def weight(i: int) -> float | Tensor:
         before = 1.0 if i == 0 else scales[i - 1]

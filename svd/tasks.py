@@ -1,7 +1,7 @@
-"""The paper's models at work: conditions in, video out (sections 4.2 to 4.5).
+"""Sampling for each of the paper's tasks: conditions in, video out (sections 4.2 to 4.5).
 
-Frames are RGB in [-1, 1]. Of each sample there is one seed: its noise depends on nothing else, and for image to video a
-seed gives the video that diffusers gives for a generator on the CPU with that seed.
+Frames are RGB in [-1, 1]. Each sample has one seed, which alone determines its noise; for image to video a seed
+produces the same video as diffusers with a CPU generator of that seed.
 """
 
 import math
@@ -39,15 +39,15 @@ from svd.unet import UNet
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a video is made from noise. Raises ValueError for what cannot be."""
+    """Sampling options. Raises ValueError for invalid values."""
 
     frames: int | None = None
-    """None: as many as the model was made for."""
+    """None: the model's default."""
     steps: int = 25
     guidance: tuple[float, float] | None = None
-    """Scale on the first and on the last frame; it rises evenly between them. None: `default_guidance`."""
+    """Guidance scale of the first and last frame, linear in between. None: `default_guidance`."""
     decode_frames: int | None = None
-    """How many frames are decoded at a time; None: all. Memory follows it."""
+    """Number of frames to decode at a time; None: all. Determines peak memory."""
     sigma_min: float = 0.002
     sigma_max: float = 700.0
 
@@ -55,14 +55,15 @@ class Sampling:
         for name in ("frames", "decode_frames"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} should be 1 or more, got {value}")
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.guidance is not None and not all(0 <= scale < math.inf for scale in self.guidance):
-            raise ValueError(f"guidance should be 0 or more, got {self.guidance}")
+            raise ValueError(f"guidance must be at least 0, got {self.guidance}")
 
 
 def default_guidance(task: Task, frames: int) -> tuple[float, float]:
-    """Of the release where it has one: 1 to 2.5 for 14 frames from a picture, 1.5 to 3 for 25. A text wants more, as
-    in Stable Diffusion; between two given frames there is nothing to rise towards, and no guidance at all."""
+    """The release's guidance where it has one: 1 to 2.5 for 14 frames from an image, 1.5 to 3 for 25. Text uses a
+    higher scale, as in Stable Diffusion; interpolation uses none, since both ends are given.
+    """
     if task in ("image", "text-to-video"):
         return 7.5, 7.5
     if task == "interpolation":
@@ -80,11 +81,11 @@ def image_to_video(
     sampling: Sampling | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Videos (B, T, 3, H, W) that go on from a picture (section 4.3), or, by a multi-view model, that go around it from
-    the elevation in `ids` (section 4.5).
+    """Generate videos (B, T, 3, H, W) from an image (section 4.3) or, with a multi-view model, an orbit around its
+    object from the elevation in `ids` (section 4.5).
 
-    CLIP sees the picture, the autoencoder sees it with `ids[i].noise_augmentation` of noise. Raises ValueError for a
-    model of another task, without an image encoder, or inputs that do not fit each other.
+    CLIP encodes the clean image; the autoencoder encodes it with `ids[i].noise_augmentation` of noise. Raises
+    ValueError for a model of another task or without an image encoder, and for mismatched inputs.
     """
     sampling = _checked(model, ("image-to-video", "multi-view"), len(pictures_BCHW), ids, seeds, sampling)
     noise, pictures_BCHW = SeededNoise(seeds), pictures_BCHW.to(model.device, torch.float32)
@@ -109,14 +110,15 @@ def interpolate(
     sampling: Sampling | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Videos (B, T, 3, H, W) from a first to a last frame (section 4.4). The given frames are made anew as well.
+    """Generate videos (B, T, 3, H, W) between a first and a last frame (section 4.4). The given frames are regenerated
+    too.
 
     Raises ValueError as `image_to_video`.
     """
     sampling = _checked(model, ("interpolation",), len(first_BCHW), ids, seeds, sampling)
     if first_BCHW.shape != last_BCHW.shape:
         raise ValueError(
-            f"first and last frame should be of one size, got {tuple(first_BCHW.shape)} and {tuple(last_BCHW.shape)}"
+            f"first and last frame must have the same shape, got {tuple(first_BCHW.shape)} and {tuple(last_BCHW.shape)}"
         )
     noise = SeededNoise(seeds)
     ends = [end_BCHW.to(model.device, torch.float32) for end_BCHW in (first_BCHW, last_BCHW)]
@@ -141,16 +143,16 @@ def text_to_video(
     sampling: Sampling | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Videos (B, T, 3, H, W) of what texts say (section 4.2), or pictures (T = 1) by an image model (stage I); the size
-    is the model's without another.
+    """Generate videos (B, T, 3, H, W) from text (section 4.2), or images (T = 1) with an image model (stage I). The
+    size defaults to the model's.
 
-    Raises ValueError as `image_to_video`, and for a size that the autoencoder does not divide.
+    Raises ValueError as `image_to_video`, and for a size not divisible by the autoencoder's factor.
     """
     sampling = _checked(model, ("image", "text-to-video"), len(texts), ids, seeds, sampling)
     width_px, height_px = width_px or model.config.width_px, height_px or model.config.height_px
     factor = model.config.autoencoder.factor
     if width_px % factor or height_px % factor:
-        raise ValueError(f"{width_px}x{height_px} pixels do not divide by the autoencoder's {factor}")
+        raise ValueError(f"expected a frame size divisible by {factor}, got {width_px}x{height_px}")
     assert model.text_encoder is not None
     tokens_BNC = model.text_encoder(texts).to(model.device)
     empty_NC = model.text_encoder([""])[0].to(model.device)
@@ -170,7 +172,7 @@ def _sample(
     sampling: Sampling,
     on_step: OnStep | None,
 ) -> Tensor:
-    """Latents of the size of `like_BCHW` from noise, decoded, within [-1, 1]."""
+    """Sample latents of the size of `like_BCHW` and decode them to frames clamped to [-1, 1]."""
     frames = sampling.frames or model.config.unet.frames
     first, last = sampling.guidance or default_guidance(model.config.task, frames)
     denoiser = guided(
@@ -185,7 +187,7 @@ def _sample(
 
 
 def _denoiser(unet: UNet, conditioning: Conditioning) -> Denoiser:
-    """D(x; sigma) in float32 around a network in the dtype of its weights."""
+    """D(x; sigma) in float32 around a network that runs in the dtype of its weights."""
     dtype = unet.conv_in.weight.dtype
 
     def network(x_BTCHW: Tensor, c_noise_B: Tensor, *, context_BNC: Tensor, **rest: Any) -> Tensor:
@@ -205,11 +207,13 @@ def _checked(
 ) -> Sampling:
     task = model.config.task
     if task not in tasks:
-        raise ValueError(f"this model is for {task}, not for {' or '.join(tasks)}")
+        raise ValueError(f"expected a model for {' or '.join(tasks)}, got one for {task}")
     if getattr(model, NEEDS[task]) is None:
-        raise ValueError(f"a model for {task} needs its {NEEDS[task]}, and this one has none")
+        raise ValueError(f"a model for {task} requires its {NEEDS[task]}; this one has none")
     if not len(ids) == len(seeds) == batch:
-        raise ValueError(f"there should be ids and a seed for each of {batch} samples, got {len(ids)} and {len(seeds)}")
+        raise ValueError(
+            f"expected ids and a seed for each of {batch} samples, got {len(ids)} ids and {len(seeds)} seeds"
+        )
     return sampling or Sampling()
 
 

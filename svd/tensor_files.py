@@ -1,4 +1,4 @@
-"""Safetensors files and shards: read tensor by tensor, written tensor by tensor, atomically."""
+"""Read and atomically write safetensors files and shards, one tensor at a time."""
 
 import ctypes
 import json
@@ -17,29 +17,29 @@ from clipmill.errors import UserError
 from svd.json_files import read_object
 
 CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
-"""The types of weights, as safetensors calls them."""
+"""Weight dtypes under their safetensors names."""
 
 INDEX = ".safetensors.index.json"
 _MAX_HEADER_BYTES = 32 << 20
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""The types that models are written in, by name."""
+"""Dtypes for saving models, by name."""
 
 
 class WeightsError(UserError):
-    """A file that is damaged or does not fit the network."""
+    """The file is damaged or does not match the network."""
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """Raises UserError for one that models are not written in."""
+    """Look up a dtype for saving models. Raises UserError for an unsupported one."""
     if name not in DTYPES:
         raise UserError(unknown_name("dtype", name, list(DTYPES)))
     return DTYPES[name]
 
 
 class Stored(NamedTuple):
-    """A tensor in an open file; nothing of it has been read yet."""
+    """A tensor in an open file, loaded lazily."""
 
     name: str
     file: Any
@@ -52,10 +52,10 @@ class Stored(NamedTuple):
 
 
 def open_tensors(path: str | Path, files: ExitStack) -> dict[str, Stored]:
-    """Every tensor of a safetensors file, of an index (*.safetensors.index.json) and its shards, or of a folder with
-    one of the two. The files stay open as long as `files`.
+    """List every tensor of a safetensors file, of an index (*.safetensors.index.json) and its shards, or of a folder
+    with either. The files stay open as long as `files`.
 
-    Raises FileNotFoundError for what is not there, WeightsError for what is damaged or ambiguous.
+    Raises FileNotFoundError for missing files, WeightsError for damaged or ambiguous ones.
     """
     stored: dict[str, Stored] = {}
     for shard in _shards(Path(path)):
@@ -64,18 +64,22 @@ def open_tensors(path: str | Path, files: ExitStack) -> dict[str, Stored]:
             file = files.enter_context(safe_open(shard, framework="pt", device="cpu"))
         except (SafetensorError, OSError) as error:
             raise WeightsError(
-                f"{shard} is not a safetensors file, or is cut short ({error}); fetch it again"
+                f"{shard} is not a safetensors file or is truncated ({error}); download it again"
             ) from error
         for name in list(file.keys()):
             if name in stored:
-                raise WeightsError(f"{name} is in two shards of {path}; remove the one that is not of this network")
+                raise WeightsError(
+                    f"duplicate tensor {name} in two shards of {path}; remove the shard of the other network"
+                )
             part = file.get_slice(name)
             stored[name] = Stored(name, file, tuple(part.get_shape()), part.get_dtype())
     return stored
 
 
 def _check_header(path: Path) -> None:
-    """Raise OSError for a header beyond all need: the library takes up to 100 MB of JSON, ten times that in memory."""
+    """Raise OSError for an oversized header: the library accepts up to 100 MB of JSON, which takes ten times that in
+    memory.
+    """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > _MAX_HEADER_BYTES:
@@ -89,24 +93,24 @@ def _shards(path: Path) -> list[Path]:
             raise FileNotFoundError(f"no *.safetensors and no *{INDEX} in {path}")
         if len(candidates) > 1:
             first = ", ".join(candidate.name for candidate in candidates[:4])
-            raise WeightsError(f"{path} holds {len(candidates)} sets of weights ({first}); name the file to read")
+            raise WeightsError(f"{path} holds {len(candidates)} sets of weights ({first}); pass the path of one file")
         return _shards(candidates[0])
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there")
+        raise FileNotFoundError(f"{path} does not exist")
     if not path.name.endswith(INDEX):
         if path.suffix != ".safetensors":
             raise WeightsError(
-                f"{path.name}: only safetensors files are read, because unpickling can run code; convert it first"
+                f"{path.name}: expected a safetensors file; clipmill does not unpickle weights. Convert the file first"
             )
         return [path]
     try:
         names = sorted(set(read_object(path)["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise WeightsError(f"{path} is not an index of shards: {error!r}") from error
+        raise WeightsError(f"{path} is not a shard index: {error!r}") from error
     shards = [path.parent / Path(name).name for name in names]
     lost = [shard.name for shard in shards if not shard.is_file()]
     if lost:
-        raise FileNotFoundError(f"{len(lost)} of the {len(shards)} shards of {path} are not there, first {lost[0]}")
+        raise FileNotFoundError(f"{len(lost)} of the {len(shards)} shards of {path} are missing, first: {lost[0]}")
     return shards
 
 
@@ -117,9 +121,10 @@ def write_tensors(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write named tensors, converted to `dtype` if given, as one file: 8 bytes of header length, a JSON header, bytes.
+    """Write named tensors, converted to `dtype` if given, as one file: 8 bytes of header length, a JSON header, the
+    data.
 
-    The library's writer would want all of them on the CPU, contiguous and converted, at once.
+    Unlike the library's writer, this does not need all tensors converted, contiguous and on the CPU at once.
     """
     header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
@@ -138,11 +143,11 @@ def write_tensors(
 def write_shards(
     path: str | Path, tensors: Mapping[str, Tensor], *, shard_bytes: int, dtype: torch.dtype | None = None
 ) -> list[Path]:
-    """Write named tensors as files of at most `shard_bytes` (a larger tensor is a file of its own) and the index that
-    diffusers and transformers read beside them.
+    """Write named tensors as files of at most `shard_bytes` (a larger tensor gets its own file) and the index that
+    diffusers and transformers expect next to them.
 
-    `path` is the name without shards, such as unet/diffusion_pytorch_model.safetensors; if one file is enough, that is
-    it, and there is no index. Returns the files written.
+    `path` is the unsharded name, such as unet/diffusion_pytorch_model.safetensors; if one file is enough, it is written
+    without an index. Returns the files written.
     """
     base = Path(path)
     shards: list[dict[str, Tensor]] = [{}]
@@ -175,7 +180,7 @@ def _stream(head: list[bytes], tensors: Iterable[Tensor], dtype: torch.dtype | N
 
 
 def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """A reader finds the old file or the whole new one."""
+    """Replace the file atomically: readers see the old or the new one."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         for chunk in chunks:
             file.write(chunk)

@@ -1,7 +1,7 @@
-"""Large frames in overlapping tiles, blended where they overlap: bounded memory for the autoencoder.
+"""Process large frames in overlapping, blended tiles to bound the autoencoder's memory.
 
-A tile is computed as if it were the whole frame, so its normalisations and its attention see the tile alone: the result
-is close to the whole frame's, not equal. Every tile has the same size, and a frame that fits into one tile is not cut.
+Each tile is processed independently, so normalization and attention are limited to it: the result approximates that of
+the whole frame. All tiles have the same size; a frame that fits into one tile is not split.
 """
 
 import math
@@ -14,8 +14,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """Side of a tile and least overlap of neighbours, in pixels of what is cut: of frames to encode, of latents to
-    decode. Both should be multiples of the autoencoder's factor where frames are cut."""
+    """Tile size and minimum overlap, in input pixels: of frames to encode, of latents to decode. To encode, both must
+    be multiples of the autoencoder's factor.
+    """
 
     size: int
     overlap: int
@@ -23,22 +24,22 @@ class Tiling:
     def __post_init__(self) -> None:
         if not 0 < self.overlap <= self.size // 2:
             raise ValueError(
-                f"overlap should be from 1 to half the tile's size, got {self.overlap} for a size of {self.size}"
+                f"overlap must be between 1 and half the tile size, got {self.overlap} for size {self.size}"
             )
 
 
 def tiled(function: Callable[[Tensor], Tensor], x_FCHW: Tensor, tiling: Tiling | None, *, scale: float) -> Tensor:
-    """`function(x_FCHW)`, whose result is `scale` times as high and wide, put together from overlapping tiles.
+    """Apply `function(x_FCHW)`, whose output is `scale` times as high and wide, tile by tile and blend the results.
 
-    Peak memory is the result plus what `function` needs for one tile. Raises ValueError where a tile or an overlap
-    would not come out as whole pixels.
+    Peak memory is the output plus one tile of `function`. Raises ValueError if a tile or an overlap would not map to
+    whole pixels.
     """
     height, width = x_FCHW.shape[-2:]
     if tiling is None or max(height, width) <= tiling.size:
         return function(x_FCHW)
     step = max(1, round(1 / scale))
     if tiling.size % step or tiling.overlap % step:
-        raise ValueError(f"tile size {tiling.size} and overlap {tiling.overlap} should be multiples of {step}")
+        raise ValueError(f"tile size and overlap must be multiples of {step}, got {tiling.size} and {tiling.overlap}")
 
     result: Tensor | None = None
     columns = list(_cuts(width, tiling, step, scale))
@@ -54,10 +55,10 @@ def tiled(function: Callable[[Tensor], Tensor], x_FCHW: Tensor, tiling: Tiling |
 
 
 def _cuts(length: int, tiling: Tiling, step: int, scale: float) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Tiles along one axis: where each lies in the input and in the result, and its weight at each pixel of the result.
+    """Tiles along one axis: the input slice, the output slice, and the weight at each output pixel.
 
-    Tiles start at multiples of `step`, spread evenly. A weight rises linearly over the overlap; at each pixel the
-    weights of all tiles sum to one.
+    Tiles start at multiples of `step`, evenly spaced. Weights rise linearly over the overlap; at each pixel the weights
+    of all tiles sum to one.
     """
     size = min(tiling.size, length)
     count = math.ceil((length - tiling.overlap) / (tiling.size - tiling.overlap)) if size < length else 1

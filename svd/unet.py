@@ -36,13 +36,13 @@ class Block(nn.Module):
         self.transformer = Transformer(config, width) if attention else None
 
     def forward(self, x_FCHW: Tensor, batch: Batch) -> Tensor:
-        """No view is returned: FSDP2 hooks the output, and a change of a view in place would drop the hook."""
+        """Never returns a view: FSDP2 hooks the output, and modifying a view in place would drop the hook."""
         x_FCHW = self.residual(x_FCHW, batch)
         return x_FCHW.clone() if self.transformer is None else self.transformer(x_FCHW, batch)
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, and the convolution that goes with the change to the next resolution."""
+    """The blocks of one resolution, and the convolution that changes to the next resolution."""
 
     def __init__(self, blocks: list[Block], resample: nn.Conv2d | None = None) -> None:
         super().__init__()
@@ -51,10 +51,10 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """The network F_theta that a denoiser wraps.
+    """The network F_theta inside a denoiser.
 
-    `checkpointing`: in training, keep only the input of each block (spatial and temporal layers alike) and compute
-    the rest again in the backward pass.
+    `checkpointing`: activation checkpointing. In training, keep only the input of each spatial and temporal block and
+    recompute the rest in the backward pass.
     """
 
     def __init__(self, config: UNetConfig, *, checkpointing: bool = False) -> None:
@@ -102,14 +102,14 @@ class UNet(nn.Module):
         ids_BK: Tensor | None = None,
         image_only_B: Tensor | None = None,
     ) -> Tensor:
-        """F_theta(x; c_noise), of shape (B, T, out_channels, H, W).
+        """F_theta(x; c_noise), shape (B, T, out_channels, H, W).
 
-        c_noise_B is what the network is told of the noise: ln(sigma) / 4 for EDM, a timestep for Stable Diffusion 2.1.
-        context_BNC: N = 77 text tokens, or 1 image token, or 2 (interpolation). ids_BK: the values of `config.ids`,
-        raw. image_only_B: True for samples whose frames are pictures of their own, not a video; for these the result
-        is the image network's, bit by bit. On a GPU a mask on the CPU saves a wait. Height and width are free.
+        c_noise_B encodes the noise level: ln(sigma) / 4 for EDM, the timestep for Stable Diffusion 2.1. context_BNC: N
+        = 77 text tokens, 1 image token, or 2 (interpolation). ids_BK: the raw values of `config.ids`. image_only_B:
+        True for samples whose frames are independent images; their output is bit-identical to the image network's. On
+        GPUs, pass it as a CPU tensor to avoid a synchronization. Height and width are arbitrary.
 
-        Raises ValueError for inputs that do not fit the configuration or each other.
+        Raises ValueError for inputs that do not match the configuration or each other.
         """
         self._check(x_BTCHW, c_noise_B, context_BNC, ids_BK, image_only_B)
         videos = _videos(image_only_B, x_BTCHW.device)
@@ -139,7 +139,7 @@ class UNet(nn.Module):
         return cast("Tensor", block(x_FCHW, batch))
 
     def initialise(self) -> None:
-        """Draw every parameter anew as the release does; for a network that was built on the meta device."""
+        """Initialize every parameter as the release does; needed after building on the meta device."""
         for module in self.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
@@ -149,8 +149,9 @@ class UNet(nn.Module):
         self._start_at_zero()
 
     def _start_at_zero(self) -> None:
-        """Zero the last convolution of each residual block, the last projection of each transformer, and the output,
-        as the release does: at the start each adds nothing to its input."""
+        """Zero the last convolution of each residual block, the last projection of each transformer, and the output
+        convolution, as the release does: each block initially adds nothing to its input.
+        """
         for module in self.modules():
             if isinstance(module, Residual):
                 _zero(module.conv2)
@@ -165,7 +166,7 @@ class UNet(nn.Module):
         return embedding_BE + self.ids_embedding(sinusoids(ids_BK, self.config.id_width).flatten(1))
 
     def _fill_unmasked(self, x_BTCHW: Tensor) -> Tensor:
-        """Put the learned embedding in the place of the latent where the mask is 0, that is on frames not given."""
+        """Replace the latent with the learned embedding where the mask is 0, i.e. on frames that are not given."""
         noisy, latent, mask = x_BTCHW.split([self.config.out_channels, self.config.out_channels, 1], dim=2)
         return torch.cat(
             [noisy, torch.where(mask > 0, latent, self.mask_embedding[:, None, None].to(latent.dtype)), mask], dim=2
@@ -184,22 +185,23 @@ class UNet(nn.Module):
         for name, (tensor, shape) in expected.items():
             if tensor is not None and not _fits(tensor.shape, shape):
                 wanted = ", ".join(map(str, shape))
-                raise ValueError(f"{name} is of shape [{', '.join(map(str, tensor.shape))}]; [{wanted}] was expected")
+                raise ValueError(f"{name} must have shape [{wanted}], got [{', '.join(map(str, tensor.shape))}]")
         if (ids is None) == bool(self.config.ids):
             takes = ", ".join(self.config.ids) or "no ids"
-            raise ValueError(f"ids_BK is {'missing' if ids is None else 'given'}; this network takes {takes}")
+            raise ValueError(f"ids_BK is {'missing' if ids is None else 'given'}; this network expects {takes}")
 
     def temporal_layer_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Name and tensor of all that a video network has beyond its image network, the mixing factors included."""
+        """Name and parameter of everything a video network adds to its image network, blend factors included."""
         for name, parameter in self.named_parameters():
             if ".temporal." in name or ".mix." in name:
                 yield name, parameter
 
     def idle_parameters(self, *, context_tokens: int, images: bool = False) -> Iterator[tuple[str, nn.Parameter]]:
-        """Name and tensor of what gets no gradient (None, so that no optimiser decays it) from such batches.
+        """Name and parameter of everything that gets no gradient from such batches (None, so that the optimizer skips
+        them).
 
-        With one context token these are the queries and keys of cross-attention; from image-only batches all temporal
-        layers as well. Data-parallel training has to be told of them, or to freeze them.
+        With one context token these are the queries and keys of cross-attention; for image-only batches also all
+        temporal layers. Freeze them for data-parallel training, or declare them as unused parameters.
         """
         idle = {id(parameter) for _, parameter in self.temporal_layer_parameters()} if images else set()
         if context_tokens == 1:

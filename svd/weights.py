@@ -1,8 +1,8 @@
-"""Weights of a network from and to files, under any naming that a table spells out.
+"""Load and save a network's weights under any naming scheme given by a key map.
 
-A table maps our tensor names to a file's, one to one (`svd.keymap_unet.table`, and its like for the autoencoder). No
-tensor is reshaped, and memory never holds two copies of a network: one on the meta device takes its tensors from the
-file as they are read.
+A key map assigns each of our tensor names a name in the file (`svd.keymap_unet.table`, and its counterpart for the
+autoencoder). Tensors are never reshaped, and loading never holds two copies of a network in memory: meta tensors are
+materialized one by one as the file is read.
 """
 
 from collections.abc import Iterable, Mapping
@@ -34,13 +34,14 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Fill every tensor of `module` from a safetensors file, or a folder with one file or with shards and their index.
+    """Load every tensor of `module` from a safetensors file, or from a folder with one file or with shards and an
+    index.
 
-    Tensors on the meta device are created on `device` in `dtype` (None: the module's own); others are filled where
-    they are. Names in the file that do not start with `scope` belong to other networks and are passed over.
+    Meta tensors are created on `device` in `dtype` (None: the module's own); others are filled in place. Names in the
+    file that do not start with `scope` belong to other networks and are ignored.
 
-    Raises FileNotFoundError; WeightsError, before anything is changed, where the file is damaged or its names or
-    shapes are not those of the module, with how many and the first few of them.
+    Raises FileNotFoundError; WeightsError, before anything is changed, if the file is damaged or its names or shapes do
+    not match the module's, with counts and the first few names.
     """
     state = module_tensors(module, table)
     with ExitStack() as files:
@@ -60,9 +61,9 @@ def save(
     shard_bytes: int | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Write every tensor of `module`, converted to `dtype` if given, to one file or to shards of `shard_bytes`.
+    """Save every tensor of `module`, converted to `dtype` if given, as one file or as shards of `shard_bytes`.
 
-    Whatever the files replace stays whole until they are. Returns the files written.
+    Existing files stay intact until they are replaced. Returns the files written.
     """
     tensors = module_tensors(module, table)
     if shard_bytes is not None:
@@ -72,11 +73,13 @@ def save(
 
 
 def module_tensors(module: nn.Module, table: Table) -> dict[str, Tensor]:
-    """The module's own tensors under the table's names. Raises ValueError for a table of another network."""
+    """The module's tensors under the key map's names. Raises ValueError for a key map of another network."""
     state = module.state_dict()
     if set(state) != set(table):
         odd = sorted(set(state) ^ set(table))
-        raise ValueError(f"the table is not this network's: {len(odd)} names differ, first {', '.join(odd[:_SHOWN])}")
+        raise ValueError(
+            f"the key map does not match the network: {len(odd)} names differ, first {', '.join(odd[:_SHOWN])}"
+        )
     return {name: state[ours] for ours, name in table.items()}
 
 
@@ -88,7 +91,7 @@ def load_unet(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> UNet:
-    """The UNet of `config` with the weights of a file or folder; see `load`. Without `layout`, the names tell it."""
+    """Load the UNet of `config` from a file or folder; see `load`. `layout` defaults to the one matching the names."""
     with torch.device("meta"):
         unet = UNet(config)
     layout = layout or _layout(path, config)
@@ -105,12 +108,12 @@ def save_unet(
     dtype: torch.dtype | None = None,
     shard_bytes: int | None = None,
 ) -> list[Path]:
-    """Write a UNet's weights in a layout; see `save`."""
+    """Save a UNet's weights in a layout; see `save`."""
     return save(unet, path, keymap_unet.table(unet.config, layout), dtype=dtype, shard_bytes=shard_bytes)
 
 
 def _layout(path: str | Path, config: UNetConfig) -> Layout:
-    """The layout that shares most names with the file."""
+    """Detect the layout that shares most names with the file."""
     with ExitStack() as files:
         names = set(open_tensors(path, files))
     layouts: tuple[Layout, ...] = get_args(Layout)
@@ -118,14 +121,14 @@ def _layout(path: str | Path, config: UNetConfig) -> Layout:
     best = max(layouts, key=lambda layout: shared[layout])
     if not shared[best]:
         raise WeightsError(
-            f"{path} holds {len(names)} tensors, none of a UNet in the layouts {', '.join(layouts)}; "
+            f"{path} has {len(names)} tensors, but none of a UNet in the layouts {', '.join(layouts)}; "
             f"the first are {_list(names)}"
         )
     return best
 
 
 def check_weights(path: str | Path, stored: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise WeightsError, with counts and the first names of each kind, where a file's tensors are not the expected."""
+    """Raise WeightsError, with counts and first names per category, unless a file's tensors are the expected ones."""
     missing = [name for name in expected if name not in stored]
     unexpected = [name for name in stored if name not in expected]
     common = [(name, stored[name].shape, shape) for name, shape in expected.items() if name in stored]
@@ -134,14 +137,14 @@ def check_weights(path: str | Path, stored: Mapping[str, Stored], expected: Mapp
     complaints = {
         "missing": missing,
         "unexpected": unexpected,
-        "of another shape": reshaped,
-        "no floating point": codes,
+        "with the wrong shape": reshaped,
+        "not floating point": codes,
     }
     if any(complaints.values()):
         parts = (f"{len(names)} {what} (first: {_list(names)})" for what, names in complaints.items() if names)
         raise WeightsError(
-            f"{path} does not fit this network of {len(expected)} tensors: {'; '.join(parts)}. "
-            "Is it whole, and are configuration and layout the file's?"
+            f"{path} does not match this network of {len(expected)} tensors: {'; '.join(parts)}. "
+            "Check that the file is complete and matches the configuration and layout"
         )
 
 

@@ -1,4 +1,4 @@
-"""The autoencoder's weights from and to safetensors files, in any layout of `svd.keymap_autoencoder`."""
+"""Load and save the autoencoder's weights in any layout of `svd.keymap_autoencoder`."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,11 +19,11 @@ def load_autoencoder(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Autoencoder:
-    """The autoencoder of `config` with the weights of a file, or of a folder with one file. `layout` is `diffusers` or
-    `original`: the conditioner's copy has no decoder. Other networks' tensors in an original file are passed over.
+    """Load the autoencoder of `config` from a file, or from a folder with one file. `layout` is `diffusers` or
+    `original`; `condition` has no decoder. Tensors of other networks in an original file are ignored.
 
-    Raises FileNotFoundError; WeightsError where the file is damaged, or its names or shapes are not those of `config`,
-    with how many and the first few of them.
+    Raises FileNotFoundError; WeightsError if the file is damaged or its names or shapes do not match `config`, with
+    counts and the first few names.
     """
     with torch.device("meta"):
         autoencoder = Autoencoder(config)
@@ -41,5 +41,5 @@ def load_autoencoder(
 def save_autoencoder(
     autoencoder: Autoencoder, path: str | Path, *, layout: Layout, dtype: torch.dtype | None = None
 ) -> None:
-    """Write an autoencoder's weights in a layout, converted to `dtype` if given. `condition` holds no decoder."""
+    """Save an autoencoder's weights in a layout, converted to `dtype` if given. `condition` has no decoder."""
     write_tensors(path, to_layout(autoencoder.state_dict(), autoencoder.config, layout), dtype=dtype)

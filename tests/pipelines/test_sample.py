@@ -100,14 +100,14 @@ def test_the_seed_and_an_adapter_change_the_video(folder, tmp_path, monkeypatch)
         ("multi-view", ["--image", "x.png", "--prompt", "a"], "takes --image and --elevation, not --prompt"),
         ("image-to-video", ["--image", "x.png"], "cannot read x.png as an image"),
         ("image-to-video", ["--image", "{picture}", "--guidance", "3:"], "a number or FIRST:LAST"),
-        ("image-to-video", ["--image", "{picture}", "--guidance", "nan"], "guidance should be 0 or more"),
+        ("image-to-video", ["--image", "{picture}", "--guidance", "nan"], "guidance must be at least 0"),
         ("image-to-video", ["--image", "{picture}", "--guidance", "high"], "a number or FIRST:LAST"),
         ("image-to-video", ["--image", "{picture}", "--size", "96"], "WIDTHxHEIGHT in pixels"),
-        ("image-to-video", ["--image", "{picture}", "--size", "90x64"], "64 x 90 do not divide by 8"),
+        ("image-to-video", ["--image", "{picture}", "--size", "90x64"], "divisible by 8, got 64 x 90"),
         ("image-to-video", ["--image", "{picture}", "--out", "a.avi"], "expected --out to end in .mp4, got 'a.avi'"),
         ("image-to-video", ["--image", "{picture}", "--dtype", "int8"], "unknown dtype 'int8'"),
-        ("image-to-video", ["--image", "{picture}", "--lora", "x.safetensors"], "x.safetensors is not there"),
-        ("nothing", ["--image", "x.png"], "is not there; a model is a folder"),
+        ("image-to-video", ["--image", "{picture}", "--lora", "x.safetensors"], "x.safetensors does not exist"),
+        ("nothing", ["--image", "x.png"], "does not exist; expected a model folder"),
     ],
 )
 def test_a_request_that_cannot_be_carried_out_is_one_sentence(
@@ -159,7 +159,7 @@ def test_export_writes_a_folder_that_diffusers_runs(folder, tmp_path, monkeypatc
 
 def test_export_says_what_it_cannot_write(folder, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, "export", folder / "text-to-video", "--out", tmp_path / "a") == 2
-    assert "this model is for text-to-video" in capsys.readouterr().err
+    assert "got a model for text-to-video" in capsys.readouterr().err
     assert run(monkeypatch, "export", folder / "text-to-video", "--out", folder, "--format", "original") == 2
     assert "not empty" in capsys.readouterr().err
     assert run(monkeypatch, "export", folder / "image-to-video", "--out", tmp_path / "a", "--format", "onnx") == 2

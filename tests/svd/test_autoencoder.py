@@ -259,7 +259,7 @@ def test_targets_are_scaled_and_conditions_are_not(ours):
 
 
 def test_odd_frames_are_refused(ours):
-    with pytest.raises(ValueError, match="36 x 64 do not divide by 8"):
+    with pytest.raises(ValueError, match="divisible by 8, got 36 x 64"):
         ours.encode(torch.zeros(1, 1, 3, 36, 64))
     with pytest.raises(ValueError, match=r"\(B, T, 3, H, W\)"):
         ours.encode(torch.zeros(1, 3, 64, 64))

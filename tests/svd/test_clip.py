@@ -134,9 +134,9 @@ def test_an_unknown_layout_is_named():
 def test_cached_embeddings_stand_in_for_encoders():
     embeddings = torch.randn(2, 8)
     assert CachedImages(embeddings)(pictures(2)) is embeddings
-    with pytest.raises(ValueError, match="2 embeddings are cached, got 1 pictures"):
+    with pytest.raises(ValueError, match="2 embeddings are cached, got 1 images"):
         CachedImages(embeddings)(pictures(1))
     texts = CachedTexts({"": torch.zeros(3, 4), "kite": torch.ones(3, 4)})
     assert texts(["kite", ""]).sum(dim=(1, 2)).tolist() == [12, 0]
-    with pytest.raises(ValueError, match="1 of 2 texts are not among the cached ones, first 'dog'"):
+    with pytest.raises(ValueError, match="1 of 2 texts have no cached tokens, first: 'dog'"):
         texts(["kite", "dog"])

@@ -51,10 +51,10 @@ def test_an_image_network_takes_no_ids():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"fps": 0.5}, "fps should be 1 or more, got 0.5"),
-        ({"fps": 7, "motion_bucket": 256}, "from 0 to 255, got 256"),
-        ({"fps": 7, "noise_augmentation": -1}, "0 or more, got -1"),
-        ({"fps": 7, "elevation": 100}, "-90 to 90 degrees, got 100"),
+        ({"fps": 0.5}, "fps must be at least 1, got 0.5"),
+        ({"fps": 7, "motion_bucket": 256}, "between 0 and 255, got 256"),
+        ({"fps": 7, "noise_augmentation": -1}, "at least 0, got -1"),
+        ({"fps": 7, "elevation": 100}, "between -90 and 90 degrees, got 100"),
         ({"fps": float("nan")}, "got nan"),
     ],
 )
@@ -104,7 +104,7 @@ def test_interpolation_gives_first_and_last_frame_and_a_mask():
     assert torch.equal(concat[:, 4, :4], last)
     assert concat[:, :, 4].flatten(2).unique(dim=2).flatten(1).tolist() == [[1, 0, 0, 0, 1]] * 2
     assert not concat[:, 1:4].any()
-    with pytest.raises(ValueError, match="2 frames or more, got 1"):
+    with pytest.raises(ValueError, match="at least 2 frames, got 1"):
         concat_ends(first, last, 1)
 
 

@@ -75,7 +75,7 @@ def test_merged_is_adapted(alpha):
     merge_lora(unet)
     assert set(unet.state_dict()) == set(random_unet().state_dict())
     assert (output(unet) - adapted).abs().max() < 2e-6 * adapted.abs().max()
-    with pytest.raises(ValueError, match="no adapters"):
+    with pytest.raises(ValueError, match="no LoRA adapters"):
         merge_lora(unet)
 
 
@@ -141,14 +141,14 @@ def test_a_file_that_does_not_fit_changes_nothing(tmp_path: Path):
         load_lora(unet, tmp_path / "part.safetensors")
     assert set(unet.state_dict()) == set(random_unet().state_dict())
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(WeightsError, match=r"1 tensors and no lora_A\.weight"):
+    with pytest.raises(WeightsError, match=r"1 tensors but no lora_A\.weight"):
         load_lora(unet, tmp_path / "other.safetensors")
 
 
 def test_where_adapters_cannot_go():
     with pytest.raises(ValueError, match="no temporal layers"):
         add_lora(random_unet("sd21", head_width=16, context_width=64))
-    with pytest.raises(ValueError, match="a rank is 1 or more, got 0"):
+    with pytest.raises(ValueError, match="a rank of at least 1, got 0"):
         add_lora(random_unet(), rank=0)
-    with pytest.raises(ValueError, match="has adapters already"):
+    with pytest.raises(ValueError, match="already has LoRA adapters"):
         add_lora(adapted_unet())

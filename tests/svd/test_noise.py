@@ -154,15 +154,13 @@ def test_timesteps_between_two_are_those_of_diffusers():
 
 
 def test_schedules_are_checked():
-    with pytest.raises(
-        ValueError, match=r"^a schedule has at least 2 steps and 0 < beta_start <= beta_end < 1, got 1 st"
-    ):
+    with pytest.raises(ValueError, match=r"^expected steps >= 2 and 0 < beta_start <= beta_end < 1, got 1 st"):
         Discrete(steps=1)
     Discrete(steps=2, beta_start=0.5, beta_end=0.5)
     for start, end in ((0.0, 0.5), (0.6, 0.5), (0.5, 1.0), (0.5, 1.5)):
         with pytest.raises(ValueError, match=f"beta_start {start}, beta_end {end}$"):
             Discrete(beta_start=start, beta_end=end)
-    with pytest.raises(ValueError, match=r"p_std should be above 0, got 0"):
+    with pytest.raises(ValueError, match=r"p_std must be above 0, got 0"):
         Edm(p_std=0)
     with pytest.raises(ValueError, match="'v' or 'noise'"):
         Discrete(prediction="x0")

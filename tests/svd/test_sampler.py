@@ -200,7 +200,7 @@ def test_guidance():
     expected = n + 1.5 * (i - n) + 7.0 * (b - i)
     torch.testing.assert_close(guided([nothing, image, both], [1.5, 7.0])(x, sigma_B), expected)
     torch.testing.assert_close(guided([nothing, both], [0.0])(x, sigma_B), n)
-    with pytest.raises(ValueError, match="take 2 scales, got 1"):
+    with pytest.raises(ValueError, match="require 2 scales, got 1"):
         guided([nothing, image, both], [1.5])
 
 

@@ -170,7 +170,7 @@ def test_interpolation_goes_by_both_ends():
     assert run(0, 1).shape == (1, 3, 3, *SIZE_HW)
     assert (run(0, 1) - run(0, 2)).abs().max() > 0.01
     assert (run(0, 1) - run(2, 1)).abs().max() > 0.01
-    with pytest.raises(ValueError, match="of one size"):
+    with pytest.raises(ValueError, match="the same shape"):
         interpolate(model, ends[:1], ends[:1, :, :32], [IDS], seeds=[0])
 
 
@@ -230,20 +230,26 @@ def test_default_guidance_rises_as_in_the_release():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: interpolate(tiny_model("multi-view"), pictures(), pictures(), [IDS], seeds=[0]), "is for multi-view"),
-        (lambda: image_to_video(tiny_model("image-to-video"), pictures(), [IDS], seeds=[0, 1]), "got 1 and 2"),
+        (
+            lambda: interpolate(tiny_model("multi-view"), pictures(), pictures(), [IDS], seeds=[0]),
+            "got one for multi-view",
+        ),
+        (
+            lambda: image_to_video(tiny_model("image-to-video"), pictures(), [IDS], seeds=[0, 1]),
+            "got 1 ids and 2 seeds",
+        ),
         (
             lambda: image_to_video(
                 replace(tiny_model("image-to-video"), image_encoder=None), pictures(), [IDS], seeds=[0]
             ),
-            "needs its image_encoder",
+            "requires its image_encoder",
         ),
         (
             lambda: text_to_video(tiny_model("text-to-video"), ["a"], [IDS], seeds=[0], width_px=50),
-            "50x64 pixels do not divide by the autoencoder's 8",
+            "divisible by 8, got 50x64",
         ),
-        (lambda: Sampling(frames=0), "frames should be 1 or more, got 0"),
-        (lambda: Sampling(guidance=(-1.0, 2.0)), "guidance should be 0 or more"),
+        (lambda: Sampling(frames=0), "frames must be at least 1, got 0"),
+        (lambda: Sampling(guidance=(-1.0, 2.0)), "guidance must be at least 0"),
     ],
 )
 def test_what_cannot_be_made_says_why(call, message):

@@ -292,7 +292,7 @@ def test_configurations_are_checked_when_made() -> None:
         UNetConfig(widths=(48, 64, 64, 64))
     with pytest.raises(ValueError, match="4 widths but 2 attention flags"):
         UNetConfig(attention=(True, False))
-    with pytest.raises(ValueError, match="a learned mask takes 9 input channels"):
+    with pytest.raises(ValueError, match="learned_mask expects in_channels=9"):
         UNetConfig(learned_mask=True)
     config = UNetConfig.preset("multiview")
     assert UNetConfig.from_values(config.model_dump(), origin="test") == config

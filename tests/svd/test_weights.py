@@ -172,8 +172,8 @@ def spoil(tensors: dict[str, torch.Tensor], kind: str) -> None:
     [
         ("missing", r"5 missing \(first: .*weight, .*bias, .*\)"),
         ("unexpected", r"1 unexpected \(first: conv_in.lora\)"),
-        ("reshaped", r"1 of another shape \(first: conv_in.weight is \(32, 4, 3, 3\), expected \(32, 8, 3, 3\)\)"),
-        ("integers", r"1 no floating point \(first: conv_in.bias is I8\)"),
+        ("reshaped", r"1 with the wrong shape \(first: conv_in.weight is \(32, 4, 3, 3\), expected \(32, 8, 3, 3\)\)"),
+        ("integers", r"1 not floating point \(first: conv_in.bias is I8\)"),
     ],
 )
 def test_a_file_that_does_not_fit_changes_nothing_and_says_why(tmp_path: Path, kind: str, message: str) -> None:
@@ -198,25 +198,25 @@ def test_damaged_ambiguous_and_absent_files(tmp_path: Path) -> None:
             load_unet(path, config)
         return str(caught.value)
 
-    assert "is not there" in failure(tmp_path / "none.safetensors", FileNotFoundError)
+    assert "does not exist" in failure(tmp_path / "none.safetensors", FileNotFoundError)
     assert "no *.safetensors" in failure(tmp_path, FileNotFoundError)
     (tmp_path / "a.ckpt").write_bytes(b"pickle")
-    assert "only safetensors files" in failure(tmp_path / "a.ckpt")
+    assert "expected a safetensors file" in failure(tmp_path / "a.ckpt")
     files = save_unet(unet, tmp_path / "s" / "a.safetensors", layout="original", shard_bytes=300_000)
     files[2].rename(tmp_path / "third")
     assert f"1 of the {len(files) - 1} shards" in failure(tmp_path / "s", FileNotFoundError)
     files[2].write_bytes((tmp_path / "third").read_bytes()[:-100])
-    assert "cut short" in failure(tmp_path / "s")
+    assert "truncated" in failure(tmp_path / "s")
     files[2].write_bytes(files[1].read_bytes())
-    assert "is in two shards" in failure(tmp_path / "s")
+    assert "in two shards" in failure(tmp_path / "s")
     for name in ("a", "b"):
         save_unet(unet, tmp_path / "t" / f"{name}.safetensors", layout="original")
     assert "2 sets of weights (a.safetensors, b.safetensors)" in failure(tmp_path / "t")
     write_tensors(tmp_path / "vae.safetensors", {"encoder.conv_in.bias": torch.zeros(3)})
-    assert "1 tensors, none of a UNet" in failure(tmp_path / "vae.safetensors")
+    assert "1 tensors, but none of a UNet" in failure(tmp_path / "vae.safetensors")
     (tmp_path / "u").mkdir()
     (tmp_path / "u" / "m.safetensors.index.json").write_text("[]")
-    assert "not an index of shards" in failure(tmp_path / "u")
+    assert "not a shard index" in failure(tmp_path / "u")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

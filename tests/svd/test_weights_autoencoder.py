@@ -55,8 +55,8 @@ def test_a_file_that_does_not_fit_is_refused(autoencoder, tmp_path):
     tensors["decoder.conv_im.bias"] = tensors.pop("decoder.conv_in.bias")
     save_file(tensors, path)
     expected = (
-        r"1 missing \(first: decoder.conv_in.bias\); 1 unexpected \(first: decoder.conv_im.bias\); 1 of another shape "
-        r"\(first: decoder.conv_in.weight is \(1,\), expected \(32, 4, 3, 3\)\)"
+        r"1 missing \(first: decoder.conv_in.bias\); 1 unexpected \(first: decoder.conv_im.bias\); "
+        r"1 with the wrong shape \(first: decoder.conv_in.weight is \(1,\), expected \(32, 4, 3, 3\)\)"
     )
     with pytest.raises(WeightsError, match=expected):
         load_autoencoder(path, CONFIG, layout="diffusers")

@@ -1,6 +1,6 @@
-"""What the loader hands to the loop: frames or latents of B samples, and what is known of each.
+"""Batches passed from the data loader to the training loop: frames or latents of B samples and their metadata.
 
-Letters of tensor layouts: B samples, T frames, C channels, H, W (pixels or latents), E the two ends of a video, N
+Tensor layouts: B samples, T frames, C channels, H, W (pixels or latents), E the first and last frame of a video, N
 context tokens.
 """
 
@@ -13,43 +13,44 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Samples of one shape. Either `frames_BTCHW` is there, or what was computed from the frames once."""
+    """Samples of one shape. Holds either `frames_BTCHW` or tensors precomputed from the frames."""
 
     keys: list[str]
     """SHARD/CLIP_ID of each sample, for messages."""
     captions: list[str]
-    """The drawn caption of each; empty where there is none, or none is asked for."""
+    """The sampled caption of each; empty if there is none or the stage needs none."""
     fps: Tensor
-    """(B,) float32: frames per second of the frames as they were sampled."""
+    """(B,) float32: frame rate of the sampled frames, in frames per second."""
     motion_bucket: Tensor
     """(B,) float32, 0 to 255."""
     elevation: Tensor
-    """(B,) float32 degrees; 0 where none is asked for."""
+    """(B,) float32 degrees; 0 if the stage needs none."""
     image_only: bool
-    """Whether these are pictures (T = 1), which temporal layers do not see."""
+    """Whether the samples are images (T = 1), which skip the temporal layers."""
     frames_BTCHW: Tensor | None = None
     """uint8 RGB."""
     mean_BTCHW: Tensor | None = None
     logvar_BTCHW: Tensor | None = None
-    """The frames' posterior, in the autoencoder's own units."""
+    """Posterior of the frames, unscaled."""
     ends_BECHW: Tensor | None = None
-    """uint8 RGB: first and last frame, which conditioning adds noise to. With latents only."""
+    """uint8 RGB: first and last frame, to which conditioning adds noise. With latents only."""
     image_embeddings_BEC: Tensor | None = None
-    """CLIP's embeddings of the two ends. With latents only."""
+    """CLIP embeddings of first and last frame. With latents only."""
     text_tokens_BNC: Tensor | None = None
-    """Tokens of the drawn caption. With latents only."""
+    """Tokens of the sampled caption. With latents only."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def to(self, device: torch.device | str) -> Self:
-        """Frames, latents and embeddings on `device`, without waiting where they are pinned. What is known of a sample
-        stays on the CPU, where it is read."""
+        """Move frames, latents and embeddings to `device`, asynchronously from pinned memory. Metadata stays on the
+        CPU.
+        """
         moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in self._large()}
         return replace(self, **moved)
 
     def pin_memory(self) -> Self:
-        """What `to` moves in page-locked memory; torch's loader calls this."""
+        """Pin the tensors that `to` moves; called by torch's DataLoader."""
         pinned: dict[str, Any] = {name: value.pin_memory() for name, value in self._large()}
         return replace(self, **pinned)
 
@@ -59,5 +60,5 @@ class Batch:
 
 
 def without_waiting(value: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on `device`. A plain copy would wait until the device has done all that it was asked for."""
+    """Copy a CPU tensor to `device` through pinned memory; a copy from pageable memory would synchronize."""
     return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)

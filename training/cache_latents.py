@@ -1,7 +1,7 @@
-"""One shard of clips or pictures -> one shard of their latents, computed once instead of in every step.
+"""Cache latents: convert a shard of clips or images to a shard of their latents, so that training skips encoding.
 
-The network's batches then cost no decoding and no autoencoder, at the price of few draws of frames and crop per clip:
-what is drawn for a sample, is drawn `augmentations_per_clip` times.
+Training then needs neither video decoding nor the autoencoder, but sees only `augmentations_per_clip` draws of frames
+and crop per clip.
 """
 
 import hashlib
@@ -31,18 +31,18 @@ _CHUNK_FRAMES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class LatentShard:
-    """A latent shard that is there."""
+    """An existing latent shard."""
 
     name: str
     samples: int
     bytes: int
     sha256: str
     failed: Mapping[str, str]
-    """Key -> reason, of samples that could not be read."""
+    """Key -> reason, for unreadable samples."""
     problem: str | None
-    """Why the clips' shard could not be read to its end."""
+    """Reason if the source shard could not be read to its end."""
     source: tuple[int, int]
-    """Size in bytes and time of modification in ns of the clips' shard."""
+    """Size in bytes and mtime in ns of the source shard."""
 
 
 def cache_shard(
@@ -55,12 +55,13 @@ def cache_shard(
     commit: Callable[[], None] = lambda: None,
     on_sample: Callable[[int], None] = lambda row: None,
 ) -> LatentShard:
-    """Write OUT/SHARD.tar with the latents of `shard`, then OUT/SHARD.json, its record; an earlier process's whole one
-    of the same clips stays as it is. Broken samples are left out, and named in the record.
+    """Write OUT/SHARD.tar with the latents of `shard`, then its record OUT/SHARD.json. A complete one from an earlier
+    process is kept if the source is unchanged. Broken samples are skipped and listed in the record.
 
-    Of each sample there are `augmentations_per_clip` draws of frames, rate and crop: KEY, then KEY_1, KEY_2 and so on.
-    `commit` is called before the shard takes its name, and raises where it must not; `on_sample` with the row of each
-    sample that is done."""
+    Each sample gets `augmentations_per_clip` draws of frames, rate and crop: KEY, then KEY_1, KEY_2 and so on. `commit`
+    is called before the shard is renamed to its final name and raises to prevent that; `on_sample` is called with the
+    index of each finished sample.
+    """
     done = read_record(out, shard)
     if done is not None:
         return done
@@ -91,8 +92,7 @@ def cache_shard(
 
 
 def read_record(out: Path, shard: Shard) -> LatentShard | None:
-    """The record of the latents of `shard`; None where they are not there, are not of the size that they had, or where
-    the clips have changed since."""
+    """Read the record of the latents of `shard`; None if they are missing, truncated, or stale."""
     try:
         content = json.loads((out / f"{shard.name}.json").read_text())
         record = LatentShard(**content | {"source": tuple(content["source"])})
@@ -103,12 +103,14 @@ def read_record(out: Path, shard: Shard) -> LatentShard | None:
 
 
 def check_names(index: ShardIndex) -> None:
-    """Raise UserError where two shards have one name, and their latents would have one file."""
+    """Raise UserError if two shards share a name, since their latents would be written to the same file."""
     paths: dict[str, str] = {}
     for shard in index.shards:
         other = paths.setdefault(shard.name, shard.path)
         if other != shard.path:
-            raise UserError(f"{other} and {shard.path} have one name, and so would their latents: encode them apart")
+            raise UserError(
+                f"duplicate shard name: {other} and {shard.path}; cache their latents into separate folders"
+            )
 
 
 def _version(shard: Shard) -> tuple[int, int]:
@@ -124,7 +126,7 @@ def _latent_samples(
     augmentations_per_clip: int,
     on_sample: Callable[[int], None],
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, files) of each sample; those that cannot be read are put into `failed`."""
+    """Yield (key, files) of each sample; unreadable ones are added to `failed`."""
     models = digests(model)
     for row in range(len(shard)):
         key = shard.key(row)
@@ -145,7 +147,7 @@ def _encode_sample(
 ) -> dict[str, bytes]:
     sample = read_sample(key, members, config, seed=seed)
     if sample.frames_TCHW is None:
-        raise SampleError("latent", "it holds latents already")
+        raise SampleError("latent", "already contains latents")
     metadata = json.loads(members["json"])
     frames_TCHW = sample.frames_TCHW.to(model.autoencoder.quant_conv.weight.device)
     signed_BTCHW = (frames_TCHW.float() / 127.5 - 1)[None]
@@ -170,7 +172,7 @@ def _encode_sample(
 
 
 def digests(model: Model) -> dict[str, str]:
-    """16 hex digits for the weights of each part that latents are computed with."""
+    """16 hex digits that identify the weights of each network used to compute latents."""
     digest_of = {}
     for name, network in model.networks().items():
         if name != "unet":

@@ -1,11 +1,11 @@
-"""Checkpoints by torch.distributed.checkpoint: each rank writes its part in the background, and a whole one is renamed
-to its name only when all parts are there.
+"""Checkpoints with torch.distributed.checkpoint (DCP): each rank writes its part asynchronously, and the folder is
+renamed to its final name once every part is complete.
 
-    CHECKPOINTS/step-00000500/       weights, optimiser and average, readable with another number of ranks
-    CHECKPOINTS/step-00000500/rank-0.pt      of each rank, where its data went on, and what it has yet to log
-    CHECKPOINTS/step-00001000.tmp/   not whole: being written, or left by a run that was killed
+    CHECKPOINTS/step-00000500/       weights, optimizer and average; loads with any number of ranks
+    CHECKPOINTS/step-00000500/rank-0.pt      per rank: data position and pending metrics
+    CHECKPOINTS/step-00001000.tmp/   incomplete: being written, or left by a killed run
 
-DCP's own index is a pickle; `training.checkpoint_index` reads it without running code. What a run exports at its end is
+DCP's index is a pickle; `training.checkpoint_index` reads it without executing code. A finished run exports
 safetensors.
 """
 
@@ -31,27 +31,27 @@ from training.distributed import Process
 from training.ema import Ema
 
 CHECKPOINTS = "checkpoints"
-"""Folder of a run that holds them."""
+"""Checkpoint subfolder of a run."""
 _METADATA = "checkpoint.json"
 _LOG = logging.getLogger("clipmill.training")
 
 
 class CheckpointError(RunStopped):
-    """A checkpoint that could not be written, or does not fit this run; names the last whole one."""
+    """Writing a checkpoint failed, or it does not match the run; the message names the last complete one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What a checkpoint holds, beside the place in the data."""
+    """Contents of a checkpoint, except for the data position."""
 
     network: nn.Module
     trained: Mapping[str, nn.Parameter]
-    """The optimiser's, as they were when it was made: FSDP2 puts others in their place while they are gathered."""
+    """The optimizer's own parameters: FSDP2 replaces those of the module while they are gathered."""
     optimizer: Optimizer
     ema: Ema | None
 
     def tensors(self) -> dict[str, Any]:
-        """All tensors by name; those of the optimiser are made, as zeros, where it has not stepped yet."""
+        """All tensors by name; optimizer state is created, as zeros, before the first step."""
         moments = {name: self._moments(parameter) for name, parameter in self.trained.items()}
         tensors: dict[str, Any] = {"weights": self.network.state_dict(), "optimizer": moments}
         return tensors | ({"average": dict(self.ema.average)} if self.ema else {})
@@ -68,7 +68,7 @@ class State:
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of one run. Every rank has one of these and calls it in the same steps."""
+    """The checkpoints of one run. Every rank has an instance and calls it in the same steps."""
 
     folder: Path
     process: Process
@@ -78,17 +78,17 @@ class Checkpoints:
     _pending: tuple[int, Future[Any]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        # A group of its own: the background's messages must not get between those of the training step.
+        # Separate group: background messages must not interleave with the collectives of a training step.
         self._group = dist.new_group(backend="gloo")
 
     def latest(self) -> Path | None:
-        """The newest whole one."""
+        """The newest complete checkpoint."""
         return next(reversed(complete_checkpoints(self.folder)), None)
 
     def save(self, step: int, state: State, rank_state: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-        """Begin to write the state after `step` steps, and what is this rank's `own`; training may go on at once.
+        """Start writing the state after `step` steps, and this rank's `own` state; returns immediately.
 
-        First waits for the one before. Raises CheckpointError if that could not be written.
+        Waits for the previous checkpoint first. Raises CheckpointError if that one failed.
         """
         self.wait()
         temporary = self._temporary(step)
@@ -102,12 +102,12 @@ class Checkpoints:
             dist.barrier(group=self._group)
             torch.save(dict(rank_state), temporary / f"rank-{self.process.rank}.pt")
             future = dcp.async_save(state.tensors(), checkpoint_id=temporary, process_group=self._group)
-        except (OSError, RuntimeError) as error:  # torch.save has the latter for a full disk
+        except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
             raise self._failed(step, error) from error
         self._pending = step, cast("Future[Any]", future)
 
     def wait(self) -> None:
-        """Until the checkpoint being written is whole. Raises CheckpointError where it cannot be."""
+        """Wait until the pending checkpoint is complete. Raises CheckpointError if it failed."""
         if self._pending is None:
             return
         step = self._pending[0]
@@ -118,8 +118,9 @@ class Checkpoints:
             raise self._failed(step, error) from error
 
     def finish_if_done(self) -> None:
-        """Give the one being written its name if it is whole by now; does not wait. Where there are several ranks, one
-        that failed is left to the next `wait`, in which all of them learn of it."""
+        """Rename the pending checkpoint if it is complete, without waiting. With several ranks, a failure is left to
+        the next `wait`, where all ranks learn of it.
+        """
         if self._pending is None or not self._pending[1].done():
             return
         if self.process.world_size == 1:
@@ -129,28 +130,30 @@ class Checkpoints:
 
     @contextmanager
     def settled(self) -> Iterator[None]:
-        """Waits at the end. Where an exception ends the run, the one being written still gets its name, if it can: the
-        exception is what counts, and other ranks may not come to this point."""
+        """Wait for the pending checkpoint on exit. After an exception it is still renamed if possible, but its errors
+        are only logged, and no collectives are used, since other ranks may not get here.
+        """
         try:
             yield
         except BaseException:
             try:
                 self._finish_pending()
             except Exception as error:
-                _LOG.warning("the checkpoint that was being written is lost: %s", _reason(error))
+                _LOG.warning("failed to write the last checkpoint: %s", _reason(error))
             raise
         self.wait()
 
     def _finish_pending(self) -> None:
-        """Wait for this rank's part of the one being written, and on the first rank name it."""
+        """Wait for this rank's part of the pending checkpoint; rename it on the first rank."""
         if self._pending is not None:
             (step, future), self._pending = self._pending, None
             future.result()
             self._name(step)
 
     def _name(self, step: int) -> None:
-        """The first rank's part is done only when all ranks have reported theirs: it writes DCP's index, the last file.
-        So it can rename without asking anybody."""
+        """Rename the folder on the first rank, whose part completes last: it writes DCP's index after all ranks have
+        reported theirs. No further communication is needed.
+        """
         if self.process.is_main and self._temporary(step).is_dir():
             target = self.folder / self._temporary(step).stem
             shutil.rmtree(target, ignore_errors=True)
@@ -158,10 +161,10 @@ class Checkpoints:
             self._thin_out()
 
     def load(self, path: Path, state: State) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Read into `state` what `path` holds. Returns its metadata (`read_metadata`) and this rank's state: None where
-        it was written by another number of ranks.
+        """Load `path` into `state`. Returns its metadata (`read_metadata`) and this rank's state, or None for the
+        latter if the number of ranks differs.
 
-        Raises CheckpointError where it does not fit the network, or is damaged.
+        Raises CheckpointError for a mismatched or damaged checkpoint.
         """
         tensors = state.tensors()
         try:
@@ -182,7 +185,7 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}.tmp"
 
     def _thin_out(self) -> None:
-        """Remove what is neither among the last nor to be kept, and what killed runs left."""
+        """Delete checkpoints that `keep_last` and `keep_every` do not retain, and leftovers of killed runs."""
         for path in complete_checkpoints(self.folder)[: -self.keep_last]:
             if not (self.keep_every and int(path.name.removeprefix("step-")) % self.keep_every == 0):
                 shutil.rmtree(path, ignore_errors=True)
@@ -194,19 +197,20 @@ class Checkpoints:
         if self.process.is_main:
             shutil.rmtree(self._temporary(step), ignore_errors=True)
         return CheckpointError(
-            f"the checkpoint after step {step} could not be written ({free_mib:,} MiB were free there): "
+            f"failed to write the checkpoint after step {step} ({free_mib:,} MiB free): "
             f"{_reason(error)}; {describe_latest(self.folder)}"
         )
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in `folder`, oldest first."""
+    """Complete checkpoints in `folder`, oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.suffix != ".tmp" and (p / INDEX).is_file())
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What is known of a whole checkpoint: `step`, `world_size`, and what it was saved with. Raises
-    CheckpointError where it is damaged."""
+    """Read the metadata of a complete checkpoint: `step`, `world_size`, and what it was saved with. Raises
+    CheckpointError if it is damaged.
+    """
     try:
         metadata = json.loads((path / _METADATA).read_text())
         return dict(metadata) | {"step": int(metadata["step"]), "world_size": int(metadata["world_size"])}
@@ -216,22 +220,22 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 def _damaged(path: Path, error: BaseException) -> CheckpointError:
     reason = " ".join(str(_reason(error)).split()) or type(error).__name__
-    return CheckpointError(f"the checkpoint {path} is damaged: {reason}. Remove it to continue from the one before")
+    return CheckpointError(f"checkpoint {path} is damaged: {reason}. Remove it to resume from the previous one")
 
 
 def describe_latest(folder: Path) -> str:
-    """Where a run can go on from, as part of a sentence."""
+    """Describe the newest complete checkpoint, as part of a sentence."""
     checkpoints = complete_checkpoints(folder)
-    return f"the last whole one is {checkpoints[-1]}" if checkpoints else "there is no whole one yet"
+    return f"last complete checkpoint: {checkpoints[-1]}" if checkpoints else "no complete checkpoint yet"
 
 
 def _reason(error: BaseException) -> BaseException:
-    """What lies beneath: DCP wraps the errors of ranks."""
+    """Unwrap the cause: DCP wraps the errors of ranks."""
     return next(iter(error.failures.values()))[0] if isinstance(error, dcp.api.CheckpointException) else error
 
 
 def _compare(path: Path, stored: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-    """Raise CheckpointError where names or shapes differ."""
+    """Raise CheckpointError if names or shapes differ."""
     expected = {name: tuple(tensor.shape) for name, tensor in _flat(tensors).items()}
     shapes = {name: tuple(meta.size) for name, meta in stored.items() if hasattr(meta, "size")}
     missing = [name for name in expected if name not in shapes]
@@ -240,9 +244,9 @@ def _compare(path: Path, stored: Mapping[str, Any], tensors: Mapping[str, Any]) 
     if missing or unexpected or reshaped:
         first = (missing or unexpected or reshaped)[0]
         raise CheckpointError(
-            f"{path} is of another network or another choice of what trains: {len(missing)} tensors are missing, "
-            f"{len(unexpected)} unexpected, {len(reshaped)} of another shape, first {first}. Continue it with the "
-            "settings it was begun with, or begin a new run in another folder"
+            f"{path} does not match the network or model.trainable: {len(missing)} tensors are missing, "
+            f"{len(unexpected)} unexpected, {len(reshaped)} with the wrong shape, first: {first}. Resume with the "
+            "original settings, or start a new run in another folder"
         )
 
 

@@ -1,7 +1,7 @@
-"""The index of a checkpoint, `.metadata`: a pickle that torch.distributed.checkpoint writes, read without running code.
+"""Read a checkpoint's index, `.metadata`, without executing code: it is a pickle by torch.distributed.checkpoint.
 
-DCP unpickles it with everything that pickle can do, and unpickles what the index calls bytes likewise. Here only the
-classes that DCP writes are built, every entry has to be a tensor, and its data has to lie in the checkpoint's folder.
+DCP unpickles it, and the byte entries it names, without restrictions. This reader only constructs the classes DCP
+writes, requires every entry to be a tensor, and its data to be in the checkpoint's folder.
 """
 
 import pathlib
@@ -33,17 +33,17 @@ _ALLOWED = {
 
 
 class IndexReader(dcp.FileSystemReader):
-    """DCP's reader of a folder, with an index that is checked."""
+    """DCP's file system reader with a validated index."""
 
     def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
-        """Raises ValueError where the index is damaged or not one that a trainer of ours writes."""
+        """Raises ValueError for an index that is damaged or was not written by our trainer."""
         index = read_index(Path(self.path))
         index.storage_meta = StorageMeta(load_id=self.load_id)
         return index
 
 
 def read_index(folder: Path) -> Metadata:
-    """The index of a checkpoint, all of whose entries are tensors. Raises ValueError and OSError."""
+    """Read the index of a checkpoint, whose entries must all be tensors. Raises ValueError and OSError."""
     path = folder / INDEX
     size = path.stat().st_size
     if size > _MAX_BYTES:
@@ -51,8 +51,8 @@ def read_index(folder: Path) -> Metadata:
     try:
         with path.open("rb") as file:
             index = _Unpickler(file).load()
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
-        raise ValueError(f"{path} is damaged or no index of a checkpoint: {error or type(error).__name__}") from error
+    except Exception as error:  # a damaged pickle can raise any exception
+        raise ValueError(f"{path} is damaged or not a checkpoint index: {error or type(error).__name__}") from error
     reason = _complaint(index)
     if reason:
         raise ValueError(f"{path} is not a clipmill checkpoint index: {reason}")
@@ -66,24 +66,24 @@ class _Unpickler(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
-        if module.partition(".")[0] == "pathlib" and name == "PosixPath":  # where it was written; nobody reads it
+        if module.partition(".")[0] == "pathlib" and name == "PosixPath":  # path at the time of writing; unused
             return pathlib.PurePosixPath
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which DCP does not write")
+        raise pickle.UnpicklingError(f"unexpected class {module}.{name}")
 
 
 def _complaint(index: Any) -> str | None:
-    """Of what an unpickled object is not, though its class says so: its attributes were in the file as well."""
+    """An unpickled object lacks what its class promises: its attributes also come from the file."""
     if type(index) is not Metadata:
-        return f"it holds a {type(index).__name__}"
+        return f"expected Metadata, got {type(index).__name__}"
     entries, storage = index.state_dict_metadata, index.storage_data
     if not isinstance(entries, dict) or not isinstance(storage, dict):
-        return "it lacks entries or their places"
+        return "entries or their locations are missing"
     for name, entry in entries.items():
         if not isinstance(name, str) or type(entry) is not TensorStorageMetadata or type(entry.size) is not torch.Size:
-            return f"its entry {name!r} is not a tensor"
+            return f"entry {name!r} is not a tensor"
     for place, info in storage.items():
         if type(place) is not MetadataIndex or type(info) is not filesystem._StorageInfo:
-            return "it has a place of another kind"
+            return "unexpected type of storage location"
         if not isinstance(info.relative_path, str) or not _DATA_FILE.fullmatch(info.relative_path):
             return f"{place.fqn!r} lies in {info.relative_path!r}, which is not a checkpoint file"
     return None

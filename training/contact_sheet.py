@@ -1,4 +1,4 @@
-"""Contact sheets: a video at a glance."""
+"""Contact sheets: all frames of a video in one image."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ _CELL_PX, _GAP_PX, _COLUMNS = 320, 6, 5
 
 
 def contact_sheet(frames_THWC: NDArray[np.uint8], fps: float) -> Image.Image:
-    """All frames side by side, row by row, each with its number and time."""
+    """Arrange all frames in a grid, each labeled with its index and time."""
     count, height, width, _ = frames_THWC.shape
     columns = min(count, _COLUMNS)
     rows = -(-count // columns)
@@ -29,6 +29,6 @@ def contact_sheet(frames_THWC: NDArray[np.uint8], fps: float) -> Image.Image:
 
 
 def to_bytes(frames_TCHW: Tensor) -> NDArray[np.uint8]:
-    """(T, H, W, 3) uint8 RGB from frames in [-1, 1]."""
+    """Convert frames in [-1, 1] to (T, H, W, 3) uint8 RGB."""
     array: NDArray[np.uint8] = ((frames_TCHW + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return array

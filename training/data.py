@@ -1,4 +1,4 @@
-"""From shards to batches: every sample once per epoch over all ranks and workers, at any point to be gone on from.
+"""From shards to batches: each sample once per epoch across all ranks and workers, resumable at any point.
 
 Shards are read by offset, not streamed: see docs/decisions.md.
 """
@@ -29,27 +29,27 @@ from training.shard_index import ShardIndex, index_shards
 
 _LOG = logging.getLogger("clipmill.data")
 _JUDGED_FROM = 20
-"""Samples seen before their broken share is judged."""
+"""Samples to read before checking the share of broken samples."""
 _HOPELESS = 100
-"""So many broken samples in a row, beyond two epochs of them, stop the run whatever share is allowed."""
+"""Consecutive broken samples, after two epochs of them, that stop the run regardless of the allowed share."""
 _NAMED = 10
-"""Broken samples that are named, by each worker; the rest is counted."""
+"""Broken samples to log by name, per worker; further ones are only counted."""
 
 Shards = str | Path | Iterable[str | Path]
 
 
 class BrokenDataError(UserError):
-    """Too many samples cannot be read."""
+    """Too many samples are unreadable."""
 
 
 class ShardData(IterableDataset[Batch | Exception]):
-    """Batches of one rank without end; in a worker, that worker's part of them.
+    """Infinite stream of batches of one rank, or of one worker of a rank.
 
-    Samples of one shape (frames, height, width) gather until there is a batch of them; what is left over at the end of
-    an epoch waits for the next. `state_dict` is the place in the data, in a few numbers.
+    Samples are bucketed by shape (frames, height, width) and emitted as full batches; incomplete buckets carry over to
+    the next epoch. `state_dict` is the position in the data.
 
-    What stops the run is the last item instead of being raised: a DataLoader would wrap the traceback of a worker into
-    the message. `Batches` raises it.
+    A fatal error is yielded as the last item rather than raised, because DataLoader would wrap the worker's traceback
+    into the message. `Batches` raises it.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class ShardData(IterableDataset[Batch | Exception]):
         )
         self.order = Order([len(shard) for shard in index.shards], seed=config.seed)
         self.start = 0
-        """Where on the line of positions all readers begin."""
+        """Start of all readers on the line of positions."""
         self._turn = 0
-        """How many positions this reader has taken."""
+        """Number of positions consumed by this reader."""
         self._waiting: list[int] = []
-        """Positions whose samples wait for a batch of their shape."""
+        """Positions of samples in incomplete buckets."""
         self._broken: Counter[str] = Counter()
         self._in_a_row = 0
-        """Broken samples since the last one that was not."""
+        """Broken samples since the last good one."""
 
     def __iter__(self) -> Iterator[Batch | Exception]:
         try:
@@ -102,7 +102,7 @@ class ShardData(IterableDataset[Batch | Exception]):
                 yield collate(full)
 
     def _put(self, buckets: dict[tuple[Any, ...], list[tuple[int, Sample]]], position: int) -> list[Sample] | None:
-        """Read the sample at `position` into its bucket; what was in the bucket, if that is full now."""
+        """Read the sample at `position` into its bucket; return the bucket if that fills it."""
         sample = self._read(position)
         if sample is None:
             return None
@@ -111,7 +111,9 @@ class ShardData(IterableDataset[Batch | Exception]):
         return [sample for _, sample in buckets.pop(sample.shape)] if len(bucket) == self.config.batch_size else None
 
     def _read(self, position: int) -> Sample | None:
-        """None for a broken sample, which is counted and named. Raises BrokenDataError for too many."""
+        """Return the sample, or None for a broken one, which is counted and logged. Raises BrokenDataError for too
+        many.
+        """
         epoch, number, row = self.order.at(position)
         shard = self.index.shards[number]
         key = shard.key(row)
@@ -124,27 +126,28 @@ class ShardData(IterableDataset[Batch | Exception]):
             self._in_a_row += 1
             broken = self._broken.total()
             if broken <= _NAMED:
-                _LOG.warning("left out: %s: %s", key, error)
+                _LOG.warning("skipped: %s: %s", key, error)
             too_many = self._too_many(broken)
             if too_many:
                 kinds = ", ".join(f"{count} {kind}" for kind, count in self._broken.most_common())
                 raise BrokenDataError(
-                    f"{broken} of {self._turn} samples cannot be trained on ({kinds}), the last is {key}: {error}. "
-                    f"{too_many} stops the run"
+                    f"aborting: {broken} of {self._turn} samples are unreadable ({too_many}; {kinds}); last: {key}: "
+                    f"{error}"
                 ) from error
             return None
         self._in_a_row = 0
         return sample
 
     def _too_many(self, broken: int) -> str | None:
-        """What stops the run, if anything: more than the share allows, by more than this reader's part of the samples
-        may hold by chance, which is four deviations of the number that is allowed."""
+        """The limit that was exceeded, if any: the allowed share, plus four standard deviations of the expected count
+        for this reader's part of the samples.
+        """
         if self._in_a_row > 2 * len(self.order) + _HOPELESS:
-            return f"That {self._in_a_row} in a row are broken"
+            return f"{self._in_a_row} in a row"
         allowed = self.config.max_broken_share * self._turn
         by_chance = 4 * math.sqrt(allowed) + 1 if allowed else 0
         if self._turn >= _JUDGED_FROM and broken > allowed + by_chance:
-            return f"More than data.max_broken_share {self.config.max_broken_share:g}"
+            return f"limit data.max_broken_share={self.config.max_broken_share:g}"
         return None
 
     def state_dict(self) -> dict[str, Any]:
@@ -161,7 +164,7 @@ class ShardData(IterableDataset[Batch | Exception]):
 
 
 class Batches(StatefulDataLoader[Batch]):
-    """Batches of `ShardData`, read by workers; its `state_dict()` is the place after the batch that came last."""
+    """Batches of `ShardData`, read by workers; `state_dict()` is the position after the last returned batch."""
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in super().__iter__():
@@ -170,17 +173,18 @@ class Batches(StatefulDataLoader[Batch]):
             yield batch
 
     def skip(self, samples: int) -> None:
-        """Before the first batch: begin where all ranks together have had about so many samples, for a run that goes on
-        with another number of ranks."""
+        """Call before the first batch: start after about this many samples over all ranks, to resume with a different
+        world size.
+        """
         self.dataset.start = samples
 
     def contents(self) -> Contents:
-        """Name, bytes and samples of each shard, in their order."""
+        """Name, bytes and samples of each shard, in reading order."""
         return [(f"{shard.name}.tar", shard.size_bytes, len(shard)) for shard in self.dataset.index.shards]
 
     @property
     def latents(self) -> bool:
-        """Whether these are latents, computed once, and no frames."""
+        """Whether the shards contain cached latents instead of frames."""
         return all(LATENT in shard.extensions for shard in self.dataset.index.shards if len(shard))
 
 
@@ -194,11 +198,11 @@ def loader(
     latent_shape: LatentShape | None = None,
     pin_memory: bool = False,
 ) -> Batches:
-    """Endless batches for one rank from clip, image or latent shards.
+    """Build an infinite loader for one rank from clip, image or latent shards.
 
-    `latent_shape` is what latents have to look like; without it they may be of any size.
-    Damage inside a shard is named in the log (`clipmill.data`), what can be read of it is read. Raises UserError for
-    shards that are not there or hold nothing, BrokenDataError where too much of them is damaged.
+    `latent_shape` is the expected shape of latents; None accepts any. Damage inside a shard is logged (`clipmill.data`)
+    and the readable samples are used. Raises UserError for missing or empty shards, BrokenDataError for too much
+    damage.
     """
     index = shards if isinstance(shards, ShardIndex) else index_shards(shards, cache=cache)
     damage = [*index.problems, *index.broken]
@@ -222,8 +226,9 @@ def loader(
 
 
 def _outlive_signals(_: int) -> None:
-    """In a worker: what asks the run to stop (Ctrl-C in a terminal, a scheduler's SIGTERM) is sent to workers too, and
-    the step at hand still needs their batches. They end with the process that they read for."""
+    """Ignore stop signals in workers: Ctrl-C and a scheduler's SIGTERM reach them too, but the current step still needs
+    their batches. They exit with their parent process.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _heed_the_next)
 
@@ -233,7 +238,7 @@ def _heed_the_next(signum: int, _: Any) -> None:
 
 
 class Escaped(logging.Filter):
-    """Makes control characters of a message visible: names of samples come from shards, and may hold any."""
+    """Escape control characters in messages: sample names come from shards and are untrusted."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
@@ -246,7 +251,7 @@ _LOG.addFilter(Escaped())
 
 
 class Joint:
-    """Batches of videos and, of all batches, a `share` of pictures, evenly spread (joint training)."""
+    """Batches of videos with an evenly spread `share` of image batches (joint training)."""
 
     def __init__(self, videos: Batches, pictures: Batches, *, share: float) -> None:
         self.videos, self.pictures, self.share = videos, pictures, share
@@ -260,17 +265,17 @@ class Joint:
             yield next(pictures if picture else videos)
 
     def contents(self) -> Contents:
-        """As `Batches.contents`, the shards of pictures marked as such."""
+        """Like `Batches.contents`, with image shards marked."""
         pictures = [(f"{name} (pictures)", size, samples) for name, size, samples in self.pictures.contents()]
         return self.videos.contents() + pictures
 
     @property
     def latents(self) -> bool:
-        """As `Batches.latents`."""
+        """Like `Batches.latents`."""
         return self.videos.latents
 
     def skip(self, samples: int) -> None:
-        """As `Batches.skip`, of videos and pictures together."""
+        """Like `Batches.skip`, over videos and images together."""
         of_pictures = math.floor(samples * self.share)
         self.videos.skip(samples - of_pictures)
         self.pictures.skip(of_pictures)

@@ -1,4 +1,4 @@
-"""What is taken from a clip for training: frames, size, rate, caption (section 4, App. D)."""
+"""Data settings of a stage: frames, size, frame rate and captions (section 4, App. D)."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -16,49 +16,55 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class DataConfig(StrictConfig):
-    """How samples are made of clips or pictures."""
+    """How clips or images are turned into samples."""
 
     frames: Count = 14
-    """Frames per sample; 1 trains an image network."""
+    """Frames per sample; 1 for an image network."""
     height_px: Count = 576
-    """Height of a sample."""
+    """Sample height."""
     width_px: Count = 1024
-    """Width of a sample."""
+    """Sample width."""
     fps: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (6.0, 8.0, 12.0)
-    """Frame rates to draw from; a rate above the clip's own becomes the clip's own."""
+    """Frame rates to draw from, capped at the clip's own."""
     batch_size: Count = 1
-    """Samples that go through the network at once, on one rank."""
+    """Samples per forward pass on each rank."""
     captions: Mapping[str, Annotated[float, Field(ge=0)]] = {}
-    """Source of a caption (what comes before a colon) -> probability, among the sources that a sample has; empty: the
-    first caption."""
+    """Caption source (the part before a colon) -> probability, renormalized over the sources a sample has. Empty:
+    always use the first caption.
+    """
     caption_required: bool = False
-    """Whether a sample without a caption counts as broken; otherwise it is trained on without text."""
+    """Whether samples without a caption count as broken. If false, they train without text."""
     crop: Crop = "center"
-    """Which part of a frame with another aspect ratio is taken."""
+    """How to crop frames with a different aspect ratio."""
     aspect_ratios: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
-    """Width / height of the sizes that a sample may get, all of about one area; empty: `height_px` x `width_px`."""
+    """Aspect ratios (width / height) of the size buckets, all of about the same area; empty: always `height_px` x
+    `width_px`.
+    """
     lengths: Annotated[tuple[Count, ...], Field(strict=False)] = ()
-    """Numbers of frames that a sample may get, the greatest that it is long enough for; empty: `frames`."""
+    """Numbers of frames to choose from: each sample gets the largest its clip is long enough for. Empty: always
+    `frames`.
+    """
     motion_default: float | None = 127.0
-    """Motion bucket of clips whose motion is not known; null: such clips count as broken."""
+    """Motion bucket for clips without a motion score; null: such clips count as broken."""
     elevation: bool = False
-    """Whether samples must give the camera's elevation, for multi-view."""
+    """Whether samples must have a camera elevation, for multi-view."""
     workers: Annotated[int, Field(ge=0)] = 2
-    """Processes per rank that read and decode samples; 0 reads in the training process. Raise it if the metrics show
-    steps waiting for data."""
+    """Data loading processes per rank; 0 loads in the training process. Increase it if `data_wait_s` in the metrics is
+    high.
+    """
     prefetch: Count = 2
-    """Batches that each worker keeps ready."""
+    """Batches prefetched by each worker."""
     reader: Reader = "pyav"
-    """Library that decodes clips: `pyav`, or `decord` where it is installed."""
+    """Library for decoding clips: `pyav`, or `decord` if installed."""
     max_broken_share: Share = 0.05
     """Share of broken samples above which the run stops."""
     seed: int = 0
-    """Seed of the order of samples and of what is drawn per sample: rate, start, crop, caption."""
+    """Seed for shuffling and per-sample draws: rate, start, crop, caption."""
 
     @field_validator("fps", "aspect_ratios", "lengths", mode="before")
     @classmethod
     def _as_list(cls, value: Any) -> Any:
-        """One value is a list of it."""
+        """Accept a single value as a list of one."""
         return (value,) if isinstance(value, int | float) else value
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""One process, several of torchrun, or workers of Ray Train: the same loop over DDP or FSDP2 (`fully_shard`)."""
+"""Distributed training with DDP or FSDP2 (`fully_shard`), in one process, under torchrun or on Ray Train workers."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -19,12 +19,12 @@ from svd.unet import Block, UNet
 _T = TypeVar("_T")
 Strategy = Literal["none", "ddp", "fsdp"]
 LARGE = 10**9
-"""Parameters from which on `auto` shards them over ranks."""
+"""Parameter count above which `auto` selects FSDP2."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """This process among the others."""
+    """Rank and device of this process."""
 
     rank: int
     world_size: int
@@ -36,10 +36,11 @@ class Process:
 
 
 def join(device: str | None = None) -> Process:
-    """Take part in the process group: one that is there (Ray Train's), torchrun's, or one of this process alone.
+    """Initialize the process group: reuse an existing one (Ray Train), join torchrun's, or create one for this process
+    alone.
 
-    A single process has its group too, so that checkpoints are written the same way. `device` is cuda where there is
-    one, without another.
+    Single processes get a group too, so that checkpoints are written the same way. `device` defaults to cuda if
+    available.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -56,18 +57,18 @@ def join(device: str | None = None) -> Process:
 
 
 def leave() -> None:
-    """Give up the process group, if there is one."""
+    """Destroy the process group, if any."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def resolve(strategy: str, unet: UNet, world_size: int) -> Strategy:
-    """`auto` as what it means here: nothing for one rank, else FSDP2 for a large network and DDP for others.
+    """Resolve `auto`: `none` for one rank, else FSDP2 for large networks and DDP for others.
 
     Raises UserError for several ranks without a strategy.
     """
     if strategy == "none" and world_size > 1:
-        raise UserError(f"run.strategy 'none' is for one process, there are {world_size}: choose ddp, fsdp or auto")
+        raise UserError(f"run.strategy 'none' expects a single process, got {world_size}; choose ddp, fsdp or auto")
     if strategy != "auto":
         return strategy  # type: ignore[return-value]
     if world_size == 1:
@@ -76,14 +77,14 @@ def resolve(strategy: str, unet: UNet, world_size: int) -> Strategy:
 
 
 def distribute(unet: UNet, strategy: Strategy, *, bf16: bool, unused: bool) -> nn.Module:
-    """What the loop calls instead of `unet`. `unused` is whether some batches leave parameters without a gradient.
+    """Wrap `unet` for training. `unused`: whether some batches leave parameters without a gradient.
 
-    With FSDP2 `unet` itself is changed: its parameters become DTensors, gathered block by block.
+    FSDP2 modifies `unet` in place: its parameters become DTensors, gathered block by block.
     """
     if strategy == "ddp":
         return DistributedDataParallel(unet, find_unused_parameters=unused, gradient_as_bucket_view=True)
     if strategy == "fsdp":
-        # Inputs stay as they are: noise level and ids lose their digits in bf16, autocast takes care of the rest.
+        # Do not cast inputs: bf16 would round noise levels and ids; autocast handles the rest.
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
         options: dict[str, Any] = {"mp_policy": policy} if bf16 else {}
         for module in unet.modules():
@@ -95,7 +96,7 @@ def distribute(unet: UNet, strategy: Strategy, *, bf16: bool, unused: bool) -> n
 
 @contextmanager
 def accumulating(network: nn.Module, last: bool) -> Iterator[None]:
-    """Gradients travel between ranks in the `last` backward pass of a step alone."""
+    """Reduce gradients across ranks only in the `last` backward pass of a step."""
     if isinstance(network, FSDPModule):
         network.set_requires_gradient_sync(last)
         yield
@@ -107,25 +108,26 @@ def accumulating(network: nn.Module, last: bool) -> Iterator[None]:
 
 
 def reshard(unet: UNet) -> None:
-    """Give back the weights that a forward pass without a backward pass has left gathered: FSDP2 keeps those outside
-    of blocks for the backward pass, and would use them again as they are."""
+    """Reshard weights after a forward pass without backward: FSDP2 keeps root parameters gathered for the backward pass
+    and would reuse the stale values.
+    """
     for module in unet.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def local(value: Tensor) -> Tensor:
-    """This rank's part of a tensor that may be spread over ranks; a view."""
+    """The local shard of a possibly sharded tensor, as a view."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """A tensor that may be spread over ranks, gathered; all ranks have to call this."""
+    """Gather a possibly sharded tensor; a collective, so all ranks must call it."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def once(compute: Callable[[], _T]) -> _T:
-    """What `compute` gives on the first rank, on all of them. What it raises there, it raises on all."""
+    """Compute on the first rank and broadcast the result, or the exception, to all."""
     outcome: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
@@ -139,7 +141,7 @@ def once(compute: Callable[[], _T]) -> _T:
 
 
 def gather(value: Any) -> list[Any]:
-    """What every rank holds, in their order, on all of them."""
+    """Gather an object from every rank, in rank order, on all of them."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values

@@ -1,4 +1,4 @@
-"""The running average of the weights (App. D: 0.9999), laid out over ranks like the weights themselves."""
+"""Exponential moving average of the weights (App. D: 0.9999), sharded like the weights themselves."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +12,8 @@ from training.distributed import local
 class Ema:
     """average <- decay * average + (1 - decay) * weights, after each step.
 
-    While it is young, the average follows faster, with (1 + n) / (10 + n) after n steps where that is less than
-    `decay`: what the network was before training soon has no part in it. Only parameters that train are averaged.
+    Warm-up: the decay is min(decay, (1 + n) / (10 + n)) after n steps, so the initial weights are forgotten quickly.
+    Only trainable parameters are averaged.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
@@ -23,14 +23,14 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step` steps, from 1."""
+        """Update the average after `step` steps, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
         averages = [local(value) for value in self.average.values()]
         torch._foreach_lerp_(averages, [local(value) for value in self._parameters.values()], 1 - decay)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The network with the averaged weights, for sampling and export."""
+        """Context in which the network holds the averaged weights, for sampling and export."""
         self.swap()
         try:
             yield
@@ -39,7 +39,7 @@ class Ema:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange weights and averages."""
+        """Swap weights and averages."""
         for name, parameter in self._parameters.items():
             weights, average = local(parameter), local(self.average[name])
             previous = weights.clone()

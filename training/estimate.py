@@ -1,4 +1,4 @@
-"""What a stage will cost, before it costs anything: parameters, FLOPs, memory, days (`clipmill train --dry-run`)."""
+"""Cost estimate of a stage: parameters, FLOPs, memory and training time (`clipmill train --dry-run`)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,39 +15,42 @@ from training.stages import Stage
 from training.trainable import freeze_untrained
 
 PEAK_FLOPS, ASSUMED_MFU = 989e12, 0.4
-"""Of an H100 or H200, dense bf16; and the share of it that a well-fed run reaches."""
+"""Dense bf16 peak of an H100 or H200, and the model FLOPs utilization (MFU) to assume."""
 _TOKENS = 77
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Figures of one run. Bytes are those of the fullest GPU, without what the allocator leaves unused."""
+    """Estimate for one run. Bytes are per GPU, for the one with the highest use, excluding allocator fragmentation."""
 
     parameters: int
     trained_parameters: int
     forward_flops: float
-    """Of the network, for one sample."""
+    """UNet forward pass, one sample."""
     encode_flops: float
-    """Of the autoencoder's encoder, for one sample; latent shards save it."""
+    """Autoencoder encoding, one sample; skipped with cached latents."""
     step_flops: float
-    """Of a whole step over all ranks, all that is computed: encoding, forward, backward and, with checkpointing,
-    forward again."""
+    """FLOPs executed per step over all ranks: encoding, forward, backward and, with activation checkpointing,
+    recomputation.
+    """
     model_flops: float
-    """Of a whole step over all ranks, what its loss and gradients ask for however they are computed: no encoding, and
-    nothing twice. A device's share of its peak is counted by these."""
+    """Model FLOPs per step over all ranks: forward and backward, without encoding or recomputation. MFU is based on
+    these.
+    """
     weights_bytes: float
-    """Weights, gradients, AdamW's two moments and the average, float32; divided among GPUs where they are sharded."""
+    """Weights, gradients, both AdamW moments and the EMA in float32, divided by the number of GPUs if sharded."""
     activations_bytes: float
     sharded: bool
 
     def days(self, steps: int, gpus: int) -> float:
-        """On `gpus` H100 or H200 at 40 % of their peak."""
+        """Training time on `gpus` H100 or H200 at 40 % MFU."""
         return steps * self.step_flops / (gpus * PEAK_FLOPS * ASSUMED_MFU) / 86400
 
 
 def estimate(stage: Stage, *, gpus: int = 1, autoencoder: AutoencoderConfig | None = None) -> Estimate:
-    """Measured on the meta device, which computes shapes and no numbers: the forward pass of the stage's network on one
-    rank's batch, and every tensor that it keeps for the backward pass."""
+    """Estimate on the meta device, which computes shapes only: runs the network's forward pass on one rank's batch and
+    tracks every tensor saved for backward.
+    """
     with torch.device("meta"):
         unet = UNet(stage.model.config())
     freeze_untrained(unet, stage)
@@ -58,7 +61,7 @@ def estimate(stage: Stage, *, gpus: int = 1, autoencoder: AutoencoderConfig | No
     size = (1, stage.data.frames, 3, stage.data.height_px, stage.data.width_px)
     encode_flops = _encode_flops(config, size)
     per_sample = flops / stage.data.batch_size
-    # Backward: the gradient of what goes through the network, and that of the weights that train, each like a pass.
+    # Backward costs one forward for the activation gradients and one for the gradients of trainable weights.
     passes = 2 + trained / parameters
     recomputed = 1 if stage.model.checkpointing else 0
     share = stage.run.image_share
@@ -81,7 +84,7 @@ def estimate(stage: Stage, *, gpus: int = 1, autoencoder: AutoencoderConfig | No
 
 
 def _forward(unet: UNet, stage: Stage, autoencoder: AutoencoderConfig) -> tuple[float, float]:
-    """Bytes kept for the backward pass, and FLOPs, of one batch."""
+    """Bytes saved for backward and FLOPs, for one batch."""
     config, data, batch = unet.config, stage.data, stage.data.batch_size
     dtype = torch.bfloat16 if stage.run.precision == "bf16" else torch.float32
     unet = unet.to(dtype)
@@ -103,7 +106,7 @@ def _forward(unet: UNet, stage: Stage, autoencoder: AutoencoderConfig) -> tuple[
 
 
 class _SavedTensors:
-    """Bytes of tensors kept for the backward pass, weights aside, block by block."""
+    """Bytes of tensors saved for backward, excluding weights, per block."""
 
     def __init__(self, unet: UNet) -> None:
         self._weights = {id(parameter) for parameter in unet.parameters()}
@@ -121,7 +124,7 @@ class _SavedTensors:
         storage = tensor.untyped_storage()
         if not isinstance(tensor, nn.Parameter) and storage._cdata not in self._seen:
             self._seen.add(storage._cdata)
-            self._alive.append(tensor)  # so that no other storage takes its place
+            self._alive.append(tensor)  # keep the storage alive so that its address is not reused
             self._bytes += storage.nbytes()
         return tensor
 
@@ -133,7 +136,7 @@ class _SavedTensors:
         self._blocks.append(self._bytes - self._block_started)
 
     def total(self, *, checkpointing: bool) -> float:
-        """With checkpointing each block keeps its input, and one at a time all the rest."""
+        """With activation checkpointing every block keeps its input, and only one block at a time keeps the rest."""
         if not checkpointing:
             return self._bytes
         return self._bytes - sum(self._blocks) + self._inputs + max(self._blocks)

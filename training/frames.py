@@ -1,7 +1,7 @@
-"""One clip or picture out of its bytes: which frames (by their timestamps), decoded, upright, resized, cropped.
+"""Decode one clip or image: select frames by timestamp, decode, rotate, resize and crop.
 
-The paper conditions on the frame rate at which a clip is sampled (3.2); `SampledFrames.fps` is the rate that came out.
-Letters of layouts: T frames, C = 3 channels, H, W pixels.
+The paper conditions on the frame rate of the sampled frames (3.2); `SampledFrames.fps` is the effective rate. Tensor
+layouts: T frames, C = 3 channels, H, W pixels.
 """
 
 import io
@@ -34,33 +34,33 @@ from clipmill.video import (
 )
 
 Planes = Sequence[NDArray[Any]]
-"""A picture: its red, green and blue, each uint8 (H, W)."""
+"""An image as red, green and blue planes, each uint8 (H, W)."""
 Size = tuple[int, int]
 """(height, width) in pixels."""
 Crop = Literal["random", "center"]
 Reader = Literal["pyav", "decord"]
 
 MAX_PACKETS = 100_000
-"""Of the video stream of a clip."""
+"""Limit on the packets of a clip's video stream."""
 MAX_DECODED_FRAMES = 10_000
-"""From the keyframe before the first chosen frame to the last one."""
+"""Limit on frames decoded per sample, from the keyframe before the first selected frame to the last one."""
 MAX_SAMPLE_S = 60.0
-"""CPU seconds of the thread that reads a sample; a clip of footage takes a fraction of one."""
+"""CPU seconds of the reading thread per sample; typical clips take a fraction of one."""
 _MAX_DECORD_BYTES = 1 << 30
-"""Of the frames that decord hands over at once, in their own size."""
+"""Limit on the frames decord returns at once, at their original size."""
 
 _OPTIONS = demuxer_options()
 _PICTURES = ("JPEG", "PNG", "WEBP")
 _BUFFER_BYTES = 1 << 20
 _SKIP_PER_PACKET = ("h264", "hevc")
-"""Decoders that ask for each packet whether to skip it; dav1d asks once."""
-# Without FULL_CHR_H_INT swscale halves the colour's width on the way to RGB and darkens by one level.
+"""Decoders that honor skip_frame per packet; dav1d reads it only once."""
+# Without FULL_CHR_H_INT swscale halves the horizontal chroma resolution and darkens by one level.
 _SHRINK = Interpolation.AREA | Interpolation.FULL_CHR_H_INT
 _ENLARGE = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 
 
 class SampleError(Exception):
-    """Why one sample cannot be trained on: `kind` from a small set, to be counted, and a sentence."""
+    """Why a sample is unusable: `kind` from a small set, for counting, and a message."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(f"{kind}: {message}")
@@ -72,7 +72,7 @@ class SampleError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The chosen frames, as indices in display order, and their rate; one may repeat where footage stands still."""
+    """Indices of the selected frames in display order, and their rate; indices repeat where the video stands still."""
 
     frame_indices: tuple[int, ...]
     fps: float
@@ -80,7 +80,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class SampledFrames:
-    """uint8 RGB frames, and the frames per second at which they follow each other."""
+    """uint8 RGB frames and their frame rate."""
 
     frames_TCHW: NDArray[Any]
     fps: float
@@ -89,17 +89,17 @@ class SampledFrames:
 def choose_frames(
     times_s: Sequence[float], *, lengths: Sequence[int], rates: Sequence[float], rng: random.Random
 ) -> Choice:
-    """Draw a rate and a first frame; at each step of the rate, the frame whose timestamp is nearest is taken.
+    """Draw a rate and a first frame, then take the frame with the nearest timestamp at each step.
 
-    `times_s` are the timestamps of all frames, rising; nothing is assumed of their spacing. Of `lengths` (frames) the
-    greatest counts for which the clip is long enough at any of `rates` (frames/s); of the rates one is drawn among
-    those for which it is. A rate above the clip's own becomes the clip's own. Raises SampleError "too_short".
+    `times_s` are the ascending timestamps of all frames, with arbitrary spacing. Uses the largest of `lengths` (frames)
+    for which the clip is long enough at any of `rates` (frames/s), and draws a rate among those. Rates are capped at
+    the clip's own. Raises SampleError "too_short".
     """
     intervals = [after - before for before, after in pairwise(times_s)]
     usual_s = statistics.median(intervals) if intervals else 0.0
     for length in sorted(lengths, reverse=True):
         steps = [max(1 / rate, usual_s) for rate in rates]
-        # Half an interval beyond the last timestamp that frame is still the nearest.
+        # Up to half an interval past the last timestamp, the last frame is still the nearest.
         fitting = [s for s in steps if times_s and (length - 1) * s <= times_s[-1] - times_s[0] + usual_s / 2]
         if fitting:
             step_s = rng.choice(fitting)
@@ -108,7 +108,7 @@ def choose_frames(
             return _at_steps(times_s, rng.randrange(starts), length, step_s)
     wanted = " or ".join(f"{min(lengths)} frames at {rate:g}/s" for rate in sorted(rates))
     lasting_s = times_s[-1] - times_s[0] if times_s else 0.0
-    raise SampleError("too_short", f"{len(times_s)} frames within {lasting_s:.2f} s, wanted are {wanted}")
+    raise SampleError("too_short", f"{len(times_s)} frames within {lasting_s:.2f} s, expected {wanted}")
 
 
 def _at_steps(times_s: Sequence[float], first: int, length: int, step_s: float) -> Choice:
@@ -133,11 +133,11 @@ def sample_video(
     rng: random.Random,
     reader: Reader = "pyav",
 ) -> SampledFrames:
-    """Frames of a video in memory, chosen by `choose_frames`, as displayed (rotation and pixel aspect applied).
+    """Decode frames of an in-memory video, selected by `choose_frames`, with rotation and pixel aspect ratio applied.
 
-    `size_for` gives the (height, width) to cut out, from the displayed (height, width); the short side fits, what is
-    longer is cropped, at random or in the middle. Raises SampleError (too_short, decode_error; too_large, too_long and
-    timeout for what is over a limit of this module).
+    `size_for` maps the displayed (height, width) to the target size; the frame is scaled to cover it and cropped,
+    randomly or at the center. Raises SampleError (too_short, decode_error; too_large, too_long and timeout for this
+    module's limits).
     """
     try:
         file = io.BytesIO(content)
@@ -149,7 +149,7 @@ def sample_video(
                 pictures = _by_decord(content, video, choice.frame_indices, fit)
             else:
                 pictures = _by_pyav(video, choice.frame_indices, fit)
-    except av.FFmpegError as error:  # also for memory: a damaged size asks for more than there can be
+    except av.FFmpegError as error:  # includes out-of-memory: damaged headers can request huge allocations
         raise SampleError("decode_error", f"FFmpeg could not read it: {error.strerror or error}") from error
     frames_TCHW = _stacked([pictures[index] for index in choice.frame_indices], fit.size)
     return SampledFrames(frames_TCHW=frames_TCHW, fps=choice.fps)
@@ -158,26 +158,27 @@ def sample_video(
 def sample_picture(
     content: bytes, *, size_for: Callable[[int, int], Size], crop: Crop, rng: random.Random
 ) -> NDArray[Any]:
-    """A JPEG, PNG or WebP in memory as uint8 RGB (1, 3, H, W), sized as in `sample_video`. Raises SampleError
-    (decode_error, too_large)."""
+    """Decode an in-memory JPEG, PNG or WebP to uint8 RGB (1, 3, H, W), sized as in `sample_video`. Raises SampleError
+    (decode_error, too_large).
+    """
     _check_pixels(*_size_in_header(content))
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None
     if image is None:
-        raise SampleError("decode_error", f"{len(content)} bytes that are not a picture OpenCV can read")
+        raise SampleError("decode_error", f"{len(content)} bytes that OpenCV cannot decode as an image")
     fit = _Fit(Fraction(1), size_for, crop, rng)
     return _stacked([fit.array(image)], fit.size)
 
 
 def _size_in_header(content: bytes) -> Size:
-    """(height, width) that a picture states, before a pixel of it is decoded."""
+    """Read (height, width) from an image's header, before decoding any pixels."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is lower
             with Image.open(io.BytesIO(content), formats=_PICTURES) as picture:
                 return picture.height, picture.width
     except Image.DecompressionBombError as error:
         raise SampleError("too_large", str(error)) from error
-    except Exception as error:  # Pillow lets through whatever its parsers raise on damaged headers
+    except Exception as error:  # Pillow's parsers raise arbitrary exceptions on damaged headers
         raise SampleError("decode_error", f"{len(content)} bytes that are not {', '.join(_PICTURES)}") from error
 
 
@@ -195,11 +196,11 @@ def _stacked(pictures: Sequence[Planes], size: Size) -> NDArray[Any]:
 
 
 class _Video:
-    """An open video: all its packets in decode order, and the timestamps of its frames in display order."""
+    """An open video: all packets in decode order, and the frame timestamps in display order."""
 
     def __init__(self, container: Any, ends_s: float) -> None:
         if not container.streams.video:
-            raise SampleError("decode_error", "it has no video stream")
+            raise SampleError("decode_error", "no video stream")
         if len(container.streams) > MAX_STREAMS:
             raise SampleError("too_large", f"{len(container.streams):,} streams, more than {MAX_STREAMS}")
         self.format, self._ends_s = container.format.name, ends_s
@@ -207,7 +208,7 @@ class _Video:
         self.stream.thread_count = 1
         self.context = self.stream.codec_context
         if self.context is None:
-            raise SampleError("decode_error", "FFmpeg has no decoder for its video stream")
+            raise SampleError("decode_error", "FFmpeg has no decoder for the video stream")
         _check_pixels(self.context.height, self.context.width)
         self.context.options = {"max_pixels": str(MAX_PIXELS)}
         self.packets = self._demuxed(container)
@@ -228,20 +229,20 @@ class _Video:
         return packets
 
     def check_time(self) -> None:
-        """Raise SampleError where this sample has had its time."""
+        """Raise SampleError if the sample exceeds its time limit."""
         if time.thread_time() > self._ends_s:
-            raise SampleError("timeout", f"reading it took more than {MAX_SAMPLE_S:g} s of CPU time")
+            raise SampleError("timeout", f"reading took more than {MAX_SAMPLE_S:g} s of CPU time")
 
 
 def _packets(container: Any, stream: Any) -> Iterator[av.Packet]:
-    # Where a stream has appeared that the header does not announce, PyAV looks for its last packets, too: after those
-    # of `stream`, and among the streams that it knows.
+    # If the file has a stream that its header does not list, PyAV raises IndexError when it flushes that stream, after
+    # all packets of `stream`.
     with suppress(IndexError):
         yield from container.demux(stream)
 
 
 class _Fit:
-    """Brings displayed pictures to the size that is wanted; size and crop are settled on the first one."""
+    """Scales displayed frames to the target size; size and crop are fixed by the first frame."""
 
     def __init__(
         self, pixel_aspect: Fraction, size_for: Callable[[int, int], Size], crop: Crop, rng: random.Random
@@ -254,7 +255,7 @@ class _Fit:
         self._shrinks = True
 
     def _fix_geometry(self, height: int, width: int, aspect: float) -> None:
-        """Take an upright picture of (height, width) pixels, each `aspect` times as wide as high."""
+        """Set up for an upright frame of (height, width) pixels with pixel aspect ratio `aspect`."""
         if self.size != (0, 0):
             return
         shown_height, shown_width = height, max(1, round(width * aspect))
@@ -264,16 +265,17 @@ class _Fit:
             max(self.size[0], round(shown_height * scale)),
             max(self.size[1], round(shown_width * scale)),
         )
-        _check_pixels(*self._resized)  # of a thin picture, one side gets very long
+        _check_pixels(*self._resized)  # for extreme aspect ratios one side gets very long
         self._shrinks = self._resized[0] <= height and self._resized[1] <= width
         spare = [resized - size for resized, size in zip(self._resized, self.size, strict=True)]
         top, left = (self._rng.randint(0, s) if self._crop == "random" else s // 2 for s in spare)
         self._corner = top, left
 
     def frame(self, picture: av.VideoFrame) -> Planes:
-        """A decoded frame: one pass of swscale from the decoder's format to RGB of the size, then turn and crop.
+        """Convert a decoded frame: one swscale pass from the decoder's format to RGB at the target size, then rotate
+        and crop.
 
-        Planes of RGB, because swscale has vector code for them and none for interleaved RGB of full chroma.
+        Uses planar RGB, since swscale has SIMD code for it but not for interleaved RGB at full chroma resolution.
         """
         rotation = upright_rotation(picture.rotation)
         sideways = rotation in (90, 270)
@@ -289,7 +291,7 @@ class _Fit:
         return self._cropped([np.rot90(plane, -rotation // 90) for plane in planes] if rotation else planes)
 
     def array(self, image: NDArray[Any], *, sideways: bool = False) -> Planes:
-        """An upright RGB array (H, W, 3); `sideways` where turning it has put its pixels' width upright."""
+        """Resize an upright RGB array (H, W, 3); `sideways` if rotation has swapped the pixels' width and height."""
         self._fix_geometry(image.shape[0], image.shape[1], float(1 / self._aspect if sideways else self._aspect))
         filters = cv2.INTER_AREA if self._shrinks else cv2.INTER_CUBIC
         if image.shape[:2] != self._resized:
@@ -307,7 +309,9 @@ def _colour(picture: av.VideoFrame) -> dict[str, int]:
 
 
 def _by_pyav(video: _Video, frame_indices: Sequence[int], fit: _Fit) -> dict[int, Planes]:
-    """index -> picture. Starts on the keyframe before the first one; if that does not give all, on the first packet."""
+    """index -> frame. Starts at the keyframe before the first one; if frames are missing, retries from the first
+    packet.
+    """
     index_of = {video.pts[index]: index for index in frame_indices}
     first, last = _needed(video, index_of)
     pictures: dict[int, Planes] = {}
@@ -318,11 +322,11 @@ def _by_pyav(video: _Video, frame_indices: Sequence[int], fit: _Fit) -> dict[int
             return pictures
         video.context.flush_buffers()
     missing = len(index_of) - len(pictures)
-    raise SampleError("decode_error", f"{missing} of {len(index_of)} frames could not be decoded, or are damaged")
+    raise SampleError("decode_error", f"{missing} of {len(index_of)} frames are damaged or could not be decoded")
 
 
 def _needed(video: _Video, chosen_pts: Collection[int]) -> tuple[int, int]:
-    """Indices of the packets to decode: from the keyframe before the first chosen frame to the last one."""
+    """Indices of the packets to decode, from the keyframe before the first selected frame to the last one."""
     first_pts = min(chosen_pts)
     last = max(i for i, packet in enumerate(video.packets) if packet.pts in chosen_pts)
     keys = [i for i, p in enumerate(video.packets) if p.is_keyframe and p.pts is not None and p.pts <= first_pts]
@@ -333,13 +337,13 @@ def _check_count(frames: int) -> None:
     if frames > MAX_DECODED_FRAMES:
         raise SampleError(
             "too_long",
-            f"{frames:,} frames from the keyframe to the last chosen one, more than {MAX_DECODED_FRAMES:,}: encode "
+            f"{frames:,} frames from the keyframe to the last selected one, more than {MAX_DECODED_FRAMES:,}: encode "
             "it with more keyframes",
         )
 
 
 def _decode(video: _Video, start: int, last: int, index_of: dict[int, int], fit: _Fit) -> dict[int, Planes]:
-    """Decode packets start..last and no more. Frames that nobody needs and nothing refers to are not even decoded."""
+    """Decode packets start..last only, and skip non-reference frames that were not selected."""
     pictures: dict[int, Planes] = {}
     for packet in (*video.packets[start : last + 1], None):
         needed = packet is None or packet.pts in index_of or video.context.name not in _SKIP_PER_PACKET
@@ -352,7 +356,7 @@ def _decode(video: _Video, start: int, last: int, index_of: dict[int, int], fit:
 
 
 def _by_decord(content: bytes, video: _Video, frame_indices: Sequence[int], fit: _Fit) -> dict[int, Planes]:
-    """index -> picture, by decord, which turns frames upright itself; it neither knows pixel aspect nor AV1."""
+    """index -> frame, with decord, which rotates frames itself but supports neither pixel aspect ratios nor AV1."""
     import decord
 
     _check_for_decord(content, video, frame_indices)
@@ -370,14 +374,15 @@ def _by_decord(content: bytes, video: _Video, frame_indices: Sequence[int], fit:
 
 
 def _check_for_decord(content: bytes, video: _Video, frame_indices: Sequence[int]) -> None:
-    """Raise SampleError for what decord should not be given: its FFmpeg is of 2018, knows no allow-list of formats and
-    would open a playlist and what that names. So it gets ISO-BMFF alone, by FFmpeg's word and by the first box."""
+    """Raise SampleError for files decord must not open: its FFmpeg is from 2018, has no format allow-list, and would
+    follow playlists. Only ISO-BMFF is accepted, according to both FFmpeg and the first box.
+    """
     box_bytes, brand = int.from_bytes(content[:4], "big"), content[8:12]
     is_mp4 = video.format == CONTAINERS[0] and content[4:8] == b"ftyp" and 16 <= box_bytes <= 4096
     if not (is_mp4 and brand.isascii() and brand.decode().isprintable()):
-        raise SampleError("decode_error", "decord reads MP4 alone, which begins with an ftyp box: use data.reader pyav")
+        raise SampleError("decode_error", "decord only reads MP4 that starts with an ftyp box; use data.reader=pyav")
     first, last = _needed(video, {video.pts[index] for index in frame_indices})
     _check_count(last + 1 - first)
     frames_bytes = 3 * video.context.height * video.context.width * len(set(frame_indices))
     if frames_bytes > _MAX_DECORD_BYTES:
-        raise SampleError("too_large", f"the chosen frames have {frames_bytes:,} bytes, over {_MAX_DECORD_BYTES:,}")
+        raise SampleError("too_large", f"the selected frames have {frames_bytes:,} bytes, over {_MAX_DECORD_BYTES:,}")

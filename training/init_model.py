@@ -1,4 +1,4 @@
-"""What a stage starts from: the last stage's model, grown into this stage's (sections 3.2 and 4)."""
+"""Initialize a stage's model from the previous stage's (sections 3.2 and 4)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,16 +18,15 @@ from training.stage_config import StageModelConfig
 from training.stages import Stage
 
 MODEL = "model"
-"""Folder of a run that holds its model, once it is done."""
+"""Model subfolder of a finished run."""
 
 
 def init_model(stage: Stage, init: Path | None) -> Model:
-    """The model that `stage` trains, on the CPU: the network of `init`, a model folder or file or a finished run, grown
-    into the stage's; a new one without `init`. The encoders and the autoencoder are `init`'s, or those that the stage
-    names, frozen.
+    """Build the model for `stage` on the CPU: the network of `init` (a model folder, file or finished run) inflated to
+    the stage's, or a new one if `init` is None. Encoders and autoencoder come from `init` or the stage's settings,
+    frozen.
 
-    Raises FileNotFoundError; WeightsError; ValueError for an `init` that cannot become this stage's model, and for a
-    part that neither has.
+    Raises FileNotFoundError; WeightsError; ValueError for an incompatible `init` or a missing part.
     """
     target = stage.model.config()
     if init is None:
@@ -40,14 +39,14 @@ def init_model(stage: Stage, init: Path | None) -> Model:
 
 
 def assemble(stage: Stage, unet: UNet, others: Model | None = None) -> Model:
-    """`unet` among the parts that the stage needs: those that its configuration names, else those of `others`."""
+    """Combine `unet` with the parts the stage needs: those in its settings, else those of `others`."""
     part, needed = stage.model, NEEDS[task_of(unet.config)]
     autoencoder = _autoencoder(part) if part.autoencoder else (others.autoencoder if others else None)
     encoder = _encoder(part, needed) if getattr(part, needed) else getattr(others, needed, None)
     for name, network in (("autoencoder", autoencoder), (needed, encoder)):
         if network is None:
             raise UserError(
-                f"there is no {name.replace('_', ' ')}: start from a model that has one (--init), or name one with "
+                f"missing {name.replace('_', ' ')}: initialize from a model that has one (--init) or set "
                 f"--set model.{name}=MODEL"
             )
     assert autoencoder is not None
@@ -70,20 +69,20 @@ def _grown(unet: UNet, target: UNetConfig, stage: Stage, init: Path) -> UNet:
         return unet
     if stage.model.trainable == "temporal" and target.in_channels > unet.config.in_channels:
         raise UserError(
-            f"{init} takes {unet.config.in_channels} input channels, stage {stage.name!r} {target.in_channels}: the "
-            "new ones start at zero, and model.trainable 'temporal' would leave them there; set model.trainable=all"
+            f"{init} has {unet.config.in_channels} input channels, stage {stage.name!r} expects {target.in_channels}; "
+            "model.trainable='temporal' would leave the new ones at zero. Set model.trainable=all"
         )
     try:
         return inflate(unet, target, temporal_init=stage.model.temporal_init)
     except ValueError as error:
         raise UserError(
-            f"{init} is a model for {task_of(unet.config)} that cannot become one of stage {stage.name!r} "
-            f"({stage.task}): {error}"
+            f"cannot initialize stage {stage.name!r} ({stage.task}) from {init}, a model for "
+            f"{task_of(unet.config)}: {error}"
         ) from error
 
 
 def _model_of(init: Path) -> Path:
-    """A finished run stands for its model."""
+    """Resolve a finished run to its model."""
     return init / MODEL if (init / MODEL / CONFIG).is_file() else init
 
 
@@ -104,5 +103,5 @@ def _encoder(config: StageModelConfig, name: str) -> nn.Module:
 
 
 def with_unet(model: Model, unet: UNet) -> Model:
-    """The same parts around another network of the same shape."""
+    """The same parts around another network of the same architecture."""
     return replace(model, unet=unet)

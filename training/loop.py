@@ -1,4 +1,4 @@
-"""The training loop: one for all stages, on one process or many (App. D)."""
+"""The training loop, shared by all stages, on one or many processes (App. D)."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,11 +28,11 @@ from training.trainable import compile_blocks, freeze_untrained
 
 
 class NonFinite(RunStopped):
-    """A loss or a gradient that is not finite. Nothing was updated."""
+    """Non-finite loss or gradient; the weights were not updated."""
 
 
 class Loader(Protocol):
-    """Batches without end, and where they have got to."""
+    """Infinite stream of batches with a position."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
@@ -41,45 +41,46 @@ class Loader(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
     def skip(self, samples: int) -> None:
-        """Begin where all ranks together have had about so many samples."""
+        """Start after about this many samples over all ranks."""
 
     def contents(self) -> Contents:
-        """The shards that it reads."""
+        """The shards it reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What happens beside training."""
+    """Callbacks run during training."""
 
     on_log: Callable[[Mapping[str, Any]], None] | None = None
     """Called on the first rank with each line of metrics.jsonl."""
     preview: Callable[[Model, Stage, Batch, int, Log | None], None] | None = None
-    """Called on all ranks every `run.sample_every` steps, the network holding its averaged weights, with the last batch
-    (of videos, in joint training) and the number of steps."""
+    """Called on all ranks every `run.sample_every` steps, while the network holds its averaged weights, with the last
+    batch (of videos, in joint training) and the step count.
+    """
     flops_per_step: float | None = None
-    """Of all ranks, for the share of the device's peak."""
+    """Model FLOPs per step over all ranks, for the MFU."""
     stop: StopRequest = field(default_factory=StopRequest)
-    """Asked after each step, on all ranks: where any of them is to stop, all do."""
+    """Polled after each step on all ranks; if any rank returns True, all of them stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopResult:
-    """A run at its end."""
+    """Result of a finished run."""
 
     steps: int
     resumed_at: int
-    """The step of the checkpoint that this process went on from; 0 for a new run."""
+    """Step of the checkpoint this process resumed from; 0 for a new run."""
 
 
 def run_loop(
     stage: Stage, model: Model, loader: Loader, out: Path, process: Process, *, hooks: Hooks | None = None
 ) -> LoopResult:
-    """Train `model.unet` in place up to `stage.run.steps`, from the newest checkpoint in `out` if there is one.
+    """Train `model.unet` in place up to `stage.run.steps`, resuming from the newest checkpoint in `out` if any.
 
-    SIGINT and SIGTERM, or `hooks.stop`, end the run after the step at hand: it saves a checkpoint and raises Stopped.
+    SIGINT, SIGTERM or `hooks.stop` end the run after the current step: it saves a checkpoint and raises Stopped.
 
-    At the end the network holds its averaged weights, where the stage keeps an average. Raises NonFinite,
-    CheckpointError, and UserError where stage, model and number of ranks do not fit together.
+    Afterwards the network holds its averaged weights if the stage keeps an average. Raises NonFinite, CheckpointError,
+    and UserError if stage, model and number of ranks are incompatible.
     """
     hooks = hooks or Hooks()
     trainer, run = _Trainer(stage, model, out, process, hooks), stage.run
@@ -106,7 +107,7 @@ def run_loop(
 
 
 class _Trainer:
-    """What a run is made of, put together once."""
+    """Components of a run, built once."""
 
     def __init__(self, stage: Stage, model: Model, out: Path, process: Process, hooks: Hooks) -> None:
         self.stage, self.model, self.out, self.process, self.hooks = stage, model, out, process, hooks
@@ -126,13 +127,13 @@ class _Trainer:
         self.objective, self.meter = Objective(model, stage), Meter(process.device)
         self.lr_factor, self.norm = 0.0, torch.zeros(())
         self.metadata: dict[str, Any] = {}
-        """What a checkpoint says of itself."""
+        """Metadata stored in a checkpoint."""
         self.shown: Batch | None = None
-        """What a preview shows: the last batch, but no pictures among videos."""
+        """Last batch for previews; videos only in joint training."""
 
     def resume(self, loader: Loader) -> int:
-        """How many steps were done; network, optimiser, average and data are put back there."""
-        # The first rank's view counts: others may still see the files as they were before a restart.
+        """Restore network, optimizer, average and data from the newest checkpoint; return its step."""
+        # Use the first rank's listing: on a network file system other ranks may see stale files after a restart.
         latest = gather(self.checkpoints.latest())[0]
         contents, workers = loader.contents(), self.stage.data.workers
         self.metadata = {"stage": self.stage.name, "data": digest(contents), "workers": workers}
@@ -147,12 +148,12 @@ class _Trainer:
             self.meter.load_state_dict(rank_state["meter"])
         if rank_state is not None and metadata.get("workers", workers) == workers:
             loader.load_state_dict(rank_state["data"])
-        else:  # other ranks or other workers share the samples in another way
+        else:  # the assignment of samples depends on the number of ranks and workers
             loader.skip(step * self.stage.run.batch_size)
         return step
 
     def step(self, step: int, batches: Iterator[Batch]) -> bool:
-        """One update of the weights. Returns whether any rank was asked to stop."""
+        """Run one optimizer step. Returns whether any rank was asked to stop."""
         self.lr_factor = lr_factor(step, self.stage.run.steps, self.stage.optimizer)
         set_lr(self.optimizer, self.lr_factor)
         seen: list[tuple[Batch, Losses]] = []
@@ -178,7 +179,7 @@ class _Trainer:
         return asked
 
     def stop(self, done: int) -> None:
-        """Wait for the checkpoint after `done` steps and raise Stopped; CheckpointError where it cannot be written."""
+        """Wait for the checkpoint after `done` steps, then raise Stopped; CheckpointError if writing it failed."""
         self.checkpoints.wait()
         raise Stopped(
             f"stopped after step {done} of {self.stage.run.steps}; the same command resumes from its checkpoint, "
@@ -187,7 +188,7 @@ class _Trainer:
 
     @contextmanager
     def log(self, first: int) -> Iterator[Log | None]:
-        """The log of a run that has done `first` steps; the first rank alone has one."""
+        """Open the log of a run that has done `first` steps, on the first rank only."""
         log = Log(self.out, first) if self.process.is_main else None
         try:
             yield log
@@ -196,7 +197,7 @@ class _Trainer:
                 log.close()
 
     def report(self, done: int, log: Log | None) -> None:
-        """A line of the log, of all ranks together since the line before."""
+        """Write a log line with metrics of all ranks since the last one."""
         lr = self.lr_factor * self.stage.optimizer.lr
         record = _record(done, self.stage, self.meter, self.process, self.hooks, lr=lr, norm=self.norm)
         self.meter.reset()
@@ -206,7 +207,7 @@ class _Trainer:
                 self.hooks.on_log(record)
 
     def preview(self, done: int, log: Log | None) -> None:
-        """Let the hook look at the averaged network."""
+        """Call the preview hook on the averaged network."""
         if self.hooks.preview is None or self.shown is None:
             return
         self.model.unet.eval()
@@ -214,7 +215,9 @@ class _Trainer:
             around.enter_context(_autocast(self.stage, self.process))
             if self.ema is not None:
                 around.enter_context(self.ema.swapped())
-            if self.stage.run.compile:  # a few passes of other shapes are not worth compiling
+            if (
+                self.stage.run.compile
+            ):  # run previews eagerly: compiling for a few passes of other shapes is not worth it
                 around.enter_context(torch.compiler.set_stance("force_eager"))
             self.hooks.preview(self.model, self.stage, self.shown, done, log)
             reshard(self.model.unet)
@@ -222,12 +225,12 @@ class _Trainer:
 
 
 def gradient_accumulation_steps(stage: Stage, world_size: int) -> int:
-    """Batches per rank that make a step. Raises UserError where they do not come out even."""
+    """Batches per rank and step. Raises UserError if the batch size is not divisible."""
     at_once = stage.data.batch_size * world_size
     if stage.run.batch_size % at_once:
         raise UserError(
-            f"run.batch_size {stage.run.batch_size} does not divide into batches of data.batch_size "
-            f"{stage.data.batch_size} on {world_size} ranks: a multiple of {at_once} does"
+            f"run.batch_size {stage.run.batch_size} is not divisible into batches of data.batch_size "
+            f"{stage.data.batch_size} on {world_size} ranks; use a multiple of {at_once}"
         )
     return stage.run.batch_size // at_once
 
@@ -240,7 +243,7 @@ def _next(batches: Iterator[Batch], meter: Meter) -> Batch:
 
 
 def _seeds(stage: Stage, step: int, micro: int, samples: int, process: Process) -> list[int]:
-    """Of a rank's samples: what rank r of R sees as its i-th is sample i R + r of the step, as for the loader."""
+    """Seeds of a rank's samples: the i-th sample of rank r of R is sample i R + r of the step, as in the loader."""
     before = micro * samples * process.world_size
     return [seed_of(stage.run.seed, step, before + i * process.world_size + process.rank) for i in range(samples)]
 
@@ -250,8 +253,9 @@ def _autocast(stage: Stage, process: Process) -> torch.autocast:
 
 
 def _stop_unless_finite(step: int, norm: Tensor, seen: list[tuple[Batch, Losses]], *, asked: bool) -> bool:
-    """Raise NonFinite on all ranks, with the samples, where any rank has a loss or a gradient that is not finite.
-    Returns whether any rank was `asked` to stop: both are told in one message between ranks."""
+    """Raise NonFinite on all ranks, naming the samples, if any rank has a non-finite loss or gradient. Returns whether
+    any rank was `asked` to stop; both flags share one all-reduce.
+    """
     finite = torch.stack([losses.loss_B.detach().isfinite().all() for _, losses in seen]).all() & norm.isfinite()
     goes_on = without_waiting(torch.tensor(not asked), finite.device)
     every = torch.stack([finite, goes_on]).to(torch.int32)
@@ -274,7 +278,7 @@ def _stop_unless_finite(step: int, norm: Tensor, seen: list[tuple[Batch, Losses]
 def _record(
     done: int, stage: Stage, meter: Meter, process: Process, hooks: Hooks, *, lr: float, norm: Tensor
 ) -> dict[str, Any]:
-    """A line of the log, of all ranks together since the line before."""
+    """Log line with metrics of all ranks since the last one."""
     sums = meter.sums().clone()
     dist.all_reduce(sums)
     seconds = meter.seconds()

@@ -1,4 +1,4 @@
-"""What is seen of a run: metrics.jsonl, TensorBoard's scalars, and the loss by noise level."""
+"""Training metrics: metrics.jsonl, TensorBoard scalars, and the loss by noise level."""
 
 import json
 import resource
@@ -16,16 +16,16 @@ from clipmill.atomic import write_text
 from training.batch import without_waiting
 
 METRICS = "metrics.jsonl"
-"""The log of a run, in its folder."""
+"""Log file inside the run folder."""
 NOISE_LEVELS = (-2.0, -1.0, 0.0, 1.0, 2.0)
-"""Bounds, in ln sigma, of the levels that the loss is told apart by."""
+"""Bounds, in ln sigma, of the noise level bins for the loss."""
 
 _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
-"""Dense bf16 multiply-adds, counted as two, per second, by what the device's name holds (vendor's data sheets)."""
+"""Dense bf16 FLOP/s (a multiply-add counts as two) by substring of the device name, from vendor data sheets."""
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The device's dense bf16 peak, FLOP/s; None where it is not known."""
+    """The device's dense bf16 peak in FLOP/s; None if unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -33,14 +33,14 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """The most that was held so far: of the device's memory, or of this process's on a CPU."""
+    """Peak memory so far: allocated on the device, or the process's RSS on CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Meter:
-    """Sums between two lines of the log. Tensors are added up where they are; nothing waits for the device."""
+    """Running sums between log lines. Tensors accumulate on the device without synchronization."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -51,20 +51,20 @@ class Meter:
         self._started_s, self.data_wait_s, self.steps = time.perf_counter(), 0.0, 0
 
     def add(self, loss_B: Tensor, sigma_B: Tensor) -> None:
-        """Losses of samples at their noise levels, these on the CPU."""
+        """Add per-sample losses; their noise levels are on the CPU."""
         levels = without_waiting(torch.bucketize(sigma_B.log(), torch.tensor(NOISE_LEVELS)), self._device)
         self._sums[0].index_add_(0, levels, loss_B.detach().float())
         self._sums[1].index_add_(0, levels, torch.ones_like(loss_B, dtype=torch.float32))
 
     def sums(self) -> Tensor:
-        """Sum of losses and number of samples per noise level: (2, levels), to be added up over ranks."""
+        """Sum of losses and number of samples per noise level bin: (2, levels), to be all-reduced."""
         return self._sums
 
     def seconds(self) -> float:
         return time.perf_counter() - self._started_s
 
     def state_dict(self) -> dict[str, Any]:
-        """What there is since the last line, for a run that goes on."""
+        """State since the last line, for checkpoints."""
         return {
             "sums": self._sums.cpu(),
             "steps": self.steps,
@@ -79,7 +79,7 @@ class Meter:
 
 
 def by_noise_level(sums: Tensor) -> dict[str, float]:
-    """Mean loss per noise level that there was, from `Meter.sums`."""
+    """Mean loss per non-empty noise level bin, from `Meter.sums`."""
     bounds = [f"{bound:g}" for bound in NOISE_LEVELS]
     names = [f"below {bounds[0]}", *(f"{a} to {b}" for a, b in pairwise(bounds))]
     names.append(f"above {bounds[-1]}")
@@ -88,8 +88,9 @@ def by_noise_level(sums: Tensor) -> dict[str, float]:
 
 
 class Log:
-    """metrics.jsonl and TensorBoard's events of a run that has done `step` steps: what was written of later ones, by a
-    run that was killed, is taken back."""
+    """Writes metrics.jsonl and TensorBoard events. On resume at `step`, entries of later steps from a killed run are
+    removed.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -103,7 +104,7 @@ class Log:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """One line; its numbers, those one level down too, become scalars."""
+        """Write one line; numbers, also those nested one level, become scalars."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         step = int(record["step"])
@@ -123,7 +124,7 @@ class Log:
 
 
 def _step_of(line: str) -> float:
-    """A torn last line counts as later than anything."""
+    """Step of a line; a truncated last line sorts after everything."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

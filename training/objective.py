@@ -1,8 +1,8 @@
-"""From a batch to its loss: latents, conditions, what is dropped of them, and noise (sections 4.1 to 4.5, App. D).
+"""Training objective: latents, conditioning, conditioning dropout, noise, loss (sections 4.1 to 4.5, App. D).
 
-Whatever is left to chance comes from a stream of the sample's own, seeded by (seed, step, place in the step). So ranks
-draw different noise, two ranks draw what one would with batches twice as large, and a run that goes on from a
-checkpoint draws what it would have drawn.
+All randomness comes from one stream per sample, seeded by (seed, step, index in the step). Ranks therefore draw
+different noise, two ranks draw the same as one with twice the batch, and a resumed run draws the same as an
+uninterrupted one.
 """
 
 from collections.abc import Sequence
@@ -32,20 +32,20 @@ from training.stages import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """What is left to chance, for the samples of a batch."""
+    """Random draws for the samples of a batch."""
 
     sigma_B: Tensor
     """One noise level per video."""
     augmentation_B: Tensor
-    """Deviation of the noise on conditioning pictures."""
+    """Standard deviation of the noise on conditioning images."""
     share_B: Tensor
-    """From 0 to 1: below the dropout rate, a sample goes without that condition."""
+    """Uniform in [0, 1): below the dropout rate, the sample's condition is dropped."""
     noise: "Noise"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """Per sample of a batch, float32."""
+    """One value per sample, float32."""
 
     loss_B: Tensor
     sigma_B: Tensor
@@ -53,7 +53,7 @@ class Losses:
 
 
 def draw(schedule: Schedule, seeds: Sequence[int]) -> Draws:
-    """The draws of samples with these seeds, on the CPU whatever the device of the network."""
+    """Draw for samples with these seeds, on the CPU regardless of the network's device."""
     streams = [torch.Generator().manual_seed(seed_of(seed, 0)) for seed in seeds]
     return Draws(
         sigma_B=torch.cat([schedule.sample_sigma(1, generator=stream) for stream in streams]),
@@ -64,7 +64,7 @@ def draw(schedule: Schedule, seeds: Sequence[int]) -> Draws:
 
 
 class Noise(SeededNoise):
-    """Drawn on the CPU like all of it, and sent to the device without waiting for it."""
+    """Drawn on the CPU and moved to the device asynchronously."""
 
     def __call__(self, like: Tensor) -> Tensor:
         drawn = super().__call__(torch.empty((), dtype=like.dtype).expand(like.shape))
@@ -72,7 +72,7 @@ class Noise(SeededNoise):
 
 
 class Objective:
-    """The loss of a stage. Raises UserError for a model that lacks what the stage's conditions are made with."""
+    """The loss of a stage. Raises UserError for a model without the encoders the stage's conditioning needs."""
 
     def __init__(self, model: Model, stage: Stage) -> None:
         self.model, self.stage = model, stage
@@ -81,7 +81,7 @@ class Objective:
         self._empty_NC: Tensor | None = None
 
     def __call__(self, network: nn.Module, batch: Batch, seeds: Sequence[int]) -> Losses:
-        """The loss of each sample; `network` is the model's UNet or what is wrapped around it."""
+        """Per-sample loss; `network` is the model's UNet or a wrapper around it."""
         draws = draw(self.schedule, seeds)
         # What is frozen runs in float32 also in a bf16 step, as where latents are computed once: the released
         # autoencoder overflows in half precision (diffusers' force_upcast).
@@ -102,11 +102,11 @@ class Objective:
         return Losses(loss_B=loss_B, sigma_B=draws.sigma_B)
 
     def _pictures(self, batch: Batch) -> bool:
-        """Whether these are pictures among videos: an image network needs not be told."""
+        """Image mask for joint training; None for image networks, which do not need it."""
         return batch.image_only and self.model.unet.config.temporal
 
     def _latents(self, batch: Batch, noise: SeededNoise) -> Tensor:
-        """x0: a sample of each frame's posterior, at unit variance."""
+        """x0: a sample of each frame's posterior, scaled to unit variance."""
         if batch.mean_BTCHW is not None and batch.logvar_BTCHW is not None:
             mean_BTCHW, logvar_BTCHW = batch.mean_BTCHW.float(), batch.logvar_BTCHW.float()
         else:
@@ -135,7 +135,7 @@ class Objective:
         encoder = self.model.text_encoder
         if self._empty_NC is None:
             if encoder is None:
-                raise UserError("the empty text of guidance needs a text encoder: set model.text_encoder")
+                raise UserError("text dropout requires a text encoder for the empty text; set model.text_encoder")
             self._empty_NC = encoder([""])[0].float().to(self.model.device)
         if batch.text_tokens_BNC is not None:
             return Conditioning(context_BNC=batch.text_tokens_BNC.float())
@@ -143,10 +143,12 @@ class Objective:
         return Conditioning(context_BNC=encoder(batch.captions).float())
 
     def _picture(self, batch: Batch, draws: Draws, frames: int) -> Conditioning:
-        """CLIP sees clean pictures; the autoencoder sees them with noise."""
+        """CLIP encodes the clean images; the autoencoder encodes them with noise."""
         ends_BECHW = batch.ends_BECHW if batch.frames_BTCHW is None else batch.frames_BTCHW[:, [0, -1]]
         if ends_BECHW is None:
-            raise UserError(f"{batch.keys[0]} has latents but not the frames that conditions are made of")
+            raise UserError(
+                f"{batch.keys[0]} has latents but no end frames, which conditioning requires; cache the latents again"
+            )
         count = 2 if self.task == "interpolation" else 1
         pictures = [_signed(ends_BECHW[:, i]) for i in range(count)]
         embeddings = self._embeddings(batch, pictures)
@@ -162,21 +164,21 @@ class Objective:
         if batch.image_embeddings_BEC is not None:
             return [batch.image_embeddings_BEC[:, i].float() for i in range(len(pictures))]
         if self.model.image_encoder is None:
-            raise UserError(f"a model for {self.task} needs an image encoder: set model.image_encoder")
+            raise UserError(f"a model for {self.task} requires an image encoder; set model.image_encoder")
         return [self.model.image_encoder(picture_BCHW).float() for picture_BCHW in pictures]
 
 
 _ENCODE_FRAMES = 8
-"""How many frames the autoencoder takes at a time; the result does not depend on it."""
+"""Frames per autoencoder pass; does not affect the result."""
 
 
 def _signed(frames: Tensor) -> Tensor:
-    """uint8 as float32 in [-1, 1]."""
+    """Convert uint8 to float32 in [-1, 1]."""
     return frames.float() / 127.5 - 1
 
 
 def _ids(batch: Batch, augmentation_B: Tensor) -> list[Ids]:
-    """Frame rates below 1 count as 1, the least that the network can be told of."""
+    """Clamp frame rates to at least 1, the minimum of the frame rate id."""
     values = zip(
         batch.fps.tolist(),
         batch.motion_bucket.tolist(),

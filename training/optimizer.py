@@ -1,4 +1,4 @@
-"""AdamW with the paper's learning rates (App. D): groups for temporal and spatial layers, decay on matrices alone."""
+"""AdamW with the paper's learning rates (App. D): temporal and spatial groups, weight decay on matrices only."""
 
 import math
 
@@ -12,14 +12,14 @@ from training.trainable import temporal_parameters
 
 
 def build_optimizer(unet: UNet, config: OptimizerConfig) -> AdamW:
-    """AdamW over the parameters that train. Raises UserError where none does."""
+    """AdamW over the trainable parameters. Raises UserError if there are none."""
     temporal = temporal_parameters(unet)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in unet.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((name in temporal, parameter.ndim > 1), []).append(parameter)
     if not groups:
-        raise UserError("no parameter of this network trains")
+        raise UserError("the network has no trainable parameters; check model.trainable")
     spatial_lr = config.lr if config.spatial_lr is None else config.spatial_lr
     return AdamW(
         [
@@ -38,8 +38,7 @@ def build_optimizer(unet: UNet, config: OptimizerConfig) -> AdamW:
 
 
 def lr_factor(step: int, steps: int, config: OptimizerConfig) -> float:
-    """What the learning rates are multiplied by in step `step` of `steps`, from 0: a linear rise, then constant, or
-    down to 0 along half a cosine."""
+    """Learning rate factor at `step` of `steps`, from 0: linear warm-up, then constant or cosine decay to 0."""
     warmup = config.warmup_steps
     if step < warmup:
         return (step + 1) / warmup
@@ -49,6 +48,6 @@ def lr_factor(step: int, steps: int, config: OptimizerConfig) -> float:
 
 
 def set_lr(optimizer: Optimizer, factor: float) -> None:
-    """Give every group its own learning rate times `factor`."""
+    """Set every group's learning rate to its base rate times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor

@@ -1,4 +1,4 @@
-"""What the network makes in the course of training: contact sheets of a few samples of the batch at hand."""
+"""Previews during training: contact sheets sampled from the conditions of the current batch."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +23,7 @@ _DECODE_FRAMES = 4
 
 
 def preview(folder: Path, model: Model, stage: Stage, batch: Batch, done: int, log: Log | None) -> None:
-    """Write FOLDER/step-N.png, where there is a log: of each sample a row of frames that the network makes from its
-    conditions, noise by fixed seeds."""
+    """Write FOLDER/step-N.png on the rank with a log: one row of generated frames per sample, fixed noise seeds."""
     videos = [make(model, stage, batch, i) for i in range(min(stage.run.sample_count, len(batch)))]
     if log is None:
         return
@@ -37,8 +36,9 @@ def preview(folder: Path, model: Model, stage: Stage, batch: Batch, done: int, l
 
 @torch.no_grad()
 def make(model: Model, stage: Stage, batch: Batch, i: int) -> Tensor:
-    """Video (T, 3, H, W) in [-1, 1] from the conditions of sample `i` of `batch`, decoded a few frames at a time: it
-    has to fit beside gradients and moments."""
+    """Generate a video (T, 3, H, W) in [-1, 1] from the conditions of sample `i` of `batch`, decoding a few frames at a
+    time to fit into memory next to gradients and optimizer state.
+    """
     frames = (batch.frames_BTCHW if batch.frames_BTCHW is not None else batch.mean_BTCHW).shape[1]  # type: ignore[union-attr]
     ids = Ids(
         fps=max(1.0, float(batch.fps[i])),
@@ -67,7 +67,7 @@ def make(model: Model, stage: Stage, batch: Batch, i: int) -> Tensor:
 
 
 class _Ends:
-    """Known embeddings of first and last frames, in the order in which they are asked for."""
+    """Precomputed embeddings of first and last frames, returned in order of request."""
 
     def __init__(self, embeddings_BEC: Tensor) -> None:
         self._next = iter(embeddings_BEC.unbind(1))

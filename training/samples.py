@@ -1,4 +1,4 @@
-"""One sample: what a shard holds of it -> frames or latents, a caption, and what the network is told (section 4)."""
+"""Decode one sample of a shard to frames or latents, a caption, and conditioning values (section 4)."""
 
 import json
 import random
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A sample that is ready to go into a batch. Either `frames_TCHW` is there, or `latent`."""
+    """A decoded sample. Holds either `frames_TCHW` or `latent`."""
 
     key: str
     caption: str
@@ -33,12 +33,13 @@ class Sample:
     frames_TCHW: Tensor | None = None
     """uint8 RGB."""
     latent: Mapping[str, Tensor] | None = None
-    """mean, logvar (T, C, H, W); ends (2, 3, H, W) uint8; where there were encoders, embeddings (2, C) and tokens
-    (N, C) of the caption."""
+    """mean, logvar (T, C, H, W); ends (2, 3, H, W) uint8; if cached with encoders, embeddings (2, C) and tokens (N, C)
+    of the caption.
+    """
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """Samples of one shape fit into a batch."""
+        """Samples with equal shapes can be batched."""
         if self.latent is not None:
             return (self.picture, *sorted((name, tuple(value.shape)) for name, value in self.latent.items()))
         assert self.frames_TCHW is not None
@@ -53,15 +54,15 @@ def read_sample(
     seed: int,
     latent_shape: LatentShape | None = None,
 ) -> Sample:
-    """The sample of a shard's files, by extension. What is drawn (rate, start, crop, caption) comes from `seed`.
+    """Decode a sample from a shard's files, by extension. Random draws (rate, start, crop, caption) come from `seed`.
 
-    Raises SampleError for what cannot be trained on. Latents are held against `latent_shape`, and against the frames
-    and sizes of `config`, where it is given.
+    Raises SampleError for unusable samples. Latents are validated against `latent_shape`, and against the frames and
+    sizes of `config`, if given.
     """
     rng, metadata = random.Random(seed), _metadata(members["json"])
     choice = choose_caption(metadata["captions"], config.captions, rng)
     if choice is None and config.caption_required:
-        raise SampleError("no_caption", f"none of its {len(metadata['captions'])} captions has a text")
+        raise SampleError("no_caption", f"all {len(metadata['captions'])} captions are empty")
     caption = metadata["captions"][choice]["text"] if choice is not None else ""
     motion_bucket, elevation = _conditioning(metadata["conditioning"], config)
     make_sample = partial(Sample, key=key, caption=caption, motion_bucket=motion_bucket, elevation=elevation)
@@ -69,7 +70,7 @@ def read_sample(
         latent_metadata = _field(metadata, "latent", dict)
         fps, picture = _number(latent_metadata, "fps", 0, 1e6), _field(latent_metadata, "picture", bool)
         if not fps:
-            raise SampleError("missing_field", "its JSON has no latent.fps above 0")
+            raise SampleError("missing_field", "expected latent.fps above 0 in its JSON")
         latent = read_latent(members[LATENT], choice, latent_shape)
         if latent_shape is not None:
             _check_size(latent, config, picture=picture)
@@ -96,9 +97,8 @@ def read_sample(
 def choose_caption(
     captions: Sequence[Mapping[str, Any]], shares: Mapping[str, float], rng: random.Random
 ) -> int | None:
-    """Index of a caption that has a text. A source is drawn with its share, among the sources that are there, then one
-    of its captions, all alike; the first caption where no source counts, or none that counts is there. None without
-    any text.
+    """Index of a non-empty caption, or None. A source is drawn by probability among those present, then one of its
+    captions uniformly; the first caption is used if no source is configured or present.
 
     The paper draws CoCa, V-BLIP and the merged caption with 0.5, 0.25 and 0.25 (section 3.1).
     """
@@ -114,7 +114,7 @@ def choose_caption(
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """A batch of samples of one shape."""
+    """Collate samples of one shape into a batch."""
     first = samples[0]
 
     def stacked(name: str) -> Tensor | None:
@@ -140,26 +140,26 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _check_size(latent: Mapping[str, Tensor], config: DataConfig, *, picture: bool) -> None:
-    """Raise SampleError where a sample has other frames than all the others: there would be no batch for it."""
+    """Raise SampleError if latents have an unexpected number of frames or size: they would never fill a batch."""
     lengths = (1,) if picture else config.lengths or (config.frames,)
     frames, (height, width) = len(latent["mean"]), latent["ends"].shape[-2:]
     if frames not in lengths or (height, width) not in sizes_px(config):
         wanted = " or ".join(f"{h} x {w}" for h, w in sizes_px(config))
         raise SampleError(
             "bad_latent",
-            f"it holds {frames} frames of {height} x {width}; expected {' or '.join(map(str, lengths))} of {wanted}",
+            f"has {frames} frames of {height} x {width}; expected {' or '.join(map(str, lengths))} of {wanted}",
         )
 
 
 def _metadata(content: bytes) -> dict[str, Any]:
-    """The sample's JSON. Raises SampleError for one that is none, or lacks what training needs."""
+    """Parse the sample's JSON. Raises SampleError if it is invalid or lacks a required key."""
     try:
         metadata = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise SampleError("bad_json", str(error)) from error
     for caption in _field(metadata, "captions", list):
         if not isinstance(caption, dict) or not isinstance(caption.get("text"), str | None):
-            raise SampleError("bad_field", f"a caption has a text, or null where there is none; got {caption!r:.200}")
+            raise SampleError("bad_field", f"expected a caption with a text or null, got {caption!r:.200}")
     _field(metadata, "conditioning", dict)
     return cast("dict[str, Any]", metadata)
 
@@ -169,32 +169,32 @@ def _conditioning(conditioning: Mapping[str, Any], config: DataConfig) -> tuple[
     motion = _number(conditioning, "motion_bucket", 0, 255)
     motion = config.motion_default if motion is None else motion
     if motion is None:
-        raise SampleError("missing_field", "its motion bucket is not known, and data.motion_default is none")
+        raise SampleError("missing_field", "no motion bucket; set data.motion_default to use such clips")
     elevation = _number(conditioning, "elevation", -90, 90)
     if elevation is None and config.elevation:
-        raise SampleError("missing_field", "its JSON has no conditioning.elevation, in degrees")
+        raise SampleError("missing_field", "missing conditioning.elevation in its JSON")
     return motion, elevation or 0.0
 
 
 def _field(values: Any, name: str, kind: type[_T]) -> _T:
     value = values.get(name) if isinstance(values, dict) else None
     if not isinstance(value, kind):
-        raise SampleError("missing_field", f"its JSON has no {name!r}, or not as {kind.__name__}: {value!r:.200}")
+        raise SampleError("missing_field", f"expected {name!r} of type {kind.__name__} in its JSON, got {value!r:.200}")
     return value
 
 
 def _number(values: Mapping[str, Any], name: str, least: float, most: float) -> float | None:
-    """None where it is absent or null."""
+    """None if absent or null."""
     value = values.get(name)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise SampleError("bad_field", f"its {name} should be a number from {least:g} to {most:g}, got {value!r:.200}")
+        raise SampleError("bad_field", f"{name} must be a number between {least:g} and {most:g}, got {value!r:.200}")
     return float(value)
 
 
 def sizes_px(config: DataConfig) -> Sequence[tuple[int, int]]:
-    """(height, width) that samples may get."""
+    """Possible (height, width) of samples."""
     if config.aspect_ratios:
         return bucket_sizes(area_px=config.height_px * config.width_px, aspect_ratios=config.aspect_ratios)
     return ((config.height_px, config.width_px),)

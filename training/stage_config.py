@@ -1,4 +1,4 @@
-"""The groups of a stage's settings: which network trains, on which noise, how, for how long."""
+"""Setting groups of a stage: network, noise levels, conditioning dropout, optimizer and run."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -17,33 +17,35 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class StageModelConfig(StrictConfig):
-    """Which network trains, and which of its layers."""
+    """Network to train, and which of its layers."""
 
     unet: str = "svd"
-    """Preset of the network: sd21, svd, svd_xt, t2v, interpolation, multiview or tiny (`svd.config.PRESETS`)."""
+    """Network preset: sd21, svd, svd_xt, t2v, interpolation, multiview or tiny (`svd.config.PRESETS`)."""
     overrides: Mapping[str, Any] = {}
-    """Fields of the preset that differ."""
+    """Overrides of the preset's fields."""
     trainable: Trainable = "all"
-    """`all`: every weight. `temporal`: what a video network has beyond its image network, ids and mask embedding
-    included. `noise_embedding`: the embedding of the noise level alone. `lora`: adapters on the attention over time."""
+    """`all`: every weight. `temporal`: everything a video network adds to its image network, id and mask embeddings
+    included. `noise_embedding`: the noise level embedding only. `lora`: adapters on temporal attention.
+    """
     temporal_init: TemporalInit = "identity"
-    """How new temporal layers are initialised. `identity`: the network computes what it did before. `released`: as in
-    the released model; see `svd.inflate`."""
+    """Initialization of new temporal layers. `identity`: the network's output is unchanged. `released`: as in the
+    released model; see `svd.inflate`.
+    """
     lora_rank: Count = 16
-    """Rank of the adapters, with `trainable: lora`."""
+    """Rank of the adapters with `trainable: lora`."""
     checkpointing: bool = False
-    """Recompute activations in the backward pass instead of keeping them: less memory, about a third more compute."""
+    """Activation checkpointing: recompute activations in the backward pass. Less memory, about a third more compute."""
     autoencoder: str | None = None
-    """Model folder or file to take the autoencoder from, where the initial checkpoint has none or another."""
+    """Model folder or file with the autoencoder; required if the initial model has none, otherwise replaces it."""
     image_encoder: str | None = None
-    """Model folder or file to take CLIP's image encoder from, likewise."""
+    """Model folder or file with CLIP's image encoder, likewise."""
     text_encoder: str | None = None
-    """Model folder or file to take CLIP's text encoder from, likewise."""
+    """Model folder or file with CLIP's text encoder, likewise."""
 
     @field_validator("overrides")
     @classmethod
     def _with_tuples(cls, overrides: Mapping[str, Any]) -> Mapping[str, Any]:
-        """JSON and YAML have lists; a network's shape has tuples."""
+        """Convert lists from JSON and YAML to tuples."""
         return {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}
 
     @model_validator(mode="after")
@@ -52,17 +54,17 @@ class StageModelConfig(StrictConfig):
         return self
 
     def config(self) -> UNetConfig:
-        """The network's shape."""
+        """Architecture of the network."""
         return UNetConfig.preset(self.unet, **self.overrides)
 
 
 class NoiseConfig(StrictConfig):
-    """Noise levels that are trained on: ln sigma ~ N(p_mean, p_std^2), or Stable Diffusion 2.1's discrete ones."""
+    """Training noise levels: ln sigma ~ N(p_mean, p_std^2), or Stable Diffusion 2.1's discrete levels."""
 
     schedule: Literal["edm", "sd21"] = "edm"
-    """`edm`: continuous levels, log-normal. `sd21`: the 1,000 discrete levels of Stable Diffusion 2.1."""
+    """`edm`: continuous, log-normal levels. `sd21`: the 1,000 discrete levels of Stable Diffusion 2.1."""
     p_mean: float = -1.2
-    """With `edm`: mean of ln sigma. Raise it for larger frames, which need more noise to hide the same content."""
+    """With `edm`: mean of ln sigma. Increase it for larger frames, which need more noise to hide the same content."""
     p_std: Positive = 1.0
     """With `edm`: standard deviation of ln sigma."""
 
@@ -71,70 +73,72 @@ class NoiseConfig(StrictConfig):
 
 
 class ConditioningDropout(StrictConfig):
-    """Shares of samples that are shown without a condition, so that guidance can lead away from its absence.
+    """Conditioning dropout rates for classifier-free guidance.
 
-    One draw decides both: with equal shares they are dropped together, as sampling does.
+    Both conditions share one draw: at equal rates they are dropped together, as in sampling.
     """
 
     context: Share = 0.1
-    """Share of samples without their text or CLIP embedding, 0 to 1."""
+    """Share of samples trained without text or CLIP embedding, 0 to 1."""
     concat: Share = 0.1
-    """Share of samples without their concatenated latents, 0 to 1."""
+    """Share of samples trained without concatenated latents, 0 to 1."""
 
 
 class OptimizerConfig(StrictConfig):
-    """AdamW: `lr` after `warmup_steps` of linear rise, then constant, or down to 0 along a cosine."""
+    """AdamW with linear warm-up of `lr` over `warmup_steps`, then constant or cosine decay to 0."""
 
     lr: Positive = 1e-4
     """Learning rate after warm-up."""
     spatial_lr: Annotated[float, Field(ge=0)] | None = None
-    """Learning rate of the layers that the image network has too; null: `lr`."""
+    """Learning rate of the layers shared with the image network; null: `lr`."""
     betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
-    """AdamW's decay rates of the averages of the gradient and of its square."""
+    """AdamW betas."""
     eps: Positive = 1e-8
-    """AdamW's epsilon."""
+    """AdamW epsilon."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """AdamW's weight decay; not on norms, biases, mixing factors and learned embeddings."""
+    """AdamW weight decay; not applied to norms, biases, blend factors and learned embeddings."""
     warmup_steps: Annotated[int, Field(ge=0)] = 1000
-    """Optimiser steps over which the learning rate rises linearly from 0."""
+    """Optimizer steps of linear learning rate warm-up."""
     decay: Literal["constant", "cosine"] = "constant"
-    """After warm-up: `constant`, or `cosine` down to 0 at the last step."""
+    """Learning rate after warm-up: `constant`, or `cosine` decay to 0 at the last step."""
     clip_norm: Positive = 1.0
-    """Greatest norm of the gradient of all trained weights together; larger gradients are scaled down to it."""
+    """Maximum gradient norm over all trainable weights; larger gradients are clipped."""
     ema: Share | None = 0.9999
-    """Decay of the running average of the weights, which is what is sampled and exported; null keeps none."""
+    """Decay of the exponential moving average of the weights, used for previews and export; null: no average."""
 
 
 class RunConfig(StrictConfig):
-    """Length, precision, distribution, and what is written how often. Counts are of optimiser steps."""
+    """Length, precision, distribution, logging and checkpoints. Intervals are in optimizer steps."""
 
     steps: Count = 1000
-    """Optimiser steps. A finished run goes on when it is started again with more."""
+    """Optimizer steps. To extend a finished run, start it again with more."""
     batch_size: Count = 8
-    """Samples per optimiser step, over all ranks. Each rank takes batches of `data.batch_size` and accumulates
-    gradients over as many as that needs."""
+    """Global batch size: samples per optimizer step over all ranks. Each rank accumulates gradients over as many
+    batches of `data.batch_size` as needed.
+    """
     seed: int = 0
-    """Seed of new layers' weights, noise, noise levels and dropped conditions."""
+    """Seed for initialization, noise, noise levels and conditioning dropout."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """`bf16`: autocast; weights, optimiser state and average stay float32. `fp32`: no autocast."""
+    """`bf16`: autocast; weights, optimizer state and average stay float32. `fp32`: no autocast."""
     compile: bool = False
-    """Compile the network block by block with torch.compile."""
+    """Compile each block of the network with torch.compile."""
     strategy: Strategy = "auto"
-    """`auto`: `none` for one process, `ddp` for several, `fsdp` (FSDP2) for several if the network has over 1 B
-    parameters."""
+    """`auto`: `none` for one process, otherwise `fsdp` (FSDP2) for networks over 1 B parameters and `ddp` for smaller
+    ones.
+    """
     image_share: Share = 0.0
-    """Share of batches that come from image shards (`--images`), for joint training."""
+    """Share of batches from image shards (`--images`), for joint training."""
     log_every: Count = 10
     """Steps between lines of metrics.jsonl."""
     save_every: Count = 500
     """Steps between checkpoints."""
     keep_last: Count = 2
-    """Newest checkpoints that are kept."""
+    """Number of recent checkpoints to keep."""
     keep_every: Count | None = None
-    """Checkpoints at multiples of this stay for good; null: none."""
+    """Keep checkpoints at multiples of this many steps permanently; null: none."""
     sample_every: Count | None = 1000
-    """Steps between sample sheets; null: none."""
+    """Steps between contact sheets of generated videos; null: none."""
     sample_count: Count = 2
-    """Videos per sample sheet, at most as many as one batch holds."""
+    """Videos per contact sheet, at most the batch size."""
     sample_steps: Count = 25
-    """Sampler steps of those videos."""
+    """Sampler steps for those videos."""

@@ -1,6 +1,6 @@
-"""The paper's runs as presets (section 4, appendix D): what trains, on what, for how long; and how to change one.
+"""Presets for the paper's training runs (section 4, appendix D), and settings that override them.
 
-A stage is one frozen configuration. A YAML file or `--set group.key=value` lays changes over a preset.
+A stage is one frozen configuration. A YAML file or `--set group.key=value` overrides parts of a preset.
 """
 
 from collections.abc import Mapping
@@ -17,57 +17,57 @@ from training.stage_config import ConditioningDropout, NoiseConfig, OptimizerCon
 
 
 class Stage(Config):
-    """One run."""
+    """Configuration of one training run."""
 
     name: str
-    """Name of the stage; the preset's."""
+    """Stage name; the preset's by default."""
     description: str = ""
-    """What the stage is for, in one line."""
+    """One-line description."""
     model: StageModelConfig = StageModelConfig()
-    """Which network trains."""
+    """Network to train."""
     data: DataConfig = DataConfig()
-    """What a sample is."""
+    """How samples are made."""
     noise: NoiseConfig = NoiseConfig()
-    """Which noise levels are trained on."""
+    """Distribution of noise levels."""
     conditioning_dropout: ConditioningDropout = ConditioningDropout()
-    """How often conditions are dropped."""
+    """Conditioning dropout rates."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """How weights are updated."""
+    """Optimizer and learning rate schedule."""
     run: RunConfig = RunConfig()
-    """How long, how large, how distributed."""
+    """Length, precision, distribution, logging and checkpoints."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         unet = self.model.config()
         if unet.temporal != (self.data.frames > 1):
             kind = "a video" if unet.temporal else "an image"
-            raise ValueError(f"model.unet {self.model.unet!r} is {kind} network, data.frames is {self.data.frames}")
+            raise ValueError(f"model.unet={self.model.unet!r} is {kind} network, got data.frames={self.data.frames}")
         if not unet.temporal and (self.model.trainable in ("temporal", "lora") or self.run.image_share):
             raise ValueError(
-                f"an image network has no temporal layers to train: model.trainable {self.model.trainable!r}"
+                f"temporal, LoRA and joint training require a video network, got model.unet={self.model.unet!r}"
             )
         if self.run.image_share and self.task == "interpolation":
             raise ValueError(
-                "an interpolation network takes the first and the last frame of a video, and a picture has one frame: "
-                f"joint training (run.image_share {self.run.image_share:g}) is not possible for it"
+                f"joint training (run.image_share={self.run.image_share:g}) does not support interpolation, which "
+                "needs the first and last frame of a video; set run.image_share=0"
             )
         if self.run.image_share and self.model.trainable in ("temporal", "lora"):
             raise ValueError(
-                f"model.trainable {self.model.trainable!r} trains layers that pictures do not pass through: joint "
-                f"training (run.image_share {self.run.image_share:g}) takes model.trainable 'all'"
+                f"joint training (run.image_share={self.run.image_share:g}) requires model.trainable='all', got "
+                f"{self.model.trainable!r}, whose layers images skip"
             )
         return self
 
     @property
     def task(self) -> Task:
-        """What the network of this stage is for."""
+        """Task of the stage's network."""
         return task_of(self.model.config())
 
     @classmethod
     def preset(cls, name: str) -> "Stage":
-        """The preset `name`; `tiny-NAME` is the same at a size for two CPU cores.
+        """Return the preset `name`; `tiny-NAME` is scaled down to two CPU cores.
 
-        Raises UserError, with the nearest name, for an unknown one.
+        Raises UserError, suggesting the nearest name, for an unknown one.
         """
         known = {stage.name: stage for stage in (*STAGES, *map(_tiny, STAGES))}
         if name not in known:
@@ -76,19 +76,19 @@ class Stage(Config):
 
 
 def overlay(stage: Stage, settings: Mapping[str, Any], *, origin: str = "settings") -> Stage:
-    """`stage` with `settings` laid over it, group by group. A mapping replaces the one that is there, so that shares of
-    captions can be taken away; `model.overrides`, which are fields of a network, are merged key by key.
+    """Override parts of `stage` with `settings`, group by group. Mappings replace the existing one, so that caption
+    probabilities can be removed; `model.overrides`, the fields of a network, are merged key by key.
 
-    Raises UserError, led by `origin` and the group, for an unknown key and for a value that does not fit.
+    Raises UserError, prefixed with `origin` and the group, for an unknown key or an invalid value.
     """
     return Stage.from_values(_merged(stage, settings), origin=origin)
 
 
 def parse_setting(text: str) -> dict[str, Any]:
-    """`group.key=value`, the value in YAML, as nested settings for `overlay`. Raises UserError without `=`."""
+    """Parse `group.key=value`, with a YAML value, to nested settings for `overlay`. Raises UserError without `=`."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise UserError(f"a setting is written group.key=value, got {text!r}")
+        raise UserError(f"expected a setting such as group.key=value, got {text!r}")
     settings: Any = parse_yaml("value:\n  " + value.replace("\n", "\n  "), origin=f"the value of {name}").get("value")
     for part in reversed(name.split(".")):
         settings = {part: settings}
@@ -96,7 +96,7 @@ def parse_setting(text: str) -> dict[str, Any]:
 
 
 def _merged(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of `config` with `settings` laid over them; not checked yet."""
+    """Values of `config` with `settings` merged in; not validated yet."""
     values = dict(config)
     for name, value in settings.items():
         current = values.get(name)
@@ -112,7 +112,7 @@ def _merged(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _CAPTIONS = {"coca": 0.5, "video": 0.25, "merged": 0.25}
-"""Section 3.1; a sample without any of these gives its first caption."""
+"""Section 3.1; a sample without any of these uses its first caption."""
 
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -236,7 +236,7 @@ STAGES: tuple[Stage, ...] = (
         run=RunConfig(steps=40_000, batch_size=256),
     ),
 )
-"""The paper's table of runs. It gives no batch for the stage I runs and no learning rate for some: those are ours."""
+"""Runs of the paper. It lists no batch size for stage I and no learning rate for some runs; those are ours."""
 
 
 def _tiny(stage: Stage) -> Stage:

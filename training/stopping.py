@@ -1,5 +1,4 @@
-"""Ending a run before its last step: Ctrl-C, SIGTERM, or a file ask for it; it then ends after the step at hand, with a
-checkpoint."""
+"""Graceful stop: Ctrl-C, SIGTERM or a stop file end the run after the current step, with a checkpoint."""
 
 import logging
 import os
@@ -15,14 +14,14 @@ _CAUSES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 class Stopped(Exception):
-    """A run that was asked to end early, and has saved a checkpoint; says where."""
+    """The run was asked to stop early and saved a checkpoint; the message says where."""
 
 
 class StopRequest:
-    """Whether this process was asked to end its run."""
+    """Whether this process was asked to stop."""
 
     def __init__(self, file: Path | None = None) -> None:
-        """`file`: that it exists is a request, too; workers of Ray get no signals."""
+        """`file`: its existence is a stop request, too; Ray workers get no signals."""
         self._file = file
         self._cause: str | None = None
 
@@ -31,11 +30,11 @@ class StopRequest:
 
     @contextmanager
     def heeding_signals(self, *, say: bool = True) -> Iterator[None]:
-        """In the block, the first SIGINT or SIGTERM is a request, which the log tells of (`say`); the next one does
-        what it did before. Without effect outside of the main thread, where Python takes no signals.
+        """Within the block, the first SIGINT or SIGTERM requests a stop and is logged; the next one has its previous
+        effect. No effect outside the main thread, where Python delivers no signals.
 
-        torchrun hands on what its workers may have got already: there all are the same request, and a worker that does
-        not end within torchrun's patience is killed by it.
+        torchrun forwards signals its workers may have received already, so under torchrun all of them count as one
+        request; torchrun kills workers that do not exit within its timeout.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -49,7 +48,9 @@ class StopRequest:
             elif self._cause is None:
                 self._cause = _CAUSES[signal.Signals(number)]
                 if say:
-                    _LOG.warning("%s: ending after this step, with a checkpoint; again to end at once", self._cause)
+                    _LOG.warning(
+                        "%s: stopping after this step with a checkpoint; send it again to stop immediately", self._cause
+                    )
 
         for number in _CAUSES:
             signal.signal(number, handle)

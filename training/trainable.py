@@ -1,4 +1,4 @@
-"""Which weights of a network a stage trains, and how its blocks are compiled."""
+"""Select the weights a stage trains, and compile the network's blocks."""
 
 import torch
 from torch import nn
@@ -10,15 +10,14 @@ from training.stages import Stage
 
 
 def temporal_parameters(unet: UNet) -> dict[str, nn.Parameter]:
-    """All that a video network has beyond its image network: temporal layers, the embedding of the ids, and that of the
-    mask of given frames."""
+    """Parameters a video network adds to its image network: temporal layers, id embedding, and mask embedding."""
     layers = dict(unet.temporal_layer_parameters())
     embeddings = ("ids_embedding.", "mask_embedding")
     return layers | {name: value for name, value in unet.named_parameters() if name.startswith(embeddings)}
 
 
 def freeze_untrained(unet: UNet, stage: Stage) -> None:
-    """Freeze what the stage does not train, and what its batches cannot give a gradient to."""
+    """Freeze parameters the stage does not train and those that get no gradient from its batches."""
     trainable = stage.model.trainable
     if trainable == "lora":
         add_lora(unet, rank=stage.model.lora_rank)
@@ -35,8 +34,9 @@ def freeze_untrained(unet: UNet, stage: Stage) -> None:
 
 
 def compile_blocks(unet: UNet) -> None:
-    """torch.compile, block by block. To the compiler all blocks are one piece of code that comes with many sizes: it
-    would soon compile for sizes that are not known, and beyond its limit not at all."""
+    """torch.compile each block separately. All blocks share their code objects but differ in shape: dynamo would switch
+    to dynamic shapes, and stop compiling at its recompile limit.
+    """
     torch._dynamo.config.recompile_limit = max(128, torch._dynamo.config.recompile_limit)
     for block in (module for module in unet.modules() if isinstance(module, Block)):
         block.compile(dynamic=False)

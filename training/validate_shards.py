@@ -1,4 +1,4 @@
-"""Whether shards hold what a stage trains on: found out once, before the first step."""
+"""Validate that shards match a stage, before the first step."""
 
 import json
 from pathlib import Path
@@ -14,10 +14,10 @@ from training.stages import Stage
 
 
 def validate_shards(index: ShardIndex, stage: Stage, model: Model, *, pictures: bool) -> None:
-    """Raise UserError, saying what was expected and what it got, for pictures among the clips of a video network or
-    clips among its `pictures`, and for latents of other frames, of another size or by other networks than the stage's.
+    """Raise UserError for image samples in a video network's shards, clips in `pictures`, and cached latents with
+    another length, size or encoder than the stage's.
 
-    Of the latents, one sample per folder is looked at: `clipmill cache-latents` makes all of a folder alike.
+    Checks the latents of one sample per folder: `clipmill cache-latents` writes a folder with one configuration.
     """
     if stage.model.config().temporal:
         _check_media(index, pictures=pictures)
@@ -28,7 +28,7 @@ def validate_shards(index: ShardIndex, stage: Stage, model: Model, *, pictures: 
 
 
 def latent_shape(stage: Stage, model: Model) -> LatentShape:
-    """What the latents of each sample should look like."""
+    """Expected latent shape of each sample."""
     autoencoder = model.autoencoder.config
     return LatentShape(
         channels=autoencoder.latent_channels,
@@ -43,15 +43,15 @@ def _check_media(index: ShardIndex, *, pictures: bool) -> None:
         if wrong in shard.extensions:
             key = shard.key(int((shard.places_NE2[:, shard.extensions.index(wrong), 0] >= 0).argmax()))
             if pictures:
-                raise UserError(f"{key} is a clip; the image shards of joint training should hold pictures alone")
+                raise UserError(f"{key} is a clip; image shards for joint training must contain images only")
             raise UserError(
-                f"{key} is a picture, and the network of this stage is for videos: give image shards apart (--images), "
-                "and their share of the batches as run.image_share"
+                f"{key} is an image, but this stage trains a video network; pass image shards separately (--images) "
+                "and set run.image_share"
             )
 
 
 def _first_latent(shard: Shard, stage: Stage) -> tuple[Sample, dict[str, str]] | None:
-    """The first sample of latents that can be read, and the digests of the networks that made it."""
+    """The first readable latent sample and the digests of the networks that computed it."""
     for row in range(len(shard)):
         members = shard.read(row)
         if LATENT not in members:
@@ -68,16 +68,16 @@ def _check_shape(sample: Sample, made_by: dict[str, str], stage: Stage, model: M
     assert sample.latent is not None
     mean_TCHW, ends_ECHW = sample.latent["mean"], sample.latent["ends"]
     if stage.model.config().temporal and sample.picture != pictures:
-        got, expected = ("a picture", "clips") if sample.picture else ("a clip", "pictures")
-        raise UserError(f"{sample.key} holds the latents of {got}; those of {expected} were expected")
+        got, expected = ("image", "video") if sample.picture else ("video", "image")
+        raise UserError(f"{sample.key} contains {got} latents; expected {expected} latents")
     config, data = model.autoencoder.config, stage.data
     lengths = (1,) if pictures else data.lengths or (data.frames,)
     size_px = (ends_ECHW.shape[-2], ends_ECHW.shape[-1])
     if len(mean_TCHW) not in lengths or size_px not in sizes_px(data):
         sizes = " or ".join(f"{height} x {width}" for height, width in sizes_px(data))
         raise UserError(
-            f"{sample.key} holds latents of {len(mean_TCHW)} frames of {size_px[0]} x {size_px[1]}; stage "
-            f"{stage.name!r} trains on {' or '.join(map(str, lengths))} of {sizes}: cache latents for this stage"
+            f"{sample.key} has latents of {len(mean_TCHW)} frames of {size_px[0]} x {size_px[1]}; stage "
+            f"{stage.name!r} expects {' or '.join(map(str, lengths))} of {sizes}: cache latents for this stage"
         )
     latent = (config.latent_channels, size_px[0] // config.factor, size_px[1] // config.factor)
     networks = {"autoencoder", *(_ENCODERS[name] for name in sample.latent if name in _ENCODERS)}
@@ -86,10 +86,10 @@ def _check_shape(sample: Sample, made_by: dict[str, str], stage: Stage, model: M
     if tuple(mean_TCHW.shape[1:]) != latent or other:
         what = " and ".join(other) or "autoencoder"
         raise UserError(
-            f"{sample.key} holds latents by another {what.replace('_', ' ')} than the model's: cache latents with "
-            "the model that is to be trained, or train with the one that computed them"
+            f"{sample.key} has latents of a different {what.replace('_', ' ')} than the model's: cache latents with "
+            "this model, or train with the one that computed them"
         )
 
 
 _ENCODERS = {"embeddings": "image_encoder", "tokens": "text_encoder"}
-"""Which network makes a part of a latent sample, beside the autoencoder."""
+"""Network that computes a part of a latent sample, besides the autoencoder."""

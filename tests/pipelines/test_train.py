@@ -266,7 +266,7 @@ def test_the_estimate_of_the_paper_s_run_adds_up() -> None:
     rows = dict(dry_run(stage, 256))
     assert rows["parameters"] == "1,524,623,082"
     assert rows["global batch"] == "768 = 1 x 256 GPUs x 3 accumulation steps"
-    assert rows["  of weights and optimiser"] == "0.1 GiB (sharded)"
+    assert rows["  weights and optimizer"] == "0.1 GiB (sharded)"
 
 
 def test_the_dry_run_of_the_command_line_prints_it_and_writes_nothing(
@@ -274,7 +274,7 @@ def test_the_dry_run_of_the_command_line_prints_it_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     printed = CliRunner().invoke(app, ["train", "--stage", "tiny-image", "--dry-run"]).output
-    for name in ("parameters", "one step", "memory per GPU", "200 steps on 1 H100"):
+    for name in ("parameters", "training step", "memory per GPU", "200 steps on 1 H100"):
         assert name in printed
     assert not list(tmp_path.iterdir())
 
@@ -313,18 +313,21 @@ def test_settings_that_do_not_fit_say_so(name: str, settings: list[str], message
 
 def test_what_cannot_be_trained_on_says_why(data: Path, tmp_path: Path) -> None:
     stage = resolve_stage("tiny-video", None, SETTINGS)
-    with pytest.raises(UserError, match="there is no autoencoder: start from a model that has one"):
+    with pytest.raises(UserError, match="missing autoencoder: initialize from a model that has one"):
         train(stage, str(data), tmp_path / "a", quiet=True)
-    with pytest.raises(UserError, match="is a model for image-to-video that cannot become one of stage 'tiny-video'"):
+    with pytest.raises(UserError, match="cannot initialize stage 'tiny-video'"):
         train(stage, str(data), tmp_path / "b", init=model_at(tmp_path / "svd", "svd"), quiet=True)
     with pytest.raises(UserError, match=r"no \*.tar in the folder"):
         train(stage, str(tmp_path), tmp_path / "c", init=model_at(tmp_path / "t2v", "t2v"), quiet=True)
     train(stage, str(data), tmp_path / "d", init=tmp_path / "t2v", quiet=True)
-    with largest_file(100), pytest.raises(RunStopped, match=r"File too large.* the last whole one is .*step-00000004$"):
+    with (
+        largest_file(100),
+        pytest.raises(RunStopped, match=r"File too large.* last complete checkpoint: .*step-00000004$"),
+    ):
         train(stage, str(data), tmp_path / "d", init=tmp_path / "t2v", quiet=True)
     shards.write_shard(tmp_path / "noise" / "clips-0.tar", [shards.sample("a", b"no video")])
     reading_ahead = resolve_stage("tiny-video", None, [*SETTINGS, "data.workers=1"])
-    with pytest.raises(UserError, match=r"^20 of 20 samples cannot be trained on .20 decode_error.*, the last is .*$"):
+    with pytest.raises(UserError, match=r"^aborting: 20 of 20 samples are unreadable .*20 decode_error.*; last: .*$"):
         train(reading_ahead, str(tmp_path / "noise"), tmp_path / "e", init=tmp_path / "t2v", quiet=True)
     other = resolve_stage("tiny-video", None, [*SETTINGS, "optimizer.lr=1"])
     with pytest.raises(UserError, match=r"a run with different settings \(optimizer.lr: was 0.0001, now 1.0\)"):

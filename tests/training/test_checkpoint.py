@@ -66,7 +66,7 @@ def test_a_disk_that_is_full_already_for_the_place_in_the_data_is_told(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
     try:
-        with pytest.raises(CheckpointError, match="there is no whole one yet"):
+        with pytest.raises(CheckpointError, match="no complete checkpoint yet"):
             checkpoints.save(3, state, {"place": torch.zeros(1000)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -93,7 +93,7 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(
     checkpoints.save(3, state, {"place": 1}, {})
     checkpoints.wait()
     (tmp_path / "step-00000003" / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"step-00000003 is damaged: .*Remove it to continue from the one before"):
+    with pytest.raises(CheckpointError, match=r"step-00000003 is damaged: .*Remove it to resume from the previous one"):
         checkpoints.load(tmp_path / "step-00000003", state)
 
 
@@ -191,18 +191,21 @@ def test_what_is_a_rank_s_own_runs_no_code(tmp_path: Path, process: Process) -> 
 @pytest.mark.parametrize(
     ("other", "found"),
     [
-        (lambda: state_of(layer(0)), "0 tensors are missing, 2 unexpected, 0 of another shape, first average.weight"),
+        (
+            lambda: state_of(layer(0)),
+            "0 tensors are missing, 2 unexpected, 0 with the wrong shape, first: average.weight",
+        ),
         (
             lambda: stepped_like(width=4),
-            "0 tensors are missing, 0 unexpected, 4 of another shape, first weights.weight",
+            "0 tensors are missing, 0 unexpected, 4 with the wrong shape, first: weights.weight",
         ),
         (
             lambda: stepped_like(bias=False),
-            "0 tensors are missing, 5 unexpected, 0 of another shape, first weights.bias",
+            "0 tensors are missing, 5 unexpected, 0 with the wrong shape, first: weights.bias",
         ),
         (
             lambda: stepped_like(more=True),
-            "5 tensors are missing, 0 unexpected, 0 of another shape, first weights.more",
+            "5 tensors are missing, 0 unexpected, 0 with the wrong shape, first: weights.more",
         ),
     ],
 )
@@ -216,8 +219,8 @@ def test_another_network_is_refused_with_counts_and_the_first_name(
     with pytest.raises(CheckpointError) as caught:
         checkpoints.load(path, other())
     assert str(caught.value) == (
-        f"{path} is of another network or another choice of what trains: {found}. Continue it with the settings it was "
-        "begun with, or begin a new run in another folder"
+        f"{path} does not match the network or model.trainable: {found}. Resume with the original "
+        "settings, or start a new run in another folder"
     )
 
 
@@ -245,18 +248,18 @@ def test_what_is_known_of_a_checkpoint_may_be_damaged(content: str | None, reaso
         read_metadata(tmp_path)
     reason = reason.replace("ABOUT", str(tmp_path / "checkpoint.json"))
     assert str(caught.value) == (
-        f"the checkpoint {tmp_path} is damaged: {reason}. Remove it to continue from the one before"
+        f"checkpoint {tmp_path} is damaged: {reason}. Remove it to resume from the previous one"
     )
 
 
 def test_the_whole_checkpoints_are_told_oldest_first(tmp_path: Path) -> None:
-    assert describe_latest(tmp_path) == "there is no whole one yet"
+    assert describe_latest(tmp_path) == "no complete checkpoint yet"
     for name in ("step-00000010", "step-00000002", "step-00000011.tmp", "step-00000012", "other"):
         (tmp_path / name).mkdir()
         if name != "step-00000012":
             (tmp_path / name / ".metadata").touch()
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-00000002", "step-00000010"]
-    assert describe_latest(tmp_path) == f"the last whole one is {tmp_path / 'step-00000010'}"
+    assert describe_latest(tmp_path) == f"last complete checkpoint: {tmp_path / 'step-00000010'}"
 
 
 def test_a_checkpoint_that_cannot_be_written_says_how_much_room_there_was(tmp_path: Path, process: Process) -> None:
@@ -264,8 +267,8 @@ def test_a_checkpoint_that_cannot_be_written_says_how_much_room_there_was(tmp_pa
     with pytest.raises(CheckpointError) as caught:
         Checkpoints(tmp_path / "file", process).save(3, stepped(0), {}, {})
     assert re.fullmatch(
-        r"the checkpoint after step 3 could not be written \(0 MiB were free there\): .*Not a directory.*; "
-        "there is no whole one yet",
+        r"failed to write the checkpoint after step 3 \(0 MiB free\): .*Not a directory.*; "
+        "no complete checkpoint yet",
         str(caught.value),
     )
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -276,7 +279,7 @@ def test_a_checkpoint_that_cannot_be_written_says_how_much_room_there_was(tmp_pa
             checkpoints.save(3, stepped(0), {"place": torch.zeros(1000)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    free = re.search(r"\(([\d,]+) MiB were free there\)", str(caught.value))
+    free = re.search(r"\(([\d,]+) MiB free\)", str(caught.value))
     assert free is not None
     assert int(free[1].replace(",", "")) == pytest.approx(shutil.disk_usage(tmp_path).free / 2**20, rel=0.2)
     assert not list(tmp_path.glob("step-*"))
@@ -304,7 +307,7 @@ def test_one_that_is_being_written_gets_its_name_once_it_is_whole(tmp_path: Path
     checkpoints.finish_if_done()
     checkpoints._pending = 5, Future()
     checkpoints._pending[1].set_exception(OSError("the disk is gone"))
-    with pytest.raises(CheckpointError, match=r"after step 5 could not be written .* the disk is gone"):
+    with pytest.raises(CheckpointError, match=r"failed to write the checkpoint after step 5 .* the disk is gone"):
         checkpoints.finish_if_done()
 
 
@@ -325,7 +328,7 @@ def test_of_a_run_that_ends_by_an_error_the_lost_checkpoint_is_told(
     checkpoints._pending[1].set_exception(OSError("the disk is gone"))
     with pytest.raises(KeyError, match="mine"), checkpoints.settled():
         raise KeyError("mine")
-    assert caplog.messages == ["the checkpoint that was being written is lost: the disk is gone"]
+    assert caplog.messages == ["failed to write the last checkpoint: the disk is gone"]
 
 
 def test_checkpoints_are_thinned_out_but_for_the_last_and_multiples(tmp_path: Path, process: Process) -> None:

@@ -58,7 +58,7 @@ def test_code_in_an_index_does_not_run(folder: Path, tmp_path: Path, where: str)
         return index
 
     rewrite(folder, change)
-    with pytest.raises(ValueError, match=r"it names .*, which DCP does not write"):
+    with pytest.raises(ValueError, match=r"unexpected class .*"):
         IndexReader(folder).read_metadata()
     assert not (tmp_path / "ran").exists()
 
@@ -70,7 +70,7 @@ def test_an_entry_that_would_be_unpickled_is_refused(folder: Path) -> None:
         index.state_dict_metadata["weights.a"] = entry
 
     rewrite(folder, change)
-    with pytest.raises(ValueError, match="BytesStorageMetadata, which DCP does not write"):
+    with pytest.raises(ValueError, match=r"unexpected class .*BytesStorageMetadata"):
         read_index(folder)
 
 

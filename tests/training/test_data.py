@@ -173,7 +173,7 @@ def test_names_with_control_characters_are_escaped_in_the_log(
     with caplog.at_level(logging.WARNING, "clipmill.data"):
         first(tmp_path, 2, changed(max_broken_share=1.0))
     message = caplog.messages[0]
-    assert message.startswith(r"left out: one/\x1b[31mred\nINFO: ä all well: decode_error")
+    assert message.startswith(r"skipped: one/\x1b[31mred\nINFO: ä all well: decode_error")
     assert message.isprintable()
 
 
@@ -192,7 +192,7 @@ def test_broken_samples_are_left_out_counted_and_named(
     assert {key for batch in batches for key in batch.keys} == {"one/good"}
     for key, reason in (("short", "too_short"), ("field", "missing_field"), ("noise", "decode_error")):
         assert any(f"one/{key}: {reason}" in message for message in caplog.messages)
-    with pytest.raises(BrokenDataError, match=r"of 20 samples cannot be trained on .*max_broken_share 0.05"):
+    with pytest.raises(BrokenDataError, match=r"of 20 samples are unreadable .*max_broken_share=0.05"):
         first(tmp_path, 10)
 
 
@@ -229,7 +229,7 @@ def test_no_shards_no_samples(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no \*.tar in the folder"):
         loader(tmp_path, CONFIG)
     write_shard(tmp_path / "empty.tar", [])
-    with pytest.raises(ValueError, match="hold no sample"):
+    with pytest.raises(ValueError, match="contain no usable samples"):
         loader(tmp_path, CONFIG)
 
 

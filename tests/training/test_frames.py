@@ -228,7 +228,7 @@ def test_packets_streams_frames_and_time_are_counted(monkeypatch: pytest.MonkeyP
     for name, enough, message in (
         ("MAX_PACKETS", 40, "too_long: more than 39 frames"),
         ("MAX_STREAMS", 1, "too_large: 1 streams, more than 0"),
-        ("MAX_DECODED_FRAMES", 40, "too_long: 40 frames from the keyframe to the last chosen one"),
+        ("MAX_DECODED_FRAMES", 40, "too_long: 40 frames from the keyframe to the last selected one"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(frames, name, enough)
@@ -240,7 +240,7 @@ def test_packets_streams_frames_and_time_are_counted(monkeypatch: pytest.MonkeyP
                 with pytest.raises(SampleError, match=message):
                     taken(content, length=40, rate=24.0, reader="decord")
     monkeypatch.setattr(frames, "MAX_SAMPLE_S", -1.0)
-    with pytest.raises(SampleError, match="timeout: reading it took more than -1 s of CPU time"):
+    with pytest.raises(SampleError, match="timeout: reading took more than -1 s of CPU time"):
         taken(content)
 
 
@@ -281,7 +281,7 @@ def test_decord_is_given_nothing_but_mp4(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not reached
     frames_bytes = 3 * 64 * 96 * 4
     monkeypatch.setattr(frames, "_MAX_DECORD_BYTES", frames_bytes - 1)
-    with pytest.raises(SampleError, match="too_large: the chosen frames have 73,728 bytes"):
+    with pytest.raises(SampleError, match="too_large: the selected frames have 73,728 bytes"):
         taken(whole, reader="decord")
     monkeypatch.setattr(frames, "_MAX_DECORD_BYTES", frames_bytes)
     with pytest.raises(ZeroDivisionError):

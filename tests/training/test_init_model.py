@@ -14,5 +14,5 @@ def test_new_input_channels_that_would_stay_zero_are_refused(tmp_path: Path) -> 
     stage = tiny_stage()
     save_model(tiny_model(stage), tmp_path)
     temporal = overlay(tiny_stage("tiny-image-to-video"), {"model": {"trainable": "temporal"}})
-    with pytest.raises(ValueError, match=r"takes 4 input channels, stage .* 8: .* model.trainable=all"):
+    with pytest.raises(ValueError, match=r"has 4 input channels, stage .* expects 8; .* model.trainable=all"):
         init_model(temporal, tmp_path)

@@ -147,7 +147,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_names_it(tmp_path: Path, pro
     longer = tiny_stage(steps=4)
     with (
         largest_file(100_000),
-        pytest.raises(CheckpointError, match=r"after step 4 could not be written \(.* MiB were free.*00000002$"),
+        pytest.raises(CheckpointError, match=r"failed to write the checkpoint after step 4 \(.* MiB free.*00000002$"),
     ):
         run_loop(longer, tiny_model(longer), Stream(longer), tmp_path, process)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
@@ -164,7 +164,7 @@ def test_checkpoints_are_thinned_out(tmp_path: Path, process: Process) -> None:
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, process: Process) -> None:
     run_loop(stage := tiny_stage(steps=2), tiny_model(stage), Stream(stage), tmp_path, process)
     other = tiny_stage("tiny-image-to-video")
-    with pytest.raises(CheckpointError, match="is of another network"):
+    with pytest.raises(CheckpointError, match="does not match the network"):
         run_loop(other, tiny_model(other), Stream(other), tmp_path, process)
 
 

@@ -176,16 +176,21 @@ def without(*names: str, **changes: Any) -> tuple[Any, Any]:
 
 def test_what_a_condition_lacks_is_named() -> None:
     objective, batch = without("ends_BECHW")
-    with pytest.raises(ValueError, match=r"^world/0 has latents but not the frames that conditions are made of$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^world/0 has latents but no end frames, which conditioning requires; cache the latents again$",
+    ):
         objective(Recorder(), batch, [1, 2])
     objective, batch = without("image_embeddings_BEC")
     with pytest.raises(
-        ValueError, match=r"^a model for image-to-video needs an image encoder: set model.image_encoder$"
+        ValueError, match=r"^a model for image-to-video requires an image encoder; set model.image_encoder$"
     ):
         objective(Recorder(), batch, [1, 2])
     stage = tiny_stage()
     objective = Objective(replace(tiny_model(stage), text_encoder=None), stage)
-    with pytest.raises(ValueError, match=r"^the empty text of guidance needs a text encoder: set model.text_encoder$"):
+    with pytest.raises(
+        ValueError, match=r"^text dropout requires a text encoder for the empty text; set model.text_encoder$"
+    ):
         objective(Recorder(), Stream(stage).batch([0, 1]), [1, 2])
 
 

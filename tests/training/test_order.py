@@ -49,7 +49,7 @@ def test_known_positions() -> None:
 
 def test_an_order_without_a_sample_is_refused() -> None:
     for sizes in ([], [0, 0]):
-        with pytest.raises(ValueError, match=f"^{len(sizes)} shards hold no sample that could be trained on$"):
+        with pytest.raises(ValueError, match=f"^{len(sizes)} shards contain no usable samples$"):
             Order(sizes, seed=0)
 
 

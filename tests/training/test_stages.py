@@ -37,7 +37,7 @@ def test_a_stage_survives_being_written_and_read(stage: Stage) -> None:
 
 @pytest.mark.parametrize("trained", ["temporal", "lora"])
 def test_pictures_cannot_train_layers_of_time_alone(trained: str) -> None:
-    with pytest.raises(ValueError, match=r"joint training .* takes model.trainable 'all'"):
+    with pytest.raises(ValueError, match=r"joint training .* requires model.trainable='all'"):
         overlay(Stage.preset("video"), {"model": {"trainable": trained}, "run": {"image_share": 0.3}})
 
 
@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_named(changes: Any, message: str) -> None:
 
 
 def test_a_network_of_two_ends_takes_no_pictures() -> None:
-    with pytest.raises(ValueError, match=r"joint training .* is not possible for it"):
+    with pytest.raises(ValueError, match=r"joint training .* does not support interpolation"):
         overlay(Stage.preset("interpolation"), {"run": {"image_share": 0.3}})
 
 

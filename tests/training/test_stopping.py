@@ -18,7 +18,9 @@ def test_the_first_signal_is_a_request_and_the_next_does_what_it_did_before(capl
         with caplog.at_level(logging.WARNING, "clipmill.training"):
             os.kill(os.getpid(), signal.SIGTERM)
         assert stop.asked()
-        assert caplog.messages == ["SIGTERM: ending after this step, with a checkpoint; again to end at once"]
+        assert caplog.messages == [
+            "SIGTERM: stopping after this step with a checkpoint; send it again to stop immediately"
+        ]
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

@@ -49,7 +49,7 @@ def test_latents_of_the_stage_pass_those_of_its_buckets_too(model: Model, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("frames", "message"), [(4, "latents of 4 frames .* trains on 3"), (1, "latents of a picture")]
+    ("frames", "message"), [(4, "latents of 4 frames .* expects 3"), (1, "image latents; expected video latents")]
 )
 def test_latents_of_other_frames_are_refused(model: Model, tmp_path: Path, frames: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -57,7 +57,7 @@ def test_latents_of_other_frames_are_refused(model: Model, tmp_path: Path, frame
 
 
 def test_latents_by_another_autoencoder_are_refused(model: Model, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="latents/a holds latents by another autoencoder than the model's"):
+    with pytest.raises(ValueError, match="latents/a has latents of a different autoencoder than the model's"):
         check(latents(tmp_path, model), tiny_model(STAGE, seed=1))
 
 
@@ -67,7 +67,7 @@ def test_pictures_and_clips_keep_apart(model: Model, tmp_path: Path) -> None:
         return tmp_path / name
 
     mixed: Any = shard("mixed", "mp4", "jpg")
-    with pytest.raises(ValueError, match=r"a/1 is a picture.*run.image_share"):
+    with pytest.raises(ValueError, match=r"a/1 is an image.*run.image_share"):
         check(mixed, model)
     with pytest.raises(ValueError, match="a/0 is a clip"):
         check(mixed, model, pictures=True)

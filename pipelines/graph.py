@@ -1,12 +1,12 @@
-"""Stages on Ray Data: placed by what they declare, checked before anything starts, streamed.
+"""Run stages on Ray Data: validate them, place them by their declared resources, and stream items through.
 
-Here alone stages become Ray's operators. Ray runs neighbours of equal resources as one operator, with the larger of
-their batches in one task: a task would then scan as many sources as a scorer takes. What belongs into one worker is
-joined here, by `place`, and what is left stays apart without help:
-- A scan is a `flat_map`: Ray never joins a function that may change the number of rows with one that asks for batches.
-- Pools of actors are never joined with what comes after them; with tasks before them only at equal resources, and a
-  pool has a GPU or memory that tasks do not have.
-- Other tasks next to each other differ in CPUs, memory or number of workers.
+The only module that maps stages to Ray operators. Ray fuses adjacent operators with equal resources and uses the larger
+batch size: a task would then scan as many sources as a scorer's batch. `place` fuses the stages that should share a
+worker, and Ray does not fuse the rest:
+- A scan is a `flat_map`: Ray never fuses a function that may change the number of rows with one that takes batches.
+- Actor pools are never fused with a following operator, and with preceding tasks only at equal resources; a pool has a
+  GPU or memory that tasks do not request.
+- Other adjacent tasks differ in CPUs, memory or number of workers.
 """
 
 import pickle
@@ -20,14 +20,14 @@ from clipmill.errors import RunStopped, UserError
 from clipmill.pipeline import Stage, check_stages, is_large, loaded
 
 TASKS_AT_MOST = 4096
-"""Number of rows above which a task takes several: each task costs the driver time and memory."""
+"""Above this many rows a task processes several: each task costs the driver time and memory."""
 _GPU_BATCHES = 4
-"""Factor by which batches are larger on a GPU."""
+"""Batch size multiplier on GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """Resources of a node."""
+    """Resources of a cluster node."""
 
     cpus: float
     gpus: float = 0
@@ -36,14 +36,14 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """Stages that share a worker, and the number and size of the workers."""
+    """Stages fused into one worker, with the number and size of workers."""
 
     stages: tuple[Stage, ...]
     num_cpus: float
     num_gpus: float = 0
     memory_bytes: int = 0
     pool: bool = False
-    """Actors that keep what is loaded; otherwise tasks."""
+    """Whether to use actors, which keep loaded models; otherwise tasks."""
     workers: int | None = None
     batch_size: int = 1
 
@@ -54,10 +54,10 @@ class Operator:
 
 
 def run(stages: Sequence[Stage], items: Sequence[Any], given: Collection[str]) -> Iterator[Any]:
-    """Stream items, which hold what `given` names, through the stages; yields the results of the last stage.
+    """Stream items, which have the columns `given`, through the stages; yields the last stage's output.
 
     Raises UserError before anything runs if a stage lacks an input or the cluster lacks resources; RunStopped with the
-    message of a stage that could not continue.
+    message of a stage that cannot continue.
     """
     import ray
 
@@ -73,7 +73,7 @@ def run(stages: Sequence[Stage], items: Sequence[Any], given: Collection[str]) -
 
 
 def check(stages: Sequence[Stage], given: Collection[str]) -> list[Operator]:
-    """The stages as placed on the connected cluster.
+    """Place the stages on the connected cluster.
 
     Raises UserError if a stage lacks an input or the cluster lacks resources.
     """
@@ -82,7 +82,7 @@ def check(stages: Sequence[Stage], given: Collection[str]) -> list[Operator]:
 
 
 def cluster_nodes() -> list[Node]:
-    """The live nodes of the connected cluster."""
+    """Alive nodes of the connected cluster."""
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -90,18 +90,18 @@ def cluster_nodes() -> list[Node]:
 
 
 def place(stages: Sequence[Stage], nodes: Sequence[Node]) -> list[Operator]:
-    """Which stages share a worker, and how many workers of which size there are.
+    """Decide which stages share a worker, and the number and size of workers.
 
-    A stage with a GPU, or with so much to load that not every worker process can hold it, gets a pool of actors. The
-    others are tasks: they start in half the time, and when a node dies another node simply runs them. An actor keeps
-    its CPUs, so pools are made only where they leave enough for the tasks, and all is tasks where they do not.
-    Raises UserError where no node has what a stage takes.
+    A stage with a GPU, or with weights too large for every worker process, gets an actor pool. Other stages are tasks:
+    they start in half the time, and when a node dies they rerun on another. Actors hold their CPUs, so pools are only
+    used if they leave enough CPUs for the tasks; otherwise every stage is a task. Raises UserError if no node has the
+    resources of a stage.
     """
     gpus = sum(node.gpus for node in nodes)
     operators = [_operator(group, gpus) for group in _sharing_a_worker(stages)]
     pools = sum(operator.pool for operator in operators)
     task_cpus = max((operator.num_cpus for operator in operators if not operator.pool), default=0)
-    # One CPU is enough for all tasks to come to an end. With two, models that run on CPUs do better as tasks.
+    # One CPU is enough for all tasks to make progress. With two, CPU models run faster as tasks.
     spare = sum(node.cpus for node in nodes) - task_cpus * (1 if gpus else 2)
     if spare < pools:
         operators = [replace(operator, pool=False, num_gpus=0) for operator in operators]
@@ -114,7 +114,7 @@ def place(stages: Sequence[Stage], nodes: Sequence[Node]) -> list[Operator]:
 
 
 def _sharing_a_worker(stages: Sequence[Stage]) -> list[list[Stage]]:
-    """Each stage with those after it that take next to nothing."""
+    """Group each stage with the following ones that need almost no CPU."""
     groups: list[list[Stage]] = []
     for stage in stages:
         if groups and not stage.resources.num_cpus and stage.divide is groups[-1][0].divide:
@@ -140,7 +140,7 @@ def _operator(stages: Sequence[Stage], gpus: float) -> Operator:
 
 
 def _with_sized_pools(operators: Sequence[Operator], nodes: Sequence[Node], spare: int) -> list[Operator]:
-    """Pools that share `spare` CPUs, and the GPUs, evenly; each actor fits on a node."""
+    """Pools that share `spare` CPUs and the GPUs evenly; each actor fits on one node."""
     sized: list[Operator] = []
     unsized = sum(operator.pool for operator in operators)
     on_gpus = sum(operator.num_gpus > 0 for operator in operators)
@@ -175,7 +175,7 @@ def _sized(operator: Operator, nodes: Sequence[Node], cpus: int, on_gpus: int) -
 
 
 def _alike(operator: Operator) -> Hashable:
-    """Equal for tasks that may as well run in one worker; a pool stays alone, for each actor would load all of it."""
+    """Equal for tasks that can share a worker. Pools stay separate, since each actor would load the weights of both."""
     stage = operator.stages[0]
     return id(operator) if operator.pool else (operator.num_cpus, operator.workers, operator.batch_size, stage.divide)
 
@@ -189,7 +189,7 @@ def _joined(operators: Sequence[Operator]) -> Operator:
 
 
 def _kept_apart(first: Operator, second: Operator) -> bool:
-    """Whether Ray does not run both as one operator: see the top of this file."""
+    """Whether Ray does not fuse the two operators: see the module docstring."""
     return first.pool or first.batch_size == 1 or _taken(first) != _taken(second)
 
 
@@ -255,7 +255,7 @@ def _run_row(row: dict[str, Any], stages: Sequence[Stage]) -> list[dict[str, Any
 
 
 def _answer(work: Callable[[list[Any]], list[Any]], batch: dict[str, Any]) -> dict[str, Any]:
-    """Run the work of an operator. An error that stops the run is passed on as a message in the column `error`."""
+    """Run an operator on a batch. A message that stops the run is passed on in the column `error`."""
     error = next(filter(None, batch["error"]), None)
     if error is None:
         try:
@@ -267,7 +267,7 @@ def _answer(work: Callable[[list[Any]], list[Any]], batch: dict[str, Any]) -> di
 
 
 def _device() -> str:
-    """The GPU that Ray assigned to this actor, or the CPU."""
+    """The GPU Ray assigned to this actor, or the CPU."""
     import ray
 
     return "cuda" if ray.get_gpu_ids() else "cpu"

@@ -1,4 +1,4 @@
-"""`clipmill train`: a stage in this process or under torchrun."""
+"""`clipmill train`: train one stage in this process or under torchrun."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from training.stopping import Stopped
 
 
 def resolve_stage(name: str, config: Path | None = None, settings: Sequence[str] = ()) -> Stage:
-    """The preset with a YAML file and then `group.key=value` settings laid over it. Raises UserError."""
+    """Resolve a preset, then apply a YAML file, then `group.key=value` settings. Raises UserError."""
     stage = Stage.preset(name)
     if config is not None:
         stage = overlay(stage, read_yaml(str(config)), origin=str(config))
@@ -37,10 +37,10 @@ def train(
     device: str | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Train, or resume, one stage; returns its model.
+    """Train or resume one stage; returns its model.
 
-    Raises UserError for what cannot be trained on, RunStopped (a UserError) for what stopped it on the way, and
-    KeyboardInterrupt where Ctrl-C or SIGTERM ended it, after a checkpoint.
+    Raises UserError for invalid inputs, RunStopped (a UserError) for failures during the run, and KeyboardInterrupt if
+    Ctrl-C or SIGTERM ended it after a checkpoint.
     """
     log_to_stderr()
     quiet = quiet or int(os.environ.get("RANK", "0")) > 0
@@ -58,7 +58,7 @@ def train(
 
 
 def announce(stage: Stage, out: Path, *, quiet: bool) -> None:
-    """Say from where a run is resumed."""
+    """Print the step from which a run is resumed."""
     checkpoints = complete_checkpoints(out / CHECKPOINTS)
     if checkpoints and not quiet:
         step = int(checkpoints[-1].name.removeprefix("step-"))
@@ -66,7 +66,7 @@ def announce(stage: Stage, out: Path, *, quiet: bool) -> None:
 
 
 def dry_run(stage: Stage, gpus: int) -> list[tuple[str, str]]:
-    """What the stage would cost, as rows to print. Raises UserError where its batches do not divide among `gpus`."""
+    """Cost estimate of a stage, as rows to print. Raises UserError if its batch size is not divisible among `gpus`."""
     batches = gradient_accumulation_steps(stage, gpus)
     costs = estimate(stage, gpus=gpus)
     gib = 2**30
@@ -80,11 +80,11 @@ def dry_run(stage: Stage, gpus: int) -> list[tuple[str, str]]:
             "global batch",
             f"{stage.run.batch_size:,} = {stage.data.batch_size} x {gpus} GPUs x {batches} accumulation steps",
         ),
-        ("one sample, forward", f"{_flops(costs.forward_flops)}; its latents {_flops(costs.encode_flops)}"),
-        ("one step", _flops(costs.step_flops)),
+        ("forward pass, per sample", f"{_flops(costs.forward_flops)}, plus {_flops(costs.encode_flops)} to encode"),
+        ("training step", _flops(costs.step_flops)),
         ("memory per GPU", f"{total:,.1f} GiB"),
-        ("  of weights and optimiser", f"{costs.weights_bytes / gib:,.1f} GiB{sharded}"),
-        ("  of activations", f"{costs.activations_bytes / gib:,.1f} GiB"),
+        ("  weights and optimizer", f"{costs.weights_bytes / gib:,.1f} GiB{sharded}"),
+        ("  activations", f"{costs.activations_bytes / gib:,.1f} GiB"),
         (
             "duration",
             f"{_duration(days)} for {stage.run.steps:,} steps on {gpus} H100, at {ASSUMED_MFU:.0%} MFU",
@@ -106,17 +106,17 @@ def _duration(days: float) -> str:
 
 
 def user_error(error: Exception, out: Path) -> UserError:
-    """What stopped the run in `out`, for a person: an OSError (a full disk) says which checkpoint is left."""
+    """User-facing message for a failed run in `out`; for an OSError (full disk) it names the last checkpoint."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, ValueError | FileNotFoundError):
         return UserError(str(error))
-    left = f". Of its checkpoints, {describe_latest(out / CHECKPOINTS)}" if isinstance(error, OSError) else ""
+    left = f"; {describe_latest(out / CHECKPOINTS)}" if isinstance(error, OSError) else ""
     return RunStopped(f"{error}{left}")
 
 
 class Progress:
-    """The line of progress, from lines of the log."""
+    """Format the progress line from a log line."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter, self._step = reporter, 0

@@ -1,4 +1,4 @@
-"""`clipmill train --ray-workers`: a stage on workers of Ray Train, restarted from the newest checkpoint."""
+"""`clipmill train --ray-workers`: train one stage on Ray Train workers, restarted from the newest checkpoint."""
 
 import json
 import os
@@ -20,13 +20,13 @@ from training.stages import Stage
 from training.stopping import Stopped, StopRequest
 
 STOP = "stop"
-"""File in a run's folder that asks the workers of Ray to end it, after a checkpoint."""
+"""Stop file in the run folder: tells the Ray workers to save a checkpoint and stop."""
 RESTARTS = 3
-"""How often Ray starts a failed group of workers anew, from the newest checkpoint."""
+"""Restarts of a failed worker group, each from the newest checkpoint."""
 _RESOURCES = {"cuda": "GPU", "cpu": "CPU"}
 _FOLLOWED_EVERY_S = 1.0
 _LINE_BYTES = 1 << 16
-"""More than a line of the log has."""
+"""Upper bound on the size of a log line."""
 
 
 def train_on_ray(
@@ -41,15 +41,15 @@ def train_on_ray(
     device: str | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Train, or resume, one stage on Ray workers, one per GPU, or per CPU with `device` cpu.
+    """Train or resume one stage on Ray workers, one per GPU, or per CPU with `device` cpu.
 
-    `out`, `data` and `init` have to be on a file system that all workers see. A failed group is restarted from the
-    newest checkpoint, unless the next one would only fail in the same way.
+    `out`, `data` and `init` must be on a file system shared by all workers. A failed group is restarted from the newest
+    checkpoint unless the failure is permanent.
 
-    Ctrl-C and SIGTERM reach the workers as a file, RUN/stop. Raises UserError, RunStopped and KeyboardInterrupt as
-    `train`.
+    Ctrl-C and SIGTERM are forwarded to the workers as a file, RUN/stop. Raises UserError, RunStopped and
+    KeyboardInterrupt as `train`.
     """
-    gradient_accumulation_steps(stage, workers)  # raises where batches do not divide among workers
+    gradient_accumulation_steps(stage, workers)  # raises if the batch size is not divisible among workers
     with Reporter(stage.name, stage.run.steps, unit="steps", quiet=quiet) as reporter, ExitStack() as stack:
         reporter.waiting(f"connecting to Ray at {address}" if address else "starting Ray")
         stack.enter_context(connected(address))
@@ -70,7 +70,7 @@ def train_on_ray(
         try:
             with _followed(out / METRICS, Progress(reporter)):
                 _fit(trainer.fit, stop, out / STOP)
-        except Exception as error:  # Ray's own kinds differ between its versions
+        except Exception as error:  # Ray's exception types differ between versions
             cause = getattr(error, "controller_failure", None)
             if stop.asked():
                 note(str(cause or error).strip().splitlines()[-1])
@@ -82,7 +82,7 @@ def train_on_ray(
 
 
 def _trainer(settings: Mapping[str, Any], workers: int) -> Any:
-    """Ray's trainer of a group of workers, on GPUs where the settings say cuda."""
+    """Build the Ray trainer; workers use GPUs if the settings say cuda."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -102,7 +102,7 @@ def _trainer(settings: Mapping[str, Any], workers: int) -> Any:
 
 
 def _stop_on_permanent_errors(out: Path) -> Any:
-    """A callback that ends a run which a restart would end in the same way: Ray gives up where a callback raises."""
+    """Callback that stops retrying on permanent errors: an exception in a callback makes Ray Train give up."""
     from ray.train import UserCallback
 
     class StopOnPermanentError(UserCallback):
@@ -115,15 +115,16 @@ def _stop_on_permanent_errors(out: Path) -> Any:
 
 
 def is_permanent(error: BaseException) -> bool:
-    """Whether the next start would only meet `error` again, or it was asked for."""
+    """Whether `error` would occur again after a restart, or the stop was requested."""
     if isinstance(error, NonFinite | Stopped | FileNotFoundError):
         return True
     return isinstance(error, ValueError) and not isinstance(error, RunStopped)
 
 
 def _fit(fit: Callable[[], Any], stop: StopRequest, file: Path) -> None:
-    """Call `fit` in a thread, because in the main thread Ray answers Ctrl-C by ending its workers at once; hand on a
-    request to stop as a file. Raises what `fit` does."""
+    """Call `fit` in a thread, because in the main thread Ray handles Ctrl-C by killing its workers; forward stop
+    requests as a file. Raises what `fit` does.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
     fitted: Future[Any] = Future()
@@ -147,7 +148,7 @@ def _fit(fit: Callable[[], Any], stop: StopRequest, file: Path) -> None:
 
 
 def _ray_worker(settings: Mapping[str, Any]) -> None:
-    """What one of Ray's workers does; Ray has made the process group."""
+    """Training function of a Ray worker; Ray has initialized the process group."""
     run_stage(
         settings["stage"],
         settings["data"],
@@ -160,27 +161,27 @@ def _ray_worker(settings: Mapping[str, Any]) -> None:
 
 
 def _check_room(workers: int, kind: str, *, local: bool) -> None:
-    """Raise UserError where workers would wait for ever; say so where a cluster may yet grow."""
+    """Raise UserError if workers would wait forever; print a note if the cluster may still scale up."""
     import ray
 
     there = ray.cluster_resources().get(kind, 0)
     if there < workers:
-        sentence = f"{workers} workers take a {kind} each, and Ray has {there:g}"
+        sentence = f"expected a {kind} for each of {workers} workers, got {there:g}"
         if local:
-            raise UserError(f"{sentence}: ask for fewer (--ray-workers), or name a cluster (--address)")
-        note(f"{sentence}: waiting for more")
+            raise UserError(f"{sentence}; lower --ray-workers or connect to a larger cluster (--address)")
+        note(f"{sentence}; waiting for the cluster to scale up")
 
 
 @contextmanager
 def _followed(metrics: Path, on_log: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
-    """Call `on_log`, in a thread, with the newest line of a log that others write."""
+    """Call `on_log` from a thread with the newest line of a log written by another process."""
     over = threading.Event()
 
     def follow() -> None:
         last = False
         while not last:
             last = over.wait(_FOLLOWED_EVERY_S)
-            with suppress(OSError, ValueError, IndexError):  # not there yet, or torn
+            with suppress(OSError, ValueError, IndexError):  # missing or truncated
                 on_log(json.loads(_tail(metrics).splitlines()[-1]))
 
     thread = threading.Thread(target=follow, daemon=True)
@@ -193,14 +194,14 @@ def _followed(metrics: Path, on_log: Callable[[Mapping[str, Any]], None]) -> Ite
 
 
 def _tail(path: Path) -> bytes:
-    """The last `_LINE_BYTES` of a file, without reading what is before them."""
+    """Read the last `_LINE_BYTES` of a file without reading the rest."""
     with path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _LINE_BYTES))
         return file.read()
 
 
 def _ray_failure(error: Exception) -> str:
-    """The last line of what each rank says, or of the error itself."""
+    """Last line of each rank's error, or of the error itself."""
     failures = getattr(error, "worker_failures", {})
     said = {f"rank {rank}: ": failure for rank, failure in failures.items()} or {"": error}
     lines = [f"{whose}{str(failure).strip().splitlines()[-1]}" for whose, failure in said.items()]

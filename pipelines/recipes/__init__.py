@@ -1,1 +1,1 @@
-"""Papers as scripts: each reads from top to bottom like the paper, and runs."""
+"""Papers as runnable scripts that read from top to bottom."""

@@ -1,4 +1,4 @@
-"""What recipes are written in: curate, select and shard, train; and the command line that they share."""
+"""Building blocks of recipes: curate, select and shard, train, and a shared command line."""
 
 import argparse
 import sys
@@ -26,26 +26,26 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One run of a recipe: its inputs, and settings that differ from the recipe's own."""
+    """Inputs of a recipe run and overrides of the recipe's settings."""
 
     videos: tuple[str, ...]
     out: Path
     init: Path
-    """Where training starts: Stable Diffusion 2.1."""
+    """Initial model: Stable Diffusion 2.1."""
     image_encoder: Path
     """Model with CLIP's image encoder, for image-to-video stages."""
     curation: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of curation."""
+    """Curation settings."""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of every stage of training."""
+    """Training settings, for all stages."""
     tiny: bool = False
-    """Train the stages' `tiny-` versions."""
+    """Train the `tiny-` versions of the stages."""
     ray_workers: int | None = None
-    """Train on so many workers of Ray; None: in this process."""
+    """Number of Ray workers to train on; None: this process."""
     device: str | None = None
 
     def __post_init__(self) -> None:
-        """Raises UserError for what would otherwise be found after days of curation."""
+        """Validate inputs before days of curation. Raises UserError."""
         for model in (self.init, self.image_encoder):
             if not model.exists():
                 raise UserError(
@@ -55,17 +55,17 @@ class Recipe:
         self._stage("image")
 
     def curate(self, config: CurateConfig) -> None:
-        """Curate the videos into OUT/dataset with the recipe's configuration, and this run's settings over it."""
+        """Curate the videos into OUT/dataset with the recipe's configuration and the run's overrides."""
         values = _merged(config.model_dump(mode="json"), self.curation)
         curate(self.videos, self._dataset, config=CurateConfig.from_values(values, origin="--config"))
 
     def shards(self, rules: Rules, *, images: bool = False) -> str:
-        """Select by the rules and write shards, of clips or of their middle frames; returns their folder."""
+        """Select by rules and write shards of clips or of their middle frames; returns the shard folder."""
         select(self._dataset, rules)
         return shard(self._dataset, rules.name, images=images).folder
 
     def train(self, stage: str, data: str, *, init: Path) -> Path:
-        """Train a stage (`training.stages`) into OUT/runs/STAGE; returns its model. A finished one is not run again."""
+        """Train a stage (`training.stages`) into OUT/runs/STAGE; returns its model. Finished stages are skipped."""
         resolved, out = self._stage(stage), self.out / "runs" / stage
         if model := finished_model(out, resolved):
             return model
@@ -84,20 +84,26 @@ class Recipe:
 
 
 def command(run: Callable[[Recipe], Path], description: str | None) -> None:
-    """Run a recipe as a command; prints where its last model is. A user's mistake is one sentence on stderr."""
+    """Run a recipe as a command and print the path of its last model. User errors are printed as one line on stderr."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("videos", nargs="+", metavar="VIDEOS", help="files, folders, globs, addresses or lists")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder for dataset, shards and runs")
-    init = parser.add_argument("--init", type=Path, help="model to start from (%(default)s)")
+    parser.add_argument("videos", nargs="+", metavar="VIDEOS", help="files, folders, globs, URLs or lists")
+    parser.add_argument("out", type=Path, metavar="OUT", help="output folder for dataset, shards and runs")
+    init = parser.add_argument("--init", type=Path, help="initial model (default: %(default)s)")
     init.default = Path("stable-diffusion-2-1")
-    encoder = parser.add_argument("--image-encoder", type=Path, help="model with CLIP's image encoder (%(default)s)")
+    encoder = parser.add_argument(
+        "--image-encoder", type=Path, help="model with CLIP's image encoder (default: %(default)s)"
+    )
     encoder.default = Path("stable-video-diffusion-img2vid")
-    parser.add_argument("--config", help="YAML over the recipe's curation settings, as of `clipmill curate`")
-    parser.add_argument("--training", help="YAML over the settings of every stage, as of `clipmill train --config`")
-    parser.add_argument("--tiny", action="store_true", help="train models of a few million parameters, to try it")
-    parser.add_argument("--ray-workers", type=int, help="train on so many GPUs of the Ray cluster")
-    parser.add_argument("--address", help="Ray cluster to connect to; by default Ray runs on this machine")
-    parser.add_argument("--device", help="cuda where there is one, else cpu")
+    parser.add_argument("--config", help="YAML file with curation settings to override, as for `clipmill curate`")
+    parser.add_argument(
+        "--training", help="YAML file with settings to override in every stage, as for `clipmill train --config`"
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="train models with a few million parameters, for a trial run"
+    )
+    parser.add_argument("--ray-workers", type=int, help="number of GPUs of the Ray cluster to train on")
+    parser.add_argument("--address", help="Ray cluster to connect to (default: start Ray on this machine)")
+    parser.add_argument("--device", help="device (default: cuda if available, else cpu)")
     given = parser.parse_args()
     try:
         recipe = Recipe(
@@ -121,7 +127,7 @@ def command(run: Callable[[Recipe], Path], description: str | None) -> None:
 
 
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested values with changes laid over them, key by key."""
+    """Deep-merge changes into nested values."""
     merged = dict(values)
     for name, change in changes.items():
         both = isinstance(change, Mapping) and isinstance(values.get(name), Mapping)

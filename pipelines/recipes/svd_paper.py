@@ -2,8 +2,8 @@
 
     python -m pipelines.recipes.svd_paper VIDEOS OUT
 
-Run again, it goes on where it was. The numbers are the paper's unless a comment says "ours"; docs/paper-map.md has what
-differs, training/stages.py the settings of each training run.
+Run it again to resume. The numbers are the paper's unless a comment says "ours"; docs/paper-map.md lists the
+differences, training/stages.py the settings of each training run.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ CURATION = CurateConfig(
     scan=ScanConfig(
         # 3.1, App. C: a cascade of three cut detectors: every frame, four and one per second. Fades and dissolves too.
         cuts=CutConfig(fast_fps=4.0, slow_fps=1.0),
-        # App. C: clips start on keyframes and are not encoded again; ours: transcoded where that would cost over 0.5 s.
+        # App. C: clips start on keyframes and are remuxed; ours: transcoded if alignment would drop over 0.5 s.
         spans=SpanConfig(extraction="auto", min_s=2.0),
         # App. C: optical flow at 2 frames per second, averaged into one score.
         motion=MotionConfig(samples_per_s=2.0),
@@ -39,20 +39,22 @@ CURATION = CurateConfig(
     clip_embedder=ClipEmbedderConfig(model="ViT-L-14", pretrained="openai"),
     aesthetic=AestheticConfig(head="large"),
 )
-FILTERED = Rules.from_values(  # 3.3, App. E.2.2: of each score the share that human votes chose, on the unfiltered set
-    {
-        "name": "filtered",
-        "rules": {
-            "motion": {"drop_lowest": "25%"},
-            "aesthetic": {"drop_lowest": "25%"},
-            "similarity": {"drop_lowest": "50%"},
-            "text_area": {"drop_highest": "25%", "max": 0.07},  # App. C: at most 7 % of the frame under text
-            "duplicate_rank": {"max": 0},  # ours
+FILTERED = (
+    Rules.from_values(  # 3.3, App. E.2.2: per-score percentiles chosen by human preference, on the unfiltered set
+        {
+            "name": "filtered",
+            "rules": {
+                "motion": {"drop_lowest": "25%"},
+                "aesthetic": {"drop_lowest": "25%"},
+                "similarity": {"drop_lowest": "50%"},
+                "text_area": {"drop_highest": "25%", "max": 0.07},  # App. C: text covers at most 7 % of the frame
+                "duplicate_rank": {"max": 0},  # ours
+            },
         },
-    },
-    origin="FILTERED",
+        origin="FILTERED",
+    )
 )
-# 3.4, 4.1: a small set of high quality; which clips these are is ours.
+# 3.4, 4.1: a small high-quality set; the criteria are ours.
 BEST = FILTERED.model_copy(update={"name": "best", "where": "width >= 1024"})
 
 
@@ -61,13 +63,13 @@ def svd_paper(recipe: Recipe) -> Path:
     recipe.curate(CURATION)  # 3.1: LVD
     images, clips = recipe.shards(FILTERED, images=True), recipe.shards(FILTERED)  # 3.3: LVD-F
     best = recipe.shards(BEST)
-    # 3.2, App. D: stage I, image pretraining: Stable Diffusion 2.1 learns EDM's noise levels, then smaller frames.
+    # 3.2, App. D: stage I, image pretraining: adapt Stable Diffusion 2.1 to EDM noise levels, then to smaller frames.
     swapped = recipe.train("noise-swap", images, init=recipe.init)
     image_model = recipe.train("image", images, init=swapped)
-    # 3.3, 4.1, App. D: stage II, video pretraining: temporal layers come in, then larger frames and more noise.
+    # 3.3, 4.1, App. D: stage II, video pretraining: insert temporal layers, then larger frames and more noise.
     small = recipe.train("video", clips, init=image_model)
     base = recipe.train("video-base", clips, init=small)
-    # 3.4, 4.2, App. D: stage III, finetuning on the best clips: text to video, and image to video in two sizes.
+    # 3.4, 4.2, App. D: stage III, high-quality finetuning: text to video, and image to video at two sizes.
     recipe.train("text-to-video", best, init=base)
     image_to_video = recipe.train("image-to-video-base", best, init=base)
     return recipe.train("image-to-video", best, init=image_to_video)

@@ -108,8 +108,8 @@ def test_what_every_start_would_meet_again_ends_the_run_at_once(stage: Stage, tm
 
 
 def test_what_ray_can_never_carry_out_is_refused(stage: Stage, tmp_path: Path, local_ray: None) -> None:
-    with pytest.raises(UserError, match="does not divide into batches"):
+    with pytest.raises(UserError, match="is not divisible into batches"):
         train_on_ray(stage, str(tmp_path), tmp_path / "out", workers=3, device="cpu")
     many = overlay(stage, {"run": {"batch_size": 1000}})
-    with pytest.raises(UserError, match=r"1000 workers take a CPU each, and Ray has \d+: ask for fewer"):
+    with pytest.raises(UserError, match=r"expected a CPU for each of 1000 workers, got \d+; lower --ray-workers"):
         train_on_ray(many, str(tmp_path), tmp_path / "out", workers=1000, device="cpu")

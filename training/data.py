@@ -212,8 +212,8 @@ def loader(
     if lost > config.max_broken_share * (len(index) + lost):
         name, reason = index.broken[0]
         raise BrokenDataError(
-            f"{lost} of {len(index) + lost} samples lack a file, first {name}: {reason}. More than "
-            f"data.max_broken_share {config.max_broken_share:g} stops the run"
+            f"aborting: {lost} of {len(index) + lost} samples are incomplete (limit "
+            f"data.max_broken_share={config.max_broken_share:g}); first: {name}: {reason}"
         )
     data = ShardData(index, config, rank=rank, world_size=world_size, latent_shape=latent_shape)
     ahead: dict[str, Any] = {}

@@ -1,11 +1,11 @@
-"""One stage from shards to a model on disk, by whatever started this process: python, torchrun or Ray Train.
+"""Run one stage from shards to a saved model, launched by python, torchrun or Ray Train.
 
-RUN/stage.json           the resolved configuration, and what it ran with
-RUN/contents.jsonl       the shards that it reads; RUN/shards.index, images.index    where their samples lie
-RUN/metrics.jsonl, tensorboard/, samples/    what there is to see
-RUN/checkpoints/         to go on from
-RUN/model/               the trained model, averaged weights; there when the run is done. Of a LoRA stage,
-                         RUN/lora.safetensors instead
+RUN/stage.json           resolved configuration, frozen models' digests, versions
+RUN/contents.jsonl       shards it reads; RUN/shards.index, images.index    byte offsets of their samples
+RUN/metrics.jsonl, tensorboard/, samples/    metrics and previews
+RUN/checkpoints/         to resume from
+RUN/model/               the trained model with averaged weights; exists once the run is finished.
+                         LoRA stages write RUN/lora.safetensors instead
 """
 
 import importlib.metadata
@@ -50,7 +50,7 @@ _PACKAGES = ("torch", "torchdata", "safetensors", "av", "numpy", "open-clip-torc
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """A run at its end."""
+    """Result of a finished run."""
 
     model: Path
     """RUN/model, or the adapters of a LoRA stage."""
@@ -70,11 +70,11 @@ def run_stage(
     on_log: Callable[[Mapping[str, Any]], None] | None = None,
     stop: StopRequest | None = None,
 ) -> StageResult:
-    """Train `stage` on `shards` up to its last step, or go on with it where an earlier process came to.
+    """Train `stage` on `shards` to its last step, resuming an earlier run in `out`.
 
-    `images` are shards of pictures for joint training (`run.image_share`); `model` is what to start from in the place
-    of `init`. Raises UserError, OSError, CheckpointError and NonFinite for what stops a run; its checkpoints stay.
-    Raises Stopped where signals or `stop` end it early, with a checkpoint.
+    `images` are image shards for joint training (`run.image_share`); `model` is the initial model, instead of `init`.
+    Raises UserError, OSError, CheckpointError and NonFinite for failures; checkpoints are kept. Raises Stopped if
+    signals or `stop` end it early, with a checkpoint.
     """
     process = join(device)
     torch.manual_seed(stage.run.seed)
@@ -95,18 +95,22 @@ def run_stage(
     )
     result = run_loop(stage, model, cast("Loader", batches), out, process, hooks=hooks)
     exported = _export(stage, model, out, process)
-    dist.barrier()  # what comes after may begin by reading the model
+    dist.barrier()  # other ranks may read the model next
     return StageResult(model=exported, steps=result.steps, resumed_at=result.resumed_at)
 
 
 def open_loader(
     stage: Stage, model: Model, shards: Shards, images: Shards | None, process: Process, out: Path
 ) -> Batches | Joint:
-    """The batches of one rank. Raises UserError as `training.data.loader` and `validate_shards`, and for joint
-    training without pictures."""
+    """Batches of one rank. Raises UserError as `training.data.loader` and `validate_shards`, and for joint training
+    without image shards.
+    """
     share, pin = stage.run.image_share, process.device.type == "cuda"
     if (share > 0) != (images is not None):
-        raise UserError(f"run.image_share is {share:g}: joint training takes a share above 0 and image shards, both")
+        raise UserError(
+            f"joint training requires run.image_share above 0 and image shards (--images), got "
+            f"run.image_share={share:g}, images={images!r}"
+        )
 
     def opened(what: str, where: Shards) -> Batches:
         def indexed() -> ShardIndex:
@@ -114,7 +118,7 @@ def open_loader(
             validate_shards(index, stage, model, pictures=what == "images")
             return index
 
-        # One rank walks the tars for all of them: they need not read 100,000 headers each.
+        # Index on one rank for all: each would otherwise read 100,000 tar headers.
         return loader(
             once(indexed),
             stage.data,
@@ -129,14 +133,14 @@ def open_loader(
 
 
 def finished(out: Path) -> Path | None:
-    """The model of a run that is done; None of one that is not."""
+    """The model of a finished run; None otherwise."""
     candidates = [out / MODEL / CONFIG, out / LORA]
     path = next((path for path in candidates if path.is_file()), None)
     return path.parent if path is not None and path.name == CONFIG else path
 
 
 def _export(stage: Stage, model: Model, out: Path, process: Process) -> Path:
-    """Write the model, gathered if it is spread over ranks; every rank has to call this."""
+    """Save the model, gathered if sharded; a collective, so all ranks must call it."""
     lora = stage.model.trainable == "lora"
     target = out / LORA if lora else out / MODEL
     if resolve(stage.run.strategy, model.unet, process.world_size) == "fsdp":
@@ -164,25 +168,28 @@ def _export(stage: Stage, model: Model, out: Path, process: Process) -> Path:
 
 
 def _flops(stage: Stage, model: Model, *, latents: bool) -> float:
-    """Of a step, for the share of the peak: where frames are read, encoding is part of the work."""
+    """Model FLOPs per step for the MFU; includes encoding when training on frames."""
     costs = estimate(stage, autoencoder=model.autoencoder.config)
     return costs.model_flops + (0 if latents else stage.run.batch_size * costs.encode_flops)
 
 
 def check_settings(stage: Stage, out: Path) -> None:
-    """Raise UserError where `out` is the run of another stage, or one with other settings than
-    `clipmill.resume.MAY_CHANGE` allows."""
+    """Raise UserError if `out` holds a run of another stage, or one with settings that differ beyond
+    `clipmill.resume.MAY_CHANGE`.
+    """
     settings = read_settings(out)
     if settings is None:
         return
     before, now = settings["config"], stage.model_dump(mode="json")
     if before["name"] != now["name"]:
-        raise UserError(f"{out} holds a run of stage {before['name']!r}, not of {now['name']!r}: use another folder")
+        raise UserError(
+            f"{out} holds a run of stage {before['name']!r}, expected {now['name']!r}: choose another --out"
+        )
     check_same(out, "a run", before, now, new_keys=True)
 
 
 def read_settings(out: Path) -> dict[str, Any] | None:
-    """RUN/stage.json; None where there is none. Raises UserError for one that is damaged."""
+    """RUN/stage.json; None if missing. Raises UserError if it is damaged."""
     path = out / _SETTINGS
     try:
         settings = json.loads(path.read_text())
@@ -192,12 +199,13 @@ def read_settings(out: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, TypeError, KeyError, RecursionError):
         pass
-    raise UserError(f"{path} is damaged: it should hold the settings of the run. Restore it, or use another folder")
+    raise UserError(f"{path} is damaged: expected the settings of the run. Restore it or choose another --out")
 
 
 def _check_models(model: Model, out: Path) -> dict[str, str]:
-    """The digests of the parts that do not train. Raises UserError where the run was started with others: their paths
-    may change, they may not."""
+    """Digests of the frozen parts. Raises UserError if they differ from the original ones: their paths may change,
+    their weights must not.
+    """
     models = digests(model)
     before = (read_settings(out) or {}).get("models")
     if isinstance(before, dict):
@@ -218,7 +226,7 @@ def _write_settings(stage: Stage, out: Path, **more: Any) -> None:
 
 
 def _git() -> str | None:
-    """The revision of this code, with a plus where it was changed; None outside a repository."""
+    """Git revision of this code, with a plus if modified; None outside a repository."""
     run = partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10)
     try:
         revision = run(["git", "rev-parse", "HEAD"]).stdout.strip()

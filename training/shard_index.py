@@ -1,8 +1,8 @@
-"""Where each sample's files lie inside local tar shards: an index by byte offset, made by walking the tar headers.
+"""Byte offset index of the samples in local tar shards, built by reading the tar headers.
 
-Reading by offset, instead of as a stream, is what lets training resume in the middle of a shard, split few shards
-among many ranks, and see every sample exactly once per epoch. Shards may come from anybody: what the index takes in
-memory grows with the number of samples alone, whatever names and headers a tar holds.
+Reading by offset instead of streaming lets training resume in the middle of a shard, split few shards among many ranks,
+and visit every sample exactly once per epoch. Shards are untrusted: the memory of the index depends only on the number
+of samples, not on names or headers.
 """
 
 import glob
@@ -24,17 +24,17 @@ from clipmill.atomic import write_text
 from clipmill.errors import UserError
 
 MEDIA = ("mp4", "jpg", "latent.safetensors")
-"""One of these makes a sample; `json` belongs to each."""
+"""A sample needs one of these, and always `json`."""
 MAX_FILE_BYTES: Mapping[str, int] = {
     "json": 16 << 20,
     "mp4": 1 << 30,
     "jpg": 256 << 20,
     "latent.safetensors": 1 << 30,
 }
-"""The files that training reads, by extension; a sample with a larger one is broken. Others are passed over."""
+"""Maximum file size by extension; a sample with a larger one is broken. Other extensions are ignored."""
 MAX_NAME_BYTES = 255
 MAX_HEADER_BYTES = 1 << 20
-"""Of one member: its header with the pax and GNU headers before it."""
+"""Limit for one member: its header and the preceding pax and GNU headers."""
 _SHOWN_CHARACTERS = 60
 _BLOCK_BYTES = 512
 _THREADS = 8
@@ -43,18 +43,19 @@ _CACHE_FORMAT = "clipmill shard index 2"
 Place = tuple[int, int]
 """Offset and size in bytes."""
 Stamp = tuple[int, int]
-"""Size in bytes and time of modification in ns of a tar."""
+"""Size in bytes and mtime in ns of a tar."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Keys:
-    """The names of samples: one byte string with the ends of each name in it, because an array of fixed width would
-    take the longest name's bytes for all of them."""
+    """Sample names as one byte string and the end offset of each: a fixed-width array would give all of them the size
+    of the longest.
+    """
 
     text: bytes
     """UTF-8, joined."""
     ends: NDArray[np.int64]
-    """(N,) where each name ends."""
+    """(N,) end offset of each name."""
 
     @classmethod
     def of(cls, names: Iterable[str]) -> "Keys":
@@ -71,19 +72,19 @@ class Keys:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """The whole samples of one tar. Arrays, because an index of millions of samples goes to every worker process."""
+    """Complete samples of one tar, in arrays, because every worker process gets an index of millions of samples."""
 
     path: str
     size_bytes: int
     keys: Keys
     extensions: tuple[str, ...]
-    """Of `MAX_FILE_BYTES`, those that occur."""
+    """Those of `MAX_FILE_BYTES` that occur."""
     places_NE2: NDArray[np.int64]
-    """Offset and size in bytes of each extension's file; -1 where the sample has no such file."""
+    """Offset and size in bytes of each extension's file; -1 if missing."""
     problem: str | None = None
-    """Why the tar could not be read to its end; what lies before the damage is indexed."""
+    """Reason if the tar could not be read to its end; samples before the damage are indexed."""
     broken: tuple[tuple[str, str], ...] = ()
-    """(key, reason) of samples that lack a file, or cannot be used."""
+    """(key, reason) of incomplete or unusable samples."""
 
     @property
     def name(self) -> str:
@@ -97,20 +98,22 @@ class Shard:
         return f"{self.name}/{self.keys[row]}"
 
     def read(self, row: int) -> dict[str, bytes]:
-        """The sample's files by extension. Raises OSError; EOFError where the tar has become shorter since."""
+        """Read the sample's files by extension. Raises OSError; EOFError if the tar has been truncated since."""
         members = {}
         with open(self.path, "rb", buffering=0) as file:
             for extension, (offset, size) in zip(self.extensions, self.places_NE2[row].tolist(), strict=True):
                 if offset >= 0:
                     members[extension] = os.pread(file.fileno(), size, offset)
                     if len(members[extension]) != size:
-                        raise EOFError(f"{self.path} ends before byte {offset + size:,}: it was whole when indexed")
+                        raise EOFError(
+                            f"{self.path} ends before byte {offset + size:,}: truncated since it was indexed"
+                        )
         return members
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """All shards, in the order of their names, and what is wrong with them."""
+    """All shards, sorted by name, and their problems."""
 
     shards: tuple[Shard, ...]
 
@@ -124,15 +127,15 @@ class ShardIndex:
 
     @property
     def broken(self) -> list[tuple[str, str]]:
-        """(SHARD/CLIP_ID, reason) of each sample that lacks a file, or cannot be used."""
+        """(SHARD/CLIP_ID, reason) of each incomplete or unusable sample."""
         return [(f"{shard.name}/{key}", reason) for shard in self.shards for key, reason in shard.broken]
 
 
 def index_shards(shards: str | Path | Iterable[str | Path], *, cache: str | Path | None = None) -> ShardIndex:
-    """The index of `shards`: a folder, a tar, a glob pattern, or several of these.
+    """Index `shards`: a folder, a tar, a glob pattern, or several of these.
 
-    `cache` is a file that keeps the index from run to run; a shard whose size or time of modification has changed is
-    read again. Damage inside a tar is recorded, not raised. Raises UserError when no shard is found.
+    `cache` is a file that stores the index across runs; shards whose size or mtime changed are indexed again. Damage
+    inside a tar is recorded, not raised. Raises UserError if no shard is found.
     """
     paths = find_shards(shards)
     known = _read_cache(cache)
@@ -148,14 +151,16 @@ def index_shards(shards: str | Path | Iterable[str | Path], *, cache: str | Path
 
 
 def find_shards(shards: str | Path | Iterable[str | Path]) -> list[str]:
-    """Paths of the tars that are meant, without doubles. Raises UserError, saying what was looked for, for none."""
+    """Paths of the requested tars, without duplicates. Raises UserError, naming the searched location, if none."""
     wanted = [str(shards)] if isinstance(shards, str | Path) else [str(entry) for entry in shards]
     if not wanted:
-        raise UserError("no shards: the list is empty; name a folder, tar files or a pattern such as 'shards/*.tar'")
+        raise UserError(
+            "no shards: expected a folder, tar files or a pattern such as 'shards/*.tar', got an empty list"
+        )
     paths: dict[str, None] = {}
     for entry in wanted:
         if "://" in entry:
-            raise UserError(f"{entry}: training reads shards from local disks; copy them there first")
+            raise UserError(f"{entry}: training requires shards on a local disk; copy them first")
         if os.path.isdir(entry):
             matches, sought = sorted(str(path) for path in Path(entry).glob("[!.]*.tar")), "no *.tar in the folder"
         elif os.path.isfile(entry):
@@ -169,21 +174,20 @@ def find_shards(shards: str | Path | Iterable[str | Path]) -> list[str]:
 
 
 class _Headers(FileIO):
-    """A tar that is read header by header; raises ReadError for a member whose headers are larger than any need be,
-    before they are in memory."""
+    """A tar read header by header; raises ReadError for a member with oversized headers before loading them."""
 
     left_bytes = 0
-    """What the headers of the next member may have."""
+    """Remaining budget for the headers of the next member."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= self.left_bytes:
-            raise tarfile.ReadError(f"its headers have more than {MAX_HEADER_BYTES:,} bytes")
+            raise tarfile.ReadError(f"headers exceed {MAX_HEADER_BYTES:,} bytes")
         self.left_bytes -= size
         return super().read(size)
 
 
 def index_shard(path: str) -> Shard:
-    """Index one tar. What is unreadable is told in `problem`, with the samples before it kept. Raises OSError."""
+    """Index one tar. Damage is recorded in `problem`, and the samples before it are kept. Raises OSError."""
     samples = _Samples()
     problem, end = None, 0
     size_bytes = os.path.getsize(path)
@@ -193,7 +197,7 @@ def index_shard(path: str) -> Shard:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     if member.isreg() and member.offset_data + member.size > size_bytes and not member.issparse():
-                        problem = f"cut short inside {_shown(member.name)}, at {size_bytes:,} bytes"
+                        problem = f"truncated inside {_shown(member.name)}, at {size_bytes:,} bytes"
                         break
                     if tar.offset <= end:
                         problem = f"damaged header at byte {end:,} of {size_bytes:,}"
@@ -211,16 +215,17 @@ def index_shard(path: str) -> Shard:
 
 
 class _Samples:
-    """Members of a tar, gathered by sample."""
+    """Groups the members of a tar by sample."""
 
     def __init__(self) -> None:
         self.members: dict[str, dict[str, Place]] = {}
         self.broken: dict[str, str] = {}
-        """Key, as it can be shown -> reason."""
+        """Printable key -> reason."""
 
     def add(self, member: tarfile.TarInfo) -> str | None:
-        """Split as webdataset does: the key ends at the first dot of the last part of the path. Returns what is wrong
-        with the tar."""
+        """Split names as webdataset does: the key ends at the first dot of the basename. Returns a problem with the
+        tar, if any.
+        """
         folder, _, name = member.name.rpartition("/")
         stem, dot, extension = name.partition(".")
         if not (member.isreg() and stem and dot):
@@ -228,7 +233,7 @@ class _Samples:
         key = f"{folder}/{stem}" if folder else stem
         reason = _unusable(key)
         if reason is None and member.issparse():
-            reason = f"{_shown(extension)} is a sparse file, which cannot be read by its offset"
+            reason = f"{_shown(extension)} is a sparse file, which is not supported"
         if reason is not None:
             self.broken[_shown(key)] = reason
             return None
@@ -238,24 +243,24 @@ class _Samples:
             return None
         files = self.members.setdefault(key, {})
         if extension in files:
-            return f"{_shown(member.name)} comes twice, the first one counts"
+            return f"{_shown(member.name)} is duplicated; using the first one"
         files[extension] = member.offset_data, member.size
         return None
 
 
 def _unusable(key: str) -> str | None:
-    """What keeps a name from being a key."""
+    """Why a name cannot be a key, if so."""
     try:
         size_bytes = len(key.encode())
     except UnicodeEncodeError:
-        return "its name is not UTF-8"
+        return "name is not UTF-8"
     if size_bytes > MAX_NAME_BYTES:
-        return f"its name has {size_bytes:,} bytes, more than {MAX_NAME_BYTES}"
+        return f"name has {size_bytes:,} bytes, more than {MAX_NAME_BYTES}"
     return None
 
 
 def _shown(text: str) -> str:
-    """A name from a tar as it can be told: of a long one the beginning, and a digest to tell it from others."""
+    """Printable form of a name from a tar; long names are truncated and get a digest to stay distinct."""
     printable = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
     if len(printable) <= MAX_NAME_BYTES:
         return printable
@@ -264,13 +269,13 @@ def _shown(text: str) -> str:
 
 
 def _end_problem(path: str, end: int, size_bytes: int) -> str | None:
-    """tarfile takes a damaged header for the end: a true end is a block of zeros."""
+    """Check that the archive ends in a block of zeros, since tarfile treats a damaged header as the end."""
     with open(path, "rb") as file:
         file.seek(end)
         block = file.read(_BLOCK_BYTES)
     if any(block):
         return f"damaged header at byte {end:,} of {size_bytes:,}"
-    return None if len(block) == _BLOCK_BYTES else f"cut short after a file, at {size_bytes:,} bytes: no end of archive"
+    return None if len(block) == _BLOCK_BYTES else f"truncated after a file, at {size_bytes:,} bytes: no end of archive"
 
 
 def _shard(path: str, size_bytes: int, samples: _Samples, problem: str | None) -> Shard:
@@ -296,9 +301,9 @@ def _shard(path: str, size_bytes: int, samples: _Samples, problem: str | None) -
 
 def _lacking(files: Mapping[str, Place]) -> str | None:
     if "json" not in files:
-        return "no json"
+        return "missing json"
     if not any(medium in files for medium in MEDIA):
-        return f"no {', '.join(MEDIA)}"
+        return f"missing {', '.join(MEDIA)}"
     for extension, (_, size) in files.items():
         if size > MAX_FILE_BYTES[extension]:
             return f"its {extension} has {size:,} bytes, more than {MAX_FILE_BYTES[extension]:,}"
@@ -306,7 +311,7 @@ def _lacking(files: Mapping[str, Place]) -> str | None:
 
 
 def _read_cache(cache: str | Path | None) -> dict[str, tuple[Stamp, Shard]]:
-    """What the cache file knows; nothing where it is absent or damaged, for it can be made again."""
+    """Read the cache file; empty if missing or damaged, since it can be rebuilt."""
     known: dict[str, tuple[Stamp, Shard]] = {}
     with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         lines = Path(cache).read_text().splitlines() if cache is not None else []
@@ -330,7 +335,7 @@ def _read_cache(cache: str | Path | None) -> dict[str, tuple[Stamp, Shard]]:
 
 
 def _write_cache(cache: Path, known: Mapping[str, tuple[Stamp, Shard]]) -> None:
-    """Whole or not at all."""
+    """Write atomically."""
     lines: Sequence[str] = [
         json.dumps(
             {

@@ -149,7 +149,7 @@ def test_joint_training_takes_pictures_beside_videos(data: Path, pictures: Path,
     stage = resolve_stage("tiny-video", None, [*SETTINGS, "run.image_share=0.5"])
     init = model_at(tmp_path / "init", "t2v")
     train(stage, str(data), tmp_path / "run", images=str(pictures), init=init, quiet=True)
-    with pytest.raises(UserError, match="joint training takes"):
+    with pytest.raises(UserError, match="joint training requires"):
         train(stage, str(data), tmp_path / "other", init=init, quiet=True)
 
 
@@ -188,7 +188,9 @@ def test_a_resumed_run_says_from_where_and_may_read_in_another_way(
     more = shutil.copytree(data, tmp_path / "more")
     shutil.copy(more / "clips-0.tar", more / "clips-1.tar")
     stage = resolve_stage("tiny-video", None, changes)
-    with pytest.raises(UserError, match=r"was trained on other shards \(clips-1.tar is new\): resume with the same"):
+    with pytest.raises(
+        UserError, match=r"was trained on different shards \(clips-1.tar was added\): resume with the original"
+    ):
         train(stage, str(more), out, init=init, quiet=True)
     (out / "stage.json").write_text("[")
     with pytest.raises(UserError, match=r"stage\.json is damaged"):
@@ -332,5 +334,5 @@ def test_what_cannot_be_trained_on_says_why(data: Path, tmp_path: Path) -> None:
     other = resolve_stage("tiny-video", None, [*SETTINGS, "optimizer.lr=1"])
     with pytest.raises(UserError, match=r"a run with different settings \(optimizer.lr: was 0.0001, now 1.0\)"):
         train(other, str(data), tmp_path / "d", init=tmp_path / "t2v", quiet=True)
-    with pytest.raises(UserError, match="a run of stage 'tiny-video', not of 'tiny-image-to-video'"):
+    with pytest.raises(UserError, match="a run of stage 'tiny-video', expected 'tiny-image-to-video'"):
         train(resolve_stage("tiny-image-to-video", None, SETTINGS), str(data), tmp_path / "d", quiet=True)

@@ -27,7 +27,7 @@ def test_a_damaged_shard_is_told_and_encoded_again_once_it_is_whole(model: Model
     clips.write_bytes(whole[:middle_of_last])
     damaged = cache_shard(index_shard(str(clips)), out, model, STAGE.data)
     assert damaged.samples == 1
-    assert "cut short" in str(damaged.problem)
+    assert "truncated" in str(damaged.problem)
     assert read_record(out, index_shard(str(clips))) == damaged
     clips.write_bytes(whole)
     assert read_record(out, index_shard(str(clips))) is None

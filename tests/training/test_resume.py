@@ -89,16 +89,16 @@ def test_equal_shards_pass_and_so_does_a_checkpoint_without_a_digest(tmp_path: P
 @pytest.mark.parametrize(
     ("now", "message"),
     [
-        (SHARDS[:2], r"\(c.tar is gone\)"),
-        ([*SHARDS, ("d.tar", 1, 1)], r"\(d.tar is new\)"),
+        (SHARDS[:2], r"\(c.tar was removed\)"),
+        ([*SHARDS, ("d.tar", 1, 1)], r"\(d.tar was added\)"),
         ([("a.tar", 101, 5), *SHARDS[1:]], r"\(a.tar had 5 samples in 100 bytes, now 5 in 101\)"),
-        ([("x.tar", 1, 1)], r"\(a.tar is gone; b.tar is gone; c.tar is gone; and 1 more\)"),
+        ([("x.tar", 1, 1)], r"\(a.tar was removed; b.tar was removed; c.tar was removed; and 1 more\)"),
         (SHARDS[::-1], r"\(names, sizes or their order differ\)"),
     ],
 )
 def test_other_shards_are_named(tmp_path: Path, now: list[tuple[str, int, int]], message: str) -> None:
     write_contents(tmp_path / "run", SHARDS)
-    with pytest.raises(ValueError, match=rf"run was trained on other shards {message}: resume with the same ones"):
+    with pytest.raises(ValueError, match=rf"run was trained on different shards {message}: resume with the original"):
         check_contents(tmp_path / "run", digest(SHARDS), now)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [CONTENTS]
 

@@ -323,16 +323,34 @@ def status(
 
 
 @app.command(epilog=EXIT_CODES)
-def inspect(videos: Inputs, config: ConfigFile = None, without: Without = None, as_json: AsJson = False) -> None:
-    """Run the pipeline on videos and print metadata, transitions, clips and scores without writing anything."""
+def inspect(
+    videos: Inputs,
+    config: ConfigFile = None,
+    without: Without = None,
+    stats: Annotated[
+        str | None, typer.Option(help="CSV file for the signals behind the cuts, per frame.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the pipeline on videos and print metadata, transitions, clips and scores without a dataset."""
+    from pathlib import Path
+
     from pipelines import render
+    from pipelines.inspect import SIGNALS, write_signals
     from pipelines.inspect import inspect as run
 
     usable = 0
+    if stats:
+        Path(stats).unlink(missing_ok=True)
     for seen in run(videos, _config(config, without)):
         usable += seen.error_kind is None
+        if stats:
+            write_signals(stats, seen)
         if as_json:
-            print(json.dumps(asdict(seen)), flush=True)
+            values = asdict(seen)
+            for name in SIGNALS:
+                values["source"].pop(name, None)
+            print(json.dumps(values), flush=True)
         else:
             render.print_inspection(console(), seen)
     if not usable:

@@ -1,5 +1,6 @@
 """`clipmill inspect`: run the pipeline on videos without a dataset."""
 
+import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,9 @@ from pipelines.config import CurateConfig
 from pipelines.parts import scan_safely
 from pipelines.progress import Reporter, note
 from pipelines.scoring import clip_stages, load_models
+
+SIGNALS = ("frame_changes", "frame_brightness")
+"""Columns of a source with a number per frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,28 @@ class Inspection:
     """Without embeddings, which are not useful to print."""
     error_kind: str | None = None
     error: str | None = None
+
+    def signals(self) -> Iterator[dict[str, Any]]:
+        """Per frame, the signals that cuts are proposed from, in 8-bit levels, and the transition it is in.
+
+        `change_ratio` compares a change with those of the two frames before and after, as the detector of hard cuts.
+        """
+        changes, brightness = (self.source.get(name) or [] for name in SIGNALS)
+        kinds: dict[int, str] = {}
+        for transition in self.transitions:
+            first, last = transition["start_frame"], max(transition["end_frame"], transition["start_frame"] + 1)
+            kinds |= dict.fromkeys(range(first, last), transition["kind"])
+        for frame, (change, level) in enumerate(zip(changes, brightness, strict=True)):
+            around = [*changes[max(0, frame - 2) : frame], *changes[frame + 1 : frame + 3]]
+            mean = sum(around) / len(around) if around else 0.0
+            yield {
+                "uri": self.uri,
+                "frame": frame,
+                "change": change,
+                "change_ratio": round(change / mean, 3) if mean else None,
+                "brightness": level,
+                "transition": kinds.get(frame, ""),
+            }
 
 
 def inspect(inputs: Sequence[str], config: CurateConfig | None = None, *, quiet: bool = False) -> Iterator[Inspection]:
@@ -47,3 +73,12 @@ def inspect(inputs: Sequence[str], config: CurateConfig | None = None, *, quiet:
                 error_kind=row.pop("error_kind"),
                 error=row.pop("error"),
             )
+
+
+def write_signals(file: str, seen: Inspection) -> None:
+    """Append the signals of a video to a CSV file, which gets a heading when it is new."""
+    with open(file, "a", newline="", encoding="utf-8") as written:
+        rows = csv.DictWriter(written, ["uri", "frame", "change", "change_ratio", "brightness", "transition"])
+        if not written.tell():
+            rows.writeheader()
+        rows.writerows(seen.signals())

@@ -26,7 +26,10 @@ from pipelines.counting import stream_shards
 from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.progress import Reporter
 
-_NOT_OF_THE_CLIP = {"scan_cpu_s", "score_cpu_s", "transitions", "note", "embedding"}
+_NOT_OF_THE_CLIP = {
+    *("scan_cpu_s", "score_cpu_s", "transitions", "frame_changes", "frame_brightness", "note", "embedding"),
+    "text_boxes",
+}
 """Columns of the joined view that a shard has no use for; timings would make equal shards differ."""
 _CHECKED_AT_ONCE = 8
 

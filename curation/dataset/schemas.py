@@ -74,6 +74,13 @@ SOURCES = pa.schema(
         ),
         column("transitions", pa.list_(_TRANSITION), "detected transitions, in order of time"),
         column(
+            "frame_changes",
+            pa.list_(pa.int16()),
+            "mean change of brightness from the previous frame, per frame: what cuts are proposed from",
+            unit="8-bit levels",
+        ),
+        column("frame_brightness", pa.list_(pa.int16()), "mean brightness per frame", unit="8-bit levels"),
+        column(
             "scan_cpu_s", pa.float64(), "CPU time of the scan: probing, cut detection, motion, thumbnails", unit="s"
         ),
         column("score_cpu_s", pa.float64(), "CPU time of captioners and scorers", unit="s"),

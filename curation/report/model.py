@@ -1,8 +1,7 @@
 """A dataset -> what its page shows: clips as columns, sources, rules, selections."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import date, datetime
 from typing import Any
 
 import duckdb
@@ -19,6 +18,8 @@ from curation.report.columns import ReportColumn, report_columns
 from curation.report.overview import overview, rejected_sources
 from curation.report.payload import Payload
 from curation.report.pictures import pictures
+from curation.report.rows import LONGEST_TEXT, json_of, table_of
+from curation.report.sources import sources_of
 from curation.selection.condition import read_condition
 from curation.selection.rules import Rules
 from curation.selection.select import Selection, load_selection, selection_names
@@ -26,8 +27,6 @@ from curation.selection.select import Selection, load_selection, selection_names
 MOST_CLIPS = 20_000
 """Clips that the page holds; of a larger dataset it holds so many, spread evenly over its sources."""
 _QUANTILES = 1_000
-_LONGEST_TEXT = 2_000
-"""Characters of a text; captions can be longer, the page shows so much of them."""
 _FORMAT = 1
 
 
@@ -57,8 +56,10 @@ def build_report(
         columns = report_columns(dataset, connection, rules.rules)
         clip_ids = _shown(connection, total, most_clips)
         connection.register("shown_clips", pa.table({"clip_id": clip_ids, "place": np.arange(len(clip_ids))}))
-        rows = _rows(connection, [column.name for column in columns])
-        encoded = [column.described() | _encoded(payload, column, rows[column.name]) for column in columns]
+        per_source = [column for column in columns if column.table == "sources" and column.kind == "other"]
+        per_clip = [column for column in columns if column not in per_source]
+        rows = _rows(connection, [column.name for column in per_clip])
+        encoded = [column.described() | _encoded(payload, column, rows[column.name]) for column in per_clip]
         header: dict[str, Any] = {
             "format": _FORMAT,
             "dataset": dataset.url,
@@ -69,6 +70,7 @@ def build_report(
             "shown_clips": len(clip_ids),
             "columns": encoded,
             "microseconds": payload.numbers(_microseconds(rows["duration_s"])),
+            "sources": sources_of(connection, payload, per_source, rows["source_id"].to_pylist()),
             "rules": rules.as_given(),
             "where": _where(connection, payload, rules.where, len(clip_ids)),
             "selection": _described(chosen),
@@ -103,7 +105,7 @@ def _total(connection: duckdb.DuckDBPyConnection) -> tuple[int, int]:
 
 def _shown(connection: duckdb.DuckDBPyConnection, total: int, most: int) -> list[str]:
     """The clips to show, by clip_id. Clips of a source are neighbours: every k-th takes evenly from all sources."""
-    ids = _table(connection, "SELECT clip_id::VARCHAR AS clip_id FROM clips ORDER BY clip_id")
+    ids = table_of(connection, "SELECT clip_id::VARCHAR AS clip_id FROM clips ORDER BY clip_id")
     column = ids["clip_id"].combine_chunks()
     if total > most:
         column = column.take(pa.array((np.arange(most) * total) // most))
@@ -113,24 +115,18 @@ def _shown(connection: duckdb.DuckDBPyConnection, total: int, most: int) -> list
 def _rows(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> pa.Table:
     listed = ", ".join(f"rows.{quoted(name)}" for name in names)
     query = joined_query(connection, dict.fromkeys(["clip_id", *names]))
-    return _table(
+    return table_of(
         connection,
         f"SELECT {listed} FROM ({query}) AS rows JOIN shown_clips USING (clip_id) ORDER BY shown_clips.place",
     )
-
-
-def _table(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
-    relation = connection.sql(query)
-    assert relation is not None
-    return relation.to_arrow_table()
 
 
 def _encoded(payload: Payload, column: ReportColumn, values: pa.ChunkedArray) -> dict[str, Any]:
     if column.numeric:
         return {"numbers": payload.numbers(_finite(values, column.kind))}
     if column.kind == "text":
-        return payload.texts([text and text[:_LONGEST_TEXT] for text in values.to_pylist()])
-    return {"values": [_json(value) for value in values.to_pylist()]}
+        return payload.texts([text and text[:LONGEST_TEXT] for text in values.to_pylist()])
+    return payload.values([json_of(value) for value in values.to_pylist()])
 
 
 def _finite(values: pa.ChunkedArray, kind: str) -> NDArray[Any]:
@@ -147,21 +143,6 @@ def _microseconds(values: pa.ChunkedArray) -> NDArray[np.float64]:
     return np.round(pc.fill_null(values.cast(pa.float64()), 0.0).to_numpy() * 1e6)
 
 
-def _json(value: Any) -> Any:
-    """A value that JSON can hold; what it cannot is text."""
-    if isinstance(value, str):
-        return value[:_LONGEST_TEXT]
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _json(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(inner) for inner in value]
-    return value.isoformat() if isinstance(value, date | datetime) else str(value)[:_LONGEST_TEXT]
-
-
 def _where(
     connection: duckdb.DuckDBPyConnection, payload: Payload, where: str | None, clips: int
 ) -> dict[str, Any] | None:
@@ -172,7 +153,7 @@ def _where(
     if condition.missing:
         return None
     query = joined_query(connection, dict.fromkeys(["clip_id", *sorted(condition.columns)]))
-    found = _table(
+    found = table_of(
         connection,
         f"SELECT CASE WHEN {condition.sql} THEN 0 WHEN {condition.sql} IS NULL THEN 2 ELSE 1 END AS outcome "
         f"FROM ({query}) AS joined JOIN shown_clips USING (clip_id) ORDER BY shown_clips.place",

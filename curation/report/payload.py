@@ -25,7 +25,7 @@ class Payload:
 
     def numbers(self, values_N: NDArray[Any]) -> dict[str, Any]:
         """Add an array and return what the header says of it. NaN stands for a number that is not there."""
-        kind = {"f4": "f32", "f8": "f64", "i4": "i32", "u1": "u8"}[values_N.dtype.str[1:]]
+        kind = {"f4": "f32", "f8": "f64", "i4": "i32", "i2": "i16"}[values_N.dtype.str[1:]]
         content = np.ascontiguousarray(values_N).astype(values_N.dtype.newbyteorder("<")).tobytes()
         described = {"type": kind, "offset": self._length, "length": len(values_N)}
         padding = -len(content) % _ALIGNMENT
@@ -38,6 +38,19 @@ class Payload:
         codes: dict[str, int] = {}
         coded = [-1 if value is None else codes.setdefault(value, len(codes)) for value in values]
         return {"texts": list(codes), "codes": self.numbers(np.array(coded, np.int32))}
+
+    def values(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Add JSON values, each distinct one once."""
+        codes: dict[str, int] = {}
+        distinct: list[Any] = []
+        coded = np.empty(len(values), np.int32)
+        for i, value in enumerate(values):
+            key = json.dumps(value)
+            if key not in codes:
+                codes[key] = len(distinct)
+                distinct.append(value)
+            coded[i] = codes[key]
+        return {"values": distinct, "codes": self.numbers(coded)}
 
     def encoded(self, header: Mapping[str, Any]) -> str:
         """Everything as base64, which holds no character that HTML gives a meaning to."""

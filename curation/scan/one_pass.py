@@ -160,6 +160,9 @@ class OnePass:
             }
             for t in transitions
         ]
+        row["frame_changes"], row["frame_brightness"] = map(
+            list, (self._cuts.frame_changes, self._cuts.frame_brightness)
+        )
         clips, thumbnails = [], []
         for span in plan.spans:
             clip = clip_columns(source, info, timeline, span) | self._displayed_size(span)

@@ -70,6 +70,11 @@ TEXT_AREA_COLUMNS = (
         "text area of the first, middle and last frame",
         unit="share, 0 to 1",
     ),
+    column(
+        "text_boxes",
+        pa.list_(pa.struct([("frame", pa.int16()), ("corners", pa.list_(pa.float32()))])),
+        "text boxes in those frames (0 first, 1 middle, 2 last): corners x, y, x, y, ... as shares of width and height",
+    ),
     column("text_area_error", pa.string(), "error message if text_area is null"),
 )
 

@@ -17,6 +17,10 @@ from curation.scores.base import ClipView
 from curation.scores.columns import TEXT_AREA_COLUMNS
 from curation.video.resize import Image
 
+_MOST_BOXES, _MOST_CORNERS = 100, 16
+"""Kept per frame and per box, for showing; the area is of all."""
+_NO_SCORE = {"text_area": None, "text_area_frames": None, "text_boxes": None}
+
 
 class TextConfig(Config):
     """Settings of the text detector."""
@@ -74,23 +78,27 @@ class TextArea:
         )
 
     def score(self, batch: Sequence[ClipView]) -> list[dict[str, Any]]:
-        """Columns text_area, text_area_frames, text_area_error per clip."""
+        """Columns text_area, text_area_frames, text_boxes, text_area_error per clip."""
         return [self._score_clip(clip) for clip in batch]
 
     def _score_clip(self, clip: ClipView) -> dict[str, Any]:
         try:
-            areas = [self.area(image) for image in clip.thumbnails]
+            found = [self._boxes(image) for image in clip.thumbnails]
+            areas = [_covered(boxes, image) for boxes, image in zip(found, clip.thumbnails, strict=True)]
+            outlines = [
+                {"frame": frame, "corners": _corners(polygon, image)}
+                for frame, (boxes, image) in enumerate(zip(found, clip.thumbnails, strict=True))
+                for polygon, _ in boxes[:_MOST_BOXES]
+            ]
         except Exception as error:  # a detector that fails on one clip must not end the batch
-            return {"text_area": None, "text_area_frames": None, "text_area_error": f"{type(error).__name__}: {error}"}
+            return _NO_SCORE | {"text_area_error": f"{type(error).__name__}: {error}"}
         if not areas:
-            return {"text_area": None, "text_area_frames": None, "text_area_error": "the clip has no thumbnails"}
-        return {"text_area": max(areas), "text_area_frames": areas, "text_area_error": None}
+            return _NO_SCORE | {"text_area_error": "the clip has no thumbnails"}
+        return {"text_area": max(areas), "text_area_frames": areas, "text_boxes": outlines, "text_area_error": None}
 
     def area(self, image_HWC: Image) -> float:
         """Share (0 to 1) of one BGR image that is covered by the union of its text boxes."""
-        height, width = image_HWC.shape[:2]
-        covered = union_all([polygon for polygon, _ in self._boxes(image_HWC)])
-        return float(covered.intersection(box(0, 0, width, height)).area / (height * width))
+        return _covered(self._boxes(image_HWC), image_HWC)
 
     def _boxes(self, image_HWC: Image) -> list[tuple[Polygon, float]]:
         boxes = self._detect(image_HWC)
@@ -130,6 +138,19 @@ class TextArea:
             (Polygon((np.array(polygon.exterior.coords) - (left, top)) * 2), confidence)
             for polygon, confidence in self._detect(canvas)
         ]
+
+
+def _covered(boxes: Sequence[tuple[Polygon, float]], image_HWC: Image) -> float:
+    height, width = image_HWC.shape[:2]
+    covered = union_all([polygon for polygon, _ in boxes])
+    return float(covered.intersection(box(0, 0, width, height)).area / (height * width))
+
+
+def _corners(polygon: Polygon, image_HWC: Image) -> list[float]:
+    """x, y, x, y, ... as shares of width and height."""
+    height, width = image_HWC.shape[:2]
+    corners = np.array(polygon.exterior.coords[:-1])[:_MOST_CORNERS] / (width, height)
+    return [float(share) for share in corners.ravel()]
 
 
 def _one_piece(polygon: Polygon | MultiPolygon) -> Polygon:

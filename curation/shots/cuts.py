@@ -145,7 +145,7 @@ class _SlowDetector:
 class CutDetector:
     """Finds transitions. Push every frame in display order, then call `finish` once.
 
-    Memory: eight bytes per frame, and the frames of the last seven seconds at 80 pixels.
+    Memory: ten bytes per frame, and the frames of the last seven seconds at 80 pixels.
     """
 
     def __init__(self, config: CutConfig | None = None) -> None:
@@ -163,6 +163,10 @@ class CutDetector:
         self._blanks = BlankRuns(dark_share=c.dark_share, flat_texture=c.flat_texture)
         self._size: tuple[int, int] | None = None
         self._pts = array("q")
+        self.frame_changes = array("B")
+        """Per frame: mean change of brightness from the frame before, in 8-bit levels; 0 for the first."""
+        self.frame_brightness = array("B")
+        """Per frame: mean brightness, in 8-bit levels."""
         self._window: deque[Sample] = deque()
         self._shown: Sample | None = None
         self._proposed: list[int] = []
@@ -181,6 +185,9 @@ class CutDetector:
         self._pts.append(pts)
         self._size = self._size or sample_size(luma_HW)
         sample = measure(index, time_s, luma_HW, self._size)
+        change = distance(self._window[-1].luma, sample.luma) if self._window else 0.0
+        self.frame_changes.append(min(255, round(change)))
+        self.frame_brightness.append(min(255, round(sample.brightness)))
         finished_runs = self._blanks.push(sample, self._window)
         self._window.append(sample)
         needed = min([index - 6, *(place - _KEPT_BEFORE for place in self._proposed[:1])])

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from clipmill import inspect
+from clipmill import Inspection, inspect
 from clipmill.errors import RunStopped
 from curation.scan.one_pass import ScanConfig
 from curation.video.decode import Limits
 from demo.model import demo_config
+from pipelines.inspect import write_signals
 from tests import faults
 from tests.media import panning, write_video
 from tests.pipelines.corpora import WITHOUT_CLIP
@@ -81,3 +82,16 @@ def test_a_machine_that_fails_stops_the_run_and_rejects_no_source(video: Path, m
     monkeypatch.setattr(importlib.import_module("pipelines.parts"), "scan", faults.fill_disk)
     with pytest.raises(RunStopped, match="temporary folder"):
         list(inspect([str(video)], WITHOUT_CLIP))
+
+
+def test_the_signals_behind_a_cut_are_written_per_frame(tmp_path: Path):
+    source = {"frame_changes": [0, 2, 2, 40, 2, 2], "frame_brightness": [10, 10, 10, 90, 90, 90]}
+    cut = {"kind": "hard", "start_frame": 3, "end_frame": 3}
+    seen = Inspection(uri="v.mp4", source=source, transitions=[cut])
+    for _ in range(2):
+        write_signals(str(tmp_path / "stats.csv"), seen)
+    lines = (tmp_path / "stats.csv").read_text().splitlines()
+    assert lines[0] == "uri,frame,change,change_ratio,brightness,transition"
+    assert lines[4] == "v.mp4,3,40,20.0,90,hard"
+    assert lines[3].endswith(",10,")
+    assert len(lines) == 13

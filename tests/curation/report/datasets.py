@@ -53,6 +53,7 @@ def make(
                 "aesthetic": float(np.float32(random.normal(5, 1))),
                 "text_area": float(np.float32(random.choice([0, 0, 0.07, random.uniform(0, 0.3)]))),
                 "text_area_frames": [0.0, 0.07, 0.01],
+                "text_boxes": [{"frame": 1, "corners": [0.1, 0.1, 0.4, 0.1, 0.4, 0.3, 0.1, 0.3]}],
                 "captions": [{"source": text[:20], "text": text, "error_kind": None, "error": None}],
             }
         )
@@ -74,6 +75,7 @@ def make(
 def _source(i: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
     transitions = [{"kind": "hard", "start_frame": 25, "end_frame": 25, "start_s": 1.0, "end_s": 1.0}]
     columns = {"status": "ok", "duration_s": 80.0, "clip_s": 60.0, "lost_transition_s": 5.0, "scan_cpu_s": 2.0}
+    columns |= {"frame_changes": [1] * 25 + [60] + [1] * 74, "frame_brightness": [100] * 100}
     return {"source_id": f"{i:016x}", "uri": rows[i]["uri"], "codec": "h264", "transitions": transitions} | columns
 
 

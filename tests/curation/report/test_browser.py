@@ -179,6 +179,40 @@ def test_it_is_walked_by_keyboard_and_marks_clips(browser: Any, file: Path, tmp_
         assert page.locator("dialog[open]").count() == 0
 
 
+def test_text_boxes_lie_over_the_frame_that_they_are_in(browser: Any, file: Path) -> None:
+    with opened(browser, file) as page:
+        page.locator(".card .open").first.click()
+        frame, shape = (page.locator(f"dialog .frame {what}").bounding_box() for what in ("img", "polygon"))
+        left = (shape["x"] - frame["x"]) / frame["width"]
+        right = (shape["x"] + shape["width"] - frame["x"]) / frame["width"]
+        assert (left, right) == (pytest.approx(1.1 / 3, abs=0.01), pytest.approx(1.4 / 3, abs=0.01))
+        assert "middle 0.07 (decides)" in page.inner_text("figcaption")
+
+
+def test_a_cut_is_shown_with_the_signals_around_it(browser: Any, file: Path) -> None:
+    with opened(browser, file) as page:
+        page.click("#tab-Cuts")
+        page.click("text=Look")
+        assert "hard at frame 25" in page.inner_text(".signal .note")
+        assert page.locator(".signal canvas").count() == 1
+
+
+def test_two_selections_side_by_side(browser: Any, dataset: Dataset) -> None:
+    wide = Rules.from_values({"name": "wide", "rules": {"motion": {"drop_lowest": "50%"}}}, origin="test")
+    select_clips(dataset, wide, replace=True)
+    file = Path(write_page(dataset, "compared", build_report(dataset, "start", "wide")))
+    kept_ids = {
+        name: {row["clip_id"] for batch in selected_clips(dataset, name, ["clip_id"]) for row in batch.to_pylist()}
+        for name in ("start", "wide")
+    }
+    with opened(browser, file) as page:
+        page.click("#tab-Compare")
+        counts = page.locator(".compare table >> nth=0").locator("tbody td:nth-child(2)").all_inner_texts()
+        start, wide_ids = kept_ids["start"], kept_ids["wide"]
+        assert [int(n) for n in counts] == [len(start & wide_ids), len(start - wide_ids), len(wide_ids - start)]
+        assert page.locator(".compare .card").count() > 0
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [(1280, 800), (390, 844)])
 def test_it_is_accessible(browser: Any, file: Path, viewport: tuple[int, int], scheme: str) -> None:

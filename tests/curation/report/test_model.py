@@ -26,7 +26,7 @@ def unpacked(report: Report) -> tuple[dict[str, Any], bytes]:
 
 
 def numbers(placed: dict[str, Any], rest: bytes) -> np.ndarray:
-    dtype = {"f32": "<f4", "f64": "<f8", "i32": "<i4"}[placed["type"]]
+    dtype = {"f32": "<f4", "f64": "<f8", "i32": "<i4", "i16": "<i2"}[placed["type"]]
     return np.frombuffer(rest, dtype, placed["length"], placed["offset"])
 
 
@@ -59,6 +59,14 @@ def test_a_sample_is_spread_over_the_sources_and_brings_quantiles_of_all(tmp_pat
     assert header["quantiles"]["aesthetic"]["scored"] == 60
     assert len(quantiles) == 1001
     assert (np.diff(quantiles) >= 0).all()
+
+
+def test_transitions_and_signals_come_once_per_source(tmp_path: Path) -> None:
+    header, rest = unpacked(build_report(make(tmp_path / "dataset")))
+    sources = header["sources"]
+    assert sorted(set(numbers(sources["of_clips"], rest).tolist())) == [0, 1, 2, 3, 4]
+    assert [len(transitions) for transitions in sources["values"]["transitions"]] == [1] * 5
+    assert numbers(sources["signals"]["frame_changes"][0], rest)[24:27].tolist() == [1, 60, 1]
 
 
 def test_a_condition_comes_with_its_outcome_per_clip(tmp_path: Path) -> None:

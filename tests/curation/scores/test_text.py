@@ -95,6 +95,12 @@ def test_the_clip_scores_its_worst_frame(scorer: TextArea):
     assert columns["text_area"] == columns["text_area_frames"][1] > 0
     assert columns["text_area_frames"][0] == 0
     assert columns["text_area_error"] is None
+    assert {shown["frame"] for shown in columns["text_boxes"]} == {1}
+    height = len(with_text)
+    corners = np.concatenate([np.reshape(shown["corners"], (-1, 2)) for shown in columns["text_boxes"]])
+    assert (corners >= -0.02).all()
+    assert (corners <= 1.02).all()
+    assert corners[:, 1].min() * height == pytest.approx(200, abs=height * 0.2)
 
 
 def test_a_clip_that_cannot_be_scored_is_null_with_a_reason(scorer: TextArea):

@@ -33,8 +33,9 @@ export class Cuts {
       return;
     }
     const { columns } = this.state.judge;
+    const { sources } = this.state.header;
     const options = [...this.clipsOf.keys()].map((uri): [string, string] => [uri, uri]);
-    const transitions = (columns.get("transitions")?.values?.[clips[0]] ?? []) as Transition[];
+    const transitions = (sources.values.transitions?.[sources.of_clips[clips[0]]] ?? []) as Transition[];
     const ends = [...transitions.map((t) => t.end_s), ...clips.map((clip) => columns.get("end_s")!.numbers![clip])];
     const starts = [
       ...transitions.map((t) => t.start_s),
@@ -118,7 +119,9 @@ export class Cuts {
   }
 
   private around(holder: HTMLElement, clip: number, transition: Transition): void {
-    const changes = this.state.judge.columns.get("frame_changes")?.values?.[clip] as number[] | null | undefined;
+    const { sources } = this.state.header;
+    const changes = sources.signals.frame_changes?.[sources.of_clips[clip]];
+    const brightness = sources.signals.frame_brightness?.[sources.of_clips[clip]];
     holder.replaceChildren();
     if (!changes?.length) {
       holder.append(
@@ -138,7 +141,7 @@ export class Cuts {
         width: Math.max(260, holder.clientWidth),
         height: 200,
         legend: { show: false },
-        scales: { x: { time: false } },
+        scales: { x: { time: false }, brightness: { range: [0, 255] } },
         axes: [
           { label: "frame", stroke: () => colour("--text"), grid: { show: false } },
           {
@@ -148,12 +151,36 @@ export class Cuts {
             size: 56,
           },
         ],
-        series: [{}, { stroke: () => colour("--kept"), width: 1.5 }],
+        series: [
+          {},
+          { stroke: () => colour("--kept"), width: 1.5 },
+          { stroke: () => colour("--soft"), width: 1, dash: [4, 3], scale: "brightness" },
+        ],
+        hooks: { draw: [(plot) => mark(plot, transition)] },
       },
-      [frames, frames.map((frame) => changes[frame])],
+      [frames, frames.map((frame) => changes[frame]), frames.map((frame) => brightness?.[frame] ?? null)],
       holder,
     );
+    const most = Math.max(...frames.map((frame) => changes[frame]));
+    holder.append(
+      h(
+        "p",
+        { class: "note" },
+        `${transition.kind} at frame ${count(transition.start_frame)}. Solid: change from frame to frame, at most ${most} levels here; dashed: brightness, 0 to 255. A hard cut stands out from the frames around it; a dissolve changes little from frame to frame, for many frames; a fade goes through a uniform brightness.`,
+      ),
+    );
   }
+}
+
+/** Shade the frames of a transition. */
+function mark(plot: uPlot, transition: Transition): void {
+  const [left, right] = [
+    transition.start_frame - 0.5,
+    Math.max(transition.end_frame, transition.start_frame + 1) - 0.5,
+  ];
+  const [x, end] = [plot.valToPos(left, "x", true), plot.valToPos(right, "x", true)];
+  plot.ctx.fillStyle = colour("--shade");
+  plot.ctx.fillRect(x, plot.bbox.top, Math.max(2, end - x), plot.bbox.height);
 }
 
 /** A class from a fixed set: kinds come from files. */

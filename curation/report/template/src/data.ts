@@ -11,10 +11,10 @@ export interface Column {
   slider: boolean;
   /** Columns of numbers: NaN where there is none. */
   numbers?: Float32Array | Float64Array;
-  /** Columns of text: distinct texts, and each clip's; -1 where there is none. */
+  /** Columns of text: distinct texts, and in `codes` each clip's; -1 where there is none. */
   texts?: string[];
   codes?: Int32Array;
-  /** All others, as JSON. */
+  /** All others: distinct JSON values; `codes` has each clip's. */
   values?: unknown[];
 }
 
@@ -71,10 +71,15 @@ export interface Header {
   overview: Overview;
   rejected: [string, string, string][];
   quantiles: Record<string, { scored: number; values: Float64Array }>;
+  sources: {
+    of_clips: Int32Array;
+    values: Record<string, unknown[]>;
+    signals: Record<string, (Int16Array | null)[]>;
+  };
   pictures: { offsets: Int32Array; long_side_px: number };
 }
 
-const ARRAYS = { f32: Float32Array, f64: Float64Array, i32: Int32Array, u8: Uint8Array };
+const ARRAYS = { f32: Float32Array, f64: Float64Array, i32: Int32Array, i16: Int16Array };
 
 interface Placed {
   type: keyof typeof ARRAYS;
@@ -105,7 +110,7 @@ function unpacked(value: unknown, buffer: ArrayBuffer, start: number): unknown {
     return new ARRAYS[fields.type](buffer, start + fields.offset, fields.length);
   }
   for (const [key, inner] of Object.entries(fields)) {
-    if (key !== "values" || !Array.isArray(inner)) {
+    if (key !== "values") {
       if (typeof inner === "object" && inner !== null) fields[key] = unpacked(inner, buffer, start);
     }
   }
@@ -121,6 +126,11 @@ function isPlaced(fields: object): fields is Placed {
 export function textOf(column: Column | undefined, clip: number): string {
   const code = column?.codes?.[clip] ?? -1;
   return code < 0 ? "" : column!.texts![code];
+}
+
+/** Value of a clip in a column that is neither of numbers nor of text. */
+export function jsonOf(column: Column | undefined, clip: number): unknown {
+  return column?.values?.[column.codes![clip]];
 }
 
 let pictureText: string | undefined;

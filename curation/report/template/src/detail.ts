@@ -1,6 +1,6 @@
 /** Everything about one clip: pictures, text boxes, video, captions, columns, verdicts. */
 
-import { type Column, textOf } from "./data";
+import { type Column, jsonOf, textOf } from "./data";
 import { h, svg, table } from "./dom";
 import { captionsOf, strip } from "./gallery";
 import { shown } from "./rules";
@@ -65,8 +65,8 @@ export class Detail {
   private pictures(): HTMLElement {
     const { state, clip } = this;
     const image = strip(state, clip);
-    const boxes = (state.judge.columns.get("text_boxes")?.values?.[clip] ?? []) as TextBox[];
-    const areas = state.judge.columns.get("text_area_frames")?.values?.[clip] as (number | null)[] | null | undefined;
+    const boxes = (jsonOf(state.judge.columns.get("text_boxes"), clip) ?? []) as TextBox[];
+    const areas = jsonOf(state.judge.columns.get("text_area_frames"), clip) as (number | null)[] | null | undefined;
     const frame = h("div", { class: "frame" }, image);
     const figure = h("figure", { class: "large" }, frame);
     if (boxes.length) {
@@ -136,7 +136,7 @@ export class Detail {
   private captions(): HTMLElement | null {
     const captions = captionsOf(this.state.header, this.clip);
     if (!captions.length) return null;
-    const similarities = this.state.judge.columns.get("similarity_captions")?.values?.[this.clip] as
+    const similarities = jsonOf(this.state.judge.columns.get("similarity_captions"), this.clip) as
       | (number | null)[]
       | null;
     const rows = captions.map((caption, i) => {
@@ -185,7 +185,7 @@ export class Detail {
 function cell(column: Column, clip: number): string {
   if (column.numbers) return Number.isNaN(column.numbers[clip]) ? "" : String(column.numbers[clip]);
   if (column.texts) return textOf(column, clip);
-  const value = column.values?.[clip];
+  const value = jsonOf(column, clip);
   return value === null || value === undefined ? "" : JSON.stringify(value).slice(0, 600);
 }
 

@@ -1,6 +1,6 @@
 /** Clips as cards: sorted, around a threshold, what a rule removes, a few of each bin. */
 
-import { type Header, stripOf, textOf } from "./data";
+import { type Header, jsonOf, stripOf, textOf } from "./data";
 import { count, duration, h, picker } from "./dom";
 import { Bins } from "./histogram";
 import { shown } from "./rules";
@@ -24,7 +24,7 @@ interface Caption {
 /** Captions of a clip. */
 export function captionsOf(header: Header, clip: number): Caption[] {
   const column = header.columns.find((each) => each.name === "captions");
-  const found = column?.values?.[clip];
+  const found = jsonOf(column, clip);
   return Array.isArray(found) ? (found as Caption[]) : [];
 }
 

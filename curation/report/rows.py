@@ -1,0 +1,34 @@
+"""Rows of a query as Arrow tables, and values as JSON can hold them."""
+
+from collections.abc import Mapping
+from datetime import date, datetime
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+LONGEST_TEXT = 2_000
+"""Characters of a text; captions can be longer, the page shows so much of them."""
+
+
+def table_of(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
+    """The whole answer to a query."""
+    relation = connection.sql(query)
+    assert relation is not None
+    return relation.to_arrow_table()
+
+
+def json_of(value: Any) -> Any:
+    """A value that JSON can hold; what it cannot is text."""
+    if isinstance(value, str):
+        return value[:LONGEST_TEXT]
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): json_of(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_of(inner) for inner in value]
+    return value.isoformat() if isinstance(value, date | datetime) else str(value)[:LONGEST_TEXT]

@@ -93,10 +93,10 @@ def _select(folder: str, name: str) -> dict[str, float]:
     start = time.perf_counter()
     selection = select_clips(Dataset(folder), rules)
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak_gib": _peak_bytes() / 2**30, "selected": selection.clips}
+    return {"seconds": seconds, "peak_gib": peak_bytes() / 2**30, "selected": selection.clips}
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Peak resident memory of this process. /proc counts from exec on, getrusage may count the parent's too."""
     status = Path("/proc/self/status")
     if status.exists():
@@ -109,16 +109,16 @@ def _build(folder: str, clips: int) -> None:
     dataset = Dataset(folder).create_or_open({"benchmark": "select_scale", "clips": clips})
     bounds = np.linspace(0, clips, _PARTS + 1).astype(int)
     for part, (first, last) in enumerate(pairwise(bounds)):
-        table = _clips(np.random.default_rng(part), int(first), int(last))
+        table = clips_table(np.random.default_rng(part), int(first), int(last))
         dataset.write_part("clips", f"{part:04d}", table)
         scores = pa.table({"clip_id": table["clip_id"], "beauty": table["duration_s"].cast(pa.float32())})
         dataset.write_part("scores/beauty", f"{part:04d}", scores)
         dataset.write_part("scores/duplicates", f"{part:04d}", _duplicates(table["clip_id"]))
         ids = pc.unique(table["source_id"])
-        dataset.write_part("sources", f"{part:04d}", _filled(SOURCES, {"source_id": ids}, len(ids)))
+        dataset.write_part("sources", f"{part:04d}", filled(SOURCES, {"source_id": ids}, len(ids)))
 
 
-def _clips(random: np.random.Generator, first: int, last: int) -> pa.Table:
+def clips_table(random: np.random.Generator, first: int, last: int) -> pa.Table:
     rows = last - first
     number = np.arange(first, last)
     duration_s = random.uniform(1.0, 20.0, rows)
@@ -141,7 +141,7 @@ def _clips(random: np.random.Generator, first: int, last: int) -> pa.Table:
         "motion": motion,
         "text_area": text_area,
     }
-    return _filled(CLIPS, columns, rows)
+    return filled(CLIPS, columns, rows)
 
 
 def _duplicates(clip_id: pa.ChunkedArray) -> pa.Table:
@@ -152,7 +152,7 @@ def _duplicates(clip_id: pa.ChunkedArray) -> pa.Table:
     return pa.table({"clip_id": clip_id, "duplicate_rank": copy.astype(np.int32), "duplicate_of": of})
 
 
-def _filled(schema: pa.Schema, columns: dict[str, object], rows: int) -> pa.Table:
+def filled(schema: pa.Schema, columns: dict[str, object], rows: int) -> pa.Table:
     return pa.table({f.name: columns.get(f.name, pa.nulls(rows, f.type)) for f in schema})
 
 

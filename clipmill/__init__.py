@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipelines.curate import CurateResult, curate
     from pipelines.export import export
     from pipelines.inspect import Inspection, inspect
+    from pipelines.report import WrittenReport, report
     from pipelines.sample import Sample, SampleRequest, sample
     from pipelines.select import select
     from pipelines.shard import ShardRun, shard
@@ -53,11 +54,13 @@ _MODULES = {
     "Stage": "training.stages",
     "Status": "pipelines.status",
     "UserError": "clipmill.errors",
+    "WrittenReport": "pipelines.report",
     "curate": "pipelines.curate",
     "cache_latents": "pipelines.cache_latents",
     "export": "pipelines.export",
     "find_duplicates": "curation.dedup.duplicates",
     "inspect": "pipelines.inspect",
+    "report": "pipelines.report",
     "sample": "pipelines.sample",
     "select": "pipelines.select",
     "shard": "pipelines.shard",
@@ -87,12 +90,14 @@ __all__ = [
     "Stage",
     "Status",
     "UserError",
+    "WrittenReport",
     "__version__",
     "cache_latents",
     "curate",
     "export",
     "find_duplicates",
     "inspect",
+    "report",
     "sample",
     "select",
     "shard",

@@ -332,6 +332,16 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
         ("duplicate_rank: {max: 0}", rule),
         ("SELECT round(duplicate_cosine", sql),
     ],
+    "docs/choosing-thresholds.md": [
+        ("clipmill report DATASET", parsed("--open starts a browser")),
+        ("clipmill select DATASET", parsed("rules.yaml is copied from the page; tests/curation/report does so")),
+        ("clipmill inspect VIDEO", parsed("VIDEO is any video; tests/pipelines/test_inspect.py writes the signals")),
+        ("clipmill select DATASET", parsed("marks.json is a download of the page: test_marks.py")),
+        ("from pathlib import Path", dataset_python),
+        ("import duckdb", dataset_python),
+        ("import duckdb", shown("it displays pictures in a notebook")),
+        ("import duckdb", shown("FiftyOne is not installed")),
+    ],
     "docs/format.md": [
         ("DATASET/", tree("DATASET")),
         *[("from pathlib import Path", dataset_python)] * 2,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -15,7 +16,7 @@ BUDGET_BYTES = 26 << 20
 """All strips of a page; base64 makes a third more of it."""
 READ_BYTES = 2 << 30
 """Preview files that are read for a page; above that, only some of its clips have pictures."""
-_SIZES = ((320, 70), (240, 65), (200, 60), (160, 55), (128, 50), (96, 45), (80, 40), (64, 35))
+_SIZES = ((320, 70), (240, 65), (200, 60), (160, 55), (128, 50), (96, 45), (80, 40), (64, 35), (64, 20), (48, 15))
 """Long side of a picture in pixels and WebP quality, from the best to the smallest."""
 _TRIED = 48
 _LARGEST_SIDE_PX = 8192
@@ -86,7 +87,7 @@ def _previews(dataset: Dataset, place: Mapping[str, int]) -> Iterator[list[tuple
                 wanted = [i for i, clip_id in enumerate(rows["clip_id"].to_pylist()) if clip_id in place]
                 batch = [
                     (place[row["clip_id"]], (row["first"], row["middle"], row["last"]))
-                    for row in rows.take(wanted).to_pylist()
+                    for row in rows.take(pa.array(wanted, pa.int64())).to_pylist()
                 ]
                 if batch:
                     yield batch

@@ -109,3 +109,8 @@ def test_pictures_stay_within_their_budget(tmp_path: Path) -> None:
 def test_a_picture_that_is_none_leaves_a_gap(tmp_path: Path) -> None:
     assert strip((jpeg(0), b"not a picture", jpeg(1)), 96, 50) == b""
     assert strip((None, None, None), 96, 50) == b""
+
+
+def test_few_clips_of_many_find_their_pictures(tmp_path: Path) -> None:
+    report = build_report(make(tmp_path / "dataset", 600, parts=1), most_clips=2)
+    assert (report.shown, report.with_pictures) == (2, 2)

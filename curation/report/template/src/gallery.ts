@@ -46,7 +46,7 @@ export function shortSource(state: State, clip: number): string {
 export function card(state: State, clip: number, open: (clip: number) => void, extra = ""): HTMLElement {
   const { header } = state;
   const names = [...new Set([state.active, ...state.sliders()])].filter(
-    (name) => state.judge.columns.get(name)?.numbers && name !== "duplicate_rank",
+    (name) => state.judge.scores(name).length > 0 && name !== "duplicate_rank",
   );
   const reason = state.reason(clip);
   const mark = state.marks.get(state.clipId(clip));
@@ -281,13 +281,12 @@ export class Gallery {
     const found = new Map<number, number[]>();
     for (const clip of all)
       if (bins.of[clip] >= 0) found.set(bins.of[clip], [...(found.get(bins.of[clip]) ?? []), clip]);
-    const width = (bins.high - bins.low) / bins.centres.length;
     return [...found.keys()]
       .sort((a, b) => a - b)
       .map((bin) => {
         const clips = found.get(bin)!;
         const order = [...clips].sort((a, b) => shuffled(a, this.seed) - shuffled(b, this.seed));
-        const [low, high] = [bins.low + bin * width, bins.low + (bin + 1) * width];
+        const [low, high] = [bins.edges[bin], bins.edges[bin + 1]];
         return {
           title: `${shown(low)} to ${shown(high)} ${column.unit}: ${count(clips.length)} clips`,
           clips: order.slice(0, PER_BIN),

@@ -15,6 +15,9 @@ export const colour = (name: string) => getComputedStyle(document.documentElemen
 export class Bins {
   readonly low: number;
   readonly high: number;
+  /** Whether bins are equal in the square root of the distance from the least score. */
+  readonly root: boolean;
+  readonly edges: Float64Array;
   readonly centres: Float64Array;
   readonly of: Int16Array;
 
@@ -28,10 +31,31 @@ export class Bins {
     const spread = high > low ? high - low : Math.max(Math.abs(low) * 0.02, 1e-6);
     this.low = high > low ? low : low - spread / 2;
     this.high = this.low + spread;
-    this.centres = Float64Array.from({ length: BINS }, (_, i) => this.low + ((i + 0.5) * spread) / BINS);
-    this.of = Int16Array.from(column.numbers!, (value) =>
-      Number.isNaN(value) ? -1 : Math.max(0, Math.min(BINS - 1, Math.floor(((value - this.low) / spread) * BINS))),
+    const median = extremes[extremes.length >> 1] ?? low;
+    this.root = low >= 0 && median - low < 0.1 * spread; // a long tail would leave everything in the first bins
+    this.edges = Float64Array.from({ length: BINS + 1 }, (_, i) => this.unwarped((i / BINS) * this.warped(this.high)));
+    this.centres = Float64Array.from({ length: BINS }, (_, i) =>
+      this.unwarped(((i + 0.5) / BINS) * this.warped(this.high)),
     );
+    this.of = Int16Array.from(column.numbers!, (value) => {
+      const share = this.warped(value) / this.warped(this.high);
+      return Number.isNaN(value) ? -1 : Math.max(0, Math.min(BINS - 1, Math.floor(share * BINS)));
+    });
+  }
+
+  private warped(value: number): number {
+    return this.root ? Math.sqrt(Math.max(0, value - this.low)) : value - this.low;
+  }
+
+  private unwarped(place: number): number {
+    return this.low + (this.root ? place ** 2 : place);
+  }
+
+  /** The horizontal scale of a plot of these bins. */
+  get scale(): uPlot.Scale {
+    const range = (): uPlot.Range.MinMax => [this.low, this.high];
+    if (!this.root) return { time: false, range };
+    return { time: false, range, distr: 100, fwd: (value) => this.warped(value), bwd: (place) => this.unwarped(place) };
   }
 
   /** Clips per bin, of those for which `wanted` holds 1; all of them without it. */
@@ -43,7 +67,7 @@ export class Bins {
 
   /** The step to which a dragged value is rounded. */
   get step(): number {
-    return 10 ** Math.floor(Math.log10((this.high - this.low) / 200));
+    return 10 ** Math.floor(Math.log10((this.high - this.low) / (this.root ? 2000 : 200)));
   }
 }
 
@@ -112,7 +136,7 @@ export class Histogram {
         cursor: { show: false },
         padding: [4, 8, 0, 8],
         scales: {
-          x: { time: false, range: () => [this.bins.low, this.bins.high] },
+          x: this.bins.scale,
           y: { range: (_, __, high) => [0, Math.max(1, high * 1.05)] },
         },
         axes: [
@@ -122,7 +146,9 @@ export class Histogram {
             ticks: { stroke: () => colour("--line"), size: 4 },
             size: 26,
             font: "11px system-ui",
-            values: (_, splits) => splits.map((value) => shown(value)),
+            ...(this.bins.root ? { splits: () => ticks(this.bins.low, this.bins.high) } : {}),
+            filter: (_, splits) => splits,
+            values: (_, splits) => splits.map((value) => (value === null ? "" : shown(value))),
           },
           { show: false },
         ],
@@ -298,4 +324,10 @@ export class Histogram {
     const off = end === "min" ? value <= low : value >= high;
     this.set(end, off ? undefined : value);
   }
+}
+
+/** Round numbers that lie evenly on a square-root scale. */
+function ticks(low: number, high: number): number[] {
+  const places = [0, 0.2, 0.4, 0.6, 0.8, 1].map((place) => low + place ** 2 * (high - low));
+  return [...new Set(places.map((value) => Number(value.toPrecision(value < high ? 1 : 2))))].filter((v) => v <= high);
 }

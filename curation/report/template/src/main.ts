@@ -32,7 +32,7 @@ async function start(): Promise<void> {
     histograms.set(name, histogram);
     list.append(histogram.element);
   };
-  for (const name of [...state.rules.keys(), ...state.sliders()]) if (state.judge.columns.get(name)?.numbers) add(name);
+  for (const name of [...state.rules.keys(), ...state.sliders()]) if (state.judge.scores(name).length) add(name);
   const drawn = () => [...histograms.values()].map((histogram) => histogram.draw());
   const others = header.columns
     .filter((column) => column.numbers && !histograms.has(column.name))
@@ -46,13 +46,15 @@ async function start(): Promise<void> {
       drawn();
     },
   );
+  const unscored = state.sliders().filter((name) => !state.judge.scores(name).length);
+  const none = unscored.length ? h("p", { class: "note" }, `No clip has: ${unscored.join(", ")}`) : "";
   const duplicates = new Duplicates(state, detail.open);
   const cuts = new Cuts(state, detail.open);
   const compare = new Compare(state, detail.open);
   const choose = h(
     "div",
     { class: "choose" },
-    h("div", { class: "left" }, list, more, yamlBox(state)),
+    h("div", { class: "left" }, list, none, more, yamlBox(state)),
     h("div", { class: "right" }, funnelOf(state), gallery.element),
   );
   const tabs: Tab[] = [];

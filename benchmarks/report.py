@@ -1,0 +1,137 @@
+"""The report's page for 20,000 clips and for a million: seconds and memory to write it, its size, and how it answers.
+
+    python -m benchmarks.report [--clips N] [--skip-browser]
+
+Each page is written in a process of its own. Chromium (`chromium` on PATH) opens it from disk, without a network, and
+drags a threshold; the latency is from the input to the frame in which the counts have changed.
+"""
+
+import argparse
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from benchmarks.common import report as print_table
+from benchmarks.select_scale import clips_table, filled, peak_bytes
+from curation.dataset.tables import PREVIEWS, SOURCES, Dataset
+from curation.report.model import build_report
+from curation.report.page import write_page
+
+_LARGE, _WHOLE = 1_000_000, 20_000
+_PARTS = 64
+_PICTURES = 64
+"""Different pictures; those of 20,000 clips are drawn from them, each with its own quality."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clips", type=int, default=_LARGE, help="clips of the larger dataset")
+    parser.add_argument("--skip-browser", action="store_true")
+    parser.add_argument("--write", metavar="DATASET", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.write:
+        print(json.dumps(_write(options.write)))
+        return
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="clipmill-report-") as folder:
+        for name, clips in (("whole", _WHOLE), ("sample", options.clips)):
+            dataset = f"{folder}/{name}"
+            _build(dataset, clips)
+            written = _in_child(dataset)
+            browser = {} if options.skip_browser else _open(written.pop("file"))
+            figures |= {f"{name}_{key}": value for key, value in ({"clips": clips} | written | browser).items()}
+            shutil.rmtree(dataset)
+    goals = {"write_s": "60", "peak_gib": "2", "size_mb": "40", "ready_s": "3", "slider_ms": "100"}
+    rows = [
+        (key, *(figures.get(f"{name}_{key}", "–") for name in ("whole", "sample")), goals.get(key, ""))
+        for key in ("clips", "shown", "with_pictures", "write_s", "peak_gib", "size_mb", "ready_s", "slider_ms")
+    ]
+    print_table("the report's page", ("", "all clips in it", "a sample", "at most"), rows, figures)
+
+
+def _in_child(dataset: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.report", "--write", dataset]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _write(dataset: str) -> dict[str, Any]:
+    start = time.perf_counter()
+    opened = Dataset(dataset)
+    built = build_report(opened)
+    file = write_page(opened, "all", built)
+    return {
+        "file": file,
+        "shown": built.shown,
+        "with_pictures": built.with_pictures,
+        "write_s": round(time.perf_counter() - start, 1),
+        "peak_gib": round(peak_bytes() / 2**30, 2),
+        "size_mb": round(os.path.getsize(file) / 1e6, 1),
+    }
+
+
+def _open(file: str) -> dict[str, float]:
+    """Seconds until the page can be used, and the median milliseconds from moving a threshold to the new counts."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        executable = os.environ.get("CLIPMILL_CHROMIUM") or shutil.which("chromium")
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        page = browser.new_context(viewport={"width": 1280, "height": 800}, offline=True).new_page()
+        start = time.perf_counter()
+        page.goto(Path(file).as_uri(), timeout=120_000)
+        page.wait_for_selector("html[data-ready]", timeout=120_000)
+        ready_s = time.perf_counter() - start
+        moved = """async step => {
+            const start = performance.now();
+            const handle = document.querySelector('[data-column=motion] .handle.min');
+            handle.dispatchEvent(new KeyboardEvent('keydown', {key: 'PageUp', bubbles: true}));
+            await new Promise(resolve => requestAnimationFrame(() => requestAnimationFrame(resolve)));
+            return performance.now() - start;
+        }"""
+        latencies_ms = sorted(page.evaluate(moved, step) for step in range(11))
+        browser.close()
+    return {"ready_s": round(ready_s, 2), "slider_ms": round(latencies_ms[5], 1)}
+
+
+def _build(folder: str, clips: int) -> None:
+    """Clips with pictures of a real size: JPEGs of 320 x 180 of about 8 kB."""
+    dataset = Dataset(folder).create_or_open({"benchmark": "report", "clips": clips})
+    pictures = [_picture(seed) for seed in range(_PICTURES)]
+    for part, (first, last) in enumerate(pairwise(np.linspace(0, clips, _PARTS + 1).astype(int).tolist())):
+        random = np.random.default_rng(part)
+        table = clips_table(random, first, last)
+        chosen = pa.array(pictures, pa.binary())
+        drawn = {
+            name: chosen.take(pa.array(random.integers(0, _PICTURES, last - first))) for name in PREVIEWS.names[1:]
+        }
+        dataset.write_part("previews", f"{part:04d}", pa.table({"clip_id": table["clip_id"], **drawn}, PREVIEWS))
+        dataset.write_part("clips", f"{part:04d}", table)
+        ids = table["source_id"].unique()
+        columns = {"source_id": ids, "status": pa.array(["ok"] * len(ids))}
+        dataset.write_part("sources", f"{part:04d}", filled(SOURCES, columns, len(ids)))
+
+
+def _picture(seed: int) -> bytes:
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 255, (9, 16, 3), dtype=np.uint8)).resize((320, 180))
+    noisy = np.clip(np.asarray(coarse, np.int16) + random.normal(0, 6, (180, 320, 3)), 0, 255).astype(np.uint8)
+    written = io.BytesIO()
+    Image.fromarray(noisy).save(written, "JPEG", quality=75)
+    return written.getvalue()
+
+
+if __name__ == "__main__":
+    main()

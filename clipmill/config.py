@@ -65,8 +65,17 @@ def _mistake(mistake: ErrorDetails, name: str) -> str:
     where = ".".join(str(part) for part in mistake["loc"]) or name
     if mistake["type"] in ("value_error", "missing"):
         return f"{where}: {mistake['msg'].removeprefix('Value error, ')}"
-    got = redacted(repr(mistake["input"]))
-    return f"{where}: {mistake['msg']}, got {got if len(got) <= _MAX_SHOWN else f'{got[:_MAX_SHOWN]}...'}"
+    return f"{where}: {mistake['msg']}, got {_shown(mistake['input'], mistake['type'])}"
+
+
+def _shown(value: object, mistake: str) -> str:
+    """A rejected value without secrets: text that a text field rejects may be a key in the wrong place."""
+    if isinstance(value, str) and mistake.startswith("string"):
+        return f"a string of {len(value)} characters"
+    if not isinstance(value, str | int | float | None):
+        return f"a {type(value).__name__}"
+    got = redacted(repr(value))
+    return got if len(got) <= _MAX_SHOWN else f"{got[:_MAX_SHOWN]}..."
 
 
 def read_yaml(address: str) -> dict[str, Any]:

@@ -91,5 +91,5 @@ def test_latents_of_shards_that_are_gone_are_named(data: Path, tmp_path: Path) -
     out.mkdir()
     (out / "clips-0.tar").touch()
     (out / "clips-7.tar").touch()
-    with pytest.raises(UserError, match=r"latents of shards that .* does not have \(clips-7\.tar\)"):
+    with pytest.raises(UserError, match=r"latents of shards that are not in .* \(clips-7\.tar\)"):
         cache_latents(resolve_stage("tiny-image-to-video", None, SETTINGS), str(data), out, init=init, quiet=True)

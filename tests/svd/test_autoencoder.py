@@ -106,7 +106,7 @@ def test_configurations_are_checked():
         AutoencoderConfig.preset("tinny")
     with pytest.raises(ValueError, match="Did you mean 'widths'"):
         AutoencoderConfig.preset("svd", width=(32,))
-    with pytest.raises(ValueError, match="multiples of 32"):
+    with pytest.raises(ValueError, match="multiples of groups=32"):
         AutoencoderConfig(widths=(48, 64))
     assert AutoencoderConfig(widths=(48, 64), groups=8).factor == 2
 

@@ -271,10 +271,10 @@ def test_attention_over_more_heads_than_a_launch_grid_takes(unet: UNet, monkeypa
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("context_BNC", torch.zeros(2, 64), r"context_BNC is of shape \[2, 64\]; \[2, N, 64\] was"),
-        ("ids_BK", torch.zeros(2, 4), r"ids_BK is of shape \[2, 4\]; \[2, 3\]"),
-        ("ids_BK", None, "ids_BK is missing; this network takes fps_id, motion_bucket, noise_augmentation"),
-        ("image_only_B", torch.zeros(3, dtype=torch.bool), r"image_only_B is of shape \[3\]; \[2\]"),
+        ("context_BNC", torch.zeros(2, 64), r"context_BNC must have shape \[2, N, 64\], got \[2, 64\]"),
+        ("ids_BK", torch.zeros(2, 4), r"ids_BK must have shape \[2, 3\], got \[2, 4\]"),
+        ("ids_BK", None, "ids_BK is missing; this network expects fps_id, motion_bucket, noise_augmentation"),
+        ("image_only_B", torch.zeros(3, dtype=torch.bool), r"image_only_B must have shape \[2\], got \[3\]"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(unet: UNet, name: str, value: torch.Tensor | None, message: str) -> None:

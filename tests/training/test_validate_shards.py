@@ -44,7 +44,7 @@ def test_latents_of_the_stage_pass_those_of_its_buckets_too(model: Model, tmp_pa
     buckets = {"lengths": [2, 3], "aspect_ratios": [0.5, 2.0], "height_px": 128, "width_px": 128}
     tall = latents(tmp_path / "tall", model, frames=2, size_px=(192, 128))
     check(tall, model, overlay(STAGE, {"data": buckets}))
-    with pytest.raises(ValueError, match=r"2 frames of 192 x 128; .* trains on 3 of 32 x 48"):
+    with pytest.raises(ValueError, match=r"2 frames of 192 x 128; .* expects 3 of 32 x 48"):
         check(tall, model)
 
 

@@ -52,7 +52,7 @@ def opened(browser: Any, file: Path, **options: Any) -> Iterator[Any]:
     assert not [line for line in said if not line.startswith(("log:", "info:", "debug:"))]
 
 
-def wait_until(page: Any, expression: str, *, timeout_s: float = 20) -> None:
+def wait_until(page: Any, expression: str, *, timeout_s: float = 60) -> None:
     """Wait for a JavaScript expression to hold; playwright's own way needs eval, which the page forbids."""
     deadline_s = time.monotonic() + timeout_s
     while not page.evaluate(expression):

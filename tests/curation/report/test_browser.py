@@ -81,8 +81,7 @@ def test_dragged_and_typed_thresholds_give_what_select_gives(
         field = page.locator('[data-column="motion"] .end:first-child .percent')
         field.fill("37.5")
         field.press("Tab")
-        assert "37.5%" in page.input_value("#yaml")
-        page.wait_for_timeout(100)
+        wait_until(page, "document.querySelector('#yaml').value.includes('37.5%')")
         assert selects(dataset, page.input_value("#yaml"), tmp_path) == kept(page)
 
 

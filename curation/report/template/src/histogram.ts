@@ -296,7 +296,8 @@ export class Histogram {
       if (handle.hasPointerCapture(event.pointerId)) moveTo(event.clientX);
     });
     handle.addEventListener("keydown", (event) => {
-      const now = Number(handle.getAttribute("aria-valuenow"));
+      // From the rules, not from the handle: that is redrawn a frame later, and a second key may come before.
+      const now = this.bounds()[end] ?? (end === "min" ? this.bins.low : this.bins.high);
       const step = Math.max(this.bins.step, (this.bins.high - this.bins.low) / 200);
       const by: Record<string, number> = {
         ArrowLeft: -1,
@@ -314,10 +315,15 @@ export class Histogram {
     return handle;
   }
 
+  /** The thresholds of this score as numbers. */
+  private bounds() {
+    return this.state.judge.thresholds(this.column.name, this.state.rules.get(this.column.name) ?? {});
+  }
+
   /** Take a value from the handle: rounded, within the other end, off at its own end. */
   private moved(end: End, to: number): void {
     const { low, high, step } = this.bins;
-    const bounds = this.state.judge.thresholds(this.column.name, this.state.rules.get(this.column.name) ?? {});
+    const bounds = this.bounds();
     let value = Number((Math.round(to / step) * step).toPrecision(12));
     if (end === "min" && bounds.max !== undefined) value = Math.min(value, bounds.max);
     if (end === "max" && bounds.min !== undefined) value = Math.max(value, bounds.min);

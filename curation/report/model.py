@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipmill import storage
+from clipmill.errors import UserError
 from curation.dataset.joined import joined_columns, joined_query
 from curation.dataset.sql import quoted
 from curation.dataset.tables import Dataset
@@ -25,7 +26,9 @@ from curation.selection.rules import Rules
 from curation.selection.select import Selection, load_selection, selection_names
 
 MOST_CLIPS = 20_000
-"""Clips that the page holds; of a larger dataset it holds so many, spread evenly over its sources."""
+"""Clips that the page holds; of a larger dataset it holds a stratified sample of so many."""
+_BUCKETS, _STRATIFIED = 6, 5
+"""Strata: buckets per score, and how many scores."""
 _QUANTILES = 1_000
 _FORMAT = 1
 
@@ -54,11 +57,16 @@ def build_report(
     with dataset.connect() as connection:
         total, microseconds = _total(connection)
         columns = report_columns(dataset, connection, rules.rules)
-        clip_ids = _shown(connection, total, most_clips)
+        clip_ids = _shown(connection, columns, total, most_clips)
         connection.register("shown_clips", pa.table({"clip_id": clip_ids, "place": np.arange(len(clip_ids))}))
         per_source = [column for column in columns if column.table == "sources" and column.kind == "other"]
         per_clip = [column for column in columns if column not in per_source]
         rows = _rows(connection, [column.name for column in per_clip])
+        if rows.num_rows != len(clip_ids):
+            raise UserError(
+                f"a table of {dataset.url} has several rows for one clip or source: {rows.num_rows:,} rows for "
+                f"{len(clip_ids):,} clips. A table under scores/ must have at most one row per clip_id."
+            )
         encoded = [column.described() | _encoded(payload, column, rows[column.name]) for column in per_clip]
         header: dict[str, Any] = {
             "format": _FORMAT,
@@ -103,13 +111,28 @@ def _total(connection: duckdb.DuckDBPyConnection) -> tuple[int, int]:
     return int(clips), int(microseconds)
 
 
-def _shown(connection: duckdb.DuckDBPyConnection, total: int, most: int) -> list[str]:
-    """The clips to show, by clip_id. Clips of a source are neighbours: every k-th takes evenly from all sources."""
-    ids = table_of(connection, "SELECT clip_id::VARCHAR AS clip_id FROM clips ORDER BY clip_id")
-    column = ids["clip_id"].combine_chunks()
-    if total > most:
-        column = column.take(pa.array((np.arange(most) * total) // most))
-    return list(column.to_pylist())
+def _shown(connection: duckdb.DuckDBPyConnection, columns: Sequence[ReportColumn], total: int, most: int) -> list[str]:
+    """The clips to show, by clip_id: all, or a sample in which scores and their combinations have their shares.
+
+    Clips are sorted by the bucket of each score and then by id, which begins with the source's hash, and every k-th is
+    taken (systematic sampling of strata).
+    """
+    if total <= most:
+        ids = table_of(connection, "SELECT clip_id::VARCHAR AS clip_id FROM clips ORDER BY clip_id")
+        return list(ids["clip_id"].to_pylist())
+    names = [column.name for column in columns if column.slider][:_STRATIFIED]
+    counts = ", ".join(f"count({quoted(name)})" for name in names) or "1"
+    [scored] = connection.execute(f"SELECT {counts} FROM ({joined_query(connection, names)})").fetchall()
+    buckets = [
+        f"ntile({_BUCKETS}) OVER (ORDER BY {quoted(name)})"
+        for name, clips in zip(names, scored, strict=bool(names))
+        if clips
+    ]
+    order = ", ".join([*buckets, "clip_id"])
+    rows = joined_query(connection, dict.fromkeys(["clip_id", *names]))
+    ids = table_of(connection, f"SELECT clip_id::VARCHAR AS clip_id FROM ({rows}) ORDER BY {order}")
+    every = pa.array((np.arange(most) * ids.num_rows) // most)
+    return sorted(ids["clip_id"].combine_chunks().take(every).to_pylist())
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> pa.Table:
@@ -195,5 +218,5 @@ def _quantiles(
             f"WHERE isfinite({value}::DOUBLE)"
         ).fetchall()
         if scored:
-            found[column.name] = {"scored": scored, "values": payload.numbers(np.array(values, np.float64))}
+            found[column.name] = {"scored": scored, "quantiles": payload.numbers(np.array(values, np.float64))}
     return found

@@ -112,7 +112,8 @@ def _tile(jpeg: bytes | None, long_side_px: int) -> Image.Image | None:
         with Image.open(io.BytesIO(jpeg or b""), formats=["JPEG"]) as image:
             if max(image.size) > _LARGEST_SIDE_PX:
                 return None
-            image.draft("RGB", (long_side_px, long_side_px))
+            wide = image.width >= image.height  # the shorter side would keep Pillow from decoding at a fraction
+            image.draft("RGB", (long_side_px, 1) if wide else (1, long_side_px))
             tile = image.convert("RGB")
     except (OSError, SyntaxError, ValueError):  # as which Pillow reports files that it cannot read
         return None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -55,7 +56,7 @@ def test_a_sample_is_spread_over_the_sources_and_brings_quantiles_of_all(tmp_pat
     assert (report.clips, report.shown, report.with_pictures) == (60, 20, 20)
     ids = next(column for column in header["columns"] if column["name"] == "clip_id")
     assert {text.partition("-")[0] for text in ids["texts"]} == {f"{i:016x}" for i in range(5)}
-    quantiles = numbers(header["quantiles"]["aesthetic"]["values"], rest)
+    quantiles = numbers(header["quantiles"]["aesthetic"]["quantiles"], rest)
     assert header["quantiles"]["aesthetic"]["scored"] == 60
     assert len(quantiles) == 1001
     assert (np.diff(quantiles) >= 0).all()
@@ -114,3 +115,12 @@ def test_a_picture_that_is_none_leaves_a_gap(tmp_path: Path) -> None:
 def test_few_clips_of_many_find_their_pictures(tmp_path: Path) -> None:
     report = build_report(make(tmp_path / "dataset", 600, parts=1), most_clips=2)
     assert (report.shown, report.with_pictures) == (2, 2)
+
+
+def test_a_table_with_two_rows_for_a_clip_is_refused(tmp_path: Path) -> None:
+    dataset = make(tmp_path / "dataset")
+    with dataset.connect() as connection:
+        ids = [row[0] for row in connection.execute("SELECT clip_id FROM clips").fetchall()]
+    dataset.write_part("scores/twice", "twice", pa.table({"clip_id": [ids[0], ids[0]], "twice": [1.0, 2.0]}))
+    with pytest.raises(UserError, match="at most one row per clip_id"):
+        build_report(dataset)

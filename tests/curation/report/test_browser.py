@@ -129,6 +129,7 @@ def test_borderline_shows_both_sides_of_the_threshold(browser: Any, file: Path) 
         field.fill("0.25")
         field.press("Tab")
         page.select_option(".gallery select >> nth=0", "borderline")
+        wait_until(page, "document.querySelectorAll('.gallery h2').length === 2")
         titles = page.locator(".gallery h2").all_inner_texts()
         assert titles == ["Just passing: sharpness from 0.25 dB", "Just failing: sharpness below 0.25 dB"]
         scores = page.locator(".gallery .score.active").all_inner_texts()
@@ -227,6 +228,18 @@ def test_it_is_accessible(browser: Any, file: Path, viewport: tuple[int, int], s
             found = {v["id"]: [node["html"][:160] for node in v["nodes"][:3]] for v in violations}
             assert not found, tab.inner_text()
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), tab.inner_text()
+
+
+def test_a_sample_says_so_and_counts_within_a_few_clips(browser: Any, tmp_path: Path) -> None:
+    dataset = make(tmp_path / "dataset", 400)
+    rules = Rules.from_values({"name": "most", "rules": {"aesthetic": {"drop_lowest": "30%"}}}, origin="test")
+    exact = select_clips(dataset, rules)
+    with opened(browser, Path(write_page(dataset, "most", build_report(dataset, "most", most_clips=200)))) as page:
+        assert "estimated from a sample of 200" in page.inner_text(".totals")
+        (bound,) = page.evaluate("Object.values(clipmill.judged.tests[0].bounds)")
+        assert bound == pytest.approx(exact.funnel[0].thresholds["drop_lowest"], abs=0.02)
+        assert kept(page) * 2 == pytest.approx(exact.clips, abs=40)
+        assert page.input_value('[data-column="aesthetic"] .end:first-child .percent') == "30%"
 
 
 def test_it_plays_a_clip_from_its_source(browser: Any, tmp_path: Path) -> None:

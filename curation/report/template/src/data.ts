@@ -70,7 +70,7 @@ export interface Header {
   selections: string[];
   overview: Overview;
   rejected: [string, string, string][];
-  quantiles: Record<string, { scored: number; values: Float64Array }>;
+  quantiles: Record<string, { scored: number; quantiles: Float64Array }>;
   sources: {
     of_clips: Int32Array;
     values: Record<string, unknown[]>;

@@ -26,7 +26,7 @@ export class Bins {
     readonly column: Column,
   ) {
     const scores = state.judge.scores(column.name);
-    const extremes = state.header.quantiles[column.name]?.values ?? scores;
+    const extremes = state.header.quantiles[column.name]?.quantiles ?? scores;
     const [low, high] = extremes.length ? [extremes[0], extremes[extremes.length - 1]] : [0, 1];
     const spread = high > low ? high - low : Math.max(Math.abs(low) * 0.02, 1e-6);
     this.low = high > low ? low : low - spread / 2;

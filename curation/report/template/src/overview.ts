@@ -68,7 +68,7 @@ function stage(video_s = 0, cpu_s = 0): string {
 
 function shownClips(header: Header): string {
   if (header.shown_clips === header.total_clips) return "all clips: counts are exact";
-  return `a sample of ${count(header.shown_clips)} clips, spread evenly over the sources: counts are estimates`;
+  return `a sample of ${count(header.shown_clips)} clips, stratified by their scores: counts are estimates`;
 }
 
 function counted(title: string, values: [string | null, number][]): HTMLElement {

@@ -86,7 +86,7 @@ export class Judge {
   percentile(name: string, percentage: string, fromAbove: boolean): number | undefined {
     const [numerator, denominator] = fraction(percentage, fromAbove);
     const sample = this.header.quantiles[name];
-    const scores = sample ? sample.values : this.scores(name);
+    const scores = sample ? sample.quantiles : this.scores(name);
     if (!scores.length) return undefined;
     const place = numerator * BigInt(scores.length - 1);
     const below = Number(place / denominator);
@@ -99,7 +99,7 @@ export class Judge {
   /** Share of the scored clips below a value, and share on it. */
   shareBelow(name: string, value: number): { below: number; equal: number } {
     const quantiles = this.header.quantiles[name];
-    const scores = quantiles ? quantiles.values : this.scores(name);
+    const scores = quantiles ? quantiles.quantiles : this.scores(name);
     const first = lowerBound(scores, value);
     const after = upperBound(scores, value);
     if (!quantiles) return { below: first / scores.length, equal: (after - first) / scores.length };

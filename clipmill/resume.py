@@ -82,9 +82,9 @@ def differences(
     exempt = {*MAY_CHANGE, *ignored}
     old, new = dict(_leaves(before, exempt)), dict(_leaves(now, exempt))
     return [
-        f"{name}: was {_shown(old, name)}, now {_shown(new, name)}"
+        f"{name}: was {_shown(old.get(name))}, now {_shown(new.get(name))}"
         for name in sorted(old.keys() | new.keys())
-        if _shown(old, name) != _shown(new, name)
+        if old.get(name) != new.get(name)
     ]
 
 
@@ -105,8 +105,8 @@ def _known_to(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _leaves(values: Mapping[str, Any], exempt: Collection[str], path: str = "") -> Iterable[tuple[str, Any]]:
-    """(dotted name, value), without what is exempt; an empty mapping is a value."""
+def _leaves(values: Mapping[str, Any], exempt: Collection[str], path: str = "") -> Iterable[tuple[str, str]]:
+    """(dotted name, JSON of the value), without what is exempt; an empty mapping is a value."""
     for key, value in values.items():
         name = f"{path}{key}"
         if name in exempt:
@@ -114,11 +114,10 @@ def _leaves(values: Mapping[str, Any], exempt: Collection[str], path: str = "") 
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, exempt, f"{name}.")
         else:
-            yield name, value
+            yield name, json.dumps(value, ensure_ascii=False)
 
 
-def _shown(leaves: Mapping[str, Any], name: str) -> str:
-    if name not in leaves:
+def _shown(text: str | None) -> str:
+    if text is None:
         return "absent"
-    text = json.dumps(leaves[name], ensure_ascii=False)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

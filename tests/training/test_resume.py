@@ -32,6 +32,13 @@ def test_what_decides_nothing_may_change(changes: dict[str, Any]) -> None:
     assert differences(stage(), stage(**changes)) == []
 
 
+def test_long_values_that_begin_alike_differ() -> None:
+    prompts = ("Describe the clip. " * 20 + end for end in ("In short.", "At length."))
+    before, now = ({"captioners": {"video": {"prompt": prompt}}} for prompt in prompts)
+    (difference,) = differences(before, now)
+    assert difference.startswith("captioners.video.prompt: was ")
+
+
 def test_what_decides_something_is_named_with_both_values() -> None:
     now = stage(optimizer={"lr": 0.5}, data={"captions": {"list": 1.0}}, model={"overrides": {"frames": 4}})
     assert differences(stage(), now) == [

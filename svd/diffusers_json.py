@@ -89,15 +89,20 @@ def read(folder: Path) -> ModelConfig:
             raise FileNotFoundError(f"{folder} is not a model folder: expected {part}/config.json or clipmill.json")
     try:
         unet = _read_unet(configs["unet"])
-        return ModelConfig(
-            unet=unet,
-            autoencoder=_read_autoencoder(configs["vae"]),
-            image_encoder=_read_image_encoder(configs["image_encoder"]) if "image_encoder" in configs else None,
-            text_encoder=_read_text_encoder(configs["text_encoder"]) if "text_encoder" in configs else None,
+        return ModelConfig.from_values(
+            {
+                "unet": unet,
+                "autoencoder": _read_autoencoder(configs["vae"]),
+                "image_encoder": _read_image_encoder(configs["image_encoder"]) if "image_encoder" in configs else None,
+                "text_encoder": _read_text_encoder(configs["text_encoder"]) if "text_encoder" in configs else None,
+            },
+            origin=str(folder),
         )
     except KeyError as error:
         raise UserError(f"{folder}: a config.json is missing the key {error}") from error
-    except (TypeError, AttributeError, ArithmeticError) as error:
+    except UserError:
+        raise
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{folder}: a config.json has a value of an unexpected type: {error}") from error
 
 
@@ -109,17 +114,20 @@ def _read_unet(values: Mapping[str, Any]) -> UNetConfig:
     if len(head_widths) > 1:
         raise UserError(f"expected one head width for all levels, got {sorted(head_widths)}")
     ids = values["projection_class_embeddings_input_dim"] // values["addition_time_embed_dim"]
-    return UNetConfig(
-        in_channels=values["in_channels"],
-        out_channels=values["out_channels"],
-        widths=tuple(widths),
-        blocks_per_level=values["layers_per_block"],
-        attention=tuple(kind.startswith("CrossAttn") for kind in values["down_block_types"]),
-        head_width=head_widths.pop(),
-        context_width=values["cross_attention_dim"],
-        ids=_IDS[:ids],
-        id_width=values["addition_time_embed_dim"],
-        frames=values["num_frames"],
+    return UNetConfig.from_values(
+        {
+            "in_channels": values["in_channels"],
+            "out_channels": values["out_channels"],
+            "widths": tuple(widths),
+            "blocks_per_level": values["layers_per_block"],
+            "attention": tuple(kind.startswith("CrossAttn") for kind in values["down_block_types"]),
+            "head_width": head_widths.pop(),
+            "context_width": values["cross_attention_dim"],
+            "ids": _IDS[:ids],
+            "id_width": values["addition_time_embed_dim"],
+            "frames": values["num_frames"],
+        },
+        origin="unet/config.json",
     )
 
 
@@ -141,12 +149,15 @@ def _autoencoder(config: AutoencoderConfig) -> dict[str, Any]:
 def _read_autoencoder(values: Mapping[str, Any]) -> AutoencoderConfig:
     if values.get("_class_name") != "AutoencoderKLTemporalDecoder":
         raise UserError(f"expected an AutoencoderKLTemporalDecoder, got {values.get('_class_name')}")
-    return AutoencoderConfig(
-        widths=tuple(values["block_out_channels"]),
-        blocks_per_level=values["layers_per_block"],
-        frame_channels=values["in_channels"],
-        latent_channels=values["latent_channels"],
-        scale_factor=values["scaling_factor"],
+    return AutoencoderConfig.from_values(
+        {
+            "widths": tuple(values["block_out_channels"]),
+            "blocks_per_level": values["layers_per_block"],
+            "frame_channels": values["in_channels"],
+            "latent_channels": values["latent_channels"],
+            "scale_factor": values["scaling_factor"],
+        },
+        origin="vae/config.json",
     )
 
 
@@ -169,14 +180,17 @@ def _image_encoder(config: ImageEncoderConfig) -> dict[str, Any]:
 
 def _read_image_encoder(values: Mapping[str, Any]) -> ImageEncoderConfig:
     _expect_gelu(values)
-    return ImageEncoderConfig(
-        size_px=values["image_size"],
-        patch_px=values["patch_size"],
-        width=values["hidden_size"],
-        layers=values["num_hidden_layers"],
-        heads=values["num_attention_heads"],
-        mlp_width=values["intermediate_size"],
-        embedding_width=values["projection_dim"],
+    return ImageEncoderConfig.from_values(
+        {
+            "size_px": values["image_size"],
+            "patch_px": values["patch_size"],
+            "width": values["hidden_size"],
+            "layers": values["num_hidden_layers"],
+            "heads": values["num_attention_heads"],
+            "mlp_width": values["intermediate_size"],
+            "embedding_width": values["projection_dim"],
+        },
+        origin="image_encoder/config.json",
     )
 
 
@@ -197,13 +211,16 @@ def _text_encoder(config: TextEncoderConfig) -> dict[str, Any]:
 
 def _read_text_encoder(values: Mapping[str, Any]) -> TextEncoderConfig:
     _expect_gelu(values)
-    return TextEncoderConfig(
-        tokens=values["max_position_embeddings"],
-        vocabulary=values["vocab_size"],
-        width=values["hidden_size"],
-        layers=values["num_hidden_layers"],
-        heads=values["num_attention_heads"],
-        mlp_width=values["intermediate_size"],
+    return TextEncoderConfig.from_values(
+        {
+            "tokens": values["max_position_embeddings"],
+            "vocabulary": values["vocab_size"],
+            "width": values["hidden_size"],
+            "layers": values["num_hidden_layers"],
+            "heads": values["num_attention_heads"],
+            "mlp_width": values["intermediate_size"],
+        },
+        origin="text_encoder/config.json",
     )
 
 

@@ -53,13 +53,14 @@ def assemble(stage: Stage, unet: UNet, others: Model | None = None) -> Model:
     for network in (autoencoder, encoder):
         if isinstance(network, nn.Module):
             network.requires_grad_(False).eval()
-    config = ModelConfig(
-        unet=unet.config,
-        autoencoder=autoencoder.config,
-        width_px=stage.data.width_px,
-        height_px=stage.data.height_px,
-        **{needed: getattr(encoder, "config", None)},
-    )
+    values = {
+        "unet": unet.config,
+        "autoencoder": autoencoder.config,
+        "width_px": stage.data.width_px,
+        "height_px": stage.data.height_px,
+        needed: getattr(encoder, "config", None),
+    }
+    config = ModelConfig.from_values(values, origin=f"stage {stage.name}")
     encoders: dict[str, Any] = {needed: encoder}
     return Model(config=config, unet=unet, autoencoder=autoencoder, **encoders)
 

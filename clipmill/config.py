@@ -96,14 +96,19 @@ def read_yaml(address: str) -> dict[str, Any]:
 
 def parse_yaml(content: str | bytes, *, origin: str) -> dict[str, Any]:
     """Parse a mapping from YAML text; `origin` names it in errors. Raises UserError like `read_yaml`."""
-    try:
-        text = content if isinstance(content, str) else content.decode("utf-8-sig")
-        values = yaml.load(text, Loader=_StrictLoader)
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # ValueError: 2024-99-99, 5,000 digits
-        raise UserError(f"{origin} is not valid YAML: {error or type(error).__name__}") from error
+    values = parse_yaml_value(content, origin=origin)
     if not isinstance(values, dict | None):
         raise UserError(f"{origin}: expected a mapping, got {type(values).__name__}")
     return values or {}
+
+
+def parse_yaml_value(content: str | bytes, *, origin: str) -> Any:
+    """Parse any value from YAML text; as `parse_yaml`."""
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8-sig")
+        return yaml.load(text, Loader=_StrictLoader)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # ValueError: 2024-99-99, 5,000 digits
+        raise UserError(f"{origin} is not valid YAML: {error or type(error).__name__}") from error
 
 
 def unknown_name(what: str, name: str, known: list[str]) -> str:

@@ -79,13 +79,9 @@ def train_recipe(path: Path, out: Path, *, device: str | None = None, quiet: boo
 
 def finished_model(folder: Path, stage: Stage) -> Path | None:
     """The model of a run that has done all steps of `stage`. Raises UserError for a run with other settings."""
-    try:
-        check_settings(stage, folder)
-        settings, model = read_settings(folder), finished(folder)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    settings = check_settings(stage, folder)
     steps = None if settings is None else settings["config"].get("run", {}).get("steps")
-    return model if steps is None or steps >= stage.run.steps else None
+    return finished(folder) if steps is None or steps >= stage.run.steps else None
 
 
 def _check_order(recipe: Recipe, out: Path, done: list[Path | None]) -> None:

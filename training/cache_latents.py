@@ -76,6 +76,7 @@ def cache_shard(
                     tar.addfile(entry, BytesIO(content))
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())  # the rename that follows `commit` syncs again; here it delays nothing
         size = temporary.stat().st_size
         commit()
     record = LatentShard(

@@ -167,10 +167,7 @@ class Batches(StatefulDataLoader[Batch]):
     """Batches of `ShardData`, read by workers; `state_dict()` is the position after the last returned batch."""
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in super().__iter__():
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
+        return map(_raise_if_error, super().__iter__())  # not a generator: the workers start here
 
     def skip(self, samples: int) -> None:
         """Call before the first batch: start after about this many samples over all ranks, to resume with a different
@@ -186,6 +183,12 @@ class Batches(StatefulDataLoader[Batch]):
     def latents(self) -> bool:
         """Whether the shards contain cached latents instead of frames."""
         return all(LATENT in shard.extensions for shard in self.dataset.index.shards if len(shard))
+
+
+def _raise_if_error(batch: Batch | Exception) -> Batch:
+    if isinstance(batch, Exception):
+        raise batch
+    return batch
 
 
 def loader(

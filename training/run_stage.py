@@ -78,9 +78,9 @@ def run_stage(
     """
     process = join(device)
     torch.manual_seed(stage.run.seed)
-    check_settings(stage, out)
+    settings = check_settings(stage, out)
     model = model or init_model(stage, init)
-    models = _check_models(model, out)
+    models = _check_models(model, out, settings or {})
     for network in model.networks().values():
         network.to(process.device)
     batches = open_loader(stage, model, shards, images, process, out)
@@ -173,19 +173,20 @@ def _flops(stage: Stage, model: Model, *, latents: bool) -> float:
     return costs.model_flops + (0 if latents else stage.run.batch_size * costs.encode_flops)
 
 
-def check_settings(stage: Stage, out: Path) -> None:
-    """Raise UserError if `out` holds a run of another stage, or one with settings that differ beyond
-    `clipmill.resume.MAY_CHANGE`.
+def check_settings(stage: Stage, out: Path) -> dict[str, Any] | None:
+    """RUN/stage.json; None if missing. Raises UserError if `out` holds a run of another stage, or one with settings
+    that differ beyond `clipmill.resume.MAY_CHANGE`.
     """
     settings = read_settings(out)
     if settings is None:
-        return
+        return None
     before, now = settings["config"], stage.model_dump(mode="json")
     if before["name"] != now["name"]:
         raise UserError(
             f"{out} holds a run of stage {before['name']!r}, expected {now['name']!r}: choose another --out"
         )
     check_same(out, "a run", before, now, new_keys=True)
+    return settings
 
 
 def read_settings(out: Path) -> dict[str, Any] | None:
@@ -193,21 +194,23 @@ def read_settings(out: Path) -> dict[str, Any] | None:
     path = out / _SETTINGS
     try:
         settings = json.loads(path.read_text())
-        if isinstance(settings["config"]["name"], str):
-            return cast("dict[str, Any]", settings)
+        if not isinstance(settings["config"]["name"], str):
+            raise TypeError("expected the name of a stage")
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, RecursionError):
-        pass
-    raise UserError(f"{path} is damaged: expected the settings of the run. Restore it or choose another --out")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged: expected the settings of the run. Restore it or choose another --out"
+        ) from error
+    return cast("dict[str, Any]", settings)
 
 
-def _check_models(model: Model, out: Path) -> dict[str, str]:
+def _check_models(model: Model, out: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     """Digests of the frozen parts. Raises UserError if they differ from the original ones: their paths may change,
     their weights must not.
     """
     models = digests(model)
-    before = (read_settings(out) or {}).get("models")
+    before = settings.get("models")
     if isinstance(before, dict):
         check_same(out, "a run", {"models": before}, {"models": models}, new_keys=True)
     return models

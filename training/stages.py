@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from clipmill.config import Config, parse_yaml, unknown_name
+from clipmill.config import Config, parse_yaml_value, unknown_name
 from clipmill.errors import UserError
 from svd.config import PRESETS as UNETS
 from svd.model import Task, task_of
@@ -89,7 +89,7 @@ def parse_setting(text: str) -> dict[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise UserError(f"expected a setting such as group.key=value, got {text!r}")
-    settings: Any = parse_yaml("value:\n  " + value.replace("\n", "\n  "), origin=f"the value of {name}").get("value")
+    settings = parse_yaml_value(value, origin=f"the value of {name}")
     for part in reversed(name.split(".")):
         settings = {part: settings}
     return settings
@@ -100,11 +100,9 @@ def _merged(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(config)
     for name, value in settings.items():
         current = values.get(name)
-        if not isinstance(value, Mapping):
-            values[name] = value
-        elif isinstance(current, Config):
+        if isinstance(value, Mapping) and isinstance(current, Config):
             values[name] = _merged(current, value)
-        elif isinstance(config, StageModelConfig) and name == "overrides":
+        elif isinstance(value, Mapping) and isinstance(config, StageModelConfig) and name == "overrides":
             values[name] = {**config.overrides, **value}
         else:
             values[name] = value

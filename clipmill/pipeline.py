@@ -52,7 +52,7 @@ class Stage:
     """Items per call; multiplied by four on a GPU, unless it is 1."""
     divide: Callable[[list[Any]], Iterable[Any]] | None = field(default=None, repr=False)
     """Splits a batch into the pieces that `load`'s work takes and changes in place. Stages in one worker that share
-    `split` process each piece one after the other, so that thumbnails are decoded once."""
+    `divide` process each piece one after the other, so that thumbnails are decoded once."""
 
 
 def check_stages(stages: Sequence[Stage], given: Collection[str], available: Sequence[Stage] = ()) -> None:

@@ -104,6 +104,16 @@ def write_bytes(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> Non
         file.write(content)
 
 
+def json_bytes(value: Any) -> bytes:
+    """A value as the content of one of our JSON files."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def write_json(fs: fsspec.AbstractFileSystem, path: str, value: Any) -> None:
+    """Write one of our JSON files atomically. Raises UserError if that fails."""
+    write_bytes(fs, path, json_bytes(value))
+
+
 def read_bytes(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
     """Read a small file. Raises FileNotFoundError, or UserError if it cannot be read."""
     with explained("read", fs, path):
@@ -153,6 +163,14 @@ def read_json(
         raise _damaged(fs, path, f"it has no {error}") from error
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise _damaged(fs, path, str(error) or type(error).__name__) from error
+
+
+def read_json_if_exists(fs: fsspec.AbstractFileSystem, path: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
+    """As `read_json`; None if there is no such file."""
+    try:
+        return read_json(fs, path, parse)
+    except FileNotFoundError:
+        return None
 
 
 def read_parquet(fs: fsspec.AbstractFileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:

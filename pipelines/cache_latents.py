@@ -1,6 +1,5 @@
 """`clipmill cache-latents`: precompute latent shards from clip shards, one shard per Ray task."""
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -76,12 +75,13 @@ def cache_latents(
         _check_plan(out, plan)
         _check_shards(out, index, data)
         missing = [shard for shard in index.shards if read_record(out, shard) is None]
-        complete = not missing and _read(out / INDEX) == _content(index, out)
+        content = _content(index, out)
+        complete = not missing and _read(out / INDEX) == content
         if not complete and not take_over:
             refuse_if_running(folder)
         with ExitStack() as stack:
             if missing:
-                report.waiting(f"connecting to Ray at {address}" if address else "starting Ray")
+                report.connecting(address)
                 stack.enter_context(connected(address, num_cpus=num_cpus))
                 if device == "cuda" and usual_device() != "cuda":
                     raise UserError("--device cuda: the Ray cluster has no GPU; omit --device to run on CPUs")
@@ -98,8 +98,9 @@ def cache_latents(
                     latents = partial(latents_stage, job, fence, gpu=device != "cpu")
                     for _ in stream_shards(latents, missing, [len(shard) for shard in missing], report):
                         pass
-                _write(folder, INDEX, _content(index, out))
-    return _result(index, out)
+                    content = _content(index, out)
+                _write(folder, INDEX, content)
+    return _result(content, out)
 
 
 def _inputs(stage: Stage, data: str, init: Path, augmentations_per_clip: int) -> tuple[ShardIndex, dict[str, Any]]:
@@ -208,8 +209,7 @@ def _content(index: ShardIndex, out: Path) -> dict[str, Any]:
     }
 
 
-def _result(index: ShardIndex, out: Path) -> LatentCache:
-    content = _content(index, out)
+def _result(content: dict[str, Any], out: Path) -> LatentCache:
     if not content["samples"]:
         reasons = next(
             (f"{key}: {reason}" for key, reason in content["failed"].items()), "the shards contain no samples"
@@ -226,15 +226,12 @@ def _result(index: ShardIndex, out: Path) -> LatentCache:
 
 def _read(path: Path) -> dict[str, Any] | None:
     fs, file = storage.filesystem(str(path))
-    try:
-        return storage.read_json(fs, file, dict)
-    except FileNotFoundError:
-        return None
+    return storage.read_json_if_exists(fs, file, dict)
 
 
 def _write(folder: str, name: str, content: dict[str, Any]) -> None:
     fs, path = storage.filesystem(folder)
-    storage.write_bytes(fs, f"{path}/{name}", (json.dumps(content, indent=2) + "\n").encode())
+    storage.write_json(fs, f"{path}/{name}", content)
 
 
 @lru_cache(maxsize=1)

@@ -4,20 +4,17 @@ Each command imports its dependencies when it runs, so that `clipmill --help` re
 """
 
 import json
-import signal
-import sys
+from contextlib import nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from clipmill.errors import RunStopped, UserError
+from clipmill.errors import UserError
 from pipelines import cli_model
 from pipelines.cli_shared import (
-    BAD_REQUEST,
     CAPTIONS_FAILED,
     EXIT_CODES,
-    FAILED,
     NOTHING_CAME_OUT,
     PARTIAL,
     Address,
@@ -25,9 +22,9 @@ from pipelines.cli_shared import (
     TakeOver,
     complain,
     console,
+    run_command,
     say,
 )
-from pipelines.printable import log_to_stderr
 
 if TYPE_CHECKING:
     from pipelines.config import CurateConfig
@@ -333,26 +330,24 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Run the pipeline on videos and print metadata, transitions, clips and scores without a dataset."""
-    from pathlib import Path
-
+    from curation.dataset.schemas import SIGNAL_COLUMNS
     from pipelines import render
-    from pipelines.inspect import SIGNALS, write_signals
     from pipelines.inspect import inspect as run
+    from pipelines.inspect import signals_file
 
     usable = 0
-    if stats:
-        Path(stats).unlink(missing_ok=True)
-    for seen in run(videos, _config(config, without)):
-        usable += seen.error_kind is None
-        if stats:
-            write_signals(stats, seen)
-        if as_json:
-            values = asdict(seen)
-            for name in SIGNALS:
-                values["source"].pop(name, None)
-            print(json.dumps(values), flush=True)
-        else:
-            render.print_inspection(console(), seen)
+    with signals_file(stats) if stats else nullcontext() as write_signals:
+        for seen in run(videos, _config(config, without)):
+            usable += seen.error_kind is None
+            if write_signals is not None:
+                write_signals(seen)
+            if as_json:
+                values = asdict(seen)
+                for name in SIGNAL_COLUMNS:
+                    values["source"].pop(name, None)
+                print(json.dumps(values), flush=True)
+            else:
+                render.print_inspection(console(), seen)
     if not usable:
         raise UserError("no usable input; see the reasons above")
 
@@ -376,18 +371,8 @@ def _config(address: str | None, without: str | None) -> "CurateConfig":
 
 
 def main() -> None:
-    """Run the command line and exit with a code from `EXIT_CODES`; a UserError is printed without a traceback."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    log_to_stderr()
-    try:
-        app()
-    except UserError as error:
-        complain(str(error))
-        sys.exit(FAILED if isinstance(error, RunStopped) else BAD_REQUEST)
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
+    """Run the command line; see `run_command`."""
+    run_command(app)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 What passes between the stages is rows and three thumbnails per clip, never a video.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from pipelines.graph import check, run
 from pipelines.models import CheckedModels, check_models
 from pipelines.parts import Part, scan_stage, write_stage
 from pipelines.progress import Reporter, note
-from pipelines.scoring import clip_stages
+from pipelines.scoring import SOURCES_PER_BATCH, clip_stages
 from pipelines.status import Status, models_of, status
 
 _MODELS_FILE = "models.json"
@@ -40,7 +39,6 @@ _GIVEN = ("source",)
 _PART_SOURCE_BYTES = 2 << 30
 _PARTS_AT_LEAST = 64
 _SOURCES_PER_PART = 256
-_SOURCES_PER_SCORING = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +106,7 @@ def curate(
         if plan.todo:
             if not take_over:
                 refuse_if_running(dataset.url)
-            report.waiting(f"connecting to Ray at {address}" if address else "starting Ray")
+            report.connecting(address)
             with connected(address, num_cpus=num_cpus):
                 done_now = _do(planned, dataset, config, report, take_over=take_over)
         report.waiting("reading the tables")
@@ -243,8 +241,8 @@ def _part_size(todo: Sequence[Source]) -> int:
     """Sources per part: few files for many small sources, and little to redo after a kill."""
     mean_bytes = max(1, sum(source.size_bytes or 0 for source in todo) // len(todo))
     sources = max(1, min(_SOURCES_PER_PART, len(todo) // _PARTS_AT_LEAST, _PART_SOURCE_BYTES // mean_bytes))
-    # A multiple of the scan's batch: a remainder would become a small part.
-    return sources if sources < _SOURCES_PER_SCORING else sources - sources % _SOURCES_PER_SCORING
+    # Whole batches of the clip stages: a remainder would become a small part.
+    return sources if sources < SOURCES_PER_BATCH else sources - sources % SOURCES_PER_BATCH
 
 
 def _duplicates(dataset: Dataset, config: CurateConfig, found: Status) -> DuplicatesResult | None:
@@ -272,5 +270,4 @@ def _keep_models(dataset: Dataset, checked: CheckedModels, config: CurateConfig)
 
 
 def _write_models(dataset: Dataset, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    storage.write_bytes(dataset.fs, dataset.file(_MODELS_FILE), text.encode())
+    storage.write_json(dataset.fs, dataset.file(_MODELS_FILE), content)

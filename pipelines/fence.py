@@ -116,7 +116,7 @@ def _read(url: str, name: str) -> dict[str, Any]:
 
 def _write(url: str, name: str, content: dict[str, Any]) -> None:
     fs, folder = storage.filesystem(url)
-    storage.write_bytes(fs, f"{folder}/{name}", (json.dumps(content) + "\n").encode())
+    storage.write_json(fs, f"{folder}/{name}", content)
 
 
 def _now() -> datetime:

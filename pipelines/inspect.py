@@ -1,20 +1,20 @@
 """`clipmill inspect`: run the pipeline on videos without a dataset."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from clipmill.errors import UserError
 from clipmill.pipeline import loaded
+from curation.dataset.schemas import SIGNAL_COLUMNS
 from curation.inputs.sources import list_sources
 from curation.scan.isolation import Isolated
 from pipelines.config import CurateConfig
 from pipelines.parts import scan_safely
 from pipelines.progress import Reporter, note
 from pipelines.scoring import clip_stages, load_models
-
-SIGNALS = ("frame_changes", "frame_brightness")
-"""Columns of a source with a number per frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Inspection:
 
         `change_ratio` compares a change with those of the two frames before and after, as the detector of hard cuts.
         """
-        changes, brightness = (self.source.get(name) or [] for name in SIGNALS)
+        changes, brightness = (self.source.get(name) or [] for name in SIGNAL_COLUMNS)
         kinds: dict[int, str] = {}
         for transition in self.transitions:
             first, last = transition["start_frame"], max(transition["end_frame"], transition["start_frame"] + 1)
@@ -75,10 +75,15 @@ def inspect(inputs: Sequence[str], config: CurateConfig | None = None, *, quiet:
             )
 
 
-def write_signals(file: str, seen: Inspection) -> None:
-    """Append the signals of a video to a CSV file, which gets a heading when it is new."""
-    with open(file, "a", newline="", encoding="utf-8") as written:
-        rows = csv.DictWriter(written, ["uri", "frame", "change", "change_ratio", "brightness", "transition"])
-        if not written.tell():
-            rows.writeheader()
-        rows.writerows(seen.signals())
+@contextmanager
+def signals_file(path: str) -> Iterator[Callable[[Inspection], None]]:
+    """A new CSV file; the function that is yielded adds the signals of a video. Raises UserError if it cannot be
+    written."""
+    try:
+        file = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    with file:
+        rows = csv.DictWriter(file, ["uri", "frame", "change", "change_ratio", "brightness", "transition"])
+        rows.writeheader()
+        yield lambda seen: rows.writerows(seen.signals())

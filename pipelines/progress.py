@@ -61,6 +61,10 @@ class Reporter:
             self._line_if_new()
             self._print(f"{self._title}: {what}")
 
+    def connecting(self, address: str | None) -> None:
+        """Show that the run waits for Ray: the cluster at `address`, or one on this machine."""
+        self.waiting(f"connecting to Ray at {address}" if address else "starting Ray")
+
     def begin(self, total: int) -> None:
         """Start counting `total` units."""
         self._total, self._done, self._detail = total, 0, ""

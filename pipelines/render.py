@@ -328,7 +328,7 @@ def print_status(console: Console, status: Status) -> None:
     """Print the contents of a dataset."""
     rows: list[tuple[str, Any, str]] = [
         ("sources", status.sources, f"{status.sources_ok} ok, {duration(status.video_s)}"),
-        *((f"  {kind}", count, ERROR_KINDS.get(kind, "unknown error kind")) for kind, count in status.rejected.items()),
+        *((f"  {kind}", count, _kind(kind)) for kind, count in status.rejected.items()),
         ("clips", status.clips, duration(status.clip_s)),
         *_unscored_rows(status),
         *((f"  without {name}", None, "excluded by the configuration") for name in status.left_out),

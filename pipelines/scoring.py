@@ -27,7 +27,8 @@ from pipelines.config import CurateConfig
 
 _CLIPS_AT_ONCE = 64
 """Number of clips with decoded thumbnails in memory at a time: about 130 MB."""
-_SOURCES_PER_BATCH = 4
+SOURCES_PER_BATCH = 4
+"""Number of sources whose clips a worker captions and scores at a time."""
 _NOTHING = Resources(num_cpus=0)
 
 
@@ -128,9 +129,9 @@ def forget_models() -> None:
     _loaded.cache_clear()
 
 
-def decode_jpeg(jpeg: bytes) -> Any:
-    """(height, width, 3) uint8 BGR."""
-    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+def decode_jpeg(jpeg: bytes, flags: int = cv2.IMREAD_COLOR) -> Any:
+    """(height, width, 3) uint8 BGR; with IMREAD_REDUCED_COLOR_2 at half the size."""
+    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
     assert image is not None, "a thumbnail that the scan itself compressed"
     return image
 
@@ -165,7 +166,7 @@ def _on_clips(
         gives=gives,
         load=load,
         resources=resources,
-        batch_size=_SOURCES_PER_BATCH,
+        batch_size=SOURCES_PER_BATCH,
         divide=divide_clips,
     )
 
@@ -283,6 +284,5 @@ def _shrink(clips: ClipBatch) -> None:
 
 
 def _preview(jpeg: bytes) -> bytes:
-    small = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_REDUCED_COLOR_2)
-    assert small is not None, "a thumbnail that the scan itself compressed"
+    small = decode_jpeg(jpeg, cv2.IMREAD_REDUCED_COLOR_2)
     return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1])

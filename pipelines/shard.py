@@ -10,14 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipmill import storage
 from clipmill.errors import UserError
 from clipmill.pipeline import Stage
 from clipmill.resume import deciding
 from curation.dataset.joined import joined_columns
+from curation.dataset.schemas import SIGNAL_COLUMNS
 from curation.dataset.tables import Dataset
 from curation.scan.isolation import Isolated
-from curation.selection.select import load_selection, selected_clips
+from curation.selection.select import load_selection, selected_clips, selected_ids
 from curation.shards.extract import ClipRow
 from curation.shards.folder import check_plan, index_of, read_index, remove_index, start_shards, write_index
 from curation.shards.write import FailedClip, ShardConfig, ShardPlan, ShardResult, check_shard, plan_shards, write_shard
@@ -27,8 +27,8 @@ from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.progress import Reporter
 
 _NOT_OF_THE_CLIP = {
-    *("scan_cpu_s", "score_cpu_s", "transitions", "frame_changes", "frame_brightness", "note", "embedding"),
-    "text_boxes",
+    *("scan_cpu_s", "score_cpu_s", "transitions", "note", "embedding", "text_boxes"),
+    *SIGNAL_COLUMNS,
 }
 """Columns of the joined view that a shard has no use for; timings would make equal shards differ."""
 _CHECKED_AT_ONCE = 8
@@ -90,7 +90,7 @@ def shard(
             refuse_if_running(folder)
         with ExitStack() as stack:
             if todo:
-                report.waiting(f"connecting to Ray at {address}" if address else "starting Ray")
+                report.connecting(address)
                 stack.enter_context(connected(address, num_cpus=num_cpus))
             if not complete:
                 fence = stack.enter_context(owned(folder, take_over=take_over))
@@ -115,8 +115,7 @@ def _selected(data: Dataset, selection: str) -> tuple[pa.Table, list[FailedClip]
     with data.connect() as connection:
         columns = [name for name in joined_columns(connection) if name not in _NOT_OF_THE_CLIP]
     batches = list(selected_clips(data, selection, columns))
-    path = data.file("selections", f"{selection}.parquet")
-    chosen = storage.read_parquet(data.fs, path, ["clip_id"])["clip_id"].to_pylist()
+    chosen = selected_ids(data, selection)["clip_id"].to_pylist()
     there = {clip_id for batch in batches for clip_id in batch["clip_id"].to_pylist()}
     gone = [
         FailedClip(

@@ -1,6 +1,5 @@
 """The content of a dataset: consistent counts, from its tables."""
 
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,8 +7,9 @@ import duckdb
 
 from clipmill import storage
 from curation.dataset.failed_captions import count_failed_captions
+from curation.dataset.schemas import CLIPS
 from curation.dataset.sql import quoted
-from curation.dataset.tables import CLIPS, Dataset
+from curation.dataset.tables import Dataset
 from curation.scores.columns import FAILED, LEFT_OUT
 from curation.selection.marks import dataset_marks
 from curation.selection.select import Selection, load_selection, selection_names
@@ -113,10 +113,7 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
 
 def models_of(dataset: Dataset) -> dict[str, Any]:
     """What models.json says of the models and settings that made a dataset; nothing where there is none."""
-    try:
-        return storage.read_json(dataset.fs, dataset.file("models.json"), _checked_models)
-    except FileNotFoundError:
-        return {}
+    return storage.read_json_if_exists(dataset.fs, dataset.file("models.json"), _checked_models) or {}
 
 
 def _checked_models(values: dict[str, Any]) -> dict[str, Any]:
@@ -176,8 +173,9 @@ def _rejected_sources(connection: duckdb.DuckDBPyConnection, limit: int | None) 
 def _shards(dataset: Dataset) -> dict[str, dict[str, Any]]:
     indexes = {}
     for folder in storage.list_folders(dataset.fs, dataset.file("shards")):
-        with suppress(FileNotFoundError):  # begun, not finished
-            indexes[folder.rpartition("/")[2]] = storage.read_json(dataset.fs, f"{folder}/index.json", _shard_totals)
+        index = storage.read_json_if_exists(dataset.fs, f"{folder}/index.json", _shard_totals)
+        if index is not None:  # None: begun, not finished
+            indexes[folder.rpartition("/")[2]] = index
     return indexes
 
 

@@ -51,7 +51,7 @@ def train_on_ray(
     """
     gradient_accumulation_steps(stage, workers)  # raises if the batch size is not divisible among workers
     with Reporter(stage.name, stage.run.steps, unit="steps", quiet=quiet) as reporter, ExitStack() as stack:
-        reporter.waiting(f"connecting to Ray at {address}" if address else "starting Ray")
+        reporter.connecting(address)
         stack.enter_context(connected(address))
         device = "cuda" if (device or usual_device()) == "cuda" else "cpu"
         _check_room(workers, _RESOURCES[device], local=not (address or os.environ.get("RAY_ADDRESS")))

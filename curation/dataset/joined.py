@@ -10,6 +10,29 @@ SCORES = "scores"
 """The folder of added scores; their views are called `scores_NAME`."""
 
 
+_NUMBERS = (
+    "TINYINT",
+    "SMALLINT",
+    "INTEGER",
+    "BIGINT",
+    "HUGEINT",
+    "FLOAT",
+    "DOUBLE",
+    "DECIMAL",
+    "UTINYINT",
+    "USMALLINT",
+    "UINTEGER",
+    "UBIGINT",
+    "UHUGEINT",
+)
+"""Beginnings of the names of DuckDB's numeric types."""
+
+
+def is_number(kind: str) -> bool:
+    """Whether a DuckDB type, as `joined_columns` gives it, is numeric."""
+    return kind.startswith(_NUMBERS) and not kind.endswith("]")
+
+
 def joined_columns(connection: duckdb.DuckDBPyConnection) -> dict[str, tuple[str, str, str]]:
     """Column of the joined view -> (view it comes from, its name there, its DuckDB type), in order.
 

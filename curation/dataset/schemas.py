@@ -13,6 +13,8 @@ import pyarrow as pa
 from clipmill.columns import column
 from curation.scores.columns import EMBEDDING_COLUMNS, SCORE_COLUMNS, error_kind_column
 
+SIGNAL_COLUMNS = ("frame_changes", "frame_brightness")
+"""Columns of a source with a number per frame: what the cut detectors look at."""
 _TRANSITION = pa.struct(
     [
         ("kind", pa.string()),

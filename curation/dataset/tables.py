@@ -4,7 +4,6 @@ A part is committed by its file in `sources/`, which is written last; clips and 
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,18 +18,8 @@ from clipmill import storage
 from clipmill.errors import UserError
 from curation.dataset.description import check_config, check_format, checked_description, describe
 from curation.dataset.joined import SCORES, joined_query
-from curation.dataset.schemas import CLIPS, PREVIEWS, SCHEMAS, SOURCES
-from curation.dataset.sql import open_connection, quoted, sentence
-
-__all__ = [
-    "CLIPS",
-    "PREVIEWS",
-    "SCHEMAS",
-    "SOURCES",
-    "Dataset",
-    "part_name",
-    "quoted",
-]
+from curation.dataset.schemas import SCHEMAS
+from curation.dataset.sql import open_connection, sentence
 
 _DESCRIPTION = "dataset.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -178,11 +167,9 @@ class Dataset:
             raise UserError(f"the query over {self.url} failed: {sentence(error)}") from error
 
     def _read_description(self) -> dict[str, Any] | None:
-        try:
-            description = storage.read_json(self.fs, self.file(_DESCRIPTION), checked_description)
-        except FileNotFoundError:
-            return None
-        check_format(description, self.url)
+        description = storage.read_json_if_exists(self.fs, self.file(_DESCRIPTION), checked_description)
+        if description is not None:
+            check_format(description, self.url)
         return description
 
     def _create(self, config: Mapping[str, Any]) -> None:
@@ -192,8 +179,7 @@ class Dataset:
             raise UserError(
                 f"{self.url} is not a dataset and contains other files ({names}): choose an empty or new folder."
             )
-        content = json.dumps(describe(config), indent=2, ensure_ascii=False) + "\n"
-        storage.write_bytes(self.fs, self.file(_DESCRIPTION), content.encode())
+        storage.write_json(self.fs, self.file(_DESCRIPTION), describe(config))
 
     def _check_writable(self) -> None:
         probe = self.file(".writable.tmp")

@@ -3,7 +3,6 @@
 Call it only when no other run writes into the dataset.
 """
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -25,15 +24,14 @@ def uncommit(dataset: Dataset, sources_of: Mapping[str, Collection[str]]) -> Non
     """
     if sources_of:
         noted = {part: sorted(source_ids) for part, source_ids in sources_of.items()}
-        storage.write_bytes(dataset.fs, dataset.file(_NOTE), (json.dumps(noted) + "\n").encode())
+        storage.write_json(dataset.fs, dataset.file(_NOTE), noted)
         finish_uncommit(dataset)
 
 
 def finish_uncommit(dataset: Dataset) -> None:
     """Complete the recorded removal of a killed run, if any. Raises UserError if the record is damaged."""
-    try:
-        noted = storage.read_json(dataset.fs, dataset.file(_NOTE), _checked)
-    except FileNotFoundError:
+    noted = storage.read_json_if_exists(dataset.fs, dataset.file(_NOTE), _checked)
+    if noted is None:
         return
     for part, source_ids in noted.items():
         for table_name in ("sources", "previews", "clips"):  # the file that commits the part goes first

@@ -16,10 +16,12 @@ from pydantic import Field
 from clipmill.addresses import redacted
 from clipmill.config import Config
 from clipmill.errors import SourceError
+from curation.dataset.schemas import SIGNAL_COLUMNS
 from curation.inputs.captions import captions_of_clips, read_captions
 from curation.inputs.sources import Source, open_source
 from curation.scan.rows import clip_columns, identity, note, source_columns
 from curation.scan.thumbnail_spool import ThumbnailSpool
+from curation.scan.wire import MOST_ITEMS
 from curation.scores.columns import FAILED
 from curation.scores.microconditioning import motion_bucket
 from curation.scores.motion import MotionConfig, MotionMeter
@@ -160,9 +162,9 @@ class OnePass:
             }
             for t in transitions
         ]
-        row["frame_changes"], row["frame_brightness"] = map(
-            list, (self._cuts.frame_changes, self._cuts.frame_brightness)
-        )
+        signals = (self._cuts.frame_changes, self._cuts.frame_brightness)
+        fit = len(self._frame_pts) <= MOST_ITEMS  # in the lists that a child may answer with
+        row |= {name: list(values) if fit else None for name, values in zip(SIGNAL_COLUMNS, signals, strict=True)}
         clips, thumbnails = [], []
         for span in plan.spans:
             clip = clip_columns(source, info, timeline, span) | self._displayed_size(span)

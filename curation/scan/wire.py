@@ -22,7 +22,7 @@ _LENGTH = struct.Struct("!Q")
 _READ_BYTES = 1 << 20
 _SOURCE_ERROR_CODE = 1
 """MessagePack extension type of a SourceError."""
-_MOST_ITEMS = 1 << 21
+MOST_ITEMS = 1 << 21
 """In one list or mapping: six hours at 60 frames per second are 1.3 million frames."""
 
 
@@ -88,8 +88,8 @@ def decode(content: bytes, function: Callable[..., Any]) -> Any:
         answer = msgpack.unpackb(
             content,
             ext_hook=_extension,
-            max_array_len=_MOST_ITEMS,
-            max_map_len=_MOST_ITEMS,
+            max_array_len=MOST_ITEMS,
+            max_map_len=MOST_ITEMS,
             strict_map_key=True,
         )
         ((kind, payload),) = answer.items()

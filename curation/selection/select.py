@@ -1,7 +1,6 @@
 """Apply rules: clip ids and a funnel of what each rule removed (paper 3.1). Computes no scores."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -91,7 +90,7 @@ def select_clips(
     description = dataset.description()
     if marks:
         check_marks(marks, description["fingerprint"], dataset.url)
-    older = load_selection(dataset, rules.name) if rules.name in selection_names(dataset) else None
+    older = storage.read_json_if_exists(dataset.fs, _path(dataset, rules.name, "json"), _SELECTION.validate_python)
     with dataset.connect() as connection:
         rules = with_full_names(connection, rules)
         tests, skipped = tests_of(connection, rules, allow_missing=allow_missing)
@@ -122,8 +121,7 @@ def select_clips(
         if marks:
             keep_marks(dataset, marks)
         content = {"dataset_fingerprint": description["fingerprint"], **asdict(selection)}
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        storage.write_bytes(dataset.fs, _path(dataset, rules.name, "json"), text.encode())
+        storage.write_json(dataset.fs, _path(dataset, rules.name, "json"), content)
     return selection
 
 
@@ -141,12 +139,17 @@ def selection_names(dataset: Dataset) -> list[str]:
     return [file.rpartition("/")[2].removesuffix(".json") for file in files]
 
 
+def selected_ids(dataset: Dataset, name: str) -> pa.Table:
+    """The column clip_id of a complete selection, sorted."""
+    return storage.read_parquet(dataset.fs, _path(dataset, name, "parquet"), ["clip_id"])
+
+
 def selected_clips(
     dataset: Dataset, name: str, columns: Sequence[str] | None = None, *, batch_rows: int = 10_000
 ) -> Iterator[pa.RecordBatch]:
     """The rows of the joined view (or some of its columns) for the selected clips, sorted by clip_id."""
     load_selection(dataset, name)
-    chosen = storage.read_parquet(dataset.fs, _path(dataset, name, "parquet"), ["clip_id"])
+    chosen = selected_ids(dataset, name)
     with dataset.connect() as connection:
         connection.register("selected", chosen)
         wanted = ", ".join(map(quoted, columns)) if columns else "*"

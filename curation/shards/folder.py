@@ -8,7 +8,7 @@ from typing import Any
 from clipmill import storage
 from clipmill.errors import UserError
 from clipmill.resume import check_same, started_with
-from curation.shards.write import FailedClip, ShardPlan, ShardResult, json_bytes
+from curation.shards.write import FailedClip, ShardPlan, ShardResult
 
 FORMAT_VERSION = 2
 """Raised when a reader of the older format would misread a sample."""
@@ -42,7 +42,7 @@ def start_shards(folder_url: str, plans: Sequence[ShardPlan], *, selection: str,
     """
     fs, folder = storage.filesystem(folder_url)
     if not check_plan(folder_url, plans, selection=selection, settings=settings):
-        storage.write_bytes(fs, f"{folder}/{_PLAN}", json_bytes(_plan(plans, selection, settings)))
+        storage.write_json(fs, f"{folder}/{_PLAN}", _plan(plans, selection, settings))
     storage.remove_leftovers(fs, folder)
 
 
@@ -84,7 +84,7 @@ def index_of(
 def write_index(folder_url: str, index: dict[str, Any]) -> None:
     """Write index.json, which says that all shards are there: `index` as `index_of` gives it."""
     fs, folder = storage.filesystem(folder_url)
-    storage.write_bytes(fs, f"{folder}/{_INDEX}", json_bytes(index))
+    storage.write_json(fs, f"{folder}/{_INDEX}", index)
 
 
 def read_index(folder_url: str) -> dict[str, Any] | None:
@@ -100,10 +100,7 @@ def remove_index(folder_url: str) -> None:
 
 def _read(folder_url: str, name: str) -> dict[str, Any] | None:
     fs, folder = storage.filesystem(folder_url)
-    try:
-        return storage.read_json(fs, f"{folder}/{name}", dict)
-    except FileNotFoundError:
-        return None
+    return storage.read_json_if_exists(fs, f"{folder}/{name}", dict)
 
 
 def _plan(plans: Sequence[ShardPlan], selection: str, settings: Mapping[str, Any]) -> dict[str, Any]:

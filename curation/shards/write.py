@@ -166,7 +166,7 @@ def write_shard(
         failed=tuple(failed),
         fingerprint=plan.fingerprint,
     )
-    storage.write_bytes(fs, _record(folder, plan.name), json_bytes(asdict(result)))
+    storage.write_json(fs, _record(folder, plan.name), asdict(result))
     return result
 
 
@@ -302,7 +302,7 @@ def _sample(row: ClipRow, extracted: ExtractedClip, selection: str) -> dict[str,
         "__key__": row["clip_id"],
         extracted.suffix: extracted.content,
         "txt": caption.encode(),
-        "json": json_bytes(metadata),
+        "json": storage.json_bytes(metadata),
     }
 
 
@@ -345,8 +345,3 @@ class _Summed:
 
 def _record(folder: str, shard: str) -> str:
     return f"{folder}/{shard.removesuffix('.tar')}.json"
-
-
-def json_bytes(value: Any) -> bytes:
-    """A value as our files hold it."""
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from clipmill import Inspection, inspect
-from clipmill.errors import RunStopped
+from clipmill.errors import RunStopped, UserError
 from curation.scan.one_pass import ScanConfig
 from curation.video.decode import Limits
 from demo.model import demo_config
-from pipelines.inspect import write_signals
+from pipelines.inspect import signals_file
 from tests import faults
 from tests.media import panning, write_video
 from tests.pipelines.corpora import WITHOUT_CLIP
@@ -88,10 +88,13 @@ def test_the_signals_behind_a_cut_are_written_per_frame(tmp_path: Path):
     source = {"frame_changes": [0, 2, 2, 40, 2, 2], "frame_brightness": [10, 10, 10, 90, 90, 90]}
     cut = {"kind": "hard", "start_frame": 3, "end_frame": 3}
     seen = Inspection(uri="v.mp4", source=source, transitions=[cut])
-    for _ in range(2):
-        write_signals(str(tmp_path / "stats.csv"), seen)
+    with signals_file(str(tmp_path / "stats.csv")) as write_signals:
+        for _ in range(2):
+            write_signals(seen)
     lines = (tmp_path / "stats.csv").read_text().splitlines()
     assert lines[0] == "uri,frame,change,change_ratio,brightness,transition"
     assert lines[4] == "v.mp4,3,40,20.0,90,hard"
     assert lines[3].endswith(",10,")
     assert len(lines) == 13
+    with pytest.raises(UserError, match=r"cannot write .*: No such file or directory"), signals_file("/nowhere/x.csv"):
+        pass

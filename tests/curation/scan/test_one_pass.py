@@ -393,6 +393,16 @@ def test_making_room_for_thumbnails_changes_no_row_and_no_thumbnail(tmp_path: Pa
     assert crowded.clips == plain.clips
 
 
+def test_a_source_with_more_frames_than_a_child_may_list_has_no_signals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_video(tmp_path / "a.mp4", panning(height=90, pixels_per_frame=2, frames=60))
+    (source,) = list_sources([str(tmp_path / "a.mp4")])
+    assert len(scan(source).source["frame_changes"]) == 60
+    monkeypatch.setattr("curation.scan.one_pass.MOST_ITEMS", 59)
+    assert [scan(source).source[name] for name in ("frame_changes", "frame_brightness")] == [None, None]
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     base=st.builds(Fraction, st.integers(1, 2**31 - 1), st.integers(1, 2**31 - 1)),

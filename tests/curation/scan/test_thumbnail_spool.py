@@ -1,10 +1,7 @@
 """Candidate thumbnails: the right three of a clip, also after room was made; bounded bytes; a full disk: no verdict."""
 
 import itertools
-import resource
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -16,6 +13,7 @@ from hypothesis import strategies as st
 from clipmill.errors import RunStopped
 from clipmill.spool import Spool
 from curation.scan.thumbnail_spool import ThumbnailSpool
+from tests.limits import largest_file
 
 IMAGE = np.zeros((8, 8, 3), np.uint8)
 
@@ -93,16 +91,6 @@ def test_thumbnails_of_decided_clips_get_smaller_where_there_are_too_many():
         assert image is not None
         assert image.shape[0] < 256
         assert "downscaled" in (spool.note or "")
-
-
-@contextmanager
-def largest_file(size_bytes: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_file_that_cannot_grow_stops_the_run():

@@ -5,7 +5,7 @@ group of near-duplicates) is evaluated last, on the clips that pass the others.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import duckdb
@@ -13,7 +13,7 @@ import duckdb
 from curation.dataset.joined import joined_columns, joined_query
 from curation.dataset.sql import quoted
 from curation.selection.rules import Rule, Rules
-from curation.selection.thresholds import PLACE, REMOVED, UNSCORED, WHERE, Test
+from curation.selection.thresholds import PLACE, PLACES, REMOVED, UNSCORED, WHERE, Test
 
 Outcomes = tuple[int, ...]
 """Outcomes of one clip under all tests, in order: KEPT, REMOVED or UNSCORED."""
@@ -93,14 +93,9 @@ def judge(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test]) -> Judge
 
 def judged_rows(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test], columns: Sequence[str]) -> str:
     """SQL for these columns of every clip, and its outcome under each test as `outcome_0`, `outcome_1`, ..."""
-    marked = any(test.marked for test in tests)
-    joins = _ranked(tests) or marked
-    used = dict.fromkeys([*columns, *(c for t in tests for c in sorted(t.columns)), *(["clip_id"] * joins)])
-    rows = f"({joined_query(connection, used)}) AS joined"
-    if _ranked(tests):
-        rows += " LEFT JOIN _places USING (clip_id)"
-    if marked:
-        rows += " LEFT JOIN _marks USING (clip_id)"
+    tables = sorted({table for test in tests for table in test.tables})
+    used = dict.fromkeys([*columns, *(c for t in tests for c in sorted(t.columns)), *(["clip_id"] * bool(tables))])
+    rows = f"({joined_query(connection, used)}) AS joined" + "".join(f" LEFT JOIN {t} USING (clip_id)" for t in tables)
     listed = [*map(quoted, columns), *(f"({t.outcome})::TINYINT AS {_outcome(i)}" for i, t in enumerate(tests))]
     return f"SELECT {', '.join(listed)} FROM {rows}"
 
@@ -130,14 +125,15 @@ def _rank_survivors(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test]
         "AND clip_id IN (SELECT duplicate_of FROM copies)"
     )
     connection.execute(
-        f"CREATE TEMP TABLE _places AS SELECT clip_id, "
+        f"CREATE TEMP TABLE {PLACES} AS SELECT clip_id, "
         f"better + (duplicate_of IN (SELECT clip_id FROM best))::BIGINT AS {PLACE} FROM copies"
     )
 
 
 def _removed_alone(connection: duckdb.DuckDBPyConnection, test: Test) -> int:
-    rows = f"({joined_query(connection, sorted(test.columns))}) AS joined"
-    row = connection.execute(f"SELECT count_if(({test.outcome_alone}) = {REMOVED}) FROM {rows}").fetchone()
+    alone = replace(test, outcome=test.outcome_alone, tables=test.tables - {PLACES})
+    rows = judged_rows(connection, [alone], [])
+    row = connection.execute(f"SELECT count_if({_outcome(0)} = {REMOVED}) FROM ({rows})").fetchone()
     assert row is not None
     return int(row[0])
 
@@ -217,7 +213,3 @@ def _asked(rule: Rule) -> str:
 
 def _outcome(i: int) -> str:
     return f"outcome_{i}"
-
-
-def _ranked(tests: Sequence[Test]) -> bool:
-    return any(test.last for test in tests)

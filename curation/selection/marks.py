@@ -1,6 +1,5 @@
 """Verdicts on single clips, as exported from the report's page, and how a selection applies them."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ MARKS = "--marks"
 """Name of the funnel's step that drops marked clips."""
 _FORMAT = "clipmill marks"
 _FILE = "marks.json"
+_TABLE = "_marks"
 _DROPPING: tuple[Verdict, ...] = ("bad cut", "drop")
 
 
@@ -44,20 +44,17 @@ class Marks:
 
 
 def load_marks(address: str) -> Marks:
-    """Marks from a file that the page exported. Raises UserError where it is no such file."""
+    """Read marks that the report exported. Raises UserError for a missing file or other content."""
     fs, path = storage.filesystem(address)
     try:
         return storage.read_json(fs, path, _parsed)
     except FileNotFoundError as error:
-        raise UserError(f"there is no file of marks at {address}") from error
+        raise UserError(f"no file of marks at {storage.shown(fs, path)}") from error
 
 
 def dataset_marks(dataset: Dataset) -> Marks:
-    """All marks that were given to selections of this dataset."""
-    try:
-        return storage.read_json(dataset.fs, dataset.file(_FILE), _parsed)
-    except FileNotFoundError:
-        return Marks()
+    """All marks applied to selections of this dataset."""
+    return storage.read_json_if_exists(dataset.fs, dataset.file(_FILE), _parsed) or Marks()
 
 
 def keep_marks(dataset: Dataset, marks: Marks) -> None:
@@ -68,19 +65,21 @@ def keep_marks(dataset: Dataset, marks: Marks) -> None:
         for mark in sorted(merged.values(), key=lambda mark: mark.clip_id)
     ]
     content = {"format": _FORMAT, "dataset_fingerprint": marks.dataset_fingerprint, "marks": rows}
-    storage.write_bytes(dataset.fs, dataset.file(_FILE), (json.dumps(content, indent=1) + "\n").encode())
+    storage.write_json(dataset.fs, dataset.file(_FILE), content)
 
 
 def check_marks(marks: Marks, fingerprint: str, url: str) -> None:
     """Raise UserError for marks of another dataset's clips."""
     if marks.dataset_fingerprint not in (None, fingerprint):
-        raise UserError(f"these marks belong to a dataset with another configuration than {url}: export them again")
+        raise UserError(
+            f"these marks were exported from a dataset with another configuration than {url}: export them again"
+        )
 
 
 def with_marks(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test], marks: Marks) -> list[Test]:
-    """The tests changed so that a clip marked keep passes each and a wrong score counts as none, and a test that drops.
+    """Let clips marked `keep` pass every test, treat a `wrong score` as unscored, and add a test that drops the rest.
 
-    Makes the table `_marks`, which `curation.selection.funnel` joins.
+    Creates the table of marks, which `curation.selection.funnel` joins.
     """
     columns = {
         "clip_id": [mark.clip_id for mark in marks.marks],
@@ -88,19 +87,25 @@ def with_marks(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test], mar
         "_mark_score": [mark.score for mark in marks.marks],
     }
     listed = ", ".join(f"unnest(${name}::VARCHAR[]) AS {name}" for name in columns)
-    connection.execute(f"CREATE TEMP TABLE _marks AS SELECT {listed}", columns)
+    connection.execute(f"CREATE TEMP TABLE {_TABLE} AS SELECT {listed}", columns)
+
+    def heeding(test: Test, outcome: str) -> str:
+        wrong = f"_mark = 'wrong score' AND _mark_score = {literal(test.name)}"
+        return f"CASE WHEN _mark = 'keep' THEN {KEPT} WHEN {wrong} THEN {UNSCORED} ELSE ({outcome}) END"
+
+    tables = frozenset({_TABLE})
     wrapped = [
         replace(
             test,
-            marked=True,
-            outcome=f"CASE WHEN _mark = 'keep' THEN {KEPT} WHEN _mark = 'wrong score' AND "
-            f"_mark_score = {literal(test.name)} THEN {UNSCORED} ELSE ({test.outcome}) END",
+            outcome=heeding(test, test.outcome),
+            outcome_alone=test.outcome_alone and heeding(test, test.outcome_alone),
+            tables=test.tables | tables,
         )
         for test in tests
     ]
     dropped = ", ".join(map(literal, _DROPPING))
     outcome = f"CASE WHEN _mark IN ({dropped}) THEN {REMOVED} ELSE {KEPT} END"
-    return [*wrapped, Test(name=MARKS, columns=frozenset(), outcome=outcome, marked=True)]
+    return [*wrapped, Test(name=MARKS, columns=frozenset(), outcome=outcome, tables=tables)]
 
 
 def _parsed(values: dict[str, Any]) -> Marks:
@@ -110,11 +115,11 @@ def _parsed(values: dict[str, Any]) -> Marks:
     for row in values["marks"]:
         clip_id, verdict, score = row["clip_id"], row["verdict"], row.get("score")
         if not isinstance(clip_id, str) or not isinstance(score, str | None):
-            raise TypeError("expected clip_id and score to be texts")
+            raise TypeError("expected clip_id and score to be strings")
         if verdict not in get_args(Verdict):
             raise ValueError(f"expected one of {', '.join(get_args(Verdict))}, got {verdict!r}")
         marks[clip_id] = Mark(clip_id=clip_id, verdict=verdict, score=score)
     fingerprint = values.get("dataset_fingerprint")
     if not isinstance(fingerprint, str | None):
-        raise TypeError("expected dataset_fingerprint to be a text")
+        raise TypeError("expected dataset_fingerprint to be a string")
     return Marks(marks=tuple(marks.values()), dataset_fingerprint=fingerprint)

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from clipmill.columns import bounds_of
 from clipmill.config import known_name, unknown_name
 from clipmill.errors import UserError
-from curation.dataset.joined import joined_columns, joined_query
-from curation.dataset.tables import CLIPS, quoted
+from curation.dataset.joined import is_number, joined_columns, joined_query
+from curation.dataset.schemas import CLIPS
+from curation.dataset.sql import quoted
 from curation.scores.columns import LEFT_OUT
-from curation.selection.condition import read_condition
+from curation.selection.condition import Condition, read_condition
 from curation.selection.rules import Rule, Rules, share
 
 MADE_BY: Mapping[str, str] = {
@@ -31,25 +32,10 @@ WHERE = "where"
 _COLUMN = "column of numbers"
 RANK, GROUP = "duplicate_rank", "duplicate_of"
 PLACE = "_place_in_group"
+PLACES = "_places"
 """In a group of near-duplicates, among its clips that pass the other rules: 0 for the best of them."""
 KEPT, REMOVED, UNSCORED = 0, 1, 2
 """What a test says of a clip."""
-
-_NUMBERS = (
-    "TINYINT",
-    "SMALLINT",
-    "INTEGER",
-    "BIGINT",
-    "HUGEINT",
-    "FLOAT",
-    "DOUBLE",
-    "DECIMAL",
-    "UTINYINT",
-    "USMALLINT",
-    "UINTEGER",
-    "UBIGINT",
-    "UHUGEINT",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +56,8 @@ class Test:
     note: str | None = None
     """What is to be known of these thresholds."""
     last: bool = False
-    marked: bool = False
-    """Whether `outcome` also reads the table of marks, which the funnel joins."""
+    tables: frozenset[str] = frozenset()
+    """Tables besides the joined view that `outcome` reads; the funnel joins them by clip_id."""
     outcome_alone: str = ""
     """For a test with `last`: the outcome were there no other rules."""
 
@@ -98,7 +84,7 @@ def with_full_names(connection: duckdb.DuckDBPyConnection, rules: Rules) -> Rule
     A name that begins no column stays as it is. Raises UserError: it could be several, or one column has two rules.
     """
     known = joined_columns(connection)
-    numeric = [name for name, (_, _, kind) in known.items() if _is_number(kind)]
+    numeric = [name for name, (_, _, kind) in known.items() if is_number(kind)]
     full: dict[str, Rule] = {}
     for given, rule in rules.rules.items():
         begins = any(name.startswith(given) for name in numeric)
@@ -118,7 +104,7 @@ def tests_of(
     numbers, for a threshold beyond what its column can hold, and for a `where` that is not one boolean condition.
     """
     known = joined_columns(connection)
-    numeric = [name for name, (_, _, kind) in known.items() if _is_number(kind)]
+    numeric = [name for name, (_, _, kind) in known.items() if is_number(kind)]
     scored: dict[str, _Score] = {}
     skipped: dict[str, str] = {}
     for name in rules.rules:
@@ -143,8 +129,7 @@ def tests_of(
     if rules.where is not None:
         condition = read_condition(connection, rules.where, known)
         if not condition.missing:
-            outcome = f"WHEN {condition.sql} THEN {KEPT} WHEN {condition.sql} IS NULL THEN {UNSCORED} ELSE {REMOVED}"
-            where = Test(name=WHERE, columns=condition.columns, outcome=f"CASE {outcome} END")
+            where = Test(name=WHERE, columns=condition.columns, outcome=condition_outcome(condition))
         elif allow_missing:
             skipped[WHERE] = f"unknown column {condition.missing[0]!r}"
         else:
@@ -153,6 +138,11 @@ def tests_of(
     values = _scores(connection, [s for name, s in scored.items() if rules.rules[name].ranks()])
     tests = [_test(s, rules.rules[name], values.pop(name, _NO_SCORES)) for name, s in scored.items()]
     return [*tests, *([where] if where else [])], skipped
+
+
+def condition_outcome(condition: Condition) -> str:
+    """SQL for the outcome of a `where` condition."""
+    return f"CASE WHEN {condition.sql} THEN {KEPT} WHEN {condition.sql} IS NULL THEN {UNSCORED} ELSE {REMOVED} END"
 
 
 def _left_out(
@@ -201,7 +191,7 @@ class _Score:
 
     @classmethod
     def of(cls, name: str, kind: str) -> "_Score":
-        if not _is_number(kind):
+        if not is_number(kind):
             raise UserError(f"the rule on {name!r} requires a numeric column, got {kind}: use `where` instead")
         return cls(name, kind)
 
@@ -272,6 +262,7 @@ def _test(score: _Score, rule: Rule, values: NDArray[Any]) -> Test:
         columns=frozenset({RANK, GROUP}),
         outcome=_outcome(place, test.resolved()),
         outcome_alone=outcome,
+        tables=frozenset({PLACES}),
         last=True,
     )
 
@@ -310,10 +301,6 @@ def percentile(scores: NDArray[Any], at: Fraction) -> float | None:
     scores.partition(sorted({below, above}))
     low, high = float(scores[below]), float(scores[above])
     return min(high, low + (high - low) * float(place - below))
-
-
-def _is_number(kind: str) -> bool:
-    return kind.startswith(_NUMBERS) and not kind.endswith("]")
 
 
 def _no_column(name: str, numeric: list[str]) -> str:

@@ -53,8 +53,10 @@ def test_another_clip_of_a_group_of_duplicates_can_be_chosen(tmp_path: Path) -> 
     columns = {"clip_id": known, "duplicate_rank": [0, 1, 2], "duplicate_of": [None, known[0], known[0]]}
     dataset.write_part("scores/duplicates", "duplicates", pa.table(columns))
     _, best = select(dataset, {}, duplicate_rank={"max": 0.0})
-    _, motions = select(dataset, {0: "drop", 1: "drop", 2: "keep"}, duplicate_rank={"max": 0.0})
+    selection, motions = select(dataset, {0: "drop", 1: "drop", 2: "keep"}, duplicate_rank={"max": 0.0})
     assert (best, motions) == ([0.0], [2.0])
+    (step,) = (step for step in selection.funnel if step.rule == "duplicate_rank")
+    assert step.removed_alone == 1  # of the two copies, the one that is not marked keep
 
 
 def test_marks_are_kept_and_counted(ten: Dataset) -> None:

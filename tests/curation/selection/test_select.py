@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipmill.errors import UserError
-from curation.dataset.tables import CLIPS, SOURCES, Dataset
+from curation.dataset.schemas import CLIPS, SOURCES
+from curation.dataset.tables import Dataset
 from curation.selection.rules import Rules, load_preset, load_rules
 from curation.selection.select import (
     Selection,

@@ -1,14 +1,18 @@
 """Shared by the commands: exit codes, common options, terminal output."""
 
+import signal
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from pipelines.printable import printable
+from clipmill.errors import RunStopped, UserError
+from pipelines.printable import log_to_stderr, printable
 
 FAILED, BAD_REQUEST, NOTHING_CAME_OUT, CAPTIONS_FAILED, PARTIAL = 1, 2, 3, 4, 5
+INTERRUPTED = 130
 
 EXIT_CODES = (
     "Exit codes: 0 success; 1 the run stopped before it finished (rerun the same command to resume); 2 invalid request "
@@ -32,6 +36,26 @@ TakeOver = Annotated[
         "--take-over", help="Stop a live run that owns the output folder at its next commit, and continue from there."
     ),
 ]
+
+
+def run_command(command: Callable[[], object]) -> None:
+    """Run a command and exit with a code from `EXIT_CODES` if it fails; a UserError is printed without a traceback.
+
+    SIGTERM ends it like Ctrl-C, and logs of libraries go to stderr.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    log_to_stderr()
+    try:
+        command()
+    except UserError as error:
+        complain(str(error))
+        sys.exit(FAILED if isinstance(error, RunStopped) else BAD_REQUEST)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def console() -> Console:

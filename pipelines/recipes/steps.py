@@ -1,16 +1,15 @@
 """Building blocks of recipes: curate, select and shard, train, and a shared command line."""
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from clipmill.config import read_yaml
-from clipmill.errors import RunStopped, UserError
+from clipmill.errors import UserError
 from curation.selection.rules import Rules
-from pipelines.cli_shared import BAD_REQUEST, FAILED, complain
+from pipelines.cli_shared import run_command
 from pipelines.cluster import connected
 from pipelines.config import CurateConfig
 from pipelines.curate import curate
@@ -20,8 +19,6 @@ from pipelines.shard import shard
 from pipelines.train import train
 from pipelines.train_on_ray import train_on_ray
 from training.stages import Stage, overlay
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +39,8 @@ class Recipe:
     """Train the `tiny-` versions of the stages."""
     ray_workers: int | None = None
     """Number of Ray workers to train on; None: this process."""
+    address: str | None = None
+    """Ray cluster; None: RAY_ADDRESS, else Ray on this machine."""
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -57,12 +56,13 @@ class Recipe:
     def curate(self, config: CurateConfig) -> None:
         """Curate the videos into OUT/dataset with the recipe's configuration and the run's overrides."""
         values = _merged(config.model_dump(mode="json"), self.curation)
-        curate(self.videos, self._dataset, config=CurateConfig.from_values(values, origin="--config"))
+        config = CurateConfig.from_values(values, origin="--config")
+        curate(self.videos, self._dataset, config=config, address=self.address)
 
     def shards(self, rules: Rules, *, images: bool = False) -> str:
         """Select by rules and write shards of clips or of their middle frames; returns the shard folder."""
         select(self._dataset, rules)
-        return shard(self._dataset, rules.name, images=images).folder
+        return shard(self._dataset, rules.name, images=images, address=self.address).folder
 
     def train(self, stage: str, data: str, *, init: Path) -> Path:
         """Train a stage (`training.stages`) into OUT/runs/STAGE; returns its model. Finished stages are skipped."""
@@ -70,7 +70,9 @@ class Recipe:
         if model := finished_model(out, resolved):
             return model
         if self.ray_workers:
-            return train_on_ray(resolved, data, out, workers=self.ray_workers, init=init, device=self.device)
+            return train_on_ray(
+                resolved, data, out, workers=self.ray_workers, init=init, address=self.address, device=self.device
+            )
         return train(resolved, data, out, init=init, device=self.device)
 
     @property
@@ -88,12 +90,15 @@ def command(run: Callable[[Recipe], Path], description: str | None) -> None:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", nargs="+", metavar="VIDEOS", help="files, folders, globs, URLs or lists")
     parser.add_argument("out", type=Path, metavar="OUT", help="output folder for dataset, shards and runs")
-    init = parser.add_argument("--init", type=Path, help="initial model (default: %(default)s)")
-    init.default = Path("stable-diffusion-2-1")
-    encoder = parser.add_argument(
-        "--image-encoder", type=Path, help="model with CLIP's image encoder (default: %(default)s)"
+    parser.add_argument(
+        "--init", type=Path, default=Path("stable-diffusion-2-1"), help="initial model (default: %(default)s)"
     )
-    encoder.default = Path("stable-video-diffusion-img2vid")
+    parser.add_argument(
+        "--image-encoder",
+        type=Path,
+        default=Path("stable-video-diffusion-img2vid"),
+        help="model with CLIP's image encoder (default: %(default)s)",
+    )
     parser.add_argument("--config", help="YAML file with curation settings to override, as for `clipmill curate`")
     parser.add_argument(
         "--training", help="YAML file with settings to override in every stage, as for `clipmill train --config`"
@@ -105,7 +110,8 @@ def command(run: Callable[[Recipe], Path], description: str | None) -> None:
     parser.add_argument("--address", help="Ray cluster to connect to (default: start Ray on this machine)")
     parser.add_argument("--device", help="device (default: cuda if available, else cpu)")
     given = parser.parse_args()
-    try:
+
+    def run_recipe() -> None:
         recipe = Recipe(
             videos=tuple(given.videos),
             out=given.out,
@@ -115,15 +121,13 @@ def command(run: Callable[[Recipe], Path], description: str | None) -> None:
             training=read_yaml(given.training) if given.training else {},
             tiny=given.tiny,
             ray_workers=given.ray_workers,
+            address=given.address,
             device=given.device,
         )
         with connected(given.address):
             print(run(recipe))
-    except UserError as error:
-        complain(str(error))
-        sys.exit(FAILED if isinstance(error, RunStopped) else BAD_REQUEST)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+
+    run_command(run_recipe)
 
 
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.common import cpu_s, report
-from curation.dataset.tables import CLIPS, SOURCES, Dataset
+from curation.dataset.schemas import CLIPS, SOURCES
+from curation.dataset.tables import Dataset
 from curation.dedup.duplicates import DuplicatesConfig, find_duplicates
 
 _CLIPS = (10_000, 100_000, 1_000_000)

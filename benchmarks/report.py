@@ -26,7 +26,8 @@ from PIL import Image
 from benchmarks.common import cpu_s
 from benchmarks.common import report as print_table
 from benchmarks.select_scale import clips_table, filled, peak_bytes
-from curation.dataset.tables import PREVIEWS, SOURCES, Dataset
+from curation.dataset.schemas import PREVIEWS, SOURCES
+from curation.dataset.tables import Dataset
 from curation.report.model import build_report
 from curation.report.page import write_page
 from curation.selection.rules import Rules

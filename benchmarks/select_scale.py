@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
-from curation.dataset.tables import CLIPS, SOURCES, Dataset
+from curation.dataset.schemas import CLIPS, SOURCES
+from curation.dataset.tables import Dataset
 from curation.selection.rules import Rules
 from curation.selection.select import select_clips
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from clipmill.errors import SourceError, UserError
 from clipmill.pipeline import Resources, Stage
-from curation.dataset.schemas import SCAN_COLUMNS
-from curation.dataset.tables import CLIPS, PREVIEWS, SOURCES, Dataset, part_name
+from curation.dataset.schemas import CLIPS, PREVIEWS, SCAN_COLUMNS, SOURCES
+from curation.dataset.tables import Dataset, part_name
 from curation.inputs.sources import Source
 from curation.scan.isolation import Isolated
 from curation.scan.one_pass import Scan, rejected, rejected_row, scan

@@ -1,6 +1,6 @@
 """The columns that the page shows, with meaning, unit and polarity as the tables' own schemas give them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,12 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipmill.columns import bounds_of
-from curation.dataset.joined import SCORES, joined_columns, joined_query
+from curation.dataset.joined import SCORES, is_number, joined_columns
+from curation.dataset.schemas import SCHEMAS
 from curation.dataset.sql import quoted
-from curation.dataset.tables import SCHEMAS, Dataset
+from curation.dataset.tables import Dataset
 
-_NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL")
-_UNSIGNED = tuple(f"U{name}" for name in _NUMBERS if name.endswith("INT") or name == "INTEGER")
 _LONGEST_LIST = 256
 """Lists of more items are not for reading: the page leaves such a column (an embedding) out."""
 
@@ -52,7 +51,7 @@ def report_columns(
     """All columns of the joined view but long lists, in order. `ruled` are those that rules are about."""
     known, ruled = joined_columns(connection), set(ruled)
     fields = _fields(dataset)
-    long_lists = _long_lists(connection, [name for name, (_, _, kind) in known.items() if kind.endswith("[]")])
+    long_lists = _long_lists(connection, known)
     columns = []
     for name, (view, original, sql_kind) in known.items():
         if name in long_lists:
@@ -60,7 +59,7 @@ def report_columns(
         field = fields.get(view, {}).get(original)
         metadata = {key.decode(): value.decode("utf-8", "replace") for key, value in (_metadata(field)).items()}
         kind = _kind(sql_kind)
-        numeric, better = kind in ("single", "double"), metadata.get("better", "")
+        numeric, better = is_number(sql_kind), metadata.get("better", "")
         added = view not in SCHEMAS
         columns.append(
             ReportColumn(
@@ -103,14 +102,19 @@ def _bounds(field: pa.Field | None) -> tuple[float, float] | None:
 def _kind(sql_kind: str) -> str:
     if sql_kind == "FLOAT":
         return "single"
-    if sql_kind.startswith(_NUMBERS + _UNSIGNED) and not sql_kind.endswith("]"):
+    if is_number(sql_kind):
         return "double"
     return "text" if sql_kind == "VARCHAR" else "other"
 
 
-def _long_lists(connection: duckdb.DuckDBPyConnection, names: list[str]) -> set[str]:
-    if not names:
-        return set()
-    longest = ", ".join(f"max(len({quoted(name)}))" for name in names)
-    [found] = connection.execute(f"SELECT {longest} FROM ({joined_query(connection, names)})").fetchall()
-    return {name for name, length in zip(names, found, strict=True) if (length or 0) > _LONGEST_LIST}
+def _long_lists(connection: duckdb.DuckDBPyConnection, known: Mapping[str, tuple[str, str, str]]) -> set[str]:
+    """Columns of lists that are too long for the page. Each table is read on its own: a join would repeat the lists of
+    a source for each of its clips."""
+    long: set[str] = set()
+    for view in dict.fromkeys(view for view, _, _ in known.values()):
+        lists = {name: original for name, (of, original, kind) in known.items() if of == view and kind.endswith("[]")}
+        if lists:
+            longest = ", ".join(f"max(len({quoted(original)}))" for original in lists.values())
+            [lengths] = connection.execute(f"SELECT {longest} FROM {quoted(view)}").fetchall()
+            long |= {name for name, length in zip(lists, lengths, strict=True) if (length or 0) > _LONGEST_LIST}
+    return long

@@ -1,7 +1,7 @@
 """A dataset -> what its page shows: clips as columns, sources, rules, selections."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import duckdb
@@ -10,20 +10,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipmill import storage
+from clipmill.addresses import without_credentials
 from clipmill.errors import UserError
 from curation.dataset.joined import joined_columns, joined_query
 from curation.dataset.sql import quoted
 from curation.dataset.tables import Dataset
 from curation.report.columns import ReportColumn, report_columns
 from curation.report.overview import overview, rejected_sources
-from curation.report.payload import Payload
+from curation.report.payload import Payload, Report
 from curation.report.pictures import pictures
 from curation.report.rows import LONGEST_TEXT, json_of, table_of
 from curation.report.sources import sources_of
 from curation.selection.condition import read_condition
+from curation.selection.funnel import judge
 from curation.selection.rules import Rules
-from curation.selection.select import Selection, load_selection, selection_names
+from curation.selection.select import Selection, load_selection, selected_ids, selection_names
+from curation.selection.thresholds import condition_outcome
 
 MOST_CLIPS = 20_000
 """Clips that the page holds; of a larger dataset it holds a stratified sample of so many."""
@@ -31,18 +33,6 @@ _BUCKETS, _STRATIFIED = 6, 5
 """Strata: buckets per score, and how many scores."""
 _QUANTILES = 1_000
 _FORMAT = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What the page embeds, and how much of the dataset it is."""
-
-    data: str
-    pictures: str
-    title: str
-    clips: int
-    shown: int
-    with_pictures: int
 
 
 def build_report(
@@ -55,7 +45,7 @@ def build_report(
     rules = Rules.from_values(chosen.rules, origin=chosen.name) if chosen else Rules(name="my-selection")
     payload = Payload()
     with dataset.connect() as connection:
-        total, microseconds = _total(connection)
+        total, microseconds = judge(connection, ()).total()
         columns = report_columns(dataset, connection, rules.rules)
         clip_ids = _shown(connection, columns, total, most_clips)
         connection.register("shown_clips", pa.table({"clip_id": clip_ids, "place": np.arange(len(clip_ids))}))
@@ -70,7 +60,7 @@ def build_report(
         encoded = [column.described() | _encoded(payload, column, rows[column.name]) for column in per_clip]
         header: dict[str, Any] = {
             "format": _FORMAT,
-            "dataset": dataset.url,
+            "dataset": without_credentials(dataset.url),
             "fingerprint": str(description["fingerprint"]),
             "name": rules.name,
             "total_clips": total,
@@ -81,7 +71,7 @@ def build_report(
             "sources": sources_of(connection, payload, per_source, rows["source_id"].to_pylist()),
             "rules": rules.as_given(),
             "where": _where(connection, payload, rules.where, len(clip_ids)),
-            "selection": _described(chosen),
+            "selection": asdict(chosen) if chosen else None,
             "against": _against(dataset, payload, other, clip_ids),
             "selections": selection_names(dataset),
             "overview": overview(connection),
@@ -104,13 +94,6 @@ def build_report(
     )
 
 
-def _total(connection: duckdb.DuckDBPyConnection) -> tuple[int, int]:
-    [(clips, microseconds)] = connection.execute(
-        "SELECT count(*), coalesce(sum(round(duration_s * 1e6)::BIGINT), 0)::BIGINT FROM clips"
-    ).fetchall()
-    return int(clips), int(microseconds)
-
-
 def _shown(connection: duckdb.DuckDBPyConnection, columns: Sequence[ReportColumn], total: int, most: int) -> list[str]:
     """The clips to show, by clip_id: all, or a sample in which scores and their combinations have their shares.
 
@@ -121,15 +104,14 @@ def _shown(connection: duckdb.DuckDBPyConnection, columns: Sequence[ReportColumn
         ids = table_of(connection, "SELECT clip_id::VARCHAR AS clip_id FROM clips ORDER BY clip_id")
         return list(ids["clip_id"].to_pylist())
     names = [column.name for column in columns if column.slider][:_STRATIFIED]
-    counts = ", ".join(f"count({quoted(name)})" for name in names) or "1"
-    [scored] = connection.execute(f"SELECT {counts} FROM ({joined_query(connection, names)})").fetchall()
-    buckets = [
-        f"ntile({_BUCKETS}) OVER (ORDER BY {quoted(name)})"
-        for name, clips in zip(names, scored, strict=bool(names))
-        if clips
-    ]
+    buckets: list[str] = []
+    if names:
+        counts = ", ".join(f"count({quoted(name)})" for name in names)
+        [scored] = connection.execute(f"SELECT {counts} FROM ({joined_query(connection, names)})").fetchall()
+        ranked = [quoted(name) for name, clips in zip(names, scored, strict=True) if clips]
+        buckets = [f"ntile({_BUCKETS}) OVER (ORDER BY {name})" for name in ranked]
     order = ", ".join([*buckets, "clip_id"])
-    rows = joined_query(connection, dict.fromkeys(["clip_id", *names]))
+    rows = joined_query(connection, ["clip_id", *names])
     ids = table_of(connection, f"SELECT clip_id::VARCHAR AS clip_id FROM ({rows}) ORDER BY {order}")
     every = pa.array((np.arange(most) * ids.num_rows) // most)
     return sorted(ids["clip_id"].combine_chunks().take(every).to_pylist())
@@ -137,7 +119,7 @@ def _shown(connection: duckdb.DuckDBPyConnection, columns: Sequence[ReportColumn
 
 def _rows(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> pa.Table:
     listed = ", ".join(f"rows.{quoted(name)}" for name in names)
-    query = joined_query(connection, dict.fromkeys(["clip_id", *names]))
+    query = joined_query(connection, ["clip_id", *names])
     return table_of(
         connection,
         f"SELECT {listed} FROM ({query}) AS rows JOIN shown_clips USING (clip_id) ORDER BY shown_clips.place",
@@ -169,16 +151,16 @@ def _microseconds(values: pa.ChunkedArray) -> NDArray[np.float64]:
 def _where(
     connection: duckdb.DuckDBPyConnection, payload: Payload, where: str | None, clips: int
 ) -> dict[str, Any] | None:
-    """A browser cannot judge an SQL condition: its outcome per clip comes along (0 kept, 1 removed, 2 unscored)."""
+    """A browser cannot judge an SQL condition: its outcome per clip (KEPT, REMOVED, UNSCORED) comes along."""
     if where is None:
         return None
     condition = read_condition(connection, where, joined_columns(connection))
     if condition.missing:
         return None
-    query = joined_query(connection, dict.fromkeys(["clip_id", *sorted(condition.columns)]))
+    query = joined_query(connection, ["clip_id", *sorted(condition.columns)])
     found = table_of(
         connection,
-        f"SELECT CASE WHEN {condition.sql} THEN 0 WHEN {condition.sql} IS NULL THEN 2 ELSE 1 END AS outcome "
+        f"SELECT {condition_outcome(condition)} AS outcome "
         f"FROM ({query}) AS joined JOIN shown_clips USING (clip_id) ORDER BY shown_clips.place",
     )
     outcomes = found["outcome"].to_numpy().astype(np.int32)
@@ -186,17 +168,13 @@ def _where(
     return {"sql": where, "outcomes": payload.numbers(outcomes)}
 
 
-def _described(selection: Selection | None) -> dict[str, Any] | None:
-    return asdict(selection) if selection else None
-
-
 def _against(
     dataset: Dataset, payload: Payload, other: Selection | None, clip_ids: Sequence[str]
 ) -> dict[str, Any] | None:
     if other is None:
         return None
-    table = storage.read_parquet(dataset.fs, dataset.file("selections", f"{other.name}.parquet"), ["clip_id"])
-    member = pc.is_in(pa.array(clip_ids, pa.string()), table["clip_id"].cast(pa.string()))
+    ids = selected_ids(dataset, other.name)["clip_id"]
+    member = pc.is_in(pa.array(clip_ids, pa.string()), ids.cast(pa.string()))
     return {"name": other.name, "rules": other.rules, "clips": other.clips, "seconds": other.seconds} | {
         "member": payload.numbers(member.to_numpy(zero_copy_only=False).astype(np.int32))
     }
@@ -206,17 +184,19 @@ def _quantiles(
     connection: duckdb.DuckDBPyConnection, payload: Payload, columns: Sequence[ReportColumn]
 ) -> dict[str, Any]:
     """Of all clips, for each column of numbers: how many have it, and a thousand quantiles."""
+    names = [column.name for column in columns if column.slider]
+    if not names:  # parts that another tool has written anew have no metadata, so no column has a polarity
+        return {}
     at = [i / _QUANTILES for i in range(_QUANTILES + 1)]
-    found = {}
-    for column in columns:
-        if not column.slider:
-            continue
-        value = quoted(column.name)
-        query = joined_query(connection, [column.name])
-        [(scored, values)] = connection.execute(
-            f"SELECT count({value}), quantile_cont({value}::DOUBLE, {at}) FROM ({query}) "
-            f"WHERE isfinite({value}::DOUBLE)"
-        ).fetchall()
-        if scored:
-            found[column.name] = {"scored": scored, "quantiles": payload.numbers(np.array(values, np.float64))}
-    return found
+    values = [f"{quoted(name)}::DOUBLE" for name in names]
+    aggregates = [
+        f"{aggregate} FILTER (WHERE isfinite({value}))"
+        for value in values
+        for aggregate in (f"count({value})", f"quantile_cont({value}, {at})")
+    ]
+    [row] = connection.execute(f"SELECT {', '.join(aggregates)} FROM ({joined_query(connection, names)})").fetchall()
+    return {
+        name: {"scored": scored, "quantiles": payload.numbers(np.array(quantiles, np.float64))}
+        for name, scored, quantiles in zip(names, row[::2], row[1::2], strict=True)
+        if scored
+    }

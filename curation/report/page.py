@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clipmill import storage
 from curation.dataset.tables import Dataset
-from curation.report.model import Report
+from curation.report.payload import Report
 
 _TEMPLATE = Path(__file__).with_name("template")
 

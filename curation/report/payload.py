@@ -8,12 +8,25 @@ import gzip
 import json
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 _ALIGNMENT = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the page embeds, and how much of the dataset it is."""
+
+    data: str
+    pictures: str
+    title: str
+    clips: int
+    shown: int
+    with_pictures: int
 
 
 class Payload:

@@ -2,9 +2,10 @@
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,18 +44,17 @@ def pictures(dataset: Dataset, clip_ids: Sequence[str], *, budget_bytes: int = B
         for batch in _previews(dataset, place):
             if encode is None:
                 long_side_px, quality = _size(batch, len(clip_ids), budget_bytes)
-                encode = _encoder(long_side_px, quality)
+                encode = partial(strip, long_side_px=long_side_px, quality=quality)
             for (i, _), content in zip(batch, pool.map(encode, (jpegs for _, jpegs in batch)), strict=True):
                 if used + len(content) <= budget_bytes:
                     strips[i] = content
                     used += len(content)
     offsets, length = [0], 0
-    for strip in strips:
-        length += 4 * ((len(strip) + 2) // 3)  # of its base64
+    for content in strips:
+        length += 4 * ((len(content) + 2) // 3)  # of its base64
         offsets.append(length)
-    return Pictures(
-        text="".join(base64.b64encode(strip).decode() for strip in strips), offsets=offsets, long_side_px=long_side_px
-    )
+    text = "".join(base64.b64encode(content).decode() for content in strips)
+    return Pictures(text=text, offsets=offsets, long_side_px=long_side_px)
 
 
 def strip(jpegs: Jpegs, long_side_px: int, quality: int) -> bytes:
@@ -79,9 +79,10 @@ def _previews(dataset: Dataset, place: Mapping[str, int]) -> Iterator[list[tuple
         ids = dataset.read_part("previews", part, ["clip_id"])["clip_id"].to_pylist()
         if not any(clip_id in place for clip_id in ids):
             continue
-        read_bytes += dataset.fs.size(path)
-        if read_bytes > READ_BYTES and read_bytes > dataset.fs.size(path):
+        size_bytes = dataset.fs.size(path)
+        if read_bytes and read_bytes + size_bytes > READ_BYTES:
             return
+        read_bytes += size_bytes
         with dataset.fs.open(path, "rb") as file:
             for rows in pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=["clip_id", "first", "middle", "last"]):
                 wanted = [i for i, clip_id in enumerate(rows["clip_id"].to_pylist()) if clip_id in place]
@@ -103,10 +104,6 @@ def _size(batch: Sequence[tuple[int, Jpegs]], clips: int, budget_bytes: int) -> 
     return _SIZES[-1]
 
 
-def _encoder(long_side_px: int, quality: int) -> Callable[[Jpegs], bytes]:
-    return lambda jpegs: strip(jpegs, long_side_px, quality)
-
-
 def _tile(jpeg: bytes | None, long_side_px: int) -> Image.Image | None:
     try:
         with Image.open(io.BytesIO(jpeg or b""), formats=["JPEG"]) as image:
@@ -115,7 +112,7 @@ def _tile(jpeg: bytes | None, long_side_px: int) -> Image.Image | None:
             wide = image.width >= image.height  # the shorter side would keep Pillow from decoding at a fraction
             image.draft("RGB", (long_side_px, 1) if wide else (1, long_side_px))
             tile = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError):  # as which Pillow reports files that it cannot read
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # Pillow's for unreadable files
         return None
     shrink = long_side_px / max(tile.size)
     if shrink < 1:

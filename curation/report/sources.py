@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.dataset.joined import joined_columns
-from curation.dataset.sql import quoted
+from curation.dataset.schemas import SIGNAL_COLUMNS
+from curation.dataset.sql import batches, quoted
 from curation.report.columns import ReportColumn
 from curation.report.payload import Payload
 from curation.report.rows import json_of, table_of
 
-_SIGNALS = ("frame_changes", "frame_brightness")
 _MOST_FRAMES = 4_000_000
 """Numbers per frame that the page holds; sources beyond that have none."""
 _SIGNAL_ROWS = 64
@@ -30,13 +30,10 @@ def sources_of(
     listed = "".join(f", rows.{quoted(column.name)}" for column in columns)
     rows = table_of(
         connection,
-        f"SELECT rows.source_id::VARCHAR{listed} FROM sources AS rows JOIN shown_sources USING (source_id) "
+        f"SELECT shown_sources.place{listed} FROM shown_sources LEFT JOIN sources AS rows USING (source_id) "
         "ORDER BY shown_sources.place",
     )
-    values: dict[str, list[Any]] = {column.name: [None] * len(ids) for column in columns}
-    for row, source_id in enumerate(rows[0].to_pylist()):
-        for column in columns:
-            values[column.name][place[source_id]] = json_of(rows[column.name][row].as_py())
+    values = {column.name: list(map(json_of, rows[column.name].to_pylist())) for column in columns}
     return {
         "of_clips": payload.numbers(np.array([place[source_id] for source_id in of_clips], np.int32)),
         "values": values,
@@ -45,19 +42,24 @@ def sources_of(
 
 
 def _signals(connection: duckdb.DuckDBPyConnection, payload: Payload, place: Mapping[str, int]) -> dict[str, list[Any]]:
-    """Per source, numbers per frame, as long as they are not too many."""
-    present = {name for name in _SIGNALS if name in joined_columns(connection)}
-    found: dict[str, list[Any]] = {name: [None] * len(place) for name in sorted(present)}
+    """Numbers per frame of each source, as long as they are not too many; a source has all of its signals or none."""
+    known = joined_columns(connection)
+    names = [name for name in SIGNAL_COLUMNS if name in known]
+    signals_of: dict[str, list[Any]] = {name: [None] * len(place) for name in names}
+    if not names:
+        return signals_of
+    query = (
+        f"SELECT source_id::VARCHAR AS source_id, {', '.join(map(quoted, names))} FROM sources "
+        "JOIN shown_sources USING (source_id) ORDER BY shown_sources.place"
+    )
     left = _MOST_FRAMES
-    for name, signals in found.items():
-        query = f"SELECT source_id::VARCHAR AS source_id, {quoted(name)} AS signal FROM sources JOIN shown_sources "
-        relation = connection.sql(query + "USING (source_id) ORDER BY shown_sources.place")
-        assert relation is not None
-        for batch in relation.to_arrow_reader(_SIGNAL_ROWS):
-            for i, source_id in enumerate(batch["source_id"].to_pylist()):
-                signal = batch["signal"][i]
-                if signal.is_valid and len(signal) <= left:
-                    numbers = pc.fill_null(signal.values.cast(pa.int16(), safe=False), 0).to_numpy()
-                    signals[place[source_id]] = payload.numbers(numbers)
-                    left -= len(signal)
-    return found
+    for batch in batches(connection, query, _SIGNAL_ROWS):
+        for i, source_id in enumerate(batch["source_id"].to_pylist()):
+            signals = {name: batch[name][i] for name in names if batch[name][i].is_valid}
+            numbers = sum(map(len, signals.values()))
+            if numbers <= left:
+                left -= numbers
+                for name, signal in signals.items():
+                    values = pc.fill_null(signal.values.cast(pa.int16(), safe=False), 0).to_numpy()
+                    signals_of[name][place[source_id]] = payload.numbers(values)
+    return signals_of

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from curation.dataset.tables import CLIPS, PREVIEWS, SOURCES, Dataset
+from curation.dataset.schemas import CLIPS, PREVIEWS, SOURCES
+from curation.dataset.tables import Dataset
 
 HOSTILE = (
     "<script>window.attacked = 1</script>",

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from clipmill.errors import UserError
-from curation.report.model import Report, build_report
+from curation.report.model import build_report
 from curation.report.page import page
+from curation.report.payload import Report
 from curation.report.pictures import pictures, strip
 from curation.selection.rules import Rules
 from curation.selection.select import select_clips
@@ -70,6 +71,16 @@ def test_transitions_and_signals_come_once_per_source(tmp_path: Path) -> None:
     assert numbers(sources["signals"]["frame_changes"][0], rest)[24:27].tolist() == [1, 60, 1]
 
 
+def test_a_source_has_all_of_its_signals_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make(tmp_path / "dataset")
+    header, rest = unpacked(build_report(dataset))
+    frames = len(numbers(header["sources"]["signals"]["frame_changes"][0], rest))
+    monkeypatch.setattr("curation.report.sources._MOST_FRAMES", 4 * frames + 1)
+    header, _ = unpacked(build_report(dataset))
+    for name in ("frame_changes", "frame_brightness"):
+        assert [signal is not None for signal in header["sources"]["signals"][name]] == [True] * 2 + [False] * 3
+
+
 def test_a_condition_comes_with_its_outcome_per_clip(tmp_path: Path) -> None:
     dataset = make(tmp_path / "dataset")
     select_clips(dataset, Rules(name="wide", where="width > 320 AND motion > 1"))
@@ -110,6 +121,9 @@ def test_pictures_stay_within_their_budget(tmp_path: Path) -> None:
 def test_a_picture_that_is_none_leaves_a_gap(tmp_path: Path) -> None:
     assert strip((jpeg(0), b"not a picture", jpeg(1)), 96, 50) == b""
     assert strip((None, None, None), 96, 50) == b""
+    huge = jpeg(0).replace(b"\x00\x5a\x00\xa0", b"\xff\xff\xff\xff")  # 90 x 160 in its header
+    assert huge != jpeg(0)
+    assert strip((huge, huge, huge), 96, 50) == b""
 
 
 def test_few_clips_of_many_find_their_pictures(tmp_path: Path) -> None:

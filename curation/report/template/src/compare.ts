@@ -2,7 +2,7 @@
 
 import type { Rule } from "./data";
 import { count, duration, h, table } from "./dom";
-import { card } from "./gallery";
+import { card, group } from "./gallery";
 import { asWords } from "./rules";
 import type { State } from "./state";
 
@@ -84,15 +84,9 @@ export class Compare {
   }
 
   private cards(title: string, clips: number[], extra: (clip: number) => string): HTMLElement {
-    return h(
-      "section",
-      { class: "group" },
-      h("h2", {}, title),
-      h(
-        "div",
-        { class: "cards" },
-        ...clips.slice(0, AT_ONCE).map((clip) => card(this.state, clip, this.open, extra(clip))),
-      ),
+    return group(
+      title,
+      clips.slice(0, AT_ONCE).map((clip) => card(this.state, clip, this.open, extra(clip))),
     );
   }
 }

@@ -2,7 +2,7 @@
 
 import { textOf } from "./data";
 import { count, h } from "./dom";
-import { card } from "./gallery";
+import { card, group } from "./gallery";
 import { shown } from "./rules";
 import type { State } from "./state";
 
@@ -39,22 +39,16 @@ export class Duplicates {
     const groups = groupsOf(state);
     const cosines = state.judge.columns.get("duplicate_cosine")?.numbers;
     const shownGroups = groups.slice(0, this.limit).map((members) =>
-      h(
-        "section",
-        { class: "group" },
-        h("h2", {}, `${count(members.length)} clips alike`),
-        h(
-          "div",
-          { class: "cards" },
-          ...members.map((clip, place) => {
-            const cosine = cosines?.[clip] ?? Number.NaN;
-            const note = place === 0 ? "best of the group" : `cosine ${shown(cosine)} with the best`;
-            const shownCard = card(state, clip, this.open, note);
-            if (place)
-              shownCard.append(h("button", { onclick: () => this.prefer(members, clip) }, "Keep this one instead"));
-            return shownCard;
-          }),
-        ),
+      group(
+        `${count(members.length)} clips alike`,
+        members.map((clip, place) => {
+          const cosine = cosines?.[clip] ?? Number.NaN;
+          const note = place === 0 ? "best of the group" : `cosine ${shown(cosine)} with the best`;
+          const shownCard = card(state, clip, this.open, note);
+          if (place)
+            shownCard.append(h("button", { onclick: () => this.prefer(members, clip) }, "Keep this one instead"));
+          return shownCard;
+        }),
       ),
     );
     this.element.replaceChildren(

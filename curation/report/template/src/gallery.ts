@@ -42,6 +42,11 @@ export function shortSource(state: State, clip: number): string {
   return uri.slice(uri.lastIndexOf("/") + 1);
 }
 
+/** Cards below a title. */
+export function group(title: string, cards: HTMLElement[]): HTMLElement {
+  return h("section", { class: "group" }, h("h2", {}, title), h("div", { class: "cards" }, ...cards));
+}
+
 /** A clip as a card; `open` shows all about it. */
 export function card(state: State, clip: number, open: (clip: number) => void, extra = ""): HTMLElement {
   const { header } = state;

@@ -230,5 +230,5 @@ def is_printed(shown: str, printed: str) -> list[str]:
 def yaml_of(block: Block) -> dict[str, object]:
     """The mapping in a YAML block, which may be indented as in the middle of a file."""
     values = yaml.safe_load(block.text)
-    assert isinstance(values, dict), f"{block} is no mapping"
+    assert isinstance(values, dict), f"{block} is not a mapping"
     return values

@@ -113,7 +113,8 @@ def read_answer(body: bytes) -> str:
         raise NoCaption("the response is not a chat completion: its content is not text")
     caption = tidy(text or "", cut=ended == "length")
     if caption is None:
-        raise NoCaption("the response is empty" + (": it came to max_tokens before that" if ended == "length" else ""))
+        reason = ": max_tokens was reached before any text" if ended == "length" else ""
+        raise NoCaption(f"the response is empty{reason}")
     return caption
 
 

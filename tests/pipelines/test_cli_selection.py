@@ -11,7 +11,8 @@ import pytest
 
 from clipmill import storage
 from clipmill.errors import UserError
-from curation.dataset.tables import CLIPS, SOURCES, Dataset
+from curation.dataset.schemas import CLIPS, SOURCES
+from curation.dataset.tables import Dataset
 from curation.dedup.duplicates import DuplicatesConfig, find_duplicates, last_config
 from pipelines import cli
 from pipelines.config import CurateConfig

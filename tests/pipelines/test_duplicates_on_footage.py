@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from curation.dataset.tables import CLIPS
+from curation.dataset.schemas import CLIPS
 from curation.dedup.duplicates import rank_duplicates
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import scan

@@ -27,8 +27,8 @@ from pipelines.train_on_ray import STOP, _fit, _ray_worker
 from svd.checkpoint import load_model, save_model
 from svd.config import UNetConfig
 from svd.model import Model, ModelConfig
+from tests.limits import largest_file
 from tests.training import shards
-from tests.training.test_loop import largest_file
 from tests.training.world import UNET
 from training.distributed import Process, join, leave
 from training.stopping import Stopped, StopRequest

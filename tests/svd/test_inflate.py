@@ -31,7 +31,7 @@ def test_images_come_out_bit_for_bit_as_from_the_image_network(temporal_init: Te
 
 
 def test_identity_start_gives_every_frame_of_a_video_as_the_image_network() -> None:
-    """Trap 4: the released start does not, for a fresh temporal transformer is no identity."""
+    """Trap 4: with the released initialization it does not, because a new temporal transformer is not the identity."""
     image = random_unet(**IMAGE)
     x_BTCHW, c_noise_B, kwargs = inputs(grown(image, VIDEO), frames=4, tokens=3)
     with torch.no_grad():

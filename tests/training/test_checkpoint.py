@@ -2,7 +2,6 @@
 
 import json
 import re
-import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.limits import largest_file
 from tests.training.world import Stream, tiny_model, tiny_stage
 from training.checkpoint import (
     CheckpointError,
@@ -63,13 +63,8 @@ def test_a_disk_that_is_full_already_for_the_place_in_the_data_is_told(
     state: State, tmp_path: Path, process: Process
 ) -> None:
     checkpoints = Checkpoints(tmp_path, process)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
-    try:
-        with pytest.raises(CheckpointError, match="no complete checkpoint yet"):
-            checkpoints.save(3, state, {"place": torch.zeros(1000)}, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with largest_file(500), pytest.raises(CheckpointError, match="no complete checkpoint yet"):
+        checkpoints.save(3, state, {"place": torch.zeros(1000)}, {})
     assert not list(tmp_path.iterdir())
 
 
@@ -271,14 +266,9 @@ def test_a_checkpoint_that_cannot_be_written_says_how_much_room_there_was(tmp_pa
         "no complete checkpoint yet",
         str(caught.value),
     )
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
-    try:
-        checkpoints = Checkpoints(tmp_path, process)
-        with pytest.raises(CheckpointError) as caught:
-            checkpoints.save(3, stepped(0), {"place": torch.zeros(1000)}, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    checkpoints = Checkpoints(tmp_path, process)
+    with largest_file(500), pytest.raises(CheckpointError) as caught:
+        checkpoints.save(3, stepped(0), {"place": torch.zeros(1000)}, {})
     free = re.search(r"\(([\d,]+) MiB free\)", str(caught.value))
     assert free is not None
     assert int(free[1].replace(",", "")) == pytest.approx(shutil.disk_usage(tmp_path).free / 2**20, rel=0.2)

@@ -2,11 +2,8 @@
 
 import json
 import random
-import resource
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import torch
 from torch import nn
 
 from svd.unet import Block
+from tests.limits import largest_file
 from tests.svd.networks import DEEP, inputs, random_unet, randomise
 from tests.training.worker import STOPPED, start, wait
 from tests.training.world import Stream, tiny_model, tiny_stage
@@ -26,17 +24,6 @@ from training.stages import Stage, overlay
 from training.trainable import compile_blocks, freeze_untrained
 
 pytestmark = pytest.mark.slow
-
-
-@contextmanager
-def largest_file(size_bytes: int) -> Iterator[None]:
-    """As on a disk that is full but for this."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def losses(out: Path) -> list[float]:

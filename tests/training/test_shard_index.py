@@ -98,8 +98,8 @@ def test_a_damaged_header_ends_a_shard(tmp_path: Path) -> None:
     assert f"damaged header at byte {third:,}" in str(shard.problem)
 
 
-@pytest.mark.parametrize("content", [b"", b"this is no tar" * 100])
-def test_what_is_no_tar_is_recorded(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"not a tar file." * 100])
+def test_a_file_that_is_not_a_tar_is_recorded(tmp_path: Path, content: bytes) -> None:
     _shard(tmp_path / "a.tar")
     (tmp_path / "b.tar").write_bytes(content)
     index = index_shards(tmp_path)

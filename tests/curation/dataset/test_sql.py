@@ -13,8 +13,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from clipmill import shard, storage
 from clipmill.errors import UserError
+from curation.dataset.schemas import CLIPS, SOURCES
 from curation.dataset.sql import batches, literal, open_connection, quoted
-from curation.dataset.tables import CLIPS, SOURCES, Dataset
+from curation.dataset.tables import Dataset
 from curation.dedup.duplicates import find_duplicates
 from curation.selection.rules import Rules
 from curation.selection.select import select_clips, selected_clips

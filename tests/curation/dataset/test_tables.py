@@ -13,8 +13,8 @@ from clipmill import storage
 from clipmill.errors import UserError
 from curation.dataset.description import FORMAT_VERSION
 from curation.dataset.joined import joined_columns, joined_query
-from curation.dataset.schemas import with_column_tables
-from curation.dataset.tables import CLIPS, SCHEMAS, SOURCES, Dataset, part_name
+from curation.dataset.schemas import CLIPS, SCHEMAS, SOURCES, with_column_tables
+from curation.dataset.tables import Dataset, part_name
 
 FORMAT_MD = Path(__file__).parents[3] / "docs" / "format.md"
 CONFIG = {"spans": {"min_s": 2.0, "max_s": 20.0}, "text": {"side_px": 640}}

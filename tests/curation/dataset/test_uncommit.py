@@ -9,7 +9,8 @@ import pytest
 from clipmill import storage
 from clipmill.errors import UserError
 from curation.dataset.failed_captions import count_failed_captions, sources_with_failed_captions
-from curation.dataset.tables import CLIPS, PREVIEWS, SOURCES, Dataset
+from curation.dataset.schemas import CLIPS, PREVIEWS, SOURCES
+from curation.dataset.tables import Dataset
 from curation.dataset.uncommit import finish_uncommit, uncommit
 
 KINDS = {"a": "failed", "b": None, "c": "failed", "d": "nothing_to_merge"}

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from clipmill.columns import column
 from clipmill.errors import UserError
-from curation.dataset.tables import CLIPS, SOURCES, Dataset
+from curation.dataset.schemas import CLIPS, SOURCES
+from curation.dataset.tables import Dataset
 from curation.dedup.duplicates import DUPLICATES, DuplicatesConfig, find_duplicates, is_current, rank_duplicates
 from curation.selection.rules import Rules
 from curation.selection.select import select_clips

@@ -56,7 +56,8 @@ def main() -> None:
             dataset = f"{folder}/{name}"
             _build(dataset, clips)
             written = _in_child(dataset)
-            browser = {} if options.skip_browser else _open(written.pop("file"), dataset)
+            file = written.pop("file")
+            browser = {} if options.skip_browser else _open(file, dataset)
             figures |= {f"{name}_{key}": value for key, value in ({"clips": clips} | written | browser).items()}
             shutil.rmtree(dataset)
     goals = {"write_s": "60", "peak_gib": "2", "size_mb": "40", "ready_s": "3", "slider_ms": "100", "error": "0.01"}
@@ -72,6 +73,7 @@ def main() -> None:
             "size_mb",
             "ready_s",
             "slider_ms",
+            "error",
         )
     ]
     print_table("the report's page", ("", "all clips in it", "a sample", "at most"), rows, figures)

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-VIEWPORTS = ((1280, 800), (390, 844))
-
 
 def chromium() -> str:
     """Path of Chromium (CLIPMILL_CHROMIUM, or on PATH); skips the test without it, but fails in CI."""

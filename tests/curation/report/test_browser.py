@@ -154,6 +154,22 @@ def test_nothing_that_a_file_says_runs(browser: Any, file: Path) -> None:
         assert page.locator("main img:not(.strip), main iframe, main object").count() == 0
 
 
+def test_keys_are_heard_in_a_clip_and_after_a_mark(browser: Any, file: Path) -> None:
+    with opened(browser, file) as page:
+        page.locator(".card .open").first.click()
+        page.get_by_role("button", name="bad cut").click()  # the button is drawn anew
+        page.keyboard.press("k")
+        page.keyboard.press("d")
+        wait_until(page, "[...clipmill.marks.values()].map((mark) => mark.verdict).join() === 'drop'")
+        page.keyboard.press("Escape")
+        page.locator("#tab-Duplicates").click()
+        page.locator("#panel-Duplicates .card").first.focus()
+        page.keyboard.press("k")
+        page.wait_for_timeout(100)  # the cards are drawn anew
+        page.keyboard.press("w")
+        wait_until(page, "[...clipmill.marks.values()].some((mark) => mark.verdict === 'wrong score')")
+
+
 def test_it_is_walked_by_keyboard_and_marks_clips(browser: Any, file: Path, tmp_path: Path) -> None:
     with opened(browser, file) as page:
         page.focus("#tab-Choose")

@@ -1,15 +1,17 @@
 /** This selection beside another: which clips come and go, and which rule decided. */
 
 import type { Rule } from "./data";
-import { count, duration, h, table } from "./dom";
+import { count, duration, h, redraw, table } from "./dom";
 import { card, group } from "./gallery";
-import { asWords } from "./rules";
+import { asWords, type Judged } from "./rules";
 import type { State } from "./state";
 
 const AT_ONCE = 48;
 
 export class Compare {
   readonly element = h("div", { class: "compare" });
+
+  private theirs: { rules: Map<string, Rule>; judged: Judged } | undefined;
 
   constructor(
     private readonly state: State,
@@ -22,11 +24,8 @@ export class Compare {
     const { state } = this;
     const { against } = state.header;
     if (!against) return;
-    const theirs = new Map<string, Rule>(Object.entries(against.rules.rules ?? {}));
-    const other = state.judge.judge(
-      theirs,
-      against.rules.where !== undefined && against.rules.where === state.header.where?.sql,
-    );
+    this.theirs ??= this.judgeTheirs();
+    const { rules: theirs, judged: other } = this.theirs;
     const all = Array.from(state.judged.kept, (_, clip) => clip);
     const come = all.filter((clip) => state.judged.kept[clip] && !against.member[clip]);
     const go = all.filter((clip) => !state.judged.kept[clip] && against.member[clip]);
@@ -38,7 +37,8 @@ export class Compare {
       const by = other.droppedBy[clip];
       return by < 0 ? `not in ${against.name}` : `${against.name}: ${state.judge.reason(other.tests[by], clip)}`;
     };
-    this.element.replaceChildren(
+    redraw(
+      this.element,
       h("h2", {}, `These rules against ${against.name}`),
       table(
         "Clips",
@@ -71,6 +71,14 @@ export class Compare {
       this.cards(`Only with these rules: ${count(come.length)}`, come, theirReason),
       this.cards(`Only in ${against.name}: ${count(go.length)}`, go, () => ""),
     );
+  }
+
+  private judgeTheirs(): { rules: Map<string, Rule>; judged: Judged } {
+    const { judge, header } = this.state;
+    const given = header.against!.rules;
+    const rules = new Map<string, Rule>(Object.entries(given.rules ?? {}));
+    const useWhere = given.where !== undefined && given.where === header.where?.sql;
+    return { rules, judged: judge.judge(rules, useWhere) };
   }
 
   private decided(title: string, clips: number[], by: (clip: number) => string): HTMLElement {

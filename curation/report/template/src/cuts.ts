@@ -1,7 +1,7 @@
 /** A source on its timeline: shots, transitions by kind, and the change from frame to frame around a cut. */
 
 import uPlot from "uplot";
-import { type Transition, textOf } from "./data";
+import { append, type Transition, textOf } from "./data";
 import { count, duration, h, picker, svg, table } from "./dom";
 import { colour } from "./histogram";
 import { shown } from "./rules";
@@ -21,7 +21,7 @@ export class Cuts {
     const uris = state.judge.columns.get("uri");
     for (let clip = 0; clip < state.header.shown_clips; clip++) {
       const uri = textOf(uris, clip);
-      this.clipsOf.set(uri, [...(this.clipsOf.get(uri) ?? []), clip]);
+      append(this.clipsOf, uri, clip);
     }
     this.source = this.clipsOf.keys().next().value ?? "";
   }

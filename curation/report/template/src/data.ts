@@ -122,6 +122,13 @@ function isPlaced(fields: object): fields is Placed {
   return typeof type === "string" && type in ARRAYS && typeof offset === "number" && typeof length === "number";
 }
 
+/** Add a value to the list of a key. */
+export function append<K, V>(lists: Map<K, V[]>, key: K, value: V): void {
+  const list = lists.get(key);
+  if (list) list.push(value);
+  else lists.set(key, [value]);
+}
+
 /** Text of a clip in a text column. */
 export function textOf(column: Column | undefined, clip: number): string {
   const code = column?.codes?.[clip] ?? -1;

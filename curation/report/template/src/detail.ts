@@ -12,9 +12,10 @@ interface TextBox {
 }
 
 export class Detail {
-  readonly element = h("dialog", { "aria-label": "Clip" });
+  readonly element = h("dialog", { "aria-label": "Clip", tabindex: -1 });
   private clip = -1;
-  private picked: string | undefined;
+  /** Source -> address of the file that was picked for it. */
+  private readonly picked = new Map<string, string>();
 
   constructor(private readonly state: State) {
     this.element.addEventListener("close", () => this.element.replaceChildren()); // stops the video
@@ -51,6 +52,7 @@ export class Detail {
         `${verdict} (${key})`,
       ),
     );
+    const focused = this.element.contains(document.activeElement);
     this.element.replaceChildren(
       h("button", { class: "close", onclick: () => this.element.close(), "aria-label": "Close" }, "✕"),
       h("h2", {}, id),
@@ -60,6 +62,7 @@ export class Detail {
       this.video(),
       ...[this.captions(), this.tests(), this.columns()].filter((part) => part !== null),
     );
+    if (focused) this.element.focus(); // what had the focus is gone, and keys are heard here
   }
 
   private pictures(): HTMLElement {
@@ -71,9 +74,7 @@ export class Detail {
     const figure = h("figure", { class: "large" }, frame);
     if (boxes.length) {
       const shapes = boxes.map(({ frame, corners }) => {
-        const points = corners
-          .map((value, i) => (i % 2 ? value : frame + value))
-          .map((value, i) => (i % 2 ? value * 100 : value * 100));
+        const points = corners.map((value, i) => (i % 2 ? value : frame + value) * 100);
         const pairs = points.flatMap((value, i) => (i % 2 ? [`${points[i - 1]},${value}`] : []));
         return svg("polygon", { points: pairs.join(" ") });
       });
@@ -97,7 +98,7 @@ export class Detail {
     const uri = textOf(state.judge.columns.get("uri"), clip);
     const start = state.judge.columns.get("start_s")?.numbers?.[clip] ?? 0;
     const end = state.judge.columns.get("end_s")?.numbers?.[clip] ?? 0;
-    const address = this.picked ?? playable(uri);
+    const address = this.picked.get(uri) ?? playable(uri);
     const holder = h("div", { class: "player" });
     const play = () => {
       const video = h("video", { controls: true, preload: "auto", src: `${address}#t=${start},${end}` });
@@ -116,7 +117,7 @@ export class Detail {
       accept: "video/*",
       onchange: () => {
         if (!file.files?.[0]) return;
-        this.picked = URL.createObjectURL(file.files[0]);
+        this.picked.set(uri, URL.createObjectURL(file.files[0]));
         this.draw();
       },
     });

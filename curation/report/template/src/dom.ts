@@ -23,6 +23,13 @@ function asNode(child: Child): Node {
   return child instanceof Node ? child : document.createTextNode(String(child));
 }
 
+/** Put other elements into a holder; the card that has the focus keeps it. */
+export function redraw(holder: HTMLElement, ...children: (Node | string)[]): void {
+  const focused = holder.contains(document.activeElement) && document.activeElement?.getAttribute("data-clip");
+  holder.replaceChildren(...children);
+  if (focused) holder.querySelector<HTMLElement>(`[data-clip="${CSS.escape(focused)}"]`)?.focus();
+}
+
 const SVG = "http://www.w3.org/2000/svg";
 
 /** An SVG element; only from constant tags and numbers. */

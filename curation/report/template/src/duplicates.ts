@@ -1,7 +1,7 @@
 /** Groups of near-duplicates side by side, with their cosine and the one that is kept. */
 
-import { textOf } from "./data";
-import { count, h } from "./dom";
+import { append, textOf } from "./data";
+import { count, h, redraw } from "./dom";
 import { card, group } from "./gallery";
 import { shown } from "./rules";
 import type { State } from "./state";
@@ -16,7 +16,7 @@ export function groupsOf(state: State): number[][] {
   const groups = new Map<string, number[]>();
   for (let clip = 0; clip < ranks.length; clip++) {
     const best = textOf(of, clip);
-    if (best) groups.set(best, [...(groups.get(best) ?? []), clip]);
+    if (best) append(groups, best, clip);
   }
   for (let clip = 0; clip < ranks.length; clip++) groups.get(state.clipId(clip))?.push(clip);
   for (const members of groups.values()) members.sort((a, b) => ranks[a] - ranks[b]);
@@ -26,6 +26,7 @@ export function groupsOf(state: State): number[][] {
 export class Duplicates {
   readonly element = h("div", { class: "duplicates" });
   private limit = AT_ONCE;
+  private groups: number[][] | undefined;
 
   constructor(
     private readonly state: State,
@@ -36,7 +37,8 @@ export class Duplicates {
 
   draw(): void {
     const { state } = this;
-    const groups = groupsOf(state);
+    this.groups ??= groupsOf(state);
+    const groups = this.groups;
     const cosines = state.judge.columns.get("duplicate_cosine")?.numbers;
     const shownGroups = groups.slice(0, this.limit).map((members) =>
       group(
@@ -51,7 +53,8 @@ export class Duplicates {
         }),
       ),
     );
-    this.element.replaceChildren(
+    redraw(
+      this.element,
       h(
         "p",
         {},

@@ -1,9 +1,9 @@
 /** Clips as cards: sorted, around a threshold, what a rule removes, a few of each bin. */
 
-import { type Header, jsonOf, stripOf, textOf } from "./data";
-import { count, duration, h, picker } from "./dom";
+import { append, type Header, jsonOf, stripOf, textOf } from "./data";
+import { count, duration, h, picker, redraw } from "./dom";
 import { Bins } from "./histogram";
-import { shown } from "./rules";
+import { drops, shown } from "./rules";
 import { type State, VERDICT_KEYS } from "./state";
 
 const AT_ONCE = 24;
@@ -116,7 +116,7 @@ export class Gallery {
     private readonly open: (clip: number) => void,
   ) {
     this.element = h("section", { class: "gallery", "aria-label": "Clips" }, this.controls, this.cards);
-    state.listen(() => this.update());
+    state.listen(() => this.element.offsetParent && this.update());
   }
 
   /** Show another set of clips. */
@@ -128,26 +128,19 @@ export class Gallery {
 
   update(): void {
     this.drawControls();
-    const focused = document.activeElement?.getAttribute("data-clip");
-    const groups = this.groups();
-    const shownGroups = groups.map(({ title, clips }) => {
+    const shownGroups = this.groups().map(({ title, clips }) => {
       const visible = clips.slice(0, this.limit);
-      return h(
-        "div",
-        { class: "group" },
-        h("h2", {}, title),
-        h("div", { class: "cards" }, ...visible.map((clip) => card(this.state, clip, this.open))),
-        clips.length > visible.length
-          ? h(
-              "button",
-              { class: "more", onclick: () => this.more() },
-              `Show ${count(Math.min(AT_ONCE, clips.length - visible.length))} more`,
-            )
-          : null,
+      const section = group(
+        title,
+        visible.map((clip) => card(this.state, clip, this.open)),
       );
+      if (clips.length > visible.length) {
+        const label = `Show ${count(Math.min(AT_ONCE, clips.length - visible.length))} more`;
+        section.append(h("button", { class: "more", onclick: () => this.more() }, label));
+      }
+      return section;
     });
-    this.cards.replaceChildren(...shownGroups);
-    if (focused) this.cards.querySelector<HTMLElement>(`[data-clip="${CSS.escape(focused)}"]`)?.focus();
+    redraw(this.cards, ...shownGroups);
   }
 
   private more(): void {
@@ -213,8 +206,6 @@ export class Gallery {
     if (show === "marked") [clips, title] = [all.filter((clip) => state.marks.has(state.clipId(clip))), "Marked"];
     const [how, name] = [show.slice(0, show.indexOf(":")), show.slice(show.indexOf(":") + 1)];
     const place = tests.findIndex((test) => test.name === name);
-    const drops = (test: (typeof tests)[number], clip: number) =>
-      test.outcomes[clip] === 1 || (test.outcomes[clip] === 2 && !test.keepsUnscored);
     if (how === "alone" && place >= 0) {
       clips = all.filter((clip) => drops(tests[place], clip));
       title = `Removed by ${name}, whatever the other rules say`;
@@ -284,8 +275,7 @@ export class Gallery {
     if (!column?.numbers) return [];
     const bins = new Bins(this.state, column);
     const found = new Map<number, number[]>();
-    for (const clip of all)
-      if (bins.of[clip] >= 0) found.set(bins.of[clip], [...(found.get(bins.of[clip]) ?? []), clip]);
+    for (const clip of all) if (bins.of[clip] >= 0) append(found, bins.of[clip], clip);
     return [...found.keys()]
       .sort((a, b) => a - b)
       .map((bin) => {

@@ -18,8 +18,10 @@ export class Bins {
   /** Whether bins are equal in the square root of the distance from the least score. */
   readonly root: boolean;
   readonly edges: Float64Array;
-  readonly centres: Float64Array;
+  readonly centres: number[];
   readonly of: Int16Array;
+  /** Clips per bin. */
+  readonly all: number[];
 
   constructor(
     state: State,
@@ -34,13 +36,12 @@ export class Bins {
     const median = extremes[extremes.length >> 1] ?? low;
     this.root = low >= 0 && median - low < 0.1 * spread; // a long tail would leave everything in the first bins
     this.edges = Float64Array.from({ length: BINS + 1 }, (_, i) => this.unwarped((i / BINS) * this.warped(this.high)));
-    this.centres = Float64Array.from({ length: BINS }, (_, i) =>
-      this.unwarped(((i + 0.5) / BINS) * this.warped(this.high)),
-    );
+    this.centres = Array.from({ length: BINS }, (_, i) => this.unwarped(((i + 0.5) / BINS) * this.warped(this.high)));
     this.of = Int16Array.from(column.numbers!, (value) => {
       const share = this.warped(value) / this.warped(this.high);
       return Number.isNaN(value) ? -1 : Math.max(0, Math.min(BINS - 1, Math.floor(share * BINS)));
     });
+    this.all = this.counts(new Uint8Array(this.of.length).fill(1));
   }
 
   private warped(value: number): number {
@@ -58,10 +59,10 @@ export class Bins {
     return { time: false, range, distr: 100, fwd: (value) => this.warped(value), bwd: (place) => this.unwarped(place) };
   }
 
-  /** Clips per bin, of those for which `wanted` holds 1; all of them without it. */
-  counts(wanted?: Uint8Array): number[] {
+  /** Clips per bin, of those for which `wanted` holds 1. */
+  counts(wanted: Uint8Array): number[] {
     const found = new Array<number>(BINS).fill(0);
-    for (let i = 0; i < this.of.length; i++) if (this.of[i] >= 0 && (!wanted || wanted[i])) found[this.of[i]]++;
+    for (let i = 0; i < this.of.length; i++) if (this.of[i] >= 0 && wanted[i]) found[this.of[i]]++;
     return found;
   }
 
@@ -158,7 +159,7 @@ export class Histogram {
           { fill: () => colour("--kept"), width: 0, paths: bars, points: { show: false } },
         ],
       },
-      [Array.from(this.bins.centres), this.bins.counts(), this.bins.counts(this.state.judged.kept)],
+      [this.bins.centres, this.bins.all, this.bins.counts(this.state.judged.kept)],
       this.chart,
     );
     queueMicrotask(() => this.update()); // the scales are set by then
@@ -177,9 +178,9 @@ export class Histogram {
     if (!this.plot) return;
     const { state, column } = this;
     const counts = this.bins.counts(state.judged.kept);
-    this.plot.setData([Array.from(this.bins.centres), this.bins.counts(), counts], true);
+    this.plot.setData([this.bins.centres, this.bins.all, counts], true);
     const rule = state.rules.get(column.name) ?? {};
-    const bounds = state.judge.thresholds(column.name, rule);
+    const bounds = this.bounds();
     const test = state.judged.tests.find((each) => each.name === column.name);
     for (const end of ["min", "max"] as const) this.updateEnd(end, bounds[end], rule[PERCENT[end]]);
     const all = this.column.numbers!.length;

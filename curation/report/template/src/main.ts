@@ -67,7 +67,14 @@ async function start(): Promise<void> {
     }
     tab.shown?.();
   };
-  const chooseTab: Tab = { title: "Choose", panel: choose, shown: drawn };
+  const chooseTab: Tab = {
+    title: "Choose",
+    panel: choose,
+    shown: () => {
+      drawn();
+      gallery.update();
+    },
+  };
   const pairs = new Pairs(state, () => {
     select(chooseTab);
     gallery.showOnly("brushed");
@@ -117,7 +124,6 @@ async function start(): Promise<void> {
       h("main", { id: "main", tabindex: -1 }, ...tabs.map((tab) => tab.panel)),
       detail.element,
     );
-  gallery.update();
   select(chooseTab);
   new ResizeObserver(drawn).observe(list);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {

@@ -1,6 +1,6 @@
 /** What `clipmill select` does, clip for clip: curation/selection/thresholds.py and funnel.py, in the browser. */
 
-import type { Column, Header, Rule } from "./data";
+import { append, type Column, type Header, type Rule, textOf } from "./data";
 
 export const KEPT = 0;
 export const REMOVED = 1;
@@ -126,14 +126,9 @@ export class Judge {
   private test(name: string, rule: Rule): Test {
     const bounds = this.thresholds(name, rule);
     const numbers = this.columns.get(name)!.numbers!;
-    const { min = Number.NEGATIVE_INFINITY, max = Number.POSITIVE_INFINITY } = bounds;
-    const outcomes = new Uint8Array(numbers.length);
+    const outcomes = Uint8Array.from(numbers, outcomeWithin(bounds));
     let ties = 0;
-    for (let i = 0; i < numbers.length; i++) {
-      const value = numbers[i];
-      outcomes[i] = Number.isNaN(value) ? UNSCORED : value < min || value > max ? REMOVED : KEPT;
-      if (value === min || value === max) ties++;
-    }
+    for (const value of numbers) ties += Number(value === bounds.min || value === bounds.max);
     return { ...counted(name, bounds, outcomes, rule.unscored === "keep"), ties };
   }
 
@@ -148,18 +143,17 @@ export class Judge {
     const copies = new Map<string, number[]>();
     for (let i = 0; i < ranks.length; i++) {
       if (!kept[i] || Number.isNaN(ranks[i])) continue;
-      if (ranks[i] === 0) best.add(idOf(ids, i));
-      else copies.set(idOf(groups, i), [...(copies.get(idOf(groups, i)) ?? []), i]);
+      if (ranks[i] === 0) best.add(textOf(ids, i));
+      else append(copies, textOf(groups, i), i);
     }
     const places = Float64Array.from(ranks);
     for (const [group, members] of copies) {
-      members.sort((a, b) => ranks[a] - ranks[b] || (idOf(ids, a) < idOf(ids, b) ? -1 : 1));
+      members.sort((a, b) => ranks[a] - ranks[b] || (textOf(ids, a) < textOf(ids, b) ? -1 : 1));
       members.forEach((clip, better) => {
         places[clip] = better + Number(best.has(group));
       });
     }
-    const { min = Number.NEGATIVE_INFINITY, max = Number.POSITIVE_INFINITY } = bounds;
-    const outcome = (value: number) => (Number.isNaN(value) ? UNSCORED : value < min || value > max ? REMOVED : KEPT);
+    const outcome = outcomeWithin(bounds);
     const test = counted(RANK, bounds, Uint8Array.from(places, outcome), rule.unscored === "keep");
     return { ...test, removedAlone: countRemoved(ranks, outcome) };
   }
@@ -175,8 +169,7 @@ export class Judge {
       let removed = 0;
       let unscoredDropped = 0;
       for (let i = 0; i < clips; i++) {
-        if (!kept[i] || test.outcomes[i] === KEPT) continue;
-        if (test.outcomes[i] === UNSCORED && test.keepsUnscored) continue;
+        if (!kept[i] || !drops(test, i)) continue;
         if (test.outcomes[i] === REMOVED) removed++;
         else unscoredDropped++;
         kept[i] = 0;
@@ -202,6 +195,16 @@ export class Judge {
     if (min !== undefined && value < min) return `dropped by ${test.name}: ${compared(value, min)}`;
     return `dropped by ${test.name}: ${compared(value, max!, ">")}`;
   }
+}
+
+/** Whether a test drops a clip. */
+export function drops(test: Test, clip: number): boolean {
+  return test.outcomes[clip] === REMOVED || (test.outcomes[clip] === UNSCORED && !test.keepsUnscored);
+}
+
+/** Outcome of a score, which is NaN where there is none. */
+function outcomeWithin({ min = Number.NEGATIVE_INFINITY, max = Number.POSITIVE_INFINITY }: Test["bounds"]) {
+  return (value: number) => (Number.isNaN(value) ? UNSCORED : value < min || value > max ? REMOVED : KEPT);
 }
 
 /** Whether a rule asks for anything. */
@@ -264,7 +267,7 @@ function passing(tests: Test[], clips: number): Uint8Array {
   const kept = new Uint8Array(clips).fill(1);
   for (const test of tests) {
     for (let i = 0; i < clips; i++) {
-      if (test.outcomes[i] === REMOVED || (test.outcomes[i] === UNSCORED && !test.keepsUnscored)) kept[i] = 0;
+      if (drops(test, i)) kept[i] = 0;
     }
   }
   return kept;
@@ -274,11 +277,6 @@ function counted(name: string, bounds: Test["bounds"], outcomes: Uint8Array, kee
   const counts = [0, 0, 0];
   for (const outcome of outcomes) counts[outcome]++;
   return { name, bounds, outcomes, keepsUnscored, removedAlone: counts[REMOVED], unscored: counts[UNSCORED], ties: 0 };
-}
-
-function idOf(column: Column | undefined, clip: number): string {
-  const code = column?.codes?.[clip] ?? -1;
-  return code < 0 ? "" : column!.texts![code];
 }
 
 function lowerBound(sorted: Float64Array, value: number): number {

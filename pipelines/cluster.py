@@ -11,6 +11,7 @@ from typing import Any
 
 from clipmill.errors import RunStopped, UserError
 from pipelines.local_ray import private_ray
+from pipelines.machine import usable_cpus
 
 _CONNECT_TIMEOUT_S = 10.0
 
@@ -86,11 +87,6 @@ def _own_paths() -> Any:
             return True
 
     return OwnPaths()
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def _check_listening(address: str) -> None:

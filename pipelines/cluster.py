@@ -14,6 +14,7 @@ from pipelines.local_ray import private_ray
 from pipelines.machine import usable_cpus
 
 _CONNECT_TIMEOUT_S = 10.0
+_UV_HOOK = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 
 
 @contextmanager
@@ -47,6 +48,7 @@ def _start(settings: dict[str, Any], action: str) -> None:
     import ray
 
     before = signal.getsignal(signal.SIGTERM)
+    _keep_environment_of_nodes()
     try:
         ray.init(**settings, job_config=_own_paths(), log_to_driver=False, logging_level=logging.CRITICAL)
     except BaseException as error:
@@ -87,6 +89,18 @@ def _own_paths() -> Any:
             return True
 
     return OwnPaths()
+
+
+def _keep_environment_of_nodes() -> None:
+    """Disable Ray's hook for `uv run`, unless the variable of the hook is set.
+
+    The hook uploads the working directory, videos included, and recreates the environment of the driver in every worker
+    from a project file that may not be there. Workers need only what is installed on their node.
+    """
+    if _UV_HOOK not in os.environ:
+        from ray._private import ray_constants
+
+        setattr(ray_constants, _UV_HOOK, False)  # read from the environment when Ray is imported
 
 
 def _check_listening(address: str) -> None:

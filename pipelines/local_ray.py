@@ -5,10 +5,11 @@ Ray's servers listen on all interfaces; only processes that have the token, whic
 
 import fcntl
 import os
+import resource
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib import import_module
@@ -16,20 +17,36 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.errors import UserError
+from pipelines.machine import SHARED_MEMORY, free_bytes, usable_memory_bytes
+from pipelines.progress import note
 
 _PREFIX = "clipmill-ray-"
-_LONGEST_PATH = 40
-"""Bytes of the folder's own path: Ray puts some 60 behind it, and the name of a socket has 107 at most."""
+_LONGEST_PATH_BYTES = 39
+"""Maximum length of the folder's path: Ray appends up to 68 bytes, and the path of a socket is limited to 107."""
+_OTHER_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+"""Where the folder is created if the path of the temporary folder is too long."""
+_LEAST_ROOM_BYTES = 32 << 20
+"""For sockets and logs."""
+_LEAST_OPEN_FILES = 1024
+
+_STORE_SHARE = 0.3
+"""Share of the memory that Ray's object store takes by default."""
+_LEAST_STORE_BYTES = 256 << 20
+_MOST_STORE_ON_DISK_BYTES = 2 << 30
+_FILLED = 0.95
+"""Share of the free space that the object store may take."""
 
 
 @contextmanager
 def private_ray(num_cpus: int) -> Iterator[dict[str, Any]]:
-    """Arguments for `ray.init`, and for the length of the block the environment that Ray's processes need.
+    """Arguments for `ray.init`; sets the environment of Ray's processes for the duration of the block.
 
-    The folder is removed at the end; one of a run that was killed, by the next run. Raises UserError where no folder
-    can be made.
+    The folder is removed at the end; that of a killed run, by the next run. Raises UserError if Ray cannot run on this
+    machine: no folder for it, no room, too few open files.
     """
-    place = _place()
+    place = ray_folder(usual=_temporary_folder())
+    store_bytes = _store_bytes(place)
+    check_open_files()
     _sweep(place)
     try:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))  # mode 0700
@@ -46,6 +63,7 @@ def private_ray(num_cpus: int) -> Iterator[dict[str, Any]]:
             yield {
                 "address": "local",  # not one that somebody else has running on this machine
                 "num_cpus": num_cpus,
+                "object_store_memory": store_bytes,
                 "include_dashboard": False,
                 "_node_ip_address": "127.0.0.1",
                 "_temp_dir": str(folder / "ray"),  # Ray opens its own folder to everyone, so it is one below
@@ -54,9 +72,89 @@ def private_ray(num_cpus: int) -> Iterator[dict[str, Any]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _place() -> str:
-    usual = tempfile.gettempdir()
-    return usual if len(os.fsencode(usual)) + len(_PREFIX) + 9 <= _LONGEST_PATH else "/tmp"
+def ray_folder(usual: str, others: Sequence[str] = _OTHER_FOLDERS) -> str:
+    """Where to create Ray's folder: `usual` if its path is short enough for sockets, else the first usable of `others`.
+
+    Raises UserError if there is none, or if it is full.
+    """
+    short = [place for place in (usual, *others) if _path_bytes(place) <= _LONGEST_PATH_BYTES]
+    usable = next((place for place in short if os.access(place, os.W_OK | os.X_OK)), None)
+    if usable is None:
+        raise UserError(
+            f"cannot start Ray on this machine: expected a writable folder with a path of at most "
+            f"{_LONGEST_PATH_BYTES - _path_bytes('')} bytes (the path of a socket is limited to 107), got {usual} "
+            f"({len(os.fsencode(usual))} bytes), and {', '.join(others)} are not writable: set TMPDIR to a shorter path"
+        )
+    if (room := free_bytes(usable)) < _LEAST_ROOM_BYTES:
+        raise UserError(
+            f"cannot start Ray on this machine: {usable} has {room >> 20} MiB of free space, expected at least "
+            f"{_LEAST_ROOM_BYTES >> 20} MiB: make room there or set TMPDIR to another folder"
+        )
+    return usable
+
+
+def object_store_bytes(*, memory: int, shared: int, disk: int) -> int | None:
+    """Size of Ray's object store, given the memory, the free shared memory and the free space of Ray's folder in bytes.
+
+    None for Ray's default, if that fits into the shared memory. Ray would otherwise ask for more than there is and
+    move the store to disk, where it fails with SIGBUS once the disk is full. Containers have 64 MB of shared memory
+    unless told otherwise, less than the 75 MiB that Ray requires, so the store has to be on disk there. Raises
+    UserError if neither has room.
+    """
+    wanted = int(memory * _STORE_SHARE)
+    if shared * _FILLED >= wanted:
+        return None
+    if shared * _FILLED >= _LEAST_STORE_BYTES:
+        return int(shared * _FILLED)
+    if disk * _FILLED < _LEAST_STORE_BYTES + _LEAST_ROOM_BYTES:
+        raise UserError(
+            f"cannot start Ray on this machine: its object store needs {_LEAST_STORE_BYTES >> 20} MiB, but "
+            f"{SHARED_MEMORY} has {shared >> 20} MiB and the temporary folder {disk >> 20} MiB of free space: start "
+            "the container with more shared memory (docker run --shm-size=2g) or set TMPDIR to a folder with more room"
+        )
+    return max(_LEAST_STORE_BYTES, min(wanted, _MOST_STORE_ON_DISK_BYTES, int(disk * _FILLED / 2)))
+
+
+def check_open_files(least: int = _LEAST_OPEN_FILES) -> None:
+    """Raise UserError if this process may open too few files for Ray, which raises the soft limit to the hard one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < least:
+        raise UserError(
+            f"cannot start Ray on this machine: a process may open {hard} files, expected at least {least}: raise the "
+            "limit (ulimit -Hn 65536, or docker run --ulimit nofile=65536)"
+        )
+
+
+def _store_bytes(place: str) -> int | None:
+    shared = free_bytes(SHARED_MEMORY)
+    size = object_store_bytes(memory=usable_memory_bytes(), shared=shared, disk=free_bytes(place))
+    if size is not None and size > shared:
+        note(
+            f"{SHARED_MEMORY} has {shared >> 20} MiB of free space, so Ray's object store is on disk, in {place}. More "
+            "shared memory is faster: docker run --shm-size=2g"
+        )
+    return size
+
+
+def _temporary_folder() -> str:
+    """The configured temporary folder; prints a note if TMPDIR names one that cannot be used."""
+    try:
+        usual = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"there is no writable temporary folder ({error.strerror}): make one of them writable, or set TMPDIR to "
+            "a folder that is"
+        ) from error
+    given = os.environ.get("TMPDIR")
+    if given and os.path.abspath(given) != os.path.abspath(usual):
+        reason = "is not writable" if os.path.isdir(given) else "does not exist"
+        note(f"TMPDIR is {given}, which {reason}; using {usual} for temporary files")
+    return usual
+
+
+def _path_bytes(place: str) -> int:
+    """Length of the path of a folder in `place`: mkdtemp appends eight characters to the prefix."""
+    return len(os.fsencode(place)) + len(_PREFIX) + 9
 
 
 def _sweep(place: str) -> None:

@@ -143,7 +143,11 @@ def print_curation(console: Console, result: CurateResult) -> None:
             ", ".join(f"{count} to {extraction}" for extraction, count in status.extractions.items()),
         ),
         ("  footage", None, f"{duration(status.clip_s)}, {share(status.clip_s, status.video_s)} of all"),
-        *((f"  dropped: {LOSSES[why]}", None, duration(lost)) for why, lost in status.lost_s.items() if lost > 0.05),
+        *(
+            (f"  dropped: {LOSSES.get(why, why)}", None, duration(lost))
+            for why, lost in status.lost_s.items()
+            if lost > 0.05
+        ),
         *_unscored_rows(status),
         *(("  note", None, notice) for notice in status.notices),
         *_caption_rows(status),

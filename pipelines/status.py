@@ -10,12 +10,11 @@ from curation.dataset.failed_captions import count_failed_captions
 from curation.dataset.schemas import CLIPS
 from curation.dataset.sql import quoted
 from curation.dataset.tables import Dataset
+from curation.dataset.totals import source_totals
 from curation.scores.columns import FAILED, LEFT_OUT
 from curation.selection.marks import dataset_marks
 from curation.selection.select import Selection, load_selection, selection_names
 
-_LOSSES = ("lost_transition_s", "lost_blank_s", "lost_short_s", "lost_keyframe_s", "lost_damage_s")
-_SUMS = ("duration_s", "clip_s", "scan_cpu_s", "score_cpu_s", *_LOSSES)
 FIRST_REJECTED = 10
 """Rejected sources that a run lists at its end."""
 
@@ -80,25 +79,21 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
     """
     config = dataset.description()["config"]
     with dataset.connect() as connection:
-        sums = _sums(connection)
+        totals = source_totals(connection)
         extractions = _counts(connection, "SELECT extraction::VARCHAR, count(*) FROM clips GROUP BY 1 ORDER BY 1")
         unscored = _unscored(connection)
         return Status(
             dataset=dataset.url,
-            sources=sums["sources"],
-            sources_ok=sums["sources_ok"],
-            rejected=_counts(
-                connection,
-                "SELECT error_kind::VARCHAR, count(*) FROM sources WHERE status = 'rejected' "
-                "GROUP BY 1 ORDER BY 2 DESC, 1",
-            ),
+            sources=totals.sources,
+            sources_ok=totals.sources_ok,
+            rejected=totals.rejected,
             clips=sum(extractions.values()),
             extractions=extractions,
-            video_s=sums["duration_s"],
-            clip_s=sums["clip_s"],
-            lost_s={name.removeprefix("lost_").removesuffix("_s"): sums[name] for name in _LOSSES},
-            scan_cpu_s=sums["scan_cpu_s"],
-            score_cpu_s=sums["score_cpu_s"],
+            video_s=totals.duration_s,
+            clip_s=totals.clip_s,
+            lost_s={name.removeprefix("lost_").removesuffix("_s"): lost_s for name, lost_s in totals.lost_s.items()},
+            scan_cpu_s=totals.cpu_s.get("scan_cpu_s", 0.0),
+            score_cpu_s=totals.cpu_s.get("score_cpu_s", 0.0),
             unscored=unscored,
             unscored_reasons={name: _commonest_reason(connection, name) for name, count in unscored.items() if count},
             left_out=tuple(map(str, config.get("without") or ())),
@@ -121,14 +116,6 @@ def _checked_models(values: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(values.get(key), kind | None):
             raise TypeError(f"expected {key} to be of type {kind.__name__}, got {type(values[key]).__name__}")
     return values
-
-
-def _sums(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
-    """Counts of sources, and the sums of their columns by name."""
-    columns = ", ".join(f"coalesce(sum({quoted(name)}), 0)" for name in _SUMS)
-    row = connection.execute(f"SELECT count(*), count_if(status = 'ok'), {columns} FROM sources").fetchone()
-    assert row is not None
-    return dict(zip(("sources", "sources_ok", *_SUMS), row, strict=True))
 
 
 def _counts(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, int]:

@@ -1,1 +1,1 @@
-"""The page that a researcher looks at: one self-contained HTML file per selection of a dataset."""
+"""The report: one self-contained HTML page per selection of a dataset."""

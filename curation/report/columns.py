@@ -1,4 +1,4 @@
-"""The columns that the page shows, with meaning, unit and polarity as the tables' own schemas give them."""
+"""The columns on the page, with meaning, unit and polarity from the schemas of the tables."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,12 +15,12 @@ from curation.dataset.sql import quoted
 from curation.dataset.tables import Dataset
 
 _LONGEST_LIST = 256
-"""Lists of more items are not for reading: the page leaves such a column (an embedding) out."""
+"""Columns with longer lists, such as embeddings, are not shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportColumn:
-    """A column of the joined view. Its texts come from files, and can hold anything."""
+    """A column of the joined view. Its texts come from files and may contain anything."""
 
     name: str
     table: str
@@ -28,16 +28,16 @@ class ReportColumn:
     meaning: str
     unit: str
     better: str
-    """higher, lower or nothing."""
+    """higher, lower or empty."""
     bounds: tuple[float, float] | None
     kind: str
-    """single, double (numbers by their precision), text or other."""
+    """single or double (numbers by precision), text, or other."""
     slider: bool
-    """Whether the page shows its histogram from the start."""
+    """Whether the page opens with its histogram."""
 
     @property
     def numeric(self) -> bool:
-        """Whether a rule can bound it."""
+        """Whether a rule can set a threshold on it."""
         return self.kind in ("single", "double")
 
     def described(self) -> dict[str, Any]:
@@ -48,16 +48,16 @@ class ReportColumn:
 def report_columns(
     dataset: Dataset, connection: duckdb.DuckDBPyConnection, ruled: Iterable[str] = ()
 ) -> list[ReportColumn]:
-    """All columns of the joined view but long lists, in order. `ruled` are those that rules are about."""
+    """The columns of the joined view in order, without long lists. `ruled` names the columns that have a rule."""
     known, ruled = joined_columns(connection), set(ruled)
-    fields = _fields(dataset)
+    fields = fields_of(dataset)
     long_lists = _long_lists(connection, known)
     columns = []
     for name, (view, original, sql_kind) in known.items():
         if name in long_lists:
             continue
         field = fields.get(view, {}).get(original)
-        metadata = {key.decode(): value.decode("utf-8", "replace") for key, value in (_metadata(field)).items()}
+        metadata = metadata_of(field)
         kind = _kind(sql_kind)
         numeric, better = is_number(sql_kind), metadata.get("better", "")
         added = view not in SCHEMAS
@@ -76,8 +76,8 @@ def report_columns(
     return columns
 
 
-def _fields(dataset: Dataset) -> dict[str, dict[str, pa.Field]]:
-    """View -> column -> its field in the first part, which has the metadata."""
+def fields_of(dataset: Dataset) -> dict[str, dict[str, pa.Field]]:
+    """View -> column -> field with its metadata, from the first part of the table."""
     fields: dict[str, dict[str, pa.Field]] = {}
     for table in ("clips", "sources", *(f"{SCORES}/{name}" for name in dataset.score_names())):
         schema = SCHEMAS.get(table)
@@ -88,14 +88,16 @@ def _fields(dataset: Dataset) -> dict[str, dict[str, pa.Field]]:
     return fields
 
 
-def _metadata(field: pa.Field | None) -> dict[bytes, bytes]:
-    return dict(field.metadata or {}) if field is not None else {}
+def metadata_of(field: pa.Field | None) -> dict[str, str]:
+    """Metadata of a field: meaning, unit, better; empty if there is none."""
+    metadata = (field.metadata or {}) if field is not None else {}
+    return {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in metadata.items()}
 
 
 def _bounds(field: pa.Field | None) -> tuple[float, float] | None:
     try:
         return bounds_of(field) if field is not None else None
-    except ValueError:  # a table of someone else's, which means something else by the word
+    except ValueError:  # written by another tool, with another meaning of "bounds"
         return None
 
 
@@ -108,8 +110,8 @@ def _kind(sql_kind: str) -> str:
 
 
 def _long_lists(connection: duckdb.DuckDBPyConnection, known: Mapping[str, tuple[str, str, str]]) -> set[str]:
-    """Columns of lists that are too long for the page. Each table is read on its own: a join would repeat the lists of
-    a source for each of its clips."""
+    """Columns with lists too long for the page. Tables are read one by one, because a join would repeat the lists of a
+    source for each of its clips."""
     long: set[str] = set()
     for view in dict.fromkeys(view for view, _, _ in known.values()):
         lists = {name: original for name, (of, original, kind) in known.items() if of == view and kind.endswith("[]")}

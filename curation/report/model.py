@@ -1,4 +1,4 @@
-"""A dataset -> what its page shows: clips as columns, sources, rules, selections."""
+"""A dataset -> the content of its page: clips as columns, sources, rules, marks."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -23,22 +23,22 @@ from curation.report.rows import LONGEST_TEXT, json_of, table_of
 from curation.report.sources import sources_of
 from curation.selection.condition import read_condition
 from curation.selection.funnel import judge
+from curation.selection.marks import dataset_marks
 from curation.selection.rules import Rules
-from curation.selection.select import Selection, load_selection, selected_ids, selection_names
+from curation.selection.select import Selection, load_selection, selected_ids
 from curation.selection.thresholds import condition_outcome
 
 MOST_CLIPS = 20_000
-"""Clips that the page holds; of a larger dataset it holds a stratified sample of so many."""
+"""Clips in the page; a larger dataset is represented by a stratified sample of this size."""
 _BUCKETS, _STRATIFIED = 6, 5
-"""Strata: buckets per score, and how many scores."""
+"""Strata: buckets per score, and number of scores."""
 _QUANTILES = 1_000
-_FORMAT = 1
 
 
 def build_report(
     dataset: Dataset, selection: str | None = None, against: str | None = None, *, most_clips: int = MOST_CLIPS
 ) -> Report:
-    """Read everything that the page of this selection shows. Raises UserError for a selection that is not there."""
+    """Read the content of the page of a selection. Raises UserError if a selection does not exist."""
     description = dataset.description()
     chosen = load_selection(dataset, selection) if selection else None
     other = load_selection(dataset, against) if against else None
@@ -59,7 +59,6 @@ def build_report(
             )
         encoded = [column.described() | _encoded(payload, column, rows[column.name]) for column in per_clip]
         header: dict[str, Any] = {
-            "format": _FORMAT,
             "dataset": without_credentials(dataset.url),
             "fingerprint": str(description["fingerprint"]),
             "name": rules.name,
@@ -71,18 +70,15 @@ def build_report(
             "sources": sources_of(connection, payload, per_source, rows["source_id"].to_pylist()),
             "rules": rules.as_given(),
             "where": _where(connection, payload, rules.where, len(clip_ids)),
-            "selection": asdict(chosen) if chosen else None,
+            "selection": _saved(chosen) if chosen else None,
+            "marks": [asdict(mark) for mark in dataset_marks(dataset).marks],
             "against": _against(dataset, payload, other, clip_ids),
-            "selections": selection_names(dataset),
-            "overview": overview(connection),
+            "overview": overview(dataset, connection),
             "rejected": rejected_sources(connection),
             "quantiles": _quantiles(connection, payload, columns) if len(clip_ids) < total else {},
         }
     strips = pictures(dataset, clip_ids)
-    header["pictures"] = {
-        "offsets": payload.numbers(np.array(strips.offsets, np.int32)),
-        "long_side_px": strips.long_side_px,
-    }
+    header["pictures"] = payload.numbers(np.array(strips.offsets, np.int32))
     shown = sum(a < b for a, b in zip(strips.offsets, strips.offsets[1:], strict=False))
     return Report(
         data=payload.encoded(header),
@@ -95,10 +91,10 @@ def build_report(
 
 
 def _shown(connection: duckdb.DuckDBPyConnection, columns: Sequence[ReportColumn], total: int, most: int) -> list[str]:
-    """The clips to show, by clip_id: all, or a sample in which scores and their combinations have their shares.
+    """Sorted ids of the clips to show: all, or a sample that preserves the joint distribution of the scores.
 
-    Clips are sorted by the bucket of each score and then by id, which begins with the source's hash, and every k-th is
-    taken (systematic sampling of strata).
+    Clips are sorted by the bucket of each score, then by id, which starts with the hash of the source; every k-th is
+    taken (systematic sampling).
     """
     if total <= most:
         ids = table_of(connection, "SELECT clip_id::VARCHAR AS clip_id FROM clips ORDER BY clip_id")
@@ -135,37 +131,48 @@ def _encoded(payload: Payload, column: ReportColumn, values: pa.ChunkedArray) ->
 
 
 def _finite(values: pa.ChunkedArray, kind: str) -> NDArray[Any]:
-    """The numbers in the column's own precision; null and infinite ones, which count as no score, as NaN."""
+    """Values in the precision of the column; null and infinite values, which count as unscored, become NaN."""
     dtype = np.float32 if kind == "single" else np.float64
     numbers = values.cast(pa.float32() if kind == "single" else pa.float64(), safe=False)
-    found = pc.fill_null(numbers, float("nan")).to_numpy().astype(dtype)
-    found[~np.isfinite(found)] = np.nan
-    return found
+    finite = pc.fill_null(numbers, float("nan")).to_numpy().astype(dtype)
+    finite[~np.isfinite(finite)] = np.nan
+    return finite
 
 
 def _microseconds(values: pa.ChunkedArray) -> NDArray[np.float64]:
-    """Whole microseconds, as `curation.selection.funnel` sums them."""
+    """Whole microseconds, as in the sums of `curation.selection.funnel`."""
     return np.round(pc.fill_null(values.cast(pa.float64()), 0.0).to_numpy() * 1e6)
 
 
 def _where(
     connection: duckdb.DuckDBPyConnection, payload: Payload, where: str | None, clips: int
 ) -> dict[str, Any] | None:
-    """A browser cannot judge an SQL condition: its outcome per clip (KEPT, REMOVED, UNSCORED) comes along."""
+    """The SQL condition and its outcome per clip (KEPT, REMOVED, UNSCORED), because a browser cannot evaluate SQL."""
     if where is None:
         return None
     condition = read_condition(connection, where, joined_columns(connection))
     if condition.missing:
         return None
     query = joined_query(connection, ["clip_id", *sorted(condition.columns)])
-    found = table_of(
+    judged = table_of(
         connection,
         f"SELECT {condition_outcome(condition)} AS outcome "
         f"FROM ({query}) AS joined JOIN shown_clips USING (clip_id) ORDER BY shown_clips.place",
     )
-    outcomes = found["outcome"].to_numpy().astype(np.int32)
+    outcomes = judged["outcome"].to_numpy().astype(np.int32)
     assert len(outcomes) == clips
     return {"sql": where, "outcomes": payload.numbers(outcomes)}
+
+
+def _saved(selection: Selection) -> dict[str, Any]:
+    """What the page needs of the written selection: its funnel and totals, and whether marks were applied."""
+    return {
+        "name": selection.name,
+        "clips": selection.clips,
+        "seconds": selection.seconds,
+        "funnel": [asdict(step) for step in selection.funnel],
+        "marked": sum(selection.marks.values()),
+    }
 
 
 def _against(
@@ -183,9 +190,9 @@ def _against(
 def _quantiles(
     connection: duckdb.DuckDBPyConnection, payload: Payload, columns: Sequence[ReportColumn]
 ) -> dict[str, Any]:
-    """Of all clips, for each column of numbers: how many have it, and a thousand quantiles."""
+    """For each score over all clips: the number of clips that have it, and a thousand quantiles."""
     names = [column.name for column in columns if column.slider]
-    if not names:  # parts that another tool has written anew have no metadata, so no column has a polarity
+    if not names:  # parts rewritten by another tool have lost their metadata, and with it the polarity of scores
         return {}
     at = [i / _QUANTILES for i in range(_QUANTILES + 1)]
     values = [f"{quoted(name)}::DOUBLE" for name in names]

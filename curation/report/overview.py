@@ -1,38 +1,43 @@
-"""What the page says of the dataset as a whole, from its tables alone."""
+"""Summary of the whole dataset, computed from its tables and their schemas."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
-from curation.dataset.joined import joined_columns
 from curation.dataset.sql import quoted
+from curation.dataset.tables import Dataset
+from curation.dataset.totals import source_totals
+from curation.report.columns import fields_of, metadata_of
+from curation.selection.select import load_selection, selection_names
 
 MOST_REJECTED = 5_000
-"""Rejected sources that the page lists; the counts by reason are of all."""
-_SUMS = ("duration_s", "clip_s", "scan_cpu_s", "score_cpu_s", "size_bytes")
+"""Rejected sources that the page lists; the counts by reason cover all."""
 _MOST_VALUES = 12
+_NO_CATEGORY = 0.5
+"""A text column with more distinct values than this share of its rows is free text, not a category."""
+_NOT_COUNTED = {"clip_id", "source_id", "uri", "version", "status", "note", "error", "error_kind"}
 
 
-def overview(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
-    """Counts and sums as JSON values; seconds, bytes and CPU seconds as the columns have them."""
-    columns = {row[0] for row in connection.execute("DESCRIBE sources").fetchall()}
-    losses = sorted(name for name in columns if name.startswith("lost_") and name.endswith("_s"))
-    sums = [*(name for name in _SUMS if name in columns), *losses]
-    listed = "".join(f", coalesce(sum({quoted(name)}), 0)" for name in sums)
-    [found] = connection.execute(f"SELECT count(*), count_if(status = 'ok'){listed} FROM sources").fetchall()
-    totals = dict(zip(sums, map(float, found[2:]), strict=True))
-    return {
-        "sources": found[0],
-        "sources_ok": found[1],
-        "totals": {name: value for name, value in totals.items() if name not in losses},
-        "lost_s": {name.removeprefix("lost_").removesuffix("_s"): totals[name] for name in losses},
-        "rejected": _counts(connection, "error_kind", "status = 'rejected'"),
-        "codecs": _counts(connection, "codec"),
-        "containers": _counts(connection, "container"),
-        "sizes": _counts(connection, "width || ' × ' || height || ' px'", "status = 'ok'"),
-        "frame_rates": _counts(connection, "round(fps, 2) || ' frames/s'", "status = 'ok' AND fps IS NOT NULL"),
-        "extractions": _counts(connection, "extraction", table="clips"),
+def overview(dataset: Dataset, connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+    """Totals, and the distribution of every column that holds categories or yes/no, as JSON values."""
+    fields = fields_of(dataset)
+    totals = asdict(source_totals(connection))
+    sources = fields.get("sources", {})
+    meanings = {name: metadata_of(sources.get(name)).get("meaning", "") for name in totals["lost_s"] | totals["cpu_s"]}
+    return totals | {
+        "rejected": [list(pair) for pair in totals["rejected"].items()],
+        "meanings": meanings,
+        "sizes": _counts(connection, "sources", "width || ' × ' || height || ' px'", "status = 'ok'"),
+        "frame_rates": _counts(connection, "sources", "round(fps, 2) || ' frames/s'", "status = 'ok'"),
+        "categories": _categories(connection, fields),
         "errors": _errors(connection),
+        "selections": [
+            {"name": one.name, "clips": one.clips, "seconds": one.seconds}
+            for one in (load_selection(dataset, name) for name in selection_names(dataset))
+        ],
     }
 
 
@@ -46,28 +51,52 @@ def rejected_sources(connection: duckdb.DuckDBPyConnection) -> list[list[str]]:
     return [list(row) for row in rows]
 
 
+def _categories(
+    connection: duckdb.DuckDBPyConnection, fields: Mapping[str, Mapping[str, pa.Field]]
+) -> list[dict[str, Any]]:
+    """Per text or boolean column of usable sources, then of clips: its values with their counts."""
+    found: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for table, condition in (("sources", "status = 'ok'"), ("clips", "true")):
+        for name, kind, *_ in connection.execute(f"DESCRIBE {table}").fetchall():
+            excluded = name in _NOT_COUNTED | seen or name.endswith(("_error", "_error_kind"))
+            if kind not in ("VARCHAR", "BOOLEAN") or excluded:
+                continue
+            seen.add(name)
+            column = quoted(name)
+            [(rows, distinct)] = connection.execute(
+                f"SELECT count({column}), approx_count_distinct({column}) FROM {table} WHERE {condition}"
+            ).fetchall()
+            if not rows or (distinct > _MOST_VALUES and distinct > _NO_CATEGORY * rows):
+                continue
+            value = column if kind == "VARCHAR" else f"CASE WHEN {column} THEN 'yes' ELSE 'no' END"
+            found.append(
+                {
+                    "name": name,
+                    "table": table,
+                    "boolean": kind == "BOOLEAN",
+                    "meaning": metadata_of(fields.get(table, {}).get(name)).get("meaning", ""),
+                    "values": _counts(connection, table, value, f"{condition} AND {column} IS NOT NULL"),
+                }
+            )
+    return found
+
+
 def _counts(
-    connection: duckdb.DuckDBPyConnection, expression: str, condition: str = "true", table: str = "sources"
+    connection: duckdb.DuckDBPyConnection, table: str, expression: str, condition: str = "true"
 ) -> list[list[Any]]:
-    """[value, rows] from the commonest on; what is beyond the first dozen is one entry, null."""
+    """[value, rows], most common first; values beyond the first dozen are merged into one entry, null."""
     rows = connection.execute(
-        f"SELECT ({expression})::VARCHAR AS value, count(*) FROM {table} "
-        f"WHERE {condition} AND ({expression}) IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
+        f"SELECT ({expression})::VARCHAR AS value, count(*) AS number, sum(number) OVER () FROM {table} "
+        f"WHERE {condition} AND ({expression}) IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {_MOST_VALUES}"
     ).fetchall()
-    rest = sum(count for _, count in rows[_MOST_VALUES:])
-    return [list(row) for row in rows[:_MOST_VALUES]] + ([[None, rest]] if rest else [])
+    rest = int(rows[0][2]) - sum(number for _, number, _ in rows) if rows else 0
+    return [[value, number] for value, number, _ in rows] + ([[None, rest]] if rest else [])
 
 
 def _errors(connection: duckdb.DuckDBPyConnection) -> dict[str, list[list[Any]]]:
-    """Score -> its commonest reasons for being null, with the number of clips."""
-    known = joined_columns(connection)
-    errors = [
-        name
-        for name, (view, _, kind) in known.items()
-        if view == "clips" and name.endswith("_error") and kind == "VARCHAR"
-    ]
-    return {
-        name.removesuffix("_error"): reasons
-        for name in errors
-        if (reasons := _counts(connection, quoted(name), table="clips"))
-    }
+    """Score -> its most common reasons for being null, with the number of clips."""
+    described = connection.execute("DESCRIBE clips").fetchall()
+    names = [name for name, kind, *_ in described if name.endswith("_error") and kind == "VARCHAR"]
+    reasons = {name.removesuffix("_error"): _counts(connection, "clips", quoted(name)) for name in names}
+    return {name: counts for name, counts in reasons.items() if counts}

@@ -1,4 +1,4 @@
-"""The report as one HTML file: template, style, script and data, under a strict Content-Security-Policy."""
+"""The report as one HTML file: template, style, script and data under a strict Content-Security-Policy."""
 
 import base64
 import hashlib
@@ -13,14 +13,14 @@ _TEMPLATE = Path(__file__).with_name("template")
 
 
 def write_page(dataset: Dataset, name: str, report: Report) -> str:
-    """Write `report/NAME.html`, whole or not at all; returns its address."""
+    """Write `report/NAME.html` atomically and return its path or URL."""
     path = dataset.file("report", f"{name}.html")
     storage.write_bytes(dataset.fs, path, page(report).encode())
     return storage.shown(dataset.fs, path)
 
 
 def page(report: Report) -> str:
-    """The file's text. Nothing of the dataset is in it but its title, escaped, and base64."""
+    """The HTML. The dataset's contribution is the escaped title and base64."""
     script = (_TEMPLATE / "page.js").read_text(encoding="utf-8")
     style = (_TEMPLATE / "page.css").read_text(encoding="utf-8")
     replaced = {
@@ -34,13 +34,13 @@ def page(report: Report) -> str:
     rest, written = (_TEMPLATE / "page.html").read_text(encoding="utf-8"), []
     for name, text in replaced.items():
         before, marker, rest = rest.partition(f"<!--{name}-->")
-        assert marker, f"the template has no place for {name}, or not in this order"
+        assert marker, f"the template lacks <!--{name}-->, or has it out of order"
         written += [before, text]
     return "".join([*written, rest])
 
 
 def _policy(script: str, style: str) -> str:
-    """Only the script and style that are in the file run; nothing is fetched but a video that its reader plays."""
+    """Only the embedded script and style are allowed; nothing is fetched except a video that the reader plays."""
     return "; ".join(
         [
             "default-src 'none'",

@@ -1,6 +1,6 @@
-"""What the page carries: a JSON header and typed arrays, gzipped together and written as base64.
+"""Payload of the page: a JSON header and typed arrays, gzipped together and encoded as base64.
 
-4 bytes, little-endian: length of the header; the header; arrays, each starting at a multiple of 8 bytes from there
+Layout: length of the header (4 bytes, little-endian), header, arrays, each aligned to 8 bytes.
 """
 
 import base64
@@ -19,7 +19,7 @@ _ALIGNMENT = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What the page embeds, and how much of the dataset it is."""
+    """Embedded data of a page, and how much of the dataset it covers."""
 
     data: str
     pictures: str
@@ -30,14 +30,14 @@ class Report:
 
 
 class Payload:
-    """Collects arrays; `encoded` gives the text to embed."""
+    """Collects arrays; `encoded` returns the text to embed."""
 
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
         self._length = 0
 
     def numbers(self, values_N: NDArray[Any]) -> dict[str, Any]:
-        """Add an array and return what the header says of it. NaN stands for a number that is not there."""
+        """Add an array and return its reference for the header. NaN stands for a missing value."""
         kind = {"f4": "f32", "f8": "f64", "i4": "i32", "i2": "i16"}[values_N.dtype.str[1:]]
         content = np.ascontiguousarray(values_N).astype(values_N.dtype.newbyteorder("<")).tobytes()
         described = {"type": kind, "offset": self._length, "length": len(values_N)}
@@ -47,13 +47,13 @@ class Payload:
         return described
 
     def texts(self, values: Sequence[str | None]) -> dict[str, Any]:
-        """Add texts, each distinct one once; code -1 stands for one that is not there."""
+        """Add texts, each distinct text once; code -1 stands for a missing text."""
         codes: dict[str, int] = {}
         coded = [-1 if value is None else codes.setdefault(value, len(codes)) for value in values]
         return {"texts": list(codes), "codes": self.numbers(np.array(coded, np.int32))}
 
     def values(self, values: Sequence[Any]) -> dict[str, Any]:
-        """Add JSON values, each distinct one once."""
+        """Add JSON values, each distinct value once."""
         codes: dict[str, int] = {}
         distinct: list[Any] = []
         coded = np.empty(len(values), np.int32)
@@ -66,7 +66,7 @@ class Payload:
         return {"values": distinct, "codes": self.numbers(coded)}
 
     def encoded(self, header: Mapping[str, Any]) -> str:
-        """Everything as base64, which holds no character that HTML gives a meaning to."""
+        """The payload as base64, whose characters have no meaning in HTML."""
         text = json.dumps(header, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode()
         text += b" " * (-(len(text) + 4) % _ALIGNMENT)
         content = struct.pack("<I", len(text)) + text + b"".join(self._chunks)

@@ -1,4 +1,4 @@
-"""First, middle and last picture of each clip as one small WebP strip, so that many fit into one file."""
+"""First, middle and last picture of each clip as one small WebP strip, so that thousands fit into a file."""
 
 import base64
 import io
@@ -14,11 +14,11 @@ from PIL import Image
 from curation.dataset.tables import Dataset
 
 BUDGET_BYTES = 26 << 20
-"""All strips of a page; base64 makes a third more of it."""
+"""Bytes of all strips of a page, before base64 adds a third."""
 READ_BYTES = 2 << 30
-"""Preview files that are read for a page; above that, only some of its clips have pictures."""
+"""Bytes of preview files read for a page; in larger datasets, only some clips have pictures."""
 _SIZES = ((320, 70), (240, 65), (200, 60), (160, 55), (128, 50), (96, 45), (80, 40), (64, 35), (64, 20), (48, 15))
-"""Long side of a picture in pixels and WebP quality, from the best to the smallest."""
+"""Long side of a picture in pixels and WebP quality, best first."""
 _TRIED = 48
 _LARGEST_SIDE_PX = 8192
 _BATCH_ROWS = 256
@@ -28,18 +28,17 @@ Jpegs = tuple[bytes | None, bytes | None, bytes | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """Strips as base64, one after the other: clip i is `text[offsets[i]:offsets[i + 1]]`, empty without pictures."""
+    """Concatenated strips as base64: clip i is `text[offsets[i]:offsets[i + 1]]`, empty if it has no pictures."""
 
     text: str
     offsets: list[int]
-    long_side_px: int
 
 
 def pictures(dataset: Dataset, clip_ids: Sequence[str], *, budget_bytes: int = BUDGET_BYTES) -> Pictures:
-    """Strips of these clips, as large as the budget lets them all be."""
+    """Strips of these clips, in the largest size at which all fit into the budget."""
     place = {clip_id: i for i, clip_id in enumerate(clip_ids)}
     strips: list[bytes] = [b""] * len(clip_ids)
-    used, encode, long_side_px = 0, None, 0
+    used, encode = 0, None
     with ThreadPoolExecutor() as pool:
         for batch in _previews(dataset, place):
             if encode is None:
@@ -54,11 +53,11 @@ def pictures(dataset: Dataset, clip_ids: Sequence[str], *, budget_bytes: int = B
         length += 4 * ((len(content) + 2) // 3)  # of its base64
         offsets.append(length)
     text = "".join(base64.b64encode(content).decode() for content in strips)
-    return Pictures(text=text, offsets=offsets, long_side_px=long_side_px)
+    return Pictures(text=text, offsets=offsets)
 
 
 def strip(jpegs: Jpegs, long_side_px: int, quality: int) -> bytes:
-    """The pictures side by side as WebP, all of the first one's size; empty where none can be read."""
+    """The pictures side by side as WebP, resized to the first one; empty if one of them cannot be read."""
     tiles = [tile for jpeg in jpegs if (tile := _tile(jpeg, long_side_px)) is not None]
     if len(tiles) != len(jpegs):
         return b""
@@ -72,7 +71,7 @@ def strip(jpegs: Jpegs, long_side_px: int, quality: int) -> bytes:
 
 
 def _previews(dataset: Dataset, place: Mapping[str, int]) -> Iterator[list[tuple[int, Jpegs]]]:
-    """Batches of (place of the clip, its JPEGs), as many as `READ_BYTES` of files hold."""
+    """Batches of (place of the clip, its JPEGs) from at most `READ_BYTES` of files."""
     read_bytes = 0
     for part in dataset.parts("previews"):
         path = dataset.file("previews", f"{part}.parquet")
@@ -95,7 +94,7 @@ def _previews(dataset: Dataset, place: Mapping[str, int]) -> Iterator[list[tuple
 
 
 def _size(batch: Sequence[tuple[int, Jpegs]], clips: int, budget_bytes: int) -> tuple[int, int]:
-    """The largest size with which all clips fit, judged by the first of them."""
+    """The largest size at which all clips fit, estimated from the first batch."""
     tried = [jpegs for _, jpegs in batch[:: max(1, len(batch) // _TRIED)]]
     for long_side_px, quality in _SIZES[:-1]:
         mean_bytes = sum(len(strip(jpegs, long_side_px, quality)) for jpegs in tried) / len(tried)
@@ -109,10 +108,10 @@ def _tile(jpeg: bytes | None, long_side_px: int) -> Image.Image | None:
         with Image.open(io.BytesIO(jpeg or b""), formats=["JPEG"]) as image:
             if max(image.size) > _LARGEST_SIDE_PX:
                 return None
-            wide = image.width >= image.height  # the shorter side would keep Pillow from decoding at a fraction
+            wide = image.width >= image.height  # with both sides given, Pillow would not decode at reduced size
             image.draft("RGB", (long_side_px, 1) if wide else (1, long_side_px))
             tile = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # Pillow's for unreadable files
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow raises for unreadable files
         return None
     shrink = long_side_px / max(tile.size)
     if shrink < 1:

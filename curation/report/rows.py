@@ -1,4 +1,4 @@
-"""Rows of a query as Arrow tables, and values as JSON can hold them."""
+"""Query results as Arrow tables, and values as JSON."""
 
 from collections.abc import Mapping
 from datetime import date, datetime
@@ -9,18 +9,18 @@ import numpy as np
 import pyarrow as pa
 
 LONGEST_TEXT = 2_000
-"""Characters of a text; captions can be longer, the page shows so much of them."""
+"""Characters of a text that the page holds; longer captions are cut off."""
 
 
 def table_of(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
-    """The whole answer to a query."""
+    """The complete result of a query."""
     relation = connection.sql(query)
     assert relation is not None
     return relation.to_arrow_table()
 
 
 def json_of(value: Any) -> Any:
-    """A value that JSON can hold; what it cannot is text."""
+    """A value as JSON; types that JSON lacks become text."""
     if isinstance(value, str):
         return value[:LONGEST_TEXT]
     if value is None or isinstance(value, bool | int):

@@ -1,4 +1,4 @@
-"""What the page knows of the sources of its clips: their lists, such as transitions, and signals per frame."""
+"""Sources as the page shows them: their columns, such as the transitions, and their signals per frame."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,33 +16,49 @@ from curation.report.payload import Payload
 from curation.report.rows import json_of, table_of
 
 _MOST_FRAMES = 4_000_000
-"""Numbers per frame that the page holds; sources beyond that have none."""
+"""Signal values in the page; once they are used up, further sources have no signals."""
+_MOST_WITHOUT_CLIPS = 1_000
+"""Usable sources without a clip that the page lists."""
 _SIGNAL_ROWS = 64
 
 
 def sources_of(
     connection: duckdb.DuckDBPyConnection, payload: Payload, columns: Sequence[ReportColumn], of_clips: Sequence[str]
 ) -> dict[str, Any]:
-    """What the page knows of sources with clips: which clip is of which, lists such as the transitions, signals."""
+    """The sources of these clips and usable sources without clips: uri, `columns` and signals of each, and the place of
+    each clip's source."""
     ids = list(dict.fromkeys(of_clips))
     place = {source_id: i for i, source_id in enumerate(ids)}
-    connection.register("shown_sources", pa.table({"source_id": ids, "place": np.arange(len(ids))}))
+    place |= {source_id: len(place) + i for i, source_id in enumerate(_without_clips(connection))}
+    connection.register("shown_sources", pa.table({"source_id": list(place), "place": np.arange(len(place))}))
     listed = "".join(f", rows.{quoted(column.name)}" for column in columns)
     rows = table_of(
         connection,
-        f"SELECT shown_sources.place{listed} FROM shown_sources LEFT JOIN sources AS rows USING (source_id) "
-        "ORDER BY shown_sources.place",
+        f"SELECT coalesce(rows.uri, '')::VARCHAR AS source_uri, rows.note::VARCHAR AS source_note{listed} "
+        "FROM shown_sources LEFT JOIN sources AS rows USING (source_id) ORDER BY shown_sources.place",
     )
-    values = {column.name: list(map(json_of, rows[column.name].to_pylist())) for column in columns}
     return {
         "of_clips": payload.numbers(np.array([place[source_id] for source_id in of_clips], np.int32)),
-        "values": values,
+        "uris": rows["source_uri"].to_pylist(),
+        "notes": rows["source_note"].to_pylist(),
+        "columns": [
+            column.described() | payload.values([json_of(value) for value in rows[column.name].to_pylist()])
+            for column in columns
+        ],
         "signals": _signals(connection, payload, place),
     }
 
 
+def _without_clips(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    rows = connection.execute(
+        "SELECT source_id::VARCHAR FROM sources WHERE status = 'ok' AND source_id NOT IN (SELECT source_id FROM clips) "
+        f"ORDER BY uri, source_id LIMIT {_MOST_WITHOUT_CLIPS}"
+    ).fetchall()
+    return [source_id for (source_id,) in rows]
+
+
 def _signals(connection: duckdb.DuckDBPyConnection, payload: Payload, place: Mapping[str, int]) -> dict[str, list[Any]]:
-    """Numbers per frame of each source, as long as they are not too many; a source has all of its signals or none."""
+    """Signal -> its values per frame for each source. A source has all of its signals or none."""
     known = joined_columns(connection)
     names = [name for name in SIGNAL_COLUMNS if name in known]
     signals_of: dict[str, list[Any]] = {name: [None] * len(place) for name in names}

@@ -1,5 +1,6 @@
 """The page in a real browser, opened from disk without a network, against what `select` and DuckDB say."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from curation.dataset.tables import Dataset
 from curation.report.model import build_report
 from curation.report.page import write_page
+from curation.selection.marks import Mark, Marks
 from curation.selection.rules import Rules, load_rules
 from curation.selection.select import select_clips, selected_clips
 from tests.curation.report.browser import launched, opened, wait_until
@@ -123,6 +125,88 @@ def test_any_rules_keep_the_very_clips_that_select_keeps(browser: Any, file: Pat
             ], asked
 
 
+def test_marks_count_as_select_counts_them(browser: Any, file: Path, dataset: Dataset) -> None:
+    random = np.random.default_rng(2)
+    judge = """marks => {
+        clipmill.useMarks = true;
+        clipmill.marks.clear();
+        for (const [id, mark] of Object.entries(marks)) clipmill.marks.set(id, mark);
+        clipmill.rejudge();
+        const ids = [...clipmill.judged.kept.keys()].filter(i => clipmill.judged.kept[i]).map(i => clipmill.clipId(i));
+        return [ids.sort().map(id => id + "\\n").join(""),
+            clipmill.judged.steps.map(s => [s.name, s.asked, s.removed, s.unscoredDropped, s.removedAlone, s.left])];
+    }"""
+    with dataset.connect() as connection:
+        ids = [row[0] for row in connection.execute("SELECT clip_id FROM clips ORDER BY 1").fetchall()]
+    rules = Rules.from_values({"name": "start", "rules": RULES, "where": "width >= 640"}, origin="test")
+    with opened(browser, file) as page:
+        for _ in range(8):
+            marks = {
+                clip_id: {"verdict": str(verdict)} | ({"score": str(random.choice(list(RULES)))} if wrong else {})
+                for clip_id in random.choice(ids, 60, replace=False)
+                for verdict in [random.choice(["keep", "drop", "bad cut", "wrong score"])]
+                for wrong in [verdict == "wrong score"]
+            }
+            kept_ids, steps = page.evaluate(judge, marks)
+            given = Marks(marks=tuple(Mark(clip_id=clip_id, **mark) for clip_id, mark in marks.items()))
+            expected = select_clips(dataset, rules, marks=given, dry_run=True)
+            assert hashlib.sha256(kept_ids.encode()).hexdigest() == expected.clips_sha256
+            assert [[name, *rest] for name, _, *rest in steps] == [
+                [s.rule, s.removed, s.unscored_dropped, s.removed_alone, s.clips_left] for s in expected.funnel
+            ]
+            (asked,) = (asked for name, asked, *_ in steps if name == "--marks")
+            assert asked == next(step.asked for step in expected.funnel if step.rule == "--marks")
+
+
+def test_a_mark_changes_the_count_and_can_be_left_out_of_it(browser: Any, file: Path) -> None:
+    with opened(browser, file) as page:
+        before = kept(page)
+        page.locator(".gallery .card.kept").first.press("d")
+        wait_until(page, f"document.querySelector('#kept-clips').dataset.clips == {before - 1}")
+        assert page.locator(".steps tbody tr", has_text="--marks").locator("td").first.inner_text() == "drop 1"
+        assert "--marks marks.json" in page.inner_text(".yaml .note")
+        page.uncheck("#useMarks")
+        wait_until(page, f"document.querySelector('#kept-clips').dataset.clips == {before}")
+
+
+def test_the_page_of_a_selection_with_marks_starts_with_its_count(browser: Any, tmp_path: Path) -> None:
+    dataset = make(tmp_path / "dataset", 60)
+    rules = Rules.from_values({"name": "marked", "rules": {"aesthetic": {"drop_lowest": "25%"}}}, origin="test")
+    unmarked = select_clips(dataset, rules)
+    first, second, *_ = (row["clip_id"] for batch in selected_clips(dataset, "marked") for row in batch.to_pylist())
+    marks = Marks(marks=(Mark(clip_id=first, verdict="drop"), Mark(clip_id=second, verdict="bad cut")))
+    marked = select_clips(dataset, rules, marks=marks, replace=True)
+    assert marked.clips == unmarked.clips - 2
+    with opened(browser, Path(write_page(dataset, "marked", build_report(dataset, "marked")))) as page:
+        assert kept(page) == marked.clips
+        page.evaluate(f"clipmill.mark(clipmill.places.get('{first}'), 'drop')")  # takes the mark back
+        wait_until(page, f"document.querySelector('#kept-clips').dataset.clips == {marked.clips + 1}")
+        page.reload()
+        page.wait_for_selector("html[data-ready]")
+        assert kept(page) == marked.clips + 1
+
+
+def test_rules_that_select_skipped_are_shown_and_left_out(browser: Any, tmp_path: Path) -> None:
+    dataset = make(tmp_path / "dataset", 30)
+    asked = {"name": "some", "rules": {"absent": {"min": 1}, "aesthetic": {"drop_lowest": "25%"}}}
+    selection = select_clips(dataset, Rules.from_values(asked, origin="test"), allow_missing=True)
+    with opened(browser, Path(write_page(dataset, "some", build_report(dataset, "some")))) as page:
+        assert kept(page) == selection.clips
+        assert "skipped: unknown column 'absent'" in page.inner_text(".steps")
+        assert selects(dataset, page.input_value("#yaml"), tmp_path) == selection.clips
+
+
+def test_the_page_takes_no_threshold_that_select_refuses(browser: Any, file: Path) -> None:
+    with opened(browser, file) as page:
+        before = page.input_value("#yaml")
+        field = page.locator('[data-column="text_area"] .end:last-child .value')
+        field.fill("7")
+        field.press("Tab")
+        assert field.get_attribute("aria-invalid") == "true"
+        assert page.input_value("#yaml") == before
+        assert page.locator('[data-column="duplicate_rank"] .percent').first.is_disabled()
+
+
 def test_borderline_shows_both_sides_of_the_threshold(browser: Any, file: Path) -> None:
     with opened(browser, file) as page:
         field = page.locator('[data-column="sharpness"] .end:first-child .value')
@@ -208,7 +292,7 @@ def test_text_boxes_lie_over_the_frame_that_they_are_in(browser: Any, file: Path
 def test_a_cut_is_shown_with_the_signals_around_it(browser: Any, file: Path) -> None:
     with opened(browser, file) as page:
         page.click("#tab-Cuts")
-        page.click("text=Look")
+        page.get_by_role("button", name="Look", exact=True).click()
         assert "hard at frame 25" in page.inner_text(".signal .note")
         assert page.locator(".signal canvas").count() == 1
 
@@ -225,7 +309,8 @@ def test_two_selections_side_by_side(browser: Any, dataset: Dataset) -> None:
         page.click("#tab-Compare")
         counts = page.locator(".compare table >> nth=0").locator("tbody td:nth-child(2)").all_inner_texts()
         start, wide_ids = kept_ids["start"], kept_ids["wide"]
-        assert [int(n) for n in counts] == [len(start & wide_ids), len(start - wide_ids), len(wide_ids - start)]
+        expected = [start, wide_ids, start & wide_ids, start - wide_ids, wide_ids - start]
+        assert [int(n) for n in counts] == list(map(len, expected))
         assert page.locator(".compare .card").count() > 0
 
 
@@ -254,7 +339,10 @@ def test_a_sample_says_so_and_counts_within_a_few_clips(browser: Any, tmp_path: 
         assert "estimated from a sample of 200" in page.inner_text(".totals")
         (bound,) = page.evaluate("Object.values(clipmill.judged.tests[0].bounds)")
         assert bound == pytest.approx(exact.funnel[0].thresholds["drop_lowest"], abs=0.02)
-        assert kept(page) * 2 == pytest.approx(exact.clips, abs=40)
+        before = kept(page)
+        assert before == pytest.approx(exact.clips, abs=40)
+        page.locator(".gallery .card.kept").first.press("d")  # of one clip, not of the two that it stands for
+        wait_until(page, f"document.querySelector('#kept-clips').dataset.clips == {before - 1}")
         assert page.input_value('[data-column="aesthetic"] .end:first-child .percent') == "30%"
 
 

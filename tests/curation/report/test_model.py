@@ -67,7 +67,8 @@ def test_transitions_and_signals_come_once_per_source(tmp_path: Path) -> None:
     header, rest = unpacked(build_report(make(tmp_path / "dataset")))
     sources = header["sources"]
     assert sorted(set(numbers(sources["of_clips"], rest).tolist())) == [0, 1, 2, 3, 4]
-    assert [len(transitions) for transitions in sources["values"]["transitions"]] == [1] * 5
+    (transitions,) = (column for column in sources["columns"] if column["name"] == "transitions")
+    assert [len(transitions["values"][code]) for code in numbers(transitions["codes"], rest)] == [1] * 5
     assert numbers(sources["signals"]["frame_changes"][0], rest)[24:27].tolist() == [1, 60, 1]
 
 

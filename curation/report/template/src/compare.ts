@@ -35,7 +35,9 @@ export class Compare {
     const columns = [...new Set([...state.rules.keys(), ...theirs.keys()])];
     const theirReason = (clip: number) => {
       const by = other.droppedBy[clip];
-      return by < 0 ? `not in ${against.name}` : `${against.name}: ${state.judge.reason(other.tests[by], clip)}`;
+      return by < 0
+        ? `not in ${against.name}`
+        : `${against.name}: ${state.judge.reason(other.tests[by], clip, undefined)}`;
     };
     redraw(
       this.element,
@@ -44,6 +46,12 @@ export class Compare {
         "Clips",
         ["", "clips", "time"],
         [
+          [
+            "these rules",
+            count(state.estimate((judged) => judged.clips)),
+            duration(state.estimate((judged) => judged.microseconds) / 1e6),
+          ],
+          [against.name, count(against.clips), duration(against.seconds)],
           [`in both${state.whole ? "" : " (of this page)"}`, count(both.length), seconds(both)],
           ["only with these rules", count(come.length), seconds(come)],
           [`only in ${against.name}`, count(go.length), seconds(go)],

@@ -1,102 +1,148 @@
-/** A source on its timeline: shots, transitions by kind, and the change from frame to frame around a cut. */
+/** A source on its timeline: clips, transitions by kind, and the signals around a transition. */
 
 import uPlot from "uplot";
-import { append, type Transition, textOf } from "./data";
+import { append, ofSource, type Transition } from "./data";
 import { count, duration, h, picker, svg, table } from "./dom";
 import { colour } from "./histogram";
 import { shown } from "./rules";
 import type { State } from "./state";
 
 const AROUND_FRAMES = 40;
+const MOST_OPTIONS = 200;
 
 export class Cuts {
   readonly element = h("div", { class: "cuts" });
-  private source = "";
-  private readonly clipsOf = new Map<string, number[]>();
+  private source = 0;
+  private wanted = "";
+  private readonly clipsOf = new Map<number, number[]>();
+  private readonly signal = h("div", { class: "chart signal" });
 
   constructor(
     private readonly state: State,
     private readonly open: (clip: number) => void,
   ) {
-    const uris = state.judge.columns.get("uri");
-    for (let clip = 0; clip < state.header.shown_clips; clip++) {
-      const uri = textOf(uris, clip);
-      append(this.clipsOf, uri, clip);
-    }
-    this.source = this.clipsOf.keys().next().value ?? "";
+    state.header.sources.of_clips.forEach((source, clip) => {
+      append(this.clipsOf, source, clip);
+    });
+    const starts = state.judge.columns.get("start_s")!.numbers!;
+    for (const clips of this.clipsOf.values()) clips.sort((a, b) => starts[a] - starts[b]);
   }
 
   draw(): void {
-    const clips = this.clipsOf.get(this.source) ?? [];
-    if (!clips.length) {
-      this.element.replaceChildren(h("p", {}, "There are no clips."));
+    const { uris, notes } = this.state.header.sources;
+    if (!uris.length) {
+      this.element.replaceChildren(h("p", {}, "There are no usable sources."));
       return;
     }
-    const { columns } = this.state.judge;
-    const { sources } = this.state.header;
-    const options = [...this.clipsOf.keys()].map((uri): [string, string] => [uri, uri]);
-    const transitions = (sources.values.transitions?.[sources.of_clips[clips[0]]] ?? []) as Transition[];
-    const ends = [...transitions.map((t) => t.end_s), ...clips.map((clip) => columns.get("end_s")!.numbers![clip])];
-    const starts = [
-      ...transitions.map((t) => t.start_s),
-      ...clips.map((clip) => columns.get("start_s")!.numbers![clip]),
-    ];
-    const [low, high] = [Math.min(...starts), Math.max(...ends)];
-    const signal = h("div", { class: "chart signal" });
+    const clips = this.clipsOf.get(this.source) ?? [];
+    const transitions = (ofSource(this.state.header, "transitions", this.source) ?? []) as Transition[];
+    const note = notes[this.source];
+    this.signal.replaceChildren();
+    this.element.replaceChildren(
+      this.controls(),
+      note ? h("p", { class: "note" }, note) : "",
+      this.timeline(clips, transitions),
+      h(
+        "p",
+        { class: "legend" },
+        ...[...(clips.length ? ["clip"] : []), ...new Set(transitions.map((t) => t.kind))].map((kind) =>
+          h("span", { class: `key ${kindClass(kind)}` }, kind),
+        ),
+      ),
+      this.signal,
+      h("div", { class: "tables" }, this.transitionTable(transitions), this.clipTable(clips)),
+    );
+  }
+
+  private controls(): HTMLElement {
+    const { uris } = this.state.header.sources;
+    const find = h("input", {
+      type: "search",
+      value: this.wanted,
+      id: "find-source",
+      onchange: () => {
+        this.wanted = find.value;
+        const matching = this.matching();
+        if (matching.length && !matching.includes(this.source)) this.source = matching[0];
+        this.draw();
+        document.getElementById("find-source")?.focus();
+      },
+    });
+    const matching = this.matching();
+    const listed = matching.slice(0, MOST_OPTIONS);
+    if (!listed.includes(this.source)) listed.unshift(this.source);
+    const options = listed.map((source): [string, string] => {
+      const clips = this.clipsOf.get(source)?.length ?? 0;
+      return [String(source), `${uris[source]} (${clips ? `${count(clips)} clips` : "no clips"})`];
+    });
+    return h(
+      "div",
+      { class: "controls" },
+      h("label", {}, "Find ", find),
+      picker("Source", options, String(this.source), (source) => {
+        this.source = Number(source);
+        this.draw();
+      }),
+      matching.length > listed.length
+        ? h("span", { class: "note" }, `the first ${count(listed.length)} of ${count(matching.length)}`)
+        : null,
+    );
+  }
+
+  private matching(): number[] {
+    const wanted = this.wanted.toLowerCase();
+    const { uris } = this.state.header.sources;
+    return uris.map((_, source) => source).filter((source) => uris[source].toLowerCase().includes(wanted));
+  }
+
+  private transitionTable(transitions: Transition[]): HTMLElement {
     const rows = transitions.map((transition) => [
       transition.kind,
       `${shown(transition.start_s)} s`,
       duration(transition.end_s - transition.start_s),
       count(transition.start_frame),
-      h("button", { onclick: () => this.around(signal, clips[0], transition) }, "Look"),
+      h("button", { onclick: () => this.around(transition) }, "Look"),
     ]);
-    this.element.replaceChildren(
-      h(
-        "div",
-        { class: "controls" },
-        picker("Source", options, this.source, (uri) => {
-          this.source = uri;
-          this.draw();
-        }),
-      ),
-      this.timeline(clips, transitions, low, high),
-      h(
-        "p",
-        { class: "legend" },
-        ...["clip", ...new Set(transitions.map((t) => t.kind))].map((kind) =>
-          h("span", { class: `key ${kindClass(kind)}` }, kind),
-        ),
-      ),
-      signal,
-      table(`Transitions (${count(transitions.length)})`, ["kind", "at", "lasts", "frame", ""], rows),
-    );
+    return table(`Transitions (${count(transitions.length)})`, ["kind", "at", "lasts", "frame", ""], rows);
   }
 
-  private timeline(clips: number[], transitions: Transition[], low: number, high: number): HTMLElement {
+  private clipTable(clips: number[]): HTMLElement {
+    const rows = clips.map((clip) => {
+      const [start, end] = this.span(clip);
+      const reason = this.state.reason(clip);
+      return [
+        `${shown(start)} s`,
+        duration(end - start),
+        reason || "kept",
+        h("button", { onclick: () => this.open(clip) }, "Details"),
+      ];
+    });
+    return table(`Clips (${count(clips.length)})`, ["from", "lasts", "", ""], rows);
+  }
+
+  private span(clip: number): [number, number] {
     const { columns } = this.state.judge;
+    return [columns.get("start_s")!.numbers![clip], columns.get("end_s")!.numbers![clip]];
+  }
+
+  private timeline(clips: number[], transitions: Transition[]): HTMLElement {
+    const spans = [...clips.map((clip) => this.span(clip)), ...transitions.map((t) => [t.start_s, t.end_s])];
+    if (!spans.length) return h("p", {}, "No clips and no transitions.");
+    const [low, high] = [least(spans.map(([start]) => start)), -least(spans.map(([, end]) => -end))];
     const x = (seconds: number) => ((seconds - low) / Math.max(high - low, 1e-9)) * 1000;
     const shapes = [
       ...clips.map((clip) => {
-        const [start, end] = [columns.get("start_s")!.numbers![clip], columns.get("end_s")!.numbers![clip]];
-        const box = svg("rect", {
-          x: x(start),
-          y: 8,
-          width: Math.max(1, x(end) - x(start) - 1),
-          height: 34,
-          class: "clip",
-        });
+        const [start, end] = this.span(clip);
+        const width = Math.max(1, x(end) - x(start) - 1);
+        const box = svg("rect", { x: x(start), y: 8, width, height: 34, class: "clip" });
         box.addEventListener("click", () => this.open(clip));
         box.append(svg("title", {}, document.createTextNode(`clip ${shown(start)} s to ${shown(end)} s`)));
         return box;
       }),
       ...transitions.map((t) => {
-        const box = svg("rect", {
-          x: x(t.start_s) - 1,
-          y: 0,
-          width: Math.max(3, x(t.end_s) - x(t.start_s)),
-          height: 50,
-          class: kindClass(t.kind),
-        });
+        const width = Math.max(3, x(t.end_s) - x(t.start_s));
+        const box = svg("rect", { x: x(t.start_s) - 1, y: 0, width, height: 50, class: kindClass(t.kind) });
+        box.addEventListener("click", () => this.around(t));
         box.append(svg("title", {}, document.createTextNode(`${t.kind} at ${shown(t.start_s)} s`)));
         return box;
       }),
@@ -118,19 +164,16 @@ export class Cuts {
     );
   }
 
-  private around(holder: HTMLElement, clip: number, transition: Transition): void {
-    const { sources } = this.state.header;
-    const changes = sources.signals.frame_changes?.[sources.of_clips[clip]];
-    const brightness = sources.signals.frame_brightness?.[sources.of_clips[clip]];
+  /** Draw the signals around a transition. */
+  private around(transition: Transition): void {
+    const { signals } = this.state.header.sources;
+    const changes = signals.frame_changes?.[this.source];
+    const brightness = signals.frame_brightness?.[this.source];
+    const holder = this.signal;
     holder.replaceChildren();
     if (!changes?.length) {
-      holder.append(
-        h(
-          "p",
-          { class: "note" },
-          "The signals of this source are not in the dataset: clipmill inspect VIDEO --stats OUT.csv writes them per frame.",
-        ),
-      );
+      const command = "clipmill inspect VIDEO --stats OUT.csv";
+      holder.append(h("p", { class: "note" }, `The page has no signals of this source. Write them with: ${command}`));
       return;
     }
     const first = Math.max(0, transition.start_frame - AROUND_FRAMES);
@@ -166,10 +209,14 @@ export class Cuts {
       h(
         "p",
         { class: "note" },
-        `${transition.kind} at frame ${count(transition.start_frame)}. Solid: change from frame to frame, at most ${most} levels here; dashed: brightness, 0 to 255. A hard cut stands out from the frames around it; a dissolve changes little from frame to frame, for many frames; a fade goes through a uniform brightness.`,
+        `${transition.kind} at frame ${count(transition.start_frame)} (${shown(transition.start_s)} s). Solid: change from frame to frame, at most ${most} levels here; dashed: brightness, 0 to 255. A hard cut stands out from the frames around it; a dissolve changes little from frame to frame, for many frames; a fade goes through a uniform brightness.`,
       ),
     );
   }
+}
+
+function least(values: number[]): number {
+  return values.reduce((low, value) => Math.min(low, value), Number.POSITIVE_INFINITY);
 }
 
 /** Shade the frames of a transition. */
@@ -183,7 +230,7 @@ function mark(plot: uPlot, transition: Transition): void {
   plot.ctx.fillRect(x, plot.bbox.top, Math.max(2, end - x), plot.bbox.height);
 }
 
-/** A class from a fixed set: kinds come from files. */
+/** A class from a fixed set, because kinds come from files. */
 function kindClass(kind: string): string {
   return ["clip", "hard", "black", "white", "dissolve", "damage"].includes(kind) ? `kind-${kind}` : "kind-other";
 }

@@ -1,4 +1,4 @@
-/** Reads what the page carries: see curation/report/payload.py for the layout. */
+/** Unpacks the payload of the page; curation/report/payload.py describes its layout. */
 
 export interface Column {
   name: string;
@@ -9,12 +9,12 @@ export interface Column {
   bounds: [number, number] | null;
   kind: "single" | "double" | "text" | "other";
   slider: boolean;
-  /** Columns of numbers: NaN where there is none. */
+  /** Values of numeric columns; NaN if missing. */
   numbers?: Float32Array | Float64Array;
-  /** Columns of text: distinct texts, and in `codes` each clip's; -1 where there is none. */
+  /** Distinct texts of text columns; `codes` has the index for each clip, -1 if missing. */
   texts?: string[];
   codes?: Int32Array;
-  /** All others: distinct JSON values; `codes` has each clip's. */
+  /** Distinct JSON values of other columns; `codes` has the index for each row. */
   values?: unknown[];
 }
 
@@ -32,6 +32,17 @@ export interface RuleSet {
   where?: string;
 }
 
+export type Verdict = "bad cut" | "wrong score" | "keep" | "drop";
+
+export interface Mark {
+  verdict: Verdict;
+  /** The wrong score. */
+  score?: string;
+}
+
+/** A value and its number of rows; null stands for all rarer values. */
+export type Counts = [string | null, number][];
+
 export interface Transition {
   kind: string;
   start_s: number;
@@ -43,15 +54,30 @@ export interface Transition {
 export interface Overview {
   sources: number;
   sources_ok: number;
-  totals: Record<string, number>;
+  duration_s: number;
+  clip_s: number;
+  size_bytes: number;
+  /** Columns such as lost_transition_s and scan_cpu_s -> sum over the sources. */
   lost_s: Record<string, number>;
-  rejected: [string | null, number][];
-  codecs: [string | null, number][];
-  containers: [string | null, number][];
-  sizes: [string | null, number][];
-  frame_rates: [string | null, number][];
-  extractions: [string | null, number][];
-  errors: Record<string, [string | null, number][]>;
+  cpu_s: Record<string, number>;
+  meanings: Record<string, string>;
+  rejected: Counts;
+  sizes: Counts;
+  frame_rates: Counts;
+  categories: { name: string; table: string; boolean: boolean; meaning: string; values: Counts }[];
+  errors: Record<string, Counts>;
+  selections: { name: string; clips: number; seconds: number }[];
+}
+
+/** A step of the funnel as `clipmill select` wrote it. */
+export interface SavedStep {
+  rule: string;
+  asked: string;
+  removed: number;
+  unscored_dropped: number;
+  clips_left: number;
+  seconds_left: number;
+  skipped: string | null;
 }
 
 export interface Header {
@@ -65,18 +91,24 @@ export interface Header {
   microseconds: Float64Array;
   rules: RuleSet;
   where: { sql: string; outcomes: Int32Array } | null;
-  selection: { name: string; clips: number; seconds: number } | null;
+  /** The selection as written; `marked` is the number of marks that were applied to it. */
+  selection: { name: string; clips: number; seconds: number; funnel: SavedStep[]; marked: number } | null;
+  /** Marks that earlier selections of this dataset used. */
+  marks: { clip_id: string; verdict: Verdict; score: string | null }[];
   against: { name: string; rules: RuleSet; clips: number; seconds: number; member: Int32Array } | null;
-  selections: string[];
   overview: Overview;
   rejected: [string, string, string][];
   quantiles: Record<string, { scored: number; quantiles: Float64Array }>;
   sources: {
+    /** Place of the source of each clip in the lists below; sources without clips come last. */
     of_clips: Int32Array;
-    values: Record<string, unknown[]>;
+    uris: string[];
+    notes: (string | null)[];
+    columns: Column[];
     signals: Record<string, (Int16Array | null)[]>;
   };
-  pictures: { offsets: Int32Array; long_side_px: number };
+  /** Start of the strip of each clip in the text of all strips. */
+  pictures: Int32Array;
 }
 
 const ARRAYS = { f32: Float32Array, f64: Float64Array, i32: Int32Array, i16: Int16Array };
@@ -97,7 +129,7 @@ export async function readData(): Promise<Header> {
   return unpacked(header, buffer, 4 + length) as Header;
 }
 
-/** Puts the arrays in the place of what the header says of them. */
+/** Replaces references in the header by the arrays. */
 function unpacked(value: unknown, buffer: ArrayBuffer, start: number): unknown {
   if (Array.isArray(value)) {
     for (let i = 0; i < value.length; i++) {
@@ -135,16 +167,24 @@ export function textOf(column: Column | undefined, clip: number): string {
   return code < 0 ? "" : column!.texts![code];
 }
 
-/** Value of a clip in a column that is neither of numbers nor of text. */
-export function jsonOf(column: Column | undefined, clip: number): unknown {
-  return column?.values?.[column.codes![clip]];
+/** JSON value of a row in a column that is neither numeric nor text. */
+export function jsonOf(column: Column | undefined, row: number): unknown {
+  return column?.values?.[column.codes![row]];
+}
+
+/** JSON value of a source in a column of sources. */
+export function ofSource(header: Header, name: string, source: number): unknown {
+  return jsonOf(
+    header.sources.columns.find((column) => column.name === name),
+    source,
+  );
 }
 
 let pictureText: string | undefined;
 
-/** Address of the strip of a clip: first, middle and last picture side by side. Empty without pictures. */
+/** Data URL of the strip of a clip: first, middle and last picture side by side. Empty without pictures. */
 export function stripOf(header: Header, clip: number): string {
   pictureText ??= document.getElementById("pictures")!.textContent!;
-  const [start, end] = [header.pictures.offsets[clip], header.pictures.offsets[clip + 1]];
+  const [start, end] = [header.pictures[clip], header.pictures[clip + 1]];
   return end > start ? `data:image/webp;base64,${pictureText.slice(start, end)}` : "";
 }

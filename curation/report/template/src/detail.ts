@@ -170,10 +170,14 @@ export class Detail {
   }
 
   private columns(): HTMLElement {
-    const rows = this.state.header.columns
-      .filter((column) => column.name !== "captions" && column.name !== "transitions")
-      .map((column) => [column.name, cell(column, this.clip), column.unit, column.meaning])
-      .filter(([, value]) => value !== "");
+    const { columns, sources } = this.state.header;
+    const source = sources.of_clips[this.clip];
+    const rows = [
+      ...columns.map((column) => [column, cell(column, this.clip)] as const),
+      ...sources.columns.map((column) => [column, cell(column, source)] as const),
+    ]
+      .filter(([column, value]) => value !== "" && !SHOWN_ELSEWHERE.has(column.name))
+      .map(([column, value]) => [column.name, value, column.unit, column.meaning]);
     return h(
       "details",
       { open: true },
@@ -183,14 +187,36 @@ export class Detail {
   }
 }
 
-function cell(column: Column, clip: number): string {
-  if (column.numbers) return Number.isNaN(column.numbers[clip]) ? "" : String(column.numbers[clip]);
-  if (column.texts) return textOf(column, clip);
-  const value = jsonOf(column, clip);
-  return value === null || value === undefined ? "" : JSON.stringify(value).slice(0, 600);
+/** Columns that have a place of their own on the page. */
+const SHOWN_ELSEWHERE = new Set(["captions", "transitions"]);
+const LONGEST = 600;
+
+function cell(column: Column, row: number): string {
+  if (column.numbers) {
+    const value = column.numbers[row];
+    if (Number.isNaN(value)) return "";
+    return String(column.kind === "single" ? Number(value.toPrecision(7)) : value);
+  }
+  if (column.texts) return textOf(column, row);
+  const words = readable(jsonOf(column, row));
+  return words.length > LONGEST ? `${words.slice(0, LONGEST)}…` : words;
 }
 
-/** An address that a video element can open: local files and web addresses. */
+/** A JSON value without brackets and quotes, as far as one can do without them. */
+function readable(value: unknown): string {
+  if (value === null || value === undefined) return "";
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  if (typeof value === "number") return String(Number(value.toPrecision(7)));
+  if (typeof value !== "object") return String(value);
+  const nested = (inner: unknown) =>
+    typeof inner === "object" && inner !== null ? `(${readable(inner)})` : inner === null ? "–" : readable(inner);
+  if (Array.isArray(value)) return value.map(nested).join(", ");
+  return Object.entries(value)
+    .map(([key, inner]) => `${key} ${nested(inner)}`)
+    .join(", ");
+}
+
+/** A URL that a video element can open: local files and web addresses. */
 export function playable(uri: string): string {
   if (uri.startsWith("/")) return `file://${uri.split("/").map(encodeURIComponent).join("/")}`;
   return /^(file|https?):\/\//.test(uri) ? uri : "";

@@ -23,11 +23,13 @@ function asNode(child: Child): Node {
   return child instanceof Node ? child : document.createTextNode(String(child));
 }
 
-/** Put other elements into a holder; the card that has the focus keeps it. */
+/** Replace the content of an element. A focused card, or an element with an id, keeps the focus. */
 export function redraw(holder: HTMLElement, ...children: (Node | string)[]): void {
-  const focused = holder.contains(document.activeElement) && document.activeElement?.getAttribute("data-clip");
+  const focused = holder.contains(document.activeElement) ? document.activeElement : null;
+  const [clip, id] = [focused?.getAttribute("data-clip"), focused?.id];
   holder.replaceChildren(...children);
-  if (focused) holder.querySelector<HTMLElement>(`[data-clip="${CSS.escape(focused)}"]`)?.focus();
+  if (clip) holder.querySelector<HTMLElement>(`[data-clip="${CSS.escape(clip)}"]`)?.focus();
+  else if (id) document.getElementById(id)?.focus();
 }
 
 const SVG = "http://www.w3.org/2000/svg";

@@ -79,9 +79,8 @@ export class Duplicates {
   }
 
   private prefer(members: number[], chosen: number): void {
-    for (const clip of members) {
-      const verdict = clip === chosen ? "keep" : "drop";
-      if (this.state.marks.get(this.state.clipId(clip))?.verdict !== verdict) this.state.mark(clip, verdict);
-    }
+    this.state.setMarks(
+      members.map((clip) => [this.state.clipId(clip), { verdict: clip === chosen ? "keep" : "drop" }]),
+    );
   }
 }

@@ -1,18 +1,18 @@
-/** What each rule removed, as a picture and in numbers; and the rules as YAML. */
+/** The funnel of the rules as a table with bars, the totals, and the rules as YAML. */
 
-import { bar, count, duration, h, table } from "./dom";
+import { bar, count, duration, h, redraw, table } from "./dom";
+import { MARKS, type Step } from "./rules";
 import type { State } from "./state";
 import { yamlOf } from "./yaml";
 
-/** The funnel, drawn anew after every change. */
+/** The funnel; it follows every change. */
 export function funnelOf(state: State): HTMLElement {
   const element = h("section", { class: "funnel", "aria-label": "Funnel" });
   const draw = () => {
     const { steps } = state.judged;
-    const scale = state.scale();
-    const all = state.header.shown_clips || 1;
+    const all = state.header.total_clips || 1;
     const about = state.whole ? "" : "≈ ";
-    const clips = (value: number) => (value ? `${about}${count(value * scale)}` : "0");
+    const clips = (value: number) => (Math.round(value) ? `${about}${count(value)}` : "0");
     const first = [
       "all clips",
       "",
@@ -22,45 +22,67 @@ export function funnelOf(state: State): HTMLElement {
       duration(state.header.total_microseconds / 1e6),
       bar(1),
     ];
-    const rows = steps.map((step) => [
-      step.name,
-      step.asked,
-      clips(step.removed + step.unscoredDropped),
-      clips(step.removedAlone),
-      clips(step.left),
-      `${about}${duration((step.leftMicroseconds * scale) / 1e6)}`,
-      bar(step.left / all),
-    ]);
-    element.replaceChildren(
-      table("Funnel", ["rule", "asked", "removed", "alone", "clips left", "time left", ""], [first, ...rows], "steps"),
+    const rows = steps.map((step) => {
+      const of = (number: (step: Step) => number) => state.estimateOf(step.name, number);
+      const left = of((each) => each.left);
+      return [
+        step.name,
+        step.asked,
+        clips(of((each) => each.removed + each.unscoredDropped)),
+        clips(of((each) => each.removedAlone)),
+        clips(left),
+        `${about}${duration(of((each) => each.leftMicroseconds) / 1e6)}`,
+        bar(left / all),
+      ];
+    });
+    const skipped = [...state.skipped].map(([name, why]) => [name, `skipped: ${why}`, "", "", "", "", ""]);
+    redraw(
+      element,
+      table(
+        "Funnel",
+        ["rule", "condition", "removed", "alone", "clips left", "time left", ""],
+        [first, ...rows, ...skipped],
+        "steps",
+      ),
+      ...switches(state),
     );
-    if (state.header.where) {
-      const box = h("input", {
-        type: "checkbox",
-        onchange: () => {
-          state.useWhere = box.checked;
-          state.rejudge();
-        },
-      });
-      box.checked = state.useWhere;
-      element.append(h("label", {}, box, ` where ${state.header.where.sql}`));
-    }
   };
   state.listen(draw);
   draw();
   return element;
 }
 
+/** Check boxes for the `where` condition and the marks. */
+function switches(state: State): HTMLElement[] {
+  const box = (name: "useWhere" | "useMarks", label: string) => {
+    const input = h("input", {
+      type: "checkbox",
+      id: name,
+      onchange: () => {
+        state[name] = input.checked;
+        state.rejudge();
+      },
+    });
+    input.checked = state[name];
+    return h("label", { class: "switch" }, input, ` ${label}`);
+  };
+  const { where } = state.header;
+  const { size } = state.marks;
+  return [
+    ...(where ? [box("useWhere", `where ${where.sql}`)] : []),
+    ...(size ? [box("useMarks", `apply ${count(size)} marks, as select ${MARKS} does`)] : []),
+  ];
+}
+
 /** The kept clips in large type. */
 export function totalsOf(state: State): HTMLElement {
   const element = h("p", { class: "totals", role: "status", "aria-live": "polite" });
   const draw = () => {
-    const { clips, microseconds } = state.judged;
-    const scale = state.scale();
-    const text = `${count(clips * scale)} of ${count(state.header.total_clips)} clips`;
+    const clips = Math.round(state.estimate((judged) => judged.clips));
+    const text = `${count(clips)} of ${count(state.header.total_clips)} clips`;
     element.replaceChildren(
       h("strong", { id: "kept-clips", "data-clips": clips }, state.whole ? text : `≈ ${text}`),
-      ` · ${duration((microseconds * scale) / 1e6)}`,
+      ` · ${duration(state.estimate((judged) => judged.microseconds) / 1e6)}`,
       state.whole ? "" : ` · estimated from a sample of ${count(state.header.shown_clips)}`,
     );
   };
@@ -69,7 +91,7 @@ export function totalsOf(state: State): HTMLElement {
   return element;
 }
 
-/** The rules as a file, with a button that copies it. */
+/** The rules as YAML, with a button that copies them. */
 export function yamlBox(state: State): HTMLElement {
   const text = h("textarea", {
     readonly: true,
@@ -80,10 +102,13 @@ export function yamlBox(state: State): HTMLElement {
   });
   const told = h("span", { role: "status" });
   const name = () => (/^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$/.test(state.header.name) ? state.header.name : "my-selection");
+  const note = h("p", { class: "note" });
   const draw = () => {
     text.value = yamlOf(name(), state.rules, state.useWhere ? state.header.where?.sql : undefined);
     text.rows = Math.min(14, text.value.split("\n").length);
     told.textContent = "";
+    const marks = state.useMarks && state.marks.size ? " --marks marks.json (export the marks)" : "";
+    note.textContent = `Save as rules.yaml, then: clipmill select DATASET --config rules.yaml${marks}`;
   };
   const copy = async () => {
     try {
@@ -101,6 +126,6 @@ export function yamlBox(state: State): HTMLElement {
     { class: "yaml", "aria-label": "Rules" },
     text,
     h("div", { class: "controls" }, h("button", { id: "copy-yaml", onclick: copy }, "Copy the rules as YAML"), told),
-    h("p", { class: "note" }, "Save as rules.yaml, then: clipmill select DATASET --config rules.yaml"),
+    note,
   );
 }

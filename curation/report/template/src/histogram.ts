@@ -3,7 +3,7 @@
 import uPlot from "uplot";
 import type { Column } from "./data";
 import { count, h, percent } from "./dom";
-import { isPercentage, shown } from "./rules";
+import { isPercentage, RANK, shown } from "./rules";
 import type { State } from "./state";
 
 const BINS = 48;
@@ -183,14 +183,17 @@ export class Histogram {
     const bounds = this.bounds();
     const test = state.judged.tests.find((each) => each.name === column.name);
     for (const end of ["min", "max"] as const) this.updateEnd(end, bounds[end], rule[PERCENT[end]]);
-    const all = this.column.numbers!.length;
-    const missing = all - state.judge.scores(column.name).length;
-    const parts = [`${count(counts.reduce((a, b) => a + b, 0))} of ${count(all - missing)} scored clips stay`];
+    const { total_clips: total, shown_clips: here, quantiles } = state.header;
+    const scored = state.judge.scores(column.name).length;
+    const missing = here - scored;
+    const kept = counts.reduce((sum, number) => sum + number, 0);
+    const parts = [`${count(kept)} of ${count(scored)} scored clips ${state.whole ? "" : "of the sample "}kept`];
     if (test) parts.push(`this rule alone removes ${count(test.removedAlone)}`);
-    if (test?.ties) parts.push(`${count(test.ties)} on a threshold stay`);
-    if (missing) parts.push(`${count(missing)} have no score`);
+    if (test?.ties) parts.push(`${count(test.ties)} tie at a threshold and are kept`);
+    const unscored = quantiles[column.name] ? total - quantiles[column.name].scored : missing;
+    if (unscored) parts.push(`${count(unscored)} ${state.whole ? "" : "of all clips "}have no score`);
     this.note.textContent = parts.join(" · ");
-    this.unscoredLabel.hidden = !missing;
+    this.unscoredLabel.hidden = !unscored;
     this.unscored.checked = rule.unscored === "keep";
     this.element.classList.toggle("active", state.active === column.name);
     this.element.classList.toggle("ruled", state.rules.has(column.name));
@@ -244,10 +247,12 @@ export class Histogram {
       class: "value",
       "aria-label": `${this.column.name}: ${end === "min" ? "least" : "greatest"} value that passes${unit}`,
       placeholder: end,
+      title: this.column.bounds ? `from ${this.column.bounds[0]} to ${this.column.bounds[1]}` : undefined,
       onchange: () => {
         const text = input.value.trim();
         const value = Number(text);
-        const bad = text !== "" && !Number.isFinite(value);
+        const [low, high] = this.column.bounds ?? [Number.NEGATIVE_INFINITY, Number.POSITIVE_INFINITY];
+        const bad = text !== "" && !(Number.isFinite(value) && value >= low && value <= high); // `select` refuses it
         input.setAttribute("aria-invalid", String(bad));
         if (!bad) this.set(end, text === "" ? undefined : value);
       },
@@ -262,6 +267,7 @@ export class Histogram {
       class: "percent",
       "aria-label": `${this.column.name}: percentage with the ${end === "min" ? "lowest" : "highest"} that is dropped`,
       placeholder: "%",
+      disabled: this.column.name === RANK, // a place in a group, of which `select` takes no percentage
       onchange: () => {
         const text = input.value.trim().replace(/%?$/, "%");
         const other = this.state.rules.get(this.column.name)?.[PERCENT[end === "min" ? "max" : "min"]];

@@ -35,7 +35,7 @@ async function start(): Promise<void> {
   for (const name of [...state.rules.keys(), ...state.sliders()]) if (state.judge.scores(name).length) add(name);
   const drawn = () => [...histograms.values()].map((histogram) => histogram.draw());
   const others = header.columns
-    .filter((column) => column.numbers && !histograms.has(column.name))
+    .filter((column) => column.numbers && !histograms.has(column.name) && state.judge.scores(column.name).length)
     .map((column) => column.name);
   const more = picker(
     "Another column",

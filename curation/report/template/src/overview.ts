@@ -1,69 +1,116 @@
-/** What the dataset holds, where footage went, and why sources were rejected. */
+/** The dataset as a whole: where footage went, the saved funnel, CPU time, and distributions of its columns. */
 
-import type { Header } from "./data";
+import type { Counts, Header, Overview } from "./data";
 import { bar, count, duration, h, percent, table } from "./dom";
 
 /** The first tab. */
 export function overviewTab(header: Header): HTMLElement {
   const { overview } = header;
-  const { totals } = overview;
+  const section = (...parts: (HTMLElement | null)[]) => h("section", {}, ...parts);
+  const categories = overview.categories.filter((column) => !column.boolean);
+  const parts: (HTMLElement | null)[] = [
+    section(h("h2", {}, "Dataset"), facts(header)),
+    section(footage(overview)),
+    header.selection && section(savedFunnel(header, header.selection)),
+    section(cpuTime(overview)),
+    overview.selections.length ? section(selections(overview)) : null,
+    overview.rejected.length ? section(counted("Rejected sources by reason", overview.rejected)) : null,
+    overview.sizes.length ? section(counted("Sizes of sources", overview.sizes)) : null,
+    overview.frame_rates.length ? section(counted("Frame rates of sources", overview.frame_rates)) : null,
+    ...categories.map(({ name, table: of, meaning, values }) => section(counted(`${of}: ${name}`, values, meaning))),
+    shares(overview, "sources"),
+    shares(overview, "clips"),
+    ...Object.entries(overview.errors).map(([score, reasons]) => section(counted(`Clips without ${score}`, reasons))),
+    rejectedList(header),
+  ];
+  return h("div", { class: "overview" }, ...parts);
+}
+
+function facts(header: Header): HTMLElement {
+  const { overview } = header;
   const rejected = overview.sources - overview.sources_ok;
-  const facts: [string, string][] = [
+  const rows: [string, string][] = [
     ["sources", `${count(overview.sources)}: ${count(overview.sources_ok)} usable, ${count(rejected)} rejected`],
-    ["footage", duration(totals.duration_s ?? 0)],
+    ["footage", duration(overview.duration_s)],
     ["clips", `${count(header.total_clips)}, ${duration(header.total_microseconds / 1e6)}`],
-    ["files", `${((totals.size_bytes ?? 0) / 1e9).toFixed(2)} GB`],
-    ["scan", stage(totals.duration_s, totals.scan_cpu_s)],
-    ["scores", stage(totals.duration_s, totals.score_cpu_s)],
+    ["files", bytes(overview.size_bytes)],
     ["in this page", shownClips(header)],
   ];
-  const footage: [string, number][] = [["in clips", totals.clip_s ?? 0], ...Object.entries(overview.lost_s)];
-  const whole = Math.max(totals.duration_s ?? 0, 1e-9);
-  return h(
-    "div",
-    { class: "overview" },
-    h(
-      "section",
-      {},
-      h("h2", {}, "Dataset"),
-      h("dl", { class: "facts" }, ...facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
-    ),
-    h(
-      "section",
-      {},
-      table(
-        "Where footage went",
-        ["part", "time", "share", ""],
-        footage.map(([name, seconds]) => [
-          name,
-          duration(seconds),
-          percent(seconds / whole),
-          bar(seconds / whole, name === "in clips" ? "" : "lost"),
-        ]),
-      ),
-    ),
-    ...(
-      [
-        ["Rejected sources by reason", overview.rejected],
-        ["Codecs", overview.codecs],
-        ["Containers", overview.containers],
-        ["Sizes", overview.sizes],
-        ["Frame rates", overview.frame_rates],
-        ["Clips by extraction", overview.extractions],
-      ] as [string, [string | null, number][]][]
-    )
-      .filter(([, values]) => values.length)
-      .map(([title, values]) => h("section", {}, counted(title, values))),
-    ...Object.entries(overview.errors).map(([score, reasons]) =>
-      h("section", {}, counted(`Clips without ${score}`, reasons)),
-    ),
-    rejectedList(header),
+  return h("dl", { class: "facts" }, ...rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+}
+
+function footage(overview: Overview): HTMLElement {
+  const whole = Math.max(overview.duration_s, 1e-9);
+  const lost = Object.entries(overview.lost_s).map(([name, seconds]) => [
+    label(name.replace(/^lost_(.*)_s$/, "$1"), overview.meanings[name]),
+    duration(seconds),
+    percent(seconds / whole),
+    bar(seconds / whole, "lost"),
+  ]);
+  const clips = ["in clips", duration(overview.clip_s), percent(overview.clip_s / whole), bar(overview.clip_s / whole)];
+  return table("Where footage went", ["part", "time", "share", ""], [clips, ...lost], "shares");
+}
+
+function savedFunnel(header: Header, selection: NonNullable<Header["selection"]>): HTMLElement {
+  const all = Math.max(1, header.total_clips);
+  const rows = selection.funnel.map((step) => [
+    step.rule,
+    step.skipped === null ? count(step.removed + step.unscored_dropped) : `skipped: ${step.skipped}`,
+    count(step.clips_left),
+    bar(step.clips_left / all),
+  ]);
+  return table(
+    `Funnel of ${selection.name} as written: ${count(selection.clips)} clips, ${duration(selection.seconds)}`,
+    ["rule", "removed", "clips left", ""],
+    [["all clips", "", count(header.total_clips), bar(1)], ...rows],
+    "shares",
   );
 }
 
-function stage(video_s = 0, cpu_s = 0): string {
-  if (!cpu_s) return "no CPU time on record";
-  return `${duration(cpu_s)} of CPU time, ${(video_s / cpu_s).toFixed(1)} s of video per CPU second`;
+/** Every column of CPU time that the dataset has; stages of a later version appear by themselves. */
+function cpuTime(overview: Overview): HTMLElement {
+  const stages = Object.entries(overview.cpu_s);
+  const whole = stages.reduce((sum, [, seconds]) => sum + seconds, 0);
+  const speed = (seconds: number) =>
+    seconds ? `${Number((overview.duration_s / seconds).toPrecision(3))} s of video per CPU second` : "not recorded";
+  const rows = stages.map(([name, seconds]) => [
+    label(name.replace(/_cpu_s$/, ""), overview.meanings[name]),
+    duration(seconds),
+    speed(seconds),
+    bar(whole ? seconds / whole : 0),
+  ]);
+  return table(
+    "CPU time",
+    ["stage", "time", "speed", ""],
+    [...rows, ["all", duration(whole), speed(whole), ""]],
+    "shares",
+  );
+}
+
+function selections(overview: Overview): HTMLElement {
+  const rows = overview.selections.map((each) => [each.name, count(each.clips), duration(each.seconds)]);
+  return table("Selections", ["name", "clips", "time"], rows);
+}
+
+/** Columns of yes or no, as shares of the rows that have a value. */
+function shares(overview: Overview, of: string): HTMLElement | null {
+  const columns = overview.categories.filter((column) => column.boolean && column.table === of);
+  if (!columns.length) return null;
+  const rows = columns.map(({ name, meaning, values }) => {
+    const yes = values.find(([value]) => value === "yes")?.[1] ?? 0;
+    const all = values.reduce((sum, [, number]) => sum + number, 0);
+    return [label(name, meaning), count(yes), percent(yes / all), bar(yes / all)];
+  });
+  return h("section", {}, table(`Properties of ${of}`, ["column", of, "share", ""], rows, "shares"));
+}
+
+function label(name: string, meaning: string | undefined): HTMLElement {
+  return h("span", {}, name, meaning ? h("span", { class: "note" }, ` ${meaning}`) : null);
+}
+
+function bytes(value: number): string {
+  const [unit, size] = value < 1e9 ? ["MB", 1e6] : value < 1e12 ? ["GB", 1e9] : ["TB", 1e12];
+  return `${Number((value / Number(size)).toPrecision(3))} ${unit}`;
 }
 
 function shownClips(header: Header): string {
@@ -71,26 +118,35 @@ function shownClips(header: Header): string {
   return `a sample of ${count(header.shown_clips)} clips, stratified by their scores: counts are estimates`;
 }
 
-function counted(title: string, values: [string | null, number][]): HTMLElement {
-  const most = Math.max(...values.map(([, number]) => number));
-  return table(
-    title,
-    ["", "count", ""],
-    values.map(([value, number]) => [value ?? "others", count(number), bar(number / most)]),
+function counted(title: string, values: Counts, meaning = ""): HTMLElement {
+  const all = Math.max(
+    1,
+    values.reduce((sum, [, number]) => sum + number, 0),
+  );
+  const rows = values.map(([value, number]) => [
+    value ?? "others",
+    count(number),
+    percent(number / all),
+    bar(number / all),
+  ]);
+  return h(
+    "div",
+    {},
+    table(title, ["value", "count", "share", ""], rows, "shares"),
+    meaning && h("p", { class: "note" }, meaning),
   );
 }
 
 function rejectedList(header: Header): HTMLElement | null {
   if (!header.rejected.length) return null;
-  const rows = header.rejected.map(([uri, kind, text]) => [uri, kind, text]);
   return h(
     "section",
     { class: "wide" },
     h(
       "details",
-      { open: rows.length <= 20 },
-      h("summary", {}, `Rejected sources and notes (${count(rows.length)})`),
-      table("Rejected sources and notes", ["source", "kind", "reason"], rows, "rejected"),
+      { open: header.rejected.length <= 20 },
+      h("summary", {}, `Rejected sources and notes (${count(header.rejected.length)})`),
+      table("Rejected sources and notes", ["source", "kind", "reason"], header.rejected, "rejected"),
     ),
   );
 }

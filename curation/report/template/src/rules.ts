@@ -1,11 +1,13 @@
-/** What `clipmill select` does, clip for clip: curation/selection/thresholds.py and funnel.py, in the browser. */
+/** Evaluates rules and marks exactly as `clipmill select`: curation/selection/thresholds.py, marks.py and funnel.py. */
 
-import { append, type Column, type Header, type Rule, textOf } from "./data";
+import { append, type Column, type Header, type Mark, type Rule, textOf } from "./data";
 
 export const KEPT = 0;
 export const REMOVED = 1;
 export const UNSCORED = 2;
-const RANK = "duplicate_rank";
+/** Name of the step of the funnel that drops marked clips. */
+export const MARKS = "--marks";
+export const RANK = "duplicate_rank";
 const GROUP = "duplicate_of";
 
 export interface Test {
@@ -38,6 +40,9 @@ export interface Judged {
   clips: number;
   microseconds: number;
 }
+
+/** Marks by clip. */
+export type Marked = ReadonlyMap<number, Mark>;
 
 /** Bounds of a rule in the order in which they are written. */
 export const BOUNDS = ["drop_lowest", "drop_highest", "min", "max"] as const;
@@ -110,30 +115,37 @@ export class Judge {
     return { below: (first - 1 + within) / last, equal: 0 };
   }
 
-  /** Judge all clips by these rules. */
-  judge(rules: Map<string, Rule>, useWhere: boolean): Judged {
+  /** Judge all clips by these rules, a `where` condition and marks. */
+  judge(rules: Map<string, Rule>, useWhere: boolean, marks: Marked = NO_MARKS): Judged {
     const tests: Test[] = [];
     for (const [name, rule] of rules) {
-      if (name !== RANK && this.columns.get(name)?.numbers && isBounded(rule)) tests.push(this.test(name, rule));
+      if (name !== RANK && this.columns.get(name)?.numbers && isBounded(rule)) tests.push(this.test(name, rule, marks));
     }
     const where = this.header.where;
-    if (where && useWhere) tests.push(counted("where", {}, Uint8Array.from(where.outcomes), false));
+    if (where && useWhere) tests.push(counted("where", {}, withMarks("where", where.outcomes, marks), false));
+    if (marks.size) tests.push(this.marksTest(marks));
     const rank = rules.get(RANK);
-    if (rank && isBounded(rank) && this.columns.get(RANK)) tests.push(this.rankTest(rank, tests));
-    return this.funnel(tests, rules);
+    if (rank && isBounded(rank) && this.columns.get(RANK)) tests.push(this.rankTest(rank, tests, marks));
+    return this.funnel(tests, rules, marks);
   }
 
-  private test(name: string, rule: Rule): Test {
+  private test(name: string, rule: Rule, marks: Marked): Test {
     const bounds = this.thresholds(name, rule);
     const numbers = this.columns.get(name)!.numbers!;
-    const outcomes = Uint8Array.from(numbers, outcomeWithin(bounds));
+    const outcomes = withMarks(name, Uint8Array.from(numbers, outcomeWithin(bounds)), marks);
     let ties = 0;
     for (const value of numbers) ties += Number(value === bounds.min || value === bounds.max);
     return { ...counted(name, bounds, outcomes, rule.unscored === "keep"), ties };
   }
 
+  private marksTest(marks: Marked): Test {
+    const outcomes = new Uint8Array(this.header.shown_clips).fill(KEPT);
+    for (const [clip, { verdict }] of marks) if (verdict === "drop" || verdict === "bad cut") outcomes[clip] = REMOVED;
+    return counted(MARKS, {}, outcomes, false);
+  }
+
   /** The best of each group of near-duplicates among those that pass the other tests. */
-  private rankTest(rule: Rule, others: Test[]): Test {
+  private rankTest(rule: Rule, others: Test[], marks: Marked): Test {
     const bounds = this.thresholds(RANK, rule);
     const ranks = this.columns.get(RANK)!.numbers!;
     const groups = this.columns.get(GROUP);
@@ -154,11 +166,13 @@ export class Judge {
       });
     }
     const outcome = outcomeWithin(bounds);
-    const test = counted(RANK, bounds, Uint8Array.from(places, outcome), rule.unscored === "keep");
-    return { ...test, removedAlone: countRemoved(ranks, outcome) };
+    const outcomes = withMarks(RANK, Uint8Array.from(places, outcome), marks);
+    const alone = withMarks(RANK, Uint8Array.from(ranks, outcome), marks);
+    const test = counted(RANK, bounds, outcomes, rule.unscored === "keep");
+    return { ...test, removedAlone: countOf(alone, REMOVED) };
   }
 
-  private funnel(tests: Test[], rules: Map<string, Rule>): Judged {
+  private funnel(tests: Test[], rules: Map<string, Rule>, marks: Marked): Judged {
     const { microseconds, shown_clips: clips } = this.header;
     const kept = new Uint8Array(clips).fill(1);
     const droppedBy = new Int16Array(clips).fill(-1);
@@ -178,7 +192,7 @@ export class Judge {
       }
       left -= removed + unscoredDropped;
       const rule = rules.get(test.name);
-      const asked = rule ? asWords(rule) : (this.header.where?.sql ?? "");
+      const asked = test.name === MARKS ? marksAsWords(marks) : rule ? asWords(rule) : (this.header.where?.sql ?? "");
       const { name, removedAlone, unscored } = test;
       steps.push({ name, asked, removedAlone, removed, unscored, unscoredDropped, left, leftMicroseconds });
     });
@@ -186,8 +200,12 @@ export class Judge {
   }
 
   /** Why a test drops a clip, in words. */
-  reason(test: Test, clip: number): string {
-    if (test.outcomes[clip] === UNSCORED) return `dropped by ${test.name}: no score`;
+  reason(test: Test, clip: number, mark: Mark | undefined): string {
+    if (test.name === MARKS) return `dropped by your mark: ${mark?.verdict}`;
+    if (test.outcomes[clip] === UNSCORED) {
+      const wrong = mark?.verdict === "wrong score" && mark.score === test.name;
+      return `dropped by ${test.name}: ${wrong ? "marked as a wrong score" : "no score"}`;
+    }
     if (test.name === "where") return "dropped by where: the condition does not hold";
     const value = this.columns.get(test.name)!.numbers![clip];
     if (test.name === RANK) return `dropped by ${RANK}: a better copy of it stays`;
@@ -257,10 +275,31 @@ export function toSingle(bound: number, up: boolean): number {
   return new Float32Array(bits.buffer)[0];
 }
 
-function countRemoved(values: ArrayLike<number>, outcome: (value: number) => number): number {
-  let removed = 0;
-  for (let i = 0; i < values.length; i++) removed += Number(outcome(values[i]) === REMOVED);
-  return removed;
+const NO_MARKS: Marked = new Map();
+
+/** The outcomes of a test with marks applied: `keep` passes every test, a `wrong score` counts as unscored. */
+function withMarks(name: string, outcomes: ArrayLike<number>, marks: Marked): Uint8Array {
+  const marked = Uint8Array.from(outcomes);
+  for (const [clip, { verdict, score }] of marks) {
+    if (verdict === "keep") marked[clip] = KEPT;
+    if (verdict === "wrong score" && score === name) marked[clip] = UNSCORED;
+  }
+  return marked;
+}
+
+function marksAsWords(marks: Marked): string {
+  const counts = new Map<string, number>();
+  for (const { verdict } of marks.values()) counts.set(verdict, (counts.get(verdict) ?? 0) + 1);
+  return [...counts]
+    .sort(([a], [b]) => (a < b ? -1 : 1))
+    .map(([verdict, clips]) => `${verdict} ${clips}`)
+    .join(", ");
+}
+
+function countOf(outcomes: Uint8Array, wanted: number): number {
+  let clips = 0;
+  for (const outcome of outcomes) clips += Number(outcome === wanted);
+  return clips;
 }
 
 function passing(tests: Test[], clips: number): Uint8Array {

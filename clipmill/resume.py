@@ -44,14 +44,6 @@ def deciding(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     }
 
 
-def started_with(kind: str, version: int, config: Mapping[str, Any], /, **more: Any) -> dict[str, Any]:
-    """What a folder says of what it was started with: the one layout of dataset.json, plan.json and stage.json.
-
-    `kind` is what the folder holds (run, dataset); `version` its format's. `config` are its settings, `more` what else.
-    """
-    return {"format": f"clipmill {kind}", "format_version": version, "config": dict(config), **more}
-
-
 def check_same(
     where: str | Path,
     what: str,

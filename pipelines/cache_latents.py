@@ -9,19 +9,28 @@ from typing import Any
 
 from clipmill import pipeline, storage
 from clipmill.errors import UserError
-from clipmill.resume import check_same, deciding, shortened, started_with
+from clipmill.formats import LATENTS
+from clipmill.resume import check_same, deciding, shortened
+from clipmill.shard_folder import (
+    PLAN,
+    ShardRecord,
+    index_of,
+    read_index,
+    read_plan,
+    remove_index,
+    write_index,
+    write_plan,
+)
 from pipelines.cluster import connected, usual_device
 from pipelines.counting import stream_shards
 from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.progress import Reporter
 from svd.model import Model
-from training.cache_latents import LatentShard, cache_shard, check_names, digests, read_record
+from training.cache_latents import cache_shard, cached, check_names, weight_digests
 from training.init_model import init_model
 from training.shard_index import Shard, ShardIndex, index_shards
 from training.stages import Stage
 
-FORMAT_VERSION = 1
-PLAN, INDEX = "plan.json", "index.json"
 _OF_TRAINING = ("data.batch_size",)
 """Frame settings that only affect how a model trains on the latents, not the latents themselves."""
 
@@ -44,6 +53,8 @@ class _Job:
 
     stage: Stage
     init: Path
+    digests: dict[str, str]
+    """Of the weights of the networks in `init`."""
     out: Path
     augmentations_per_clip: int
 
@@ -74,9 +85,9 @@ def cache_latents(
         index, plan = _inputs(stage, data, init, augmentations_per_clip)
         _check_plan(out, plan)
         _check_shards(out, index, data)
-        missing = [shard for shard in index.shards if read_record(out, shard) is None]
-        content = _content(index, out)
-        complete = not missing and _read(out / INDEX) == content
+        missing = [shard for shard in index.shards if cached(out, shard) is None]
+        content = _content(index, out, plan)
+        complete = not missing and read_index(folder, LATENTS) == content
         if not complete and not take_over:
             refuse_if_running(folder)
         with ExitStack() as stack:
@@ -92,14 +103,15 @@ def cache_latents(
                     job = _Job(
                         stage=stage,
                         init=init.absolute(),
+                        digests=plan["models"],
                         out=out.absolute(),
                         augmentations_per_clip=augmentations_per_clip,
                     )
                     latents = partial(latents_stage, job, fence, gpu=device != "cpu")
                     for _ in stream_shards(latents, missing, [len(shard) for shard in missing], report):
                         pass
-                    content = _content(index, out)
-                _write(folder, INDEX, content)
+                    content = _content(index, out, plan)
+                write_index(folder, content)
     return _result(content, out)
 
 
@@ -108,18 +120,18 @@ def _inputs(stage: Stage, data: str, init: Path, augmentations_per_clip: int) ->
     try:
         index = index_shards(data)
         check_names(index)
-        models = digests(_model(stage, init, "cpu"))
+        models = weight_digests(_model(stage, init, "cpu"))
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     settings = deciding(
         stage.data.model_dump(mode="json") | {"augmentations_per_clip": augmentations_per_clip}, "data."
     )
-    return index, started_with("latents", FORMAT_VERSION, {"data": settings}, models=models)
+    return index, LATENTS.describe({"data": settings}, models=models)
 
 
 def _check_plan(out: Path, plan: dict[str, Any]) -> None:
     """Raise UserError if `out` was started with different frame settings or weights. Read-only."""
-    before = _read(out / PLAN)
+    before = read_plan(str(out), LATENTS)
     if before is not None:
         if not isinstance(before.get("config"), dict) or not isinstance(before.get("models"), dict):
             raise UserError(f"{out / PLAN} is damaged: it should hold the settings of latents. Choose another folder")
@@ -141,7 +153,8 @@ def _check_shards(out: Path, index: ShardIndex, data: str) -> None:
 def _start(folder: str, plan: dict[str, Any]) -> None:
     """Prepare the folder for this run, which owns it."""
     _check_plan(Path(folder), plan)
-    _write(folder, PLAN, plan)
+    write_plan(folder, plan)
+    remove_index(folder)
     storage.remove_leftovers(*storage.filesystem(folder))
 
 
@@ -158,13 +171,13 @@ def latents_stage(job: _Job, fence: Fence, counter: Any = None, *, gpu: bool = T
 
 def _load_latents(
     job: _Job, fence: Fence, counter: Any, device: str
-) -> Callable[[list[tuple[Shard, int]]], list[LatentShard]]:
+) -> Callable[[list[tuple[Shard, int]]], list[ShardRecord]]:
     return lambda shards: [cache_planned(shard, first, job, fence, counter, device=device) for shard, first in shards]
 
 
 def cache_planned(
     shard: Shard, first: int, job: _Job, fence: Fence, counter: Any = None, *, device: str = "cpu"
-) -> LatentShard:
+) -> ShardRecord:
     """Write the latents of one shard."""
     import torch
 
@@ -181,6 +194,7 @@ def cache_planned(
             job.out,
             _model(job.stage, job.init, device),
             job.stage.data,
+            digests=job.digests,
             augmentations_per_clip=job.augmentations_per_clip,
             commit=fence.check,
             on_sample=done,
@@ -192,46 +206,23 @@ def cache_planned(
         raise UserError(f"caching stopped: {error}") from error
 
 
-def _records(index: ShardIndex, out: Path) -> list[LatentShard]:
-    return [record for shard in index.shards if (record := read_record(out, shard)) is not None]
-
-
-def _content(index: ShardIndex, out: Path) -> dict[str, Any]:
+def _content(index: ShardIndex, out: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """The content of index.json."""
-    records = _records(index, out)
-    return {
-        "shards": [
-            {"name": f"{r.name}.tar", "samples": r.samples, "bytes": r.bytes, "sha256": r.sha256} for r in records
-        ],
-        "samples": sum(record.samples for record in records),
-        "bytes": sum(record.bytes for record in records),
-        "failed": {f"{record.name}/{key}": reason for record in records for key, reason in record.failed.items()},
-    }
+    return index_of(plan, [record for shard in index.shards if (record := cached(out, shard)) is not None])
 
 
 def _result(content: dict[str, Any], out: Path) -> LatentCache:
-    if not content["samples"]:
-        reasons = next(
-            (f"{key}: {reason}" for key, reason in content["failed"].items()), "the shards contain no samples"
-        )
-        raise UserError(f"no sample could be cached: {reasons}")
+    totals = content["totals"]
+    failed = {
+        f"{clip['shard'].removesuffix('.tar')}/{clip['clip_id']}": f"{clip['error_kind']}: {clip['error']}"
+        for clip in content["failed"]
+    }
+    if not totals["samples"]:
+        reason = next((f"{key}: {reason}" for key, reason in failed.items()), "the shards contain no samples")
+        raise UserError(f"no sample could be cached: {reason}")
     return LatentCache(
-        folder=out,
-        shards=len(content["shards"]),
-        samples=content["samples"],
-        bytes=content["bytes"],
-        failed=content["failed"],
+        folder=out, shards=totals["shards"], samples=totals["samples"], bytes=totals["bytes"], failed=failed
     )
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    fs, file = storage.filesystem(str(path))
-    return storage.read_json_if_exists(fs, file, dict)
-
-
-def _write(folder: str, name: str, content: dict[str, Any]) -> None:
-    fs, path = storage.filesystem(folder)
-    storage.write_json(fs, f"{path}/{name}", content)
 
 
 @lru_cache(maxsize=1)

@@ -11,16 +11,18 @@ from typing import Any
 import pyarrow as pa
 
 from clipmill.errors import UserError
+from clipmill.formats import SHARDS
 from clipmill.pipeline import Stage
 from clipmill.resume import deciding
+from clipmill.shard_folder import FailedClip, ShardRecord, read_index, remove_index, write_index
 from curation.dataset.joined import joined_columns
 from curation.dataset.schemas import SIGNAL_COLUMNS
 from curation.dataset.tables import Dataset
 from curation.scan.isolation import Isolated
 from curation.selection.select import load_selection, selected_clips, selected_ids
 from curation.shards.extract import ClipRow
-from curation.shards.folder import check_plan, index_of, read_index, remove_index, start_shards, write_index
-from curation.shards.write import FailedClip, ShardConfig, ShardPlan, ShardResult, check_shard, plan_shards, write_shard
+from curation.shards.folder import check_plan, index_of, start_shards
+from curation.shards.write import ShardConfig, ShardPlan, check_shard, plan_shards, write_shard
 from pipelines.cluster import connected
 from pipelines.counting import stream_shards
 from pipelines.fence import Fence, owned, refuse_if_running
@@ -79,13 +81,13 @@ def shard(
         settings = deciding(config.model_dump(mode="json"))
         check_plan(folder, plans, selection=selection, settings=settings)
         report.waiting("checking existing shards")
-        results = _in_place(plans, folder)
-        todo = [plan for plan in plans if plan.name not in results]
+        records = _in_place(plans, folder)
+        todo = [plan for plan in plans if plan.name not in records]
 
         def index() -> dict[str, Any]:
-            return index_of(plans, results.values(), selection=selection, settings=settings, gone=gone)
+            return index_of(plans, records.values(), selection=selection, settings=settings, gone=gone)
 
-        complete = not todo and read_index(folder) == index()
+        complete = not todo and read_index(folder, SHARDS) == index()
         if not complete and not take_over:
             refuse_if_running(folder)
         with ExitStack() as stack:
@@ -96,8 +98,8 @@ def shard(
                 fence = stack.enter_context(owned(folder, take_over=take_over))
                 start_shards(folder, plans, selection=selection, settings=settings)
                 remove_index(folder)
-                for result in _stream(todo, fence, selection, config, report):
-                    results[result.name] = result
+                for record in _stream(todo, fence, selection, config, report):
+                    records[record.name] = record
                 write_index(folder, index())
     return ShardRun(
         folder=folder,
@@ -131,20 +133,20 @@ def _selected(data: Dataset, selection: str) -> tuple[pa.Table, list[FailedClip]
     return pa.Table.from_batches(batches), gone
 
 
-def _in_place(plans: Sequence[ShardPlan], folder: str) -> dict[str, ShardResult]:
+def _in_place(plans: Sequence[ShardPlan], folder: str) -> dict[str, ShardRecord]:
     """Name -> the shard as recorded, of those that are in place and whole; one with failed clips is tried again."""
 
-    def checked(plan: ShardPlan) -> ShardResult | None:
-        result = check_shard(plan, folder).result
-        return result if result and not result.failed else None
+    def checked(plan: ShardPlan) -> ShardRecord | None:
+        record = check_shard(plan, folder).record
+        return record if record and not record.failed else None
 
     with ThreadPoolExecutor(_CHECKED_AT_ONCE) as pool:
-        return {result.name: result for result in pool.map(checked, plans) if result}
+        return {record.name: record for record in pool.map(checked, plans) if record}
 
 
 def _stream(
     todo: Sequence[ShardPlan], fence: Fence, selection: str, config: ShardConfig, report: Reporter
-) -> Iterator[ShardResult]:
+) -> Iterator[ShardRecord]:
     """The graph: a task per shard."""
     if todo:
         stage = partial(shard_stage, fence, selection, config)
@@ -160,13 +162,13 @@ def shard_stage(fence: Fence, selection: str, config: ShardConfig, counter: Any 
 
 def _load_shard(
     fence: Fence, selection: str, config: ShardConfig, counter: Any, device: str
-) -> Callable[[list[tuple[ShardPlan, int]]], list[ShardResult]]:
+) -> Callable[[list[tuple[ShardPlan, int]]], list[ShardRecord]]:
     return lambda plans: [write_planned(plan, first, fence, selection, config, counter) for plan, first in plans]
 
 
 def write_planned(
     plan: ShardPlan, first: int, fence: Fence, selection: str, config: ShardConfig, counter: Any = None
-) -> ShardResult:
+) -> ShardRecord:
     """Write one planned shard; what touches the videos runs in a child process with limits."""
     numbers = {clip_id: first + i for i, clip_id in enumerate(plan.clips["clip_id"].to_pylist())}
     run = partial(_run_isolated, config, numbers, counter)

@@ -6,6 +6,8 @@ from typing import Any
 import duckdb
 
 from clipmill import storage
+from clipmill.formats import SHARDS
+from clipmill.shard_folder import read_index
 from curation.dataset.failed_captions import count_failed_captions
 from curation.dataset.schemas import CLIPS
 from curation.dataset.sql import quoted
@@ -160,8 +162,8 @@ def _rejected_sources(connection: duckdb.DuckDBPyConnection, limit: int | None) 
 def _shards(dataset: Dataset) -> dict[str, dict[str, Any]]:
     indexes = {}
     for folder in storage.list_folders(dataset.fs, dataset.file("shards")):
-        index = storage.read_json_if_exists(dataset.fs, f"{folder}/index.json", _shard_totals)
-        if index is not None:  # None: begun, not finished
+        index = read_index(storage.address(dataset.fs, folder), SHARDS, _shard_totals)
+        if index is not None:  # None: unfinished
             indexes[folder.rpartition("/")[2]] = index
     return indexes
 

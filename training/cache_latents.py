@@ -9,40 +9,25 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from clipmill.atomic import atomic_path, write_text
+from clipmill.atomic import atomic_path
 from clipmill.errors import UserError
+from clipmill.shard_folder import FailedClip, ShardRecord, read_record, write_record
 from svd.model import Model
 from training.data_config import DataConfig
 from training.frames import SampleError
 from training.latents import latent_members
 from training.samples import read_sample
 from training.seeds import seed_of
-from training.shard_index import Shard, ShardIndex
+from training.shard_index import INCOMPLETE, Shard, ShardIndex
 
 _CHUNK_FRAMES = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentShard:
-    """An existing latent shard."""
-
-    name: str
-    samples: int
-    bytes: int
-    sha256: str
-    failed: Mapping[str, str]
-    """Key -> reason, for unreadable samples."""
-    problem: str | None
-    """Reason if the source shard could not be read to its end."""
-    source: tuple[int, int]
-    """Size in bytes and mtime in ns of the source shard."""
 
 
 def cache_shard(
@@ -51,24 +36,27 @@ def cache_shard(
     model: Model,
     config: DataConfig,
     *,
+    digests: Mapping[str, str] | None = None,
     augmentations_per_clip: int = 1,
     commit: Callable[[], None] = lambda: None,
     on_sample: Callable[[int], None] = lambda row: None,
-) -> LatentShard:
+) -> ShardRecord:
     """Write OUT/SHARD.tar with the latents of `shard`, then its record OUT/SHARD.json. A complete one from an earlier
     process is kept if the source is unchanged. Broken samples are skipped and listed in the record.
 
-    Each sample gets `augmentations_per_clip` draws of frames, rate and crop: KEY, then KEY_1, KEY_2 and so on. `commit`
-    is called before the shard is renamed to its final name and raises to prevent that; `on_sample` is called with the
-    index of each finished sample.
+    Each sample gets `augmentations_per_clip` draws of frames, rate and crop: KEY, then KEY_1, KEY_2 and so on.
+    `digests` are the model's, if known (`weight_digests`). `commit` is called before the shard is renamed to its final
+    name and raises to prevent that; `on_sample` is called with the index of each finished sample.
     """
-    done = read_record(out, shard)
+    done = cached(out, shard)
     if done is not None:
         return done
-    source, failed, samples = _version(shard), dict(shard.broken), 0
+    fingerprint, samples = _fingerprint(shard), 0
+    encode = partial(_encode_sample, model, config, digests or weight_digests(model))
+    failed = [FailedClip(clip_id=key, error_kind=INCOMPLETE, error=reason) for key, reason in shard.broken]
     with atomic_path(out / f"{shard.name}.tar") as temporary:
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for key, members in _latent_samples(shard, model, config, failed, augmentations_per_clip, on_sample):
+            for key, members in _latent_samples(shard, encode, failed, augmentations_per_clip, on_sample):
                 samples += 1
                 for extension, content in members.items():
                     entry = tarfile.TarInfo(f"{key}.{extension}")
@@ -79,27 +67,27 @@ def cache_shard(
             os.fsync(file.fileno())  # the rename that follows `commit` syncs again; here it delays nothing
         size = temporary.stat().st_size
         commit()
-    record = LatentShard(
-        name=shard.name,
+    record = ShardRecord(
+        name=f"{shard.name}.tar",
         samples=samples,
         bytes=size,
         sha256=digest,
-        failed=failed,
+        fingerprint=fingerprint,
         problem=shard.problem,
-        source=source,
+        failed=tuple(failed),
     )
-    write_text(out / f"{shard.name}.json", json.dumps(asdict(record), indent=2) + "\n")
+    write_record(str(out), record)
     return record
 
 
-def read_record(out: Path, shard: Shard) -> LatentShard | None:
-    """Read the record of the latents of `shard`; None if they are missing, truncated, or stale."""
+def cached(out: Path, shard: Shard) -> ShardRecord | None:
+    """The record of the latents of `shard`; None if they are missing, truncated, or stale."""
     try:
-        content = json.loads((out / f"{shard.name}.json").read_text())
-        record = LatentShard(**content | {"source": tuple(content["source"])})
-        whole = (out / f"{shard.name}.tar").stat().st_size == record.bytes
-        return record if whole and record.source == _version(shard) else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        record = read_record(str(out), f"{shard.name}.tar")
+        if record is None or record.fingerprint != _fingerprint(shard):
+            return None
+        return record if (out / record.name).stat().st_size == record.bytes else None
+    except (OSError, ValueError):
         return None
 
 
@@ -114,39 +102,38 @@ def check_names(index: ShardIndex) -> None:
             )
 
 
-def _version(shard: Shard) -> tuple[int, int]:
+def _fingerprint(shard: Shard) -> str:
     stat = os.stat(shard.path)
-    return stat.st_size, stat.st_mtime_ns
+    return f"{stat.st_size} bytes, mtime {stat.st_mtime_ns} ns"
 
 
 def _latent_samples(
     shard: Shard,
-    model: Model,
-    config: DataConfig,
-    failed: dict[str, str],
+    encode: Callable[[str, Mapping[str, bytes], int], dict[str, bytes]],
+    failed: list[FailedClip],
     augmentations_per_clip: int,
     on_sample: Callable[[int], None],
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield (key, files) of each sample; unreadable ones are added to `failed`."""
-    models = digests(model)
     for row in range(len(shard)):
         key = shard.key(row)
         name = key.partition("/")[2]
         try:
             members = shard.read(row)
             for draw in range(augmentations_per_clip):
-                seed = seed_of(config.seed, draw, key)
-                yield f"{name}_{draw}" if draw else name, _encode_sample(key, members, model, config, seed, models)
-        except (SampleError, EOFError) as error:
-            failed[name] = str(error)
+                yield f"{name}_{draw}" if draw else name, encode(key, members, draw)
+        except SampleError as error:
+            failed.append(FailedClip(clip_id=name, error_kind=error.kind, error=error.message))
+        except EOFError as error:
+            failed.append(FailedClip(clip_id=name, error_kind="truncated", error=str(error)))
         on_sample(row)
 
 
 @torch.no_grad()
 def _encode_sample(
-    key: str, members: Mapping[str, bytes], model: Model, config: DataConfig, seed: int, models: Mapping[str, str]
+    model: Model, config: DataConfig, digests: Mapping[str, str], key: str, members: Mapping[str, bytes], draw: int
 ) -> dict[str, bytes]:
-    sample = read_sample(key, members, config, seed=seed)
+    sample = read_sample(key, members, config, seed=seed_of(config.seed, draw, key))
     if sample.frames_TCHW is None:
         raise SampleError("latent", "already contains latents")
     metadata = json.loads(members["json"])
@@ -168,17 +155,13 @@ def _encode_sample(
         picture=sample.picture,
         embeddings_EC=embeddings,
         tokens=tokens,
-        made_with={"height_px": frames_TCHW.shape[-2], "width_px": frames_TCHW.shape[-1], "models": models},
+        made_with={"height_px": frames_TCHW.shape[-2], "width_px": frames_TCHW.shape[-1], "models": digests},
     )
 
 
-def digests(model: Model) -> dict[str, str]:
+def weight_digests(model: Model) -> dict[str, str]:
     """16 hex digits that identify the weights of each network used to compute latents."""
-    digest_of = {}
-    for name, network in model.networks().items():
-        if name != "unet":
-            digest_of[name] = _digest(network)
-    return digest_of
+    return {name: _digest(network) for name, network in model.networks().items() if name != "unet"}
 
 
 def _digest(network: nn.Module) -> str:

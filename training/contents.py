@@ -1,17 +1,16 @@
 """Record the shards a run was trained on: resuming on different ones would change the sample order.
 
-RUN/contents.jsonl    shards of the run, one per line; checkpoints store their digest
+RUN/index.json    shards of the run, in the format of `clipmill.shard_folder`; checkpoints store their digest
 """
 
 import json
 from hashlib import sha256
 from pathlib import Path
 
-from clipmill.atomic import write_text
 from clipmill.errors import UserError
+from clipmill.formats import RUN
 from clipmill.resume import shortened
-
-CONTENTS = "contents.jsonl"
+from clipmill.shard_folder import ShardRecord, index_of, read_index, records_in, write_index
 
 Contents = list[tuple[str, int, int]]
 """Name, bytes and samples of each shard, in reading order."""
@@ -23,8 +22,9 @@ def digest(contents: Contents) -> str:
 
 
 def write_contents(out: Path, contents: Contents) -> None:
-    """Write RUN/contents.jsonl, so that later changes can be named."""
-    write_text(out / CONTENTS, "\n".join(json.dumps(shard) for shard in contents) + "\n")
+    """Write RUN/index.json, so that later changes can be named."""
+    records = [ShardRecord(name=name, samples=samples, bytes=size) for name, size, samples in contents]
+    write_index(str(out), index_of(RUN.describe(), records))
 
 
 def check_contents(out: Path, before: str | None, contents: Contents) -> None:
@@ -41,11 +41,11 @@ def check_contents(out: Path, before: str | None, contents: Contents) -> None:
 
 
 def _read_contents(out: Path, expected: str) -> Contents:
-    """Read RUN/contents.jsonl; empty if it is damaged or does not match the checkpoint."""
+    """Read RUN/index.json; empty if it is damaged or does not match the checkpoint."""
     try:
-        lines = (out / CONTENTS).read_text().splitlines()
-        contents = [(str(name), int(size), int(samples)) for name, size, samples in map(json.loads, lines)]
-    except (OSError, ValueError, TypeError, RecursionError):
+        index = read_index(str(out), RUN) or {"shards": []}
+        contents = [(shard.name, shard.bytes, shard.samples) for shard in records_in(index)]
+    except (ValueError, TypeError, KeyError):
         return []
     return contents if digest(contents) == expected else []
 

@@ -1,7 +1,7 @@
 """Run one stage from shards to a saved model, launched by python, torchrun or Ray Train.
 
 RUN/stage.json           resolved configuration, frozen models' digests, versions
-RUN/contents.jsonl       shards it reads; RUN/shards.index, images.index    byte offsets of their samples
+RUN/index.json           shards it reads; RUN/shards.index, images.index    byte offsets of their samples
 RUN/metrics.jsonl, tensorboard/, samples/    metrics and previews
 RUN/checkpoints/         to resume from
 RUN/model/               the trained model with averaged weights; exists once the run is finished.
@@ -23,14 +23,16 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from clipmill import storage
 from clipmill.atomic import write_text
 from clipmill.errors import UserError
-from clipmill.resume import check_same, started_with
+from clipmill.formats import RUN
+from clipmill.resume import check_same
 from svd.checkpoint import CONFIG, save_model
 from svd.lora import save_lora
 from svd.model import Model
 from svd.unet import UNet
-from training.cache_latents import digests
+from training.cache_latents import weight_digests
 from training.data import Batches, Joint, Shards, loader
 from training.distributed import Process, join, once, resolve
 from training.estimate import estimate
@@ -44,7 +46,6 @@ from training.validate_shards import latent_shape, validate_shards
 
 LORA = "lora.safetensors"
 _SETTINGS = "stage.json"
-FORMAT_VERSION = 1
 _PACKAGES = ("torch", "torchdata", "safetensors", "av", "numpy", "open-clip-torch", "ray")
 
 
@@ -83,7 +84,7 @@ def run_stage(
     models = _check_models(model, out, settings or {})
     for network in model.networks().values():
         network.to(process.device)
-    batches = open_loader(stage, model, shards, images, process, out)
+    batches = open_loader(stage, model, shards, images, process, out, digests=models)
     if process.is_main:
         init_path = str(init) if init else None
         _write_settings(stage, out, shards=str(shards), init=init_path, world_size=process.world_size, models=models)
@@ -100,10 +101,17 @@ def run_stage(
 
 
 def open_loader(
-    stage: Stage, model: Model, shards: Shards, images: Shards | None, process: Process, out: Path
+    stage: Stage,
+    model: Model,
+    shards: Shards,
+    images: Shards | None,
+    process: Process,
+    out: Path,
+    *,
+    digests: Mapping[str, str],
 ) -> Batches | Joint:
-    """Batches of one rank. Raises UserError as `training.data.loader` and `validate_shards`, and for joint training
-    without image shards.
+    """Batches of one rank; `digests` are those of the model. Raises UserError as `training.data.loader` and
+    `validate_shards`, and for joint training without image shards.
     """
     share, pin = stage.run.image_share, process.device.type == "cuda"
     if (share > 0) != (images is not None):
@@ -115,7 +123,7 @@ def open_loader(
     def opened(what: str, where: Shards) -> Batches:
         def indexed() -> ShardIndex:
             index = index_shards(where, cache=out / f"{what}.index")
-            validate_shards(index, stage, model, pictures=what == "images")
+            validate_shards(index, stage, model, digests, pictures=what == "images")
             return index
 
         # Index on one rank for all: each would otherwise read 100,000 tar headers.
@@ -190,26 +198,23 @@ def check_settings(stage: Stage, out: Path) -> dict[str, Any] | None:
 
 
 def read_settings(out: Path) -> dict[str, Any] | None:
-    """RUN/stage.json; None if missing. Raises UserError if it is damaged."""
-    path = out / _SETTINGS
-    try:
-        settings = json.loads(path.read_text())
+    """RUN/stage.json; None if missing. Raises UserError if it is damaged, or of another format version."""
+    fs, path = storage.filesystem(str(out / _SETTINGS))
+
+    def parse(settings: dict[str, Any]) -> dict[str, Any]:
+        RUN.check(settings, str(out))
         if not isinstance(settings["config"]["name"], str):
             raise TypeError("expected the name of a stage")
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged: expected the settings of the run. Restore it or choose another --out"
-        ) from error
-    return cast("dict[str, Any]", settings)
+        return settings
+
+    return storage.read_json_if_exists(fs, path, parse)
 
 
 def _check_models(model: Model, out: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     """Digests of the frozen parts. Raises UserError if they differ from the original ones: their paths may change,
     their weights must not.
     """
-    models = digests(model)
+    models = weight_digests(model)
     before = settings.get("models")
     if isinstance(before, dict):
         check_same(out, "a run", {"models": before}, {"models": models}, new_keys=True)
@@ -224,7 +229,7 @@ def _write_settings(stage: Stage, out: Path, **more: Any) -> None:
         except importlib.metadata.PackageNotFoundError:
             continue
     config, python = stage.model_dump(mode="json"), sys.version.split()[0]
-    content = started_with("run", FORMAT_VERSION, config, **more, git=_git(), versions=versions, python=python)
+    content = RUN.describe(config, **more, git=_git(), versions=versions, python=python)
     write_text(out / _SETTINGS, json.dumps(content, indent=2) + "\n")
 
 

@@ -6,22 +6,23 @@ of samples, not on names or headers.
 """
 
 import glob
-import json
 import os
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from io import FileIO
 from pathlib import Path
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmill.atomic import write_text
+from clipmill.atomic import atomic_path
 from clipmill.errors import UserError
+from clipmill.shard_folder import FailedClip, Members, ShardRecord, check_shard_format, parse_record, record_json
 
 MEDIA = ("mp4", "jpg", "latent.safetensors")
 """A sample needs one of these, and always `json`."""
@@ -38,7 +39,9 @@ MAX_HEADER_BYTES = 1 << 20
 _SHOWN_CHARACTERS = 60
 _BLOCK_BYTES = 512
 _THREADS = 8
-_CACHE_FORMAT = "clipmill shard index 2"
+INCOMPLETE = "incomplete"
+"""Error kind of samples whose files are missing or unusable."""
+_CACHE_FORMAT = b"clipmill shard index 3"
 
 Place = tuple[int, int]
 """Offset and size in bytes."""
@@ -135,9 +138,12 @@ def index_shards(shards: str | Path | Iterable[str | Path], *, cache: str | Path
     """Index `shards`: a folder, a tar, a glob pattern, or several of these.
 
     `cache` is a file that stores the index across runs; shards whose size or mtime changed are indexed again. Damage
-    inside a tar is recorded, not raised. Raises UserError if no shard is found.
+    inside a tar is recorded, not raised. Raises UserError if no shard is found, or if an older or newer clipmill wrote
+    them in a format that this one does not read.
     """
     paths = find_shards(shards)
+    for folder in dict.fromkeys(map(os.path.dirname, paths)):
+        check_shard_format(folder)
     known = _read_cache(cache)
     with ThreadPoolExecutor(_THREADS) as pool:
         stats = list(pool.map(os.stat, paths))
@@ -313,42 +319,54 @@ def _lacking(files: Mapping[str, Place]) -> str | None:
 def _read_cache(cache: str | Path | None) -> dict[str, tuple[Stamp, Shard]]:
     """Read the cache file; empty if missing or damaged, since it can be rebuilt."""
     known: dict[str, tuple[Stamp, Shard]] = {}
-    with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        lines = Path(cache).read_text().splitlines() if cache is not None else []
-        if lines[:1] != [_CACHE_FORMAT]:
+    with suppress(FileNotFoundError, ValueError, RecursionError, OverflowError):
+        header, *lines = Path(cache).read_bytes().splitlines() if cache is not None else [b""]
+        if header != _CACHE_FORMAT:
             return {}
-        for entry in map(json.loads, lines[1:]):
-            keys = Keys.of(entry["keys"])
-            known[entry["path"]] = (
-                (entry["size_bytes"], entry["mtime_ns"]),
-                Shard(
-                    path=entry["path"],
-                    size_bytes=entry["size_bytes"],
-                    keys=keys,
-                    extensions=tuple(entry["extensions"]),
-                    places_NE2=np.array(entry["places"], np.int64).reshape(len(keys), len(entry["extensions"]), 2),
-                    problem=entry["problem"],
-                    broken=tuple((key, reason) for key, reason in entry["broken"]),
-                ),
-            )
+        for line in lines:
+            record = parse_record(line)
+            shard = _of_record(record)
+            known[shard.path] = (record.bytes, int(record.fingerprint or 0)), shard
     return known
 
 
 def _write_cache(cache: Path, known: Mapping[str, tuple[Stamp, Shard]]) -> None:
-    """Write atomically."""
-    lines: Sequence[str] = [
-        json.dumps(
-            {
-                "path": path,
-                "size_bytes": stamp[0],
-                "mtime_ns": stamp[1],
-                "keys": [shard.keys[row] for row in range(len(shard))],
-                "extensions": shard.extensions,
-                "places": shard.places_NE2.tolist(),
-                "problem": shard.problem,
-                "broken": shard.broken,
-            }
-        )
-        for path, (stamp, shard) in known.items()
-    ]
-    write_text(cache, "\n".join([_CACHE_FORMAT, *lines, ""]))
+    """Write atomically: a record per shard with its mtime as fingerprint."""
+    with atomic_path(cache) as temporary, temporary.open("wb") as file:
+        file.write(_CACHE_FORMAT + b"\n")
+        for (_, mtime_ns), shard in known.values():
+            file.write(record_json(_record_of(shard, mtime_ns)) + b"\n")
+
+
+def _record_of(shard: Shard, mtime_ns: int) -> ShardRecord:
+    ranges = {
+        extension: tuple(None if offset < 0 else (offset, size) for offset, size in places_N2.tolist())
+        for extension, places_N2 in zip(shard.extensions, shard.places_NE2.transpose(1, 0, 2), strict=True)
+    }
+    return ShardRecord(
+        name=quote_from_bytes(os.fsencode(shard.path)),  # names of files need not be UTF-8
+        samples=len(shard),
+        bytes=shard.size_bytes,
+        fingerprint=str(mtime_ns),
+        problem=shard.problem,
+        failed=tuple(FailedClip(clip_id=key, error_kind=INCOMPLETE, error=reason) for key, reason in shard.broken),
+        members=Members(keys=tuple(shard.keys[row] for row in range(len(shard))), ranges=ranges),
+    )
+
+
+def _of_record(record: ShardRecord) -> Shard:
+    """Raises ValueError for a record without members."""
+    if record.members is None:
+        raise ValueError("expected members")
+    places_NE2 = np.full((len(record.members.keys), len(record.members.ranges), 2), -1, np.int64)
+    for e, ranges in enumerate(record.members.ranges.values()):
+        places_NE2[:, e] = [(-1, -1) if place is None else place for place in ranges]
+    return Shard(
+        path=os.fsdecode(unquote_to_bytes(record.name)),
+        size_bytes=record.bytes,
+        keys=Keys.of(record.members.keys),
+        extensions=tuple(record.members.ranges),
+        places_NE2=places_NE2,
+        problem=record.problem,
+        broken=tuple((clip.clip_id, clip.error) for clip in record.failed),
+    )

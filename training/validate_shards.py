@@ -1,11 +1,11 @@
 """Validate that shards match a stage, before the first step."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from clipmill.errors import UserError
 from svd.model import Model
-from training.cache_latents import digests
 from training.frames import SampleError
 from training.latents import LatentShape
 from training.samples import LATENT, Sample, read_sample, sizes_px
@@ -13,9 +13,11 @@ from training.shard_index import Shard, ShardIndex
 from training.stages import Stage
 
 
-def validate_shards(index: ShardIndex, stage: Stage, model: Model, *, pictures: bool) -> None:
+def validate_shards(
+    index: ShardIndex, stage: Stage, model: Model, digests: Mapping[str, str], *, pictures: bool
+) -> None:
     """Raise UserError for image samples in a video network's shards, clips in `pictures`, and cached latents with
-    another length, size or encoder than the stage's.
+    another length, size or encoder than the stage's. `digests` are those of the model's weights.
 
     Checks the latents of one sample per folder: `clipmill cache-latents` writes a folder with one configuration.
     """
@@ -24,7 +26,7 @@ def validate_shards(index: ShardIndex, stage: Stage, model: Model, *, pictures: 
     for shard in {Path(shard.path).parent: shard for shard in reversed(index.shards) if len(shard)}.values():
         first_latent = _first_latent(shard, stage)
         if first_latent is not None:
-            _check_shape(*first_latent, stage, model, pictures=pictures)
+            _check_shape(*first_latent, stage, model, digests, pictures=pictures)
 
 
 def latent_shape(stage: Stage, model: Model) -> LatentShape:
@@ -64,7 +66,15 @@ def _first_latent(shard: Shard, stage: Stage) -> tuple[Sample, dict[str, str]] |
     return None
 
 
-def _check_shape(sample: Sample, made_by: dict[str, str], stage: Stage, model: Model, *, pictures: bool) -> None:
+def _check_shape(
+    sample: Sample,
+    computed_with: Mapping[str, str],
+    stage: Stage,
+    model: Model,
+    digests: Mapping[str, str],
+    *,
+    pictures: bool,
+) -> None:
     assert sample.latent is not None
     mean_TCHW, ends_ECHW = sample.latent["mean"], sample.latent["ends"]
     if stage.model.config().temporal and sample.picture != pictures:
@@ -81,8 +91,8 @@ def _check_shape(sample: Sample, made_by: dict[str, str], stage: Stage, model: M
         )
     latent = (config.latent_channels, size_px[0] // config.factor, size_px[1] // config.factor)
     networks = {"autoencoder", *(_ENCODERS[name] for name in sample.latent if name in _ENCODERS)}
-    ours = digests(model) if made_by else {}
-    other = sorted(name for name in networks & made_by.keys() & ours.keys() if made_by[name] != ours[name])
+    common = networks & computed_with.keys() & digests.keys()
+    other = sorted(name for name in common if computed_with[name] != digests[name])
     if tuple(mean_TCHW.shape[1:]) != latent or other:
         what = " and ".join(other) or "autoencoder"
         raise UserError(

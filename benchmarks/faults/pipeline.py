@@ -67,7 +67,7 @@ class Pipeline:
             Phase(
                 name="cache",
                 arguments=("cache-latents", "--data", str(shards), "--out", str(latents), *stage),
-                done=lambda: _read(latents / "index.json").get("failed", True) == {},
+                done=lambda: not _read(latents / "index.json").get("failed", True),
             ),
         ]
 

@@ -123,7 +123,7 @@ def cache_latents(case: Path, originals: Path) -> int:
         print(error, file=sys.stderr)
         return REJECTED
     failed = [cache_shard(shard, case / "latents", model, stage.data).failed for shard in shards]
-    print(*(reason for reasons in failed for reason in reasons.values()), sep="\n")
+    print(*(f"{clip.error_kind}: {clip.error}" for clips in failed for clip in clips), sep="\n")
     return REJECTED if any(failed) else 0
 
 

@@ -5,36 +5,18 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from clipmill.errors import UserError
-from clipmill.resume import check_same, started_with
+from clipmill.formats import DATASET
+from clipmill.resume import check_same
 from curation.dataset.schemas import SCHEMAS
-
-FORMAT_VERSION = 3
-"""Raised when a reader of the older format would misread the folder. All parts of a table have the same columns."""
 
 
 def describe(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What dataset.json says of a new dataset with this configuration (any JSON values)."""
-    values = json.loads(_canonical(config))
-    return started_with("dataset", FORMAT_VERSION, values, fingerprint=fingerprint(config), columns=_columns())
-
-
-def check_format(description: Mapping[str, Any], url: str) -> None:
-    """Raise UserError where a dataset has another format than this code reads."""
-    version = description["format_version"]
-    if version < FORMAT_VERSION:
-        raise UserError(
-            f"{url} has dataset format {version}, this clipmill reads format {FORMAT_VERSION}: re-curate its sources "
-            "into a new folder."
-        )
-    if version > FORMAT_VERSION:
-        raise UserError(
-            f"{url} has dataset format {version}, this clipmill reads format {FORMAT_VERSION}: upgrade clipmill."
-        )
+    """Content of dataset.json for a new dataset with this configuration (any JSON values)."""
+    return DATASET.describe(json.loads(_canonical(config)), fingerprint=fingerprint(config), columns=_columns())
 
 
 def check_config(description: Mapping[str, Any], config: Mapping[str, Any], url: str) -> None:
-    """Raise UserError, with what differs, where a dataset has other columns or another configuration."""
+    """Raise UserError that names the differences if a dataset has other columns or another configuration."""
     check_same(
         url,
         "a dataset",

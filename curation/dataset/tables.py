@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from clipmill import storage
 from clipmill.errors import UserError
-from curation.dataset.description import check_config, check_format, checked_description, describe
+from clipmill.formats import DATASET
+from curation.dataset.description import check_config, checked_description, describe
 from curation.dataset.joined import SCORES, joined_query
 from curation.dataset.schemas import SCHEMAS
 from curation.dataset.sql import open_connection, sentence
@@ -169,7 +170,7 @@ class Dataset:
     def _read_description(self) -> dict[str, Any] | None:
         description = storage.read_json_if_exists(self.fs, self.file(_DESCRIPTION), checked_description)
         if description is not None:
-            check_format(description, self.url)
+            DATASET.check(description, self.url)
         return description
 
     def _create(self, config: Mapping[str, Any]) -> None:

@@ -11,16 +11,17 @@ import json
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from clipmill import storage
 from clipmill.config import Config
 from clipmill.errors import SourceError, UserError
+from clipmill.shard_folder import FailedClip, ShardRecord, read_record, write_record
 from clipmill.spool import Spool
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.inputs.stats import signed_address
@@ -68,36 +69,10 @@ class ShardPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FailedClip:
-    """A clip that could not be extracted, and why."""
-
-    clip_id: str
-    error_kind: str
-    error: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardResult:
-    """Result of a plan: size and checksum of the tar, its samples, and the clips missing from it."""
-
-    name: str
-    samples: int
-    duration_s: float
-    """Footage in its clips (of images: the clips that they stand for)."""
-    bytes: int
-    sha256: str
-    failed: tuple[FailedClip, ...]
-    fingerprint: str
-
-
-_RECORD = TypeAdapter(ShardResult)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ShardCheck:
-    """The recorded result of a complete shard, or why it must be written."""
+    """The record of a complete shard, or why it must be written."""
 
-    result: ShardResult | None
+    record: ShardRecord | None
     problem: str | None
 
 
@@ -134,10 +109,10 @@ def plan_shards(
 
 def write_shard(
     plan: ShardPlan, folder_url: str, *, selection: str, config: ShardConfig | None = None, run: Run = operator.call
-) -> ShardResult:
+) -> ShardRecord:
     """Write one tar atomically, then its record. Deterministic: the same plan gives the same bytes.
 
-    Clips that cannot be extracted are in the result's `failed` with their reason; the others are written. `run` calls
+    Clips that cannot be extracted are in the record's `failed` with their reason; the others are written. `run` calls
     the code that reads videos: pass `Isolated(config.extraction.limits).run`, so that a video that hangs or crashes the
     decoder only loses its own clips. Raises UserError if the folder cannot be written or is full.
     """
@@ -157,17 +132,17 @@ def write_shard(
                     continue
                 tar.write(_sample(row, extracted, selection))
                 samples, duration_s = samples + 1, duration_s + row["duration_s"]
-    result = ShardResult(
+    record = ShardRecord(
         name=plan.name,
         samples=samples,
-        duration_s=duration_s,
         bytes=summed.bytes,
         sha256=summed.digest.hexdigest(),
-        failed=tuple(failed),
+        duration_s=duration_s,
         fingerprint=plan.fingerprint,
+        failed=tuple(failed),
     )
-    storage.write_json(fs, _record(folder, plan.name), asdict(result))
-    return result
+    write_record(folder_url, record)
+    return record
 
 
 def check_shard(plan: ShardPlan, folder_url: str, *, read: bool = True) -> ShardCheck:
@@ -175,23 +150,16 @@ def check_shard(plan: ShardPlan, folder_url: str, *, read: bool = True) -> Shard
 
     A shard with failed clips counts as complete; write it again to retry those clips.
     """
-    fs, folder = storage.filesystem(folder_url)
     try:
-        result = _read_record(storage.read_bytes(fs, _record(folder, plan.name)))
-    except FileNotFoundError:
-        return ShardCheck(result=None, problem="not written yet")
+        record = read_record(folder_url, plan.name)
+    except UserError:
+        raise
     except ValueError:
-        return ShardCheck(result=None, problem="its record is damaged")
-    problem = _problem(fs, f"{folder}/{plan.name}", plan, result, read=read)
-    return ShardCheck(result=None if problem else result, problem=problem)
-
-
-def _read_record(content: bytes) -> ShardResult:
-    """Raises ValueError where it is not a record, with values of their types and within their bounds."""
-    result = _RECORD.validate_json(content)
-    if not 0 <= result.duration_s < math.inf or min(result.samples, result.bytes) < 0:
-        raise ValueError("expected seconds, samples and bytes to be finite and non-negative")
-    return result
+        return ShardCheck(record=None, problem="its record is damaged")
+    if record is None:
+        return ShardCheck(record=None, problem="not written yet")
+    problem = _problem(folder_url, plan, record, read=read)
+    return ShardCheck(record=None if problem else record, problem=problem)
 
 
 def _spread(ids: list[str], sources: list[str], rank: Mapping[str, int], seed: int) -> list[int]:
@@ -313,20 +281,22 @@ def _is_score(column: str, value: Any) -> bool:
     return all(isinstance(v, (int, float, str)) and (not isinstance(v, float) or math.isfinite(v)) for v in values)
 
 
-def _problem(fs: Any, path: str, plan: ShardPlan, result: ShardResult, *, read: bool) -> str | None:
-    if result.fingerprint != plan.fingerprint:
+def _problem(folder_url: str, plan: ShardPlan, record: ShardRecord, *, read: bool) -> str | None:
+    fs, folder = storage.filesystem(folder_url)
+    path = f"{folder}/{plan.name}"
+    if record.fingerprint != plan.fingerprint:
         return "it was written from different rows"
     if not storage.exists(fs, path):
         return "its tar is missing"
     size = fs.size(path)
-    if size != result.bytes:
-        return f"its size is {size} bytes, expected {result.bytes}"
+    if size != record.bytes:
+        return f"its size is {size} bytes, expected {record.bytes}"
     if read:
         summed = _Summed(None)
         with fs.open(path, "rb") as file:
             while block := file.read(_COPY_BYTES):
                 summed.write(block)
-        if summed.digest.hexdigest() != result.sha256:
+        if summed.digest.hexdigest() != record.sha256:
             return "checksum mismatch"
     return None
 
@@ -341,7 +311,3 @@ class _Summed:
         self.digest.update(content)
         self.bytes += len(content)
         return self._file.write(content) if self._file else len(content)
-
-
-def _record(folder: str, shard: str) -> str:
-    return f"{folder}/{shard.removesuffix('.tar')}.json"

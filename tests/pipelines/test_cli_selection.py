@@ -11,6 +11,7 @@ import pytest
 
 from clipmill import storage
 from clipmill.errors import UserError
+from clipmill.formats import SHARDS
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.dataset.tables import Dataset
 from curation.dedup.duplicates import DuplicatesConfig, find_duplicates, last_config
@@ -117,7 +118,8 @@ def test_status_lists_rejected_sources_and_the_commonest_reason(dataset: Dataset
 def test_status_says_that_shards_are_partial(
     dataset: Dataset, monkeypatch, capsys, totals: dict[str, int], told: str | None
 ):
-    index = {"kind": "clips", "selection": "all", "totals": totals | {"shards": 1, "samples": 38, "bytes": 10}}
+    counts = totals | {"shards": 1, "samples": 38, "bytes": 10}
+    index = SHARDS.describe(kind="clips", selection="all", totals=counts)
     storage.write_bytes(dataset.fs, dataset.file("shards", "all", "index.json"), json.dumps(index).encode())
     assert run(monkeypatch, "status", dataset.url) == 0
     printed = " ".join(capsys.readouterr().out.split())

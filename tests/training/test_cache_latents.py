@@ -8,7 +8,7 @@ import torch
 from svd.model import Model
 from tests.training.shards import sample, video, write_shard
 from tests.training.world import tiny_model, tiny_stage
-from training.cache_latents import cache_shard, check_names, digests, read_record
+from training.cache_latents import cache_shard, cached, check_names, weight_digests
 from training.shard_index import index_shard, index_shards
 
 STAGE = tiny_stage()
@@ -28,9 +28,9 @@ def test_a_damaged_shard_is_told_and_encoded_again_once_it_is_whole(model: Model
     damaged = cache_shard(index_shard(str(clips)), out, model, STAGE.data)
     assert damaged.samples == 1
     assert "truncated" in str(damaged.problem)
-    assert read_record(out, index_shard(str(clips))) == damaged
+    assert cached(out, index_shard(str(clips))) == damaged
     clips.write_bytes(whole)
-    assert read_record(out, index_shard(str(clips))) is None
+    assert cached(out, index_shard(str(clips))) is None
     again = cache_shard(index_shard(str(clips)), out, model, STAGE.data)
     assert (again.samples, again.problem) == (2, None)
 
@@ -44,8 +44,8 @@ def test_shards_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_a_digest_tells_weights_apart_whose_sums_are_equal() -> None:
     model = tiny_model(STAGE)
-    before = digests(model)
+    before = weight_digests(model)
     bias = model.autoencoder.decoder.conv_in.bias
     with torch.no_grad():
         bias.copy_(bias.flip(0))
-    assert digests(model) != before
+    assert weight_digests(model) != before

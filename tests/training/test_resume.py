@@ -8,7 +8,7 @@ import pytest
 
 from clipmill.errors import UserError
 from clipmill.resume import check_same, differences, shortened
-from training.contents import CONTENTS, check_contents, digest, write_contents
+from training.contents import check_contents, digest, write_contents
 from training.data_config import DataConfig
 from training.stages import Stage, overlay
 
@@ -107,12 +107,19 @@ def test_other_shards_are_named(tmp_path: Path, now: list[tuple[str, int, int]],
     write_contents(tmp_path / "run", SHARDS)
     with pytest.raises(ValueError, match=rf"run was trained on different shards {message}: resume with the original"):
         check_contents(tmp_path / "run", digest(SHARDS), now)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [CONTENTS]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["index.json"]
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "5\n", '["a.tar"]\n', '["a.tar", 1, 1]\n', "[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None, "", "{", "5", "[]", "[" * 100_000, "{}", '{"format_version": 1}', '{"format_version": 1, "shards": 5}',
+        '{"format_version": 1, "shards": ["a.tar"]}', '{"format_version": 1, "shards": [{"name": "a.tar"}]}',
+        '{"format_version": 1, "shards": [{"name": "a.tar", "samples": 1, "bytes": 1}]}',
+    ],
+)  # fmt: skip
 def test_other_shards_are_noticed_where_the_list_is_damaged(tmp_path: Path, content: str | None) -> None:
     if content is not None:
-        (tmp_path / CONTENTS).write_text(content)
+        (tmp_path / "index.json").write_text(content)
     with pytest.raises(ValueError, match="names, sizes or their order differ"):
         check_contents(tmp_path, digest(SHARDS), SHARDS[:1])

@@ -5,10 +5,13 @@ import os
 import tarfile
 import tracemalloc
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from clipmill.errors import UserError
 from tests.training.shards import about, sample, write_shard
 from training import shard_index
 from training.shard_index import Shard, find_shards, index_shard, index_shards
@@ -140,6 +143,27 @@ def test_the_cache_is_used_until_a_shard_changes(tmp_path: Path) -> None:
     second.write_bytes(b"")
     assert len(index_shards(folder, cache=cache).problems) == 1
     assert len(index_shards(folder, cache=cache).problems) == 1  # from the cache, too
+
+
+def test_shards_of_another_format_are_rejected_before_they_are_read(tmp_path: Path) -> None:
+    tar = _shard(tmp_path / "a.tar")
+    (tmp_path / "plan.json").write_text('{"format": "clipmill latents", "format_version": 1}')
+    for wanted in (tmp_path, tar, tmp_path / "*.tar"):
+        with pytest.raises(UserError, match=r"latents format 1, .* rerun `clipmill cache-latents`"):
+            index_shards(wanted)
+
+
+def test_the_cache_knows_every_sample_again(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff %20"))
+    samples = [sample("a", b"1"), sample("ü\u2028", b"1"), {"__key__": "b", "jpg": b"1", "json": about()}]
+    write_shard(folder / "a.tar", [*samples, {"__key__": "c", "json": about()}])
+    (before,) = index_shards(folder, cache=tmp_path / "index").shards
+    written = (tmp_path / "index").stat().st_mtime_ns
+    (again,) = index_shards(folder, cache=tmp_path / "index").shards
+    assert (tmp_path / "index").stat().st_mtime_ns == written
+    for field in fields(Shard):
+        assert np.array_equal(getattr(again, field.name), getattr(before, field.name)) or field.name == "keys"
+    assert _keys(again) == _keys(before)
 
 
 def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
@@ -285,5 +309,5 @@ def test_a_file_that_is_too_large_breaks_its_sample(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("line", ["[]", "5", "null", '{"path": 5}', '{"path": "a", "keys": 5}', "[" * 100_000])
 def test_a_cache_of_any_content_is_made_again(tmp_path: Path, line: str) -> None:
     _shard(tmp_path / "a.tar")
-    (tmp_path / "index").write_text(f"clipmill shard index 2\n{line}\n")
+    (tmp_path / "index").write_text(f"clipmill shard index 3\n{line}\n")
     assert len(index_shards(tmp_path, cache=tmp_path / "index")) == 4

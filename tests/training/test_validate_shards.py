@@ -9,7 +9,7 @@ import torch
 from svd.model import Model
 from tests.training.shards import about, sample, write_shard
 from tests.training.world import tiny_model, tiny_stage
-from training.cache_latents import digests
+from training.cache_latents import weight_digests
 from training.latents import latent_members
 from training.shard_index import index_shards
 from training.stages import Stage, overlay
@@ -29,14 +29,14 @@ def latents(folder: Path, model: Model, *, frames: int = 3, size_px: tuple[int, 
     latent = torch.zeros(frames, 4, size_px[0] // factor, size_px[1] // factor)
     members = latent_members(
         about(), mean_TCHW=latent, logvar_TCHW=latent, ends_ECHW=torch.zeros(2, 3, *size_px, dtype=torch.uint8),
-        fps=8.0, picture=frames == 1, made_with={"models": digests(model)},
+        fps=8.0, picture=frames == 1, made_with={"models": weight_digests(model)},
     )  # fmt: skip
     write_shard(folder / "latents.tar", [{"__key__": "a", **members}])
     return folder
 
 
 def check(folder: Path, model: Model, stage: Stage = STAGE, *, pictures: bool = False) -> None:
-    validate_shards(index_shards(folder), stage, model, pictures=pictures)
+    validate_shards(index_shards(folder), stage, model, weight_digests(model), pictures=pictures)
 
 
 def test_latents_of_the_stage_pass_those_of_its_buckets_too(model: Model, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from clipmill import shard, storage
 from clipmill.errors import UserError
+from clipmill.formats import SHARDS
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.dataset.sql import batches, literal, open_connection, quoted
 from curation.dataset.tables import Dataset
@@ -155,7 +156,9 @@ JSON_DAMAGE: dict[str, bytes] = {
     "not utf-8": b'{"\xff": 1}',
     "deep": b"[" * 100_000,
     "wrong types": json.dumps(
-        dict.fromkeys(["format_version", "config", "fingerprint", "columns", "notices", "totals", "funnel", "clips"], 7)
+        dict.fromkeys(
+            ["format", "format_version", "config", "fingerprint", "columns", "notices", "totals", "funnel", "clips"], 7
+        )
     ).encode(),
 }
 FILES = ("dataset.json", "models.json", "selections/all.json", "shards/all/index.json")
@@ -181,7 +184,7 @@ def complete(tmp_path: Path) -> Dataset:
     find_duplicates(dataset)
     select_clips(dataset, Rules(name="all"))
     totals = {"shards": 1, "samples": 3, "bytes": 10, "failed": 0, "duration_s": 1.0}
-    index = {"kind": "clips", "selection": "all", "totals": totals}
+    index = SHARDS.describe(kind="clips", selection="all", totals=totals)
     for name, value in {"models.json": {"notices": []}, "shards/all/index.json": index}.items():
         storage.write_bytes(dataset.fs, dataset.file(name), json.dumps(value).encode())
     return dataset

@@ -11,7 +11,7 @@ import pytest
 
 from clipmill import storage
 from clipmill.errors import UserError
-from curation.dataset.description import FORMAT_VERSION
+from clipmill.formats import DATASET
 from curation.dataset.joined import joined_columns, joined_query
 from curation.dataset.schemas import CLIPS, SCHEMAS, SOURCES, with_column_tables
 from curation.dataset.tables import Dataset, part_name
@@ -169,7 +169,7 @@ def test_an_older_format_is_refused_with_what_to_do(dataset: Dataset) -> None:
 
 
 def test_a_newer_format_is_refused(dataset: Dataset) -> None:
-    edit_description(dataset, lambda d: d.update(format_version=FORMAT_VERSION + 1))
+    edit_description(dataset, lambda d: d.update(format_version=DATASET.version + 1))
     with pytest.raises(UserError, match="upgrade"):
         dataset.open()
 

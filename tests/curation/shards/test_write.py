@@ -19,11 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipmill.errors import SourceError, UserError
+from clipmill.shard_folder import FailedClip, write_index
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import ScanConfig, scan
 from curation.shards.extract import ExtractionConfig
-from curation.shards.folder import index_of, start_shards, write_index
-from curation.shards.write import FailedClip, ShardConfig, ShardPlan, check_shard, plan_shards, write_shard
+from curation.shards.folder import index_of, start_shards
+from curation.shards.write import ShardConfig, ShardPlan, check_shard, plan_shards, write_shard
 from curation.shots.spans import SpanConfig
 from curation.video.decode import Video
 from tests.media import panning, write_video
@@ -209,7 +210,7 @@ def test_a_record_with_other_values_is_damaged(tmp_path: Path, clips: list[dict[
 
 def test_a_rerun_finds_what_is_missing_or_broken(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
     plans, results, _ = write_all(tmp_path, clips, config=ShardConfig(clips_per_shard=1))
-    assert [check_shard(plan, str(tmp_path)).result for plan in plans] == results
+    assert [check_shard(plan, str(tmp_path)).record for plan in plans] == results
     path = [tmp_path / plan.name for plan in plans]
     content = path[0].read_bytes()
     path[0].write_bytes(content[:-1])
@@ -253,7 +254,7 @@ def test_a_folder_of_an_older_format_is_refused_with_what_to_do(tmp_path: Path, 
     plans, *_ = write_all(tmp_path, clips)
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(json.loads(plan.read_text()) | {"format_version": 1}))
-    with pytest.raises(UserError, match="has shard format 1, this clipmill writes format 2: remove the folder"):
+    with pytest.raises(UserError, match="has shards format 1, this clipmill reads format 2: remove the"):
         start_shards(str(tmp_path), plans, selection="s", settings=CONFIG.model_dump(mode="json"))
 
 
@@ -264,7 +265,7 @@ def test_a_vanished_source_costs_its_clips_only(tmp_path: Path, clips: list[dict
     assert {clip.clip_id for clip in results[0].failed} == {c["clip_id"] for c in clips if c["extraction"] == "remux"}
     assert {clip["error_kind"] for clip in index["failed"]} == {"missing"}
     assert index["totals"]["failed"] == 3
-    assert check_shard(plans[0], str(tmp_path / "out")).result == results[0]
+    assert check_shard(plans[0], str(tmp_path / "out")).record == results[0]
 
 
 def test_a_child_that_dies_costs_its_clips_only(tmp_path: Path, clips: list[dict[str, Any]]) -> None:

@@ -1,7 +1,13 @@
 """What curation and training have to agree on when they read video: containers, limits, display geometry, colour."""
 
+import math
+import struct
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2",
@@ -39,9 +45,46 @@ def pixel_aspect(stated: Fraction | None) -> Fraction:
     return aspect if Fraction(1, 10) <= aspect <= 10 else Fraction(1)
 
 
-def upright_rotation(stated_deg: float) -> int:
-    """The clockwise turn (0, 90, 180, 270) that makes a decoded frame upright, from `av.VideoFrame.rotation`."""
-    return -round(stated_deg / 90) * 90 % 360
+@dataclass(frozen=True, kw_only=True)
+class Orientation:
+    """How a decoded frame becomes upright: one of the eight orientations, as in EXIF."""
+
+    rotation: int = 0
+    """Clockwise rotation in degrees: 0, 90, 180, 270."""
+    mirrored: bool = False
+    """Whether the frame is mirrored left to right before it is rotated."""
+
+    @property
+    def sideways(self) -> bool:
+        """Whether width and height change places."""
+        return self.rotation in (90, 270)
+
+    def shown_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of an upright frame, from those of a decoded one; it is its own inverse."""
+        return (height, width) if self.sideways else (width, height)
+
+    def upright(self, image_HWC: NDArray[Any]) -> NDArray[Any]:
+        """A view of a decoded image, (H, W) or (H, W, C), as it is displayed."""
+        mirrored = image_HWC[:, ::-1] if self.mirrored else image_HWC
+        return np.rot90(mirrored, -self.rotation // 90) if self.rotation else mirrored
+
+
+UPRIGHT = Orientation()
+
+
+def orientation_of(frame: Any) -> Orientation:
+    """Orientation of an `av.VideoFrame` by its display matrix, from the container or the codec; angles between are
+    rounded to a quarter turn, and a matrix that cannot be inverted counts as none."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return UPRIGHT
+    # x' = a x + c y, y' = b x + d y with y pointing down, in 16.16 fixed point; the others move and project.
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix)[:36])
+    area = a * d - b * c
+    if not area:
+        return UPRIGHT
+    turn_deg = math.degrees(math.atan2(-b, -a) if area < 0 else math.atan2(b, a))
+    return Orientation(rotation=round(turn_deg / 90) * 90 % 360, mirrored=area < 0)
 
 
 def color_of(frame: Any, short_side_px: int) -> tuple[int, int]:

@@ -42,6 +42,8 @@ class Encoding:
     """h264, hevc: frames before a keyframe may refer to frames after it."""
     rotation: int = 0
     """Clockwise rotation in degrees that a player applies to the stored frames: 0, 90, 180, 270."""
+    mirrored: bool = False
+    """Whether a player mirrors the stored frames left to right before it rotates them."""
     sample_aspect_ratio: Fraction = Fraction(1)
 
     def __post_init__(self) -> None:
@@ -56,6 +58,8 @@ class Encoding:
             raise ValueError(f"rotation is {self.rotation}, expected 0, 90, 180 or 270")
         if self.rotation and self.suffix not in ("mp4", "mov", "mkv"):
             raise ValueError(f"a {self.suffix} file cannot hold a rotation, expected mp4, mov or mkv")
+        if self.mirrored and self.suffix not in ("mp4", "mov"):
+            raise ValueError(f"a {self.suffix} file cannot hold a mirrored picture, expected mp4 or mov")
 
     @property
     def suffix(self) -> str:
@@ -118,14 +122,23 @@ def _add_stream(container: Any, encoding: Encoding, fps: Fraction) -> Any:
     if encoding.codec == "mpeg4":
         context.max_b_frames = encoding.b_frames
         context.qmin = context.qmax = max(2, encoding.crf // 6)
-    if encoding.rotation:
-        stream.set_display_rotation(-encoding.rotation)
+    if encoding.rotation or encoding.mirrored:
+        stream.set_display_matrix(_display_matrix(encoding))
     return stream
+
+
+def _display_matrix(encoding: Encoding) -> list[int]:
+    """FFmpeg's AV_PKT_DATA_DISPLAYMATRIX: x' = a x + c y, y' = b x + d y in 16.16 fixed point, y pointing down."""
+    one = 1 << 16
+    cos, sin = {0: (one, 0), 90: (0, one), 180: (-one, 0), 270: (0, -one)}[encoding.rotation]
+    side = -1 if encoding.mirrored else 1
+    return [side * cos, side * sin, 0, -sin, cos, 0, 0, 0, 1 << 30]
 
 
 def _as_stored(picture: NDArray[np.uint8], width: int, height: int, encoding: Encoding) -> NDArray[np.uint8]:
     turns = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
     turned = cv2.rotate(picture, turns[encoding.rotation]) if encoding.rotation else picture
+    turned = cv2.flip(turned, 1) if encoding.mirrored else turned
     if turned.shape[:2] != (height, width):
         turned = cv2.resize(turned, (width, height), interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(turned, np.uint8)

@@ -105,7 +105,9 @@ def print_inspection(console: Console, seen: Inspection) -> None:
 def _probe_line(source: Mapping[str, Any]) -> str:
     fps = f"{source['fps']:.3f} fps" if source["fps"] else "single frame"
     rate = f"{fps}, variable" if source["variable_fps"] else fps
-    turned = f", rotated by {source['rotation']}°" if source["rotation"] else ""
+    turned = (", mirrored" if source["mirrored"] else "") + (
+        f", rotated by {source['rotation']}°" if source["rotation"] else ""
+    )
     return (
         f"  {source['codec']} {source['pixel_format']} in {source['container'].split(',')[0]}, "
         f"{source['width']}x{source['height']}{turned}, {rate}, {source['duration_s']:.2f} s, "

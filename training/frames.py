@@ -29,8 +29,8 @@ from clipmill.video import (
     MAX_STREAMS,
     color_of,
     demuxer_options,
+    orientation_of,
     pixel_aspect,
-    upright_rotation,
 )
 
 Planes = Sequence[NDArray[Any]]
@@ -254,11 +254,13 @@ class _Fit:
         self._corner: Size = (0, 0)
         self._shrinks = True
 
-    def _fix_geometry(self, height: int, width: int, aspect: float) -> None:
-        """Set up for an upright frame of (height, width) pixels with pixel aspect ratio `aspect`."""
+    def _fix_geometry(self, height: int, width: int, *, sideways: bool) -> None:
+        """Set up for an upright frame of (height, width) pixels; the pixel aspect is of its stored width, which is the
+        height if `sideways`."""
         if self.size != (0, 0):
             return
-        shown_height, shown_width = height, max(1, round(width * aspect))
+        aspect_height, aspect_width = (self._aspect, 1) if sideways else (1, self._aspect)
+        shown_height, shown_width = max(1, round(height * aspect_height)), max(1, round(width * aspect_width))
         self.size = self._size_for(shown_height, shown_width)
         scale = max(self.size[0] / shown_height, self.size[1] / shown_width)
         self._resized = (
@@ -277,22 +279,23 @@ class _Fit:
 
         Uses planar RGB, since swscale has SIMD code for it but not for interleaved RGB at full chroma resolution.
         """
-        rotation = upright_rotation(picture.rotation)
-        sideways = rotation in (90, 270)
-        height, width = (picture.width, picture.height) if sideways else (picture.height, picture.width)
-        self._fix_geometry(height, width, float(1 / self._aspect if sideways else self._aspect))
-        new_height, new_width = self._resized[::-1] if sideways else self._resized
+        orientation = orientation_of(picture)
+        width, height = orientation.shown_size(picture.width, picture.height)
+        self._fix_geometry(height, width, sideways=orientation.sideways)
+        new_width, new_height = orientation.shown_size(*self._resized[::-1])
         colour = {} if picture.format.is_rgb else _colour(picture)
-        filters = _SHRINK if self._shrinks else _ENLARGE
+        # Without ACCURATE_RND, swscale leaves the right-most pixels of an image that keeps its size black.
+        resizes = (new_width, new_height) != (picture.width, picture.height)
+        filters = _SHRINK if self._shrinks and resizes else _ENLARGE
         gbr = self._reformatter.reformat(
             picture, new_width, new_height, "gbrp", interpolation=filters, threads=1, **colour
         ).planes
         planes = [np.frombuffer(memoryview(gbr[i]), np.uint8).reshape(new_height, -1)[:, :new_width] for i in (2, 0, 1)]
-        return self._cropped([np.rot90(plane, -rotation // 90) for plane in planes] if rotation else planes)
+        return self._cropped([orientation.upright(plane) for plane in planes])
 
     def array(self, image: NDArray[Any], *, sideways: bool = False) -> Planes:
         """Resize an upright RGB array (H, W, 3); `sideways` if rotation has swapped the pixels' width and height."""
-        self._fix_geometry(image.shape[0], image.shape[1], float(1 / self._aspect if sideways else self._aspect))
+        self._fix_geometry(image.shape[0], image.shape[1], sideways=sideways)
         filters = cv2.INTER_AREA if self._shrinks else cv2.INTER_CUBIC
         if image.shape[:2] != self._resized:
             image = cv2.resize(image, self._resized[::-1], interpolation=filters)

@@ -45,6 +45,7 @@ SOURCES = pa.schema(
         column("width", pa.int32(), "displayed width: rotation and pixel aspect applied", unit="px"),
         column("height", pa.int32(), "displayed height: rotation and pixel aspect applied", unit="px"),
         column("rotation", pa.int32(), "clockwise rotation that makes a decoded frame upright", unit="degrees"),
+        column("mirrored", pa.bool_(), "whether a decoded frame is mirrored left to right before it is rotated"),
         column("fps", pa.float64(), "measured: (frames - 1) / (last pts - first pts)", unit="frames/s"),
         column("variable_fps", pa.bool_(), "whether the intervals between frames differ"),
         column("duration_s", pa.float64(), "measured: first frame to end of the last frame", unit="s"),

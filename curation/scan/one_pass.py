@@ -222,8 +222,8 @@ class OnePass:
         info = self._info
         begun = bisect_right(self._sizes, span.start_frame, key=lambda size: size[0])
         _, width, height = self._sizes[begun - 1]
-        width = max(1, round(width * info.sample_aspect_ratio))
-        return {"width": height, "height": width} if info.rotation in (90, 270) else {"width": width, "height": height}
+        width, height = info.orientation.shown_size(max(1, round(width * info.sample_aspect_ratio)), height)
+        return {"width": width, "height": height}
 
     def _timeline(self, packets: PacketIndex) -> Timeline:
         info = self._info

@@ -65,7 +65,7 @@ class ExtractedClip:
     content: bytes
     suffix: Literal["mp4", "jpg"]
     shape: dict[str, Any] = field(default_factory=dict)
-    """codec, pixel_format, width, height, rotation, sample_aspect_ratio as they are in the file."""
+    """codec, pixel_format, width, height, rotation, mirrored, sample_aspect_ratio as they are in the file."""
 
 
 def extract_clips(
@@ -117,7 +117,7 @@ def _extract_all(
 def remux_clip(video: Video, clip: ClipRow) -> ExtractedClip:
     """MP4 with the source's packets, unchanged; timestamps start at 0 with the source's intervals.
 
-    Rotation and pixel aspect stay metadata. Raises SourceError if the packets of the row are not found.
+    Orientation and pixel aspect stay metadata. Raises SourceError if the packets of the row are not found.
     """
     packets = _packets_between(video, clip["start_pts"], clip["end_pts"])
     if len(packets) != clip["frames"] or len({p.pts for p in packets}) != len(packets):
@@ -138,7 +138,8 @@ def remux_clip(video: Video, clip: ClipRow) -> ExtractedClip:
         "pixel_format": info.pixel_format,
         "width": info.coded_width,
         "height": info.coded_height,
-        "rotation": info.rotation,
+        "rotation": info.orientation.rotation,
+        "mirrored": info.orientation.mirrored,
         "sample_aspect_ratio": f"{info.sample_aspect_ratio.numerator}:{info.sample_aspect_ratio.denominator}",
     }
     return ExtractedClip(content=file.getvalue(), suffix="mp4", shape=shape)
@@ -293,6 +294,7 @@ class _Encoder:
             "width": context.width,
             "height": context.height,
             "rotation": 0,
+            "mirrored": False,
             "sample_aspect_ratio": "1:1",
             "psnr_db": round(self.psnr_db, 2),
         }

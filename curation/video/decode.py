@@ -16,7 +16,15 @@ from pydantic import Field
 
 from clipmill.config import Config
 from clipmill.errors import SourceError, raise_if_stopped
-from clipmill.video import CONTAINERS, MAX_PIXELS, MAX_STREAMS, demuxer_options, pixel_aspect, upright_rotation
+from clipmill.video import (
+    CONTAINERS,
+    MAX_PIXELS,
+    MAX_STREAMS,
+    Orientation,
+    demuxer_options,
+    orientation_of,
+    pixel_aspect,
+)
 from curation.video.stall import Watched
 
 _AUDIO_CONTAINERS = ("mp3", "wav", "flac", "aac", "ac3", "aiff")
@@ -72,8 +80,8 @@ class VideoInfo:
     height: int
     coded_width: int
     coded_height: int
-    rotation: int
-    """Clockwise rotation in degrees (0, 90, 180, 270) that makes a decoded frame upright."""
+    orientation: Orientation
+    """How a decoded frame becomes upright."""
     sample_aspect_ratio: Fraction
     fps: float | None
     """Average rate stated by the container; None if it states none."""
@@ -346,10 +354,8 @@ def _refused_size(file: Any) -> tuple[int, int] | None:
 
 def _describe(container: Any, stream: Any, first: av.VideoFrame, limits: Limits) -> VideoInfo:
     aspect = pixel_aspect(stream.sample_aspect_ratio)
-    rotation = upright_rotation(first.rotation)
-    width, height = max(1, round(first.width * aspect)), first.height
-    if rotation in (90, 270):
-        width, height = height, width
+    orientation = orientation_of(first)
+    width, height = orientation.shown_size(max(1, round(first.width * aspect)), first.height)
     duration_s = None
     if stream.duration is not None:
         duration_s = float(stream.duration * stream.time_base)
@@ -366,7 +372,7 @@ def _describe(container: Any, stream: Any, first: av.VideoFrame, limits: Limits)
         height=height,
         coded_width=first.width,
         coded_height=first.height,
-        rotation=rotation,
+        orientation=orientation,
         sample_aspect_ratio=aspect,
         fps=float(stream.average_rate) if stream.average_rate else None,
         duration_s=duration_s,

@@ -8,7 +8,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from numpy.typing import NDArray
 
 from clipmill.errors import SourceError
-from clipmill.video import color_range_of
+from clipmill.video import UPRIGHT, color_range_of
 from curation.video.decode import VideoInfo
 from curation.video.resize import PLANAR_420, turn_upright
 
@@ -22,10 +22,9 @@ class DisplayTransform:
     """
 
     def __init__(self, info: VideoInfo) -> None:
-        self._rotation = info.rotation
-        width, height = (info.height, info.width) if info.rotation in (90, 270) else (info.width, info.height)
+        self._orientation = info.orientation
         self._stretched = info.sample_aspect_ratio != 1
-        self._size = width, height
+        self._size = info.orientation.shown_size(info.width, info.height)
         self._reformatter = VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
@@ -38,11 +37,11 @@ class DisplayTransform:
             raise SourceError("decode_error", f"frames of {width}x{height} pixels: 4:2:0 needs at least 2x2")
         even = width % 2 == 0 and height % 2 == 0
         planar = frame.format.name in PLANAR_420
-        if planar and even and not self._stretched and not self._rotation:
+        if planar and even and not self._stretched and self._orientation == UPRIGHT:
             return frame
         if not planar or self._stretched:
             frame = self._converted(frame, width, height)
-        planes = [turn_upright(plane, self._rotation) for plane in _even_planes(frame)]
+        planes = [turn_upright(plane, self._orientation) for plane in _even_planes(frame)]
         height, width = planes[0].shape
         shaped = av.VideoFrame.from_ndarray(
             np.concatenate([plane.reshape(-1) for plane in planes]).reshape(height * 3 // 2, width), "yuv420p"

@@ -8,7 +8,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-from clipmill.video import color_of
+from clipmill.video import Orientation, color_of
 from curation.video.decode import VideoInfo
 
 PLANAR_420 = ("yuv420p", "yuvj420p")
@@ -58,7 +58,7 @@ class FrameResizer:
 
         The longer side has at most 16 times `short_side_px`: of thinner frames the shorter side has less.
         """
-        width, height = (info.height, info.width) if info.rotation in (90, 270) else (info.width, info.height)
+        width, height = info.orientation.shown_size(info.width, info.height)
         scale = min(short_side_px / min(width, height), _MOST_ASPECT * short_side_px / max(width, height))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         if frame.format.name not in PLANAR_420:
@@ -71,9 +71,7 @@ class FrameResizer:
 
     def upright_bgr(self, frame: av.VideoFrame, info: VideoInfo, *, long_side_px: int) -> Image:
         """(height, width, 3) uint8 BGR as displayed: turned upright, square pixels, matrix and range respected."""
-        width, height = even_size(info.width, info.height, long_side_px=long_side_px)
-        if info.rotation in (90, 270):
-            width, height = height, width
+        width, height = info.orientation.shown_size(*even_size(info.width, info.height, long_side_px=long_side_px))
         planes = self.i420(frame, width, height)
         small = av.VideoFrame(width, height, "yuv420p")
         for i, plane in enumerate(planes):
@@ -86,7 +84,7 @@ class FrameResizer:
             src_color_range=small.color_range,
             threads=1,
         ).to_ndarray()
-        return turn_upright(bgr, info.rotation)
+        return turn_upright(bgr, info.orientation)
 
     def _resized(self, frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
         return self._reformatter.reformat(
@@ -94,10 +92,11 @@ class FrameResizer:
         )
 
 
-def turn_upright(image_HWC: Image, rotation: int) -> Image:
-    """Turn a decoded image clockwise by `rotation` degrees (0, 90, 180, 270)."""
+def turn_upright(image_HWC: Image, orientation: Orientation) -> Image:
+    """`Orientation.upright` as contiguous pixels."""
     turns = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
-    return cv2.rotate(image_HWC, turns[rotation]) if rotation else image_HWC
+    mirrored = cv2.flip(image_HWC, 1) if orientation.mirrored else image_HWC
+    return cv2.rotate(mirrored, turns[orientation.rotation]) if orientation.rotation else mirrored
 
 
 def _plane(frame: av.VideoFrame, i: int) -> Image:

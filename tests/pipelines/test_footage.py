@@ -86,7 +86,7 @@ def test_what_is_decoded_is_what_was_drawn(stored: dict[str, Any], tmp_path: Pat
 
     assert truth.frames == len(frames) == plan(spec)[-1].end
     assert (info.width, info.height) == (truth.width, truth.height) == (spec.width, spec.height)
-    assert (info.rotation, info.pixel_format) == (spec.rotation, spec.pixel_format)
+    assert (info.orientation.rotation, info.pixel_format) == (spec.rotation, spec.pixel_format)
     assert info.sample_aspect_ratio == spec.sample_aspect_ratio
     assert (Fraction(truth.time_base), truth.start_s) == (info.time_base, seconds[0])
     if spec.suffix != "ts":  # a transport stream starts where its muxer likes

@@ -102,6 +102,14 @@ def test_colours_come_as_red_green_and_blue(reader: str, rotation: int, size: tu
     assert sample_picture(png, **fitting).mean((0, 2, 3)) == pytest.approx(colour)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("width", [66, 98, 100, 104])
+def test_every_column_is_there_without_resizing(width: int) -> None:
+    content = video([np.full((64, width, 3), 200, np.uint8)] * 8)
+    size_for = partial(nearest_size, ((64, width),))
+    sampled = sample_video(content, lengths=(2,), rates=(12.0,), size_for=size_for, crop="center", rng=random.Random(0))
+    assert sampled.frames_TCHW.min() > 190
+
+
 def test_the_middle_is_cut_out_or_a_part_by_chance() -> None:
     picture = np.zeros((64, 192, 3), np.uint8)
     picture[:, 64:128] = 255

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from clipmill.errors import SourceError
+from clipmill.video import UPRIGHT
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import ScanConfig, scan
 from curation.shards.extract import ExtractedClip, ExtractionConfig, _passes, extract_clips
@@ -157,7 +158,7 @@ def test_a_copy_keeps_rotation_and_pixel_aspect_as_metadata(real_videos: Path) -
         check_remux(path, clip, clip_file)
         with path.open("rb") as file, Video(file) as source, Video(io.BytesIO(clip_file.content)) as video:
             assert (video.info.width, video.info.height) == (source.info.width, source.info.height)
-            assert video.info.rotation == clip_file.shape["rotation"] == rotation
+            assert video.info.orientation.rotation == clip_file.shape["rotation"] == rotation
             assert clip_file.shape["sample_aspect_ratio"] == aspect
 
 
@@ -173,7 +174,7 @@ def test_real_footage_encodes_upright_with_square_pixels(real_videos: Path, name
     check_transcode(path, clip, clip_file)
     with Video(io.BytesIO(clip_file.content)) as video:
         assert (video.info.coded_width, video.info.coded_height) == (clip["width"], clip["height"])
-        assert (video.info.rotation, video.info.sample_aspect_ratio) == (0, 1)
+        assert (video.info.orientation, video.info.sample_aspect_ratio) == (UPRIGHT, 1)
         assert video.info.codec == "h264"
 
 

@@ -6,6 +6,7 @@ import av
 import pytest
 
 from clipmill.errors import SourceError
+from clipmill.video import Orientation
 from curation.video.decode import VideoInfo
 from curation.video.display import DisplayTransform
 
@@ -19,7 +20,7 @@ def info(width: int, height: int, *, rotation: int = 0, aspect: Fraction = Fract
         height=height,
         coded_width=width,
         coded_height=height,
-        rotation=rotation,
+        orientation=Orientation(rotation=rotation),
         sample_aspect_ratio=aspect,
         fps=None,
         duration_s=None,

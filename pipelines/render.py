@@ -26,6 +26,7 @@ _REASONS = 10
 LOSSES = {
     "transition": "fades, dissolves and other transitions",
     "blank": "black or blank footage",
+    "still": "stills",
     "short": "shots too short",
     "keyframe": "keyframe alignment",
     "damage": "unreadable parts",

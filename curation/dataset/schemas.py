@@ -33,6 +33,13 @@ _CAPTION = pa.struct(
 )
 
 
+_TIMESTAMPS = column(
+    "timestamps",
+    pa.string(),
+    "container if all times of the source are the container's timestamps; rebuilt if some were missing, repeated, out "
+    "of order or of another recording joined to the first",
+)
+
 SOURCES = pa.schema(
     [
         column("source_id", pa.string(), "16 hex digits: hash of uri, size and version"),
@@ -50,6 +57,7 @@ SOURCES = pa.schema(
         column("variable_fps", pa.bool_(), "whether the intervals between frames differ"),
         column("duration_s", pa.float64(), "measured: first frame to end of the last frame", unit="s"),
         column("start_s", pa.float64(), "timestamp of the first frame; often not 0", unit="s"),
+        _TIMESTAMPS,
         column("frames", pa.int64(), "number of decodable frames"),
         column(
             "keyframes",
@@ -68,6 +76,12 @@ SOURCES = pa.schema(
             "lost_blank_s",
             pa.float64(),
             "footage dropped because it is blank (black, white or uniform frames) for a second or longer",
+            unit="s",
+        ),
+        column(
+            "lost_still_s",
+            pa.float64(),
+            "footage dropped because one frame stands longer than `scan.spans.max_still_s`",
             unit="s",
         ),
         column("lost_short_s", pa.float64(), "footage dropped in shots that are too short", unit="s"),
@@ -99,6 +113,7 @@ CLIPS = pa.schema(
         column(
             "extraction", pa.string(), "how the clip is extracted: remux (packets unchanged) or transcode (frame-exact)"
         ),
+        _TIMESTAMPS,
         column("time_base_num", pa.int32(), "numerator of the seconds per pts unit"),
         column("time_base_den", pa.int32(), "denominator of the seconds per pts unit"),
         column("cut_start_pts", pa.int64(), "start of the span between cuts", unit="pts"),

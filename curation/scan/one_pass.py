@@ -27,7 +27,15 @@ from curation.scores.microconditioning import motion_bucket
 from curation.scores.motion import MotionConfig, MotionMeter
 from curation.shots.cuts import CutConfig, CutDetector, Transition
 from curation.shots.damage import damage, merge
-from curation.shots.spans import REMUX_CODECS, REMUX_CONTAINERS, Span, SpanConfig, Timeline, plan_spans
+from curation.shots.spans import (
+    BROADCAST_CONTAINERS,
+    REMUX_CODECS,
+    REMUX_CONTAINERS,
+    Span,
+    SpanConfig,
+    Timeline,
+    plan_spans,
+)
 from curation.video.decode import Frame, Limits, PacketIndex, Video, VideoInfo
 from curation.video.resize import FrameResizer
 
@@ -122,6 +130,8 @@ class OnePass:
         self._sizes: list[tuple[int, int, int]] = []
         self._frame_pts: list[int] = []
         self._key_pts: list[int] = []
+        self._key_stamps: list[int | None] = []
+        self._joints: set[int] = set()
         self._last_duration = 0
 
     def push(self, frame: Frame, packets: PacketIndex) -> None:
@@ -137,6 +147,9 @@ class OnePass:
             self._sizes.append((frame.index, av_frame.width, av_frame.height))
         if av_frame.key_frame:
             self._key_pts.append(frame.pts)
+            self._key_stamps.append(av_frame.pts)
+        if frame.joint:
+            self._joints.add(frame.index)
         self._frame_pts.append(frame.pts)
         self._last_duration = av_frame.duration or 0
         if self._spool.crowded:
@@ -145,7 +158,7 @@ class OnePass:
     def describe(self, source: Source, packets: PacketIndex) -> Scan:
         """The rows and thumbnails. Raises SourceError if there were no frames."""
         if not self._frame_pts:
-            raise SourceError("decode_error", "the stream has no frame with a timestamp")
+            raise SourceError("decode_error", "no frame could be decoded")
         self._keep_thumbnail(self._previous, float("inf"))
         info, timeline = self._info, self._timeline(packets)
         transitions = merge(self._cuts.finish(), self._certain(timeline, packets))
@@ -167,7 +180,7 @@ class OnePass:
         row |= {name: list(values) if fit else None for name, values in zip(SIGNAL_COLUMNS, signals, strict=True)}
         clips, thumbnails = [], []
         for span in plan.spans:
-            clip = clip_columns(source, info, timeline, span) | self._displayed_size(span)
+            clip = clip_columns(source, info, timeline, packets, span) | self._displayed_size(span)
             clip["motion"], clip["motion_error"] = self._motion.between(span.start_pts, span.end_pts)
             clip["motion_error_kind"] = FAILED if clip["motion_error"] else None
             clip["motion_bucket"] = motion_bucket(clip["motion"])
@@ -203,7 +216,8 @@ class OnePass:
         self._spool.drop_decided(spans, decided_pts)
 
     def _certain(self, timeline: Timeline, packets: PacketIndex) -> list[Transition]:
-        """What is known without decoding. A change of frame size starts a new shot."""
+        """What is known without looking: a change of frame size and the start of another recording are cuts."""
+        cuts = self._joints | {index for index, *_ in self._sizes[1:]}
         return [
             *damage(timeline, packets),
             *(
@@ -214,7 +228,7 @@ class OnePass:
                     start_pts=timeline.bound_pts(index),
                     end_pts=timeline.bound_pts(index),
                 )
-                for index, *_ in self._sizes[1:]
+                for index in sorted(cuts)
             ),
         ]
 
@@ -233,11 +247,13 @@ class OnePass:
         stamped = [pts for pts in packets.pts if pts is not None]
         complete = len(stamped) == len(packets.pts)
         flagged = {pts for pts, key in zip(packets.pts, packets.is_key, strict=True) if key}
+        keys = zip(self._key_pts, self._key_stamps, strict=True)
         return Timeline(
             time_base=info.time_base,
             frame_pts=frame_pts,
             end_pts=int(frame_pts[-1]) + min(max(1, duration), longest),
-            key_pts=np.array([pts for pts in self._key_pts if pts in flagged], np.int64),
+            key_pts=np.array([pts for pts, stamp in keys if stamp is None or stamp in flagged], np.int64),
             packet_pts=np.array(stamped if complete else [], np.int64),
-            remuxable=complete and self._remuxable,
+            remuxable=complete and not packets.rebuilt and self._remuxable,
+            holds=info.container not in BROADCAST_CONTAINERS,
         )

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from clipmill.video import fps_id
 from curation.inputs.sources import Source
 from curation.shots.spans import Span, SpanConfig, SpanPlan, Timeline
-from curation.video.decode import PacketIndex, VideoInfo
+from curation.video.decode import PacketIndex, Timestamps, VideoInfo
 
 
 def identity(source: Source) -> dict[str, Any]:
@@ -38,6 +38,7 @@ def source_columns(info: VideoInfo, timeline: Timeline, packets: PacketIndex, pl
         "variable_fps": variable,
         "duration_s": timeline.seconds(0, len(timeline.frame_pts)),
         "start_s": float(timeline.bound_pts(0) * timeline.time_base),
+        "timestamps": timestamps(packets),
         "frames": len(timeline.frame_pts),
         "keyframes": len(timeline.key_pts),
         "audio": info.audio,
@@ -46,13 +47,21 @@ def source_columns(info: VideoInfo, timeline: Timeline, packets: PacketIndex, pl
         "clip_s": plan.clip_s,
         "lost_transition_s": plan.lost_transition_s,
         "lost_blank_s": plan.lost_blank_s,
+        "lost_still_s": plan.lost_still_s,
         "lost_short_s": plan.lost_short_s,
         "lost_keyframe_s": plan.lost_keyframe_s,
         "lost_damage_s": plan.lost_damage_s,
     }
 
 
-def clip_columns(source: Source, info: VideoInfo, timeline: Timeline, span: Span) -> dict[str, Any]:
+def timestamps(packets: PacketIndex) -> Timestamps:
+    """Whether the time line of a source is the container's."""
+    return "rebuilt" if packets.rebuilt else "container"
+
+
+def clip_columns(
+    source: Source, info: VideoInfo, timeline: Timeline, packets: PacketIndex, span: Span
+) -> dict[str, Any]:
     """Position of a clip in its source, and its frame timing."""
     fps, variable = _frame_rate(timeline, span.start_frame, span.start_frame + span.frames)
     base = timeline.time_base
@@ -62,6 +71,7 @@ def clip_columns(source: Source, info: VideoInfo, timeline: Timeline, span: Span
         "source_id": source.source_id,
         "uri": source.uri,
         "extraction": span.extraction,
+        "timestamps": timestamps(packets),
         "time_base_num": base.numerator,
         "time_base_den": base.denominator,
         **{f"{bound}_pts": getattr(span, f"{bound}_pts") for bound in bounds},
@@ -98,10 +108,10 @@ def note(
 ) -> str | None:
     """Note for a source that is ok but damaged, or yields no clips."""
     notes = []
-    if packets.damaged_pts:
-        notes.append(f"{len(set(packets.damaged_pts))} damaged packets or frames were skipped")
-    if packets.unordered:
-        notes.append(f"{packets.unordered} out-of-order frames were skipped")
+    if packets.damaged_frames:
+        notes.append(f"{len(packets.damaged_frames)} damaged packets or frames were skipped")
+    if packets.rebuilt:
+        notes.append(f"timestamps rebuilt for {packets.rebuilt} of {packets.decoded} frames")
     decoded_s = timeline.seconds(0, len(timeline.frame_pts))
     if packets.ended_early or (info.duration_s is not None and decoded_s < info.duration_s - 1):
         promised = f" of the stated {info.duration_s:.1f} s" if info.duration_s else ""

@@ -153,7 +153,7 @@ def middle_frame(video: Video, clip: ClipRow, config: ExtractionConfig) -> Extra
     if not clip["thumbnail_pts"]:
         raise SourceError("decode_error", "the scan kept no thumbnail for this clip")
     pts = clip["thumbnail_pts"][1]
-    frame = next(video.frames_between(pts, clip["end_pts"]), None)
+    frame = next(video.frames_between(pts, clip["end_pts"], timestamps=clip["timestamps"]), None)
     if frame is None or frame.pts != pts:
         raise SourceError(
             "decode_error", f"no frame with timestamp {pts} could be decoded: the file differs from the scan"
@@ -166,7 +166,7 @@ def middle_frame(video: Video, clip: ClipRow, config: ExtractionConfig) -> Extra
 
 
 def _packets_between(video: Video, start_pts: int, end_pts: int) -> list[av.Packet]:
-    for seek_pts in (start_pts, min(video.stream.start_time or 0, 0)):  # the second for an index that misleads
+    for seek_pts in (start_pts, None):  # the second for an index that misleads
         packets: list[av.Packet] = []
         for packet in video.demux(seek_pts):
             if not packets and packet.pts != start_pts:
@@ -183,9 +183,15 @@ def _packets_between(video: Video, start_pts: int, end_pts: int) -> list[av.Pack
 
 
 def _passes(video: Video, clips: Iterable[ClipRow]) -> Iterator[list[ClipRow]]:
-    """Clips that share one decode: those whose keyframe precedes the end of the clip before them."""
+    """Clips that share one decode: those whose keyframe precedes the end of the clip before them.
+
+    All clips where the time line was rebuilt, which takes a decode from the start of the file.
+    """
     group: list[ClipRow] = []
     for clip in sorted(clips, key=lambda c: c["start_pts"]):
+        if clip["timestamps"] == "rebuilt":
+            group.append(clip)
+            continue
         key_pts = None
         with suppress(av.FFmpegError):
             key_pts = next((packet.pts for packet in video.demux(clip["start_pts"])), None)
@@ -221,7 +227,7 @@ def _transcode(
 def _transcode_in_one_pass(
     video: Video, clips: list[ClipRow], crf: Mapping[str, int], config: ExtractionConfig
 ) -> Iterator[tuple[ClipRow, "_Encoder", SourceError | None]]:
-    frames = video.frames_between(clips[0]["start_pts"], clips[-1]["end_pts"])
+    frames = video.frames_between(clips[0]["start_pts"], clips[-1]["end_pts"], timestamps=clips[0]["timestamps"])
     frame = next(frames, None)
     for clip in clips:
         encoder, failure = _Encoder(video, clip, crf[clip["clip_id"]], config.preset), None

@@ -11,23 +11,41 @@ from curation.shots.cuts import Transition
 from curation.shots.spans import Timeline
 from curation.video.decode import PacketIndex
 
+_MOST_DELAYED = 16
+"""Frames that a decoder holds back to output them in order."""
+
 
 def damage(timeline: Timeline, packets: PacketIndex) -> list[Transition]:
     """What cannot be trusted: from the last frame decoded before a bad packet to the next keyframe."""
-    key_pts = timeline.key_pts.tolist()
-    starts = _decoded_before(packets)
-    stretches = []
-    for bad, before in starts.items():
-        start = 0 if before is None else timeline.frame_at(before + 1)
-        later_key = bisect_right(key_pts, bad)
-        end = timeline.frame_at(key_pts[later_key]) if later_key < len(key_pts) else len(timeline.frame_pts)
-        stretches.append((start, end))
+    stretches = _by_order(timeline, packets) if packets.rebuilt else _by_pts(timeline, packets)
     return [
         Transition(
             kind="damage", start_frame=a, end_frame=b, start_pts=timeline.bound_pts(a), end_pts=timeline.bound_pts(b)
         )
         for a, b in _united(stretches)
     ]
+
+
+def _by_pts(timeline: Timeline, packets: PacketIndex) -> list[tuple[int, int]]:
+    key_pts = timeline.key_pts.tolist()
+    stretches = []
+    for bad, before in _decoded_before(packets).items():
+        start = 0 if before is None else timeline.frame_at(before + 1)
+        later_key = bisect_right(key_pts, bad)
+        end = timeline.frame_at(key_pts[later_key]) if later_key < len(key_pts) else len(timeline.frame_pts)
+        stretches.append((start, end))
+    return stretches
+
+
+def _by_order(timeline: Timeline, packets: PacketIndex) -> list[tuple[int, int]]:
+    """The same where packets cannot be told by their timestamps: from the frame that the decoder output next on. The
+    frames that it holds back were decoded before, so a keyframe among them is not the next."""
+    keys = [timeline.frame_at(pts) for pts in timeline.key_pts.tolist()]
+    stretches = []
+    for start in packets.damaged_frames:
+        later_key = bisect_right(keys, start + _MOST_DELAYED)
+        stretches.append((start, keys[later_key] if later_key < len(keys) else len(timeline.frame_pts)))
+    return stretches
 
 
 def merge(seen: Sequence[Transition], certain: Sequence[Transition]) -> list[Transition]:

@@ -21,6 +21,9 @@ from curation.shots.cuts import Transition
 REMUX_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 """Containers whose packets go into MP4 byte for byte (transport streams and AVI would have to be rewritten)."""
 REMUX_CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4")
+BROADCAST_CONTAINERS = ("mpegts", "mpeg")
+"""Containers in which a frame is never shown for longer than its duration: where time goes on without one, footage is
+missing. In others it stays until the next."""
 _PACKETS_AT_FIRST = 1024
 
 
@@ -37,6 +40,9 @@ class SpanConfig(Config):
     remux_loss_s: float = Field(0.5, ge=0)
     """With `extraction: auto`, a clip is remuxed if aligning its ends to keyframes costs at most this much footage, and
     transcoded otherwise. Raise it to transcode less; 0 remuxes only clips that lose nothing."""
+    max_still_s: float = Field(5.0, gt=0)
+    """Longest time that a single frame may stand within a clip. A frame that stands longer is a still: it is in no clip
+    and counted in `lost_still_s`. Raise it to keep slides, up to `max_s`."""
     gradual_margin_s: float = Field(0.1, ge=0)
     """Extra footage dropped on both sides of a gradual transition, whose ends are not known to the frame. Raise it if
     clips begin or end with frames that still mix two shots."""
@@ -63,6 +69,8 @@ class Timeline:
     """Decode order; empty where the container does not say, and nothing can be remuxed then."""
     remuxable: bool
     """Whether container and codec go into MP4 unchanged."""
+    holds: bool = True
+    """Whether a frame stays until the next one, so that a long interval is a still and no gap."""
 
     @cached_property
     def decode_places(self) -> dict[int, int]:
@@ -104,6 +112,7 @@ class SpanPlan:
     lost_transition_s: float = 0.0
     lost_blank_s: float = 0.0
     lost_damage_s: float = 0.0
+    lost_still_s: float = 0.0
     lost_short_s: float = 0.0
     lost_keyframe_s: float = 0.0
 
@@ -147,7 +156,7 @@ def _shots(
         shots.append((first, last))
         first = next_first
     shots.append((first, frames))
-    return [piece for a, b in shots for piece in _without_gaps(timeline, a, b, config, plan)]
+    return [piece for a, b in shots for piece in _without_stills(timeline, a, b, config, plan)]
 
 
 def _seconds_within(timeline: Timeline, ranges: Sequence[tuple[int, int]], first: int, last: int) -> float:
@@ -156,15 +165,19 @@ def _seconds_within(timeline: Timeline, ranges: Sequence[tuple[int, int]], first
     return sum(timeline.seconds(a, b) for a, b in within if a < b)
 
 
-def _without_gaps(
+def _without_stills(
     timeline: Timeline, first: int, last: int, config: SpanConfig, plan: SpanPlan
 ) -> list[tuple[int, int]]:
-    """The shot without frames that stand longer than a clip may be: there the timestamps jump."""
+    """The shot without frames that stand for too long: stills, or gaps."""
     bounds_pts = [*timeline.frame_pts[first:last].tolist(), timeline.bound_pts(last)]
-    too_long = config.max_s / timeline.time_base
+    too_long = min(config.max_still_s, config.max_s) / timeline.time_base
     pieces = []
     for gap in first + np.flatnonzero(np.diff(bounds_pts) > too_long):
-        plan.lost_damage_s += timeline.seconds(int(gap), int(gap) + 1)
+        still_s = timeline.seconds(int(gap), int(gap) + 1)
+        if timeline.holds:
+            plan.lost_still_s += still_s
+        else:
+            plan.lost_damage_s += still_s
         pieces.append((first, int(gap)))
         first = int(gap) + 1
     return [*pieces, (first, last)]

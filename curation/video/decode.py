@@ -4,11 +4,13 @@ Time is always pts times time base, never a frame index divided by a frame rate.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, BinaryIO
+from itertools import chain
+from typing import Any, BinaryIO, Literal
 
 import av
 import numpy as np
@@ -25,6 +27,7 @@ from clipmill.video import (
     orientation_of,
     pixel_aspect,
 )
+from curation.video.clock import MAX_LOOK_AHEAD, Clock, Stamp, Tick
 from curation.video.stall import Watched
 
 _AUDIO_CONTAINERS = ("mp3", "wav", "flac", "aac", "ac3", "aiff")
@@ -32,14 +35,14 @@ _AUDIO_CONTAINERS = ("mp3", "wav", "flac", "aac", "ac3", "aiff")
 
 _OPTIONS = demuxer_options((*CONTAINERS, *_AUDIO_CONTAINERS))
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<SMIL", b"v=0\r", b"v=0\n")
-_JUMP_S = 1.0
-"""A larger step back in the timestamps marks the start of another recording, joined end to end."""
+_WITHOUT_PTS = ("avi", "asf")
+"""Containers with one timestamp per packet, which FFmpeg takes for a decoding time."""
+_HELD_BYTES = 128 << 20
+"""Memory for frames whose place on the time line depends on later ones."""
 _GAP_S = 60.0
-"""A larger jump ahead, beyond the longest allowed video, is a broken timestamp."""
-_LARGEST_PTS = 3 << 61
-"""Headroom for sums and differences in 64 bits."""
-_LEAST_BITS_PER_S = 100
-"""If the stated duration implies fewer bits per second than this, it is ignored."""
+"""A longer interval between two frames is a still or a gap, and does not count towards `max_duration_s`."""
+_LEAST_BITS_PER_S = 20_000
+"""If the stated duration implies fewer bits per second than this, the frames decide whether a video is too long."""
 _READ_AHEAD_BYTES = 1 << 20
 
 
@@ -92,13 +95,19 @@ class VideoInfo:
     """Container tags, unmodified: untrusted text."""
 
 
+Timestamps = Literal["container", "rebuilt"]
+"""Whether all times of a source are the container's, or some had to be rebuilt."""
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One decoded frame: its index in display order, its pts in the stream's time base, and the av_frame."""
+    """One decoded frame: its index in display order, its pts on the time line of `clock.py`, and the av_frame."""
 
     index: int
     pts: int
     av_frame: av.VideoFrame
+    joint: bool = False
+    """Whether another recording starts here, joined end to end."""
 
 
 @dataclass(slots=True)
@@ -106,13 +115,23 @@ class PacketIndex:
     """The video packets read so far, in decode order. `pts` is None if the container gives none."""
 
     pts: list[int | None] = field(default_factory=list)
+    first_dts: int | None = None
     is_key: list[bool] = field(default_factory=list)
     damaged_pts: list[int] = field(default_factory=list)
     """Timestamps of packets that the decoder rejected, and of frames it marked as corrupt."""
-    unordered: int = 0
-    """Number of dropped frames without a timestamp, or not later than the frame before."""
+    damaged_frames: list[int] = field(default_factory=list)
+    """For the same, in the same order: how many frames the decoder had output before."""
+    decoded: int = 0
+    """Number of frames that the decoder has output."""
+    rebuilt: int = 0
+    """Number of frames whose time is not the container's timestamp."""
     ended_early: str | None = None
     """Why reading stopped before the end of the stream, if it did."""
+
+    def add_damage(self, pts: int | None) -> None:
+        self.damaged_frames.append(self.decoded)
+        if pts is not None:
+            self.damaged_pts.append(pts)
 
 
 class Video:
@@ -125,18 +144,23 @@ class Video:
         self._limits = limits or Limits()
         head = file.read(4096)
         file.seek(0)
-        self._file = Watched(file, self._limits.stall_bytes)
+        self._head, self._file = head, Watched(file, self._limits.stall_bytes)
         self._container = _open_container(self._file, head)
         try:
-            self.stream = _video_stream(self._container, file, self._limits)
-            self.stream.thread_count = 1
-            self.stream.codec_context.options = {"max_pixels": str(self._limits.max_pixels)}
+            self._choose_stream()
             self.packets = PacketIndex()
-            self._first = self._decode_first()
+            self._decoding: Iterator[av.VideoFrame] | None = self._decode_all(self.packets)
+            self._first = self._decode_first(self._decoding)
+            self._first_packet_dts = self.packets.first_dts
             self.info = _describe(self._container, self.stream, self._first, self._limits)
         except BaseException:
             self.close()
             raise
+
+    def _choose_stream(self) -> None:
+        self.stream = _video_stream(self._container, self._file, self._limits)
+        self.stream.thread_count = 1
+        self.stream.codec_context.options = {"max_pixels": str(self._limits.max_pixels)}
 
     def __enter__(self) -> "Video":
         return self
@@ -151,48 +175,43 @@ class Video:
     def codec_context(self) -> Any:
         return self.stream.codec_context
 
-    def demux(self, start_pts: int) -> Iterator[av.Packet]:
-        """Packets in decode order from the keyframe at or before `start_pts` on. Data packets only."""
-        self._seek(start_pts)
+    def demux(self, start_pts: int | None) -> Iterator[av.Packet]:
+        """Data packets in decode order from the keyframe at or before `start_pts` on; None: from the first packet."""
+        if start_pts is None or not self._seek(start_pts):
+            self._rewind()
         for packet in _demuxed(self._container, self.stream):
             if packet.size:
                 yield packet
 
     def frames(self) -> Iterator[Frame]:
-        """Every decodable frame in display order; fills `self.packets` along the way.
+        """Every decodable frame in display order, once; fills `self.packets` along the way.
 
         A packet that cannot be decoded is recorded and skipped; a truncated stream ends the iteration, with the reason
         in `self.packets.ended_early`.
         """
-        self._seek(None)
-        index, first_pts, last_pts = 0, None, None
-        for av_frame in self._decode_all():
-            pts = av_frame.pts
-            if pts is None or abs(pts) > _LARGEST_PTS or (last_pts is not None and pts <= last_pts):
-                if pts is not None and last_pts is not None and (last_pts - pts) * self.stream.time_base > _JUMP_S:
-                    self.packets.ended_early = "timestamps jump back there; the rest was skipped"
-                    return
-                self.packets.unordered += 1
-                continue
-            first_pts = pts if first_pts is None else first_pts
-            elapsed_s = (pts - first_pts) * self.stream.time_base
-            if elapsed_s > self._limits.max_duration_s:
-                if last_pts is not None and (pts - last_pts) * self.stream.time_base > _GAP_S:
-                    self.packets.ended_early = "timestamps jump far ahead there; the rest was skipped"
-                    return
-                raise SourceError("too_long", _too_long(elapsed_s, self._limits))
-            yield Frame(index, pts, av_frame)
-            index, last_pts = index + 1, pts
+        assert self._decoding is not None, "frames() comes first, and once"
+        decoding, self._decoding = chain([self._first], self._decoding), None
+        last_pts, footage_s = None, Fraction(0)
+        for index, (av_frame, tick) in enumerate(self._timed(decoding)):
+            interval_s = (tick.pts - last_pts) * self.stream.time_base if last_pts is not None else Fraction(0)
+            footage_s, last_pts = footage_s + (interval_s if interval_s <= _GAP_S else 0), tick.pts
+            if footage_s > self._limits.max_duration_s:
+                raise SourceError("too_long", _too_long(footage_s, self._limits))
+            self.packets.rebuilt += tick.rebuilt
+            yield Frame(index, tick.pts, av_frame, tick.joint)
 
-    def frames_between(self, start_pts: int, end_pts: int) -> Iterator[Frame]:
-        """Frames with start_pts <= pts < end_pts in display order; `index` counts from the first of them."""
-        for attempt in ("indexed", "from_the_start"):
-            self._seek(start_pts if attempt == "indexed" else None)
-            index, last_pts = 0, start_pts - 1
-            for av_frame in self._decode_all(note=False):
+    def frames_between(self, start_pts: int, end_pts: int, *, timestamps: Timestamps = "container") -> Iterator[Frame]:
+        """Frames with start_pts <= pts < end_pts in display order; `index` counts from the first of them.
+
+        Where the time line is the container's, decoding starts at the keyframe before; a rebuilt one is rebuilt from
+        the start of the file.
+        """
+        index, last_pts = 0, start_pts - 1
+        if timestamps == "container" and self._seek(start_pts):
+            for av_frame in self._decode_all(PacketIndex()):
                 if av_frame.pts is None or av_frame.pts <= last_pts:
                     continue
-                if index == 0 and av_frame.pts > start_pts and attempt == "indexed":
+                if index == 0 and av_frame.pts > start_pts:
                     break  # the seek landed too late: the container index is unreliable
                 if av_frame.pts >= end_pts:
                     return
@@ -200,39 +219,74 @@ class Video:
                 index, last_pts = index + 1, av_frame.pts
             else:
                 return
+        self._rewind()
+        for av_frame, tick in self._timed(self._decode_all(PacketIndex())):
+            if tick.pts >= end_pts:
+                return
+            if tick.pts >= start_pts:
+                yield Frame(index, tick.pts, av_frame)
+                index += 1
 
-    def _seek(self, pts: int | None) -> None:
-        if pts is not None:
+    def _timed(self, decoding: Iterable[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, Tick]]:
+        """Every frame with its place on the time line."""
+        stream, first = self.stream, self._first
+        rate = stream.guessed_rate or stream.average_rate or Fraction(25)
+        frame_bytes = max(1, sum(plane.buffer_size for plane in first.planes))
+        clock = Clock(
+            stream.time_base,
+            usual_duration=round(1 / (rate * stream.time_base)),
+            stores_pts=self._container.format.name not in _WITHOUT_PTS,
+            first_dts=self._first_packet_dts,
+            look_ahead=min(MAX_LOOK_AHEAD, _HELD_BYTES // frame_bytes),
+        )
+        held: deque[av.VideoFrame] = deque()
+        for av_frame in decoding:
+            held.append(av_frame)
+            for tick in clock.push(Stamp(av_frame.pts, av_frame.dts, av_frame.duration or 0)):
+                yield held.popleft(), tick
+        for tick in clock.finish():
+            yield held.popleft(), tick
+
+    def _seek(self, pts: int) -> bool:
+        """Go to the keyframe at or before `pts`; returns whether the container can."""
+        self._decoding = None
+        try:
             self._container.seek(pts, stream=self.stream, backward=True, any_frame=False)
-        else:
-            start = self.stream.start_time or 0
-            with suppress(av.FFmpegError):
-                self._container.seek(min(start, 0), stream=self.stream, backward=True, any_frame=False)
+        except av.FFmpegError:
+            return False
         self.stream.codec_context.flush_buffers()
+        return True
 
-    def _decode_first(self) -> av.VideoFrame:
-        for av_frame in self._decode_all():
+    def _rewind(self) -> None:
+        """Go to the first packet, exactly: by opening the file anew, as seeking to the start may land later."""
+        self._decoding = None
+        self._container.close()
+        self._file.seek(0)
+        self._container = _open_container(self._file, self._head)
+        self._choose_stream()
+
+    def _decode_first(self, decoding: Iterator[av.VideoFrame]) -> av.VideoFrame:
+        for av_frame in decoding:
             return av_frame
         why = f" ({self.packets.ended_early})" if self.packets.ended_early else ""
         raise SourceError("decode_error", f"no frame of the {self.codec_context.name} stream could be decoded{why}")
 
-    def _decode_all(self, *, note: bool = True) -> Iterator[av.VideoFrame]:
-        seen = PacketIndex()
-        if note:
-            self.packets = seen
+    def _decode_all(self, seen: PacketIndex) -> Iterator[av.VideoFrame]:
+        """Every frame that the decoder outputs from here on; fills `seen`."""
         for packet in self._packets(seen):
             try:
                 for av_frame in packet.decode():
-                    if av_frame.is_corrupt and av_frame.pts is not None:
-                        seen.damaged_pts.append(av_frame.pts)
+                    if av_frame.is_corrupt:
+                        seen.add_damage(av_frame.pts)
                     self._file.came_to_a_frame()
+                    seen.decoded += 1
                     yield av_frame
             except (av.error.InvalidDataError, av.error.UndefinedError, av.error.ArgumentError) as error:
                 self._assure_memory()
                 stamp = packet.pts if packet.pts is not None else packet.dts
-                if stamp is not None:
-                    seen.damaged_pts.append(stamp)
-                elif not packet.size:
+                if packet.size or stamp is not None:
+                    seen.add_damage(stamp)
+                else:
                     seen.ended_early = f"the decoder failed at the end of the stream: {error.strerror}"
 
     def _packets(self, seen: PacketIndex) -> Iterator[av.Packet]:
@@ -253,6 +307,8 @@ class Video:
                 seen.ended_early = self._file.reason or seen.ended_early
                 return
             if packet.size:
+                if not seen.pts:
+                    seen.first_dts = packet.dts
                 seen.pts.append(packet.pts)
                 seen.is_key.append(packet.is_keyframe)
             yield packet

@@ -136,8 +136,10 @@ def test_packets_that_do_not_match_the_frames_are_not_copied(packets: list[int])
     assert bounds(plan_spans(line, [], SpanConfig(min_s=0.1))) == [(0, 5, "transcode")]
 
 
-def test_a_frame_that_stands_longer_than_a_clip_may_be_is_a_gap():
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_frame_that_stands_for_long_is_a_still_or_a_gap(holds: bool):
     line = Timeline(
+        holds=holds,
         time_base=Fraction(1, FPS),
         frame_pts=np.array([*range(60), *range(2000, 2060)]),
         end_pts=2060,
@@ -147,7 +149,7 @@ def test_a_frame_that_stands_longer_than_a_clip_may_be_is_a_gap():
     )
     plan = plan_spans(line, [])
     assert bounds(plan) == [(0, 59, "remux"), (2000, 2060, "remux")]
-    assert plan.lost_damage_s == pytest.approx((2000 - 59) / FPS)
+    assert (plan.lost_still_s, plan.lost_damage_s)[:: 1 if holds else -1] == (pytest.approx((2000 - 59) / FPS), 0)
 
 
 def uneven(pts: list[int], end: int, keys: list[int] | None = None) -> Timeline:
@@ -222,15 +224,15 @@ def test_a_span_says_what_the_cuts_asked_for_and_what_is_extracted():
     assert (second.cut_start_pts, second.cut_end_pts, second.start_frame, second.frames) == (150, 300, 160, 140)
 
 
-def test_gaps_are_longer_than_a_clip_may_be_and_add_up():
-    config = SpanConfig(min_s=0.2, max_s=0.4)
+@pytest.mark.parametrize("config", [SpanConfig(min_s=0.2, max_s=0.4), SpanConfig(min_s=0.2, max_still_s=0.4)])
+def test_stills_are_longer_than_a_frame_may_stand_and_add_up(config: SpanConfig):
     line = uneven([*range(10), 30, 31, 32, 33, 34, *range(60, 70)], 70)
     plan = plan_spans(line, [], config)
     assert [(s.start_pts, s.end_pts) for s in plan.spans] == [(0, 9), (60, 70)]
-    assert plan.lost_damage_s == pytest.approx((21 + 26) / FPS)
+    assert plan.lost_still_s == pytest.approx((21 + 26) / FPS)
     assert plan.lost_short_s == pytest.approx(4 / FPS)
     as_long_as_a_clip_may_be = plan_spans(uneven([*range(10), 19], 25), [], config)
-    assert as_long_as_a_clip_may_be.lost_damage_s == 0
+    assert as_long_as_a_clip_may_be.lost_still_s == 0
 
 
 def test_a_long_shot_without_keyframes_is_divided_to_the_frame():
@@ -338,7 +340,7 @@ def situations(draw):
 def test_spans_keep_their_promises(situation):
     line, transitions, config = situation
     plan = plan_spans(line, transitions, config)
-    lost = plan.lost_transition_s + plan.lost_blank_s + plan.lost_damage_s + plan.lost_short_s + plan.lost_keyframe_s
+    lost = sum(value for name, value in vars(plan).items() if name.startswith("lost_"))
     assert plan.clip_s + lost == pytest.approx(line.seconds(0, len(line.frame_pts)))
     last_end = None
     for span in plan.spans:

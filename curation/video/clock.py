@@ -17,7 +17,7 @@ _LONGEST_GAP_S = 3600
 """A larger step ahead is the clock of another recording; a smaller one is a still or a gap."""
 _REGULAR_STEPS = 3
 """A step ahead of more frame durations than this counts only if the next frame confirms it."""
-_LARGEST_PTS = 3 << 61
+LARGEST_PTS = 3 << 61
 """Headroom for sums and differences in 64 bits."""
 MAX_LOOK_AHEAD = 8
 """Stamps held back at most."""
@@ -175,7 +175,7 @@ class Clock:
 
 
 def _is_usable(ticks: int | None) -> bool:
-    return ticks is not None and abs(ticks) <= _LARGEST_PTS
+    return ticks is not None and abs(ticks) <= LARGEST_PTS
 
 
 def _steps_back(before: Stamp | None, after: Stamp, joint: int) -> bool:

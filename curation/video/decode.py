@@ -27,7 +27,7 @@ from clipmill.video import (
     orientation_of,
     pixel_aspect,
 )
-from curation.video.clock import MAX_LOOK_AHEAD, Clock, Stamp, Tick
+from curation.video.clock import LARGEST_PTS, MAX_LOOK_AHEAD, Clock, Stamp, Tick
 from curation.video.stall import Watched
 
 _AUDIO_CONTAINERS = ("mp3", "wav", "flac", "aac", "ac3", "aiff")
@@ -195,7 +195,7 @@ class Video:
         for index, (av_frame, tick) in enumerate(self._timed(decoding)):
             interval_s = (tick.pts - last_pts) * self.stream.time_base if last_pts is not None else Fraction(0)
             footage_s, last_pts = footage_s + (interval_s if interval_s <= _GAP_S else 0), tick.pts
-            if footage_s > self._limits.max_duration_s:
+            if footage_s > self._limits.max_duration_s or tick.pts > LARGEST_PTS:
                 raise SourceError("too_long", _too_long(footage_s, self._limits))
             self.packets.rebuilt += tick.rebuilt
             yield Frame(index, tick.pts, av_frame, tick.joint)

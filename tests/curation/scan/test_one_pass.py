@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipmill.errors import SourceError
+from clipmill.video import Orientation
 from curation.dataset.schemas import SOURCES
 from curation.inputs.sources import Source, list_sources
 from curation.scan.one_pass import OnePass, Scan, ScanConfig, fits_mp4, scan
@@ -432,7 +433,7 @@ def test_rows_of_any_timestamps_fit_the_tables(base: Fraction, start: int, steps
         height=32,
         coded_width=32,
         coded_height=32,
-        rotation=0,
+        orientation=Orientation(),
         sample_aspect_ratio=Fraction(1),
         fps=None,
         duration_s=None,

@@ -21,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from clipmill.addresses import redacted, without_credentials
 from clipmill.atomic import is_temporary, rename, temporary_name
 from clipmill.errors import UserError
+from clipmill.proxies import proxy_for
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if "://" not in url:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
     try:
-        fs, path = url_to_fs(url)
+        fs, path = url_to_fs(url, **_proxy_options(url))
     except ImportError as error:
         raise UserError(f"{redacted(url)!r} needs a package that is not installed: {error}") from error
     except ValueError as error:
@@ -51,6 +52,12 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
             "example, s3://bucket/x."
         ) from error
     return fs, path.rstrip("/") or path
+
+
+def _proxy_options(url: str) -> dict[str, Any]:
+    """fsspec ignores the environment's proxy for HTTP; clients of object stores read it themselves."""
+    proxy = proxy_for(url) if url.startswith(("http://", "https://")) else None
+    return {"proxy": proxy} if proxy and proxy.startswith(("http://", "https://")) else {}
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:

@@ -73,24 +73,29 @@ def private_ray(num_cpus: int) -> Iterator[dict[str, Any]]:
 
 
 def ray_folder(usual: str, others: Sequence[str] = _OTHER_FOLDERS) -> str:
-    """Where to create Ray's folder: `usual` if its path is short enough for sockets, else the first usable of `others`.
-
-    Raises UserError if there is none, or if it is full.
+    """Where to create Ray's folder: the first of `usual` and `others` that is writable, has room, and whose path is
+    short enough for sockets. Raises UserError if there is none.
     """
-    short = [place for place in (usual, *others) if _path_bytes(place) <= _LONGEST_PATH_BYTES]
-    usable = next((place for place in short if os.access(place, os.W_OK | os.X_OK)), None)
+    reasons = {place: _unusable(place) for place in (usual, *others)}
+    usable = next((place for place, reason in reasons.items() if reason is None), None)
     if usable is None:
+        each = "; ".join(f"{place} {reason}" for place, reason in reasons.items())
         raise UserError(
-            f"cannot start Ray on this machine: expected a writable folder with a path of at most "
-            f"{_LONGEST_PATH_BYTES - _path_bytes('')} bytes (the path of a socket is limited to 107), got {usual} "
-            f"({len(os.fsencode(usual))} bytes), and {', '.join(others)} are not writable: set TMPDIR to a shorter path"
-        )
-    if (room := free_bytes(usable)) < _LEAST_ROOM_BYTES:
-        raise UserError(
-            f"cannot start Ray on this machine: {usable} has {room >> 20} MiB of free space, expected at least "
-            f"{_LEAST_ROOM_BYTES >> 20} MiB: make room there or set TMPDIR to another folder"
+            f"cannot start Ray on this machine: no folder for its sockets and logs ({each}): set TMPDIR to a writable "
+            f"folder with {_LEAST_ROOM_BYTES >> 20} MiB of free space and a short path"
         )
     return usable
+
+
+def _unusable(place: str) -> str | None:
+    """Why Ray cannot use a folder; None if it can."""
+    if _path_bytes(place) > _LONGEST_PATH_BYTES:
+        return f"has a path of more than {_LONGEST_PATH_BYTES - _path_bytes('')} bytes"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return "is not writable"
+    if (room := free_bytes(place)) < _LEAST_ROOM_BYTES:
+        return f"has {room >> 20} MiB of free space"
+    return None
 
 
 def object_store_bytes(*, memory: int, shared: int, disk: int) -> int | None:
@@ -147,7 +152,7 @@ def _temporary_folder() -> str:
         ) from error
     given = os.environ.get("TMPDIR")
     if given and os.path.abspath(given) != os.path.abspath(usual):
-        reason = "is not writable" if os.path.isdir(given) else "does not exist"
+        reason = "is full or not writable" if os.path.isdir(given) else "does not exist"
         note(f"TMPDIR is {given}, which {reason}; using {usual} for temporary files")
     return usual
 

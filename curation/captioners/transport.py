@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import httpcore2
 import httpx2
 import openai
+
+from clipmill.proxies import proxy_for
 
 _CONNECT_S = 10.0
 _WRITTEN_BYTES = 4096
@@ -145,13 +146,11 @@ def _httpx_errors() -> Iterator[None]:
 
 
 def _proxy(url: str) -> httpcore2.Proxy | None:
-    """The environment's proxy for an address, as other clients find it."""
-    parts = urlsplit(url)
-    proxies = getproxies()
-    address = proxies.get(parts.scheme) or proxies.get("all")
-    if not address or proxy_bypass(parts.hostname or ""):
+    """The environment's proxy for an address."""
+    address = proxy_for(url)
+    if address is None:
         return None
-    proxy = urlsplit(address if "://" in address else f"http://{address}")
+    proxy = urlsplit(address)
     user = (unquote(proxy.username), unquote(proxy.password or "")) if proxy.username else None
     port = f":{proxy.port}" if proxy.port else ""
     return httpcore2.Proxy(f"{proxy.scheme}://{proxy.hostname}{port}", auth=user)

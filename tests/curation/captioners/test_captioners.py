@@ -57,6 +57,12 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+def test_an_endpoint_on_this_machine_is_asked_directly_whatever_the_proxy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with CaptionServer([says("A cat walks.")]) as server:
+        assert one(server).text == "A cat walks."
+
+
 # What is sent
 
 

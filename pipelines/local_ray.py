@@ -27,7 +27,7 @@ _OTHER_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 """Where the folder is created if the path of the temporary folder is too long."""
 _LEAST_ROOM_BYTES = 32 << 20
 """For sockets and logs."""
-_LEAST_OPEN_FILES = 1024
+_OPEN_FILES, _OPEN_FILES_PER_CPU = 96, 4
 
 _STORE_SHARE = 0.3
 """Share of the memory that Ray's object store takes by default."""
@@ -46,7 +46,7 @@ def private_ray(num_cpus: int) -> Iterator[dict[str, Any]]:
     """
     place = ray_folder(usual=_temporary_folder())
     store_bytes = _store_bytes(place)
-    check_open_files()
+    check_open_files(num_cpus)
     _sweep(place)
     try:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))  # mode 0700
@@ -120,14 +120,23 @@ def object_store_bytes(*, memory: int, shared: int, disk: int) -> int | None:
     return max(_LEAST_STORE_BYTES, min(wanted, _MOST_STORE_ON_DISK_BYTES, int(disk * _FILLED / 2)))
 
 
-def check_open_files(least: int = _LEAST_OPEN_FILES) -> None:
-    """Raise UserError if this process may open too few files for Ray, which raises the soft limit to the hard one."""
+def check_open_files(num_cpus: int) -> None:
+    """Raise UserError if a process may open too few files for Ray with so many CPUs.
+
+    Of Ray's processes the raylet has most files open: 55, and 2 for each worker. The soft limit does not matter: Ray
+    raises it to the hard one.
+    """
+    least = _OPEN_FILES + num_cpus * _OPEN_FILES_PER_CPU
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < least:
-        raise UserError(
-            f"cannot start Ray on this machine: a process may open {hard} files, expected at least {least}: raise the "
-            "limit (ulimit -Hn 65536, or docker run --ulimit nofile=65536)"
-        )
+    if hard == resource.RLIM_INFINITY or hard >= least:
+        return
+    with suppress(ValueError, OSError):  # not permitted, unless this is root
+        resource.setrlimit(resource.RLIMIT_NOFILE, (least, least))
+        return
+    raise UserError(
+        f"cannot start Ray on this machine: a process may open {hard} files, expected at least {least} for {num_cpus} "
+        "CPUs: raise the limit (ulimit -Hn 65536, or docker run --ulimit nofile=65536)"
+    )
 
 
 def _store_bytes(place: str) -> int | None:

@@ -86,7 +86,13 @@ class Aesthetic:
 
 def _laion_head(size: str) -> dict[str, Any]:
     """Through aesthetic-predictor, which keeps its heads in a folder of its own and fetches what is not there."""
-    path = Path.home() / ".cache" / "aesthetic_predictor" / _LAION[size]
+    try:
+        path = Path.home() / ".cache" / "aesthetic_predictor" / _LAION[size]
+    except RuntimeError as error:  # a user id without an entry in the password database, as in some containers
+        raise UserError(
+            f"the aesthetic head {size!r} is kept in the home folder, and this user has none: set HOME, or set "
+            "`aesthetic: {head: FILE}` in the --config file, or skip the score: --without aesthetic"
+        ) from error
     if path.exists():
         read_tensors(path)  # refuses what is damaged or holds code, before the package opens it
     from aesthetic_predictor import get_aesthetic_model

@@ -9,8 +9,13 @@ def check_answers(url: str) -> None:
     """Ask for the headers of `url` once, through the environment's proxy if there is one.
 
     Any answer below 500 will do; what is missing or forbidden, the client that fetches says better. Raises OSError:
-    no answer within 5 s (names are looked up and every address of a host is tried in that time), or a server's error.
+    no answer within 5 s (names are looked up and every address of a host is tried in that time), a server's error, or
+    HF_HUB_OFFLINE is set, which stands for a network that is not to be used.
     """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise OSError("HF_HUB_OFFLINE is set")
     outcome: list[BaseException | int] = []
 
     def ask() -> None:

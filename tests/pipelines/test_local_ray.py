@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clipmill.errors import UserError
-from pipelines import local_ray
+from pipelines import cluster, local_ray
 from pipelines.local_ray import check_open_files, object_store_bytes, private_ray, ray_folder
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -73,11 +73,24 @@ def test_no_room_for_the_object_store_is_one_sentence():
 
 
 def test_too_few_open_files_are_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    def refused(*_: object) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "setrlimit", refused)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 256))
-    with pytest.raises(UserError, match="may open 256 files, expected at least 1024"):
-        check_open_files()
+    with pytest.raises(UserError, match="may open 256 files, expected at least 352 for 64 CPUs"):
+        check_open_files(64)
+    check_open_files(8)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (64, resource.RLIM_INFINITY))
-    check_open_files()
+    check_open_files(64)
+
+
+def test_open_files_are_raised_where_that_is_permitted(monkeypatch: pytest.MonkeyPatch):
+    limits = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
+    check_open_files(2)
+    assert limits == [(104, 104)]
 
 
 def test_a_tmpdir_that_is_not_there_is_mentioned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -95,3 +108,21 @@ def test_no_temporary_folder_at_all_is_one_sentence(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(local_ray.tempfile, "gettempdir", none)
     with pytest.raises(UserError, match="set TMPDIR to a folder that is"), private_ray(1):
         pass
+
+
+@pytest.mark.parametrize(("variable", "recreated"), [(None, False), ("0", False), ("1", True)])
+def test_uv_run_does_not_recreate_the_environment_in_workers_unless_asked(
+    monkeypatch: pytest.MonkeyPatch, variable: str | None, recreated: bool
+):
+    from ray._private import ray_constants, worker
+    from ray._private.runtime_env import uv_runtime_env_hook
+
+    monkeypatch.setattr(uv_runtime_env_hook, "_get_uv_run_cmdline", lambda: ["uv", "run", "clipmill"])
+    monkeypatch.setattr(uv_runtime_env_hook, "hook", lambda _: {"py_executable": "uv run", "working_dir": "."})
+    monkeypatch.setattr(ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV", variable != "0")  # as when Ray is imported
+    monkeypatch.delenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", variable)
+    cluster._keep_environment_of_nodes()
+    environment = worker._maybe_modify_runtime_env(None, _skip_env_hook=False)
+    assert (environment is not None and "working_dir" in environment) == recreated

@@ -187,6 +187,15 @@ def test_a_head_that_is_not_there_says_what_where_and_how(tmp_path: Path, monkey
         Aesthetic(AestheticConfig(head="nowhere.pth")).load()
 
 
+def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(UserError, match=r"this user has none: set HOME, or set `aesthetic: \{head: FILE\}`"):
+        Aesthetic().load()
+
+
 def test_a_head_of_another_shape_is_refused(tmp_path: Path):
     torch.save({"weight": torch.zeros(2, 768), "bias": torch.zeros(2)}, tmp_path / "head.pth")
     with pytest.raises(UserError, match=r"not an aesthetic head: expected tensors weight \(1, D\) and bias \(1,\)"):

@@ -22,7 +22,9 @@ def silent() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("status", "answers"), [(200, True), (404, True), (503, False)])
-def test_any_answer_but_a_servers_error_will_do(status: int, answers: bool):
+def test_any_answer_but_a_servers_error_will_do(status: int, answers: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             self.send_response(status)
@@ -40,6 +42,15 @@ def test_any_answer_but_a_servers_error_will_do(status: int, answers: bool):
             with pytest.raises(OSError, match=r"answered with HTTP 503"):
                 check_answers(url)
         server.shutdown()
+
+
+def test_hf_hub_offline_stands_for_no_network_at_all(silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(OSError, match="HF_HUB_OFFLINE is set"):
+        check_answers(silent)
+    with pytest.raises(UserError, match=r"cannot be downloaded \(HF_HUB_OFFLINE is set\)"):
+        Aesthetic().load()
 
 
 @pytest.mark.slow

@@ -41,8 +41,8 @@ app = typer.Typer(
 Inputs = Annotated[
     list[str],
     typer.Argument(
-        help="Files, folders, globs, s3:// or any fsspec URL, or a .txt, .csv or .parquet list with an address "
-        "column (uri, url, path, file or video) and an optional caption column.",
+        help="Files, folders, globs, s3:// or any fsspec URL, or a list (.csv, .tsv, .jsonl, .json, .parquet, .txt) "
+        "with an address column (path, url, file_name, ...), an optional caption column, and metadata.",
         show_default=False,
     ),
 ]

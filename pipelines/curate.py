@@ -133,8 +133,8 @@ def _listed(inputs: Sequence[str], limit: int | None, *, quiet: bool) -> list[So
     if not sources:
         given = ", ".join(map(redacted, inputs)) or "nothing"
         raise UserError(f"no usable input: no videos found in {given}" + (passed_over and f" ({passed_over})"))
-    if passed_over and not quiet:
-        note(passed_over)
+    for said in () if quiet else filter(None, (passed_over, *listing.notes)):
+        note(said)
     return sources
 
 

@@ -61,7 +61,10 @@ def inspect(inputs: Sequence[str], config: CurateConfig | None = None, *, quiet:
     for notice in notices:
         note(notice)
     with Isolated(config.scan.limits) as child:
-        for source in list_sources(inputs):
+        listing = list_sources(inputs)
+        for said in () if quiet else listing.notes:
+            note(said)
+        for source in listing:
             (scanned,) = work([scan_safely(child, source, config)])
             row = dict(scanned.source)
             transitions = row.pop("transitions", None) or []

@@ -16,7 +16,7 @@ from clipmill.pipeline import Stage
 from clipmill.resume import deciding
 from clipmill.shard_folder import FailedClip, ShardRecord, read_index, remove_index, write_index
 from curation.dataset.joined import joined_columns
-from curation.dataset.schemas import SIGNAL_COLUMNS
+from curation.dataset.schemas import SIGNAL_COLUMNS, SOURCES
 from curation.dataset.tables import Dataset
 from curation.scan.isolation import Isolated
 from curation.selection.select import load_selection, selected_clips, selected_ids
@@ -115,7 +115,11 @@ def _selected(data: Dataset, selection: str) -> tuple[pa.Table, list[FailedClip]
     if load_selection(data, selection).empty:
         raise UserError(f"the selection {selection!r} is empty; there is nothing to shard")
     with data.connect() as connection:
-        columns = [name for name in joined_columns(connection) if name not in _NOT_OF_THE_CLIP]
+        columns = [
+            name
+            for name, (view, *_) in joined_columns(connection).items()
+            if name not in _NOT_OF_THE_CLIP and (view != "sources" or name in SOURCES.names)
+        ]
     batches = list(selected_clips(data, selection, columns))
     chosen = selected_ids(data, selection)["clip_id"].to_pylist()
     there = {clip_id for batch in batches for clip_id in batch["clip_id"].to_pylist()}

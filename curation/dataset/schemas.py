@@ -46,6 +46,12 @@ SOURCES = pa.schema(
         column("uri", pa.string(), "where the video was read from"),
         column("size_bytes", pa.int64(), "file size", unit="bytes"),
         column("version", pa.string(), "version of the file at this uri: etag or modification time"),
+        column(
+            "metadata",
+            pa.map_(pa.string(), pa.string()),
+            "what came with the video beside its captions: license, author, id, tags, ... from a list or a sidecar. In "
+            "the joined view, each name is a column",
+        ),
         column("container", pa.string(), "FFmpeg's name of the container format"),
         column("codec", pa.string(), "FFmpeg's name of the video codec"),
         column("pixel_format", pa.string(), "FFmpeg's name of the decoded pixel format"),

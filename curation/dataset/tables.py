@@ -19,6 +19,7 @@ from clipmill.errors import UserError
 from clipmill.formats import DATASET
 from curation.dataset.description import check_config, checked_description, describe
 from curation.dataset.joined import SCORES, joined_query
+from curation.dataset.metadata import add_metadata_columns
 from curation.dataset.schemas import SCHEMAS
 from curation.dataset.sql import open_connection, sentence
 
@@ -153,8 +154,8 @@ class Dataset:
     def connect(self, *, memory: str = "1GiB") -> Iterator[duckdb.DuckDBPyConnection]:
         """A DuckDB connection that sees the committed parts as views, for a `with` block.
 
-        Views: `sources`, `clips`, one `scores_NAME` per added scorer, and `joined`, a row per clip with every
-        column of the three (see `joined_query`). It reads these tables and nothing else (see
+        Views: `sources` with a column per metadata name, `clips`, one `scores_NAME` per added scorer, and `joined`, a
+        row per clip with every column of the three (see `joined_query`). It reads these tables and nothing else (see
         `curation.dataset.sql`); larger queries than `memory` spill to disk. Errors of DuckDB's in the block leave it as
         UserError.
         """
@@ -162,6 +163,7 @@ class Dataset:
         tables = {name.replace("/", "_", 1): self._part_files(name) or _empty(name) for name in names}
         try:
             with open_connection(self.fs, tables, memory=memory) as connection:
+                add_metadata_columns(connection)
                 connection.execute(f"CREATE VIEW joined AS {joined_query(connection)}")
                 yield connection
         except duckdb.Error as error:

@@ -22,7 +22,8 @@ VIDEO_SUFFIXES = (
 )
 """Suffixes that count as video when a folder is listed. Files that are named or listed explicitly can have any name."""
 
-_SIDECAR_SUFFIXES = (".json", ".txt")
+SIDECAR_SUFFIXES = (".json", ".txt")
+"""Of captions beside a video: NAME.json, NAME.info.json, NAME.txt."""
 _LONGEST_SUFFIX = 12
 _MOST_SUFFIXES = 100
 FOLDER_NOT_FILE = "this is a folder, not a file"
@@ -101,7 +102,7 @@ def count_passed_over(counter: Counter[str], names: Collection[str]) -> None:
     for name in names:
         stem, suffix = posixpath.splitext(name)
         suffix = suffix.lower()
-        if not is_video_name(name) and not (suffix in _SIDECAR_SUFFIXES and stem in stems):
+        if not is_video_name(name) and not (suffix in SIDECAR_SUFFIXES and stem.removesuffix(".info") in stems):
             known = suffix[1:].isalnum() and suffix.isascii() and len(suffix) <= _LONGEST_SUFFIX
             label = suffix if known else "other" if suffix else "without suffix"
             counter[label if label in counter or len(counter) < _MOST_SUFFIXES else "other"] += 1

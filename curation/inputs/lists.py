@@ -1,39 +1,48 @@
-"""Read lists of inputs: .txt, .csv and .parquet files with an address and an optional caption per row.
+"""Read lists of inputs: an address per row, optional captions, and further columns as metadata of the source.
 
-Lists are untrusted: rows are read in batches and only the two columns, an invalid row only affects itself, and rows and
-bytes are limited.
+Lists are untrusted: rows are read in batches, a row that cannot be used only affects itself, and rows and bytes are
+limited.
 """
 
-import codecs
+import gzip
 import io
-import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from clipmill.errors import UserError
 from clipmill.storage import read_limited, reason_of, shown
+from curation.inputs.list_cells import MAX_METADATA_CHARS, captions_in, metadata_text
+from curation.inputs.list_tables import read_json, read_json_lines, read_parquet
+from curation.inputs.list_text import SEPARATORS, WESTERN, BadRow, Form, Record, decoded, read_delimited, read_lines
 
-LIST_SUFFIXES = (".txt", ".csv", ".parquet")
-_URI_COLUMNS = ("uri", "url", "path", "file", "video")
-_CAPTION_COLUMNS = ("caption", "text", "title")
+_READERS: Mapping[str, Callable[[bytes, str, Form], Iterator[Record | BadRow]]] = {
+    ".txt": read_lines,
+    ".csv": read_delimited,
+    ".tsv": lambda content, name, form: read_delimited(content, name, form, preferred="\t"),
+    ".tab": lambda content, name, form: read_delimited(content, name, form, preferred="\t"),
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+    ".json": read_json,
+    ".parquet": read_parquet,
+}
+_COMPRESSED = ".gz"
+LIST_SUFFIXES = (*_READERS, *(f"{suffix}{_COMPRESSED}" for suffix in _READERS if suffix != ".parquet"))
+OTHER_TABLES = (".xlsx", ".xls", ".ods", ".numbers", ".feather", ".arrow", ".orc", ".sqlite", ".db", ".pkl", ".pickle")
+"""Suffixes of tables that are not read."""
 MAX_ROWS = 10_000_000
 _MAX_FILE_BYTES = 1 << 30
 _MAX_TEXT_BYTES = 2 << 30
-_MAX_ROW_GROUP_BYTES = 1 << 30
 _MAX_ADDRESS_BYTES = 8192
 _MAX_CAPTION_BYTES = 1 << 20
-_ROWS_AT_ONCE = 1024
 _READ_DEADLINE_S = 600.0
-
-
-_Cells = tuple[bytes | None, bytes | None]
-"""Address and caption as bytes, because they may not be UTF-8."""
+_NAMED_COLUMNS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,25 +50,72 @@ class Row:
     """One row of a list. `address` may contain bytes that are not UTF-8, as in `os.fsdecode`."""
 
     address: str
-    caption: str | None = None
+    captions: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
     problem: str | None = None
     """Why it cannot be used."""
 
 
-def read_rows(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Row]:
-    """The rows that have an address. A .txt has one per line, an optional caption after a tab, and # comments.
+@dataclass(kw_only=True)
+class Reading:
+    """How a list was understood, for a note to the user."""
+
+    name: str
+    form: Form = field(default_factory=Form)
+    rows: int = 0
+    problems: int = 0
+    too_long: Counter[str] = field(default_factory=Counter)
+    """Metadata -> number of values left out because of their length."""
+    metadata: dict[str, None] = field(default_factory=dict)
+
+    def sentence(self) -> str:
+        """What was recognized and kept; empty if there is nothing to say of a plain list."""
+        form, said = self.form, []
+        if form.encoding not in ("utf-8", ""):
+            said.append("read as Western European text (cp1252)" if form.encoding == WESTERN else form.encoding)
+        if form.separator and form.separator != ",":
+            said.append(f"separated by {SEPARATORS[form.separator]}s")
+        if not form.header:
+            said.append("no header")
+        if form.columns is not None and form.names:
+            address, caption = form.columns.address, form.columns.caption
+            said.append(f"addresses from {form.names[address]!r}")
+            said.append(f"captions from {form.names[caption]!r}" if caption is not None else "no caption column")
+        if self.metadata:
+            said.append(f"kept as metadata: {_enumerated(list(self.metadata))}")
+        left_out = [f"{column!r} ({why})" for column, why in form.left_out.items()]
+        left_out += [f"{count:,} values of {column!r} (too long)" for column, count in self.too_long.items()]
+        if left_out:
+            said.append(f"not kept: {_enumerated(left_out)}")
+        if self.problems:
+            said.append(f"{self.problems:,} of {self.rows:,} rows cannot be used")
+        return f"{self.name}: {'; '.join(said)}" if said else ""
+
+
+def is_list_name(path: str) -> bool:
+    """Whether a path or a URL's path ends like a list."""
+    return path.lower().endswith(LIST_SUFFIXES)
+
+
+def read_rows(fs: fsspec.AbstractFileSystem, path: str, reading: Reading | None = None) -> Iterator[Row]:
+    """The rows that are not blank; `reading` tells how they were understood.
 
     Raises UserError for a list that is missing, unreadable, without an address column, or beyond the limits.
     """
-    name, rows, size_bytes = shown(fs, path), 0, 0
+    reading = reading or Reading(name=shown(fs, path))
+    size_bytes, name = 0, reading.name
     try:
         content = read_limited(fs, path, max_bytes=_MAX_FILE_BYTES, deadline_s=_READ_DEADLINE_S)
-        for cells in _cells(path.lower(), content, name):
-            row = cells if isinstance(cells, Row) else _row(*cells)
+        suffix, content = _uncompressed(
+            path.partition("?")[0].lower() if "://" in path else path.lower(), content, name
+        )
+        for record in _READERS[suffix](content, name, reading.form):
+            row = _row(record, reading)
             if row is None:
                 continue
-            rows, size_bytes = rows + 1, size_bytes + len(row.address) + len(row.caption or "")
-            if rows > MAX_ROWS or size_bytes > _MAX_TEXT_BYTES:
+            size_bytes += len(row.address) + sum(map(len, row.captions)) + sum(map(len, row.metadata.values()))
+            reading.rows, reading.problems = reading.rows + 1, reading.problems + (row.problem is not None)
+            if reading.rows > MAX_ROWS or size_bytes > _MAX_TEXT_BYTES:
                 bounds = f"{MAX_ROWS:,} rows or {_MAX_TEXT_BYTES >> 30} GiB of text"
                 raise UserError(f"the list {name!r} has more than {bounds}; split it")
             yield row
@@ -67,125 +123,76 @@ def read_rows(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Row]:
         raise UserError(f"the list {name!r} does not exist") from error
     except UserError:
         raise
-    except (pa.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError, RecursionError, zlib.error, EOFError) as error:
         raise UserError(f"the list {name!r} cannot be read: {reason_of(error)}") from error
 
 
-def _row(address: bytes | None, caption: bytes | None) -> Row | None:
-    text = (address or b"").decode("utf-8", "surrogateescape").strip()
+def _uncompressed(path: str, content: bytes, name: str) -> tuple[str, bytes]:
+    """The suffix of the list itself, and its content."""
+    if path.endswith(_COMPRESSED):
+        path = path.removesuffix(_COMPRESSED)
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            content = file.read(_MAX_FILE_BYTES + 1)
+        if len(content) > _MAX_FILE_BYTES:
+            raise UserError(f"the list {name!r} is larger than {_MAX_FILE_BYTES:,} bytes when decompressed; split it")
+    return next(suffix for suffix in _READERS if path.endswith(suffix)), content
+
+
+def _row(record: Record | BadRow, reading: Reading) -> Row | None:
+    """The row of a record; None for a blank one."""
+    place = f"{reading.name}#row-{record.line}"
+    if isinstance(record, BadRow):
+        return Row(address=place, problem=record.problem)
+    columns, cells = record.columns, record.cells
+    address = metadata_text(cells[columns.address]) if not isinstance(cells[columns.address], str) else None
+    text = (address or str(cells[columns.address] or "")).strip()
     if not text:
-        return None
+        blank = all(cell is None or cell == "" for cell in cells)
+        return None if blank else Row(address=place, problem="a row without an address")
     if len(text) > _MAX_ADDRESS_BYTES:
         return Row(address=f"{text[:100]}...", problem=f"an address of {len(text):,} characters")
-    if caption and len(caption) > _MAX_CAPTION_BYTES:
-        return Row(address=text, problem=f"a caption of {len(caption):,} bytes")
     try:
-        return Row(address=text, caption=(caption or b"").decode().strip() or None)
-    except UnicodeDecodeError as error:
-        return Row(address=text, problem=f"its caption is not UTF-8 ({error.reason} at byte {error.start}) in the list")
+        captions = () if columns.caption is None else _captions(cells[columns.caption], reading.form.encoding)
+        metadata = _metadata(record, reading)
+    except UserError as error:
+        return Row(address=text, problem=str(error))
+    return Row(address=text, captions=captions, metadata=metadata)
 
 
-def _cells(name: str, content: bytes, shown_name: str) -> Iterator[_Cells | Row]:
-    if name.endswith(".txt"):
-        yield from _lines(content)
-    elif name.endswith(".csv"):
-        yield from _csv_cells(content, shown_name)
-    else:
-        yield from _parquet_cells(content, shown_name)
+def _captions(cell: Any, encoding: str) -> tuple[str, ...]:
+    captions = []
+    for caption in captions_in(cell):
+        if len(caption) > _MAX_CAPTION_BYTES:
+            raise UserError(f"a caption of {len(caption):,} characters")
+        try:
+            captions.append(decoded(caption, encoding))
+        except UserError as error:
+            raise UserError(f"its caption cannot be read: {error}") from error
+    return tuple(captions)
 
 
-def _lines(content: bytes) -> Iterator[_Cells]:
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        content = content.decode("utf-16").encode()
-    for line in io.BytesIO(content.removeprefix(codecs.BOM_UTF8)):
-        if not line.startswith(b"#"):
-            address, _, caption = line.partition(b"\t")
-            yield address, caption
+def _metadata(record: Record, reading: Reading) -> dict[str, str]:
+    """Values by name. One that is too long, or in an unknown encoding, is left out and counted."""
+    metadata = {}
+    for i, name in record.columns.metadata.items():
+        text = metadata_text(record.cells[i])
+        if text is None:
+            continue
+        try:
+            text = decoded(text, reading.form.encoding)
+        except UserError:
+            reading.form.left_out[name] = "in some rows not UTF-8"
+            continue
+        if len(text) > MAX_METADATA_CHARS:
+            reading.too_long[name] += 1
+            continue
+        metadata[name] = sys.intern(text)  # a license is that of many rows
+        reading.metadata.setdefault(name)
+    for name in record.columns.left_out:
+        reading.form.left_out[name] = "too many columns"
+    return metadata
 
 
-def _csv_cells(content: bytes, name: str) -> Iterator[_Cells | Row]:
-    content, encoding = _as_utf8(content.removeprefix(codecs.BOM_UTF8))
-    malformed: list[Row] = []
-
-    def skip(row: Any) -> str:
-        problem = f"a row of {row.actual_columns} columns, expected {row.expected_columns}"
-        malformed.append(Row(address=f"{name}#malformed-{next(numbers)}", problem=problem))
-        return "skip"
-
-    numbers = itertools.count(1)
-    read = pa.csv.ReadOptions(use_threads=False)
-    parse = pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip)
-    header = pa.csv.open_csv(io.BytesIO(content), read_options=read, parse_options=parse).schema.names
-    columns, numbers = _columns(header, name), itertools.count(1)
-    convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.binary()), include_columns=columns)
-    malformed.clear()
-    batches = pa.csv.open_csv(io.BytesIO(content), read_options=read, parse_options=parse, convert_options=convert)
-    for batch in batches:
-        yield from ((_original(address, encoding), _original(caption, encoding)) for address, caption in _pairs(batch))
-        yield from malformed
-        malformed.clear()
-
-
-def _as_utf8(content: bytes) -> tuple[bytes, str]:
-    """Content for pyarrow's CSV parser: if it is not UTF-8, each byte becomes one character."""
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        return content.decode("latin-1").encode(), "latin-1"
-    return content, "utf-8"
-
-
-def _original(cell: bytes | None, encoding: str) -> bytes | None:
-    return cell if cell is None or encoding == "utf-8" else cell.decode().encode(encoding)
-
-
-def _parquet_cells(content: bytes, name: str) -> Iterator[_Cells]:
-    buffer = pa.BufferReader(content)
-    parquet = pq.ParquetFile(buffer)
-    columns = _columns(parquet.schema_arrow.names, name)
-    for i in range(parquet.metadata.num_row_groups):
-        group = parquet.metadata.row_group(i)
-        chunks = [group.column(j) for j in range(group.num_columns)]
-        size_bytes = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema in columns)
-        if size_bytes > _MAX_ROW_GROUP_BYTES:
-            raise UserError(
-                f"the list {name!r} has a row group of {size_bytes:,} bytes; rewrite it with smaller row groups"
-            )
-    texts = [c for c in columns if _is_text(parquet.schema_arrow.field(c).type)]
-    file = pq.ParquetFile(buffer, read_dictionary=texts)  # a text that repeats is decoded once
-    for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns, use_threads=False):
-        yield from _pairs(batch.select(columns))
-
-
-def _columns(names: list[str], name: str) -> list[str]:
-    """The address column, and the caption column if there is one."""
-    uri = next((known for known in _URI_COLUMNS if known in names), None)
-    if uri is None:
-        raise UserError(
-            f"the list {name!r} has columns {names[:50]}; expected an address column named one of {list(_URI_COLUMNS)}"
-        )
-    caption = next((known for known in _CAPTION_COLUMNS if known in names), None)
-    return [uri, caption] if caption else [uri]
-
-
-def _pairs(batch: pa.RecordBatch) -> Iterator[_Cells]:
-    addresses = _values(batch.column(0))
-    captions = _values(batch.column(1)) if batch.num_columns > 1 else [None] * batch.num_rows
-    yield from zip(addresses, captions, strict=True)
-
-
-def _values(column: pa.Array) -> list[bytes | None]:
-    """Texts as bytes, because they may not be UTF-8; other values as Python prints them."""
-    if pa.types.is_dictionary(column.type):
-        values = _values(column.dictionary)
-        return [None if i is None else values[i] for i in column.indices.to_pylist()]
-    if _is_text(column.type):
-        return list(column.cast(pa.large_binary()).to_pylist())
-    return [None if value is None else str(value).encode() for value in column.to_pylist()]
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return any(
-        check(kind)
-        for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    )
+def _enumerated(names: list[str]) -> str:
+    more = len(names) - _NAMED_COLUMNS
+    return ", ".join(names[:_NAMED_COLUMNS]) + (f" and {more} more" if more > 0 else "")

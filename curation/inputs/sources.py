@@ -1,4 +1,4 @@
-"""List inputs: files, folders, globs, any fsspec URL, or a .txt/.csv/.parquet list with an optional caption column.
+"""List inputs: files, folders, globs, any fsspec URL, or lists with captions and metadata.
 
 Errors of inputs from lists or folders are values on their `Source`, not exceptions. Every request to a store has a
 deadline, and unresponsive hosts are skipped after a few attempts.
@@ -7,10 +7,12 @@ deadline, and unresponsive hosts are skipped after a few attempts.
 import difflib
 import os
 import posixpath
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 from urllib.parse import urljoin
@@ -19,9 +21,10 @@ import fsspec
 
 from clipmill.addresses import redacted, without_credentials
 from clipmill.errors import SourceError, UserError, raise_if_stopped
-from clipmill.storage import address, call, explained, filesystem, is_local, reason_of, within
+from clipmill.storage import address, call, explained, filesystem, is_local, reason_of, shown, within
 from curation.inputs.folders import (
     FOLDER_NOT_FILE,
+    SIDECAR_SUFFIXES,
     VIDEO_SUFFIXES,
     Walk,
     count_passed_over,
@@ -30,7 +33,8 @@ from curation.inputs.folders import (
     walk_folder,
     without_videos,
 )
-from curation.inputs.lists import LIST_SUFFIXES, Row, read_rows
+from curation.inputs.list_text import WESTERN
+from curation.inputs.lists import LIST_SUFFIXES, OTHER_TABLES, Reading, Row, is_list_name, read_rows
 from curation.inputs.stats import Candidate, Patience, Source, locate, open_source, stat_candidate, stat_source
 
 __all__ = ["LIST_SUFFIXES", "VIDEO_SUFFIXES", "Listing", "Source", "list_sources", "open_source", "stat_source"]
@@ -43,6 +47,7 @@ _CAPTIONS_AT_MOST = 100
 _STATS_IN_FLIGHT = 32
 _LISTING_DEADLINE_S = 3600.0
 _NAMED_AT_MOST = 5
+_WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,8 @@ class Listing:
     sources: tuple[Source, ...]
     passed_over: Mapping[str, int]
     """Number of skipped files in folders: by suffix, or "hidden", "without suffix", "other", "repeated folders"."""
+    notes: tuple[str, ...] = ()
+    """How each list was understood, and what was not kept."""
 
     def __iter__(self) -> Iterator[Source]:
         return iter(self.sources)
@@ -67,83 +74,155 @@ class Listing:
 
 
 def list_sources(inputs: Sequence[str]) -> Listing:
-    """Every input once, in the order given, with all its captions; folders and globs sorted by name.
+    """Every input once, in the order given, with all its captions and metadata; folders and globs sorted by name.
 
-    Raises UserError for an input that does not exist (except rows of a list), a list without an address column, an
-    unknown protocol, or a folder or list that cannot be read.
+    Of several values for the same metadata of a source, the first is kept. Raises UserError for an input that does not
+    exist (except rows of a list), a list without an address column, an unknown protocol, or a folder or list that
+    cannot be read.
     """
-    passed_over: Counter[str] = Counter()
+    walked = _Walked()
     sources_by_uri: dict[str, Source] = {}
     captions: dict[str, dict[str, None]] = {}
+    metadata: dict[str, dict[str, str]] = {}
     missing = []
-    for candidate, source in _stat_all(_expand(inputs, passed_over)):
+    for candidate, source in _stat_all(_expand(_without_sidecars(inputs, walked), walked)):
         if candidate.explicit and source.error is not None and source.error.kind == "missing":
             missing.append(_not_there(source.uri, source.error, local=is_local(candidate.fs)))
         sources_by_uri.setdefault(source.uri, source)
         texts = captions.setdefault(source.uri, {})
-        texts.update(dict.fromkeys(islice(source.captions, max(0, _CAPTIONS_AT_MOST - len(texts)))))
+        for text in source.captions:
+            if len(texts) < _CAPTIONS_AT_MOST:
+                texts[text] = None
+            else:
+                walked.captions_dropped += text not in texts
+        values = metadata.setdefault(source.uri, {})
+        for name, value in source.metadata.items():
+            walked.other_values[name] += values.setdefault(name, value) != value
     if missing:
         more = f"\nand {len(missing) - _NAMED_AT_MOST} more" if len(missing) > _NAMED_AT_MOST else ""
         raise UserError("\n".join(missing[:_NAMED_AT_MOST]) + more)
-    sources = tuple(replace(source, captions=tuple(captions[uri])) for uri, source in sources_by_uri.items())
-    return Listing(sources=sources, passed_over=dict(passed_over))
+    sources = tuple(
+        replace(source, captions=tuple(captions[uri]), metadata=metadata[uri]) for uri, source in sources_by_uri.items()
+    )
+    return Listing(sources=sources, passed_over=dict(walked.passed_over), notes=walked.notes())
 
 
-def _expand(inputs: Iterable[str], passed_over: Counter[str]) -> Iterator[Candidate]:
+@dataclass(kw_only=True)
+class _Walked:
+    """What is said of the inputs beside their sources."""
+
+    passed_over: Counter[str] = field(default_factory=Counter)
+    readings: list[Reading] = field(default_factory=list)
+    captions_dropped: int = 0
+    other_values: Counter[str] = field(default_factory=Counter)
+    """Metadata -> rows with another value than an earlier row of the same source."""
+
+    def notes(self) -> tuple[str, ...]:
+        notes = [reading.sentence() for reading in self.readings]
+        if self.captions_dropped:
+            notes.append(
+                f"{self.captions_dropped:,} captions beyond {_CAPTIONS_AT_MOST} of the same source were dropped"
+            )
+        repeated = [f"{name} ({rows:,} rows)" for name, rows in self.other_values.items() if rows]
+        if repeated:
+            notes.append(
+                f"metadata that differs between rows of the same source, the first is kept: {', '.join(repeated)}"
+            )
+        return tuple(filter(None, notes))
+
+
+def _without_sidecars(inputs: Sequence[str], walked: _Walked) -> Iterator[str]:
+    """The inputs without the files that lie beside a video among them, as a shell expands `folder/*`.
+
+    Captions (.txt, .json) are read with the video; other files (thumbnails, subtitles) are counted as skipped.
+    """
+    stems = {posixpath.splitext(given)[0] for given in inputs if is_video_name(given)}
+    for given in inputs:
+        dots = [i for i, c in enumerate(given) if c == "." and i > given.rfind("/") + 1]
+        beside = not is_video_name(given) and any(given[:i] in stems for i in dots)
+        if not beside or (is_list_name(given) and not given.endswith(SIDECAR_SUFFIXES)):
+            yield given
+        elif not given.endswith(SIDECAR_SUFFIXES):
+            count_passed_over(walked.passed_over, [posixpath.basename(given)])
+
+
+def _expand(inputs: Iterable[str], walked: _Walked) -> Iterator[Candidate]:
     for given in inputs:
         fs, path = locate(given)
         with explained("read", fs, path):
-            yield from _expand_local(fs, path, passed_over) if is_local(fs) else _expand_url(fs, path, passed_over)
+            yield from _expand_local(fs, path, walked) if is_local(fs) else _expand_url(fs, path, walked)
 
 
-def _expand_local(fs: fsspec.AbstractFileSystem, path: str, passed_over: Counter[str]) -> Iterator[Candidate]:
+def _expand_local(fs: fsspec.AbstractFileSystem, path: str, walked: _Walked) -> Iterator[Candidate]:
     if "\0" in path:
         raise UserError(f"{path!r} is not a valid path: it contains a null character")
     walk = Walk()
     if os.path.isdir(path):
         walk = walk_folder(path)
         yield from (Candidate(fs, video, root=path) for video in walk.videos)
-    elif path.lower().endswith(LIST_SUFFIXES):
-        yield from _listed(fs, path)
-    elif os.path.lexists(path) or not any(c in path for c in "*?["):
+    elif os.path.lexists(path) or not _is_pattern(path):
+        if is_list_name(path):
+            yield from _listed(fs, path, walked)
+            return
+        _refuse_table(path)
         yield Candidate(fs, path, explicit=True)
     else:
-        yield from _expand_pattern(fs, path, walk)
-    passed_over.update(walk.passed_over)
+        yield from _expand_pattern(fs, path, walk, walked)
+    walked.passed_over.update(walk.passed_over)
     yield from (Candidate(fs, problem, error=error) for problem, error in sorted(walk.problems.items()))
 
 
-def _expand_pattern(fs: fsspec.AbstractFileSystem, pattern: str, walk: Walk) -> Iterator[Candidate]:
+def _expand_pattern(fs: fsspec.AbstractFileSystem, pattern: str, walk: Walk, walked: _Walked) -> Iterator[Candidate]:
     paths = expand_pattern(pattern, walk)
     if not paths and not walk.problems:
         raise UserError(f"no file matches {pattern}")
     fixed = pattern[: min(pattern.index(c) for c in "*?[" if c in pattern)]
     root = posixpath.dirname(fixed)
     for path in paths:
-        if not os.path.isdir(path):
+        if is_list_name(path) and not os.path.isdir(path):
+            yield from _listed(fs, path, walked)
+        elif not os.path.isdir(path):
             yield Candidate(fs, path, root=root)
-            continue
-        below = walk_folder(path)
-        yield from (Candidate(fs, video, root=root) for video in below.videos)
-        walk.passed_over.update(below.passed_over)
-        walk.problems |= below.problems
+        else:
+            below = walk_folder(path)
+            yield from (Candidate(fs, video, root=root) for video in below.videos)
+            walk.passed_over.update(below.passed_over)
+            walk.problems |= below.problems
 
 
-def _expand_url(fs: fsspec.AbstractFileSystem, path: str, passed_over: Counter[str]) -> Iterator[Candidate]:
+def _expand_url(fs: fsspec.AbstractFileSystem, path: str, walked: _Walked) -> Iterator[Candidate]:
     """A web address is a single file: listing a folder over HTTP would download the whole page."""
     web = address(fs, path).startswith(("http://", "https://"))
-    if path.partition("?")[0].lower().endswith(LIST_SUFFIXES):
-        yield from _listed(fs, path)
-    elif not web and _ask(fs, "isdir", path):
-        yield from _list_folder(fs, path, passed_over)
-    elif not web and any(c in path for c in "*?[") and not _ask(fs, "exists", path):
+    if not web and _is_pattern(path) and not _ask(fs, "exists", path):
         paths = sorted(_ask(fs, "glob", path))
         if not paths:
             raise UserError(f"no file matches {without_credentials(address(fs, path))}")
         for match in paths:
-            yield from _list_folder(fs, match, passed_over) if _ask(fs, "isdir", match) else [Candidate(fs, match)]
+            if is_list_name(match):
+                yield from _listed(fs, match, walked)
+            else:
+                folder = _ask(fs, "isdir", match)
+                yield from _list_folder(fs, match, walked.passed_over) if folder else [Candidate(fs, match)]
+    elif is_list_name(path.partition("?")[0]):
+        yield from _listed(fs, path, walked)
+    elif not web and _ask(fs, "isdir", path):
+        yield from _list_folder(fs, path, walked.passed_over)
     else:
+        _refuse_table(path.partition("?")[0])
         yield Candidate(fs, path, explicit=True)
+
+
+def _is_pattern(path: str) -> bool:
+    return any(c in path for c in "*?[")
+
+
+def _refuse_table(path: str) -> None:
+    """Raise UserError for a table that cannot be read, which would otherwise be a video of an unknown format."""
+    if path.lower().endswith(OTHER_TABLES):
+        raise UserError(
+            f"{without_credentials(path)}: lists in this format are not read; export it as CSV (UTF-8), JSON lines or "
+            "Parquet"
+        )
 
 
 def _ask(fs: fsspec.AbstractFileSystem, method: str, path: str, **options: Any) -> Any:
@@ -173,8 +252,10 @@ def _list_folder(fs: fsspec.AbstractFileSystem, folder: str, passed_over: Counte
         yield Candidate(fs, path, error=SourceError("unreadable", FOLDER_NOT_FILE))
 
 
-def _listed(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Candidate]:
-    for row in read_rows(fs, path):
+def _listed(fs: fsspec.AbstractFileSystem, path: str, walked: _Walked) -> Iterator[Candidate]:
+    reading = Reading(name=shown(fs, path))
+    walked.readings.append(reading)
+    for row in read_rows(fs, path, reading):
         try:
             yield _row_candidate(fs, path, row)
         except Exception as error:  # whatever one row is, the others are listed
@@ -184,25 +265,45 @@ def _listed(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[Candidate]:
 
 
 def _row_candidate(fs: fsspec.AbstractFileSystem, path: str, row: Row) -> Candidate:
-    given, captions = row.address, (row.caption,) if row.caption else ()
+    given = row.address
     if row.problem:
         return _unlisted(fs, given, row.problem)
     protocol, separator, rest = given.partition("://")
     if not separator:
-        return Candidate(*_relative(fs, path, given), captions, root="" if posixpath.isabs(given) else _folder(path))
+        if _WINDOWS_DRIVE.match(given):
+            return _unlisted(
+                fs, given, "a path of Windows; expected a path on this machine, or one relative to the list"
+            )
+        root = "" if _is_absolute(given) else _folder(path)
+        return Candidate(*_relative(fs, path, given), row.captions, root=root, metadata=row.metadata)
     if protocol.lower() not in _LISTED_PROTOCOLS or "::" in rest:
         allowed = ", ".join(sorted(_LISTED_PROTOCOLS))
         return _unlisted(fs, given, f"expected a path or a plain address ({allowed}) in a list")
-    return Candidate(*locate(given), captions)
+    return Candidate(*locate(given), row.captions, metadata=row.metadata)
 
 
 def _relative(fs: fsspec.AbstractFileSystem, path: str, given: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """A row without a protocol: an absolute path, or one relative to the list's folder."""
-    if posixpath.isabs(given):
+    if _is_absolute(given):
         return filesystem(given)
     if path.startswith(("http://", "https://")):
         return fs, urljoin(path, given)
-    return fs, posixpath.normpath(posixpath.join(_folder(path), given))
+    return fs, next(_written_as(fs, posixpath.normpath(posixpath.join(_folder(path), given))))
+
+
+def _written_as(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[str]:
+    """The path of a local file, which another system may have written with backslashes or in another encoding."""
+    if is_local(fs) and ("\\" in path or not path.isascii()):
+        other = path.replace("\\", "/")
+        western = os.fsencode(other).decode(WESTERN, "replace")
+        for candidate in (path, other, western, *(unicodedata.normalize(form, other) for form in ("NFC", "NFD"))):
+            if "\0" not in candidate and os.path.lexists(candidate):
+                yield candidate
+    yield path
+
+
+def _is_absolute(given: str) -> bool:
+    return posixpath.isabs(given) or given.startswith("~/")
 
 
 def _folder(path: str) -> str:

@@ -6,6 +6,7 @@ import posixpath
 import stat
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, BinaryIO
@@ -31,7 +32,7 @@ _HOST_TRIES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One input. `error` is set if it cannot be used; `captions` are those listed with it."""
+    """One input. `error` is set if it cannot be used; `captions` and `metadata` are those listed with it."""
 
     uri: str
     """A plain absolute path, or a URL without its credentials. A local name that is not UTF-8 is a file:// URL."""
@@ -39,6 +40,7 @@ class Source:
     version: str = ""
     """Version of the file at this address: etag, or modification time in nanoseconds."""
     captions: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
     error: SourceError | None = None
     signed: str = field(default="", repr=False)
     """The address with credentials, if it has any: used to open it in this run, never stored or shown."""
@@ -71,6 +73,7 @@ class Candidate:
     """Named on the command line."""
     error: SourceError | None = None
     """Why it cannot be used; no request is sent."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 class Patience:
@@ -117,7 +120,13 @@ def open_source(location: str) -> BinaryIO:
 def stat_candidate(candidate: Candidate, patience: Patience) -> Source:
     """Size and version of one candidate. Errors are set on the Source."""
     fs, path, uri = candidate.fs, candidate.path, _uri(candidate)
-    source = Source(uri=uri, captions=candidate.captions, error=candidate.error, root=candidate.root)
+    source = Source(
+        uri=uri,
+        captions=candidate.captions,
+        metadata=candidate.metadata,
+        error=candidate.error,
+        root=candidate.root,
+    )
     if candidate.error is not None:
         return source
     if not is_local(fs) and (full := address(fs, path)) != uri:

@@ -96,14 +96,17 @@ def scan(source: Source, config: ScanConfig | None = None) -> Scan:
 
 def rejected(source: Source, error: SourceError) -> Scan:
     """The scan of a rejected source: one row with the reason."""
-    return rejected_row(identity(source), error)
+    return Scan(source=identity(source) | _verdict(error))
 
 
 def rejected_row(row: Mapping[str, Any], error: SourceError) -> Scan:
     """The same for a source that already has a row: only the identifying columns are kept."""
     identity_columns = {name: row.get(name) for name in ("source_id", "uri", "size_bytes", "version")}
-    verdict = {"status": "rejected", "error_kind": error.kind, "error": redacted(error.message), "clips": 0}
-    return Scan(source=identity_columns | verdict)
+    return Scan(source=identity_columns | _verdict(error))
+
+
+def _verdict(error: SourceError) -> dict[str, Any]:
+    return {"status": "rejected", "error_kind": error.kind, "error": redacted(error.message), "clips": 0}
 
 
 def fits_mp4(video: Video) -> bool:

@@ -18,6 +18,7 @@ def identity(source: Source) -> dict[str, Any]:
         "uri": source.uri,
         "size_bytes": source.size_bytes,
         "version": source.version,
+        "metadata": dict(source.metadata),
         "error_kind": None,
         "error": None,
     }

@@ -13,6 +13,7 @@ from PIL import Image
 
 from clipmill.errors import SourceError
 from curation.dataset.schemas import CLIPS, SOURCES
+from curation.inputs.list_cells import MAX_METADATA_NAMES
 from curation.inputs.sources import Source
 from curation.scan.one_pass import Scan
 from curation.scan.rows import identity
@@ -27,7 +28,10 @@ def check_scan(scanned: Scan, source: Source) -> None:
     expected = identity(source)
     try:
         _check(scanned.source.get("status") == "ok", "status")
+        listed = expected.pop("metadata")
         _check(all(scanned.source.get(name) == value for name, value in expected.items()), "source_id")
+        _check(listed.items() <= scanned.source["metadata"].items(), "metadata")
+        _check(len(scanned.source["metadata"]) <= len(listed) + MAX_METADATA_NAMES, "metadata")
         _check_row(scanned.source, SOURCES)
         _check(len(scanned.clips) == len(scanned.thumbnails), "thumbnails")
         for clip, thumbnails in zip(scanned.clips, scanned.thumbnails, strict=True):
@@ -49,12 +53,8 @@ def fits(value: Any, kind: pa.DataType) -> bool:
     """Whether a plain value has an Arrow type, without conversion; null matches every type."""
     if value is None:
         return True
-    if pa.types.is_list(kind):
-        return isinstance(value, list | tuple) and all(fits(item, kind.value_type) for item in value)
-    if pa.types.is_struct(kind):
-        types = {field.name: field.type for field in kind}
-        known = isinstance(value, dict) and value.keys() <= types.keys()
-        return known and all(fits(item, types[name]) for name, item in value.items())
+    if pa.types.is_nested(kind):
+        return _fits_nested(value, kind)
     if isinstance(value, bool):
         return bool(pa.types.is_boolean(kind))
     if isinstance(value, int):
@@ -64,6 +64,19 @@ def fits(value: Any, kind: pa.DataType) -> bool:
     return (isinstance(value, float) and pa.types.is_floating(kind)) or (
         isinstance(value, str) and pa.types.is_string(kind)
     )
+
+
+def _fits_nested(value: Any, kind: pa.DataType) -> bool:
+    if pa.types.is_map(kind):
+        pairs = list(value.items()) if isinstance(value, dict) else [(None, None)]
+        return all(key is not None and fits(key, kind.key_type) and fits(item, kind.item_type) for key, item in pairs)
+    if pa.types.is_list(kind):
+        return isinstance(value, list | tuple) and all(fits(item, kind.value_type) for item in value)
+    if pa.types.is_struct(kind):
+        types = {field.name: field.type for field in kind}
+        known = isinstance(value, dict) and value.keys() <= types.keys()
+        return known and all(fits(item, types[name]) for name, item in value.items())
+    return False
 
 
 def _is_thumbnail(jpeg: bytes) -> bool:

@@ -92,6 +92,7 @@ def plan_shards(
     table = clips if isinstance(clips, pa.Table) else pa.Table.from_pylist([dict(clip) for clip in clips])
     if not table.num_rows:
         return []
+    table = _with_all_names(table)
     ids, sources = table["clip_id"].to_pylist(), table["source_id"].to_pylist()
     if len(set(ids)) < len(ids):
         raise UserError("duplicate clip_id in the rows to shard: check the tables in scores/ for repeated clip_ids")
@@ -160,6 +161,16 @@ def check_shard(plan: ShardPlan, folder_url: str, *, read: bool = True) -> Shard
         return ShardCheck(record=None, problem="not written yet")
     problem = _problem(folder_url, plan, record, read=read)
     return ShardCheck(record=None if problem else record, problem=problem)
+
+
+def _with_all_names(table: pa.Table) -> pa.Table:
+    """The rows with the same metadata names in each, null where a source has none of a name."""
+    if "metadata" not in table.column_names:
+        return table
+    values = [dict(row or {}) for row in table["metadata"].to_pylist()]
+    names = sorted({name for row in values for name in row})
+    column = pa.array([[(name, row.get(name)) for name in names] for row in values], SOURCES.field("metadata").type)
+    return table.set_column(table.column_names.index("metadata"), "metadata", column)
 
 
 def _spread(ids: list[str], sources: list[str], rank: Mapping[str, int], seed: int) -> list[int]:
@@ -255,6 +266,7 @@ def _sample(row: ClipRow, extracted: ExtractedClip, selection: str) -> dict[str,
         "shape": extracted.shape
         | {key: row[key] for key in ("frames", "fps", "variable_fps") if extracted.suffix == "mp4"},
         "captions": captions,
+        "metadata": dict(row.get("metadata") or []),
         "conditioning": {"fps_id": row["fps_id"], "motion_bucket": row["motion_bucket"]},
         "scores": {key: value for key, value in row.items() if _is_score(key, value)},
         "provenance": {

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from clipmill.errors import SourceError, UserError
 from clipmill.shard_folder import FailedClip, write_index
+from curation.dataset.schemas import SOURCES
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import ScanConfig, scan
 from curation.shards.extract import ExtractionConfig
@@ -31,6 +32,7 @@ from tests.media import panning, write_video
 
 OPTIONS = {"preset": "veryfast", "crf": "20", "g": "12", "sc_threshold": "0"}
 CONFIG = ShardConfig(clips_per_shard=4)
+METADATA = SOURCES.field("metadata")
 
 
 def row(source: str, clip: int) -> dict[str, Any]:
@@ -101,6 +103,21 @@ def test_every_clip_is_in_one_shard_and_sources_are_spread_evenly(sizes: list[in
 def test_no_shard_holds_one_source_only_where_there_are_many() -> None:
     plans = plan_shards(rows_of({f"s{i}": 50 for i in range(6)}), kind="clips", config=CONFIG)
     assert all(len(set(plan.clips["source_id"].to_pylist())) > 1 for plan in plans)
+
+
+def test_metadata_has_the_same_names_in_every_sample() -> None:
+    metadata = [{"license": "CC0"}, None, {"author": "Zoë"}]
+    rows = [row("a", i) | {"metadata": values} for i, values in enumerate(metadata)]
+    table = pa.Table.from_pylist(rows, pa.schema([*((n, pa.string()) for n in rows[0] if n != "metadata"), METADATA]))
+    (plan,) = plan_shards(table, kind="clips")
+    given = {r["clip_id"]: dict(r["metadata"]) for r in plan.clips.to_pylist()}
+    assert given == {
+        "a-0-1": {"author": None, "license": "CC0"},
+        "a-1-2": {"author": None, "license": None},
+        "a-2-3": {"author": "Zoë", "license": None},
+    }
+    (without,) = plan_shards(rows_of({"a": 2}), kind="clips")
+    assert "metadata" not in without.clips.column_names
 
 
 def test_a_clip_that_comes_twice_is_refused() -> None:

@@ -27,10 +27,13 @@ MAX_PIXELS = 8192 * 4352
 MAX_STREAMS = 32
 """Streams in a container: video, audio, subtitles and attachments together."""
 
-UNSPECIFIED, BT709, BT601 = 2, 1, 5
+UNSPECIFIED, BT709, BT601, BT2020 = 2, 1, 5, 9
 """AVColorSpace."""
 LIMITED, FULL = 1, 2
 """AVColorRange."""
+PQ, HLG = 16, 18
+"""AVColorTransferCharacteristic of SMPTE ST 2084 and ARIB STD-B67."""
+HDR_TRANSFERS = (PQ, HLG)
 _HD_LINES = 720
 
 
@@ -88,10 +91,12 @@ def orientation_of(frame: Any) -> Orientation:
 
 
 def color_of(frame: Any, short_side_px: int) -> tuple[int, int]:
-    """AVColorSpace and AVColorRange of an `av.VideoFrame` of YUV. Where the stream is silent: BT.709 from 720 lines on,
-    BT.601 below, limited range."""
+    """AVColorSpace and AVColorRange of an `av.VideoFrame` of YUV. Where the stream is silent: BT.2020 for HDR, else
+    BT.709 from 720 lines on and BT.601 below; limited range."""
     matrix = int(frame.colorspace)
-    if matrix == UNSPECIFIED:
+    if matrix == UNSPECIFIED and int(frame.color_trc) in HDR_TRANSFERS:
+        matrix = BT2020
+    elif matrix == UNSPECIFIED:
         matrix = BT709 if short_side_px >= _HD_LINES else BT601
     return matrix, color_range_of(frame)
 

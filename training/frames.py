@@ -23,8 +23,10 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 
+from clipmill.hdr import ToneMap, bright_nits_of_packets, is_hdr, stated_bright_nits
 from clipmill.video import (
     CONTAINERS,
+    HDR_TRANSFERS,
     MAX_PIXELS,
     MAX_STREAMS,
     color_of,
@@ -144,7 +146,7 @@ def sample_video(
         with av.open(file, options=_OPTIONS, buffer_size=_BUFFER_BYTES, metadata_errors="replace") as container:
             video = _Video(container, time.thread_time() + MAX_SAMPLE_S)
             choice = choose_frames(video.times_s, lengths=lengths, rates=rates, rng=rng)
-            fit = _Fit(video.pixel_aspect, size_for, crop, rng)
+            fit = _Fit(video.pixel_aspect, size_for, crop, rng, video.bright_nits())
             if reader == "decord":
                 pictures = _by_decord(content, video, choice.frame_indices, fit)
             else:
@@ -203,7 +205,7 @@ class _Video:
             raise SampleError("decode_error", "no video stream")
         if len(container.streams) > MAX_STREAMS:
             raise SampleError("too_large", f"{len(container.streams):,} streams, more than {MAX_STREAMS}")
-        self.format, self._ends_s = container.format.name, ends_s
+        self.format, self._metadata, self._ends_s = container.format.name, container.metadata, ends_s
         self.stream = container.streams.video[0]
         self.stream.thread_count = 1
         self.context = self.stream.codec_context
@@ -228,6 +230,12 @@ class _Video:
                 raise SampleError("too_long", f"more than {MAX_PACKETS:,} frames")
         return packets
 
+    def bright_nits(self) -> float | None:
+        """Of HDR: as the clip's metadata has it from its source, or measured on keyframes. None of SDR."""
+        if int(self.context.color_trc) not in HDR_TRANSFERS:
+            return None
+        return stated_bright_nits(self._metadata) or bright_nits_of_packets(self.context, self.packets)
+
     def check_time(self) -> None:
         """Raise SampleError if the sample exceeds its time limit."""
         if time.thread_time() > self._ends_s:
@@ -245,10 +253,16 @@ class _Fit:
     """Scales displayed frames to the target size; size and crop are fixed by the first frame."""
 
     def __init__(
-        self, pixel_aspect: Fraction, size_for: Callable[[int, int], Size], crop: Crop, rng: random.Random
+        self,
+        pixel_aspect: Fraction,
+        size_for: Callable[[int, int], Size],
+        crop: Crop,
+        rng: random.Random,
+        bright_nits: float | None = None,
     ) -> None:
         self._aspect, self._size_for, self._crop, self._rng = pixel_aspect, size_for, crop, rng
         self._reformatter = VideoReformatter()
+        self._tone_map = ToneMap(bright_nits)
         self.size: Size = (0, 0)
         self._resized: Size = (0, 0)
         self._corner: Size = (0, 0)
@@ -283,13 +297,16 @@ class _Fit:
         width, height = orientation.shown_size(picture.width, picture.height)
         self._fix_geometry(height, width, sideways=orientation.sideways)
         new_width, new_height = orientation.shown_size(*self._resized[::-1])
-        colour = {} if picture.format.is_rgb else _colour(picture)
         # Without ACCURATE_RND, swscale leaves the right-most pixels of an image that keeps its size black.
         resizes = (new_width, new_height) != (picture.width, picture.height)
         filters = _SHRINK if self._shrinks and resizes else _ENLARGE
-        gbr = self._reformatter.reformat(
-            picture, new_width, new_height, "gbrp", interpolation=filters, threads=1, **colour
-        ).planes
+        if is_hdr(picture):
+            gbr = self._tone_map.frame(picture, new_width, new_height, filters).planes
+        else:
+            colour = {} if picture.format.is_rgb else _colour(picture)
+            gbr = self._reformatter.reformat(
+                picture, new_width, new_height, "gbrp", interpolation=filters, threads=1, **colour
+            ).planes
         planes = [np.frombuffer(memoryview(gbr[i]), np.uint8).reshape(new_height, -1)[:, :new_width] for i in (2, 0, 1)]
         return self._cropped([orientation.upright(plane) for plane in planes])
 
@@ -362,6 +379,8 @@ def _by_decord(content: bytes, video: _Video, frame_indices: Sequence[int], fit:
     """index -> frame, with decord, which rotates frames itself but supports neither pixel aspect ratios nor AV1."""
     import decord
 
+    if int(video.context.color_trc) in HDR_TRANSFERS:
+        raise SampleError("decode_error", "decord returns HDR video without tone mapping; use data.reader=pyav")
     _check_for_decord(content, video, frame_indices)
     try:
         reader = decord.VideoReader(io.BytesIO(content), num_threads=1)

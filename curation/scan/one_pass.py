@@ -126,7 +126,7 @@ class OnePass:
 
     def __init__(self, info: VideoInfo, config: ScanConfig, spool: ThumbnailSpool, *, remuxable: bool) -> None:
         self._info, self._config, self._spool, self._remuxable = info, config, spool, remuxable
-        self._resizer = FrameResizer()
+        self._resizer = FrameResizer(info.bright_nits)
         self._cuts = CutDetector(config.cuts)
         self._motion = MotionMeter(config.motion)
         self._previous: Frame | None = None

@@ -1,5 +1,6 @@
 """Rows of a scan: the columns of a source, of its clips, and a note for the user."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ def source_columns(info: VideoInfo, timeline: Timeline, packets: PacketIndex, pl
         "container": info.container,
         "codec": info.codec,
         "pixel_format": info.pixel_format,
+        **asdict(info.color),
+        "bright_nits": info.bright_nits,
         "width": info.width,
         "height": info.height,
         "rotation": info.orientation.rotation,

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from clipmill.config import Config
 from clipmill.errors import SourceError
+from clipmill.hdr import BRIGHT_NITS_TAG
 from curation.inputs.sources import open_source, stat_source
 from curation.shots.spans import remuxed_packets
 from curation.video.decode import Frame, Limits, Video
@@ -127,6 +128,8 @@ def remux_clip(video: Video, clip: ClipRow) -> ExtractedClip:
     source, info = video.stream, video.info
     file = io.BytesIO()
     with _mp4(file, clip, len(source.codec_context.extradata or b"")) as mp4:
+        if info.bright_nits is not None:
+            mp4.metadata[BRIGHT_NITS_TAG] = f"{info.bright_nits:.6g}"
         # opaque: from the decoder, for an encoder of the same name need not exist.
         stream = mp4.add_stream_from_template(source, opaque=True)
         stream.codec_context.sample_aspect_ratio = info.sample_aspect_ratio
@@ -159,7 +162,8 @@ def middle_frame(video: Video, clip: ClipRow, config: ExtractionConfig) -> Extra
             "decode_error", f"no frame with timestamp {pts} could be decoded: the file differs from the scan"
         )
     long_side_px = max(video.info.width, video.info.height)
-    bgr = FrameResizer().upright_bgr(frame.av_frame, video.info, long_side_px=long_side_px)
+    resizer = FrameResizer(video.info.bright_nits)
+    bgr = resizer.upright_bgr(frame.av_frame, video.info, long_side_px=long_side_px)
     _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality])
     shape = {"codec": "jpeg", "width": bgr.shape[1], "height": bgr.shape[0], "pts": pts}
     return ExtractedClip(content=jpeg.tobytes(), suffix="jpg", shape=shape)
@@ -347,6 +351,7 @@ def _mp4(file: io.BytesIO, clip: ClipRow, extra_bytes: int) -> Any:
         "video_track_timescale": clock,
         "movie_timescale": clock,
         "fflags": "+bitexact",
+        "movflags": "use_metadata_tags",  # or only names that MP4 knows are kept
     }
     return av.open(file, "w", format="mp4", container_options=options)
 

@@ -7,9 +7,9 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, BinaryIO, Literal
 
 import av
@@ -18,6 +18,7 @@ from pydantic import Field
 
 from clipmill.config import Config
 from clipmill.errors import SourceError, raise_if_stopped
+from clipmill.hdr import SAMPLED_FRAMES, bright_nits
 from clipmill.video import (
     CONTAINERS,
     MAX_PIXELS,
@@ -28,6 +29,7 @@ from clipmill.video import (
     pixel_aspect,
 )
 from curation.video.clock import LARGEST_PTS, MAX_LOOK_AHEAD, Clock, Stamp, Tick
+from curation.video.color import ColorTags
 from curation.video.stall import Watched
 
 _AUDIO_CONTAINERS = ("mp3", "wav", "flac", "aac", "ac3", "aiff")
@@ -91,6 +93,9 @@ class VideoInfo:
     duration_s: float | None
     time_base: Fraction
     audio: bool
+    color: ColorTags = field(default_factory=ColorTags)
+    bright_nits: float | None = None
+    """Of HDR: see `clipmill.hdr.bright_nits`."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Container tags, unmodified: untrusted text."""
 
@@ -148,11 +153,12 @@ class Video:
         self._container = _open_container(self._file, head)
         try:
             self._choose_stream()
-            self.packets = PacketIndex()
-            self._decoding: Iterator[av.VideoFrame] | None = self._decode_all(self.packets)
-            self._first = self._decode_first(self._decoding)
-            self._first_packet_dts = self.packets.first_dts
+            self._start()
             self.info = _describe(self._container, self.stream, self._first, self._limits)
+            if self.info.color.hdr:
+                self.info = replace(self.info, bright_nits=self._bright_nits())
+                self._rewind()
+                self._start()
         except BaseException:
             self.close()
             raise
@@ -161,6 +167,12 @@ class Video:
         self.stream = _video_stream(self._container, self._file, self._limits)
         self.stream.thread_count = 1
         self.stream.codec_context.options = {"max_pixels": str(self._limits.max_pixels)}
+
+    def _start(self) -> None:
+        self.packets = PacketIndex()
+        self._decoding: Iterator[av.VideoFrame] | None = self._decode_all(self.packets)
+        self._first = self._decode_first(self._decoding)
+        self._first_packet_dts = self.packets.first_dts
 
     def __enter__(self) -> "Video":
         return self
@@ -264,6 +276,15 @@ class Video:
         self._file.seek(0)
         self._container = _open_container(self._file, self._head)
         self._choose_stream()
+
+    def _bright_nits(self) -> float | None:
+        """Measured on keyframes spread over the video, the same at every opening."""
+        start_pts, duration_pts = self.stream.start_time or 0, int((self.info.duration_s or 0) / self.stream.time_base)
+        frames = [self._first]
+        for i in range(1, SAMPLED_FRAMES) if duration_pts else ():
+            if self._seek(start_pts + duration_pts * i // SAMPLED_FRAMES):
+                frames += islice(self._decode_all(PacketIndex()), 1)
+        return bright_nits(frames)
 
     def _decode_first(self, decoding: Iterator[av.VideoFrame]) -> av.VideoFrame:
         for av_frame in decoding:
@@ -434,6 +455,7 @@ def _describe(container: Any, stream: Any, first: av.VideoFrame, limits: Limits)
         duration_s=duration_s,
         time_base=stream.time_base,
         audio=bool(container.streams.audio),
+        color=ColorTags.of(first),
         metadata=dict(container.metadata),
     )
 

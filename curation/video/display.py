@@ -8,6 +8,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from numpy.typing import NDArray
 
 from clipmill.errors import SourceError
+from clipmill.hdr import ToneMap, is_hdr
 from clipmill.video import UPRIGHT, color_range_of
 from curation.video.decode import VideoInfo
 from curation.video.resize import PLANAR_420, turn_upright
@@ -16,7 +17,7 @@ _SCALING = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FU
 
 
 class DisplayTransform:
-    """Brings the frames of one video into shape. A frame that is in shape already passes untouched.
+    """Brings the frames of one video into shape. A frame that is in shape already passes untouched; HDR becomes SDR.
 
     Odd sizes lose their last row or column: 4:2:0 has none, and resampling all for one column would blur all.
     """
@@ -26,15 +27,18 @@ class DisplayTransform:
         self._stretched = info.sample_aspect_ratio != 1
         self._size = info.orientation.shown_size(info.width, info.height)
         self._reformatter = VideoReformatter()
+        self._tone_map = ToneMap(info.bright_nits)
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """The frame in shape, with the source's colour tags; RGB becomes BT.709, limited range.
+        """The frame in shape, with the source's colour tags; RGB and HDR become BT.709, limited range.
 
         Raises SourceError for a frame of a single row or column, of which no even size is left.
         """
         width, height = self._size if self._stretched else (frame.width, frame.height)
         if min(width, height) < 2:
             raise SourceError("decode_error", f"frames of {width}x{height} pixels: 4:2:0 needs at least 2x2")
+        if is_hdr(frame):
+            frame = self._tone_map.frame(frame, width, height, _SCALING)
         even = width % 2 == 0 and height % 2 == 0
         planar = frame.format.name in PLANAR_420
         if planar and even and not self._stretched and self._orientation == UPRIGHT:

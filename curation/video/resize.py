@@ -8,6 +8,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
+from clipmill.hdr import ToneMap, is_hdr
 from clipmill.video import Orientation, color_of
 from curation.video.decode import VideoInfo
 
@@ -30,11 +31,12 @@ class FrameResizer:
     """Makes small images out of decoded frames, reading the planes directly where the layout allows.
 
     8-bit 4:2:0 frames are resized plane by plane (a few times cheaper than a full colour conversion); every other
-    pixel format goes through swscale once, at the small size.
+    pixel format goes through swscale once, at the small size. HDR frames become SDR; `bright_nits` is of their video.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bright_nits: float | None = None) -> None:
         self._reformatter = VideoReformatter()
+        self._tone_map = ToneMap(bright_nits)
 
     def i420(self, frame: av.VideoFrame, width: int, height: int) -> list[Image]:
         """Planes Y (height, width), U and V (height / 2, width / 2), uint8, in coded orientation."""
@@ -51,7 +53,7 @@ class FrameResizer:
             frame = self._resized(frame, 2 * width, 2 * height)
         # Four points for each pixel: interpolating reads only the rows it needs, and halving takes next to nothing.
         luma = cv2.resize(_plane(frame, 0), (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
-        return cv2.resize(luma, (width, height), interpolation=cv2.INTER_AREA)
+        return self._sdr(cv2.resize(luma, (width, height), interpolation=cv2.INTER_AREA), frame)
 
     def luma(self, frame: av.VideoFrame, info: VideoInfo, *, short_side_px: int) -> Image:
         """(height, width) uint8 luma with square pixels, in coded orientation, properly filtered: for optical flow.
@@ -67,11 +69,15 @@ class FrameResizer:
         # Area averaging by a whole factor is several times cheaper than by a broken one, so go there in two steps.
         factor = 3 if min(luma.shape) >= 3 * short_side_px else 1
         luma = cv2.resize(luma, (size[0] * factor, size[1] * factor), interpolation=cv2.INTER_LINEAR)
-        return cv2.resize(luma, size, interpolation=cv2.INTER_AREA)
+        return self._sdr(cv2.resize(luma, size, interpolation=cv2.INTER_AREA), frame)
 
     def upright_bgr(self, frame: av.VideoFrame, info: VideoInfo, *, long_side_px: int) -> Image:
         """(height, width, 3) uint8 BGR as displayed: turned upright, square pixels, matrix and range respected."""
         width, height = info.orientation.shown_size(*even_size(info.width, info.height, long_side_px=long_side_px))
+        if is_hdr(frame):
+            mapped = self._tone_map.frame(frame, width, height, Interpolation.AREA)
+            bgr = self._reformatter.reformat(mapped, format="bgr24", threads=1).to_ndarray()
+            return turn_upright(bgr, info.orientation)
         planes = self.i420(frame, width, height)
         small = av.VideoFrame(width, height, "yuv420p")
         for i, plane in enumerate(planes):
@@ -85,6 +91,9 @@ class FrameResizer:
             threads=1,
         ).to_ndarray()
         return turn_upright(bgr, info.orientation)
+
+    def _sdr(self, luma: Image, frame: av.VideoFrame) -> Image:
+        return self._tone_map.luma(luma, frame) if is_hdr(frame) else luma
 
     def _resized(self, frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
         return self._reformatter.reformat(

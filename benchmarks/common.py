@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -31,6 +32,25 @@ def cpu_s() -> float:
         usage.ru_utime + usage.ru_stime
         for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
     )
+
+
+def in_child(module: str, *arguments: str) -> dict[str, Any]:
+    """Run `python -m MODULE ARGUMENTS` for its own peak memory; returns the JSON that it prints as its last line."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def memory_bytes(field: str = "VmHWM", pid: int | str = "self") -> int:
+    """Resident memory of a process at its peak (VmHWM) or now (VmRSS); 0 if it has just ended.
+
+    /proc counts from exec on, getrusage may count the parent's too. Elsewhere than on Linux it is always this process's
+    peak.
+    """
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(lines[field].split()[0]) * 1024 if field in lines else 0
 
 
 def interleaved(runs: int, **actions: Callable[[], Any]) -> dict[str, float]:

@@ -8,8 +8,6 @@ to 0.99. Each search runs in a process of its own; its figures go to stderr at o
 
 import argparse
 import json
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from benchmarks.common import cpu_s, report
+from benchmarks.common import cpu_s, in_child, memory_bytes, report
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.dataset.tables import Dataset
 from curation.dedup.duplicates import DuplicatesConfig, find_duplicates
@@ -43,7 +41,8 @@ def measure(clips: int) -> list[dict[str, Any]]:
         copies = _build(folder, clips)
         figures = []
         for search, exact_up_to in searches.items():
-            figures.append({"clips": clips, "search": search, **_in_child(folder, exact_up_to), "planted": len(copies)})
+            found = in_child("benchmarks.duplicates", "--search", folder, str(exact_up_to))
+            figures.append({"clips": clips, "search": search, **found, "planted": len(copies)})
             figures[-1].update(_compared(folder, copies))
             print(json.dumps(figures[-1]), file=sys.stderr, flush=True)
         return figures
@@ -78,31 +77,16 @@ def main() -> None:
     )
 
 
-def _in_child(folder: str, exact_up_to: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.duplicates", "--search", folder, str(exact_up_to)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
 def _search(folder: str, exact_up_to: int) -> dict[str, Any]:
-    before_bytes, before_cpu_s, start = _memory_bytes("VmRSS"), cpu_s(), time.perf_counter()
+    before_bytes, before_cpu_s, start = memory_bytes("VmRSS"), cpu_s(), time.perf_counter()
     result = find_duplicates(Dataset(folder), DuplicatesConfig(exact_up_to=exact_up_to))
-    seconds, peak_bytes = time.perf_counter() - start, _memory_bytes("VmHWM")
+    seconds, peak_bytes = time.perf_counter() - start, memory_bytes("VmHWM")
     return {
         "seconds": seconds,
         "cpu_s": cpu_s() - before_cpu_s,
         "peak_mib": peak_bytes / 2**20,
         "bytes_per_clip": (peak_bytes - before_bytes) / result.clips,
     }
-
-
-def _memory_bytes(which: str) -> int:
-    """Resident memory of this process now (VmRSS) or at most (VmHWM); elsewhere than on Linux only the latter."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(lines[which].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _compared(folder: str, copies: dict[str, str]) -> dict[str, int]:

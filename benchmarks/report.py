@@ -11,8 +11,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import pairwise
@@ -23,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from benchmarks.common import cpu_s
+from benchmarks.common import cpu_s, in_child, memory_bytes
 from benchmarks.common import report as print_table
-from benchmarks.select_scale import clips_table, filled, peak_bytes
+from benchmarks.select_scale import clips_table, filled
 from curation.dataset.schemas import PREVIEWS, SOURCES
 from curation.dataset.tables import Dataset
 from curation.report.model import build_report
@@ -55,7 +53,7 @@ def main() -> None:
         for name, clips in (("whole", _WHOLE), ("sample", options.clips)):
             dataset = f"{folder}/{name}"
             _build(dataset, clips)
-            written = _in_child(dataset)
+            written = in_child("benchmarks.report", "--write", dataset)
             file = written.pop("file")
             browser = {} if options.skip_browser else _open(file, dataset)
             figures |= {f"{name}_{key}": value for key, value in ({"clips": clips} | written | browser).items()}
@@ -79,12 +77,6 @@ def main() -> None:
     print_table("the report's page", ("", "all clips in it", "a sample", "at most"), rows, figures)
 
 
-def _in_child(dataset: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.report", "--write", dataset]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
 def _write(dataset: str) -> dict[str, Any]:
     start, cpu_before_s = time.perf_counter(), cpu_s()
     opened = Dataset(dataset)
@@ -96,7 +88,7 @@ def _write(dataset: str) -> dict[str, Any]:
         "with_pictures": built.with_pictures,
         "write_cpu_s": round(cpu_s() - cpu_before_s, 1),
         "write_s": round(time.perf_counter() - start, 1),
-        "peak_gib": round(peak_bytes() / 2**30, 2),
+        "peak_gib": round(memory_bytes() / 2**30, 2),
         "size_mb": round(os.path.getsize(file) / 1e6, 1),
     }
 

@@ -8,13 +8,9 @@ rule on near-duplicates, a tenth of the clips being copies.
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +18,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.common import in_child, memory_bytes
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.dataset.tables import Dataset
 from curation.selection.rules import Rules
@@ -44,7 +41,9 @@ def measure(clips: int = _CLIPS) -> dict[str, float]:
     """Build a dataset of `clips` rows in a temporary folder and select from it; seconds and peak GiB of each run."""
     with tempfile.TemporaryDirectory(prefix="clipmill-select-") as folder:
         _build(folder, clips)
-        plain, joined, duplicates = (_in_child(folder, name) for name in _ALL_RULES)
+        plain, joined, duplicates = (
+            in_child("benchmarks.select_scale", "--select", folder, name) for name in _ALL_RULES
+        )
     return {
         "select_10m_s": plain["seconds"],
         "select_10m_peak_gib": plain["peak_gib"],
@@ -83,27 +82,12 @@ def main() -> None:
     print(json.dumps(figures))
 
 
-def _in_child(folder: str, rules: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.select_scale", "--select", folder, rules]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
 def _select(folder: str, name: str) -> dict[str, float]:
     rules = Rules.from_values({"name": name, "rules": _ALL_RULES[name], "where": "width >= 512"}, origin=name)
     start = time.perf_counter()
     selection = select_clips(Dataset(folder), rules)
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak_gib": peak_bytes() / 2**30, "selected": selection.clips}
-
-
-def peak_bytes() -> int:
-    """Peak resident memory of this process. /proc counts from exec on, getrusage may count the parent's too."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(lines["VmHWM"].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"seconds": seconds, "peak_gib": memory_bytes() / 2**30, "selected": selection.clips}
 
 
 def _build(folder: str, clips: int) -> None:

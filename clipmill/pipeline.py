@@ -55,28 +55,24 @@ class Stage:
     `divide` process each piece one after the other, so that thumbnails are decoded once."""
 
 
-def check_stages(stages: Sequence[Stage], given: Collection[str], available: Sequence[Stage] = ()) -> None:
+def check_stages(stages: Sequence[Stage], given: Collection[str]) -> None:
     """Raise UserError if a stage needs something that neither `given` nor an earlier stage provides.
 
-    The message names the stage, the missing input, the stage that gives it (among these or `available`), and the fix.
+    The message names the stage, the missing input, the later stage that gives it if there is one, and the fix.
     """
     there = set(given)
     for number, stage in enumerate(stages):
         for need in stage.needs:
             if need not in there:
-                raise UserError(_missing(need, stage, stages[number:], available, there))
+                raise UserError(_missing(need, stage, stages[number:], there))
         there.update(stage.gives)
 
 
-def _missing(
-    need: str, stage: Stage, from_here: Sequence[Stage], available: Sequence[Stage], there: Collection[str]
-) -> str:
+def _missing(need: str, stage: Stage, from_here: Sequence[Stage], there: Collection[str]) -> str:
     sentence = f"stage {stage.name} needs {need!r}, which no stage before it gives"
     if later := [other.name for other in from_here if need in other.gives and other is not stage]:
         return f"{sentence}: {later[0]} gives it, so put {later[0]} before {stage.name}"
-    if others := [other.name for other in available if need in other.gives]:
-        return f"{sentence}: add {' or '.join(others)} before {stage.name}, or leave {stage.name} out"
-    names = {*there, *(name for other in (*from_here, *available) for name in other.gives if other is not stage)}
+    names = {*there, *(name for other in from_here for name in other.gives if other is not stage)}
     return f"{sentence}, nor any other: {unknown_name('column', need, sorted(names))}"
 
 

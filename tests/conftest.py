@@ -9,11 +9,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
 from pipelines.cluster import connected
+
+if TYPE_CHECKING:
+    from training.distributed import Process
 
 pytest_plugins = ["tests.s3"]
 
@@ -81,6 +85,15 @@ def finished_demo(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> 
     with contextlib.redirect_stdout(printed):
         run(folder, [], 12, steps_share=0.001)
     return FinishedDemo(folder, printed.getvalue())
+
+
+@pytest.fixture
+def process() -> Iterator["Process"]:
+    """A process group of this process alone."""
+    from training.distributed import join, leave  # imports torch, which most tests do without
+
+    yield join("cpu")
+    leave()
 
 
 @pytest.fixture(scope="session")

@@ -21,13 +21,12 @@ from clipmill.errors import UserError
 from clipmill.shard_folder import FailedClip, ShardRecord, read_record, write_record
 from svd.model import Model
 from training.data_config import DataConfig
+from training.encoding import encode_frames, signed
 from training.frames import SampleError
 from training.latents import latent_members
 from training.samples import read_sample
 from training.seeds import seed_of
 from training.shard_index import INCOMPLETE, Shard, ShardIndex
-
-_CHUNK_FRAMES = 8
 
 
 def cache_shard(
@@ -138,9 +137,8 @@ def _encode_sample(
         raise SampleError("latent", "already contains latents")
     metadata = json.loads(members["json"])
     frames_TCHW = sample.frames_TCHW.to(model.autoencoder.quant_conv.weight.device)
-    signed_BTCHW = (frames_TCHW.float() / 127.5 - 1)[None]
-    posterior = model.autoencoder.encode(signed_BTCHW, chunk_frames=_CHUNK_FRAMES)
-    embeddings = None if model.image_encoder is None else model.image_encoder(signed_BTCHW[0, [0, -1]])
+    posterior = encode_frames(model.autoencoder, frames_TCHW[None])
+    embeddings = None if model.image_encoder is None else model.image_encoder(signed(frames_TCHW[[0, -1]]))
     written = [i for i, caption in enumerate(metadata["captions"]) if caption.get("text")]
     tokens = {}
     if model.text_encoder is not None and written:

@@ -26,6 +26,7 @@ from svd.model import NEEDS, Model, Task, task_of
 from svd.noise import Schedule, denoising_loss
 from svd.sampler import SeededNoise
 from training.batch import Batch, without_waiting
+from training.encoding import encode_frames, signed
 from training.seeds import seed_of
 from training.stages import Stage
 
@@ -111,7 +112,7 @@ class Objective:
             mean_BTCHW, logvar_BTCHW = batch.mean_BTCHW.float(), batch.logvar_BTCHW.float()
         else:
             assert batch.frames_BTCHW is not None
-            posterior = self.model.autoencoder.encode(_signed(batch.frames_BTCHW), chunk_frames=_ENCODE_FRAMES)
+            posterior = encode_frames(self.model.autoencoder, batch.frames_BTCHW)
             mean_BTCHW, logvar_BTCHW = posterior.mean.float(), posterior.logvar.float()
         sample_BTCHW = mean_BTCHW + (0.5 * logvar_BTCHW).exp() * noise(mean_BTCHW)
         return self.model.autoencoder.config.scale_factor * sample_BTCHW
@@ -150,7 +151,7 @@ class Objective:
                 f"{batch.keys[0]} has latents but no end frames, which conditioning requires; cache the latents again"
             )
         count = 2 if self.task == "interpolation" else 1
-        pictures = [_signed(ends_BECHW[:, i]) for i in range(count)]
+        pictures = [signed(ends_BECHW[:, i]) for i in range(count)]
         embeddings = self._embeddings(batch, pictures)
         augmentation_B = without_waiting(draws.augmentation_B, ends_BECHW.device)
         latents = [
@@ -166,15 +167,6 @@ class Objective:
         if self.model.image_encoder is None:
             raise UserError(f"a model for {self.task} requires an image encoder; set model.image_encoder")
         return [self.model.image_encoder(picture_BCHW).float() for picture_BCHW in pictures]
-
-
-_ENCODE_FRAMES = 8
-"""Frames per autoencoder pass; does not affect the result."""
-
-
-def _signed(frames: Tensor) -> Tensor:
-    """Convert uint8 to float32 in [-1, 1]."""
-    return frames.float() / 127.5 - 1
 
 
 def _ids(batch: Batch, augmentation_B: Tensor) -> list[Ids]:

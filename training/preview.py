@@ -15,6 +15,7 @@ from svd.model import Model
 from svd.tasks import Sampling, image_to_video, interpolate, text_to_video
 from training.batch import Batch
 from training.contact_sheet import contact_sheet, to_bytes
+from training.encoding import signed
 from training.metrics import Log
 from training.stages import Stage
 
@@ -86,5 +87,5 @@ def _with_texts(model: Model, batch: Batch, i: int) -> Model:
 def _ends(batch: Batch, i: int) -> tuple[Tensor, Tensor]:
     ends_BECHW = batch.ends_BECHW if batch.frames_BTCHW is None else batch.frames_BTCHW[:, [0, -1]]
     assert ends_BECHW is not None
-    signed = ends_BECHW[i : i + 1].float() / 127.5 - 1
-    return signed[:, 0], signed[:, 1]
+    first_BCHW, last_BCHW = signed(ends_BECHW[i : i + 1]).unbind(1)
+    return first_BCHW, last_BCHW

@@ -80,10 +80,9 @@ def read_sample(
         frames_TCHW = sample_picture(members["jpg"], size_for=size_for, crop=config.crop, rng=rng)
         fps = 1.0
     else:
-        lengths = config.lengths or (config.frames,)
         video = sample_video(
             members["mp4"],
-            lengths=lengths,
+            lengths=frame_counts(config),
             rates=config.fps,
             size_for=size_for,
             crop=config.crop,
@@ -141,7 +140,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 def _check_size(latent: Mapping[str, Tensor], config: DataConfig, *, picture: bool) -> None:
     """Raise SampleError if latents have an unexpected number of frames or size: they would never fill a batch."""
-    lengths = (1,) if picture else config.lengths or (config.frames,)
+    lengths = frame_counts(config, picture=picture)
     frames, (height, width) = len(latent["mean"]), latent["ends"].shape[-2:]
     if frames not in lengths or (height, width) not in sizes_px(config):
         wanted = " or ".join(f"{h} x {w}" for h, w in sizes_px(config))
@@ -191,6 +190,11 @@ def _number(values: Mapping[str, Any], name: str, least: float, most: float) -> 
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise SampleError("bad_field", f"{name} must be a number between {least:g} and {most:g}, got {value!r:.200}")
     return float(value)
+
+
+def frame_counts(config: DataConfig, *, picture: bool = False) -> Sequence[int]:
+    """Possible numbers of frames of samples."""
+    return (1,) if picture else config.lengths or (config.frames,)
 
 
 def sizes_px(config: DataConfig) -> Sequence[tuple[int, int]]:

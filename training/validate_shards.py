@@ -8,7 +8,7 @@ from clipmill.errors import UserError
 from svd.model import Model
 from training.frames import SampleError
 from training.latents import LatentShape
-from training.samples import LATENT, Sample, read_sample, sizes_px
+from training.samples import LATENT, Sample, frame_counts, read_sample, sizes_px
 from training.shard_index import Shard, ShardIndex
 from training.stages import Stage
 
@@ -81,7 +81,7 @@ def _check_shape(
         got, expected = ("image", "video") if sample.picture else ("video", "image")
         raise UserError(f"{sample.key} contains {got} latents; expected {expected} latents")
     config, data = model.autoencoder.config, stage.data
-    lengths = (1,) if pictures else data.lengths or (data.frames,)
+    lengths = frame_counts(data, picture=pictures)
     size_px = (ends_ECHW.shape[-2], ends_ECHW.shape[-1])
     if len(mean_TCHW) not in lengths or size_px not in sizes_px(data):
         sizes = " or ".join(f"{height} x {width}" for height, width in sizes_px(data))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.common import memory_bytes
 from benchmarks.hostile.kinds import KINDS, Command, command_of, kind_of, make_case
 from benchmarks.hostile.originals import clipmill
 from benchmarks.hostile.readers import UNEXPECTED
@@ -116,7 +117,7 @@ def _forked(read: Callable[[], int], logs: Path, limits: Limits, *, grouped: boo
     child = os.fork()
     if child == 0:
         # Measured here: a fork starts without the pages of libraries that its parent has.
-        os.write(sender, b"%d" % _peak_bytes(os.getpid(), "VmRSS"))
+        os.write(sender, b"%d" % memory_bytes("VmRSS"))
         os.close(sender)
         os._exit(_child(read, logs, limits, factor))
     os.close(sender)
@@ -126,7 +127,7 @@ def _forked(read: Callable[[], int], logs: Path, limits: Limits, *, grouped: boo
     outcome = ""
     while not outcome:
         pid, status, usage = os.wait4(child, os.WNOHANG)
-        peak_bytes = usage.ru_maxrss * 1024 if pid else _peak_bytes(child, "VmHWM")
+        peak_bytes = usage.ru_maxrss * 1024 if pid else memory_bytes(pid=child)
         if peak_bytes - before_bytes > limits.memory_bytes:
             outcome = "over"
         elif pid:
@@ -161,7 +162,7 @@ def _child(read: Callable[[], int], logs: Path, limits: Limits, factor: int) -> 
     used_s = int(time.process_time())
     resource.setrlimit(resource.RLIMIT_CPU, (used_s + int(factor * limits.cpu_s) + 60,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    most_bytes = _peak_bytes(os.getpid(), "VmData") + _FACTOR_OVER * limits.memory_bytes
+    most_bytes = memory_bytes("VmData") + _FACTOR_OVER * limits.memory_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
     try:
         return read()
@@ -179,13 +180,6 @@ def _kill_group(child: int) -> None:
             kill(child, signal.SIGKILL)
         except ProcessLookupError:
             continue
-
-
-def _peak_bytes(pid: int, field: str) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    return 0  # it has just ended
 
 
 def _cpu_s(pid: int) -> float:

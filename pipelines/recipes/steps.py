@@ -59,10 +59,13 @@ class Recipe:
         config = CurateConfig.from_values(values, origin="--config")
         curate(self.videos, self._dataset, config=config, address=self.address)
 
-    def shards(self, rules: Rules, *, images: bool = False) -> str:
-        """Select by rules and write shards of clips or of their middle frames; returns the shard folder."""
-        select(self._dataset, rules)
-        return shard(self._dataset, rules.name, images=images, address=self.address).folder
+    def select(self, rules: Rules) -> str:
+        """Select clips by rules; returns the name of the selection."""
+        return select(self._dataset, rules).name
+
+    def shards(self, selection: str, *, images: bool = False) -> str:
+        """Write shards of a selection's clips, or of their middle frames; returns the shard folder."""
+        return shard(self._dataset, selection, images=images, address=self.address).folder
 
     def train(self, stage: str, data: str, *, init: Path) -> Path:
         """Train a stage (`training.stages`) into OUT/runs/STAGE; returns its model. Finished stages are skipped."""

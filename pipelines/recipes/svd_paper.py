@@ -61,8 +61,8 @@ BEST = FILTERED.model_copy(update={"name": "best", "where": "width >= 1024"})
 def svd_paper(recipe: Recipe) -> Path:
     """Curate, select and train; returns the image-to-video model."""
     recipe.curate(CURATION)  # 3.1: LVD
-    images, clips = recipe.shards(FILTERED, images=True), recipe.shards(FILTERED)  # 3.3: LVD-F
-    best = recipe.shards(BEST)
+    filtered, best = recipe.select(FILTERED), recipe.select(BEST)  # 3.3: LVD-F
+    images, clips, best_clips = recipe.shards(filtered, images=True), recipe.shards(filtered), recipe.shards(best)
     # 3.2, App. D: stage I, image pretraining: adapt Stable Diffusion 2.1 to EDM noise levels, then to smaller frames.
     swapped = recipe.train("noise-swap", images, init=recipe.init)
     image_model = recipe.train("image", images, init=swapped)
@@ -70,9 +70,9 @@ def svd_paper(recipe: Recipe) -> Path:
     small = recipe.train("video", clips, init=image_model)
     base = recipe.train("video-base", clips, init=small)
     # 3.4, 4.2, App. D: stage III, high-quality finetuning: text to video, and image to video at two sizes.
-    recipe.train("text-to-video", best, init=base)
-    image_to_video = recipe.train("image-to-video-base", best, init=base)
-    return recipe.train("image-to-video", best, init=image_to_video)
+    recipe.train("text-to-video", best_clips, init=base)
+    image_to_video = recipe.train("image-to-video-base", best_clips, init=base)
+    return recipe.train("image-to-video", best_clips, init=image_to_video)
 
 
 if __name__ == "__main__":

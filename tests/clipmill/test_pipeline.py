@@ -21,31 +21,23 @@ def test_each_stage_needs_what_is_given_or_what_an_earlier_stage_gives():
 
 
 @pytest.mark.parametrize(
-    ("stages", "available", "sentence"),
+    ("stages", "sentence"),
     [
         (
             [SCAN, AESTHETIC, CLIP],
-            [],
             "stage aesthetic needs 'embeddings', which no stage before it gives: clip gives it, so put clip before "
             "aesthetic",
         ),
         (
-            [SCAN, AESTHETIC],
-            [CLIP],
-            "stage aesthetic needs 'embeddings', which no stage before it gives: add clip before aesthetic, or leave "
-            "aesthetic out",
-        ),
-        (
             [SCAN, CLIP, stage("mine", "embedings", "mine")],
-            [],
             "stage mine needs 'embedings', which no stage before it gives, nor any other: unknown column 'embedings'. "
             "Did you mean 'embeddings'? Known: captions, embeddings, source, thumbnails.",
         ),
     ],
 )
-def test_what_is_missing_is_one_sentence_with_who_gives_it(stages: list[Stage], available: list[Stage], sentence: str):
+def test_what_is_missing_is_one_sentence_with_who_gives_it(stages: list[Stage], sentence: str):
     with pytest.raises(UserError) as raised:
-        check_stages(stages, ["source"], available)
+        check_stages(stages, ["source"])
     assert str(raised.value) == sentence
 
 

@@ -13,6 +13,7 @@ import pytest
 from curation.dataset.tables import Dataset
 from curation.dataset.uncommit import uncommit
 from pipelines import cli
+from pipelines.cli_shared import BAD_REQUEST
 from tests.media import panning, write_video
 from tests.pipelines.corpora import WITHOUT_CLIP_OPTION
 
@@ -147,7 +148,7 @@ def test_a_request_that_cannot_be_carried_out_is_2_and_a_sentence(
     videos: Path, tmp_path: Path, monkeypatch, capsys, local_ray, arguments, sentence: str
 ):
     filled = [a.format(videos=videos, out=tmp_path / "out") for a in arguments]
-    assert run(monkeypatch, *filled) == cli.BAD_REQUEST
+    assert run(monkeypatch, *filled) == BAD_REQUEST
     printed = capsys.readouterr()
     assert sentence in printed.err
     assert "Traceback" not in printed.err

@@ -16,6 +16,7 @@ from curation.dataset.schemas import CLIPS, SOURCES
 from curation.dataset.tables import Dataset
 from curation.dedup.duplicates import DuplicatesConfig, find_duplicates, last_config
 from pipelines import cli
+from pipelines.cli_shared import BAD_REQUEST
 from pipelines.config import CurateConfig
 from pipelines.status import status
 
@@ -85,7 +86,7 @@ def test_a_name_is_replaced_only_when_asked_and_a_dry_run_writes_nothing(
     assert not storage.exists(dataset.fs, dataset.file("selections"))
     assert run(monkeypatch, "select", dataset.url, "--config", rules) == 0
     rules.write_text("rules: {motion: {min: 7}}\n")
-    assert run(monkeypatch, "select", dataset.url, "--config", rules) == cli.BAD_REQUEST
+    assert run(monkeypatch, "select", dataset.url, "--config", rules) == BAD_REQUEST
     assert "with other rules (5 clips): choose another --name, or pass --replace" in capsys.readouterr().err
     assert run(monkeypatch, "select", dataset.url, "--config", rules, "--replace") == 0
     assert "3 of 10 clips" in capsys.readouterr().out

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from svd.model import Model, ModelConfig
 from tests.limits import largest_file
 from tests.training import shards
 from tests.training.world import UNET
-from training.distributed import Process, join, leave
+from training.distributed import Process
 from training.stopping import Stopped, StopRequest
 
 pytestmark = pytest.mark.slow
@@ -59,12 +58,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jpg = cv2.imencode(".jpg", shards.numbered(77))[1].tobytes()
     shards.write_shard(folder / "images-0.tar", [shards.sample(f"{i}", jpg, "jpg") for i in range(4)])
     return folder
-
-
-@pytest.fixture
-def process() -> Iterator[Process]:
-    yield join("cpu")
-    leave()
 
 
 def model_at(folder: Path, preset: str) -> Path:

@@ -60,7 +60,7 @@ def test_latents_are_written_once_and_train(data: Path, tmp_path: Path, local_ra
         assert not half.exists()
         shard = next(shard for shard in index_shards(str(data)).shards if shard.name == "clips-1")
         with pytest.raises(RunStopped, match="another run now owns"):
-            cache_planned(shard, 0, _Job(stage=stage, init=init, out=out, augmentations_per_clip=2), fence)
+            cache_planned(shard, 0, _Job(stage=stage, init=init, out=out, digests={}, augmentations_per_clip=2), fence)
     (out / "plan.json").write_text("{")
     with pytest.raises(UserError, match=r"plan\.json is damaged"):
         cache_latents(stage, str(data), out, init=init, quiet=True)
@@ -69,7 +69,13 @@ def test_latents_are_written_once_and_train(data: Path, tmp_path: Path, local_ra
 def test_an_overtaken_run_gives_no_shard_its_name(data: Path, tmp_path: Path) -> None:
     init, out = tmp_path / "init", tmp_path / "latents"
     model_at(init, "svd")
-    job = _Job(stage=resolve_stage("tiny-image-to-video", None, SETTINGS), init=init, out=out, augmentations_per_clip=1)
+    job = _Job(
+        stage=resolve_stage("tiny-image-to-video", None, SETTINGS),
+        init=init,
+        out=out,
+        digests={},
+        augmentations_per_clip=1,
+    )
     shard = index_shards(str(data)).shards[0]
 
     class Overtaken(Fence):

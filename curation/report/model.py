@@ -20,6 +20,7 @@ from curation.report.overview import overview, rejected_sources
 from curation.report.payload import Payload, Report
 from curation.report.pictures import pictures
 from curation.report.rows import LONGEST_TEXT, json_of, table_of
+from curation.report.shards import shards_of
 from curation.report.sources import sources_of
 from curation.selection.condition import read_condition
 from curation.selection.funnel import judge
@@ -68,6 +69,7 @@ def build_report(
             "columns": encoded,
             "microseconds": payload.numbers(_microseconds(rows["duration_s"])),
             "sources": sources_of(connection, payload, per_source, rows["source_id"].to_pylist()),
+            "shards": shards_of(dataset, payload, clip_ids),
             "rules": rules.as_given(),
             "where": _where(connection, payload, rules.where, len(clip_ids)),
             "selection": _saved(chosen) if chosen else None,

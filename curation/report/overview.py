@@ -31,7 +31,7 @@ def overview(dataset: Dataset, connection: duckdb.DuckDBPyConnection) -> dict[st
         "rejected": [list(pair) for pair in totals["rejected"].items()],
         "meanings": meanings,
         "sizes": _counts(connection, "sources", "width || ' × ' || height || ' px'", "status = 'ok'"),
-        "frame_rates": _counts(connection, "sources", "round(fps, 2) || ' frames/s'", "status = 'ok'"),
+        "frame_rates": _counts(connection, "sources", "printf('%g frames/s', round(fps, 2))", "status = 'ok'"),
         "categories": _categories(connection, fields),
         "errors": _errors(connection),
         "selections": [

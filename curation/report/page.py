@@ -40,7 +40,8 @@ def page(report: Report) -> str:
 
 
 def _policy(script: str, style: str) -> str:
-    """Only the embedded script and style are allowed; nothing is fetched except a video that the reader plays."""
+    """Only the embedded script and style are allowed. Nothing is fetched except a video that the reader plays: a file,
+    a URL, or a range of a shard from where the page came from."""
     return "; ".join(
         [
             "default-src 'none'",
@@ -48,6 +49,7 @@ def _policy(script: str, style: str) -> str:
             f"style-src {_hash(style)}",
             "img-src data:",
             "media-src file: blob: https: http:",
+            "connect-src 'self'",
             "base-uri 'none'",
             "form-action 'none'",
         ]

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import operator
+import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +22,7 @@ from pydantic import Field
 from clipmill import storage
 from clipmill.config import Config
 from clipmill.errors import SourceError, UserError
-from clipmill.shard_folder import FailedClip, ShardRecord, read_record, write_record
+from clipmill.shard_folder import FailedClip, Members, ShardRecord, read_record, write_record
 from clipmill.spool import Spool
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.inputs.stats import signed_address
@@ -121,7 +122,9 @@ def write_shard(
 
     config = config or ShardConfig()
     fs, folder = storage.filesystem(folder_url)
-    samples, duration_s, failed = 0, 0.0, []
+    duration_s, failed = 0.0, []
+    keys: list[str] = []
+    ranges: dict[str, list[tuple[int, int] | None]] = {}
     with storage.atomic_write(fs, f"{folder}/{plan.name}") as file:
         summed = _Summed(file)
         with TarWriter(summed, encoder=False, mtime=0, user="clipmill", group="clipmill") as tar:
@@ -132,15 +135,19 @@ def write_shard(
                     )
                     continue
                 tar.write(_sample(row, extracted, selection))
-                samples, duration_s = samples + 1, duration_s + row["duration_s"]
+                keys.append(row["clip_id"])
+                for extension, found in _ranges(row["clip_id"], tar.tarstream).items():
+                    ranges.setdefault(extension, []).append(found)
+                duration_s += row["duration_s"]
     record = ShardRecord(
         name=plan.name,
-        samples=samples,
+        samples=len(keys),
         bytes=summed.bytes,
         sha256=summed.digest.hexdigest(),
         duration_s=duration_s,
         fingerprint=plan.fingerprint,
         failed=tuple(failed),
+        members=Members(keys=tuple(keys), ranges={name: tuple(found) for name, found in ranges.items()}),
     )
     write_record(folder_url, record)
     return record
@@ -284,6 +291,19 @@ def _sample(row: ClipRow, extracted: ExtractedClip, selection: str) -> dict[str,
         "txt": caption.encode(),
         "json": storage.json_bytes(metadata),
     }
+
+
+def _ranges(clip_id: str, tar: tarfile.TarFile) -> dict[str, tuple[int, int]]:
+    """Extension -> offset and size of each file of the sample that was written last. Files fill whole blocks."""
+    ranges, end = {}, tar.offset
+    for member in reversed(tar.getmembers()):
+        key, _, extension = member.name.partition(".")
+        if key != clip_id:
+            break
+        start = end - math.ceil(member.size / tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        ranges[extension] = start, member.size
+        end = start - tarfile.BLOCKSIZE  # before its header
+    return dict(sorted(ranges.items()))
 
 
 def _is_score(column: str, value: Any) -> bool:

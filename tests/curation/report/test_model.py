@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from clipmill import storage
 from clipmill.errors import UserError
 from curation.report.model import build_report
 from curation.report.page import page
@@ -80,6 +81,15 @@ def test_a_source_has_all_of_its_signals_or_none(tmp_path: Path, monkeypatch: py
     header, _ = unpacked(build_report(dataset))
     for name in ("frame_changes", "frame_brightness"):
         assert [signal is not None for signal in header["sources"]["signals"][name]] == [True] * 2 + [False] * 3
+
+
+def test_shards_that_cannot_be_read_are_named_with_the_reason(tmp_path: Path) -> None:
+    dataset = make(tmp_path / "dataset")
+    for name, index in {"broken": "{", "older": '{"format": "clipmill shards", "format_version": 1}'}.items():
+        storage.write_bytes(dataset.fs, dataset.file("shards", name, "index.json"), index.encode())
+    header, _ = unpacked(build_report(dataset))
+    assert [folder["name"] for folder in header["shards"]] == ["broken", "older"]
+    assert all("index.json" in folder["problem"] or "format" in folder["problem"] for folder in header["shards"])
 
 
 def test_a_condition_comes_with_its_outcome_per_clip(tmp_path: Path) -> None:

@@ -193,6 +193,22 @@ def test_the_index_adds_up(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
         index_of(plans, results[:1], selection="s", settings=CONFIG.model_dump(mode="json"))
 
 
+@pytest.mark.parametrize("kind", ["clips", "images"])
+def test_files_are_read_by_the_ranges_in_the_record(tmp_path: Path, clips: list[dict[str, Any]], kind: Any) -> None:
+    plans, records, _ = write_all(tmp_path, clips, kind)
+    samples = {s["__key__"]: s for s in wds.WebDataset([str(tmp_path / p.name) for p in plans], shardshuffle=False)}
+    assert len(samples) == len(clips)
+    for record in records:
+        assert record.members is not None
+        content = (tmp_path / record.name).read_bytes()
+        assert set(record.members.ranges) == {"json", "txt", "mp4" if kind == "clips" else "jpg"}
+        for i, key in enumerate(record.members.keys):
+            for extension, ranges in record.members.ranges.items():
+                found = ranges[i]
+                assert found is not None
+                assert content[found[0] : sum(found)] == samples[key][extension]
+
+
 def test_every_selected_clip_is_written_or_has_a_reason(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
     lost = [clip | {"uri": str(tmp_path / "gone.mp4")} if clip["extraction"] == "remux" else clip for clip in clips]
     plans, results, _ = write_all(tmp_path, lost)

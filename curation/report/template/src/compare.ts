@@ -42,39 +42,43 @@ export class Compare {
     redraw(
       this.element,
       h("h2", {}, `These rules against ${against.name}`),
-      table(
-        "Clips",
-        ["", "clips", "time"],
-        [
+      h(
+        "div",
+        { class: "tables" },
+        table(
+          "Clips",
+          ["", "clips", "time"],
           [
-            "these rules",
-            count(state.estimate((judged) => judged.clips)),
-            duration(state.estimate((judged) => judged.microseconds) / 1e6),
+            [
+              "these rules",
+              count(state.estimate((judged) => judged.clips)),
+              duration(state.estimate((judged) => judged.microseconds) / 1e6),
+            ],
+            [against.name, count(against.clips), duration(against.seconds)],
+            [`in both${state.whole ? "" : " (of this page)"}`, count(both.length), seconds(both)],
+            ["only with these rules", count(come.length), seconds(come)],
+            [`only in ${against.name}`, count(go.length), seconds(go)],
           ],
-          [against.name, count(against.clips), duration(against.seconds)],
-          [`in both${state.whole ? "" : " (of this page)"}`, count(both.length), seconds(both)],
-          ["only with these rules", count(come.length), seconds(come)],
-          [`only in ${against.name}`, count(go.length), seconds(go)],
-        ],
-      ),
-      table(
-        "Rules",
-        ["column", "these", against.name],
-        columns.map((name) => [
-          name,
-          asWords(state.rules.get(name) ?? {}) || "–",
-          asWords(theirs.get(name) ?? {}) || "–",
-        ]),
-      ),
-      this.decided(
-        "Clips that go, by the rule that decides",
-        go,
-        (clip) => state.judged.tests[state.judged.droppedBy[clip]]?.name ?? "–",
-      ),
-      this.decided(
-        "Clips that come, by the rule that had dropped them",
-        come,
-        (clip) => other.tests[other.droppedBy[clip]]?.name ?? "–",
+        ),
+        table(
+          "Rules",
+          ["column", "these", against.name],
+          columns.map((name) => [
+            name,
+            asWords(state.rules.get(name) ?? {}) || "–",
+            asWords(theirs.get(name) ?? {}) || "–",
+          ]),
+        ),
+        this.decided(
+          "Clips that go, by the rule that decides",
+          go,
+          (clip) => state.judged.tests[state.judged.droppedBy[clip]]?.name ?? "–",
+        ),
+        this.decided(
+          "Clips that come, by the rule that had dropped them",
+          come,
+          (clip) => other.tests[other.droppedBy[clip]]?.name ?? "–",
+        ),
       ),
       this.cards(`Only with these rules: ${count(come.length)}`, come, theirReason),
       this.cards(`Only in ${against.name}: ${count(go.length)}`, go, () => ""),
@@ -89,7 +93,8 @@ export class Compare {
     return { rules, judged: judge.judge(rules, useWhere) };
   }
 
-  private decided(title: string, clips: number[], by: (clip: number) => string): HTMLElement {
+  private decided(title: string, clips: number[], by: (clip: number) => string): HTMLElement | null {
+    if (!clips.length) return null;
     const counts = new Map<string, number>();
     for (const clip of clips) counts.set(by(clip), (counts.get(by(clip)) ?? 0) + 1);
     return table(
@@ -99,7 +104,8 @@ export class Compare {
     );
   }
 
-  private cards(title: string, clips: number[], extra: (clip: number) => string): HTMLElement {
+  private cards(title: string, clips: number[], extra: (clip: number) => string): HTMLElement | string {
+    if (!clips.length) return "";
     return group(
       title,
       clips.slice(0, AT_ONCE).map((clip) => card(this.state, clip, this.open, extra(clip))),

@@ -3,7 +3,7 @@
 import uPlot from "uplot";
 import { append, ofSource, type Transition } from "./data";
 import { count, duration, h, picker, svg, table } from "./dom";
-import { colour } from "./histogram";
+import { axis, colour } from "./plot";
 import { shown } from "./rules";
 import type { State } from "./state";
 
@@ -40,6 +40,7 @@ export class Cuts {
     this.signal.replaceChildren();
     this.element.replaceChildren(
       this.controls(),
+      h("h2", { class: "printed" }, uris[this.source]),
       note ? h("p", { class: "note" }, note) : "",
       this.timeline(clips, transitions),
       h(
@@ -186,18 +187,20 @@ export class Cuts {
         legend: { show: false },
         scales: { x: { time: false }, brightness: { range: [0, 255] } },
         axes: [
-          { label: "frame", stroke: () => colour("--text"), grid: { show: false } },
-          {
-            label: "change (8-bit levels)",
-            stroke: () => colour("--text"),
-            grid: { stroke: () => colour("--line") },
-            size: 56,
-          },
+          { ...axis("frame"), grid: { show: false } },
+          { ...axis("change (8-bit levels)"), size: 56 },
+          { ...axis("brightness (8-bit levels)"), size: 56, side: 1, scale: "brightness", grid: { show: false } },
         ],
         series: [
           {},
-          { stroke: () => colour("--kept"), width: 1.5 },
-          { stroke: () => colour("--soft"), width: 1, dash: [4, 3], scale: "brightness" },
+          { stroke: () => colour("--kept"), width: 1.5, points: { show: false } },
+          {
+            stroke: () => colour("--soft"),
+            width: 1,
+            dash: [4, 3],
+            scale: "brightness",
+            points: { show: false },
+          },
         ],
         hooks: { draw: [(plot) => mark(plot, transition)] },
       },
@@ -209,7 +212,7 @@ export class Cuts {
       h(
         "p",
         { class: "note" },
-        `${transition.kind} at frame ${count(transition.start_frame)} (${shown(transition.start_s)} s). Solid: change from frame to frame, at most ${most} levels here; dashed: brightness, 0 to 255. A hard cut stands out from the frames around it; a dissolve changes little from frame to frame, for many frames; a fade goes through a uniform brightness.`,
+        `${transition.kind} at frame ${count(transition.start_frame)} (${shown(transition.start_s)} s). Solid: change from frame to frame, at most ${most} levels here; dashed: brightness. A hard cut stands out from the frames around it; a dissolve changes little from frame to frame, for many frames; a fade goes through a uniform brightness.`,
       ),
     );
   }

@@ -80,6 +80,15 @@ export interface SavedStep {
   skipped: string | null;
 }
 
+/** The tar of each clip, and where its video lies in it. */
+export interface ShardFolder {
+  name: string;
+  problem: null;
+  shards: { texts: string[]; codes: Int32Array };
+  offsets: Float64Array;
+  sizes: Float64Array;
+}
+
 export interface Header {
   dataset: string;
   fingerprint: string;
@@ -98,6 +107,8 @@ export interface Header {
   against: { name: string; rules: RuleSet; clips: number; seconds: number; member: Int32Array } | null;
   overview: Overview;
   rejected: [string, string, string][];
+  /** Folders of shards, or why they cannot be read. */
+  shards: (ShardFolder | { name: string; problem: string })[];
   quantiles: Record<string, { scored: number; quantiles: Float64Array }>;
   sources: {
     /** Place of the source of each clip in the lists below; sources without clips come last. */

@@ -3,6 +3,7 @@
 import { type Column, jsonOf, textOf } from "./data";
 import { h, svg, table } from "./dom";
 import { captionsOf, strip } from "./gallery";
+import { Player } from "./player";
 import { shown } from "./rules";
 import { type State, VERDICT_KEYS } from "./state";
 
@@ -14,10 +15,10 @@ interface TextBox {
 export class Detail {
   readonly element = h("dialog", { "aria-label": "Clip", tabindex: -1 });
   private clip = -1;
-  /** Source -> address of the file that was picked for it. */
-  private readonly picked = new Map<string, string>();
+  private readonly player: Player;
 
   constructor(private readonly state: State) {
+    this.player = new Player(state);
     this.element.addEventListener("close", () => this.element.replaceChildren()); // stops the video
     this.element.addEventListener("keydown", (event) => {
       const typing = event.target instanceof HTMLInputElement || event.target instanceof HTMLVideoElement;
@@ -59,7 +60,7 @@ export class Detail {
       h("p", { class: "verdict" }, reason ? `✕ ${reason}` : "✓ kept"),
       h("div", { class: "controls", role: "group", "aria-label": "Verdict" }, ...verdicts),
       this.pictures(),
-      this.video(),
+      this.player.of(clip),
       ...[this.captions(), this.tests(), this.columns()].filter((part) => part !== null),
     );
     if (focused) this.element.focus(); // what had the focus is gone, and keys are heard here
@@ -91,47 +92,6 @@ export class Detail {
       figure.append(h("figcaption", {}, `share covered by text: ${texts.join(" · ")}`));
     }
     return figure;
-  }
-
-  private video(): HTMLElement {
-    const { state, clip } = this;
-    const uri = textOf(state.judge.columns.get("uri"), clip);
-    const start = state.judge.columns.get("start_s")?.numbers?.[clip] ?? 0;
-    const end = state.judge.columns.get("end_s")?.numbers?.[clip] ?? 0;
-    const address = this.picked.get(uri) ?? playable(uri);
-    const holder = h("div", { class: "player" });
-    const play = () => {
-      const video = h("video", { controls: true, preload: "auto", src: `${address}#t=${start},${end}` });
-      video.addEventListener("error", () =>
-        status.replaceChildren("This browser cannot reach or play the source: choose its file."),
-      );
-      video.addEventListener("timeupdate", () => {
-        if (video.currentTime >= end) video.pause();
-      });
-      holder.replaceChildren(video);
-      video.play().catch(() => undefined);
-    };
-    const status = h("span", { role: "status" });
-    const file: HTMLInputElement = h("input", {
-      type: "file",
-      accept: "video/*",
-      onchange: () => {
-        if (!file.files?.[0]) return;
-        this.picked.set(uri, URL.createObjectURL(file.files[0]));
-        this.draw();
-      },
-    });
-    return h(
-      "section",
-      { class: "video", "aria-label": "Video" },
-      h("p", { class: "where" }, `${uri} · ${shown(start)} s to ${shown(end)} s`),
-      address
-        ? h("button", { class: "play", onclick: play }, "Play")
-        : h("p", {}, "A browser cannot open this address:"),
-      h("label", {}, " or from a file: ", file),
-      status,
-      holder,
-    );
   }
 
   private captions(): HTMLElement | null {
@@ -214,10 +174,4 @@ function readable(value: unknown): string {
   return Object.entries(value)
     .map(([key, inner]) => `${key} ${nested(inner)}`)
     .join(", ");
-}
-
-/** A URL that a video element can open: local files and web addresses. */
-export function playable(uri: string): string {
-  if (uri.startsWith("/")) return `file://${uri.split("/").map(encodeURIComponent).join("/")}`;
-  return /^(file|https?):\/\//.test(uri) ? uri : "";
 }

@@ -40,19 +40,20 @@ export class Duplicates {
     this.groups ??= groupsOf(state);
     const groups = this.groups;
     const cosines = state.judge.columns.get("duplicate_cosine")?.numbers;
-    const shownGroups = groups.slice(0, this.limit).map((members) =>
-      group(
+    const shownGroups = groups.slice(0, this.limit).map((members) => {
+      const marked = members.find((clip) => state.marks.get(state.clipId(clip))?.verdict === "keep");
+      return group(
         `${count(members.length)} clips alike`,
         members.map((clip, place) => {
           const cosine = cosines?.[clip] ?? Number.NaN;
           const note = place === 0 ? "best of the group" : `cosine ${shown(cosine)} with the best`;
           const shownCard = card(state, clip, this.open, note);
-          if (place)
+          if (clip !== (marked ?? members[0]))
             shownCard.append(h("button", { onclick: () => this.prefer(members, clip) }, "Keep this one instead"));
           return shownCard;
         }),
-      ),
-    );
+      );
+    });
     redraw(
       this.element,
       h(

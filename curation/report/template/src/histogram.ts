@@ -3,13 +3,12 @@
 import uPlot from "uplot";
 import type { Column } from "./data";
 import { count, h, percent } from "./dom";
+import { colour } from "./plot";
 import { isPercentage, RANK, shown } from "./rules";
 import type { State } from "./state";
 
 const BINS = 48;
 const HEIGHT = 110;
-
-export const colour = (name: string) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 /** Equal bins over the scores of a column. */
 export class Bins {
@@ -189,7 +188,7 @@ export class Histogram {
     const kept = counts.reduce((sum, number) => sum + number, 0);
     const parts = [`${count(kept)} of ${count(scored)} scored clips ${state.whole ? "" : "of the sample "}kept`];
     if (test) parts.push(`this rule alone removes ${count(test.removedAlone)}`);
-    if (test?.ties) parts.push(`${count(test.ties)} tie at a threshold and are kept`);
+    if (test?.ties) parts.push(`kept although equal to a threshold: ${count(test.ties)}`);
     const unscored = quantiles[column.name] ? total - quantiles[column.name].scored : missing;
     if (unscored) parts.push(`${count(unscored)} ${state.whole ? "" : "of all clips "}have no score`);
     this.note.textContent = parts.join(" · ");

@@ -11,6 +11,7 @@ import { Gallery } from "./gallery";
 import { Histogram } from "./histogram";
 import { overviewTab } from "./overview";
 import { Pairs } from "./pairs";
+import { onColours } from "./plot";
 import { State } from "./state";
 
 interface Tab {
@@ -126,8 +127,9 @@ async function start(): Promise<void> {
     );
   select(chooseTab);
   new ResizeObserver(drawn).observe(list);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  onColours(() => {
     for (const histogram of histograms.values()) histogram.redraw();
+    tabs.find((tab) => !tab.panel.hidden)?.shown?.();
   });
   Object.assign(globalThis, { clipmill: state }); // for the console of whoever wants to know more
   document.documentElement.dataset.ready = "true";
@@ -149,6 +151,7 @@ function marksBar(state: State): HTMLElement {
       });
       link.click();
     };
+    element.classList.toggle("some", size > 0);
     element.replaceChildren(
       h("span", {}, size ? `${count(size)} marked` : "Mark a focused clip: b bad cut, w wrong score, k keep, d drop"),
       size ? h("button", { id: "export-marks", onclick: save }, "Export marks") : "",

@@ -17,13 +17,12 @@ export function overviewTab(header: Header): HTMLElement {
     overview.rejected.length ? section(counted("Rejected sources by reason", overview.rejected)) : null,
     overview.sizes.length ? section(counted("Sizes of sources", overview.sizes)) : null,
     overview.frame_rates.length ? section(counted("Frame rates of sources", overview.frame_rates)) : null,
-    ...categories.map(({ name, table: of, meaning, values }) => section(counted(`${of}: ${name}`, values, meaning))),
+    ...categories.map(({ name, table: of, meaning, values }) => section(counted(`${name} of ${of}`, values, meaning))),
     shares(overview, "sources"),
     shares(overview, "clips"),
     ...Object.entries(overview.errors).map(([score, reasons]) => section(counted(`Clips without ${score}`, reasons))),
-    rejectedList(header),
   ];
-  return h("div", { class: "overview" }, ...parts);
+  return h("div", { class: "overview" }, h("div", { class: "sections" }, ...parts), rejectedList(header));
 }
 
 function facts(header: Header): HTMLElement {
@@ -35,6 +34,7 @@ function facts(header: Header): HTMLElement {
     ["clips", `${count(header.total_clips)}, ${duration(header.total_microseconds / 1e6)}`],
     ["files", bytes(overview.size_bytes)],
     ["in this page", shownClips(header)],
+    ...header.shards.map(({ name, problem }): [string, string] => [`shards/${name}`, problem ?? "can be played"]),
   ];
   return h("dl", { class: "facts" }, ...rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
 }
@@ -72,7 +72,7 @@ function cpuTime(overview: Overview): HTMLElement {
   const stages = Object.entries(overview.cpu_s);
   const whole = stages.reduce((sum, [, seconds]) => sum + seconds, 0);
   const speed = (seconds: number) =>
-    seconds ? `${Number((overview.duration_s / seconds).toPrecision(3))} s of video per CPU second` : "not recorded";
+    seconds ? `${Number((overview.duration_s / seconds).toPrecision(3))}` : "not recorded";
   const rows = stages.map(([name, seconds]) => [
     label(name.replace(/_cpu_s$/, ""), overview.meanings[name]),
     duration(seconds),
@@ -81,7 +81,7 @@ function cpuTime(overview: Overview): HTMLElement {
   ]);
   return table(
     "CPU time",
-    ["stage", "time", "speed", ""],
+    ["stage", "CPU time", "s of video per CPU s", ""],
     [...rows, ["all", duration(whole), speed(whole), ""]],
     "shares",
   );
@@ -105,7 +105,7 @@ function shares(overview: Overview, of: string): HTMLElement | null {
 }
 
 function label(name: string, meaning: string | undefined): HTMLElement {
-  return h("span", {}, name, meaning ? h("span", { class: "note" }, ` ${meaning}`) : null);
+  return h("span", {}, name, meaning ? h("span", { class: "note" }, meaning) : null);
 }
 
 function bytes(value: number): string {

@@ -53,6 +53,12 @@ SOURCES = pa.schema(
             "the joined view, each name is a column",
         ),
         column("container", pa.string(), "FFmpeg's name of the container format"),
+        column("stream_index", pa.int32(), "index of the video stream that was read, among all streams of the file"),
+        column(
+            "other_video_streams",
+            pa.int32(),
+            "number of further video streams, such as a cover, thumbnails, a second view; they are not read",
+        ),
         column("codec", pa.string(), "FFmpeg's name of the video codec"),
         column("pixel_format", pa.string(), "FFmpeg's name of the decoded pixel format"),
         column("transfer", pa.string(), "FFmpeg's name of the transfer characteristics; null if the stream is silent"),

@@ -30,6 +30,8 @@ def source_columns(info: VideoInfo, timeline: Timeline, packets: PacketIndex, pl
     fps, variable = _frame_rate(timeline, 0, len(timeline.frame_pts))
     return {
         "container": info.container,
+        "stream_index": info.stream_index,
+        "other_video_streams": info.other_video_streams,
         "codec": info.codec,
         "pixel_format": info.pixel_format,
         **asdict(info.color),

@@ -3,10 +3,8 @@
 Time is always pts times time base, never a frame index divided by a frame rate.
 """
 
-import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain, islice
@@ -20,23 +18,18 @@ from clipmill.config import Config
 from clipmill.errors import SourceError, raise_if_stopped
 from clipmill.hdr import SAMPLED_FRAMES, bright_nits
 from clipmill.video import (
-    CONTAINERS,
     MAX_PIXELS,
     MAX_STREAMS,
     Orientation,
-    demuxer_options,
     orientation_of,
     pixel_aspect,
 )
 from curation.video.clock import LARGEST_PTS, MAX_LOOK_AHEAD, Clock, Stamp, Tick
 from curation.video.color import ColorTags
+from curation.video.container import OPTIONS, demuxed, open_container
 from curation.video.stall import Watched
+from curation.video.tracks import candidate_streams, check_size
 
-_AUDIO_CONTAINERS = ("mp3", "wav", "flac", "aac", "ac3", "aiff")
-"""Opened only to report that they contain no video."""
-
-_OPTIONS = demuxer_options((*CONTAINERS, *_AUDIO_CONTAINERS))
-_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<SMIL", b"v=0\r", b"v=0\n")
 _WITHOUT_PTS = ("avi", "asf")
 """Containers with one timestamp per packet, which FFmpeg takes for a decoding time."""
 _HELD_BYTES = 128 << 20
@@ -45,7 +38,6 @@ _GAP_S = 60.0
 """A longer interval between two frames is a still or a gap, and does not count towards `max_duration_s`."""
 _LEAST_BITS_PER_S = 20_000
 """If the stated duration implies fewer bits per second than this, the frames decide whether a video is too long."""
-_READ_AHEAD_BYTES = 1 << 20
 
 
 class Limits(Config):
@@ -79,6 +71,9 @@ class VideoInfo:
     """Metadata from the container and the first frame. Sizes are displayed ones: rotation and pixel aspect applied."""
 
     container: str
+    stream_index: int
+    """Index of the video stream among all streams of the container."""
+    other_video_streams: int
     codec: str
     pixel_format: str
     width: int
@@ -145,15 +140,21 @@ class Video:
     Raises SourceError (not_video, unsupported_container, no_video_stream, too_large, too_long, decode_error).
     """
 
+    stream: Any
+    _decoding: Iterator[av.VideoFrame] | None
+    _first: av.VideoFrame
+
     def __init__(self, file: BinaryIO, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
         head = file.read(4096)
         file.seek(0)
         self._head, self._file = head, Watched(file, self._limits.stall_bytes)
-        self._container = _open_container(self._file, head)
+        self._container = open_container(self._file, head)
         try:
-            self._choose_stream()
-            self._start()
+            if len(self._container.streams) > self._limits.max_streams:
+                streams = len(self._container.streams)
+                raise SourceError("too_large", f"{streams} streams exceed the limit of {self._limits.max_streams}")
+            self._start_first_of([stream.index for stream in candidate_streams(self._container)], file)
             self.info = _describe(self._container, self.stream, self._first, self._limits)
             if self.info.color.hdr:
                 self.info = replace(self.info, bright_nits=self._bright_nits())
@@ -163,14 +164,9 @@ class Video:
             self.close()
             raise
 
-    def _choose_stream(self) -> None:
-        self.stream = _video_stream(self._container, self._file, self._limits)
-        self.stream.thread_count = 1
-        self.stream.codec_context.options = {"max_pixels": str(self._limits.max_pixels)}
-
     def _start(self) -> None:
         self.packets = PacketIndex()
-        self._decoding: Iterator[av.VideoFrame] | None = self._decode_all(self.packets)
+        self._decoding = self._decode_all(self.packets)
         self._first = self._decode_first(self._decoding)
         self._first_packet_dts = self.packets.first_dts
 
@@ -191,7 +187,7 @@ class Video:
         """Data packets in decode order from the keyframe at or before `start_pts` on; None: from the first packet."""
         if start_pts is None or not self._seek(start_pts):
             self._rewind()
-        for packet in _demuxed(self._container, self.stream):
+        for packet in demuxed(self._container, self.stream):
             if packet.size:
                 yield packet
 
@@ -272,10 +268,35 @@ class Video:
     def _rewind(self) -> None:
         """Go to the first packet, exactly: by opening the file anew, as seeking to the start may land later."""
         self._decoding = None
+        index = self.stream.index
         self._container.close()
         self._file.seek(0)
-        self._container = _open_container(self._file, self._head)
-        self._choose_stream()
+        self._container = open_container(self._file, self._head)
+        self._use_stream(index)
+
+    def _use_stream(self, index: int) -> None:
+        self.stream = self._container.streams[index]
+        if self.stream.codec_context is not None:
+            self.stream.thread_count = 1
+            self.stream.codec_context.options = {"max_pixels": str(self._limits.max_pixels)}
+
+    def _start_first_of(self, stream_indices: Sequence[int], file: BinaryIO) -> None:
+        """Start with the first of the streams of which a frame can be decoded."""
+        first_error: SourceError | None = None
+        for index in stream_indices:
+            self._use_stream(index)
+            try:
+                check_size(self.stream, file, max_pixels=self._limits.max_pixels, options=OPTIONS)
+                if len(self._container.streams.video) > 1:
+                    self._rewind()  # their packets were counted
+                self._start()
+                return
+            except SourceError as error:
+                if error.kind != "decode_error":
+                    raise
+                first_error = first_error or error
+        assert first_error is not None, "there is a stream"
+        raise first_error
 
     def _bright_nits(self) -> float | None:
         """Measured on keyframes spread over the video, the same at every opening."""
@@ -312,7 +333,7 @@ class Video:
 
     def _packets(self, seen: PacketIndex) -> Iterator[av.Packet]:
         """Every packet, recorded in `seen` together with the reason if they end before the stream does."""
-        packets = _demuxed(self._container, self.stream)
+        packets = demuxed(self._container, self.stream)
         while True:
             try:
                 packet = next(packets, None)
@@ -339,96 +360,6 @@ class Video:
         np.empty(2 * 4 * self.codec_context.width * self.codec_context.height, np.uint8)
 
 
-def _open_container(file: Any, head: bytes) -> Any:
-    if not head:
-        raise SourceError("empty", "the file is empty")
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLISTS):
-        raise SourceError("unsupported_container", "playlist or list of other files, not a video")
-    try:
-        return av.open(file, options=_OPTIONS, buffer_size=_READ_AHEAD_BYTES, metadata_errors="replace")
-    except av.error.ArgumentError as error:
-        allowed = ", ".join(name.split(",")[0] for name in CONTAINERS)
-        raise SourceError(
-            "unsupported_container", f"container format not on the allow-list (allowed: {allowed})"
-        ) from error
-    except av.error.MemoryError:
-        raise
-    except (av.FFmpegError, ValueError) as error:
-        if _looks_like_media(head):
-            raise SourceError(
-                "decode_error", f"the container is damaged or truncated; its index cannot be read: {_reason(error)}"
-            ) from error
-        raise SourceError("not_video", "the content is not a media file that FFmpeg recognizes") from error
-    except OSError as error:
-        raise_if_stopped(error)
-        raise SourceError("unreadable", f"reading failed: {error}") from error
-
-
-def _looks_like_media(head: bytes) -> bool:
-    return (
-        head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide")
-        or head[:4] == b"\x1aE\xdf\xa3"
-        or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
-        or head[:3] == b"FLV"
-        or head[:4] == b"OggS"
-        or (head[0] == 0x47 and head[188:189] == b"\x47")
-    )
-
-
-def _demuxed(container: Any, stream: Any) -> Iterator[av.Packet]:
-    """The packets of one stream, and an empty one at the end. Raises what PyAV's `demux` does."""
-    # Where a stream has appeared that the header does not announce, PyAV looks for its last packets, too: after those
-    # of `stream`, and among the streams that it knows.
-    with suppress(IndexError):
-        yield from container.demux(stream)
-
-
-def _video_stream(container: Any, file: Any, limits: Limits) -> Any:
-    if len(container.streams) > limits.max_streams:
-        raise SourceError("too_large", f"{len(container.streams)} streams exceed the limit of {limits.max_streams}")
-    still = av.stream.Disposition.attached_pic
-    streams = [s for s in container.streams.video if not s.disposition & still]
-    if not streams:
-        kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-        raise SourceError("no_video_stream", f"the file has {kinds} but no video stream")
-    stream = max(streams, key=_preference)
-    context = stream.codec_context
-    if context is None:
-        raise SourceError("decode_error", "the video stream uses a codec that this FFmpeg build does not support")
-    size = (context.width, context.height) if context.width else _refused_size(file)
-    if size is None:
-        raise SourceError("decode_error", f"the {context.name} stream does not state its frame size")
-    if size[0] * size[1] > limits.max_pixels:
-        raise SourceError(
-            "too_large", f"frames of {size[0]}x{size[1]} pixels exceed the limit of {limits.max_pixels:,} pixels"
-        )
-    return stream
-
-
-def _preference(stream: Any) -> tuple[bool, int]:
-    """The container's default stream, or of several the one with the most pixels."""
-    context = stream.codec_context
-    return bool(stream.disposition & av.stream.Disposition.default), context.width * context.height if context else 0
-
-
-def _reason(error: Exception) -> str:
-    """The error without numbers and paths."""
-    return (getattr(error, "strerror", None) or str(error)).rstrip(".")
-
-
-def _refused_size(file: Any) -> tuple[int, int] | None:
-    """The frame size that FFmpeg considers too large to allocate; it is only in FFmpeg's log."""
-    file.seek(0)
-    av.logging.set_level(av.logging.ERROR)
-    try:
-        with av.logging.Capture() as messages, suppress(av.FFmpegError), av.open(file, options=_OPTIONS):
-            pass
-    finally:
-        av.logging.set_level(None)
-    sizes = [re.search(r"Picture size (\d+)x(\d+) is invalid", text) for _, _, text in messages]
-    return next(((int(m[1]), int(m[2])) for m in sizes if m), None)
-
-
 def _describe(container: Any, stream: Any, first: av.VideoFrame, limits: Limits) -> VideoInfo:
     aspect = pixel_aspect(stream.sample_aspect_ratio)
     orientation = orientation_of(first)
@@ -443,6 +374,8 @@ def _describe(container: Any, stream: Any, first: av.VideoFrame, limits: Limits)
         raise SourceError("too_long", _too_long(duration_s, limits))
     return VideoInfo(
         container=container.format.name,
+        stream_index=stream.index,
+        other_video_streams=len(container.streams.video) - 1,
         codec=stream.codec_context.codec.canonical_name,
         pixel_format=stream.codec_context.pix_fmt or first.format.name,
         width=width,

@@ -427,6 +427,8 @@ def test_rows_of_any_timestamps_fit_the_tables(base: Fraction, start: int, steps
     pts = [at for at in itertools.accumulate(steps, initial=start) if at <= 3 << 61]
     info = VideoInfo(
         container="avi",
+        stream_index=0,
+        other_video_streams=0,
         codec="mpeg4",
         pixel_format="yuv420p",
         width=32,

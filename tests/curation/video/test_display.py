@@ -14,6 +14,8 @@ from curation.video.display import DisplayTransform
 def info(width: int, height: int, *, rotation: int = 0, aspect: Fraction = Fraction(1)) -> VideoInfo:
     return VideoInfo(
         container="matroska,webm",
+        stream_index=0,
+        other_video_streams=0,
         codec="ffv1",
         pixel_format="yuv420p",
         width=round(width * aspect) or 1,

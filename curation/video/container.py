@@ -1,0 +1,67 @@
+"""Open a container by its content, and read the packets of a stream; no file that names others is opened."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import av
+
+from clipmill.errors import SourceError, raise_if_stopped
+from clipmill.video import CONTAINERS, demuxer_options
+
+_AUDIO_CONTAINERS = ("mp3", "wav", "flac", "aac", "ac3", "aiff")
+"""Opened only to report that they contain no video."""
+
+OPTIONS = demuxer_options((*CONTAINERS, *_AUDIO_CONTAINERS))
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<SMIL", b"v=0\r", b"v=0\n")
+_READ_AHEAD_BYTES = 1 << 20
+
+
+def open_container(file: Any, head: bytes) -> Any:
+    """The open container of a file that begins with `head`. Raises SourceError."""
+    if not head:
+        raise SourceError("empty", "the file is empty")
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLISTS):
+        raise SourceError("unsupported_container", "playlist or list of other files, not a video")
+    try:
+        return av.open(file, options=OPTIONS, buffer_size=_READ_AHEAD_BYTES, metadata_errors="replace")
+    except av.error.ArgumentError as error:
+        allowed = ", ".join(name.split(",")[0] for name in CONTAINERS)
+        raise SourceError(
+            "unsupported_container", f"container format not on the allow-list (allowed: {allowed})"
+        ) from error
+    except av.error.MemoryError:
+        raise
+    except (av.FFmpegError, ValueError) as error:
+        if _looks_like_media(head):
+            raise SourceError(
+                "decode_error", f"the container is damaged or truncated; its index cannot be read: {_reason(error)}"
+            ) from error
+        raise SourceError("not_video", "the content is not a media file that FFmpeg recognizes") from error
+    except OSError as error:
+        raise_if_stopped(error)
+        raise SourceError("unreadable", f"reading failed: {error}") from error
+
+
+def _looks_like_media(head: bytes) -> bool:
+    return (
+        head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide")
+        or head[:4] == b"\x1aE\xdf\xa3"
+        or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
+        or head[:3] == b"FLV"
+        or head[:4] == b"OggS"
+        or (head[0] == 0x47 and head[188:189] == b"\x47")
+    )
+
+
+def demuxed(container: Any, stream: Any) -> Iterator[av.Packet]:
+    """The packets of one stream, and an empty one at the end. Raises what PyAV's `demux` does."""
+    # Where a stream has appeared that the header does not announce, PyAV looks for its last packets, too: after those
+    # of `stream`, and among the streams that it knows.
+    with suppress(IndexError):
+        yield from container.demux(stream)
+
+
+def _reason(error: Exception) -> str:
+    """The error without numbers and paths."""
+    return (getattr(error, "strerror", None) or str(error)).rstrip(".")

@@ -68,6 +68,11 @@ def ranked(rows: Sequence[dict[str, Any]], **settings: Any) -> Found:
     return {clip_id: (rank, of) for clip_id, rank, of in zip(*columns, strict=True)}
 
 
+def as_stored(embedding: NDArray[np.float16]) -> NDArray[np.float64]:
+    """At length 1, in half precision: rounding moves a cosine at the threshold to either side of it."""
+    return unit(unit(embedding.astype(np.float32)).astype(np.float16).astype(np.float64))
+
+
 def simply_ranked(rows: Sequence[dict[str, Any]], min_cosine: float, *, same_source: bool) -> Found:
     """The rule, said again: the best first, and each clip joins the best kept clip that it is near to."""
     unknown = -math.inf
@@ -83,10 +88,9 @@ def simply_ranked(rows: Sequence[dict[str, Any]], min_cosine: float, *, same_sou
     groups: dict[str, list[str]] = {}
     kept: list[dict[str, Any]] = []
     for row in best_first:
-        vector = unit(row["embedding"].astype(np.float64))
         for other in kept:
             apart = row["source_id"] == other["source_id"] and not same_source
-            if not apart and vector @ unit(other["embedding"].astype(np.float64)) >= min_cosine:
+            if not apart and as_stored(row["embedding"]) @ as_stored(other["embedding"]) >= min_cosine:
                 groups[other["clip_id"]].append(row["clip_id"])
                 break
         else:

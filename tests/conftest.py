@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import io
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -85,6 +86,15 @@ def finished_demo(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> 
     with contextlib.redirect_stdout(printed):
         run(folder, [], 12, steps_share=0.001)
     return FinishedDemo(folder, printed.getvalue())
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, finished_demo: FinishedDemo) -> Path:
+    """What a reader of the README has after the demo: `demo-output/` with footage, dataset, recipe and models."""
+    folder = tmp_path_factory.mktemp("docs")
+    shutil.copytree(finished_demo.folder, folder / "demo-output")
+    (folder / "demo").symlink_to(Path(__file__).resolve().parents[1] / "demo")
+    return folder
 
 
 @pytest.fixture

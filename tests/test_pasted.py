@@ -5,284 +5,60 @@ have the headings that are shown.
 not there fails the test of its page.
 """
 
-import contextlib
-import io
-import random
 import re
-import runpy
 import shutil
-import subprocess
-import sys
 import tomllib
-import warnings
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-import yaml
 
-from clipmill.config import Config
-from curation.dataset.tables import Dataset
-from curation.inputs.captions import _parse_json
-from curation.scores.base import Scorer
-from curation.selection.rules import Rules
-from curation.video.decode import Limits
-from pipelines import recipe as recipes
 from pipelines.config import CurateConfig
-from pipelines.train import resolve_stage
-from svd.checkpoint import save_model, save_original
-from tests.conftest import FinishedDemo
+from svd.checkpoint import save_original
 from tests.docs import (
     PAGES,
     ROOT,
-    Block,
     Instead,
     Reader,
     blocks_of,
-    check_command_line,
-    commands_of,
-    is_printed,
-    session,
-    yaml_of,
+)
+from tests.pastes import (
+    Paste,
+    caption_shares,
+    dataset_python,
+    defaults,
+    in_turn,
+    made,
+    parse_each_line,
+    parsed,
+    prints,
+    python,
+    read_by,
+    recipe,
+    rule,
+    rules_file,
+    sample_each,
+    saved,
+    shell,
+    shown,
+    sql,
+    train_each,
+    tree,
+    usage,
+    write_demo_yaml,
 )
 from tests.svd.models import tiny_model
-from training.samples import choose_caption
-
-Paste = Callable[[Reader, Block], None]
-PACKAGES = ("clipmill", "curation", "svd", "training", "pipelines", "demo", "footage", "tests", "docs", "benchmarks")
 
 NO_WEIGHTS = "the weights of ViT-L-14 have to be fetched: the demo's take their place"
+
+
 NO_GPU = "there is no GPU"
+
+
 TINY = "the released network has 1.5 billion parameters: a small one of the same kind takes its place"
+
+
 CURATE_SMALL = Instead("--out dataset", "--out dataset --config demo.yaml", NO_WEIGHTS)
-
-
-def shell(*instead: Instead, codes: tuple[int, ...] = (0,)) -> Paste:
-    """Run it in a shell."""
-
-    def paste(reader: Reader, block: Block) -> None:
-        text = block.text
-        for one in instead:
-            text = one.applied(text)
-        reader.paste(text, codes=codes)
-
-    return paste
-
-
-def python(*instead: Instead) -> Paste:
-    """Run it as a script."""
-
-    def paste(reader: Reader, block: Block) -> None:
-        text = block.text
-        for one in instead:
-            text = one.applied(text)
-        reader.python(text)
-
-    return paste
-
-
-def saved(name: str, reads: Callable[[Path], object] | None = None) -> Paste:
-    """Save it under a name, for what comes after, and let the code read it that reads such a file."""
-
-    def paste(reader: Reader, block: Block) -> None:
-        path = reader.write(name, block.text)
-        if reads is not None:
-            reads(path)
-
-    return paste
-
-
-def read_by(config: type[Config]) -> Paste:
-    """Let a configuration read the file."""
-    return lambda _, block: config.from_values(yaml_of(block), origin=str(block)) and None
-
-
-def in_turn(*pastes: Paste) -> Paste:
-    """Several things, one after another."""
-
-    def paste(reader: Reader, block: Block) -> None:
-        for each in pastes:
-            each(reader, block)
-
-    return paste
-
-
-def prints(reader: Reader, block: Block) -> None:
-    """It is output: its headings and names have to be in what was printed before."""
-    missing = is_printed(block.text, reader.printed)
-    assert not missing, f"{missing} is shown but not printed; printed was\n{reader.printed}"
-
-
-def parsed(because: str) -> Paste:
-    """It cannot run here, for a reason: its command lines are parsed, those of other tools by their --help."""
-    assert because
-
-    def paste(reader: Reader, block: Block) -> None:
-        for words in commands_of(block.text):
-            if "clipmill" in words:
-                check_command_line(words[words.index("clipmill") + 1 :])
-            if words[0] in ("ray", "hf", "torchrun"):
-                subcommand = [word for word in words[1:2] if re.fullmatch(r"[a-z]+", word)]
-                told = reader.paste(f"{words[0]} {' '.join(subcommand)} --help")
-                for word in words[: words.index("clipmill") if "clipmill" in words else None]:
-                    assert not word.startswith("--") or word.partition("=")[0].replace("_", "-") in told, word
-            if words[0] == "python":
-                _check_module(words[words.index("-m") + 1], [word for word in words[3:] if word.startswith("--")])
-
-    return paste
-
-
-def _check_module(name: str, options: list[str]) -> None:
-    """`python -m NAME --help`, in this process, which has most of its imports already."""
-    printed = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".* found in sys.modules", category=RuntimeWarning)
-        patch.setattr(sys, "argv", [name, "--help"])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_module(name, run_name="__main__")
-    assert not ended.value.code, name
-    assert "usage" in printed.getvalue(), name
-    for option in options:
-        assert option.strip("[]") in printed.getvalue(), f"{name} has no {option}"
-
-
-def shown(because: str) -> Paste:
-    """Not to be run or read by anything, for a reason. The files of this project that it names are there."""
-    assert because
-    return lambda _reader, _block: None
-
-
-def made(because: str) -> Paste:
-    """Targets of make, which would take long or lead back here: what they would run is printed and not run."""
-    assert because
-
-    def paste(_: Reader, block: Block) -> None:
-        for words in commands_of(block.text):
-            if words[0] == "make":
-                targets = words[1 : words.index("&&") if "&&" in words else None]
-                subprocess.run(["make", "--dry-run", *targets], cwd=ROOT, capture_output=True, check=True)
-
-    return paste
-
-
-def tree(root: str) -> Paste:
-    """A folder's layout: each name in it is there in a folder that was made."""
-
-    def paste(reader: Reader, block: Block) -> None:
-        for line in block.text.splitlines():
-            for name in re.findall(r"^(?:\w+/$|  )?([\w./*-]+(?:\.\w+|/|\*))(?:\s|,|$)", line):
-                if name not in ("dataset/", "DATASET/", "RUN/", *ABSENT):
-                    pattern = re.sub(r"PART|NAME", "*", name).removeprefix("RUN/").rstrip("/")
-                    assert list((reader.folder / root).glob(pattern)), f"{block}: no {name}"
-
-    return paste
-
-
-def parse_each_line(_: Reader, block: Block) -> None:
-    """Sidecars, one a line."""
-    for line in block.text.splitlines():
-        assert list(_parse_json(line))
-
-
-def defaults(_: Reader, block: Block) -> None:
-    """ "these are the defaults": as the configuration has them."""
-    assert CurateConfig.from_values(yaml_of(block), origin=str(block)).scan.limits == Limits()
-    assert set(yaml_of(block)["scan"]["limits"]) == set(Limits.model_fields)
-
-
-def sql(reader: Reader, block: Block) -> None:
-    """A query over the joined view."""
-    with Dataset(str(reader.folder / "DATASET")).connect() as connection:
-        connection.execute(block.text).fetchall()
-
-
-def rule(reader: Reader, block: Block) -> None:
-    """Lines of the `rules` of a rules file."""
-    values = {"rules": yaml_of(block)}
-    Rules.from_values({"name": "pasted", **values}, origin=str(block))
-    reader.write("pasted.yaml", yaml.safe_dump(values))
-    reader.paste("clipmill select DATASET --config pasted.yaml --replace")
-
-
-def rules_file(name: str) -> Paste:
-    """A whole rules file, by which the dataset can be selected from."""
-
-    def paste(reader: Reader, block: Block) -> None:
-        reader.write(name, block.text)
-        reader.paste(f"clipmill select dataset --config {name}", codes=(0, 3))
-
-    return paste
-
-
-def usage(reader: Reader, block: Block) -> None:
-    """A command with options in brackets: without them and with them."""
-    reader.paste(re.sub(r"\[.*?\]", "", block.text))
-    reader.paste(re.sub(r"[\[\]]", "", block.text))
-
-
-def caption_shares(reader: Reader, block: Block) -> None:
-    """The settings of a stage, which draw captions from exactly the sources that are given, with their shares."""
-    stage = resolve_stage("video", reader.write("stage.yaml", block.text))
-    given = yaml_of(block)["data"]["captions"]
-    captions = [{"source": name, "text": name} for name in ("list", "coca", "video", "merged")]
-    rng = random.Random(0)
-    drawn = Counter(captions[choose_caption(captions, stage.data.captions, rng)]["source"] for _ in range(4000))
-    total = sum(given.values())
-    assert set(drawn) == set(given)
-    assert {name: drawn[name] / 4000 for name in given} == pytest.approx(
-        {name: share / total for name, share in given.items()}, abs=0.04
-    )
-
-
-def recipe(reader: Reader, block: Block) -> None:
-    """A recipe is read, and its stages are estimated."""
-    path = reader.write("recipe.yaml", block.text)
-    assert len(recipes.read_recipe(path).stages) == len(yaml_of(block)["stages"])
-    reader.paste("clipmill train --recipe recipe.yaml --out RUNS --dry-run")
-
-
-SMALL = {
-    "widths": (64, 64),
-    "attention": (True, False),
-    "blocks_per_level": 1,
-    "head_width": 16,
-    "context_width": 32,
-    "id_width": 32,
-    "frames": 4,
-}
-"""The network of `tests.svd.models`, as differences from a preset."""
-
-
-def sample_each(reader: Reader, block: Block) -> None:
-    """A line for every task, each with a small model of that task."""
-    tasks = iter(("image-to-video", "text-to-video", "interpolation", "multi-view", "image-to-video"))
-    for line in block.text.splitlines():
-        task = next(tasks)
-        if not (reader.folder / task).exists():
-            save_model(tiny_model(task), reader.folder / task)
-        reader.paste(line.replace("CHECKPOINT", task))
-
-
-def train_each(reader: Reader, block: Block) -> None:
-    """Two steps on the demo's clips, of the demo's network; the estimate as it stands."""
-    settings = yaml.safe_load((reader.folder / "demo-output/recipe.yaml").read_text())["stages"][1]["set"]
-    settings["run"] |= {"steps": 2, "save_every": 1, "sample_every": 1, "log_every": 1}
-    settings["optimizer"]["warmup_steps"] = 1
-    reader.write("two-steps.yaml", yaml.safe_dump(settings))
-    small = Instead("--init MODEL", "--init demo-output/initial --config two-steps.yaml", "200 steps take minutes")
-    shell(small, Instead("DATASET/shards/NAME", "DATASET/shards/pretraining", "NAME is a selection"))(reader, block)
-
-
-def write_demo_yaml(reader: Reader, _: Block) -> None:
-    """The quickstart's configuration with the demo's models."""
-    (block,) = (b for b in blocks_of("docs/quickstart.md") if b.text.startswith("clip_embedder: {model: demo/clip}"))
-    reader.write("demo.yaml", block.text)
-
-
-def dataset_python(reader: Reader, block: Block) -> None:
-    """A script over a dataset; NAME is one of its selections."""
-    assert reader.python(block.text.replace("NAME", "svd-paper")).strip()
 
 
 PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
@@ -354,7 +130,7 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
         ("import torch", python(
             Instead('"cuda"', '"cpu"', NO_GPU),
             Instead('"svd")', '"svd", **SMALL)', TINY),
-            Instead("import torch\n", "import torch\nfrom tests.test_pasted import SMALL\n", TINY),
+            Instead("import torch\n", "import torch\nfrom tests.pastes import SMALL\n", TINY),
         )),
     ],
     "docs/reference/clipmill.md": [
@@ -392,18 +168,8 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
 }  # fmt: skip
 """Page -> for each of its blocks, in order, how its first line begins and what is done with it."""
 
-ABSENT = {"RUN/lora.safetensors": "only a LoRA stage leaves it"}
 
 ELSEWHERE = {"docs/adding-a-scorer.md": "has a test of its own, in a copy of the packages"}
-
-
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory, finished_demo: FinishedDemo) -> Path:
-    """What a reader of the README has after the demo: `demo-output/` with footage, dataset, recipe and models."""
-    folder = tmp_path_factory.mktemp("docs")
-    shutil.copytree(finished_demo.folder, folder / "demo-output")
-    (folder / "demo").symlink_to(ROOT / "demo")
-    return folder
 
 
 @pytest.fixture
@@ -477,71 +243,3 @@ def test_the_extras_that_are_named_exist():
     named = re.findall(r"\.\[([\w,]+)\]'", "".join((ROOT / page).read_text() for page in PAGES))
     assert named
     assert {name for group in named for name in group.split(",")} <= set(extras)
-
-
-def test_the_page_on_scorers_has_every_member_of_the_protocol():
-    page = (ROOT / "docs/adding-a-scorer.md").read_text()
-    members = [name for name in {**Scorer.__annotations__, **vars(Scorer)} if not name.startswith("_")]
-    assert set(re.findall(r"^\| `(\w+)(?:\(\w+\))?` \|", page, flags=re.MULTILINE)) >= set(members)
-    scorer = next(block for block in blocks_of("docs/adding-a-scorer.md") if "class Brightness:" in block.text)
-    for member in members:
-        assert re.search(rf"^    (def )?{member}\b", scorer.text, flags=re.MULTILINE), member
-
-
-@pytest.mark.slow
-def test_the_scorer_of_its_page_passes_its_test_and_scores_in_a_run(prepared: Path, tmp_path: Path):
-    """All of docs/adding-a-scorer.md, in a copy of the packages, whose commands are processes of their own."""
-    names = ("module", "columns", "registry", "field", "test", "check", "inspect", "funnel", "script", "selecting")
-    page = blocks_of("docs/adding-a-scorer.md")
-    blocks = dict(zip(names, page, strict=True))
-    copy, folder = tmp_path / "copy", tmp_path / "work"
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "constraints.txt"):
-        shutil.copy(ROOT / name, copy)
-    shutil.copytree(prepared / "demo-output", folder / "demo-output")
-    (copy / "curation/scores/brightness.py").write_text(blocks["module"].text)
-    (copy / "tests/curation/test_brightness.py").write_text(blocks["test"].text)
-    imported = "from curation.scores.brightness import Brightness"
-    registry = copy / "curation/scores/registry.py"
-    text, changed = re.subn(r"^SCORERS: .*?^\)\n", blocks["registry"].text, registry.read_text(), flags=re.S | re.M)
-    assert changed == 1
-    registry.write_text(_with_import(text, imported, after="from curation.scores.base"))
-    columns = copy / "curation/scores/columns.py"
-    text, changed = re.subn(r"^SCORE_COLUMNS: .*?^\)\n", blocks["columns"].text, columns.read_text(), flags=re.S | re.M)
-    assert changed == 1
-    columns.write_text(text)
-    config = copy / "pipelines/config.py"
-    before = "    duplicates: DuplicatesConfig"
-    text = config.read_text().replace(before, blocks["field"].text + before, 1)
-    config.write_text(_with_import(text, f"{imported}Config", after="from curation.scores.aesthetics"))
-
-    environment = {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    developer = Reader(copy, in_process=False, environment=environment)
-    check = "ruff check . && ruff format --check ."
-    developer.paste(Instead("make check", check, "make would install into the copy").applied(blocks["check"].text))
-    assert "`brightness`" in (copy / "docs/format.md").read_text()
-
-    user = Reader(folder, in_process=False, environment=environment)
-    ((command, output),) = session(blocks["inspect"].text)
-    lines = [line.split() for line in user.paste(command).splitlines() if line.endswith("None")]
-    assert lines
-    assert all(0 < float(brightness) < 1 for _, brightness, _ in lines)
-    assert output
-    user.paste("clipmill curate demo-output/footage/00[0-3]* --out dataset --without similarity,aesthetic --num-cpus 1")
-    user.write("bright.yaml", "rules: {brightness: {min: 0.2, drop_highest: 5%}}\n")
-    assert not is_printed(blocks["funnel"].text, user.paste("clipmill select dataset --config bright.yaml"))
-    user.write("add_contrast.py", blocks["script"].text)
-    for command, output in session(blocks["selecting"].text):
-        if command.startswith("cat "):
-            user.write(command.removeprefix("cat "), output)
-            continue
-        assert not is_printed(re.sub(r".*clips\n", "", output, count=1), user.paste(command))
-    with Dataset(str(folder / "dataset")).connect() as connection:
-        scored = connection.execute("SELECT count(brightness), count(contrast), count(*) FROM joined").fetchone()
-    assert scored is not None
-    assert scored[0] == scored[1] == scored[2] > 0
-
-
-def _with_import(text: str, line: str, *, after: str) -> str:
-    return re.sub(rf"^({re.escape(after)}.*\n)", rf"\1{line}\n", text, count=1, flags=re.MULTILINE)

@@ -2,7 +2,6 @@
 
 import base64
 import gzip
-import json
 import pickle
 import subprocess
 import sys
@@ -12,49 +11,14 @@ import cv2
 import numpy as np
 import pytest
 
-from clipmill.errors import UserError
 from curation.captioners import CAPTIONERS
-from curation.captioners.base import EndpointConfig, NoCaption
-from curation.captioners.chat import read_answer, tidy
-from curation.captioners.endpoint import MergedCaptioner, MergedConfig, VideoCaptioner, VideoConfig
+from curation.captioners.base import NoCaption
+from curation.captioners.chat import read_answer
+from curation.captioners.endpoint import MergedConfig, VideoConfig
 from curation.inputs.captions import Caption
 from curation.scores.base import ClipView
-from tests.caption_server import CaptionServer, Reply, refused_url, refuses, says
-
-KEY = "sk-very-secret-0123456789"
-
-
-def view(*levels: int, captions: tuple[Caption, ...] = ()) -> ClipView:
-    """A clip of flat pictures of these gray levels."""
-    return ClipView(thumbnails=tuple(np.full((36, 64, 3), level, np.uint8) for level in levels), captions=captions)
-
-
-def clips(number: int) -> list[ClipView]:
-    return [view(i, i + 10, i + 20) for i in range(number)]
-
-
-def video(url: str | None, **settings: Any) -> VideoCaptioner:
-    defaults = {"model": "m", "timeout_s": 5, "retries": 0}
-    captioner = VideoCaptioner(VideoConfig(base_url=url, **(defaults | settings)))
-    captioner.load("cpu")
-    return captioner
-
-
-def merged(url: str) -> MergedCaptioner:
-    captioner = MergedCaptioner(MergedConfig(base_url=url, model="m", retries=0))
-    captioner.load("cpu")
-    return captioner
-
-
-def one(server: CaptionServer, **settings: Any) -> Caption:
-    (caption,) = video(server.url, **settings).caption(clips(1))
-    return caption
-
-
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
+from tests.caption_server import CaptionServer, Reply, refuses, says
+from tests.curation.captioners.endpoints import clips, merged, one, video, view
 
 
 def test_an_endpoint_on_this_machine_is_asked_directly_whatever_the_proxy(monkeypatch: pytest.MonkeyPatch):
@@ -259,149 +223,6 @@ def test_an_answer_without_end_or_unfolding_is_refused():
     assert server.headers[0]["accept-encoding"] == "identity"
 
 
-def test_an_endpoint_that_is_down_is_given_up_and_the_reason_kept_for_the_next_batches():
-    captioner = video(refused_url(), give_up_after=3, max_in_flight=1)
-    captions = captioner.caption(clips(20))
-    assert all(c.text is None for c in captions)
-    assert [c.error.startswith("no connection to http://127.0.0.1:") for c in captions] == [True] * 3 + [False] * 17
-    assert captions[-1].error.startswith("not sent: the endpoint failed 3 times in a row: no connection to ")
-    assert captioner.caption(clips(1)) == captions[-1:]
-
-
-def test_an_endpoint_that_was_given_up_is_tried_again_by_one_request_without_retries():
-    with CaptionServer([refuses(503)] * 3 + [says("back")]) as server:
-        captioner = video(server.url, give_up_after=2, max_in_flight=1, retries=0, pause_s=0)
-        assert [c.text for c in captioner.caption(clips(5))] == [None, None, None, "back", "back"]
-    with CaptionServer([refuses(503)]) as server:
-        captioner = video(server.url, give_up_after=1, max_in_flight=1, retries=1, pause_s=0)
-        captioner.caption(clips(1))
-        assert len(server.requests) == 2
-        captioner.caption(clips(3))
-        assert len(server.requests) == 2 + 3
-
-
-def test_an_endpoint_that_hangs_costs_a_few_time_outs_not_one_per_clip():
-    with CaptionServer([says("too late", delay_s=5)]) as server:
-        captions = video(server.url, timeout_s=0.3, retries=1, give_up_after=2, max_in_flight=2).caption(clips(40))
-    assert {c.text for c in captions} == {None}
-    assert len(server.requests) <= 8
-    assert sum(c.error.startswith("not sent") for c in captions) >= 36
-
-
-@pytest.mark.parametrize("status", [401, 404, 503])
-def test_an_endpoint_that_lets_nobody_in_is_given_up(status: int):
-    with CaptionServer([refuses(status)]) as server:
-        captions = video(server.url, give_up_after=3, max_in_flight=1).caption(clips(10))
-    assert len(server.requests) == 3
-    assert captions[-1].error == f"not sent: the endpoint failed 3 times in a row: HTTP {status}: no"
-
-
-def test_failures_of_single_requests_do_not_give_the_endpoint_up():
-    refusals = [
-        refuses(400),
-        refuses(500),
-        refuses(404),
-        refuses(404),
-        says("x"),
-        refuses(404),
-        refuses(404),
-        says("y"),
-    ]
-    with CaptionServer(refusals) as server:
-        captions = video(server.url, give_up_after=3, max_in_flight=1).caption(clips(8))
-    assert [c.text for c in captions] == [None, None, None, None, "x", None, None, "y"]
-
-
-# Keys and pictures stay where they belong
-
-
-def test_the_key_is_sent_and_told_to_nobody(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MY_API_KEY", f" {KEY}\n")
-    with CaptionServer(
-        [refuses(401, f"wrong key {KEY}; you sent data:image/jpeg;base64,{'A' * 5000} " + "x" * 999)]
-    ) as server:
-        captioner = video(server.url, api_key_env="MY_API_KEY")
-        (caption,) = captioner.caption(clips(1))
-    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
-    assert caption.error.startswith("HTTP 401: wrong key [key]; you sent [image] xxx")
-    assert len(caption.error) < 250
-    assert KEY not in str(captioner._config) + json.dumps(captioner._config.model_dump())
-
-
-def test_the_usual_key_goes_to_openai_alone_unless_it_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with CaptionServer([says("x")]) as server:
-        one(server)
-        one(server, api_key_env="OPENAI_API_KEY")
-    assert [KEY in str(headers) for headers in server.headers] == [False, True]
-
-
-@pytest.mark.parametrize(
-    ("url", "variable"),
-    [
-        ("https://api.openai.com/v1", "OPENAI_API_KEY"),
-        ("https://eu.api.openai.com/v1", "OPENAI_API_KEY"),
-        ("http://api.openai.com/v1", None),
-        ("https://api.openai.com.example.org/v1", None),
-        ("https://notopenai.com/v1", None),
-        ("http://localhost:8000/v1", None),
-        (None, None),
-    ],
-)
-def test_which_hosts_are_openais(url: str | None, variable: str | None):
-    assert EndpointConfig(base_url=url).key_variable() == variable
-    assert EndpointConfig(base_url=url, api_key_env="MY_API_KEY").key_variable() == "MY_API_KEY"
-
-
-@pytest.mark.parametrize(
-    "variable",
-    [
-        "AWS_SECRET_ACCESS_KEY",
-        "AWS_SESSION_TOKEN",
-        "HF_TOKEN",
-        "GITHUB_TOKEN",
-        "PATH",
-        "_API_KEY",
-        "X_API_KEY\n",
-        "",
-        KEY,
-    ],
-)
-def test_a_configuration_cannot_have_other_secrets_sent(variable: str):
-    with pytest.raises(UserError, match="api_key_env"):
-        EndpointConfig.from_values({"api_key_env": variable}, origin="foreign.yaml")
-
-
-def test_a_key_that_was_asked_for_has_to_be_there():
-    with pytest.raises(UserError, match="NO_SUCH_API_KEY is not set"):
-        video("http://127.0.0.1:1/v1", api_key_env="NO_SUCH_API_KEY")
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"api_key_env": KEY},
-        {"base_url": "localhost:8000/v1"},
-        {"base_url": f"https://user:{KEY}@example.org/v1"},
-        {"base_url": f"https://example.org/v1?key={KEY}"},
-        {"retries": -1},
-        {"timeout_s": 0},
-    ],
-)
-def test_settings_that_cannot_be_meant_are_refused_without_repeating_a_key(settings: dict[str, Any]):
-    with pytest.raises(UserError) as raised:
-        EndpointConfig.from_values(settings, origin="x.yaml")
-    assert KEY not in str(raised.value)
-
-
-@pytest.mark.parametrize("name", ["video", "merged"])
-def test_an_endpoint_without_address_or_model_is_an_error_before_work_starts(name: str):
-    with pytest.raises(UserError, match=f"captioner {name}: base_url and model not set"):
-        CAPTIONERS[name](None).load("cpu")
-    with pytest.raises(UserError, match="model not set"):
-        VideoCaptioner(VideoConfig(base_url="http://localhost:8000/v1")).load()
-
-
 def test_loading_does_not_contact_the_endpoint():
     with CaptionServer([says("x")]) as server:
         video(server.url)
@@ -415,35 +236,3 @@ def test_captioners_travel_to_a_worker_and_the_client_is_imported_only_there():
     program = "import sys, curation.captioners; print({'openai', 'torch', 'open_clip'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-# What becomes of an answer
-
-
-@pytest.mark.parametrize(
-    ("answer", "caption"),
-    [
-        ("  A cat\n\n walks.\t", "A cat walks."),
-        ('"A cat walks."', "A cat walks."),
-        ("“A cat walks.”", "A cat walks."),
-        ("'A cat's tail.'", "'A cat's tail.'"),
-        ('"Go" and "stop"', '"Go" and "stop"'),
-        ('A "cat"', 'A "cat"'),
-        ("<think>\nIs it a dog?\n</think>\nA cat.", "A cat."),
-        ("Is it a dog?</think>A cat.", "A cat."),
-        ("A cat\x00 \x1b[31mwalks\ud800.", "A cat [31mwalks."),
-        ("猫が歩く。 👩‍👩‍👧 قطة", "猫が歩く。 👩‍👩‍👧 قطة"),
-    ],
-)
-def test_an_answer_is_tidied(answer: str, caption: str):
-    assert tidy(answer) == caption
-
-
-def test_an_answer_that_is_cut_or_too_long_ends_with_a_sentence():
-    assert tidy("A cat walks. It then ju", cut=True) == "A cat walks."
-    assert tidy("A cat walks 2.5 met", cut=True) == "A cat walks 2.5"
-    assert tidy("猫が歩く。走", cut=True) == "猫が歩く。"
-    long = tidy("A cat walks. " * 1000)
-    assert len(long) <= 2000
-    assert long.endswith("walks.")
-    assert len(tidy("x" * 5000)) == 2000

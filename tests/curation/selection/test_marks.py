@@ -10,7 +10,7 @@ from curation.dataset.tables import Dataset
 from curation.selection.marks import MARKS, Mark, Marks, dataset_marks, load_marks
 from curation.selection.select import Selection, select_clips, selected_clips
 from pipelines.status import status
-from tests.curation.selection.test_select import make, rules
+from tests.curation.selection.datasets import make, rules
 
 
 @pytest.fixture

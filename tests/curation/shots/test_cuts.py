@@ -2,7 +2,6 @@
 
 import json
 import weakref
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -12,66 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from curation.shots.cuts import CutConfig, CutDetector, Transition
+from curation.shots.cuts import CutConfig, CutDetector
 from curation.video.decode import Video
 from curation.video.resize import FrameResizer
-
-WIDTH, HEIGHT = 160, 90
-Picture = NDArray[np.uint8]
-
-
-def texture(seed: int, width: int = 900, height: int = 130) -> Picture:
-    """Soft random colours with fine detail on top, larger than a frame so that a camera can move over it."""
-    rng = np.random.default_rng(seed)
-    picture = np.zeros((height, width, 3), np.float32)
-    for cell_px, strength in ((40, 45), (12, 30), (4, 22)):
-        noise = rng.normal(0, strength, (height // cell_px + 2, width // cell_px + 2, 3)).astype(np.float32)
-        picture += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-    return np.clip(picture + rng.uniform(90, 150, 3), 16, 235).astype(np.uint8)
-
-
-def shot(seed: int, frames: int, *, speed_px: float = 0.5) -> list[Picture]:
-    """A camera that pans over a texture by `speed_px` per frame."""
-    whole = texture(seed)
-    views = []
-    for i in range(frames):
-        move = np.array([[1, 0, -speed_px * i], [0, 1, 0]], np.float32)
-        views.append(np.ascontiguousarray(cv2.warpAffine(whole, move, (WIDTH, HEIGHT))))
-    return views
-
-
-def blend(old: Picture, new: Picture, share: float) -> Picture:
-    return cv2.addWeighted(old, 1 - share, new, share, 0)  # type: ignore[return-value]
-
-
-def flat(level: int) -> Picture:
-    return np.full((HEIGHT, WIDTH, 3), level, np.uint8)
-
-
-def dissolve(old: Sequence[Picture], new: Sequence[Picture]) -> list[Picture]:
-    """All mixed: no frame is purely one or the other."""
-    return [blend(a, b, (i + 1) / (len(old) + 1)) for i, (a, b) in enumerate(zip(old, new, strict=True))]
-
-
-def fade(pictures: Sequence[Picture], level: int) -> list[Picture]:
-    """From full strength to blank; reversed in time by reversing input and output."""
-    return [blend(p, flat(level), (i + 1) / len(pictures)) for i, p in enumerate(pictures)]
-
-
-def luma(picture: Picture) -> Picture:
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)  # type: ignore[return-value]
-
-
-def found(pictures: Iterable[Picture], fps: float = 25.0, times_s: Sequence[float] | None = None) -> list[Transition]:
-    detector = CutDetector()
-    for i, picture in enumerate(pictures):
-        time_s = times_s[i] if times_s else i / fps
-        detector.push(i, round(time_s * 90_000), time_s, luma(picture))
-    return detector.finish()
-
-
-def spans(transitions: Iterable[Transition]) -> list[tuple[str, int, int]]:
-    return [(t.kind, t.start_frame, t.end_frame) for t in transitions]
+from tests.curation.shots.drawn import (
+    blend,
+    dissolve,
+    flat,
+    found,
+    luma,
+    shot,
+    spans,
+    texture,
+)
 
 
 @pytest.mark.parametrize("fps", [5, 12, 24, 60, 120])
@@ -158,213 +110,6 @@ def test_dissolve_leaves_no_mixed_frame_outside(fps: int, frames: int, speed_px:
     slack = 4 + frames // 4
     assert before - slack <= transition.start_frame <= before
     assert before + frames <= transition.end_frame <= before + frames + slack
-
-
-def test_wipe_is_a_gradual_change() -> None:
-    old, new = shot(1, 75, speed_px=0.0), shot(2, 75, speed_px=0.0)
-    pictures = old[:50]
-    for i in range(25):
-        edge = (i + 1) * WIDTH // 26
-        pictures.append(np.hstack([new[i][:, :edge], old[50 + i][:, edge:]]))
-    (transition,) = found(pictures + new[25:])
-    assert transition.kind == "dissolve"
-    assert transition.start_frame <= 51
-    assert transition.end_frame >= 74
-
-
-def wipe(old: Sequence[Picture], new: Sequence[Picture], direction: str) -> list[Picture]:
-    """An edge that moves to the right, left, down or up and uncovers the new shot; all mixed, none pure."""
-    pictures = []
-    axis, back = (0 if direction in ("down", "up") else 1), direction in ("left", "up")
-    for i, (a, b) in enumerate(zip(old, new, strict=True)):
-        turned, uncovered = (np.flip(p, axis) if back else p for p in (a, b))
-        edge = round((i + 1) * a.shape[axis] / (len(old) + 1))
-        parts = np.split(uncovered, [edge], axis)[0], np.split(turned, [edge], axis)[1]
-        whole = np.concatenate(parts, axis)
-        pictures.append(np.ascontiguousarray(np.flip(whole, axis) if back else whole))
-    return pictures
-
-
-@pytest.mark.parametrize("direction", ["right", "left", "down", "up"])
-@pytest.mark.parametrize(("fps", "frames"), [(12, 5), (12, 24), (24, 12), (24, 48), (60, 24), (60, 90)])
-@pytest.mark.parametrize("speed_px_per_s", [0, 30])
-def test_wipe_between_moving_shots_leaves_no_mixed_frame_outside(
-    direction: str, fps: int, frames: int, speed_px_per_s: float
-) -> None:
-    before = 2 * fps
-    old, new = (shot(seed, before + frames, speed_px=speed_px_per_s / fps) for seed in (1, 2))
-    pictures = old[:before] + wipe(old[before:], new[:frames], direction) + new[frames:]
-    (transition,) = found(pictures, fps)
-    assert transition.kind == "dissolve"
-    slack = 3 + frames // 12
-    assert before - slack <= transition.start_frame <= before
-    assert before + frames <= transition.end_frame <= before + frames + slack
-
-
-def test_wipe_with_a_soft_edge_and_bars_above_and_below() -> None:
-    old, new = shot(1, 74, speed_px=1.5), shot(2, 74, speed_px=1.0)
-    pictures = old[:50]
-    for i in range(24):
-        share = np.clip((i + 1) / 25 * 1.1 - np.linspace(0, 1, WIDTH) * 1.0, 0, 0.1) * 10
-        pictures.append((old[50 + i] * (1 - share[:, None]) + new[i] * share[:, None]).astype(np.uint8))
-    pictures += new[24:]
-    for picture in pictures:
-        picture[:12] = picture[-12:] = 16
-    (transition,) = found(pictures)
-    assert transition.kind == "dissolve"
-    assert 46 <= transition.start_frame <= 51
-    assert 73 <= transition.end_frame <= 78
-
-
-@pytest.mark.parametrize("fps", [12, 24, 60])
-@pytest.mark.parametrize("speed_px_per_s", [100, 180])
-@pytest.mark.parametrize("turned", [False, True])
-def test_an_edge_that_a_fast_pan_drags_along_is_no_wipe(fps: int, speed_px_per_s: float, turned: bool) -> None:
-    whole = np.hstack([texture(1, 400, 160), texture(2, 400, 160), texture(3, 400, 160)])
-    pictures = []
-    for i in range(5 * fps):
-        place = round(speed_px_per_s * i / fps)
-        view = whole[:160, place : place + 160] if turned else whole[:HEIGHT, place : place + WIDTH]
-        pictures.append(cv2.resize(cv2.transpose(view), (WIDTH, HEIGHT)) if turned else view)
-    assert found(pictures, fps) == []
-
-
-@pytest.mark.parametrize("fps", [12, 24, 60])
-@pytest.mark.parametrize("size_px", [80, 200, 320])
-def test_a_big_object_that_crosses_the_frame_is_no_wipe(fps: int, size_px: int) -> None:
-    pictures = shot(1, 5 * fps, speed_px=6 / fps)
-    thing = texture(2, size_px, HEIGHT)[:HEIGHT]
-    for i, picture in enumerate(pictures):
-        right = round(160 * (i / fps - 1))
-        left, stop = max(0, right - size_px), min(right, WIDTH)
-        if left < stop:
-            picture[:, left:stop] = thing[:, left - right + size_px : stop - right + size_px]
-    assert found(pictures, fps) == []
-
-
-@pytest.mark.parametrize("fps", [12, 24, 60])
-@pytest.mark.parametrize("out", [False, True])
-def test_a_zoom_is_no_wipe(fps: int, out: bool) -> None:
-    whole, frames = texture(1, 640, 360), 3 * fps
-    pictures = [whole for _ in range(frames)]
-    for i in range(frames):
-        scale = 1 - 0.5 * np.clip((i / fps - 0.8) / 1.2, 0, 1)
-        width, height = round(640 * scale), round(360 * scale)
-        left, top = (640 - width) // 2, (360 - height) // 2
-        view = whole[top : top + height, left : left + width]
-        pictures[i] = cv2.resize(view, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
-    assert found(pictures[::-1] if out else pictures, fps) == []
-
-
-@pytest.mark.parametrize(("level", "kind"), [(16, "black"), (235, "white")])
-@pytest.mark.parametrize("letterbox", [False, True])
-def test_fade_through_a_blank_picture(level: int, kind: str, letterbox: bool) -> None:
-    old, new = shot(1, 60), shot(2, 60)
-    pictures = old[:40] + fade(old[40:], level) + [flat(level)] * 3 + fade(new[:20][::-1], level)[::-1] + new[20:]
-    if letterbox:
-        for picture in pictures:
-            picture[:12] = picture[-12:] = 16
-    (transition,) = found(pictures)
-    assert transition.kind == kind
-    assert 36 <= transition.start_frame <= 41
-    assert 82 <= transition.end_frame <= 87
-
-
-def test_black_may_carry_a_watermark_and_may_begin_with_a_cut() -> None:
-    pictures = shot(1, 50) + [flat(16) for _ in range(10)] + shot(2, 50)
-    for picture in pictures:
-        cv2.putText(picture, "(c) me", (110, 84), cv2.FONT_HERSHEY_SIMPLEX, 0.3, (90, 90, 90), 1)
-    assert spans(found(pictures)) == [("black", 50, 60)]
-
-
-def test_fades_that_open_and_end_a_video() -> None:
-    view = shot(1, 100)
-    pictures = [flat(16)] * 5 + fade(view[:20][::-1], 16)[::-1] + view[20:80] + fade(view[80:], 16) + [flat(16)] * 5
-    opening, ending = found(pictures)
-    assert (opening.kind, opening.start_frame, opening.start_pts) == ("black", 0, 0)
-    assert 24 <= opening.end_frame <= 29
-    assert (ending.kind, ending.end_frame) == ("black", len(pictures))
-    assert ending.end_pts == len(pictures) * 3600  # the time at which the next frame would have been
-    assert 81 <= ending.start_frame <= 86
-
-
-def still(picture: Picture, frames: int) -> list[Picture]:
-    """A still picture with a little noise, as a decoder gives it."""
-    rng = np.random.default_rng(5)
-    return [cv2.add(picture, rng.integers(0, 2, picture.shape, np.uint8)) for _ in range(frames)]  # type: ignore[misc]
-
-
-def graphic(name: str) -> Picture:
-    """A picture that is dark, or has few edges, and yet shows something."""
-    picture = flat({"slide": 235, "quarter on grey": 90}.get(name, 16))
-    if name.startswith("quarter"):
-        picture[: HEIGHT // 2, : WIDTH // 2] = 235
-    elif name == "half":
-        picture[:, : WIDTH // 2] = 235
-    elif name == "logo":
-        cv2.circle(picture, (80, 45), 8, (30, 200, 240), -1)
-    elif name == "slide":
-        cv2.line(picture, (40, 45), (120, 45), (60, 60, 60), 2)
-    return picture
-
-
-GRAPHICS = ["quarter on black", "quarter on grey", "half", "logo", "slide"]
-
-
-@pytest.mark.parametrize("name", GRAPHICS)
-def test_a_still_graphic_is_no_fade(name: str) -> None:
-    assert found([graphic(name)] * 100) == []
-
-
-@pytest.mark.parametrize("name", GRAPHICS)
-@pytest.mark.parametrize("seconds", [2.5, 4.0, 9.0])
-def test_a_still_graphic_between_shots_is_a_shot(name: str, seconds: float) -> None:
-    frames = round(25 * seconds)
-    pictures = shot(1, 60) + [graphic(name)] * frames + shot(2, 60)
-    assert spans(found(pictures)) == [("hard", 60, 60), ("hard", 60 + frames, 60 + frames)]
-
-
-@pytest.mark.parametrize("fps", [10, 25, 60])
-def test_a_night_scene_is_no_fade(fps: int) -> None:
-    def night(i: int) -> Picture:
-        picture = flat(18)
-        for car in range(4):
-            place = int(40 * car + 50 * i / fps) % WIDTH
-            cv2.circle(picture, (place, 50 + 8 * car), 1, (200, 230, 240), -1)
-        return picture
-
-    assert found([night(i) for i in range(6 * fps)], fps) == []
-
-
-def test_a_fade_that_leads_into_a_title_ends_where_the_title_stands() -> None:
-    pictures = shot(1, 60)[:40] + fade(shot(1, 60)[40:], 16) + [flat(16)] * 5
-    title = graphic("logo")
-    pictures += fade([title] * 15, 16)[::-1] + still(title, 150)
-    (transition,) = found(pictures)
-    assert transition.kind == "black"
-    assert 36 <= transition.start_frame <= 41
-    assert 70 <= transition.end_frame <= 90
-
-
-@pytest.mark.parametrize(("level", "kind"), [(16, "black"), (235, "white")])
-@pytest.mark.parametrize("frames", [50, 250])
-def test_long_blank_footage_is_left_out(level: int, kind: str, frames: int) -> None:
-    assert spans(found(still(flat(level), frames))) == [(kind, 0, frames)]
-    assert spans(found(shot(1, 60) + still(flat(level), frames))) == [(kind, 60, 60 + frames)]
-    (faded,) = found(shot(1, 60) + fade(shot(1, 80)[60:], level) + still(flat(level), frames))
-    assert (faded.kind, faded.end_frame) == (kind, 80 + frames)
-    assert 56 <= faded.start_frame <= 61
-
-
-@pytest.mark.parametrize("level", [16, 90, 235])
-def test_a_blank_moment_that_nothing_leads_into_is_no_fade(level: int) -> None:
-    assert found([flat(level)] * 20) == []
-
-
-def test_a_plain_field_that_turns_black_and_comes_back_is_a_fade() -> None:
-    levels = 125 - 109 * np.cos(np.linspace(0, 2 * np.pi, 101))
-    (opening, ending) = found([flat(round(level)) for level in levels])
-    assert (opening.kind, opening.start_frame, ending.kind, ending.end_frame) == ("black", 0, "black", 101)
 
 
 def test_nothing_in_nothing_out() -> None:

@@ -32,7 +32,7 @@ from svd.model import Model, ModelConfig
 from training.data import loader
 from training.data_config import DataConfig
 from training.distributed import join, leave
-from training.frames import choose_frames
+from training.frame_choice import choose_frames
 from training.loop import run_loop
 from training.order import Order
 from training.seeds import seed_of
@@ -111,8 +111,9 @@ def decode_alone(shards: Path, samples: int) -> None:
             packets = [packet for packet in container.demux(stream) if packet.size]
             shown = sorted(packet.pts for packet in packets)
             times_s = [pts * float(stream.time_base) for pts in shown]
-            frame_indices = choose_frames(times_s, lengths=(CONFIG.frames,), rates=CONFIG.fps, rng=rng).frame_indices
-            first, last = shown[frame_indices[0]], shown[frame_indices[-1]]
+            choice = choose_frames(times_s, lengths=(CONFIG.frames,), rates=CONFIG.fps, rng=rng)
+            assert choice is not None, "clips are long enough"
+            first, last = shown[choice.frame_indices[0]], shown[choice.frame_indices[-1]]
             start = max(i for i, packet in enumerate(packets) if packet.is_keyframe and packet.pts <= first)
             end = max(i for i, packet in enumerate(packets) if packet.pts <= last)
             for packet in (*packets[start : end + 1], None):

@@ -1,19 +1,16 @@
 """Decode one clip or image: select frames by timestamp, decode, rotate, resize and crop.
 
-The paper conditions on the frame rate of the sampled frames (3.2); `SampledFrames.fps` is the effective rate. Tensor
-layouts: T frames, C = 3 channels, H, W pixels.
+Tensor layouts: T frames, C = 3 channels, H, W pixels.
 """
 
 import io
 import random
-import statistics
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from typing import Any, Literal
 
 import av
@@ -34,6 +31,7 @@ from clipmill.video import (
     orientation_of,
     pixel_aspect,
 )
+from training.frame_choice import Choice, Distinct, choose_frames
 
 Planes = Sequence[NDArray[Any]]
 """An image as red, green and blue planes, each uint8 (H, W)."""
@@ -73,56 +71,11 @@ class SampleError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Indices of the selected frames in display order, and their rate; indices repeat where the video stands still."""
-
-    frame_indices: tuple[int, ...]
-    fps: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class SampledFrames:
     """uint8 RGB frames and their frame rate."""
 
     frames_TCHW: NDArray[Any]
     fps: float
-
-
-def choose_frames(
-    times_s: Sequence[float], *, lengths: Sequence[int], rates: Sequence[float], rng: random.Random
-) -> Choice:
-    """Draw a rate and a first frame, then take the frame with the nearest timestamp at each step.
-
-    `times_s` are the ascending timestamps of all frames, with arbitrary spacing. Uses the largest of `lengths` (frames)
-    for which the clip is long enough at any of `rates` (frames/s), and draws a rate among those. Rates are capped at
-    the clip's own. Raises SampleError "too_short".
-    """
-    intervals = [after - before for before, after in pairwise(times_s)]
-    usual_s = statistics.median(intervals) if intervals else 0.0
-    for length in sorted(lengths, reverse=True):
-        steps = [max(1 / rate, usual_s) for rate in rates]
-        # Up to half an interval past the last timestamp, the last frame is still the nearest.
-        fitting = [s for s in steps if times_s and (length - 1) * s <= times_s[-1] - times_s[0] + usual_s / 2]
-        if fitting:
-            step_s = rng.choice(fitting)
-            last_start_s = times_s[-1] + usual_s / 2 - (length - 1) * step_s
-            starts = max(1, int(np.searchsorted(times_s, last_start_s + 1e-9, side="right")))
-            return _at_steps(times_s, rng.randrange(starts), length, step_s)
-    wanted = " or ".join(f"{min(lengths)} frames at {rate:g}/s" for rate in sorted(rates))
-    lasting_s = times_s[-1] - times_s[0] if times_s else 0.0
-    raise SampleError("too_short", f"{len(times_s)} frames within {lasting_s:.2f} s, expected {wanted}")
-
-
-def _at_steps(times_s: Sequence[float], first: int, length: int, step_s: float) -> Choice:
-    known = np.asarray(times_s)
-    wanted = known[first] + step_s * np.arange(length)
-    after = np.clip(np.searchsorted(known, wanted), 1, max(1, len(known) - 1))
-    nearer_before = wanted - known[after - 1] <= known[np.minimum(after, len(known) - 1)] - wanted
-    frame_indices = np.where(nearer_before, after - 1, np.minimum(after, len(known) - 1))
-    lasting_s = known[frame_indices[-1]] - known[frame_indices[0]]
-    distinct = length > 1 and bool(np.all(np.diff(frame_indices) > 0))
-    fps = (length - 1) / lasting_s if distinct else 1 / step_s
-    return Choice(frame_indices=tuple(frame_indices.tolist()), fps=float(fps))
 
 
 def sample_video(
@@ -134,6 +87,7 @@ def sample_video(
     crop: Crop,
     rng: random.Random,
     reader: Reader = "pyav",
+    distinct: Distinct | None = None,
 ) -> SampledFrames:
     """Decode frames of an in-memory video, selected by `choose_frames`, with rotation and pixel aspect ratio applied.
 
@@ -145,7 +99,7 @@ def sample_video(
         file = io.BytesIO(content)
         with av.open(file, options=_OPTIONS, buffer_size=_BUFFER_BYTES, metadata_errors="replace") as container:
             video = _Video(container, time.thread_time() + MAX_SAMPLE_S)
-            choice = choose_frames(video.times_s, lengths=lengths, rates=rates, rng=rng)
+            choice = _choice(video.times_s, lengths, rates, rng, distinct)
             fit = _Fit(video.pixel_aspect, size_for, crop, rng, video.bright_nits())
             if reader == "decord":
                 pictures = _by_decord(content, video, choice.frame_indices, fit)
@@ -155,6 +109,23 @@ def sample_video(
         raise SampleError("decode_error", f"FFmpeg could not read it: {error.strerror or error}") from error
     frames_TCHW = _stacked([pictures[index] for index in choice.frame_indices], fit.size)
     return SampledFrames(frames_TCHW=frames_TCHW, fps=choice.fps)
+
+
+def _choice(
+    times_s: Sequence[float],
+    lengths: Sequence[int],
+    rates: Sequence[float],
+    rng: random.Random,
+    distinct: Distinct | None,
+) -> Choice:
+    if distinct is not None and distinct.frames[-1] >= len(times_s):
+        raise SampleError("bad_field", f"distinct frame {distinct.frames[-1]:,} of {len(times_s):,} frames")
+    choice = choose_frames(times_s, lengths=lengths, rates=rates, rng=rng, distinct=distinct)
+    if choice is None:
+        wanted = " or ".join(f"{min(lengths)} frames at {rate:g}/s" for rate in sorted(rates))
+        lasting_s = times_s[-1] - times_s[0] if times_s else 0.0
+        raise SampleError("too_short", f"{len(times_s)} frames within {lasting_s:.2f} s, expected {wanted}")
+    return choice
 
 
 def sample_picture(

@@ -5,6 +5,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, TypeVar, cast
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from training.batch import Batch
 from training.buckets import bucket_sizes, nearest_size
 from training.data_config import DataConfig
+from training.frame_choice import Distinct
 from training.frames import SampleError, sample_picture, sample_video
 from training.latents import LatentShape, read_latent
 
@@ -88,6 +90,7 @@ def read_sample(
             crop=config.crop,
             rng=rng,
             reader=config.reader,
+            distinct=_distinct(metadata),
         )
         frames_TCHW, fps = video.frames_TCHW, video.fps
     return make_sample(fps=fps, picture="jpg" in members, frames_TCHW=torch.from_numpy(frames_TCHW))
@@ -173,6 +176,30 @@ def _conditioning(conditioning: Mapping[str, Any], config: DataConfig) -> tuple[
     if elevation is None and config.elevation:
         raise SampleError("missing_field", "missing conditioning.elevation in its JSON")
     return motion, elevation or 0.0
+
+
+def _distinct(metadata: Mapping[str, Any]) -> Distinct | None:
+    """The different pictures of the clip, if its shard says that others repeat them."""
+    shape = metadata.get("shape")
+    if not isinstance(shape, dict) or shape.get("distinct_frames") is None:
+        return None
+    frames = shape["distinct_frames"]
+    if not _are_indices(frames):
+        raise SampleError("bad_field", f"distinct_frames must be ascending indices or null, got {frames!r:.200}")
+    fps = _number(shape, "distinct_fps", 0, 1e6)
+    if not fps:
+        raise SampleError("missing_field", "expected shape.distinct_fps above 0 in its JSON")
+    return Distinct(fps=fps, frames=tuple(frames))
+
+
+def _are_indices(values: Any) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) > 0
+        and all(isinstance(value, int) and not isinstance(value, bool) for value in values)
+        and values[0] >= 0
+        and all(before < after for before, after in pairwise(values))
+    )
 
 
 def _field(values: Any, name: str, kind: type[_T]) -> _T:

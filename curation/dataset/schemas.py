@@ -33,6 +33,13 @@ _CAPTION = pa.struct(
 )
 
 
+_DISTINCT_FPS = column(
+    "distinct_fps",
+    pa.float64(),
+    "rate of different pictures: fps without repeats, as of 24 fps film in a 60 fps file or a screen recording; fps "
+    "where nothing moves",
+    unit="frames/s",
+)
 _TIMESTAMPS = column(
     "timestamps",
     pa.string(),
@@ -79,6 +86,7 @@ SOURCES = pa.schema(
         column("mirrored", pa.bool_(), "whether a decoded frame is mirrored left to right before it is rotated"),
         column("fps", pa.float64(), "measured: (frames - 1) / (last pts - first pts)", unit="frames/s"),
         column("variable_fps", pa.bool_(), "whether the intervals between frames differ"),
+        _DISTINCT_FPS,
         column("duration_s", pa.float64(), "measured: first frame to end of the last frame", unit="s"),
         column("start_s", pa.float64(), "timestamp of the first frame; often not 0", unit="s"),
         _TIMESTAMPS,
@@ -153,6 +161,12 @@ CLIPS = pa.schema(
         column("frames", pa.int64(), "number of frames in the clip"),
         column("fps", pa.float64(), "(frames - 1) / (last pts - first pts) of the clip", unit="frames/s"),
         column("variable_fps", pa.bool_(), "whether the intervals between frames differ"),
+        _DISTINCT_FPS,
+        column(
+            "distinct_frames",
+            pa.list_(pa.int32()),
+            "indices in the clip of the frames that show a new picture; null if all do",
+        ),
         column("width", pa.int32(), "displayed width: rotation and pixel aspect applied", unit="px"),
         column("height", pa.int32(), "displayed height: rotation and pixel aspect applied", unit="px"),
         column("codec", pa.string(), "FFmpeg's name of the source's video codec"),
@@ -171,7 +185,7 @@ CLIPS = pa.schema(
         column("motion_error", pa.string(), "error message if motion is null"),
         error_kind_column("motion"),
         column("motion_bucket", pa.int16(), "motion bucket of SVD's conditioning: 127 is 10 %/s", unit="0 to 255"),
-        column("fps_id", pa.int32(), "frame rate id of SVD's conditioning: fps rounded, minus 1"),
+        column("fps_id", pa.int32(), "frame rate id of SVD's conditioning: distinct_fps rounded, minus 1"),
         *_OF_SCORERS,
         column(
             "thumbnail_pts",

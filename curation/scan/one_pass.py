@@ -166,7 +166,10 @@ class OnePass:
         info, timeline = self._info, self._timeline(packets)
         transitions = merge(self._cuts.finish(), self._certain(timeline, packets))
         plan = plan_spans(timeline, transitions, self._config.spans)
-        row = identity(source) | source_columns(info, timeline, packets, plan)
+        changes = np.array(self._cuts.frame_rms_changes, np.float32)
+        for cut in transitions:  # not what repeats are told by
+            changes[cut.start_frame : cut.end_frame + 1] = 0
+        row = identity(source) | source_columns(info, timeline, packets, plan, changes)
         row["note"] = note(info, timeline, packets, plan, self._config.spans, self._spool.note)
         row["transitions"] = [
             {
@@ -183,7 +186,7 @@ class OnePass:
         row |= {name: list(values) if fit else None for name, values in zip(SIGNAL_COLUMNS, signals, strict=True)}
         clips, thumbnails = [], []
         for span in plan.spans:
-            clip = clip_columns(source, info, timeline, packets, span) | self._displayed_size(span)
+            clip = clip_columns(source, info, timeline, packets, span, changes) | self._displayed_size(span)
             clip["motion"], clip["motion_error"] = self._motion.between(span.start_pts, span.end_pts)
             clip["motion_error_kind"] = FAILED if clip["motion_error"] else None
             clip["motion_bucket"] = motion_bucket(clip["motion"])

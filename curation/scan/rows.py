@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from clipmill.video import fps_id
 from curation.inputs.sources import Source
+from curation.shots.repeats import new_pictures
 from curation.shots.spans import Span, SpanConfig, SpanPlan, Timeline
 from curation.video.decode import PacketIndex, Timestamps, VideoInfo
 
@@ -25,9 +26,10 @@ def identity(source: Source) -> dict[str, Any]:
     }
 
 
-def source_columns(info: VideoInfo, timeline: Timeline, packets: PacketIndex, plan: SpanPlan) -> dict[str, Any]:
-    """Columns of a source that is ok."""
-    fps, variable = _frame_rate(timeline, 0, len(timeline.frame_pts))
+def source_columns(
+    info: VideoInfo, timeline: Timeline, packets: PacketIndex, plan: SpanPlan, changes: NDArray[np.float32]
+) -> dict[str, Any]:
+    """Columns of a source that is ok; `changes` are those of `distinct_share`, for all frames."""
     return {
         "container": info.container,
         "stream_index": info.stream_index,
@@ -40,8 +42,7 @@ def source_columns(info: VideoInfo, timeline: Timeline, packets: PacketIndex, pl
         "height": info.height,
         "rotation": info.orientation.rotation,
         "mirrored": info.orientation.mirrored,
-        "fps": fps,
-        "variable_fps": variable,
+        **_frame_rate(timeline, 0, len(timeline.frame_pts), changes)[0],
         "duration_s": timeline.seconds(0, len(timeline.frame_pts)),
         "start_s": float(timeline.bound_pts(0) * timeline.time_base),
         "timestamps": timestamps(packets),
@@ -66,10 +67,15 @@ def timestamps(packets: PacketIndex) -> Timestamps:
 
 
 def clip_columns(
-    source: Source, info: VideoInfo, timeline: Timeline, packets: PacketIndex, span: Span
+    source: Source,
+    info: VideoInfo,
+    timeline: Timeline,
+    packets: PacketIndex,
+    span: Span,
+    changes: NDArray[np.float32],
 ) -> dict[str, Any]:
     """Position of a clip in its source, and its frame timing."""
-    fps, variable = _frame_rate(timeline, span.start_frame, span.start_frame + span.frames)
+    rate, new = _frame_rate(timeline, span.start_frame, span.start_frame + span.frames, changes)
     base = timeline.time_base
     bounds = ("cut_start", "cut_end", "start", "end")
     return {
@@ -85,23 +91,33 @@ def clip_columns(
         "duration_s": float((span.end_pts - span.start_pts) * base),
         "start_frame": span.start_frame,
         "frames": span.frames,
-        "fps": fps,
-        "variable_fps": variable,
-        "fps_id": fps_id(fps) if fps else None,
+        **rate,
+        "distinct_frames": None if new is None or new.all() else np.flatnonzero(new).tolist(),
+        "fps_id": fps_id(rate["distinct_fps"]) if rate["distinct_fps"] else None,
         "codec": info.codec,
     }
 
 
-def _frame_rate(timeline: Timeline, first: int, last: int) -> tuple[float | None, bool]:
-    """(frames - 1) / (last pts - first pts), and whether the rate varies: 1 % of the intervals deviate from the median,
-    or one by far."""
+def _frame_rate(
+    timeline: Timeline, first: int, last: int, changes: NDArray[np.float32]
+) -> tuple[dict[str, Any], NDArray[np.bool_] | None]:
+    """`fps`: (frames - 1) / (last pts - first pts); `variable_fps`: 1 % of the intervals deviate from the median, or
+    one by far; `distinct_fps`. And which frames show a new picture.
+    """
     intervals: NDArray[np.int64] = np.diff(timeline.frame_pts[first:last])
     if not len(intervals):
-        return None, False
+        return {"fps": None, "variable_fps": False, "distinct_fps": None}, None
     fps = len(intervals) / float(int(intervals.sum()) * timeline.time_base)
     median = float(np.median(intervals))
     stray = np.abs(intervals - median) > max(1.5, 0.1 * median)  # 1.5 ticks: rounding to a coarse time base
-    return fps, bool(stray.mean() > 0.01 or intervals.max() > 3 * median + 1.5)
+    intervals_s = intervals.astype(np.float64) * float(timeline.time_base)
+    new, share = new_pictures(intervals_s, changes[first + 1 : last].astype(np.float64))
+    rate = {
+        "fps": fps,
+        "variable_fps": bool(stray.mean() > 0.01 or intervals.max() > 3 * median + 1.5),
+        "distinct_fps": fps * share,
+    }
+    return rate, np.concatenate([[True], new])
 
 
 def note(

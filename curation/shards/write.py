@@ -271,7 +271,11 @@ def _sample(row: ClipRow, extracted: ExtractedClip, selection: str) -> dict[str,
         "span": {"time_base": [row["time_base_num"], row["time_base_den"]]} | {key: row[key] for key in _SPAN},
         "cuts": {key: row[key] for key in _CUTS},
         "shape": extracted.shape
-        | {key: row[key] for key in ("frames", "fps", "variable_fps") if extracted.suffix == "mp4"},
+        | {
+            key: row[key]
+            for key in ("frames", "fps", "variable_fps", "distinct_fps", "distinct_frames")
+            if extracted.suffix == "mp4"
+        },
         "captions": captions,
         "metadata": dict(row.get("metadata") or []),
         "conditioning": {"fps_id": row["fps_id"], "motion_bucket": row["motion_bucket"]},

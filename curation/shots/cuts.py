@@ -29,6 +29,7 @@ from curation.shots.gradual import (
     distance,
     find_gradual,
     measure,
+    rms_distance,
     same_scene,
     sample_size,
     thumb,
@@ -145,7 +146,7 @@ class _SlowDetector:
 class CutDetector:
     """Finds transitions. Push every frame in display order, then call `finish` once.
 
-    Memory: ten bytes per frame, and the frames of the last seven seconds at 80 pixels.
+    Memory: fourteen bytes per frame, and the frames of the last seven seconds at 80 pixels.
     """
 
     def __init__(self, config: CutConfig | None = None) -> None:
@@ -167,6 +168,8 @@ class CutDetector:
         """Per frame: mean change of brightness from the frame before, in 8-bit levels; 0 for the first."""
         self.frame_brightness = array("B")
         """Per frame: mean brightness, in 8-bit levels."""
+        self.frame_rms_changes = array("f")
+        """Per frame: root mean square change of brightness from the frame before, in 8-bit levels; 0 for the first."""
         self._window: deque[Sample] = deque()
         self._shown: Sample | None = None
         self._proposed: list[int] = []
@@ -187,6 +190,7 @@ class CutDetector:
         sample = measure(index, time_s, luma_HW, self._size)
         change = distance(self._window[-1].luma, sample.luma) if self._window else 0.0
         self.frame_changes.append(min(255, round(change)))
+        self.frame_rms_changes.append(rms_distance(self._window[-1].luma, sample.luma) if self._window else 0.0)
         self.frame_brightness.append(min(255, round(sample.brightness)))
         finished_runs = self._blanks.push(sample, self._window)
         self._window.append(sample)

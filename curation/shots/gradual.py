@@ -101,6 +101,11 @@ def distance(a_HW: Luma, b_HW: Luma) -> float:
     return float(cv2.norm(a_HW, b_HW, cv2.NORM_L1)) / a_HW.size
 
 
+def rms_distance(a_HW: Luma, b_HW: Luma) -> float:
+    """Root mean square difference of two frames, in 8-bit levels: a small object counts for more than in the mean."""
+    return float(cv2.norm(a_HW, b_HW, cv2.NORM_L2)) / a_HW.size**0.5
+
+
 def changed_share(a_HW: Luma, b_HW: Luma) -> float:
     """Share of the frame's textured blocks whose content is another in `b`: 0 the same scene, 1 all new.
 

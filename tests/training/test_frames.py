@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.training.shards import number_of, numbered, video
 from training import frames
 from training.buckets import bucket_sizes, nearest_size
-from training.frames import SampleError, choose_frames, sample_picture, sample_video
+from training.frames import SampleError, sample_picture, sample_video
 
 
 def taken(content: bytes, *, length: int = 4, rate: float = 12.0, reader: str = "pyav", seed: int = 0) -> list[int]:
@@ -57,22 +57,6 @@ def test_times_count_and_not_indices() -> None:
     times_s = [place / 24 for place in pts]
     numbers = taken(content, length=8, rate=6.0)
     assert [times_s[n] for n in numbers] == pytest.approx([times_s[numbers[0]] + i / 6 for i in range(8)], abs=1 / 24)
-
-
-@given(st.integers(2, 60), st.integers(1, 10), st.sampled_from([4.0, 7.0, 24.0, 60.0]), st.integers(0, 99))
-def test_chosen_frames_rise_and_lie_in_the_clip(count: int, length: int, rate: float, seed: int) -> None:
-    times_s = [0.5 + i / 24 for i in range(count)]
-    choose = partial(choose_frames, times_s, lengths=(length,), rates=(rate,), rng=random.Random(seed))
-    if (length - 1) / min(rate, 24) > (count - 0.5) / 24 + 1e-6:
-        with pytest.raises(SampleError, match="too_short"):
-            choose()
-        return
-    choice = choose()
-    assert len(choice.frame_indices) == length
-    assert list(choice.frame_indices) == sorted(choice.frame_indices)
-    assert choice.frame_indices[0] >= 0
-    assert choice.frame_indices[-1] < count
-    assert choice.fps == pytest.approx(min(rate, 24), rel=0.35)
 
 
 @pytest.mark.parametrize(("rotation", "turns"), [(0, 0), (90, -1), (180, 2), (270, 1)])

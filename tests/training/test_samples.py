@@ -1,5 +1,6 @@
 """One sample of a shard: whatever its JSON holds, it becomes a sample or says why not."""
 
+import itertools
 import json
 import math
 import random
@@ -326,6 +327,39 @@ def test_a_clip_is_read_as_its_configuration_says() -> None:
     assert read_sample("a", files, wide, seed=0).shape == (False, (3, 3, 128, 192))
     with pytest.raises(SampleError, match="decode_error"):
         read_sample("a", files | {"mp4": b""}, config, seed=0)
+
+
+def test_repeated_pictures_of_a_clip_are_left_out() -> None:
+    """24 frames a second that show 12 pictures a second: the bar codes are dark for even pictures, bright for odd."""
+    pictures = [np.full((64, 96, 3), 60 + 120 * (i // 2 % 2), np.uint8) for i in range(24)]
+    shape = {"distinct_fps": 12.0, "distinct_frames": list(range(0, 24, 2))}
+    files = {"json": json.dumps(about(shape=shape)).encode(), "mp4": video(pictures)}
+    config = DataConfig(frames=6, height_px=32, width_px=32, fps=(24.0,))
+    for seed in range(8):
+        sample = read_sample("a", files, config, seed=seed)
+        assert sample.fps == pytest.approx(12)
+        assert sample.frames_TCHW is not None
+        bright = [bool(frame.float().mean() > 120) for frame in sample.frames_TCHW]
+        assert all(a != b for a, b in itertools.pairwise(bright))
+    plain = read_sample("a", files | {"json": json.dumps(about()).encode()}, config, seed=0)
+    assert plain.fps == pytest.approx(24)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"distinct_fps": 12.0, "distinct_frames": []},
+        {"distinct_fps": 12.0, "distinct_frames": [0, 0]},
+        {"distinct_fps": 12.0, "distinct_frames": [-1, 0]},
+        {"distinct_fps": 12.0, "distinct_frames": [0, 24]},
+        {"distinct_fps": 12.0, "distinct_frames": "all"},
+        {"distinct_fps": None, "distinct_frames": [0, 2]},
+    ],
+)
+def test_repeats_that_cannot_be_are_a_reason(shape: dict[str, Any]) -> None:
+    files = {"json": json.dumps(about(shape=shape)).encode(), "mp4": video(24)}
+    with pytest.raises(SampleError, match=r"^(bad|missing)_field: .*distinct"):
+        read_sample("a", files, DataConfig(frames=3, height_px=32, width_px=32, fps=(12.0,)), seed=0)
 
 
 def test_a_picture_is_read_as_its_configuration_says() -> None:

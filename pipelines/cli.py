@@ -6,28 +6,29 @@ Each command imports its dependencies when it runs, so that `clipmill --help` re
 import json
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from clipmill.errors import UserError
-from pipelines import cli_model
+from pipelines import cli_doctor, cli_model
 from pipelines.cli_shared import (
     CAPTIONS_FAILED,
     EXIT_CODES,
     NOTHING_CAME_OUT,
     PARTIAL,
     Address,
+    AsJson,
+    ConfigFile,
     NumCpus,
     TakeOver,
+    Without,
     complain,
     console,
+    curate_config,
     run_command,
     say,
 )
-
-if TYPE_CHECKING:
-    from pipelines.config import CurateConfig
 
 app = typer.Typer(
     name="clipmill",
@@ -46,18 +47,10 @@ Inputs = Annotated[
         show_default=False,
     ),
 ]
-ConfigFile = Annotated[
-    str | None, typer.Option("--config", help="YAML file with settings that override the defaults.", show_default=False)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
 
 DatasetFolder = Annotated[
     str, typer.Argument(help="Dataset folder: a local path or any fsspec URL.", show_default=False)
-]
-Without = Annotated[
-    str | None,
-    typer.Option(help="Comma-separated scores to skip: similarity, aesthetic, text_area.", show_default=False),
 ]
 
 
@@ -107,7 +100,7 @@ def curate(
     from pipelines.curate import curate as run
     from pipelines.report import report_at_end
 
-    settings = _config(config, without)
+    settings = curate_config(config, without)
     result = run(
         inputs,
         out,
@@ -337,7 +330,7 @@ def inspect(
 
     usable = 0
     with signals_file(stats) if stats else nullcontext() as write_signals:
-        for seen in run(videos, _config(config, without)):
+        for seen in run(videos, curate_config(config, without)):
             usable += seen.error_kind is None
             if write_signals is not None:
                 write_signals(seen)
@@ -352,22 +345,13 @@ def inspect(
         raise UserError("no usable input; see the reasons above")
 
 
+app.add_typer(cli_doctor.app)
 app.add_typer(cli_model.app)
 
 
 def _nothing_came_out(sentence: str) -> NoReturn:
     complain(sentence)
     raise typer.Exit(NOTHING_CAME_OUT)
-
-
-def _config(address: str | None, without: str | None) -> "CurateConfig":
-    from clipmill.config import known_name
-    from curation.scores.columns import SCORE_COLUMNS
-    from pipelines.config import CurateConfig
-
-    config = CurateConfig.from_file(address) if address else CurateConfig()
-    names = [known_name("score", name.strip(), SCORE_COLUMNS) for name in (without or "").split(",") if name.strip()]
-    return config.model_copy(update={"without": tuple(sorted({*config.without, *names}))})
 
 
 def main() -> None:

@@ -3,13 +3,16 @@
 import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from clipmill.errors import RunStopped, UserError
 from pipelines.printable import log_to_stderr, printable
+
+if TYPE_CHECKING:
+    from pipelines.config import CurateConfig
 
 FAILED, BAD_REQUEST, NOTHING_CAME_OUT, CAPTIONS_FAILED, PARTIAL = 1, 2, 3, 4, 5
 INTERRUPTED = 130
@@ -29,6 +32,14 @@ Address = Annotated[
 NumCpus = Annotated[
     int | None,
     typer.Option(min=1, help="Number of CPUs for a local Ray; defaults to all available.", show_default=False),
+]
+ConfigFile = Annotated[
+    str | None, typer.Option("--config", help="YAML file with settings that override the defaults.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+Without = Annotated[
+    str | None,
+    typer.Option(help="Comma-separated scores to skip: similarity, aesthetic, text_area.", show_default=False),
 ]
 TakeOver = Annotated[
     bool,
@@ -52,6 +63,17 @@ def run_command(command: Callable[[], object]) -> None:
         sys.exit(FAILED if isinstance(error, RunStopped) else BAD_REQUEST)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def curate_config(address: str | None, without: str | None) -> "CurateConfig":
+    """The configuration of `curate` from the options --config and --without. Raises UserError."""
+    from clipmill.config import known_name
+    from curation.scores.columns import SCORE_COLUMNS
+    from pipelines.config import CurateConfig
+
+    config = CurateConfig.from_file(address) if address else CurateConfig()
+    names = [known_name("score", name.strip(), SCORE_COLUMNS) for name in (without or "").split(",") if name.strip()]
+    return config.model_copy(update={"without": tuple(sorted({*config.without, *names}))})
 
 
 def _interrupt(*_: Any) -> None:

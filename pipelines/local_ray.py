@@ -120,13 +120,17 @@ def object_store_bytes(*, memory: int, shared: int, disk: int) -> int | None:
     return max(_LEAST_STORE_BYTES, min(wanted, _MOST_STORE_ON_DISK_BYTES, int(disk * _FILLED / 2)))
 
 
-def check_open_files(num_cpus: int) -> None:
-    """Raise UserError if a process may open too few files for Ray with so many CPUs.
+def least_open_files(num_cpus: int) -> int:
+    """Files that a process must be able to open for Ray with so many CPUs.
 
-    Of Ray's processes the raylet has most files open: 55, and 2 for each worker. The soft limit does not matter: Ray
-    raises it to the hard one.
+    Of Ray's processes the raylet has most files open: 55, and 2 for each worker.
     """
-    least = _OPEN_FILES + num_cpus * _OPEN_FILES_PER_CPU
+    return _OPEN_FILES + num_cpus * _OPEN_FILES_PER_CPU
+
+
+def check_open_files(num_cpus: int) -> None:
+    """Raise UserError if a process may open too few files. The soft limit does not matter: Ray raises it."""
+    least = least_open_files(num_cpus)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or hard >= least:
         return

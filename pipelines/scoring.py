@@ -16,6 +16,7 @@ from clipmill.config import Config
 from clipmill.errors import UserError
 from clipmill.pipeline import Resources, Stage
 from curation.captioners import CAPTIONERS
+from curation.captioners.endpoint import EndpointCaptioner
 from curation.inputs.captions import Caption
 from curation.scan.one_pass import Scan
 from curation.scores.base import Captioner, ClipView, Embeddings, Scorer
@@ -94,6 +95,24 @@ def load_models(config: CurateConfig, device: str = "cpu") -> Models:
                 f"{models.clip.weights.name} gives {models.clip.width}: choose a matching head and model"
             )
     return models
+
+
+def model_loaders(config: CurateConfig) -> dict[str, Callable[[], str]]:
+    """Name -> a function that loads a model with weights, cached as by `load_models`, and returns the weights' digest.
+
+    It raises UserError if they are missing or do not match. Without captioners behind an endpoint.
+    """
+    asked: list[tuple[Callable[..., Any], Config | None]] = [*_captioners(config), *_scorers(config)]
+    if _needs_clip(config):
+        asked.append((ClipEmbedder, config.clip_embedder))
+    models = [(_made(*each), each) for each in asked]
+    with_weights = [(model.name, each) for model, each in models if not isinstance(model, EndpointCaptioner)]
+    return {name: partial(_load_and_digest, *each) for name, each in with_weights}
+
+
+def _load_and_digest(kind: Callable[..., Any], settings: Config | None) -> str:
+    model = _load(kind, settings, "cpu")
+    return model.weights.digest() if isinstance(model, ClipEmbedder) else model.weights_digest or ""
 
 
 def clip_stages(config: CurateConfig, resources: Mapping[str, Resources] | None = None) -> list[Stage]:

@@ -43,11 +43,16 @@ def refuses(status: int, message: str = "no", **more: Any) -> Reply:
 class CaptionServer:
     """Use as a context manager. `replies` are given in order, the last one again and again, or by a function.
 
+    `models` answers the request for the list of models, which is not counted; by default there is none.
+
     `requests` holds the bodies and `headers` the headers (names in lower case) of all requests; `most_at_once` says
     how many were being answered at the same time, `connections` how many were opened.
     """
 
-    def __init__(self, replies: Sequence[Reply] | Callable[[dict[str, Any]], Reply]) -> None:
+    def __init__(
+        self, replies: Sequence[Reply] | Callable[[dict[str, Any]], Reply], *, models: Reply | None = None
+    ) -> None:
+        self._models = models or Reply(status=404)
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.most_at_once = 0
@@ -92,6 +97,9 @@ class CaptionServer:
                 super().setup()
                 with server._lock:
                     server.connections += 1
+
+            def do_GET(self) -> None:
+                self._send(server._models if self.path == "/v1/models" else Reply(status=404))
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))

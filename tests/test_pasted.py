@@ -98,6 +98,7 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
     "docs/cluster.md": [
         ("pip install -c constraints.txt", shown("needs a network; test_the_extras_that_are_named_exist checks it")),
         ("export AWS_ENDPOINT_URL", parsed("starts a cluster that outlives the shell")),
+        ("clipmill doctor", parsed("needs a cluster; tests/pipelines/doctor has one of two nodes")),
         ("clipmill curate s3://", parsed("needs a cluster; tests/pipelines/test_curate.py has S3 and Ray")),
         ("# limits.yaml", defaults),
         ("hf download", parsed("needs a network")),

@@ -64,6 +64,21 @@ class Chat:
         with ThreadPoolExecutor(self._config.max_in_flight) as pool:
             return list(pool.map(caption, batch))
 
+    def unavailable(self) -> str | None:
+        """Why the endpoint does not serve the model, or None. Asks once for the list of models; servers without one
+        (404, or another format) count as available."""
+        try:
+            answer = self._client.with_options(max_retries=0).models.with_raw_response.list()
+            served = [str(entry["id"]) for entry in json.loads(answer.content)["data"]]
+        except openai.OpenAIError as error:
+            missing = isinstance(error, openai.APIStatusError) and error.status_code in (404, 405)
+            return None if missing else self._presentable(self._reason(error)[0])
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return None
+        if not served or self._config.model in served:
+            return None
+        return self._presentable(f"expected the model {self._config.model}, but it serves {', '.join(served[:10])}")
+
     def _ask(self, message: list[dict[str, Any]]) -> str:
         """The response as a caption. Raises NoCaption."""
         config, breaker = self._config, self._breaker
@@ -76,18 +91,21 @@ class Chat:
                 messages=messages,
                 extra_body={**{key: value for key, value in limits.items() if value is not None}, **config.extra_body},
             )
-        except openai.APIStatusError as error:
-            reason = f"HTTP {error.status_code}: {_error_detail(error)}"
-            raise breaker.failed(reason, down=error.status_code in _DOWN) from error
-        except openai.APITimeoutError as error:
-            raise breaker.failed(f"no complete response within {config.timeout_s:g} s", down=True) from error
-        except openai.APIConnectionError as error:
-            reason = f"no connection to {config.base_url}: {error.__cause__ or error}"
-            raise breaker.failed(reason, down=True) from error
         except openai.OpenAIError as error:
-            raise breaker.failed(str(error), down=False) from error
+            reason, down = self._reason(error)
+            raise breaker.failed(reason, down=down) from error
         breaker.reached()
         return read_answer(answer.content)
+
+    def _reason(self, error: openai.OpenAIError) -> tuple[str, bool]:
+        """Why a request failed, and whether that concerns the endpoint rather than this request."""
+        if isinstance(error, openai.APIStatusError):
+            return f"HTTP {error.status_code}: {_error_detail(error)}", error.status_code in _DOWN
+        if isinstance(error, openai.APITimeoutError):
+            return f"no complete response within {self._config.timeout_s:g} s", True
+        if isinstance(error, openai.APIConnectionError):
+            return f"no connection to {self._config.base_url}: {error.__cause__ or error}", True
+        return str(error), False
 
     def _presentable(self, reason: str) -> str:
         """On one short line, without the key, and without an image that a server sent back."""

@@ -63,7 +63,7 @@ class Coca:
         try:
             loaded = openclip.load(config.model, config.pretrained, device)
         except UserError as error:
-            raise UserError(f"captioner {self.name}: {error}") from error
+            raise type(error)(f"captioner {self.name}: {error}") from error
         if not hasattr(loaded.model, "text_decoder") or not hasattr(loaded.tokenizer, "decode"):
             raise UserError(f"{config.model} cannot generate captions; expected a CoCa model such as coca_ViT-L-14")
         if config.max_tokens > loaded.model.context_length:

@@ -55,7 +55,7 @@ class MergedConfig(EndpointConfig):
     """Prompt sent with the captions to merge."""
 
 
-class _EndpointCaptioner(ABC):
+class EndpointCaptioner(ABC):
     """A captioner that sends one request per clip to an endpoint."""
 
     name: str
@@ -93,12 +93,17 @@ class _EndpointCaptioner(ABC):
         assert self._chat is not None, "load() comes before caption()"
         return self._chat.captions(self.name, batch, self._question)
 
+    def unavailable(self) -> str | None:
+        """Why the endpoint does not serve the model, or None; one request for its list of models."""
+        assert self._chat is not None, "load() comes before unavailable()"
+        return self._chat.unavailable()
+
     @abstractmethod
     def _question(self, clip: ClipView) -> list[dict[str, Any]]:
         """The parts of the message to the model. Raises NoCaption where there is nothing to ask."""
 
 
-class VideoCaptioner(_EndpointCaptioner):
+class VideoCaptioner(EndpointCaptioner):
     """Captioner `video`: describes the clip from its first, middle and last frame."""
 
     name = "video"
@@ -118,7 +123,7 @@ class VideoCaptioner(_EndpointCaptioner):
         ]
 
 
-class MergedCaptioner(_EndpointCaptioner):
+class MergedCaptioner(EndpointCaptioner):
     """Captioner `merged`: merges the captions `coca` and `video`, or two others if one of them failed."""
 
     name = "merged"

@@ -15,7 +15,7 @@ from clipmill.errors import UserError
 from clipmill.pipeline import Resources
 from curation.scores.base import ClipView
 from curation.scores.columns import AESTHETIC_COLUMNS
-from curation.scores.weight_fetch import check_answers
+from curation.scores.weight_fetch import WeightsMissing, check_answers
 from curation.scores.weight_files import read_tensors
 
 _LAION = {"large": "sa_0_4_vit_l_14_linear.pth", "small": "sa_0_4_vit_b_32_linear.pth"}
@@ -103,7 +103,7 @@ def _laion_head(size: str) -> dict[str, Any]:
         return dict(get_aesthetic_model(size).state_dict())
     except (URLError, OSError) as error:
         path.unlink(missing_ok=True)  # half a download would be taken for the head the next time
-        raise UserError(
+        raise WeightsMissing(
             f"the aesthetic head {size!r} is not on this machine and cannot be downloaded ({error}).\n"
             f"  wanted: {_LAION[size]} of github.com/LAION-AI/aesthetic-predictor\n"
             f"  searched:  {path.parent} and the network\n"

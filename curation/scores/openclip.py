@@ -15,7 +15,7 @@ from typing import Any
 from clipmill.config import unknown_name
 from clipmill.errors import UserError
 from curation.scores.openclip_config import CONFIG_FILE, read_model_folder
-from curation.scores.weight_fetch import check_answers
+from curation.scores.weight_fetch import WeightsMissing, check_answers
 from curation.scores.weight_files import check_shapes, short
 
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -202,7 +202,7 @@ def _check_reachable(repository: str, files: Sequence[str]) -> None:
         check_answers(f"{constants.ENDPOINT}/{repository}/resolve/main/{CONFIG_FILE}")
 
 
-def _unavailable_error(name: str, origin: str, error: Exception) -> UserError:
+def _unavailable_error(name: str, origin: str, error: Exception) -> WeightsMissing:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     single = f"{name.partition(' ')[0]}-quickgelu" if "openai" in origin else name.partition(" ")[0]
@@ -211,7 +211,7 @@ def _unavailable_error(name: str, origin: str, error: Exception) -> UserError:
     by_hand = f"`hf download {repository} --local-dir FOLDER`"
     if "://" in origin:
         wanted, by_hand = origin, f"download {origin} there"
-    return UserError(
+    return WeightsMissing(
         f"the weights of CLIP model {name} are not on this machine and cannot be downloaded ({short(error)}).\n"
         f"  wanted: {wanted}\n"
         f"  searched: {HF_HUB_CACHE} and the network\n"

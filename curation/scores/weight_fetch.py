@@ -2,7 +2,13 @@
 
 import threading
 
+from clipmill.errors import UserError
+
 _PATIENCE_S = 5.0
+
+
+class WeightsMissing(UserError):
+    """Weights that are not on this machine and cannot be downloaded."""
 
 
 def check_answers(url: str) -> None:

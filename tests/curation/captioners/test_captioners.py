@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import json
 import pickle
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from curation.captioners.chat import read_answer
 from curation.captioners.endpoint import MergedConfig, VideoConfig
 from curation.inputs.captions import Caption
 from curation.scores.base import ClipView
-from tests.caption_server import CaptionServer, Reply, refuses, says
+from tests.caption_server import CaptionServer, Reply, refused_url, refuses, says
 from tests.curation.captioners.endpoints import clips, merged, one, video, view
 
 
@@ -25,6 +26,34 @@ def test_an_endpoint_on_this_machine_is_asked_directly_whatever_the_proxy(monkey
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with CaptionServer([says("A cat walks.")]) as server:
         assert one(server).text == "A cat walks."
+
+
+def models(*names: str) -> Reply:
+    return Reply(body=json.dumps({"object": "list", "data": [{"id": name} for name in names]}).encode())
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (models("other", "m"), None),
+        (models(), None),
+        (None, None),  # HTTP 404: a server without a list
+        (Reply(body=b"<html>"), None),
+        (models("other", "another"), "expected the model m, but it serves other, another"),
+        (refuses(401, "bad key"), "HTTP 401: bad key"),
+        (refuses(503, "loading"), "HTTP 503: loading"),
+    ],
+)
+def test_whether_an_endpoint_serves_the_model(answer: Reply | None, reason: str | None):
+    with CaptionServer([], models=answer) as server:
+        assert video(server.url).unavailable() == reason
+        assert server.requests == []
+
+
+def test_an_endpoint_that_is_not_there_is_unavailable():
+    assert "no connection to" in (video(refused_url()).unavailable() or "")
+    with CaptionServer([], models=Reply(headers_trickle_s=0.05)) as server:
+        assert video(server.url, timeout_s=0.3).unavailable() == "no complete response within 0.3 s"
 
 
 # What is sent

@@ -1,6 +1,7 @@
 """Convert between our configurations and the JSON files of a diffusers folder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,54 +81,99 @@ def read(folder: Path) -> ModelConfig:
 
     Raises FileNotFoundError; UserError for an unexpected configuration or incompatible networks.
     """
-    configs: dict[str, Mapping[str, Any]] = {}
+    configs: dict[str, _ConfigFile] = {}
     for part in ("unet", "vae", "image_encoder", "text_encoder"):
         path = folder / part / "config.json"
         if path.is_file():
-            configs[part] = read_object(path)
+            configs[part] = _ConfigFile(str(path), read_object(path))
         elif part in ("unet", "vae"):
             raise FileNotFoundError(f"{folder} is not a model folder: expected {part}/config.json or clipmill.json")
-    try:
-        unet = _read_unet(configs["unet"])
-        return ModelConfig.from_values(
-            {
-                "unet": unet,
-                "autoencoder": _read_autoencoder(configs["vae"]),
-                "image_encoder": _read_image_encoder(configs["image_encoder"]) if "image_encoder" in configs else None,
-                "text_encoder": _read_text_encoder(configs["text_encoder"]) if "text_encoder" in configs else None,
-            },
-            origin=str(folder),
+    return ModelConfig.from_values(
+        {
+            "unet": _read_unet(configs["unet"]),
+            "autoencoder": _read_autoencoder(configs["vae"]),
+            "image_encoder": _read_image_encoder(configs["image_encoder"]) if "image_encoder" in configs else None,
+            "text_encoder": _read_text_encoder(configs["text_encoder"]) if "text_encoder" in configs else None,
+        },
+        origin=str(folder),
+    )
+
+
+@dataclass(frozen=True)
+class _ConfigFile:
+    """A config.json of another tool. Raises UserError that names the file, the key, and what it expects."""
+
+    path: str
+    values: Mapping[str, Any]
+
+    def expect(self, key: str, expected: str) -> None:
+        """Check a key's value."""
+        if self.values.get(key) != expected:
+            raise UserError(f"{self.path}: expected {key} {expected!r}, got {self.values.get(key)!r:.100}")
+
+    def size(self, key: str) -> int:
+        return self._checked(key, _is_size, "a positive integer")
+
+    def sizes(self, key: str, levels: int | None = None) -> list[int]:
+        return self._per_level(key, _is_size, "positive integers", levels)
+
+    def names(self, key: str, levels: int) -> list[str]:
+        return self._per_level(key, lambda value: isinstance(value, str), "names", levels)
+
+    def number(self, key: str) -> float:
+        return self._checked(key, lambda value: type(value) in (int, float), "a number")
+
+    def _per_level(self, key: str, is_valid: Callable[[Any], bool], expected: str, levels: int | None) -> Any:
+        def all_valid(value: Any) -> bool:
+            return isinstance(value, list) and len(value) == (levels or len(value) or 1) and all(map(is_valid, value))
+
+        return self._checked(key, all_valid, f"a list of {levels or 'one or more'} {expected}")
+
+    def _checked(self, key: str, is_valid: Callable[[Any], bool], expected: str) -> Any:
+        if key not in self.values:
+            raise UserError(f"{self.path} is missing the key {key!r}")
+        value = self.values[key]
+        if not is_valid(value):
+            raise UserError(f"{self.path}: expected {key} to be {expected}, got {value!r:.100}")
+        return value
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _read_unet(file: _ConfigFile) -> UNetConfig:
+    file.expect("_class_name", "UNetSpatioTemporalConditionModel")
+    widths, id_width = file.sizes("block_out_channels"), file.size("addition_time_embed_dim")
+    heads = file.sizes("num_attention_heads", levels=len(widths))
+    head_widths = {width / head for width, head in zip(widths, heads, strict=True)}
+    if len(head_widths) > 1 or widths[0] % heads[0]:
+        raise UserError(
+            f"{file.path}: expected block_out_channels and num_attention_heads with one width per head for all levels, "
+            f"got {widths!r:.100} and {heads!r:.100}"
         )
-    except KeyError as error:
-        raise UserError(f"{folder}: a config.json is missing the key {error}") from error
-    except UserError:
-        raise
-    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{folder}: a config.json has a value of an unexpected type: {error}") from error
-
-
-def _read_unet(values: Mapping[str, Any]) -> UNetConfig:
-    if values.get("_class_name") != "UNetSpatioTemporalConditionModel":
-        raise UserError(f"expected a UNetSpatioTemporalConditionModel, got {values.get('_class_name')}")
-    widths = values["block_out_channels"]
-    head_widths = {width // heads for width, heads in zip(widths, values["num_attention_heads"], strict=True)}
-    if len(head_widths) > 1:
-        raise UserError(f"expected one head width for all levels, got {sorted(head_widths)}")
-    ids = values["projection_class_embeddings_input_dim"] // values["addition_time_embed_dim"]
+    ids = file.size("projection_class_embeddings_input_dim") / id_width
+    if ids not in range(1, len(_IDS) + 1):
+        raise UserError(
+            f"{file.path}: expected projection_class_embeddings_input_dim to be 1 to {len(_IDS)} times "
+            f"addition_time_embed_dim, got {file.values['projection_class_embeddings_input_dim']} and {id_width}"
+        )
     return UNetConfig.from_values(
         {
-            "in_channels": values["in_channels"],
-            "out_channels": values["out_channels"],
+            "in_channels": file.size("in_channels"),
+            "out_channels": file.size("out_channels"),
             "widths": tuple(widths),
-            "blocks_per_level": values["layers_per_block"],
-            "attention": tuple(kind.startswith("CrossAttn") for kind in values["down_block_types"]),
-            "head_width": head_widths.pop(),
-            "context_width": values["cross_attention_dim"],
-            "ids": _IDS[:ids],
-            "id_width": values["addition_time_embed_dim"],
-            "frames": values["num_frames"],
+            "blocks_per_level": file.size("layers_per_block"),
+            "attention": tuple(
+                name.startswith("CrossAttn") for name in file.names("down_block_types", levels=len(widths))
+            ),
+            "head_width": widths[0] // heads[0],
+            "context_width": file.size("cross_attention_dim"),
+            "ids": _IDS[: int(ids)],
+            "id_width": id_width,
+            "frames": file.size("num_frames"),
         },
-        origin="unet/config.json",
+        origin=file.path,
     )
 
 
@@ -146,18 +192,17 @@ def _autoencoder(config: AutoencoderConfig) -> dict[str, Any]:
     }
 
 
-def _read_autoencoder(values: Mapping[str, Any]) -> AutoencoderConfig:
-    if values.get("_class_name") != "AutoencoderKLTemporalDecoder":
-        raise UserError(f"expected an AutoencoderKLTemporalDecoder, got {values.get('_class_name')}")
+def _read_autoencoder(file: _ConfigFile) -> AutoencoderConfig:
+    file.expect("_class_name", "AutoencoderKLTemporalDecoder")
     return AutoencoderConfig.from_values(
         {
-            "widths": tuple(values["block_out_channels"]),
-            "blocks_per_level": values["layers_per_block"],
-            "frame_channels": values["in_channels"],
-            "latent_channels": values["latent_channels"],
-            "scale_factor": values["scaling_factor"],
+            "widths": tuple(file.sizes("block_out_channels")),
+            "blocks_per_level": file.size("layers_per_block"),
+            "frame_channels": file.size("in_channels"),
+            "latent_channels": file.size("latent_channels"),
+            "scale_factor": file.number("scaling_factor"),
         },
-        origin="vae/config.json",
+        origin=file.path,
     )
 
 
@@ -178,19 +223,19 @@ def _image_encoder(config: ImageEncoderConfig) -> dict[str, Any]:
     }
 
 
-def _read_image_encoder(values: Mapping[str, Any]) -> ImageEncoderConfig:
-    _expect_gelu(values)
+def _read_image_encoder(file: _ConfigFile) -> ImageEncoderConfig:
+    file.expect("hidden_act", "gelu")  # as in OpenCLIP
     return ImageEncoderConfig.from_values(
         {
-            "size_px": values["image_size"],
-            "patch_px": values["patch_size"],
-            "width": values["hidden_size"],
-            "layers": values["num_hidden_layers"],
-            "heads": values["num_attention_heads"],
-            "mlp_width": values["intermediate_size"],
-            "embedding_width": values["projection_dim"],
+            "size_px": file.size("image_size"),
+            "patch_px": file.size("patch_size"),
+            "width": file.size("hidden_size"),
+            "layers": file.size("num_hidden_layers"),
+            "heads": file.size("num_attention_heads"),
+            "mlp_width": file.size("intermediate_size"),
+            "embedding_width": file.size("projection_dim"),
         },
-        origin="image_encoder/config.json",
+        origin=file.path,
     )
 
 
@@ -209,21 +254,16 @@ def _text_encoder(config: TextEncoderConfig) -> dict[str, Any]:
     }
 
 
-def _read_text_encoder(values: Mapping[str, Any]) -> TextEncoderConfig:
-    _expect_gelu(values)
+def _read_text_encoder(file: _ConfigFile) -> TextEncoderConfig:
+    file.expect("hidden_act", "gelu")  # as in OpenCLIP
     return TextEncoderConfig.from_values(
         {
-            "tokens": values["max_position_embeddings"],
-            "vocabulary": values["vocab_size"],
-            "width": values["hidden_size"],
-            "layers": values["num_hidden_layers"],
-            "heads": values["num_attention_heads"],
-            "mlp_width": values["intermediate_size"],
+            "tokens": file.size("max_position_embeddings"),
+            "vocabulary": file.size("vocab_size"),
+            "width": file.size("hidden_size"),
+            "layers": file.size("num_hidden_layers"),
+            "heads": file.size("num_attention_heads"),
+            "mlp_width": file.size("intermediate_size"),
         },
-        origin="text_encoder/config.json",
+        origin=file.path,
     )
-
-
-def _expect_gelu(values: Mapping[str, Any]) -> None:
-    if values.get("hidden_act") != "gelu":
-        raise UserError(f"expected hidden_act gelu, as in OpenCLIP, got {values.get('hidden_act')}")

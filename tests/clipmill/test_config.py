@@ -1,9 +1,9 @@
 """Settings from YAML: numbers are numbers, and files of any shape are settings or one sentence."""
 
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,8 +77,12 @@ def test_anchors_and_merges_within_bounds_are_plain_yaml():
 
 @given(st.binary(max_size=300) | st.text(alphabet="&*a:-[]{} \n!<1e.'\"#|>?%@,", max_size=60))
 def test_any_text_is_a_mapping_or_a_user_error(text: str | bytes):
-    with suppress(UserError):
-        assert isinstance(parse_yaml(text, origin="x"), dict)
+    try:
+        values = parse_yaml(text, origin="settings.yaml")
+    except UserError as error:
+        assert str(error).startswith("settings.yaml")  # noqa: PT017
+    else:
+        assert repr(values) == repr(yaml.safe_load(text) or {})
 
 
 def test_a_file_that_is_too_large_a_folder_or_missing(tmp_path: Path):

@@ -264,10 +264,14 @@ def test_any_bytes_are_a_list_or_a_user_error(tmp_path_factory: pytest.TempPathF
     path = tmp_path_factory.getbasetemp() / f"any{suffix}"
     header = b"uri,caption\n" if suffix == ".csv" else b""
     path.write_bytes(header + content.replace(b"://", b""))
-    with suppress(UserError):
-        for source in list_sources([str(path)]):
-            source.source_id.encode()
-            assert source.error is None or source.error.kind in ("unreadable", "missing")
+    try:
+        sources = list_sources([str(path)])
+    except UserError as error:
+        assert path.name in str(error)  # noqa: PT017
+        return
+    for source in sources:
+        source.source_id.encode()
+        assert source.error is None or source.error.kind in ("unreadable", "missing")
 
 
 def test_a_damaged_parquet_list_is_one_sentence(tmp_path: Path):
@@ -275,8 +279,10 @@ def test_a_damaged_parquet_list_is_one_sentence(tmp_path: Path):
     damaged = tmp_path / "damaged.parquet"
     for i in range(0, len(whole), 7):
         damaged.write_bytes(whole[:i] + bytes([whole[i] ^ 0x55]) + whole[i + 1 :])
-        with suppress(UserError):
+        try:
             list_sources([str(damaged)])
+        except UserError as error:
+            assert "damaged.parquet" in str(error)  # noqa: PT017
         damaged.write_bytes(whole[:i])
         with pytest.raises(UserError, match=r"damaged\.parquet"):
             list_sources([str(damaged)])

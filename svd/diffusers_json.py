@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ class _ConfigFile:
         return self._per_level(key, lambda value: isinstance(value, str), "names", levels)
 
     def number(self, key: str) -> float:
-        return self._checked(key, lambda value: type(value) in (int, float), "a number")
+        return self._checked(key, lambda value: type(value) in (int, float) and 0 < value < inf, "a positive number")
 
     def _per_level(self, key: str, is_valid: Callable[[Any], bool], expected: str, levels: int | None) -> Any:
         def all_valid(value: Any) -> bool:

@@ -325,8 +325,8 @@ def inspect(
     """Run the pipeline on videos and print metadata, transitions, clips and scores without a dataset."""
     from curation.dataset.schemas import SIGNAL_COLUMNS
     from pipelines import render
+    from pipelines.inspect import FRAME_TIMES, signals_file
     from pipelines.inspect import inspect as run
-    from pipelines.inspect import signals_file
 
     usable = 0
     with signals_file(stats) if stats else nullcontext() as write_signals:
@@ -336,7 +336,7 @@ def inspect(
                 write_signals(seen)
             if as_json:
                 values = asdict(seen)
-                for name in SIGNAL_COLUMNS:
+                for name in (*SIGNAL_COLUMNS, FRAME_TIMES):
                     values["source"].pop(name, None)
                 print(json.dumps(values), flush=True)
             else:

@@ -1,7 +1,7 @@
 """`clipmill inspect`: run the pipeline on videos without a dataset."""
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,10 @@ from pipelines.parts import scan_safely
 from pipelines.progress import Reporter, note
 from pipelines.scoring import clip_stages, load_models
 
+FRAME_TIMES = "frame_times_s"
+"""Beside the columns of `source`: the time of each frame; None for a rejected source."""
+_STATS = ("uri", "frame", "time_s", "change", "change_ratio", "brightness", "transition", "refused")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
@@ -26,30 +30,43 @@ class Inspection:
     transitions: list[dict[str, Any]] = field(default_factory=list)
     clips: list[dict[str, Any]] = field(default_factory=list)
     """Without embeddings, which are not useful to print."""
+    refused_cuts: list[dict[str, Any]] = field(default_factory=list)
+    """Proposed transitions that did not pass verification, with their `reason`."""
     error_kind: str | None = None
     error: str | None = None
 
     def signals(self) -> Iterator[dict[str, Any]]:
-        """Per frame, the signals that cuts are proposed from, in 8-bit levels, and the transition it is in.
+        """Per frame: its time, the signals that cuts are proposed from, in 8-bit levels, the transition it is in, and
+        why a transition proposed there was refused.
 
         `change_ratio` compares a change with those of the two frames before and after, as the detector of hard cuts.
         """
         changes, brightness = (self.source.get(name) or [] for name in SIGNAL_COLUMNS)
-        kinds: dict[int, str] = {}
-        for transition in self.transitions:
-            first, last = transition["start_frame"], max(transition["end_frame"], transition["start_frame"] + 1)
-            kinds |= dict.fromkeys(range(first, last), transition["kind"])
+        times_s = self.source.get(FRAME_TIMES)
+        kinds = _by_frame(self.transitions, "kind")
+        reasons = _by_frame(self.refused_cuts, "reason")
         for frame, (change, level) in enumerate(zip(changes, brightness, strict=True)):
             around = [*changes[max(0, frame - 2) : frame], *changes[frame + 1 : frame + 3]]
             mean = sum(around) / len(around) if around else 0.0
             yield {
                 "uri": self.uri,
                 "frame": frame,
+                "time_s": round(times_s[frame], 6) if times_s else None,
                 "change": change,
                 "change_ratio": round(change / mean, 3) if mean else None,
                 "brightness": level,
                 "transition": kinds.get(frame, ""),
+                "refused": reasons.get(frame, ""),
             }
+
+
+def _by_frame(spans: Sequence[Mapping[str, Any]], name: str) -> dict[int, str]:
+    """Frame -> a value of the span that it is in; a hard cut is at its first frame."""
+    values: dict[int, str] = {}
+    for span in spans:
+        first, last = span["start_frame"], max(span["end_frame"], span["start_frame"] + 1)
+        values |= dict.fromkeys(range(first, last), span[name])
+    return values
 
 
 def inspect(inputs: Sequence[str], config: CurateConfig | None = None, *, quiet: bool = False) -> Iterator[Inspection]:
@@ -65,13 +82,16 @@ def inspect(inputs: Sequence[str], config: CurateConfig | None = None, *, quiet:
         for said in () if quiet else listing.notes:
             note(said)
         for source in listing:
-            (scanned,) = work([scan_safely(child, source, config)])
-            row = dict(scanned.source)
+            scan = scan_safely(child, source, config, frame_times=True)
+            (scanned,) = work([scan])
+            row = scanned.source | {FRAME_TIMES: scan.frame_times_s}
             transitions = row.pop("transitions", None) or []
+            refused_cuts = row.pop("refused_cuts", None) or []
             yield Inspection(
                 uri=source.uri,
                 source=row,
                 transitions=transitions,
+                refused_cuts=refused_cuts,
                 clips=[{name: value for name, value in clip.items() if name != "embedding"} for clip in scanned.clips],
                 error_kind=row.pop("error_kind"),
                 error=row.pop("error"),
@@ -87,6 +107,6 @@ def signals_file(path: str) -> Iterator[Callable[[Inspection], None]]:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     with file:
-        rows = csv.DictWriter(file, ["uri", "frame", "change", "change_ratio", "brightness", "transition"])
+        rows = csv.DictWriter(file, _STATS)
         rows.writeheader()
         yield lambda seen: rows.writerows(seen.signals())

@@ -56,13 +56,13 @@ def write_stage(dataset: Dataset, fence: Fence, *, sources: int) -> Stage:
     )
 
 
-def scan_safely(child: Isolated, source: Source, config: CurateConfig) -> Scan:
-    """Scan in the child process; any failure there becomes a rejected scan with the reason.
+def scan_safely(child: Isolated, source: Source, config: CurateConfig, *, frame_times: bool = False) -> Scan:
+    """Scan in the child process, see `scan`; any failure there becomes a rejected scan with the reason.
 
     Raises RunStopped if the machine is at fault: no child can start, or the temporary folder is full.
     """
     try:
-        scanned = child.run_on(source.uri, scan, source, config.scan)
+        scanned = child.run_on(source.uri, scan, source, config.scan, frame_times)
         check_scan(scanned, source)
         return scanned
     except SourceError as error:

@@ -22,7 +22,7 @@ from pipelines.status import Status
 
 _SCORES = ("motion", *SCORE_COLUMNS)
 _REASONS = 10
-"""Reasons printed for clips that were not written; the index has all."""
+"""Reasons printed for clips that were not written, and for refused cuts."""
 LOSSES = {
     "transition": "fades, dissolves and other transitions",
     "blank": "black or blank footage",
@@ -84,6 +84,11 @@ def print_inspection(console: Console, seen: Inspection) -> None:
         if seen.transitions
         else Text("  no transitions")
     )
+    if seen.refused_cuts:
+        refused = seen.refused_cuts
+        title = f"refused cuts ({len(refused):,}" + (f", the first {_REASONS})" if len(refused) > _REASONS else ")")
+        rows = ((cut["kind"], cut["start_frame"], cut["start_s"], cut["reason"]) for cut in refused[:_REASONS])
+        console.print(table(title, ("kind", "frame", "at s", "reason"), rows))
     console.print(
         table(
             "clips",

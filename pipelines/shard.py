@@ -29,7 +29,7 @@ from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.progress import Reporter
 
 _NOT_OF_THE_CLIP = {
-    *("scan_cpu_s", "score_cpu_s", "transitions", "note", "embedding", "text_boxes"),
+    *("scan_cpu_s", "score_cpu_s", "transitions", "refused_cuts", "note", "embedding", "text_boxes"),
     *SIGNAL_COLUMNS,
 }
 """Columns of the joined view that a shard has no use for; timings would make equal shards differ."""

@@ -123,6 +123,12 @@ SOURCES = pa.schema(
         ),
         column("transitions", pa.list_(_TRANSITION), "detected transitions, in order of time"),
         column(
+            "refused_cuts",
+            pa.list_(pa.struct([*_TRANSITION, ("reason", pa.string())])),
+            "proposed transitions that did not pass verification, in order of time, at most 1,000; kind is hard or "
+            "dissolve (any gradual change)",
+        ),
+        column(
             "frame_changes",
             pa.list_(pa.int16()),
             "mean change of brightness from the previous frame, per frame: what cuts are proposed from",

@@ -7,7 +7,7 @@ so no second pass is needed for the first, middle and last frame of each clip.
 import time
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from clipmill.errors import SourceError
 from curation.dataset.schemas import SIGNAL_COLUMNS
 from curation.inputs.captions import captions_of_clips, read_captions
 from curation.inputs.sources import Source, open_source
-from curation.scan.rows import clip_columns, identity, note, source_columns
+from curation.scan.rows import clip_columns, identity, note, refused_columns, source_columns, transition_columns
 from curation.scan.thumbnail_spool import ThumbnailSpool
 from curation.scan.wire import MOST_ITEMS
 from curation.scores.columns import FAILED
@@ -66,10 +66,12 @@ class Scan:
     source: dict[str, Any]
     clips: list[dict[str, Any]] = field(default_factory=list)
     thumbnails: list[tuple[bytes, ...]] = field(default_factory=list)
+    frame_times_s: list[float] | None = None
+    """Time of each frame, if asked for; the tables do not have it."""
 
 
-def scan(source: Source, config: ScanConfig | None = None) -> Scan:
-    """Decode a source once and describe it.
+def scan(source: Source, config: ScanConfig | None = None, frame_times: bool = False) -> Scan:
+    """Decode a source once and describe it, with `frame_times` including the time of each frame.
 
     Raises SourceError if nothing of it is usable; RunStopped if the temporary folder cannot be written. Runs native
     code on untrusted bytes: call it through `curation.scan.isolation.Isolated` unless the file is trusted.
@@ -90,6 +92,8 @@ def scan(source: Source, config: ScanConfig | None = None) -> Scan:
         for frame in video.frames():
             one_pass.push(frame, video.packets)
         result = one_pass.describe(source, video.packets)
+        if frame_times:
+            result = replace(result, frame_times_s=one_pass.frame_times_s())
     result.source["scan_cpu_s"] = time.process_time() - started_s
     return result
 
@@ -171,16 +175,9 @@ class OnePass:
             changes[cut.start_frame : cut.end_frame + 1] = 0
         row = identity(source) | source_columns(info, timeline, packets, plan, changes)
         row["note"] = note(info, timeline, packets, plan, self._config.spans, self._spool.note)
-        row["transitions"] = [
-            {
-                "kind": t.kind,
-                "start_frame": t.start_frame,
-                "end_frame": t.end_frame,
-                "start_s": float(t.start_pts * timeline.time_base),
-                "end_s": float(t.end_pts * timeline.time_base),
-            }
-            for t in transitions
-        ]
+        row["transitions"] = [transition_columns(transition, timeline) for transition in transitions]
+        refused = self._cuts.refused.outside(transitions)
+        row["refused_cuts"] = [refused_columns(cut, timeline) for cut in refused]
         signals = (self._cuts.frame_changes, self._cuts.frame_brightness)
         fit = len(self._frame_pts) <= MOST_ITEMS  # in the lists that a child may answer with
         row |= {name: list(values) if fit else None for name, values in zip(SIGNAL_COLUMNS, signals, strict=True)}
@@ -198,6 +195,11 @@ class OnePass:
         for clip, chosen in zip(clips, captions, strict=True):
             clip["captions"] = [asdict(caption) for caption in chosen]
         return Scan(source=row, clips=clips, thumbnails=thumbnails)
+
+    def frame_times_s(self) -> list[float] | None:
+        """Timestamp of each frame in seconds; None for more frames than a child may answer with."""
+        base = self._info.time_base
+        return [float(pts * base) for pts in self._frame_pts] if len(self._frame_pts) <= MOST_ITEMS else None
 
     def _elapsed_s(self, pts: int) -> float:
         """Seconds from the first frame to a timestamp."""

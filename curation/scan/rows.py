@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from clipmill.video import fps_id
 from curation.inputs.sources import Source
+from curation.shots.cuts import Transition
+from curation.shots.refused import RefusedCut
 from curation.shots.repeats import new_pictures
 from curation.shots.spans import Span, SpanConfig, SpanPlan, Timeline
 from curation.video.decode import PacketIndex, Timestamps, VideoInfo
@@ -64,6 +66,29 @@ def source_columns(
 def timestamps(packets: PacketIndex) -> Timestamps:
     """Whether the time line of a source is the container's."""
     return "rebuilt" if packets.rebuilt else "container"
+
+
+def transition_columns(transition: Transition, timeline: Timeline) -> dict[str, Any]:
+    """A transition in the column of a source."""
+    return {
+        "kind": transition.kind,
+        "start_frame": transition.start_frame,
+        "end_frame": transition.end_frame,
+        "start_s": float(transition.start_pts * timeline.time_base),
+        "end_s": float(transition.end_pts * timeline.time_base),
+    }
+
+
+def refused_columns(cut: RefusedCut, timeline: Timeline) -> dict[str, Any]:
+    """A refused proposal in the column of a source."""
+    return {
+        "kind": cut.kind,
+        "start_frame": cut.start_frame,
+        "end_frame": cut.end_frame,
+        "start_s": float(timeline.bound_pts(cut.start_frame) * timeline.time_base),
+        "end_s": float(timeline.bound_pts(cut.end_frame) * timeline.time_base),
+        "reason": cut.reason,
+    }
 
 
 def clip_columns(

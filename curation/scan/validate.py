@@ -33,6 +33,8 @@ def check_scan(scanned: Scan, source: Source) -> None:
         _check(listed.items() <= scanned.source["metadata"].items(), "metadata")
         _check(len(scanned.source["metadata"]) <= len(listed) + MAX_METADATA_NAMES, "metadata")
         _check_row(scanned.source, SOURCES)
+        times_s = scanned.frame_times_s
+        _check(times_s is None or len(times_s) == scanned.source["frames"], "frame_times_s")
         _check(len(scanned.clips) == len(scanned.thumbnails), "thumbnails")
         for clip, thumbnails in zip(scanned.clips, scanned.thumbnails, strict=True):
             _check_row(clip, CLIPS)

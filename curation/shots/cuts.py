@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
 
 from clipmill.config import Config
 from curation.shots.cut_spans import FrameSpan, merged
@@ -35,6 +34,8 @@ from curation.shots.gradual import (
     thumb,
     wiped,
 )
+from curation.shots.proposals import AdaptiveLuma, ContentLuma, SlowDetector, timecode
+from curation.shots.refused import RefusedCuts
 from curation.shots.wipes import Sweep, find_sweeps, wipe_bounds
 
 
@@ -110,39 +111,6 @@ _REPEATED_S = 0.2
 _BESIDE_WIPE_S = 0.5
 
 
-class _LumaScore:
-    """Has a scenedetect detector compare luma frames as they are, without a detour over colour."""
-
-    _last: Luma | None = None
-
-    def _calculate_frame_score(self, timecode: FrameTimecode, frame_img: Luma) -> float:
-        last, self._last = self._last, frame_img
-        return 0.0 if last is None else distance(last, frame_img)
-
-
-class _Adaptive(_LumaScore, AdaptiveDetector):
-    pass
-
-
-class _Content(_LumaScore, ContentDetector):
-    pass
-
-
-@dataclass(slots=True)
-class _SlowDetector:
-    """A detector of the cascade that sees only some frames."""
-
-    interval_s: float
-    detector: ContentDetector
-    next_s: float = -np.inf
-
-    def proposes(self, sample: Sample) -> bool:
-        if sample.time_s < self.next_s:
-            return False
-        self.next_s = sample.time_s + self.interval_s - 1e-3
-        return bool(self.detector.process_frame(_timecode(sample), sample.luma))
-
-
 class CutDetector:
     """Finds transitions. Push every frame in display order, then call `finish` once.
 
@@ -151,15 +119,15 @@ class CutDetector:
 
     def __init__(self, config: CutConfig | None = None) -> None:
         c = self._config = config or CutConfig()
-        self._every_frame = _Adaptive(
+        self._every_frame = AdaptiveLuma(
             adaptive_threshold=c.hard_ratio,
             min_scene_len=1,
             window_width=2,
             min_content_val=c.hard_content,
         )
         self._slow = [
-            _SlowDetector(1 / c.fast_fps, _Content(threshold=c.fast_content, min_scene_len=0)),
-            _SlowDetector(1 / c.slow_fps, _Content(threshold=c.slow_content, min_scene_len=0)),
+            SlowDetector(1 / c.fast_fps, ContentLuma(threshold=c.fast_content, min_scene_len=0)),
+            SlowDetector(1 / c.slow_fps, ContentLuma(threshold=c.slow_content, min_scene_len=0)),
         ]
         self._blanks = BlankRuns(dark_share=c.dark_share, flat_texture=c.flat_texture)
         self._size: tuple[int, int] | None = None
@@ -178,6 +146,7 @@ class CutDetector:
         self._fades: list[FrameSpan] = []
         self._dissolves: list[FrameSpan] = []
         self._recent: list[FrameSpan] = []
+        self.refused = RefusedCuts()
 
     def push(self, index: int, pts: int, time_s: float, luma_HW: NDArray[np.uint8]) -> None:
         """Take the next frame: its pts, its time in seconds and its brightness as a small frame, (H, W) uint8.
@@ -261,7 +230,7 @@ class CutDetector:
             self._search_due_s = sample.time_s + _LOOK_AHEAD_S
 
     def _show(self, sample: Sample) -> None:
-        cuts = self._every_frame.process_frame(_timecode(sample), sample.luma)
+        cuts = self._every_frame.process_frame(timecode(sample), sample.luma)
         for cut in cuts:
             self._add_proposal(cut.frame_num)
 
@@ -276,11 +245,15 @@ class CutDetector:
             future = len(self._window) - place
             if place > 0 and until_s < np.inf and (self._window[place].time_s > until_s or future <= _FLASH_FRAMES):
                 return
-            if place > 0 and self._is_cut(place):
-                self._cuts.add(self._proposed[0])
-            del self._proposed[0]
+            index = self._proposed.pop(0)
+            reason = self._why_no_cut(place) if place > 0 else "it is the first frame"
+            if reason is None:
+                self._cuts.add(index)
+            else:
+                self.refused.add("hard", index, index, reason)
 
-    def _is_cut(self, place: int) -> bool:
+    def _why_no_cut(self, place: int) -> str | None:
+        """Why a proposed hard cut is none; None for a cut."""
         window, flash_s = list(self._window), self._config.flash_s
         time_s = window[place].time_s
         before = [s.luma for s in window[:place] if s.time_s >= time_s - flash_s]
@@ -292,10 +265,20 @@ class CutDetector:
             near = window[place : place + _FLASH_FRAMES + 1]
             after = [s.luma for s in near if s.time_s < time_s + _HELD_S] or [window[place].luma]
         old, new = before[-1], after[0]
-        return self._is_new_shot(old, new) and not comes_back(before, after, distance(old, new))
+        reason = self._why_same_shot(old, new)
+        if reason is None and comes_back(before, after, distance(old, new)):
+            return f"a flash: the earlier picture returns within {flash_s:g} s"
+        return reason
 
-    def _is_new_shot(self, old_HW: Luma, new_HW: Luma) -> bool:
-        return changed_share(old_HW, new_HW) >= self._config.changed_share and not same_scene(old_HW, new_HW)
+    def _why_same_shot(self, old_HW: Luma, new_HW: Luma) -> str | None:
+        reason = self._too_little(changed_share(old_HW, new_HW))
+        if reason is None and same_scene(old_HW, new_HW):
+            return "camera motion: the earlier picture reappears, shifted"
+        return reason
+
+    def _too_little(self, share: float) -> str | None:
+        least = self._config.changed_share
+        return f"{share:.0%} of the frame changed, less than {least:.0%}" if share < least else None
 
     def _search(self, until_s: float) -> None:
         """Look for gradual changes in the window up to this time, between hard cuts and blank frames."""
@@ -334,8 +317,10 @@ class CutDetector:
             known = self._is_known(stretch[old].index, stretch[new].index)
             if known or any(abs(old - a) <= 2 * step and abs(new - b) <= 2 * step for a, b in refused):
                 continue
-            if not self._is_gradual(stretch, old, new, candidate):
+            reason = self._why_not_gradual(stretch, old, new, candidate)
+            if reason is not None:
                 refused.append((old, new))
+                self.refused.add("dissolve", stretch[old].index, stretch[new].index, reason)
                 continue
             if candidate.dips:
                 old, new = dissolve_bounds(stretch, old, new, reach=2 * step)
@@ -352,17 +337,33 @@ class CutDetector:
             if known or any(sweep.resembles(other) for other in refused):
                 continue
             refused.append(sweep)
-            if changed_share(stretch[start].luma, stretch[end].luma) < self._config.changed_share:
-                continue
-            first, last = np.searchsorted(times, (sweep.start_s - _BESIDE_WIPE_S, sweep.end_s + _BESIDE_WIPE_S))
-            around = stretch[first:last]
-            bounds = wipe_bounds([sample.luma for sample in around], times[first:last], sweep)
-            if bounds is not None and self._is_new_shot(*(around[i].luma for i in bounds)):
-                self._add_dissolve(around[bounds[0]].index + 1, around[bounds[1]].index)
+            found = self._wipe(stretch, times, sweep, int(start), int(end))
+            if isinstance(found, str):
+                self.refused.add("dissolve", stretch[start].index, stretch[end].index, found)
+            else:
+                self._add_dissolve(*found)
 
-    def _is_gradual(self, stretch: list[Sample], old: int, new: int, candidate: Candidate) -> bool:
+    def _wipe(
+        self, stretch: list[Sample], times: NDArray[np.float64], sweep: Sweep, start: int, end: int
+    ) -> tuple[int, int] | str:
+        """First and last frame of a wipe, or why there is none."""
+        reason = self._too_little(changed_share(stretch[start].luma, stretch[end].luma))
+        if reason is not None:
+            return reason
+        first, last = np.searchsorted(times, (sweep.start_s - _BESIDE_WIPE_S, sweep.end_s + _BESIDE_WIPE_S))
+        around = stretch[first:last]
+        bounds = wipe_bounds([sample.luma for sample in around], times[first:last], sweep)
+        if bounds is None:
+            return "no edge moves across the whole frame, as in a wipe"
+        old, new = (around[i] for i in bounds)
+        return self._why_same_shot(old.luma, new.luma) or (old.index + 1, new.index)
+
+    def _why_not_gradual(self, stretch: list[Sample], old: int, new: int, candidate: Candidate) -> str | None:
+        """Why a proposed gradual change is none; None for a dissolve or wipe."""
         first, middle, last = (stretch[i].luma for i in (old, (old + new) // 2, new))
-        return (candidate.dips or wiped(first, middle, last)) and self._is_new_shot(first, last)
+        if not (candidate.dips or wiped(first, middle, last)):
+            return "the frames between are no mix of both pictures"
+        return self._why_same_shot(first, last)
 
     def _add_dissolve(self, start: int, end: int) -> None:
         self._dissolves.append(FrameSpan("dissolve", start, end))
@@ -377,8 +378,3 @@ class CutDetector:
         if bounds is not None:
             blank = ((run.first.index, run.last.index + 1),) if run.long_and_empty else ()
             self._fades.append(FrameSpan(run.kind, *bounds, blank))
-
-
-def _timecode(sample: Sample) -> FrameTimecode:
-    # The detectors only carry frame numbers through; their clock, and so this frame rate, plays no part.
-    return FrameTimecode(sample.index, 25.0)

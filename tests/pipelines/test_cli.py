@@ -116,7 +116,7 @@ def test_inspect_prints_one_line_of_json_per_video(videos: Path, monkeypatch, ca
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["error_kind"] for line in lines] == [None, "empty"]
     for line in lines:
-        assert list(line) == ["uri", "source", "transitions", "clips", "error_kind", "error"]
+        assert list(line) == ["uri", "source", "transitions", "clips", "refused_cuts", "error_kind", "error"]
     assert run(monkeypatch, "inspect", *WITHOUT_CLIP_OPTION, videos / "b.mp4") == 2
     printed = capsys.readouterr()
     assert "rejected, empty" in printed.out

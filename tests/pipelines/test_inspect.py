@@ -35,6 +35,7 @@ def test_a_video_is_described_without_a_dataset(video: Path):
     assert cut == {"kind": "hard", "start_frame": 60, "end_frame": 60, "start_s": 2.5, "end_s": 2.5}
     assert [(clip["start_frame"], clip["frames"]) for clip in seen.clips] == [(0, 60), (60, 60)]
     assert all(clip["text_area"] == 0 and clip["motion"] > 5 for clip in seen.clips)
+    assert seen.source["frame_times_s"] == pytest.approx([frame / 24 for frame in range(120)])
 
 
 @pytest.mark.slow
@@ -86,15 +87,18 @@ def test_a_machine_that_fails_stops_the_run_and_rejects_no_source(video: Path, m
 
 def test_the_signals_behind_a_cut_are_written_per_frame(tmp_path: Path):
     source = {"frame_changes": [0, 2, 2, 40, 2, 2], "frame_brightness": [10, 10, 10, 90, 90, 90]}
+    source |= {"frame_times_s": [0.0, 1 / 24, 1 / 12, 0.125, 1 / 6, 5 / 24]}
     cut = {"kind": "hard", "start_frame": 3, "end_frame": 3}
-    seen = Inspection(uri="v.mp4", source=source, transitions=[cut])
+    refused = {"kind": "dissolve", "start_frame": 4, "end_frame": 6, "reason": "31% of the frame changed"}
+    seen = Inspection(uri="v.mp4", source=source, transitions=[cut], refused_cuts=[refused])
     with signals_file(str(tmp_path / "stats.csv")) as write_signals:
         for _ in range(2):
             write_signals(seen)
     lines = (tmp_path / "stats.csv").read_text().splitlines()
-    assert lines[0] == "uri,frame,change,change_ratio,brightness,transition"
-    assert lines[4] == "v.mp4,3,40,20.0,90,hard"
-    assert lines[3].endswith(",10,")
+    assert lines[0] == "uri,frame,time_s,change,change_ratio,brightness,transition,refused"
+    assert lines[4] == "v.mp4,3,0.125,40,20.0,90,hard,"
+    assert lines[3] == "v.mp4,2,0.083333,2,0.182,10,,"
+    assert [line.endswith(",31% of the frame changed") for line in lines[1:7]] == [False] * 4 + [True] * 2
     assert len(lines) == 13
     with pytest.raises(UserError, match=r"cannot write .*: No such file or directory"), signals_file("/nowhere/x.csv"):
         pass

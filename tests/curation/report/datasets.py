@@ -66,7 +66,7 @@ def make(
         ]
         dataset.write_part("previews", f"p{part}", pa.Table.from_pylist(previews, PREVIEWS))
         dataset.write_part("clips", f"p{part}", pa.Table.from_pylist(mine, CLIPS))
-        sources = [_source(i, rows) for i in range(5)] + [_rejected()] if part == 0 else []
+        sources = [_source(i, rows) for i in range(5)] + [_without_clips(), _rejected()] if part == 0 else []
         dataset.write_part("sources", f"p{part}", pa.Table.from_pylist(sources, SOURCES))
     if scores:
         _write_scores(dataset, rows, random)
@@ -76,8 +76,16 @@ def make(
 def _source(i: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
     transitions = [{"kind": "hard", "start_frame": 25, "end_frame": 25, "start_s": 1.0, "end_s": 1.0}]
     columns = {"status": "ok", "duration_s": 80.0, "clip_s": 60.0, "lost_transition_s": 5.0, "scan_cpu_s": 2.0}
+    refused = {"kind": "dissolve", "start_frame": 60, "end_frame": 70, "start_s": 2.4, "end_s": 2.8}
+    columns |= {"refused_cuts": [refused | {"reason": HOSTILE[3]}]}
     columns |= {"frame_changes": [1] * 25 + [60] + [1] * 74, "frame_brightness": [100] * 100}
     return {"source_id": f"{i:016x}", "uri": rows[i]["uri"], "codec": "h264", "transitions": transitions} | columns
+
+
+def _without_clips() -> dict[str, Any]:
+    cut = {"kind": "hard", "start_frame": 3, "end_frame": 3, "start_s": 0.1, "end_s": 0.1}
+    texts = {"uri": "/videos/only-short-shots.mp4", "note": f"no shot yields a clip of 2 s {HOSTILE[5]}"}
+    return {"source_id": "e" * 16, "status": "ok", "duration_s": 3.0, "transitions": [cut], **texts}
 
 
 def _rejected() -> dict[str, Any]:

@@ -22,7 +22,7 @@ from curation.selection.select import select_clips, selected_clips
 from curation.shards.folder import index_of, start_shards
 from curation.shards.write import plan_shards, write_shard
 from tests.curation.report.browser import launched, opened, served, wait_until
-from tests.curation.report.datasets import make
+from tests.curation.report.datasets import HOSTILE, make
 from tests.media import panning, write_video
 
 AXE = Path(__file__).parents[3] / "curation/report/template/node_modules/axe-core/axe.min.js"
@@ -299,9 +299,32 @@ def test_text_boxes_lie_over_the_frame_that_they_are_in(browser: Any, file: Path
 def test_a_cut_is_shown_with_the_signals_around_it(browser: Any, file: Path) -> None:
     with opened(browser, file) as page:
         page.click("#tab-Cuts")
-        page.get_by_role("button", name="Look", exact=True).click()
+        page.get_by_role("button", name="Look", exact=True).first.click()
         assert "hard at frame 25" in page.inner_text(".signal .note")
         assert page.locator(".signal canvas").count() == 1
+
+
+def test_a_refused_cut_says_why(browser: Any, file: Path) -> None:
+    with opened(browser, file) as page:
+        page.click("#tab-Cuts")
+        refused = page.locator("#panel-Cuts table", has_text="Refused proposals (1)").locator("tbody tr")
+        assert HOSTILE[3] in refused.inner_text()
+        refused.get_by_role("button", name="Look").click()
+        assert f"refused: {HOSTILE[3]}" in page.inner_text(".signal .note")
+
+
+def test_a_source_without_clips_is_found_with_its_cuts(browser: Any, file: Path) -> None:
+    with opened(browser, file) as page:
+        page.click("#tab-Cuts")
+        assert page.locator("#panel-Cuts select option").count() == 6
+        page.fill("#find-source", "only-short")
+        page.press("#find-source", "Enter")
+        wait_until(page, "document.querySelectorAll('#panel-Cuts select option').length === 1")
+        text = page.inner_text("#panel-Cuts")
+        assert "/videos/only-short-shots.mp4 (no clips)" in text
+        assert "no shot yields a clip of 2 s" in text
+        assert "Transitions (1)" in text
+        assert page.evaluate("document.activeElement.id") == "find-source"
 
 
 def test_two_selections_side_by_side(browser: Any, dataset: Dataset) -> None:

@@ -69,7 +69,8 @@ def test_transitions_and_signals_come_once_per_source(tmp_path: Path) -> None:
     sources = header["sources"]
     assert sorted(set(numbers(sources["of_clips"], rest).tolist())) == [0, 1, 2, 3, 4]
     (transitions,) = (column for column in sources["columns"] if column["name"] == "transitions")
-    assert [len(transitions["values"][code]) for code in numbers(transitions["codes"], rest)] == [1] * 5
+    assert [len(transitions["values"][code]) for code in numbers(transitions["codes"], rest)] == [1] * 6
+    assert sources["uris"][5] == "/videos/only-short-shots.mp4"  # without clips
     assert numbers(sources["signals"]["frame_changes"][0], rest)[24:27].tolist() == [1, 60, 1]
 
 
@@ -80,7 +81,7 @@ def test_a_source_has_all_of_its_signals_or_none(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("curation.report.sources._MOST_FRAMES", 4 * frames + 1)
     header, _ = unpacked(build_report(dataset))
     for name in ("frame_changes", "frame_brightness"):
-        assert [signal is not None for signal in header["sources"]["signals"][name]] == [True] * 2 + [False] * 3
+        assert [signal is not None for signal in header["sources"]["signals"][name]] == [True] * 2 + [False] * 4
 
 
 def test_shards_that_cannot_be_read_are_named_with_the_reason(tmp_path: Path) -> None:

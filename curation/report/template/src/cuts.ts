@@ -35,23 +35,31 @@ export class Cuts {
       return;
     }
     const clips = this.clipsOf.get(this.source) ?? [];
-    const transitions = (ofSource(this.state.header, "transitions", this.source) ?? []) as Transition[];
+    const of = (name: string) => (ofSource(this.state.header, name, this.source) ?? []) as Transition[];
+    const [transitions, refused] = [of("transitions"), of("refused_cuts")];
     const note = notes[this.source];
     this.signal.replaceChildren();
     this.element.replaceChildren(
       this.controls(),
       h("h2", { class: "printed" }, uris[this.source]),
       note ? h("p", { class: "note" }, note) : "",
-      this.timeline(clips, transitions),
+      this.timeline(clips, transitions, refused),
       h(
         "p",
         { class: "legend" },
         ...[...(clips.length ? ["clip"] : []), ...new Set(transitions.map((t) => t.kind))].map((kind) =>
           h("span", { class: `key ${kindClass(kind)}` }, kind),
         ),
+        refused.length ? h("span", { class: "key kind-refused" }, "refused proposal") : null,
       ),
       this.signal,
-      h("div", { class: "tables" }, this.transitionTable(transitions), this.clipTable(clips)),
+      h(
+        "div",
+        { class: "tables" },
+        this.transitionTable(transitions),
+        this.clipTable(clips),
+        refused.length ? this.refusedTable(refused) : null,
+      ),
     );
   }
 
@@ -107,6 +115,16 @@ export class Cuts {
     return table(`Transitions (${count(transitions.length)})`, ["kind", "at", "lasts", "frame", ""], rows);
   }
 
+  private refusedTable(refused: Transition[]): HTMLElement {
+    const rows = refused.map((cut) => [
+      cut.kind,
+      `${shown(cut.start_s)} s`,
+      cut.reason ?? "",
+      h("button", { onclick: () => this.around(cut) }, "Look"),
+    ]);
+    return table(`Refused proposals (${count(refused.length)})`, ["kind", "at", "why it is no cut", ""], rows);
+  }
+
   private clipTable(clips: number[]): HTMLElement {
     const rows = clips.map((clip) => {
       const [start, end] = this.span(clip);
@@ -126,8 +144,8 @@ export class Cuts {
     return [columns.get("start_s")!.numbers![clip], columns.get("end_s")!.numbers![clip]];
   }
 
-  private timeline(clips: number[], transitions: Transition[]): HTMLElement {
-    const spans = [...clips.map((clip) => this.span(clip)), ...transitions.map((t) => [t.start_s, t.end_s])];
+  private timeline(clips: number[], transitions: Transition[], refused: Transition[]): HTMLElement {
+    const spans = [...clips.map((clip) => this.span(clip)), ...[...transitions, ...refused].map(spanOf)];
     if (!spans.length) return h("p", {}, "No clips and no transitions.");
     const [low, high] = [least(spans.map(([start]) => start)), -least(spans.map(([, end]) => -end))];
     const x = (seconds: number) => ((seconds - low) / Math.max(high - low, 1e-9)) * 1000;
@@ -145,6 +163,13 @@ export class Cuts {
         const box = svg("rect", { x: x(t.start_s) - 1, y: 0, width, height: 50, class: kindClass(t.kind) });
         box.addEventListener("click", () => this.around(t));
         box.append(svg("title", {}, document.createTextNode(`${t.kind} at ${shown(t.start_s)} s`)));
+        return box;
+      }),
+      ...refused.map((cut) => {
+        const width = Math.max(2, x(cut.end_s) - x(cut.start_s));
+        const box = svg("rect", { x: x(cut.start_s) - 1, y: 43, width, height: 7, class: "kind-refused" });
+        box.addEventListener("click", () => this.around(cut));
+        box.append(svg("title", {}, document.createTextNode(`refused at ${shown(cut.start_s)} s: ${cut.reason}`)));
         return box;
       }),
     ];
@@ -212,10 +237,14 @@ export class Cuts {
       h(
         "p",
         { class: "note" },
-        `${transition.kind} at frame ${count(transition.start_frame)} (${shown(transition.start_s)} s). Solid: change from frame to frame, at most ${most} levels here; dashed: brightness. A hard cut stands out from the frames around it; a dissolve changes little from frame to frame, for many frames; a fade goes through a uniform brightness.`,
+        `${transition.kind} at frame ${count(transition.start_frame)} (${shown(transition.start_s)} s)${transition.reason ? `, refused: ${transition.reason}` : ""}. Solid: change from frame to frame, at most ${most} levels here; dashed: brightness. A hard cut stands out from the frames around it; a dissolve changes little from frame to frame, for many frames; a fade goes through a uniform brightness.`,
       ),
     );
   }
+}
+
+function spanOf({ start_s, end_s }: Transition): [number, number] {
+  return [start_s, end_s];
 }
 
 function least(values: number[]): number {

@@ -49,6 +49,8 @@ export interface Transition {
   end_s: number;
   start_frame: number;
   end_frame: number;
+  /** Why a proposal was refused. */
+  reason?: string;
 }
 
 export interface Overview {

@@ -148,7 +148,7 @@ export class Detail {
 }
 
 /** Columns that have a place of their own on the page. */
-const SHOWN_ELSEWHERE = new Set(["captions", "transitions"]);
+const SHOWN_ELSEWHERE = new Set(["captions", "transitions", "refused_cuts"]);
 const LONGEST = 600;
 
 function cell(column: Column, row: number): string {

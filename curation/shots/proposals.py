@@ -1,0 +1,48 @@
+"""scenedetect's detectors on luma frames. They propose cuts; `curation.shots.cuts` verifies them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
+
+from curation.shots.gradual import Luma, Sample, distance
+
+
+class _LumaScore:
+    """Has a scenedetect detector compare luma frames as they are, without a detour over colour."""
+
+    _last: Luma | None = None
+
+    def _calculate_frame_score(self, timecode: FrameTimecode, frame_img: Luma) -> float:
+        last, self._last = self._last, frame_img
+        return 0.0 if last is None else distance(last, frame_img)
+
+
+class AdaptiveLuma(_LumaScore, AdaptiveDetector):
+    """Proposes hard cuts: changes that stand out from those of the frames around them."""
+
+
+class ContentLuma(_LumaScore, ContentDetector):
+    """Proposes gradual changes, by the difference of frames that are some time apart."""
+
+
+@dataclass(slots=True)
+class SlowDetector:
+    """A detector of the cascade that sees only some frames."""
+
+    interval_s: float
+    detector: ContentDetector
+    next_s: float = -np.inf
+
+    def proposes(self, sample: Sample) -> bool:
+        """Whether the picture changed since the last frame that it saw."""
+        if sample.time_s < self.next_s:
+            return False
+        self.next_s = sample.time_s + self.interval_s - 1e-3
+        return bool(self.detector.process_frame(timecode(sample), sample.luma))
+
+
+def timecode(sample: Sample) -> FrameTimecode:
+    """The frame's number as scenedetect takes it."""
+    # The detectors only carry frame numbers through; their clock, and so this frame rate, plays no part.
+    return FrameTimecode(sample.index, 25.0)

@@ -250,7 +250,8 @@ class OnePass:
     def _timeline(self, packets: PacketIndex) -> Timeline:
         info = self._info
         frame_pts = np.array(self._frame_pts, np.int64)
-        duration = self._last_duration or (int(np.median(np.diff(frame_pts))) if len(frame_pts) > 1 else 1)
+        usual = int(np.median(np.diff(frame_pts))) if len(frame_pts) > 1 else 1
+        duration = self._last_duration if 2 * self._last_duration >= usual else usual
         longest = max(1, int(self._config.limits.max_duration_s / info.time_base))
         stamped = [pts for pts in packets.pts if pts is not None]
         complete = len(stamped) == len(packets.pts)

@@ -21,6 +21,7 @@ LARGEST_PTS = 3 << 61
 """Headroom for sums and differences in 64 bits."""
 MAX_LOOK_AHEAD = 8
 """Stamps held back at most."""
+_RECENT_INTERVALS = 9
 _DISORDERED, _DISORDERED_AT_FIRST, _RECENT = 3, 2, 32
 """With so many steps back among the recent frames, or the first ones, timestamps are not presentation times."""
 
@@ -75,6 +76,7 @@ class Clock:
         self._delay: int | None = None
         """Decoding time minus presentation time."""
         self._steps_back: deque[bool] = deque(maxlen=_RECENT)
+        self._intervals: deque[int] = deque(maxlen=_RECENT_INTERVALS)
 
     def push(self, stamp: Stamp) -> list[Tick]:
         """Ticks of the oldest stamps without one, as far as they are certain now."""
@@ -95,6 +97,8 @@ class Clock:
                 return
             stamp = self._held.popleft()
             self._learn(stamp, tick)
+            if self._previous is not None:
+                self._intervals.append(tick.pts - self._last)
             self._previous, self._last = stamp, tick.pts
             yield tick
 
@@ -170,8 +174,10 @@ class Clock:
         return None
 
     def _step(self, stamp: Stamp) -> int:
+        """Duration of a frame: as stated, unless frames have been much further apart than that."""
         duration = stamp.duration if stamp.duration > 0 else self._usual_duration
-        return min(max(1, duration), self._longest_gap)
+        usual = sorted(self._intervals)[len(self._intervals) // 2] if self._intervals else 0
+        return min(max(1, usual if 2 * duration < usual else duration), self._longest_gap)
 
 
 def _is_usable(ticks: int | None) -> bool:

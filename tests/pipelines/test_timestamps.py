@@ -1,0 +1,97 @@
+"""Every frame of every kind of file arrives in training: scanned, selected, sharded either way, read."""
+
+import io
+import random
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from curation.dataset.schemas import CLIPS, SOURCES
+from curation.dataset.tables import Dataset
+from curation.inputs.sources import list_sources
+from curation.scan.one_pass import ScanConfig, scan
+from curation.scan.validate import check_scan
+from curation.selection.rules import Rules
+from curation.selection.select import select_clips, selected_clips
+from curation.shards.write import plan_shards, write_shard
+from curation.shots.spans import SpanConfig
+from tests.timed_inputs import INPUTS, TimedInput, number_in
+from training.frames import sample_video
+from training.shard_index import index_shards
+
+
+class Nth(random.Random):
+    """Draws this start of a sample."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+        super().__init__(0)
+
+    def randrange(self, *_: int) -> int:  # type: ignore[override]
+        return self.start
+
+
+def frame_numbers(content: bytes, frames: int) -> list[int]:
+    """What the trainer's reader gives for each frame of a clip."""
+    numbers = []
+    for start in range(frames):
+        sampled = sample_video(
+            content,
+            lengths=(1,),
+            rates=(1e6,),
+            size_for=lambda height, width: (height, width),
+            crop="center",
+            rng=Nth(start),
+        )
+        numbers.append(number_in(sampled.frames_TCHW[0].transpose(1, 2, 0)))
+    return numbers
+
+
+def times_s(content: bytes) -> list[float]:
+    with av.open(io.BytesIO(content)) as mp4:
+        return [float(frame.pts * frame.time_base) for frame in mp4.decode(video=0)]
+
+
+def shard(folder: Path, extraction: str, given: TimedInput) -> tuple[dict, list[tuple[dict, bytes]]]:
+    """The source's row, and each clip's row with its file as it lies in the shard."""
+    (source,) = list_sources([str(given.path)])
+    found = scan(source, ScanConfig(spans=SpanConfig(min_s=0.9, max_s=4.0, extraction=extraction)))  # type: ignore[arg-type]
+    check_scan(found, source)
+    dataset = Dataset(str(folder / "dataset")).create_or_open({})
+    dataset.write_part("clips", "p", pa.Table.from_pylist(found.clips, schema=CLIPS))
+    dataset.write_part("sources", "p", pa.Table.from_pylist([found.source], schema=SOURCES))
+    select_clips(dataset, Rules.from_values({"name": "all"}, origin="test"))
+    rows = [row for batch in selected_clips(dataset, "all") for row in batch.to_pylist()]
+    assert len(rows) == len(found.clips)
+    files = {}
+    for plan in plan_shards(rows, kind="clips"):
+        written = write_shard(plan, str(folder / "shards"), selection="all")
+        assert not written.failed
+        index = index_shards([str(folder / "shards" / plan.name)])
+        (read,) = index.shards
+        files |= {read.keys[row]: read.read(row)["mp4"] for row in range(len(read))}
+    return found.source, [(row, files[row["clip_id"]]) for row in rows]
+
+
+@pytest.mark.parametrize("extraction", ["auto", "transcode"])
+@pytest.mark.parametrize("name", INPUTS)
+def test_every_frame_arrives_at_its_time(tmp_path: Path, name: str, extraction: str):
+    given = INPUTS[name](tmp_path)
+    source, clips = shard(tmp_path, extraction, given)
+    assert (source["frames"], source["timestamps"]) == (len(given.numbers), given.timestamps)
+    assert {key: source[key] for key in given.other} == pytest.approx(given.other)
+    losses_s = sum(value for key, value in source.items() if key.startswith("lost_"))
+    assert source["clip_s"] + losses_s == pytest.approx(source["duration_s"])
+    assert {cut["start_frame"] for cut in source["transitions"]} >= set(given.joints)
+    for row, content in clips:
+        first, last = row["start_frame"], row["start_frame"] + row["frames"]
+        assert not any(first < joint < last for joint in given.joints)
+        wanted_s = np.array(given.times_s[first:last]) - given.times_s[first]
+        assert times_s(content) == pytest.approx(list(wanted_s), abs=given.tolerance_s)
+        assert row["duration_s"] == pytest.approx(wanted_s[-1] + 1 / row["fps"], abs=0.01 + given.tolerance_s)
+        assert frame_numbers(content, row["frames"]) == list(given.numbers[first:last])
+    kept = sum(row["frames"] for row, _ in clips)
+    assert kept >= 0.75 * len(given.numbers) or len(given.numbers) == 1

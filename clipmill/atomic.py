@@ -1,4 +1,4 @@
-"""Local files that are whole or absent: written under a temporary name in the same folder, synced, then renamed."""
+"""Atomic writes to local files: a temporary file in the same folder is synced, then renamed."""
 
 import os
 import uuid
@@ -10,17 +10,17 @@ _SUFFIX = ".tmp"
 
 
 def temporary_name(name: str) -> str:
-    """A name beside the file `name` that no other process uses, on whatever machine."""
+    """A temporary name for the file `name` that no other process uses, on any machine."""
     return f".{name}.{uuid.uuid4().hex[:12]}{_SUFFIX}"
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a killed writer may have left a file of this name."""
+    """Whether a file name is one of `temporary_name`: left by a killed writer, or in use."""
     return name.startswith(".") and name.endswith(_SUFFIX)
 
 
 def rename(source: str | Path, target: str | Path) -> None:
-    """Give a file its name, in a way that survives a power cut."""
+    """Rename a file and sync its folder, so that the rename survives a power failure."""
     os.replace(source, target)
     folder = os.open(os.path.dirname(os.path.abspath(target)), os.O_RDONLY)
     try:
@@ -31,9 +31,10 @@ def rename(source: str | Path, target: str | Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path, *, keep_suffix: bool = False) -> Iterator[Path]:
-    """A path to write to in the block; the file becomes `path` when the block ends, and is removed where it fails.
+    """Yield a temporary path; the file at it is renamed to `path` when the block ends, and removed if it fails.
 
-    Makes the folder. `keep_suffix`: for writers that choose a format by it. Raises OSError.
+    Creates the folder. With `keep_suffix` the temporary name has the suffix of `path`, for writers that infer the
+    format from it. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name(path.name) + (path.suffix if keep_suffix else ""))
@@ -47,6 +48,6 @@ def atomic_path(path: Path, *, keep_suffix: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file, whole or not at all. Raises OSError."""
+    """Write a small text file atomically. Raises OSError."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

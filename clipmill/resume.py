@@ -1,4 +1,4 @@
-"""Resuming a run, a set of latents or shards, or a dataset: which settings may differ, and how others are refused."""
+"""Resume a run, latents, shards or a dataset: which settings may change, and the error for those that may not."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from clipmill.errors import UserError
 
 _NAMED_SETTINGS, _SHOWN = 5, 60
-"""Differences that are named, the rest is counted; characters of a value."""
+"""Differences to list in an error, and characters to show of a value."""
 
 MAY_CHANGE = frozenset({
     # Stages, for runs and for latents.
@@ -32,11 +32,12 @@ MAY_CHANGE = frozenset({
     )),
 })  # fmt: skip
 """Settings that may change when a run is resumed, when latents or shards are added to a folder, or when a dataset
-grows: they do not affect what is computed. Shards, frozen parts and models may have moved."""
+grows, because they do not affect results. Shards, frozen parts and models may move.
+"""
 
 
 def deciding(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """The nested settings without those that may change; `path` is their dotted prefix, ending in a dot."""
+    """Drop the settings that may change from nested settings. `path` is their dotted prefix, ending in a dot."""
     return {
         name: deciding(value, f"{path}{name}.") if isinstance(value, Mapping) else value
         for name, value in settings.items()
@@ -54,8 +55,11 @@ def check_same(
     new_keys: bool = False,
     otherwise: str = "choose another --out",
 ) -> None:
-    """Raise UserError where `where`, which holds `what` (a run, a dataset), was started with other settings: the one
-    check of everything that is resumed. The arguments are those of `differences`; `otherwise` is what else to do."""
+    """Raise UserError that names the differences if the settings of the `what` in `where` have changed.
+
+    `what` is, for example, "a run" or "a dataset"; `otherwise` is the alternative to suggest. The other arguments are
+    those of `differences`.
+    """
     differing = differences(before, now, ignored=ignored, new_keys=new_keys)
     if differing:
         named = shortened(differing, _NAMED_SETTINGS)
@@ -67,8 +71,11 @@ def check_same(
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], *, ignored: Collection[str] = (), new_keys: bool = False
 ) -> list[str]:
-    """What differs between two nested configurations, one `group.key: was A, now B` per key, but for `MAY_CHANGE` and
-    `ignored`. With `new_keys`, a group or key of a group that `before` lacks is newer than it, and no difference."""
+    """List the settings that differ, each as `group.key: was A, now B`.
+
+    Ignores `MAY_CHANGE` and `ignored`. With `new_keys`, settings that `before` lacks are ignored too: an older version
+    did not know them.
+    """
     if new_keys:
         now = _known_to(before, now)
     exempt = {*MAY_CHANGE, *ignored}
@@ -81,13 +88,13 @@ def differences(
 
 
 def shortened(listed: list[str], named: int = 3) -> str:
-    """The first `named` of a list, and how many follow."""
+    """Join the first `named` entries of a list and the number of the others."""
     more = len(listed) - named
     return "; ".join(listed[:named]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _known_to(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """`now` without the groups, and the keys of groups, that `before` lacks; deeper mappings are values."""
+    """Restrict `now` to the groups, and the keys of groups, in `before`. Deeper mappings are values."""
     return {
         name: {key: inner for key, inner in value.items() if key in before[name]}
         if isinstance(value, Mapping) and isinstance(before[name], Mapping)
@@ -98,7 +105,7 @@ def _known_to(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, An
 
 
 def _leaves(values: Mapping[str, Any], exempt: Collection[str], path: str = "") -> Iterable[tuple[str, str]]:
-    """(dotted name, JSON of the value), without what is exempt; an empty mapping is a value."""
+    """Yield (dotted name, JSON of the value) of each setting that is not exempt. An empty mapping is a value."""
     for key, value in values.items():
         name = f"{path}{key}"
         if name in exempt:

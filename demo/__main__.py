@@ -27,8 +27,9 @@ _MARKER = ".clipmill-demo"
 
 
 def main() -> None:
-    """Render (or take) videos, curate them, select by the paper's rules, write clip and image shards; on rendered
-    videos, train a model on them and make videos with it."""
+    """Render videos or take the given ones, curate them, select by the paper's rules and write clip and image shards.
+    On rendered videos, also train a model and generate videos with it.
+    """
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("--out", default="demo-output", help="output folder of the demo")
     parser.add_argument("--videos", nargs="*", default=[], help="your own videos instead of rendered ones")
@@ -45,7 +46,7 @@ def main() -> None:
 
 
 def run(out: Path, videos: list[str], count: int, *, steps_share: float = 0.0) -> None:
-    """The demo as a recipe: footage -> clips, captions and scores -> selections -> shards -> a model -> new videos."""
+    """The demo from footage to generated videos: clips, captions and scores, selections, shards, a model."""
     screen, started_s, rendered = console(), time.monotonic(), not videos
     dataset = str(out / ("rendered" if rendered else f"yours-{fingerprint({'videos': videos})[:8]}"))
     config = demo_config() if rendered else _own_config()
@@ -81,9 +82,9 @@ def run(out: Path, videos: list[str], count: int, *, steps_share: float = 0.0) -
 
 
 def _claim(out: Path) -> None:
-    """Mark `out` as a demo's folder: only in such a folder are the files of an earlier demo deleted.
+    """Mark `out` as a demo folder; only in such a folder are files of an earlier demo deleted.
 
-    Raises UserError for a folder that holds anything else.
+    Raises UserError for a folder with other content.
     """
     if not (out / _MARKER).exists():
         if out.exists() and any(out.iterdir()):
@@ -95,7 +96,7 @@ def _claim(out: Path) -> None:
 
 
 def _train(dataset: Path, out: Path, steps_share: float) -> Path:
-    """Choose by the demo's two sets of rules, write shards, train all stages."""
+    """Select by the demo's two sets of rules, write shards, train all stages."""
     screen = console()
     for rules, images in (("pretraining", True), ("pretraining", False), ("finetuning", False)):
         selection = select(str(dataset), str(RULES / f"{rules}.yaml"), replace=True)
@@ -106,7 +107,7 @@ def _train(dataset: Path, out: Path, steps_share: float) -> Path:
 
 
 def _own_config() -> CurateConfig:
-    """For real videos: the real models where their weights can be had, no such scores where not."""
+    """Configuration for real videos: the real models if their weights are available, otherwise without their scores."""
     try:
         openclip.find(ClipEmbedderConfig().model, ClipEmbedderConfig().pretrained)
         Aesthetic().load()

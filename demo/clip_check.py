@@ -1,6 +1,8 @@
-"""How well the demo's CLIP does on clips it has not seen, through the true path: rendered, encoded, scanned, scored.
+"""Evaluate the demo's CLIP on unseen clips in the real pipeline: rendered, encoded, scanned, scored.
 
-python -m demo.clip_check [--folder FOLDER] [--videos N]. Sizes: N clips, K copies of each, D = embed_dim.
+    python -m demo.clip_check [--folder FOLDER] [--videos N]
+
+Sizes: N clips, K copies of each, D = embed_dim.
 """
 
 import argparse
@@ -34,7 +36,7 @@ from footage.timeline import VideoSpec
 from footage.truth import Truth
 
 HELD_BACK_SEED = 2_000_000
-"""Corpora of this seed and later ones are never trained on."""
+"""Corpora with this seed and above are never used for training."""
 FOLDER = Path(__file__).with_name("clip")
 
 Change = tuple[Callable[[Picture], Picture], Encoding]
@@ -51,7 +53,7 @@ COPIES: Mapping[str, Change] = MappingProxyType(
         "with a logo": (partial(copied, copy=Copy(logo_color="white", logo_corner=(1, 1))), Encoding(crf=26)),
     }
 )
-"""What a re-upload may have been through."""
+"""Alterations of a typical re-upload."""
 
 _STRENGTH = 0.5
 _COMPRESSION_CRF = 46
@@ -59,7 +61,7 @@ _CANDIDATES = 16
 
 
 def degradations(seed: int = 0) -> dict[str, Change]:
-    """A change of pictures and an encoding for each of `DEGRADATIONS`, of medium strength."""
+    """Each of `DEGRADATIONS` at medium strength: an image alteration and an encoding."""
     rng = np.random.default_rng(seed)
     changes: dict[str, Change] = {
         kind: (partial(degraded, kind=kind, strength=_STRENGTH, rng=rng), Encoding()) for kind in DEGRADATIONS
@@ -101,7 +103,7 @@ class DemoClip:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldBack:
-    """Pictures of clips that were found in their original and in every altered copy."""
+    """Thumbnails of clips that were found in the original and in every altered copy."""
 
     captions: tuple[str, ...]
     originals: tuple[Pictures, ...]
@@ -109,7 +111,7 @@ class HeldBack:
 
 
 def scanned(path: Path, truth: Truth) -> dict[int, Pictures]:
-    """Shot number -> the three JPEG pictures of the clip that a scan finds there. Shots without a clip are left out."""
+    """Shot number -> three JPEG thumbnails of the clip that a scan finds there. Shots without a clip are omitted."""
     (source,) = list_sources([str(path)])
     result = scan(source)
     begins_s = result.source["start_s"] if result.clips else 0.0
@@ -123,7 +125,7 @@ def scanned(path: Path, truth: Truth) -> dict[int, Pictures]:
 
 
 def decoded(path: Path, truth: Truth) -> dict[int, Pictures]:
-    """Shot number -> the JPEG pictures of its first, middle and last frame, taken where the truth says; no scan."""
+    """Shot number -> first, middle and last frame as JPEG, at the times in the ground truth, without a scan."""
     with path.open("rb") as file, Video(file) as video:
         frames = [picture for _, picture in upright(video, long_side_px=PICTURE_LONG_SIDE_PX)]
     jpegs_of_shot = {}
@@ -166,7 +168,7 @@ def held_back(
 def caption_ranks(
     embeddings_N3D: Floats, texts_ND: Floats, captions: Sequence[str], seed: int = 0
 ) -> NDArray[np.int64]:
-    """(N,) ranks, from 0, of the right caption among 16: the others are of other clips, all different texts."""
+    """(N,) rank, from 0, of the correct caption among 16 different ones, 15 of which are of other clips."""
     rng, similarity = np.random.default_rng(seed), embeddings_N3D.mean(axis=1) @ texts_ND.T
     ranks = []
     for i, caption in enumerate(captions):
@@ -177,24 +179,24 @@ def caption_ranks(
 
 
 def clip_embeddings(embeddings_N3D: Floats) -> Floats:
-    """(N, D): the normalised mean of the three pictures' embeddings."""
+    """(N, D): normalized mean of the embeddings of the three images."""
     means = embeddings_N3D.mean(axis=1)
     return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates:
-    """What one threshold of the cosine between clip embeddings does."""
+    """Effect of one cosine threshold between clip embeddings."""
 
     threshold: float
     copies_found: float
     pairs_apart: float
     clips_apart: float
-    """Share of clips that are not taken for a copy of any other."""
+    """Share of clips that are not mistaken for a copy of another."""
 
 
 def duplicates(originals_ND: Floats, copies_KND: Floats, threshold: float) -> Duplicates:
-    """Shares of copies found, and of different scenes kept apart, originals and copies alike."""
+    """Share of copies found, and of different scenes kept apart, among originals and copies."""
     cosine_KN = np.einsum("nd,knd->kn", originals_ND, copies_KND)
     other = np.stack([originals_ND @ copy.T for copy in (originals_ND, *copies_KND)])
     different = ~np.eye(len(originals_ND), dtype=bool)
@@ -208,7 +210,7 @@ def duplicates(originals_ND: Floats, copies_KND: Floats, threshold: float) -> Du
 
 
 def report(folder: Path = FOLDER, *, videos: int = 36, short_side_px: int = 180) -> None:
-    """Print all figures on `videos` held-back videos."""
+    """Print all figures for `videos` held-out videos."""
     model, worse = DemoClip(folder), degradations()
     specs = corpus_specs(seed=HELD_BACK_SEED, videos=videos, short_side_px=short_side_px)
     with tempfile.TemporaryDirectory() as place:

@@ -30,10 +30,10 @@ from footage.timeline import VideoSpec
 
 SIZE_PX = 96
 TRAINING_SEED = 1_000_000
-"""Corpora of this seed and later ones are for training; demo and tests use small ones, held-back figures 2,000,000."""
+"""Corpora with this seed and above are for training. Demo and tests use small seeds, held-out figures 2,000,000."""
 
 PICTURE_LONG_SIDE_PX = 640
-"""Of the pictures that a scan keeps, by default."""
+"""Default long side of the thumbnails that a scan keeps."""
 
 _JPEG_QUALITY = 92
 _SHORT_SIDES_PX = (180, 180, 180, 180, 240, 240, 180, 360, 180, 240, 180, 300, 180, 180, 240, 180, 360, 180, 180, 720)
@@ -42,24 +42,24 @@ _SPECS_PER_SEED = 4
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingClips:
-    """Preprocessed pictures, (S, S, 3) uint8 RGB each, first, middle and last of a clip, and what is known of them."""
+    """Preprocessed first, middle and last images of clips, (S, S, 3) uint8 RGB, and their labels."""
 
     originals: NDArray[np.uint8]
     """(N, 3, S, S, 3)."""
     copies: NDArray[np.uint8]
     """(N, 3, S, S, 3): the same clips, as re-uploads."""
     worse: NDArray[np.uint8]
-    """(N, 4, S, S, 3): one picture of each clip in each of `DEGRADATIONS`."""
+    """(N, 4, S, S, 3): one image per clip for each of `DEGRADATIONS`."""
     strengths: NDArray[np.float32]
-    """(N, 4) from 0 to 1, of `worse`."""
+    """(N, 4) strengths of the degradations, from 0 to 1."""
     captions: NDArray[np.str_]
     """(N,)."""
     places: NDArray[np.str_]
-    """(N,): background and its colour; clips that share them are hard to tell apart."""
+    """(N,): background and its color; clips that share both are hard to tell apart."""
 
 
 def training_clips(folder: Path, *, clips: int) -> TrainingClips:
-    """The first `clips` clips of the training footage; made once, then read from `folder`."""
+    """The first `clips` clips of the training footage; generated once, then read from `folder`."""
     path = folder / f"clips-{clips}-{SIZE_PX}px.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,13 +74,13 @@ def training_clips(folder: Path, *, clips: int) -> TrainingClips:
 
 
 def stored(picture_HWC: Picture) -> bytes:
-    """The JPEG that a scan keeps of an upright picture."""
+    """The JPEG that a scan stores of an upright frame."""
     _, content = cv2.imencode(".jpg", picture_HWC, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     return content.tobytes()
 
 
 def training_shots() -> Iterator[tuple[VideoSpec, Shot, int]]:
-    """Shots of the training footage without end, each with its video and its number."""
+    """Endless shots of the training footage, each with its video and its number."""
     made = itertools.count()
     for seed in range(TRAINING_SEED, 2 * TRAINING_SEED):
         short_side_px = _SHORT_SIDES_PX[seed % len(_SHORT_SIDES_PX)]
@@ -122,7 +122,7 @@ def _toward(picture_HWC: Picture, level: int, share: float) -> Picture:
 
 
 def _moments(shot: Shot, spec: VideoSpec, rng: np.random.Generator) -> tuple[list[float], ShotPainter]:
-    """Times of the first, middle and last picture, and the painter of a shot with transitions around it."""
+    """Times of the first, middle and last frame, and the painter of a shot with its transitions."""
     before_s, after_s = rng.choice([0.0, 0.4, 1.0], 2)
     seconds, fps = before_s + shot.duration_s + after_s, float(spec.fps)
     painter = ShotPainter(shot, width=spec.width, height=spec.height, fps=fps, seconds=seconds)
@@ -149,7 +149,7 @@ def _reupload(rng: np.random.Generator) -> tuple[Copy, Encoding]:
 def _worse(
     frames: list[Picture], spec: VideoSpec, strengths: NDArray[np.float32], rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """(4, S, S, 3): heavy compression is the video's own more often than that of its pictures."""
+    """(4, S, S, 3). Heavy compression mostly affects the video, sometimes the thumbnail."""
     chosen = [frames[i] for i in rng.integers(0, 3, len(DEGRADATIONS))]
     pictures = _as_seen(
         [
@@ -187,7 +187,7 @@ def _round_trip(frames: list[Picture], encoding: Encoding) -> list[Picture]:
 
 
 def _preprocessed(content: bytes) -> NDArray[np.uint8]:
-    """What open_clip makes of a picture, as far as its bytes go: the shorter side resized, the middle cut out."""
+    """open_clip's preprocessing up to uint8: resize the shorter side, then center-crop."""
     return np.asarray(_resize_and_crop()(Image.open(io.BytesIO(content)).convert("RGB")))
 
 

@@ -28,30 +28,30 @@ _COPIES = (
 _DAMAGE = ("blur", "noise", "low contrast")
 _STRENGTH = 0.6
 _EVERY_WRONG = 5
-"""Of the shots of good videos, every so many-th has the caption of another."""
+"""In good videos, every n-th shot gets the caption of another shot."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flaws:
-    """What is wrong in a collection, by file name."""
+    """Flaws of a collection, by file name."""
 
     wrong_captions: dict[str, list[int]] = field(default_factory=dict)
-    """File -> its shots, by number, whose caption is that of another shot."""
+    """File -> numbers of the shots with the caption of another shot."""
     copies: dict[str, str] = field(default_factory=dict)
     """Re-upload -> original."""
     degraded: dict[str, str] = field(default_factory=dict)
-    """File -> what was done to its pictures."""
+    """File -> kind of degradation."""
     broken: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, folder: Path) -> "Flaws":
-        """As `collection` wrote them."""
+        """Read the file that `collection` wrote."""
         values = json.loads((folder / FLAWS_FILE).read_text(encoding="utf-8"))
         return cls(**{**values, "broken": tuple(values["broken"])})
 
 
 def collection(folder: Path, *, videos: int = 12, seed: int = 0) -> Flaws:
-    """Write `videos` good videos and the flawed ones into `folder`, each with its captions in NAME.json."""
+    """Write `videos` good videos and the flawed ones into `folder`, each with captions in NAME.json."""
     specs = corpus_specs(seed=seed, videos=videos + len(_DAMAGE))
     with multiprocessing.get_context("spawn").Pool(min(videos, os.cpu_count() or 1)) as pool:
         truths = pool.map(partial(render, folder=folder), specs[:videos], chunksize=1)
@@ -77,7 +77,7 @@ def collection(folder: Path, *, videos: int = 12, seed: int = 0) -> Flaws:
 
 
 def _write_captions(folder: Path, truths: list[Truth]) -> dict[str, list[int]]:
-    """A sidecar per video; returns which shots got the caption of another shot."""
+    """Write a sidecar per video; returns the shots that got the caption of another shot."""
     shots = [(truth, shot) for truth in truths for shot in range(len(truth.shots))]
     captions = {(truth.file, shot): truth.shots[shot].caption for truth, shot in shots}
     wrong: dict[str, list[int]] = {}
@@ -98,7 +98,7 @@ def _captions_of(folder: Path, truth: Truth) -> list[str]:
 
 
 def _describe(path: Path, truth: Truth, captions: list[str]) -> None:
-    """Truth and sidecar of an altered video: its shots are those of the one it was made from."""
+    """Ground truth and sidecar of an altered video: its shots are those of its original."""
     replace(truth, file=path.name).save(path.with_suffix(".truth.json"))
     _write_sidecar(path, truth, captions)
 
@@ -112,7 +112,7 @@ def _write_sidecar(path: Path, truth: Truth, captions: list[str]) -> None:
 
 
 def _break_two(folder: Path, whole: str) -> tuple[str, str]:
-    """A file that is not a video, and a truncated download."""
+    """Write a file that is not a video, and a truncated download."""
     (folder / "not-a-video.mp4").write_text("This is a text file with a hopeful name.\n")
     content = (folder / whole).read_bytes()
     (folder / "cut-short.mp4").write_bytes(content[: len(content) // 2])

@@ -1,4 +1,4 @@
-"""Configuration with the CLIP model included in the project, which is only meant for rendered footage."""
+"""Configuration with the CLIP model in this repository, which is only meant for rendered footage."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from pipelines.config import CurateConfig
 
 FOLDER = Path(__file__).with_name("clip")
 MIN_COSINE = 0.86
-"""Between copies and different scenes of rendered footage, for this model."""
+"""Cosine that separates copies from different scenes of rendered footage with this model."""
 
 
 def demo_config() -> CurateConfig:

@@ -1,7 +1,7 @@
-"""What the demo's video model is built around, at the demo's size: autoencoder, image encoder and text encoder.
+"""The autoencoder, image encoder and text encoder of the demo's video model, at the demo's size.
 
-The first two were trained on rendered footage alone (`demo.train_parts`) and travel with the project; the
-text encoder is the text tower of the demo's CLIP. On real videos they are of no use.
+The first two were trained on rendered footage only (`demo.train_parts`) and are stored in this repository. The text
+encoder is the text tower of the demo's CLIP. None of them is useful for real videos.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ NOTICE = "clipmill's demo: trained on rendered footage only"
 FRAMES, HEIGHT_PX, WIDTH_PX, RATE_FPS = 8, 64, 96, 8.0
 
 CONTEXT_WIDTH = 48
-"""That of the text tower of the demo's CLIP."""
+"""Width of the text tower of the demo's CLIP."""
 AUTOENCODER = AutoencoderConfig(widths=(16, 32, 64, 64), blocks_per_level=1, groups=4, scale_factor=1.0)
 IMAGE_ENCODER = ImageEncoderConfig.tiny(CONTEXT_WIDTH)
 TEXT_ENCODER = TextEncoderConfig(tokens=32, width=CONTEXT_WIDTH, layers=2, heads=4, mlp_width=4 * CONTEXT_WIDTH)
@@ -32,26 +32,27 @@ UNET = {
     "widths": (32, 64, 96), "attention": (False, True, True), "blocks_per_level": 1, "groups": 8, "head_width": 32,
     "context_width": CONTEXT_WIDTH, "id_width": 32,
 }  # fmt: skip
-"""What the demo's UNets change in the presets: 5 M parameters, of which a CPU trains a step of eight clips in 0.3 s."""
+"""The demo's overrides of the UNet presets: 5 M parameters; a CPU trains a step of eight clips in 0.3 s."""
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
 
 def save_part(name: str, part: nn.Module, folder: Path = WEIGHTS) -> None:
-    """Write a trained part (`autoencoder` or `image_encoder`), matrices as fp16."""
+    """Save a trained part (`autoencoder` or `image_encoder`) with matrices in fp16."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: (t.half() if t.ndim > 1 else t).contiguous() for key, t in part.state_dict().items()}
     save_file(tensors, folder / f"{name}.safetensors", metadata={"notice": NOTICE})
 
 
 def load_autoencoder(folder: Path = WEIGHTS) -> Autoencoder:
-    """The demo's autoencoder, frozen."""
+    """Load the demo's autoencoder, frozen."""
     return _filled(Autoencoder(AUTOENCODER), folder / "autoencoder.safetensors")
 
 
 def initial_image_model(folder: Path = WEIGHTS) -> Model:
-    """An image model with a new network around the parts: where stage I starts. It carries the image encoder as well,
-    for the stages after it."""
+    """Build an image model with an untrained network: the initial model of stage I. It includes the image encoder for
+    later stages.
+    """
     unet = UNetConfig.preset("sd21", **UNET)
     text_encoder = TextEncoder(TEXT_ENCODER)
     tower = openclip.load(str(CLIP), None).model.state_dict()
@@ -73,7 +74,7 @@ def initial_image_model(folder: Path = WEIGHTS) -> Model:
 
 
 def write_initial(target: Path) -> Path:
-    """`initial_image_model` as a model folder."""
+    """Save `initial_image_model` as a model folder."""
     save_model(initial_image_model(), target)
     return target
 

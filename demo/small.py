@@ -12,9 +12,9 @@ from footage.timeline import VideoSpec
 def small_frames(
     spec: VideoSpec, shot: Shot, *, rate_fps: float, start: float = 0.0, count: int = FRAMES
 ) -> NDArray[np.uint8]:
-    """(T, H, W, 3) BGR frames of a shot of `spec`, cut in the middle to the model's size.
+    """(T, H, W, 3) BGR frames of a shot of `spec`, center-cropped to the model's size.
 
-    start: where between its earliest (0) and latest (1) place the first frame lies.
+    start: position of the first frame between its earliest (0) and latest (1) possible one.
     """
     lasting_s = (count - 1) / rate_fps
     seconds = max(shot.duration_s, lasting_s)

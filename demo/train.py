@@ -1,7 +1,7 @@
-"""The demo's second half: shards -> latents -> stages I, II, III at tiny size -> videos from first frames never seen.
+"""The demo's second half: shards to latents, stages I, II and III at tiny size, then videos from unseen first frames.
 
-What it does by hand, a user does with `clipmill cache-latents`, `clipmill train --recipe` and `clipmill sample`; the
-recipe is written where it can be run again.
+Equivalent to `clipmill cache-latents`, `clipmill train --recipe` and `clipmill sample`; the recipe is written so that
+it can be run again.
 """
 
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ from pipelines.sample import Sample, SampleRequest, sample
 from training.stages import Stage, overlay
 
 HELD_BACK_SEED = 3_000_000
-"""Neither the demo's footage nor what its models were trained on comes from corpora of this seed and later ones."""
+"""Neither the demo's footage nor the training data of its models uses corpora with this seed or above."""
 INITIAL, LATENTS, RUNS, RECIPE = "initial", "latents", "runs", "recipe.yaml"
 WRITTEN = (INITIAL, LATENTS, RUNS)
-"""Folders below the demo's, of one run of it."""
+"""Subfolders of the demo's folder that a run writes."""
 _SAMPLES = 3
 
 
@@ -35,7 +35,7 @@ class _Part:
 
     stage: str
     shards: str
-    """Folder below DATASET/shards."""
+    """Subfolder of DATASET/shards."""
     steps: int
     batch_size: int
     lr: float
@@ -48,11 +48,13 @@ STAGES = (
     _Part(stage="tiny-video", shards="pretraining", steps=100, batch_size=8, lr=1e-3, augmentations_per_clip=3),
     _Part(stage="tiny-image-to-video", shards="finetuning", steps=300, batch_size=8, lr=2e-3, augmentations_per_clip=6),
 )
-"""Stage I on pictures, II on many clips, III on the best ones, from a picture. Steps fit into some three minutes."""
+"""Stage I on images, II on many clips, III on the best clips with image conditioning; about three minutes in all."""
 
 
 def train_stages(dataset: Path, out: Path, *, steps_share: float = 1.0) -> Path:
-    """Encode, then train all stages; returns the last one's model. `steps_share` shortens all stages alike."""
+    """Cache latents, then train all stages; returns the model of the last one. `steps_share` scales the steps of all
+    stages.
+    """
     initial = write_initial(out / INITIAL)
     entries, changes = [], {part.stage: _changes(part, initial, steps_share) for part in STAGES}
     for part in STAGES:
@@ -72,7 +74,7 @@ def train_stages(dataset: Path, out: Path, *, steps_share: float = 1.0) -> Path:
 
 
 def sample_held_back(model: Path, out: Path) -> Iterator[Sample]:
-    """Videos from first frames of shots that no model has seen: OUT/sample-1.mp4, its frames in .png, and so on."""
+    """Generate videos from first frames of unseen shots: OUT/sample-1.mp4, its frames in .png, and so on."""
     out.mkdir(parents=True, exist_ok=True)
     for number, picture in zip(range(1, _SAMPLES + 1), held_back_frames(), strict=False):
         first = out / f"sample-{number}-first.png"
@@ -82,7 +84,7 @@ def sample_held_back(model: Path, out: Path) -> Iterator[Sample]:
 
 
 def held_back_frames() -> Iterator[Picture]:
-    """First frames (H, W, 3) BGR of shots in which a shape moves or the camera pans, without text."""
+    """First frames (H, W, 3) BGR of shots without text in which a shape moves or the camera pans."""
     for seed in range(HELD_BACK_SEED, 2 * HELD_BACK_SEED):
         for spec in corpus_specs(seed=seed, videos=1):
             for shot in spec.shots:
@@ -91,7 +93,7 @@ def held_back_frames() -> Iterator[Picture]:
 
 
 def _changes(part: _Part, initial: Path, steps_share: float) -> dict[str, Any]:
-    """What differs from the tiny preset: the demo's network and size, and how long it trains."""
+    """Overrides of the tiny preset: the demo's network, frame size and steps."""
     steps = max(2, round(part.steps * steps_share))
     preset = Stage.preset(part.stage)
     video = preset.data.frames > 1

@@ -1,8 +1,8 @@
 """Ownership of a folder: one run at a time writes into it.
 
 `run.json` names the owner: host, process, start. Every task reads it before it commits, so only the run that wrote it
-last can commit. `heartbeat.json`, rewritten every few seconds, shows runs on other hosts that the owner is alive. The
-two are separate files so that a heartbeat never overwrites a change of owner.
+last can commit. `heartbeat.json`, rewritten every few seconds, shows runs on other hosts that the owner is alive. They
+are separate files so that a heartbeat never overwrites a change of owner.
 """
 
 import json
@@ -23,8 +23,9 @@ from clipmill.errors import RunStopped, UserError
 RUN_FILE, HEARTBEAT_FILE = "run.json", "heartbeat.json"
 _BEAT_EVERY_S = 15.0
 _DEAD_AFTER_S = 120.0
-"""Age at which the heartbeat of an owner on another host counts as expired: eight missed beats; tolerates clock skew
-below that."""
+"""Age in seconds after which the heartbeat of an owner on another host has expired: eight missed beats. Tolerates clock
+skew below that.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,11 @@
-"""A recipe: the stages of a YAML file one after another, each from the weights of the one before.
+"""Recipes: train several stages one after another, each starting from the model of the previous one.
 
-    init: MODEL            (where the first one starts)
+    init: MODEL            (initial model of the first stage)
     stages:
       - {stage: tiny-image, data: DATASET/shards/NAME-images, set: {run: {steps: 100}}}
       - {stage: tiny-video, data: DATASET/shards/NAME}
 
-Relative paths are seen from the file.
+Paths are relative to the recipe file.
 """
 
 import re
@@ -30,7 +30,7 @@ class RecipeStage:
     """One entry of a recipe."""
 
     folder: str
-    """Of its run, below the folder of the runs: NUMBER-NAME."""
+    """Run folder, relative to the folder of all runs: NUMBER-NAME."""
     stage: Stage
     data: Path
     images: Path | None
@@ -38,14 +38,14 @@ class RecipeStage:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a recipe says, checked."""
+    """A validated recipe."""
 
     init: Path | None
     stages: tuple[RecipeStage, ...]
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Raises UserError, naming the file and the entry, for anything that is not as it should be."""
+    """Read and validate a recipe. Raises UserError that names the file and the invalid entry."""
     content = read_yaml(str(path))
     stages, init = content.get("stages"), content.get("init")
     if set(content) - set(_KEYS) or not isinstance(stages, list) or not stages or not isinstance(init, str | None):
@@ -59,10 +59,10 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def train_recipe(path: Path, out: Path, *, device: str | None = None, quiet: bool = False) -> Iterator[Path]:
-    """Run the stages of the recipe at `path`, each into a folder of `out`; yields their models.
+    """Train the stages of the recipe at `path`, each in its own folder below `out`; yields their models.
 
-    A finished stage is not run again, but goes on where the recipe gives it more steps, as `train` does. Raises
-    UserError, before anything is trained, for a stage that was begun with other settings.
+    Finished stages are skipped, unless the recipe gives them more steps. Raises UserError before training starts if a
+    stage was started with different settings.
     """
     recipe = read_recipe(path)
     done = [finished_model(out / entry.folder, entry.stage) for entry in recipe.stages]
@@ -73,19 +73,21 @@ def train_recipe(path: Path, out: Path, *, device: str | None = None, quiet: boo
         folder, data = out / entry.folder, str(entry.data)
         model = trained or train(entry.stage, data, folder, images=images, init=init, device=device, quiet=quiet)
         yield model
-        if entry.stage.model.trainable != "lora":  # adapters stand beside the model that they were made for
+        if entry.stage.model.trainable != "lora":  # adapters are not a model to start from
             init = model
 
 
 def finished_model(folder: Path, stage: Stage) -> Path | None:
-    """The model of a run that has done all steps of `stage`. Raises UserError for a run with other settings."""
+    """The model of a run that has completed all steps of `stage`; None if it has not. Raises UserError if the run was
+    started with different settings.
+    """
     settings = check_settings(stage, folder)
     steps = None if settings is None else settings["config"].get("run", {}).get("steps")
     return finished(folder) if steps is None or steps >= stage.run.steps else None
 
 
 def _check_order(recipe: Recipe, out: Path, done: list[Path | None]) -> None:
-    """Raise UserError where a stage would be trained on whose model a later stage has started from already."""
+    """Raise UserError if a stage would be trained further although a later stage has already started from its model."""
     folders = [out / entry.folder for entry in recipe.stages]
     for i, (folder, model) in enumerate(zip(folders, done, strict=True)):
         later = [folder for folder in folders[i + 1 :] if read_settings(folder) is not None]

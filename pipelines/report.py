@@ -1,4 +1,4 @@
-"""`clipmill report`: reads a dataset and writes the page `report/NAME.html` into it."""
+"""`clipmill report`: write the HTML page of a dataset or a selection, `report/NAME.html`."""
 
 from dataclasses import dataclass
 
@@ -9,16 +9,16 @@ from curation.report.page import write_page
 from pipelines.progress import note
 
 ALL_CLIPS = "all"
-"""Name of the page without a selection."""
+"""Name of the page that shows all clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenReport:
-    """The written page, and how many clips it shows."""
+    """Path of the page, and the number of clips on it."""
 
     file: str
     clips: int
-    """Clips of the dataset."""
+    """Clips in the dataset."""
     shown: int
     """Clips on the page: all, or a sample."""
     with_pictures: int
@@ -27,9 +27,9 @@ class WrittenReport:
 def report(
     dataset: str, selection: str | None = None, *, against: str | None = None, most_clips: int = MOST_CLIPS
 ) -> WrittenReport:
-    """Write the page of a selection, or of all clips; with `against`, beside another selection.
+    """Write the page of a selection, or of all clips; with `against`, compared with another selection.
 
-    Raises UserError where there is no such dataset or selection, or it cannot be written.
+    Raises UserError if there is no such dataset or selection, or the page cannot be written.
     """
     opened = Dataset(dataset).open()
     built = build_report(opened, selection, against, most_clips=most_clips)
@@ -38,7 +38,7 @@ def report(
 
 
 def report_at_end(dataset: str, selection: str | None = None) -> str | None:
-    """Write the page after a run and print its path. A failure does not fail the run: returns None."""
+    """Write the page at the end of a run and print its path. If that fails, print a note and return None."""
     try:
         file = report(dataset, selection).file
     except Exception as error:

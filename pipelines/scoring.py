@@ -27,20 +27,20 @@ from curation.video.resize import Image
 from pipelines.config import CurateConfig
 
 _CLIPS_AT_ONCE = 64
-"""Number of clips with decoded thumbnails in memory at a time: about 130 MB."""
+"""Number of clips with decoded thumbnails in memory at a time, about 130 MB."""
 SOURCES_PER_BATCH = 4
 """Number of sources whose clips a worker captions and scores at a time."""
 _NOTHING = Resources(num_cpus=0)
 
 
 class ClipBatch:
-    """Some clips of one or several sources: stages read `views()` and fill `rows`."""
+    """Clips of one or several sources. Stages read `views()` and fill `rows`."""
 
     def __init__(self, rows: list[dict[str, Any]], jpegs: list[tuple[bytes, ...]]) -> None:
         self.rows = rows
-        """Of the clips table."""
+        """Rows of the clips table."""
         self.jpegs = jpegs
-        """First, middle and last thumbnail of each clip."""
+        """First, middle and last thumbnail of each clip, as JPEG."""
         self.embeddings: list[Embeddings | None] = [None] * len(rows)
 
     @cached_property
@@ -73,7 +73,7 @@ class Models:
 
     @property
     def notices(self) -> list[str]:
-        """Notices for users of these models."""
+        """Notices to users of these models."""
         return [self.clip.weights.notice] if self.clip and self.clip.weights.notice else []
 
 
@@ -156,7 +156,7 @@ def decode_jpeg(jpeg: bytes, flags: int = cv2.IMREAD_COLOR) -> Any:
 
 
 def divide_clips(scans: Sequence[Scan]) -> Iterator[ClipBatch]:
-    """The clips of all scans, some at a time, across sources. Takes note of what that cost."""
+    """Divide the clips of several scans into batches, across sources, and record the CPU time they take."""
     for scanned in scans:
         scanned.source.setdefault("score_cpu_s", 0.0)
     places = [(scanned, i) for scanned in scans for i in range(len(scanned.clips))]
@@ -206,7 +206,7 @@ def _needs_clip(config: CurateConfig) -> bool:
 
 
 def _left_out(config: CurateConfig) -> list[Stage]:
-    """The stage that says of each score which was left out that it was; none where all are there."""
+    """The stage that marks skipped scores as skipped; none if no score is skipped."""
     columns: dict[str, str | None] = {}
     if not _needs_clip(config):
         columns |= {"embedding": None, "embedding_error": "left out: no score of this run needs it"}

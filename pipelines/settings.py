@@ -43,23 +43,23 @@ _UNITS = {
     "every": "steps",
     "levels": "8-bit levels",
 }
-"""What a name ends in -> the unit."""
+"""Suffix of a name -> unit."""
 _NOUNS = {bool: "true or false", int: "integer", float: "number", str: "text", NoneType: "null"}
 _LONGEST_DEFAULT = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One key. `meaning` is empty where its class has no docstring under the field."""
+    """One key. `meaning` is empty if its field has no docstring."""
 
     key: str
-    """Dotted: the groups that it is in, then its name."""
+    """Dotted: its groups, then its name."""
     type: str
     default: str
     unit: str
     meaning: str
     long_default: str = ""
-    """A default that is too long for a table."""
+    """Default that is too long for the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +73,14 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Chapter:
-    """Where a command takes its settings from."""
+    """Source of a command's settings."""
 
     command: str
     title: str
     summary: str
     config: type
     more: tuple[tuple[str, type], ...] = ()
-    """Mappings whose values are settings of a class: key, with NAME for the mapping's keys, and class."""
+    """Mappings whose values are settings of a class: (key with NAME for the mapping's keys, class)."""
 
 
 CHAPTERS = (
@@ -131,7 +131,7 @@ def page() -> str:
 
 
 def groups(chapter: Chapter) -> Iterator[Group]:
-    """The class of a chapter, then the classes of its groups, each once."""
+    """The class of a chapter, then those of its groups, each once."""
     pending = [("top level", "", chapter.config), *((key, f"{key}.", config) for key, config in chapter.more)]
     while pending:
         title, prefix, config = pending.pop(0)
@@ -152,7 +152,7 @@ def groups(chapter: Chapter) -> Iterator[Group]:
 
 
 def meanings(config: type) -> dict[str, str]:
-    """Field -> the docstring under it, of a class and its bases."""
+    """Field -> docstring, for a class and its bases."""
     docstrings: dict[str, str] = {}
     for base in reversed(config.__mro__):
         if base.__module__.partition(".")[0] in ("builtins", "pydantic", "abc", "typing"):
@@ -179,7 +179,7 @@ def _fields(config: type[BaseModel]) -> Iterator[tuple[str, Any, Any, Sequence[A
 
 
 def _group(kind: Any) -> type[BaseModel] | None:
-    """The configuration class that a field holds, if it holds one."""
+    """The configuration class that a field contains, if any."""
     kinds = get_args(kind) if _is_union(kind) else (kind,)
     return next((member for member in kinds if isinstance(member, type) and issubclass(member, BaseModel)), None)
 
@@ -209,7 +209,7 @@ def _is_union(kind: Any) -> bool:
 
 
 def _noun(kind: Any) -> str:
-    """A type as a person who writes YAML thinks of it."""
+    """Name of a type for someone who writes YAML."""
     origin, of = get_origin(kind), get_args(kind)
     if origin is Literal:
         noun = ", ".join(f"`{value}`" for value in of)

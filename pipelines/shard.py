@@ -1,4 +1,6 @@
-"""A selection becomes WebDataset shards, one Ray task per shard; a rerun writes what is missing or broken."""
+"""`clipmill shard`: write a selection as WebDataset shards, one Ray task per shard. Rerunning writes what is missing or
+broken.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,13 +34,13 @@ _NOT_OF_THE_CLIP = {
     *("scan_cpu_s", "score_cpu_s", "transitions", "refused_cuts", "note", "embedding", "text_boxes"),
     *SIGNAL_COLUMNS,
 }
-"""Columns of the joined view that a shard has no use for; timings would make equal shards differ."""
+"""Columns of the joined view that are not stored in shards; timings would make equal shards differ."""
 _CHECKED_AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRun:
-    """What one run did: how many shards it wrote, how many were in place, and the index over all of them."""
+    """Result of a run: number of shards written and already present, and the index of all of them."""
 
     folder: str
     written: int
@@ -48,7 +50,7 @@ class ShardRun:
 
     @property
     def partial(self) -> bool:
-        """Whether clips of the selection are not in the shards; the index says which, and why."""
+        """Whether some selected clips are missing from the shards; the index lists them with their reasons."""
         totals = self.index["totals"]
         return bool(totals["samples"] < totals["selected"])
 
@@ -66,11 +68,11 @@ def shard(
 ) -> ShardRun:
     """Write the selected clips (or, with `images`, their middle frames) to `shards/SELECTION[-images]/`.
 
-    Clips that cannot be extracted any more, or that the dataset does not hold any more, are listed in the index with
-    their reason: selected = samples + failed + gone. A run that is alive and writes there is stopped only with
-    `take_over`.
-    Raises UserError: no such selection, an empty one, a folder that holds shards of something else, is in use or not
-    writable; RunStopped: a full disk, another run that took over.
+    Clips that can no longer be extracted, or are no longer in the dataset, are listed in the index with their reason:
+    selected = samples + failed + gone. With `take_over`, a live run that writes there is stopped.
+
+    Raises UserError if there is no such selection or it is empty, or if the folder contains other shards, is in use or
+    not writable; RunStopped if the disk is full or another run takes over.
     """
     config, started_s = config or ShardConfig(), time.monotonic()
     folder = f"{dataset.rstrip('/')}/shards/{selection}{'-images' if images else ''}"
@@ -111,7 +113,7 @@ def shard(
 
 
 def _selected(data: Dataset, selection: str) -> tuple[pa.Table, list[FailedClip]]:
-    """The rows of the selected clips, and those clips that the dataset does not hold any more."""
+    """Rows of the selected clips, and the clips that are no longer in the dataset."""
     if load_selection(data, selection).empty:
         raise UserError(f"the selection {selection!r} is empty; there is nothing to shard")
     with data.connect() as connection:
@@ -138,7 +140,7 @@ def _selected(data: Dataset, selection: str) -> tuple[pa.Table, list[FailedClip]
 
 
 def _in_place(plans: Sequence[ShardPlan], folder: str) -> dict[str, ShardRecord]:
-    """Name -> the shard as recorded, of those that are in place and whole; one with failed clips is tried again."""
+    """Name -> record of each complete shard. Shards with failed clips are not among them: those clips are retried."""
 
     def checked(plan: ShardPlan) -> ShardRecord | None:
         record = check_shard(plan, folder).record
@@ -151,14 +153,14 @@ def _in_place(plans: Sequence[ShardPlan], folder: str) -> dict[str, ShardRecord]
 def _stream(
     todo: Sequence[ShardPlan], fence: Fence, selection: str, config: ShardConfig, report: Reporter
 ) -> Iterator[ShardRecord]:
-    """The graph: a task per shard."""
+    """The graph: one task per shard."""
     if todo:
         stage = partial(shard_stage, fence, selection, config)
         yield from stream_shards(stage, todo, [plan.clips.num_rows for plan in todo], report)
 
 
 def shard_stage(fence: Fence, selection: str, config: ShardConfig, counter: Any = None) -> Stage:
-    """Planned shards, each with the number of its first clip, to written ones in the fence's folder."""
+    """The stage that writes planned shards, each with the number of its first clip, into the fence's folder."""
     return Stage(
         name="shard", needs=("plan",), gives=("shard",), load=partial(_load_shard, fence, selection, config, counter)
     )
@@ -173,7 +175,7 @@ def _load_shard(
 def write_planned(
     plan: ShardPlan, first: int, fence: Fence, selection: str, config: ShardConfig, counter: Any = None
 ) -> ShardRecord:
-    """Write one planned shard; what touches the videos runs in a child process with limits."""
+    """Write one planned shard. Videos are read in a child process with limits."""
     numbers = {clip_id: first + i for i, clip_id in enumerate(plan.clips["clip_id"].to_pylist())}
     run = partial(_run_isolated, config, numbers, counter)
     fence.check()
@@ -193,7 +195,7 @@ def _run_isolated(
     clips: Sequence[ClipRow],
     *args: Any,
 ) -> Any:
-    """Call a function that extracts clips of the source at `uri`, in a child with the credentials of its store."""
+    """Call a function that extracts clips of the source at `uri`, in a child process with its store's credentials."""
     try:
         return _child(config).run_on(uri, function, uri, clips, *args)
     finally:

@@ -1,4 +1,4 @@
-"""The content of a dataset: consistent counts, from its tables."""
+"""Counts of a dataset's sources, clips, scores, selections and shards, read from its tables."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from curation.selection.marks import dataset_marks
 from curation.selection.select import Selection, load_selection, selection_names
 
 FIRST_REJECTED = 10
-"""Rejected sources that a run lists at its end."""
+"""Number of rejected sources that a run prints at its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Rejected:
 
 @dataclass(frozen=True, kw_only=True)
 class Reason:
-    """Why clips have no score: the commonest reason, and how many clips have it."""
+    """The most common reason for missing scores, and the number of clips it applies to."""
 
     text: str
     clips: int
@@ -40,44 +40,47 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """sources = sources_ok + rejected; video_s = clip_s + lost_s. Times in seconds, CPU seconds where it says so."""
+    """Counts of a dataset: sources = sources_ok + rejected, video_s = clip_s + lost_s.
+
+    `_s` are seconds of footage, `_cpu_s` CPU seconds.
+    """
 
     dataset: str
     sources: int
     sources_ok: int
     rejected: dict[str, int]
-    """error_kind -> sources."""
+    """error_kind -> number of sources."""
     clips: int
     extractions: dict[str, int]
-    """copy and encode -> clips."""
+    """remux or transcode -> number of clips."""
     video_s: float
     clip_s: float
     lost_s: dict[str, float]
     scan_cpu_s: float
     score_cpu_s: float
     unscored: dict[str, int]
-    """Score column -> clips without it, but for scores that were left out on purpose."""
+    """Score column -> number of clips without it; scores that were skipped (`--without`) are not listed."""
     unscored_reasons: dict[str, Reason] = field(default_factory=dict)
-    """Score column -> the commonest reason, for those that `unscored` counts."""
+    """Score column -> most common reason, for each column in `unscored`."""
     left_out: tuple[str, ...] = ()
-    """Scores that the dataset was curated without."""
+    """Scores that were skipped (`--without`)."""
     captions_failed: dict[str, int] = field(default_factory=dict)
-    """Source of captions -> captions that failed."""
+    """Caption source -> number of failed captions."""
     notices: tuple[str, ...] = ()
-    """What to know of the models that scored it."""
+    """Notices about the models that scored the dataset."""
     rejected_sources: tuple[Rejected, ...] = ()
-    """By kind and address; the first few only, unless all were asked for."""
+    """Sorted by kind and address; all, or the first few."""
     marks: dict[str, int] = field(default_factory=dict)
-    """Verdict of a person -> clips, of the marks that were given to `select`."""
+    """Verdict -> number of clips, of the marks that were passed to `select`."""
     selections: list[Selection] = field(default_factory=list)
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Shard folder -> its index."""
+    """Shard folder -> kind, selection and totals of its index."""
 
 
 def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> Status:
     """Read the counts, and at most `list_rejected` rejected sources (None: all).
 
-    Raises UserError where there is not a dataset, or a file of it is damaged.
+    Raises UserError if it is not a dataset or one of its files is damaged.
     """
     config = dataset.description()["config"]
     with dataset.connect() as connection:
@@ -109,7 +112,7 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
 
 
 def models_of(dataset: Dataset) -> dict[str, Any]:
-    """What models.json says of the models and settings that made a dataset; nothing where there is none."""
+    """The content of models.json: the models and settings that the dataset was scored with; {} if missing."""
     return storage.read_json_if_exists(dataset.fs, dataset.file("models.json"), _checked_models) or {}
 
 
@@ -125,7 +128,7 @@ def _counts(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, int]
 
 
 def _unscored(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    """Score column -> clips whose score failed, but for scores that were left out. Only of our own schema's columns."""
+    """Score column -> number of clips whose score failed, without skipped scores. Only columns of our own schema."""
     present = {row[0] for row in connection.execute("DESCRIBE clips").fetchall()}
     columns = [name for name in CLIPS.names if name.endswith("_error_kind") and name in present]
     counts = ", ".join(
@@ -142,7 +145,7 @@ def _unscored(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 
 def _commonest_reason(connection: duckdb.DuckDBPyConnection, name: str) -> Reason:
-    """The commonest error of the clips whose score failed; there is at least one."""
+    """The most common error of clips whose score failed; there must be at least one."""
     error, kind = quoted(f"{name}_error"), quoted(f"{name}_error_kind")
     row = connection.execute(
         f"SELECT {error}, count(*) FROM clips WHERE {kind} = '{FAILED}' GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 1"

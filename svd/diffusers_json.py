@@ -18,7 +18,7 @@ _IDS = ("fps_id", "motion_bucket", "noise_augmentation", "elevation")
 """Ids in the order of the released network; the last one is multi-view only."""
 
 UNET_GROUPS = 32
-"""Normalization eps of diffusers' UNet, which is not configurable."""
+"""Number of GroupNorm groups of diffusers' UNet, which is not configurable."""
 
 PIPELINE = {
     "_class_name": "StableVideoDiffusionPipeline",

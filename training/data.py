@@ -223,7 +223,7 @@ def loader(
     if config.workers:
         ahead = {"prefetch_factor": config.prefetch, "persistent_workers": True, "worker_init_fn": _outlive_signals}
     with warnings.catch_warnings():
-        # torchdata 0.11 tells PyTorch 2.15 something that it no longer wants to hear.
+        # torchdata 0.11 calls a function that PyTorch 2.15 deprecates.
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
         return Batches(data, batch_size=None, num_workers=config.workers, pin_memory=pin_memory, **ahead)
 

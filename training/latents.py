@@ -33,7 +33,7 @@ def latent_members(
     tokens: Mapping[int, Tensor] | None = None,
     made_with: Mapping[str, Any] | None = None,
 ) -> dict[str, bytes]:
-    """Files of a sample by extension. `about` is the clip's JSON; `tokens` maps a caption index to (N, C)."""
+    """Files of a sample by extension. `metadata` is the clip's JSON; `tokens` maps a caption index to (N, C)."""
     tensors = {"mean": mean_TCHW.half(), "logvar": logvar_TCHW.half(), "ends": ends_ECHW}
     if embeddings_EC is not None:
         tensors["embeddings"] = embeddings_EC.half()

@@ -355,7 +355,7 @@ def _record_of(shard: Shard, mtime_ns: int) -> ShardRecord:
 
 
 def _of_record(record: ShardRecord) -> Shard:
-    """Raises ValueError for a record without members."""
+    """Build the shard of a cached record. Raises ValueError for a record without members."""
     if record.members is None:
         raise ValueError("expected members")
     places_NE2 = np.full((len(record.members.keys), len(record.members.ranges), 2), -1, np.int64)

@@ -115,7 +115,7 @@ _CAPTIONS = {"coca": 0.5, "video": 0.25, "merged": 0.25}
 STAGES: tuple[Stage, ...] = (
     Stage(
         name="noise-swap",
-        description="I a: Stable Diffusion 2.1 learns EDM's noise levels; the noise embedding alone trains",
+        description="Stage I a: adapt Stable Diffusion 2.1 to EDM noise levels by training the noise embedding only",
         model=StageModelConfig(unet="sd21", trainable="noise_embedding"),
         data=DataConfig(frames=1, height_px=512, width_px=512, captions=_CAPTIONS),
         noise=NoiseConfig(p_mean=-1.2, p_std=1.0),
@@ -125,7 +125,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="image",
-        description="I b: image pretraining at the size of stage II",
+        description="Stage I b: image pretraining at the frame size of stage II",
         model=StageModelConfig(unet="sd21"),
         data=DataConfig(frames=1, height_px=256, width_px=384, captions=_CAPTIONS),
         noise=NoiseConfig(p_mean=-1.2, p_std=1.0),
@@ -135,7 +135,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="video",
-        description="II a: video pretraining, temporal layers inserted",
+        description="Stage II a: video pretraining with new temporal layers",
         model=StageModelConfig(unet="t2v", checkpointing=True),
         data=DataConfig(frames=14, height_px=256, width_px=384, captions=_CAPTIONS),
         noise=NoiseConfig(p_mean=-1.2, p_std=1.0),
@@ -145,7 +145,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="video-base",
-        description="II b: the base model, larger frames and more noise",
+        description="Stage II b: the base model, with larger frames and more noise",
         model=StageModelConfig(unet="t2v", checkpointing=True),
         data=DataConfig(frames=14, height_px=320, width_px=576, captions=_CAPTIONS),
         noise=NoiseConfig(p_mean=0.0, p_std=1.0),
@@ -155,7 +155,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="text-to-video",
-        description="III: finetuning on the best clips",
+        description="Stage III: text-to-video finetuning on high-quality clips",
         model=StageModelConfig(unet="t2v", checkpointing=True),
         data=DataConfig(frames=14, height_px=576, width_px=1024, captions=_CAPTIONS),
         noise=NoiseConfig(p_mean=0.5, p_std=1.4),
@@ -165,7 +165,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="image-to-video-base",
-        description="image to video at the base model's size",
+        description="Image to video at the base model's frame size",
         model=StageModelConfig(unet="svd", checkpointing=True),
         data=DataConfig(frames=14, height_px=320, width_px=576, captions=_CAPTIONS),
         noise=NoiseConfig(p_mean=0.7, p_std=1.6),
@@ -175,7 +175,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="image-to-video",
-        description="image to video, 14 frames",
+        description="Image to video, 14 frames",
         model=StageModelConfig(unet="svd", checkpointing=True),
         data=DataConfig(frames=14, height_px=576, width_px=1024, captions=_CAPTIONS),
         noise=NoiseConfig(p_mean=1.0, p_std=1.6),
@@ -185,7 +185,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="image-to-video-xt",
-        description="image to video, 25 frames",
+        description="Image to video, 25 frames",
         model=StageModelConfig(unet="svd_xt", checkpointing=True),
         data=DataConfig(frames=25, height_px=576, width_px=1024, captions=_CAPTIONS),
         noise=NoiseConfig(p_mean=1.0, p_std=1.6),
@@ -195,7 +195,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="interpolation",
-        description="five frames from first and last",
+        description="Frame interpolation: five frames, given the first and the last",
         model=StageModelConfig(unet="interpolation", checkpointing=True),
         data=DataConfig(frames=5, height_px=576, width_px=1024, captions=_CAPTIONS),
         noise=NoiseConfig(p_mean=1.0, p_std=1.2),
@@ -205,7 +205,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="multi-view",
-        description="views around an object from one picture",
+        description="Multi-view: orbit an object, given one image",
         model=StageModelConfig(unet="multiview", checkpointing=True),
         data=DataConfig(frames=21, height_px=576, width_px=576, elevation=True, captions=_CAPTIONS),
         noise=NoiseConfig(p_mean=1.0, p_std=1.6),
@@ -215,7 +215,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="camera-motion",
-        description="an adapter for one kind of camera motion",
+        description="Camera-motion LoRA",
         model=StageModelConfig(unet="svd", trainable="lora", checkpointing=True),
         data=DataConfig(frames=14, height_px=576, width_px=1024, captions=_CAPTIONS),
         noise=NoiseConfig(p_mean=1.0, p_std=1.6),
@@ -225,7 +225,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="ablation",
-        description="the small text-to-video model of the paper's ablations",
+        description="Small text-to-video model of the paper's ablations",
         model=StageModelConfig(unet="t2v", overrides={"frames": 8}, checkpointing=True),
         data=DataConfig(frames=8, height_px=256, width_px=256, captions=_CAPTIONS),
         noise=NoiseConfig(p_mean=-1.2, p_std=1.0),

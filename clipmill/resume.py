@@ -47,7 +47,6 @@ def deciding(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 def check_same(
     where: str | Path,
-    what: str,
     before: Mapping[str, Any],
     now: Mapping[str, Any],
     *,
@@ -55,16 +54,15 @@ def check_same(
     new_keys: bool = False,
     otherwise: str = "choose another --out",
 ) -> None:
-    """Raise UserError that names the differences if the settings of the `what` in `where` have changed.
+    """Raise UserError that names the differences if the folder `where` was started with different settings.
 
-    `what` is, for example, "a run" or "a dataset"; `otherwise` is the alternative to suggest. The other arguments are
-    those of `differences`.
+    `otherwise` is the alternative to suggest. The other arguments are those of `differences`.
     """
     differing = differences(before, now, ignored=ignored, new_keys=new_keys)
     if differing:
         named = shortened(differing, _NAMED_SETTINGS)
         raise UserError(
-            f"{where} holds {what} with different settings ({named}): resume with the original ones, or {otherwise}"
+            f"{where} was started with different settings ({named}): resume with the original ones, or {otherwise}"
         )
 
 

@@ -136,7 +136,7 @@ def _check_plan(out: Path, plan: dict[str, Any]) -> None:
         if not isinstance(before.get("config"), dict) or not isinstance(before.get("models"), dict):
             raise UserError(f"{out / PLAN} is damaged: it should hold the settings of latents. Choose another folder")
         old, new = (content["config"] | {"models": content["models"]} for content in (before, plan))
-        check_same(out, "latents", old, new, ignored=_OF_TRAINING, new_keys=True)
+        check_same(out, old, new, ignored=_OF_TRAINING, new_keys=True)
 
 
 def _check_shards(out: Path, index: ShardIndex, data: str) -> None:

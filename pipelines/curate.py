@@ -259,7 +259,7 @@ def _duplicates(dataset: Dataset, config: CurateConfig, found: Status) -> Duplic
 def _check_models_are_the_same(dataset: Dataset, checked: CheckedModels) -> None:
     """Raise UserError if the existing clips were scored with other weights."""
     before = models_of(dataset).get("digests", checked.digests)
-    check_same(dataset.url, "a dataset", {"weights": before}, {"weights": checked.digests})
+    check_same(dataset.url, {"weights": before}, {"weights": checked.digests})
 
 
 def _keep_models(dataset: Dataset, checked: CheckedModels, config: CurateConfig) -> None:

@@ -193,7 +193,7 @@ def check_settings(stage: Stage, out: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{out} holds a run of stage {before['name']!r}, expected {now['name']!r}: choose another --out"
         )
-    check_same(out, "a run", before, now, new_keys=True)
+    check_same(out, before, now, new_keys=True)
     return settings
 
 
@@ -217,7 +217,7 @@ def _check_models(model: Model, out: Path, settings: Mapping[str, Any]) -> dict[
     models = weight_digests(model)
     before = settings.get("models")
     if isinstance(before, dict):
-        check_same(out, "a run", {"models": before}, {"models": models}, new_keys=True)
+        check_same(out, {"models": before}, {"models": models}, new_keys=True)
     return models
 
 

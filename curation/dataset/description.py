@@ -19,7 +19,6 @@ def check_config(description: Mapping[str, Any], config: Mapping[str, Any], url:
     """Raise UserError that names the differences if a dataset has other columns or another configuration."""
     check_same(
         url,
-        "a dataset",
         {"columns": description.get("columns") or {}, "config": description["config"]},
         {"columns": _columns(), "config": json.loads(_canonical(config))},
     )

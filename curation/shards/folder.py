@@ -21,7 +21,7 @@ def check_plan(folder_url: str, plans: Sequence[ShardPlan], *, selection: str, s
     plan = shard_folder.read_plan(folder_url, SHARDS)
     if plan is None:
         return False
-    check_same(folder_url, "shards", plan, _plan(plans, selection, settings), otherwise="give the selection a new name")
+    check_same(folder_url, plan, _plan(plans, selection, settings), otherwise="give the selection a new name")
     return True
 
 

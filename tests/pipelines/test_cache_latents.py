@@ -44,7 +44,9 @@ def test_latents_are_written_once_and_train(data: Path, tmp_path: Path, local_ra
     records = [json.loads(line) for line in (tmp_path / "latent" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2, 4]
     other = resolve_stage("tiny-image-to-video", None, [*SETTINGS, "data.frames=2"])
-    with pytest.raises(UserError, match=r"latents with different settings \(data\.frames: was \d+, now 2\)"):
+    with pytest.raises(
+        UserError, match=r"latents was started with different settings \(data\.frames: was \d+, now 2\)"
+    ):
         cache_latents(other, str(data), out, init=init, quiet=True)
 
     with owned(str(out)) as fence:

@@ -101,7 +101,7 @@ def test_weights_of_another_model_do_not_mix(videos: Path, tmp_path: Path, local
     )
     curate([str(videos)], str(tmp_path / "out"), config=config, limit=1, quiet=True)
     other = ClipEmbedderConfig(model=str(tiny_clip(tmp_path / "b" / "clip", seed=1)))
-    with pytest.raises(UserError, match="holds a dataset with different settings"):
+    with pytest.raises(UserError, match="was started with different settings"):
         curate(
             [str(videos)], str(tmp_path / "out"), config=config.model_copy(update={"clip_embedder": other}), quiet=True
         )

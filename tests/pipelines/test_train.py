@@ -123,7 +123,7 @@ def test_a_recipe_grows_an_image_model_into_one_for_videos(data: Path, pictures:
         (
             "optimizer",
             {"lr": 1},
-            r"1-tiny-image holds a run with different settings \(optimizer.lr: was 0.0001, ",
+            r"1-tiny-image was started with different settings \(optimizer.lr: was 0.0001, ",
         ),
         (
             "run",
@@ -176,7 +176,7 @@ def test_a_resumed_run_says_from_where_and_may_read_in_another_way(
     assert f"resuming {out} from step 1 of 2" in capsys.readouterr().err.replace("\n", "")
     torch.manual_seed(5)
     other = resolve_stage("tiny-video", None, [*changes, f"model.autoencoder={model_at(tmp_path / 'other', 't2v')}"])
-    with pytest.raises(UserError, match=r"holds a run with different settings \(models\.autoencoder: was"):
+    with pytest.raises(UserError, match=r"was started with different settings \(models\.autoencoder: was"):
         train(other, str(data), out, init=init, quiet=True)
     more = shutil.copytree(data, tmp_path / "more")
     shutil.copy(more / "clips-0.tar", more / "clips-1.tar")
@@ -325,7 +325,7 @@ def test_what_cannot_be_trained_on_says_why(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^aborting: 20 of 20 samples are unreadable .*20 decode_error.*; last: .*$"):
         train(reading_ahead, str(tmp_path / "noise"), tmp_path / "e", init=tmp_path / "t2v", quiet=True)
     other = resolve_stage("tiny-video", None, [*SETTINGS, "optimizer.lr=1"])
-    with pytest.raises(UserError, match=r"a run with different settings \(optimizer.lr: was 0.0001, now 1.0\)"):
+    with pytest.raises(UserError, match=r"was started with different settings \(optimizer.lr: was 0.0001, now 1.0\)"):
         train(other, str(data), tmp_path / "d", init=tmp_path / "t2v", quiet=True)
     with pytest.raises(UserError, match="a run of stage 'tiny-video', expected 'tiny-image-to-video'"):
         train(resolve_stage("tiny-image-to-video", None, SETTINGS), str(data), tmp_path / "d", quiet=True)

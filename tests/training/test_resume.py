@@ -81,10 +81,10 @@ def test_three_differences_are_named_and_the_rest_counted() -> None:
 
 
 def test_the_same_sentence_refuses_everything_that_was_started_otherwise() -> None:
-    check_same("run", "latents", {"x": 1}, {"x": 1})
-    sentence = r"^run holds latents with different settings \(x: was 1, now 2\): resume with the original ones, or go$"
+    check_same("run", {"x": 1}, {"x": 1})
+    sentence = r"^run was started with different settings \(x: was 1, now 2\): resume with the original ones, or go$"
     with pytest.raises(UserError, match=sentence):
-        check_same("run", "latents", {"x": 1}, {"x": 2}, otherwise="go")
+        check_same("run", {"x": 1}, {"x": 2}, otherwise="go")
 
 
 def test_equal_shards_pass_and_so_does_a_checkpoint_without_a_digest(tmp_path: Path) -> None:

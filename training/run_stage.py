@@ -182,7 +182,7 @@ def _flops(stage: Stage, model: Model, *, latents: bool) -> float:
 
 
 def check_settings(stage: Stage, out: Path) -> dict[str, Any] | None:
-    """RUN/stage.json; None if missing. Raises UserError if `out` holds a run of another stage, or one with settings
+    """RUN/stage.json; None if missing. Raises UserError if `out` contains a run of another stage, or one with settings
     that differ beyond `clipmill.resume.MAY_CHANGE`.
     """
     settings = read_settings(out)
@@ -191,7 +191,7 @@ def check_settings(stage: Stage, out: Path) -> dict[str, Any] | None:
     before, now = settings["config"], stage.model_dump(mode="json")
     if before["name"] != now["name"]:
         raise UserError(
-            f"{out} holds a run of stage {before['name']!r}, expected {now['name']!r}: choose another --out"
+            f"{out} contains a run of stage {before['name']!r}, expected {now['name']!r}: choose another --out"
         )
     check_same(out, before, now, new_keys=True)
     return settings

@@ -86,6 +86,6 @@ def test_a_dry_run_estimates_every_stage_and_writes_nothing(tmp_path: Path, monk
     path = recipe(tmp_path, {"stages": stages})
     result = CliRunner().invoke(app, ["train", "--recipe", str(path), "--dry-run"], catch_exceptions=False)
     assert result.exit_code == 0
-    for text in ("1-tiny-image: I b", "2-tiny-video: II a", "200 steps on 1 H100", "7 steps on 1 H100"):
+    for text in ("1-tiny-image: Stage I b", "2-tiny-video: Stage II a", "200 steps on 1 H100", "7 steps on 1 H100"):
         assert text in result.output
     assert [each.name for each in tmp_path.iterdir()] == ["recipe.yaml"]

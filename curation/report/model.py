@@ -18,8 +18,8 @@ from curation.dataset.tables import Dataset
 from curation.report.columns import ReportColumn, report_columns
 from curation.report.overview import overview, rejected_sources
 from curation.report.payload import Payload, Report
-from curation.report.pictures import pictures
-from curation.report.rows import LONGEST_TEXT, json_of, table_of
+from curation.report.pictures import BUDGET_BYTES, pictures
+from curation.report.rows import LONGEST_TEXT, json_values, table_of
 from curation.report.shards import shards_of
 from curation.report.sources import sources_of
 from curation.selection.condition import read_condition
@@ -31,6 +31,10 @@ from curation.selection.thresholds import condition_outcome
 
 MOST_CLIPS = 20_000
 """Clips in the page; a larger dataset is represented by a stratified sample of this size."""
+LARGEST_FILE_BYTES = 39_000_000
+"""Of data and pictures together; pictures are as large as the data leave room for."""
+_NUMBER_BYTES, _TEXT_BYTES = 12 << 20, 24 << 20
+"""Of all columns of numbers, and of all others, before compression. Lists can bring hundreds of columns."""
 _BUCKETS, _STRATIFIED = 6, 5
 """Strata: buckets per score, and number of scores."""
 _QUANTILES = 1_000
@@ -58,6 +62,7 @@ def build_report(
                 f"a table of {dataset.url} has several rows for one clip or source: {rows.num_rows:,} rows for "
                 f"{len(clip_ids):,} clips. A table under scores/ must have at most one row per clip_id."
             )
+        per_clip, left_out = _fitting(per_clip, rows)
         encoded = [column.described() | _encoded(payload, column, rows[column.name]) for column in per_clip]
         header: dict[str, Any] = {
             "dataset": without_credentials(dataset.url),
@@ -67,6 +72,7 @@ def build_report(
             "total_microseconds": microseconds,
             "shown_clips": len(clip_ids),
             "columns": encoded,
+            "left_out": left_out,
             "microseconds": payload.numbers(_microseconds(rows["duration_s"])),
             "sources": sources_of(connection, payload, per_source, rows["source_id"].to_pylist()),
             "shards": shards_of(dataset, payload, clip_ids),
@@ -79,16 +85,16 @@ def build_report(
             "rejected": rejected_sources(connection),
             "quantiles": _quantiles(connection, payload, columns) if len(clip_ids) < total else {},
         }
-    strips = pictures(dataset, clip_ids)
-    header["pictures"] = payload.numbers(np.array(strips.offsets, np.int32))
-    shown = sum(a < b for a, b in zip(strips.offsets, strips.offsets[1:], strict=False))
+    data = payload.encoded(header)
+    room_bytes = max(0, (LARGEST_FILE_BYTES - len(data)) * 3 // 4)
+    strips = pictures(dataset, clip_ids, budget_bytes=min(BUDGET_BYTES, room_bytes))
     return Report(
-        data=payload.encoded(header),
+        data=data,
         pictures=strips.text,
         title=rules.name if chosen else "all clips",
         clips=total,
         shown=len(clip_ids),
-        with_pictures=shown,
+        with_pictures=strips.clips,
     )
 
 
@@ -124,12 +130,29 @@ def _rows(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> pa.Tab
     )
 
 
+def _fitting(columns: Sequence[ReportColumn], rows: pa.Table) -> tuple[list[ReportColumn], list[str]]:
+    """The columns that the page has room for (those of clips first, then scores, then sources), and the other names."""
+    left = {True: _NUMBER_BYTES, False: _TEXT_BYTES}
+    fitting: set[str] = set()
+    order = {"clips": 0, "sources": 2}
+    for column in sorted(columns, key=lambda column: order.get(column.table, 1)):
+        values = rows[column.name]
+        size_bytes = len(values) * (4 if column.kind == "single" else 8)
+        if not column.numeric:
+            size_bytes = values.unique().nbytes if column.kind == "text" else values.nbytes
+        if size_bytes <= left[column.numeric]:
+            left[column.numeric] -= size_bytes
+            fitting.add(column.name)
+    names = [column.name for column in columns if column.name not in fitting]
+    return [column for column in columns if column.name in fitting], names
+
+
 def _encoded(payload: Payload, column: ReportColumn, values: pa.ChunkedArray) -> dict[str, Any]:
     if column.numeric:
         return {"numbers": payload.numbers(_finite(values, column.kind))}
     if column.kind == "text":
         return payload.texts([text and text[:LONGEST_TEXT] for text in values.to_pylist()])
-    return payload.values([json_of(value) for value in values.to_pylist()])
+    return payload.values(json_values(values))
 
 
 def _finite(values: pa.ChunkedArray, kind: str) -> NDArray[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from curation.dataset.sql import quoted
+from curation.dataset.sql import literal, quoted
 from curation.dataset.tables import Dataset
 from curation.dataset.totals import source_totals
 from curation.report.columns import fields_of, metadata_of
@@ -16,9 +16,13 @@ from curation.selection.select import load_selection, selection_names
 MOST_REJECTED = 5_000
 """Rejected sources that the page lists; the counts by reason cover all."""
 _MOST_VALUES = 12
-_NO_CATEGORY = 0.5
-"""A text column with more distinct values than this share of its rows is free text, not a category."""
-_NOT_COUNTED = {"clip_id", "source_id", "uri", "version", "status", "note", "error", "error_kind"}
+_MOST_CATEGORIES = 60
+"""Columns that are counted; lists can bring hundreds."""
+_FREE_TEXT, _QUANTITY = 0.5, 0.25
+"""A column with more distinct values than this share of its rows is free text, or a quantity, and no category."""
+_MOST_NUMBERS = 6
+_CATEGORIES = ("VARCHAR", "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT")
+_NOT_COUNTED = {"clip_id", "source_id", "uri", "version", "status", "note", "error", "error_kind", "width", "height"}
 
 
 def overview(dataset: Dataset, connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
@@ -54,32 +58,54 @@ def rejected_sources(connection: duckdb.DuckDBPyConnection) -> list[list[str]]:
 def _categories(
     connection: duckdb.DuckDBPyConnection, fields: Mapping[str, Mapping[str, pa.Field]]
 ) -> list[dict[str, Any]]:
-    """Per text or boolean column of usable sources, then of clips: its values with their counts."""
+    """Columns with few values, of usable sources, then of clips: texts, yes or no, small numbers; with their counts."""
     found: list[dict[str, Any]] = []
     seen: set[str] = set()
     for table, condition in (("sources", "status = 'ok'"), ("clips", "true")):
-        for name, kind, *_ in connection.execute(f"DESCRIBE {table}").fetchall():
-            excluded = name in _NOT_COUNTED | seen or name.endswith(("_error", "_error_kind"))
-            if kind not in ("VARCHAR", "BOOLEAN") or excluded:
-                continue
-            seen.add(name)
-            column = quoted(name)
-            [(rows, distinct)] = connection.execute(
-                f"SELECT count({column}), approx_count_distinct({column}) FROM {table} WHERE {condition}"
-            ).fetchall()
-            if not rows or (distinct > _MOST_VALUES and distinct > _NO_CATEGORY * rows):
-                continue
-            value = column if kind == "VARCHAR" else f"CASE WHEN {column} THEN 'yes' ELSE 'no' END"
+        described = connection.execute(f"DESCRIBE {table}").fetchall()
+        kinds = {name: kind for name, kind, *_ in described if kind in _CATEGORIES and not _is_excluded(name, seen)}
+        seen |= kinds.keys()
+        names = _few_valued(connection, table, condition, kinds)[: _MOST_CATEGORIES - len(found)]
+        for name in names:
+            column, metadata = quoted(name), metadata_of(fields.get(table, {}).get(name))
+            unit = metadata.get("unit", "")
+            value = {
+                "VARCHAR": column,
+                "BOOLEAN": f"CASE WHEN {column} THEN 'yes' ELSE 'no' END",
+            }.get(kinds[name], f"{column} || {literal(f' {unit}' if unit else '')}")
             found.append(
                 {
                     "name": name,
                     "table": table,
-                    "boolean": kind == "BOOLEAN",
-                    "meaning": metadata_of(fields.get(table, {}).get(name)).get("meaning", ""),
+                    "boolean": kinds[name] == "BOOLEAN",
+                    "meaning": metadata.get("meaning", ""),
                     "values": _counts(connection, table, value, f"{condition} AND {column} IS NOT NULL"),
                 }
             )
     return found
+
+
+def _is_excluded(name: str, seen: set[str]) -> bool:
+    return name in _NOT_COUNTED or name in seen or name.endswith(("_error", "_error_kind"))
+
+
+def _few_valued(
+    connection: duckdb.DuckDBPyConnection, table: str, condition: str, kinds: Mapping[str, str]
+) -> list[str]:
+    """The columns that hold categories."""
+    if not kinds:
+        return []
+    aggregates = ", ".join(f"count({quoted(name)}), approx_count_distinct({quoted(name)})" for name in kinds)
+    [row] = connection.execute(f"SELECT {aggregates} FROM {table} WHERE {condition}").fetchall()
+    few = []
+    for (name, kind), rows, distinct in zip(kinds.items(), row[::2], row[1::2], strict=True):
+        if kind in ("VARCHAR", "BOOLEAN"):
+            is_category = distinct <= max(_MOST_VALUES, _FREE_TEXT * rows)
+        else:
+            is_category = distinct <= min(_MOST_NUMBERS, max(2, _QUANTITY * rows))
+        if rows and is_category:
+            few.append(name)
+    return few
 
 
 def _counts(

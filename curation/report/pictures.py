@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -14,7 +16,7 @@ from PIL import Image
 from curation.dataset.tables import Dataset
 
 BUDGET_BYTES = 26 << 20
-"""Bytes of all strips of a page, before base64 adds a third."""
+"""Most bytes of all strips of a page, before base64 adds a third."""
 READ_BYTES = 2 << 30
 """Bytes of preview files read for a page; in larger datasets, only some clips have pictures."""
 _SIZES = ((320, 70), (240, 65), (200, 60), (160, 55), (128, 50), (96, 45), (80, 40), (64, 35), (64, 20), (48, 15))
@@ -28,10 +30,20 @@ Jpegs = tuple[bytes | None, bytes | None, bytes | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """Concatenated strips as base64: clip i is `text[offsets[i]:offsets[i + 1]]`, empty if it has no pictures."""
+    """Concatenated strips as base64: clip i is `strips[offsets[i]:offsets[i + 1]]`, empty if it has no pictures."""
 
-    text: str
+    strips: str
     offsets: list[int]
+
+    @property
+    def text(self) -> str:
+        """Offsets as base64 of little-endian int32, a dot, the strips."""
+        return f"{base64.b64encode(np.array(self.offsets, '<i4').tobytes()).decode()}.{self.strips}"
+
+    @property
+    def clips(self) -> int:
+        """Clips with pictures."""
+        return sum(start < end for start, end in pairwise(self.offsets))
 
 
 def pictures(dataset: Dataset, clip_ids: Sequence[str], *, budget_bytes: int = BUDGET_BYTES) -> Pictures:
@@ -52,8 +64,7 @@ def pictures(dataset: Dataset, clip_ids: Sequence[str], *, budget_bytes: int = B
     for content in strips:
         length += 4 * ((len(content) + 2) // 3)  # of its base64
         offsets.append(length)
-    text = "".join(base64.b64encode(content).decode() for content in strips)
-    return Pictures(text=text, offsets=offsets)
+    return Pictures(strips="".join(base64.b64encode(content).decode() for content in strips), offsets=offsets)
 
 
 def strip(jpegs: Jpegs, long_side_px: int, quality: int) -> bytes:

@@ -19,7 +19,12 @@ def table_of(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
     return relation.to_arrow_table()
 
 
-def json_of(value: Any) -> Any:
+def json_values(column: pa.ChunkedArray) -> list[Any]:
+    """The values of a column as JSON; maps become objects."""
+    return [_json(value) for value in column.to_pylist(maps_as_pydicts="lossy")]
+
+
+def _json(value: Any) -> Any:
     """A value as JSON; types that JSON lacks become text."""
     if isinstance(value, str):
         return value[:LONGEST_TEXT]
@@ -28,7 +33,7 @@ def json_of(value: Any) -> Any:
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): json_of(inner) for key, inner in value.items()}
+        return {str(key): _json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [json_of(inner) for inner in value]
+        return [_json(inner) for inner in value]
     return value.isoformat() if isinstance(value, date | datetime) else str(value)[:LONGEST_TEXT]

@@ -13,7 +13,7 @@ from curation.dataset.schemas import SIGNAL_COLUMNS
 from curation.dataset.sql import batches, quoted
 from curation.report.columns import ReportColumn
 from curation.report.payload import Payload
-from curation.report.rows import json_of, table_of
+from curation.report.rows import json_values, table_of
 
 _MOST_FRAMES = 4_000_000
 """Signal values in the page; once they are used up, further sources have no signals."""
@@ -41,10 +41,7 @@ def sources_of(
         "of_clips": payload.numbers(np.array([place[source_id] for source_id in of_clips], np.int32)),
         "uris": rows["source_uri"].to_pylist(),
         "notes": rows["source_note"].to_pylist(),
-        "columns": [
-            column.described() | payload.values([json_of(value) for value in rows[column.name].to_pylist()])
-            for column in columns
-        ],
+        "columns": [column.described() | payload.values(json_values(rows[column.name])) for column in columns],
         "signals": _signals(connection, payload, place),
     }
 

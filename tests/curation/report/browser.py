@@ -90,3 +90,8 @@ def wait_until(page: Any, expression: str, *, timeout_s: float = 60) -> None:
     while not page.evaluate(expression):
         assert time.monotonic() < deadline_s, f"{expression} did not come true within {timeout_s} s"
         page.wait_for_timeout(50)
+
+
+def kept(page: Any) -> int:
+    """The number of clips that the page says are kept."""
+    return int(page.get_attribute("#kept-clips", "data-clips"))

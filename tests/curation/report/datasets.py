@@ -78,6 +78,8 @@ def _source(i: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
     columns = {"status": "ok", "duration_s": 80.0, "clip_s": 60.0, "lost_transition_s": 5.0, "scan_cpu_s": 2.0}
     refused = {"kind": "dissolve", "start_frame": 60, "end_frame": 70, "start_s": 2.4, "end_s": 2.8}
     columns |= {"refused_cuts": [refused | {"reason": HOSTILE[3]}]}
+    columns |= {"hdr": i == 4, "bit_depth": 10 if i == 4 else 8, "audio": False}
+    columns |= {"metadata": [("license", "CC0" if i < 3 else "CC BY 4.0"), ("author", HOSTILE[i])]}
     columns |= {"frame_changes": [1] * 25 + [60] + [1] * 74, "frame_brightness": [100] * 100}
     return {"source_id": f"{i:016x}", "uri": rows[i]["uri"], "codec": "h264", "transitions": transitions} | columns
 

@@ -84,6 +84,47 @@ def test_a_source_has_all_of_its_signals_or_none(tmp_path: Path, monkeypatch: py
         assert [signal is not None for signal in header["sources"]["signals"][name]] == [True] * 2 + [False] * 4
 
 
+def test_what_came_with_the_videos_is_counted_and_shown_per_clip(tmp_path: Path) -> None:
+    dataset = make(tmp_path / "dataset")
+    header, _ = unpacked(build_report(dataset))
+    categories = {column["name"]: column for column in header["overview"]["categories"]}
+    assert categories["license"]["values"] == [["CC0", 3], ["CC BY 4.0", 2]]
+    assert categories["hdr"] == categories["hdr"] | {"boolean": True, "values": [["no", 4], ["yes", 1]]}
+    assert categories["hdr"]["meaning"]
+    assert categories["bit_depth"]["values"] == [["8 bits", 4], ["10 bits", 1]]
+    assert {"uri", "clip_id", "note"}.isdisjoint(categories)
+    (license_,) = (column for column in header["columns"] if column["name"] == "license")
+    assert sorted(license_["texts"]) == ["CC BY 4.0", "CC0"]
+    lost = dict(header["overview"]["lost_s"])
+    assert lost["lost_transition_s"] == 25.0
+    assert header["overview"]["meanings"]["lost_transition_s"] == "footage dropped for transitions"
+
+
+def test_columns_beyond_the_budget_are_left_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make(tmp_path / "dataset")
+    whole, _ = unpacked(build_report(dataset))
+    assert whole["left_out"] == []
+    numeric = [column for column in whole["columns"] if column["kind"] in ("single", "double")]
+    kept = {column["name"]: 60 * (4 if column["kind"] == "single" else 8) for column in numeric}
+    of_sources = [column["name"] for column in numeric if column["table"] == "sources"]
+    monkeypatch.setattr(
+        "curation.report.model._NUMBER_BYTES", sum(size for name, size in kept.items() if name not in of_sources)
+    )
+    header, _ = unpacked(build_report(dataset))
+    assert header["left_out"] == of_sources
+    assert len(of_sources) > 3
+    assert len(header["columns"]) == len(whole["columns"]) - len(of_sources)
+
+
+def test_pictures_shrink_where_data_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make(tmp_path / "dataset")
+    report = build_report(dataset)
+    monkeypatch.setattr("curation.report.model.LARGEST_FILE_BYTES", len(report.data) + len(report.pictures) // 2)
+    smaller = build_report(dataset)
+    assert smaller.data == report.data
+    assert 0 < len(smaller.pictures) <= len(report.pictures) // 2 + 4 * 62
+
+
 def test_shards_that_cannot_be_read_are_named_with_the_reason(tmp_path: Path) -> None:
     dataset = make(tmp_path / "dataset")
     for name, index in {"broken": "{", "older": '{"format": "clipmill shards", "format_version": 1}'}.items():
@@ -122,9 +163,9 @@ def test_pictures_stay_within_their_budget(tmp_path: Path) -> None:
     with dataset.connect() as connection:
         ids = [row[0] for row in connection.execute("SELECT clip_id FROM clips ORDER BY 1").fetchall()]
     rich, poor = pictures(dataset, ids), pictures(dataset, ids, budget_bytes=20_000)
-    assert len(rich.text) > len(poor.text) > 0
-    assert len(poor.text) <= 20_000 * 4 / 3 + 4 * len(ids)
-    first = base64.b64decode(rich.text[rich.offsets[0] : rich.offsets[1]])
+    assert len(rich.strips) > len(poor.strips) > 0
+    assert len(poor.strips) <= 20_000 * 4 / 3 + 4 * len(ids)
+    first = base64.b64decode(rich.strips[rich.offsets[0] : rich.offsets[1]])
     (tmp_path / "strip.webp").write_bytes(first)
     with Image.open(tmp_path / "strip.webp") as image:
         assert image.size == (480, 90)

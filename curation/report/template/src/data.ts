@@ -99,6 +99,8 @@ export interface Header {
   total_microseconds: number;
   shown_clips: number;
   columns: Column[];
+  /** Columns that the page had no room for. */
+  left_out: string[];
   microseconds: Float64Array;
   rules: RuleSet;
   where: { sql: string; outcomes: Int32Array } | null;
@@ -120,8 +122,6 @@ export interface Header {
     columns: Column[];
     signals: Record<string, (Int16Array | null)[]>;
   };
-  /** Start of the strip of each clip in the text of all strips. */
-  pictures: Int32Array;
 }
 
 const ARRAYS = { f32: Float32Array, f64: Float64Array, i32: Int32Array, i16: Int16Array };
@@ -193,11 +193,20 @@ export function ofSource(header: Header, name: string, source: number): unknown 
   );
 }
 
-let pictureText: string | undefined;
+let pictures: { offsets: Int32Array; text: string; start: number } | undefined;
+
+/** The element `#pictures`: see curation/report/pictures.py. */
+function readPictures(): NonNullable<typeof pictures> {
+  const text = document.getElementById("pictures")!.textContent!;
+  const dot = text.indexOf(".");
+  const packed = Uint8Array.from(atob(text.slice(0, dot)), (c) => c.charCodeAt(0));
+  return { offsets: new Int32Array(packed.buffer), text, start: dot + 1 };
+}
 
 /** Data URL of the strip of a clip: first, middle and last picture side by side. Empty without pictures. */
-export function stripOf(header: Header, clip: number): string {
-  pictureText ??= document.getElementById("pictures")!.textContent!;
-  const [start, end] = [header.pictures[clip], header.pictures[clip + 1]];
-  return end > start ? `data:image/webp;base64,${pictureText.slice(start, end)}` : "";
+export function stripOf(clip: number): string {
+  pictures ??= readPictures();
+  const { offsets, text, start } = pictures;
+  const [first, last] = [offsets[clip], offsets[clip + 1]];
+  return last > first ? `data:image/webp;base64,${text.slice(start + first, start + last)}` : "";
 }

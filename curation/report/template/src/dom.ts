@@ -42,11 +42,20 @@ export function svg(tag: string, attributes: Record<string, string | number>, ..
   return element;
 }
 
-/** A table whose first column heads its rows. */
+const NUMBER = /^[≈\d.,\s–-]+(%|s|min|h)?$/;
+
+/** A table whose first column heads its rows. Numbers stay on one line. */
 export function table(caption: string, headings: string[], rows: Child[][], className = ""): HTMLTableElement {
   const head = h("tr", {}, ...headings.map((heading) => (heading ? h("th", { scope: "col" }, heading) : h("td", {}))));
   const body = rows.map((cells) =>
-    h("tr", {}, ...cells.map((cell, i) => (i ? h("td", {}, cell) : h("th", { scope: "row" }, cell)))),
+    h(
+      "tr",
+      {},
+      ...cells.map((cell, i) => {
+        const isNumber = typeof cell === "number" || (typeof cell === "string" && NUMBER.test(cell));
+        return i ? h("td", { class: isNumber && "number" }, cell) : h("th", { scope: "row" }, cell);
+      }),
+    ),
   );
   return h("table", { class: className }, h("caption", {}, caption), h("thead", {}, head), h("tbody", {}, ...body));
 }

@@ -30,7 +30,7 @@ export function captionsOf(header: Header, clip: number): Caption[] {
 
 /** The three pictures of a clip; what stands there without them. */
 export function strip(state: State, clip: number): HTMLElement {
-  const source = stripOf(state.header, clip);
+  const source = stripOf(clip);
   const caption = captionsOf(state.header, clip)[0]?.text ?? state.clipId(clip);
   if (!source) return h("div", { class: "strip none" }, "no pictures here");
   return h("img", { class: "strip", src: source, alt: `first, middle and last picture: ${caption}`, loading: "lazy" });

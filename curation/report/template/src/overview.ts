@@ -7,7 +7,7 @@ import { bar, count, duration, h, percent, table } from "./dom";
 export function overviewTab(header: Header): HTMLElement {
   const { overview } = header;
   const section = (...parts: (HTMLElement | null)[]) => h("section", {}, ...parts);
-  const categories = overview.categories.filter((column) => !column.boolean);
+  const varied = overview.categories.filter((column) => !column.boolean && column.values.length > 1);
   const parts: (HTMLElement | null)[] = [
     section(h("h2", {}, "Dataset"), facts(header)),
     section(footage(overview)),
@@ -17,9 +17,11 @@ export function overviewTab(header: Header): HTMLElement {
     overview.rejected.length ? section(counted("Rejected sources by reason", overview.rejected)) : null,
     overview.sizes.length ? section(counted("Sizes of sources", overview.sizes)) : null,
     overview.frame_rates.length ? section(counted("Frame rates of sources", overview.frame_rates)) : null,
-    ...categories.map(({ name, table: of, meaning, values }) => section(counted(`${name} of ${of}`, values, meaning))),
+    ...varied.map(({ name, table: of, meaning, values }) => section(counted(`${name} of ${of}`, values, meaning))),
     shares(overview, "sources"),
+    alike(overview, "sources"),
     shares(overview, "clips"),
+    alike(overview, "clips"),
     ...Object.entries(overview.errors).map(([score, reasons]) => section(counted(`Clips without ${score}`, reasons))),
   ];
   return h("div", { class: "overview" }, h("div", { class: "sections" }, ...parts), rejectedList(header));
@@ -34,6 +36,7 @@ function facts(header: Header): HTMLElement {
     ["clips", `${count(header.total_clips)}, ${duration(header.total_microseconds / 1e6)}`],
     ["files", bytes(overview.size_bytes)],
     ["in this page", shownClips(header)],
+    ...(header.left_out.length ? [["left out for size", header.left_out.join(", ")] as [string, string]] : []),
     ...header.shards.map(({ name, problem }): [string, string] => [`shards/${name}`, problem ?? "can be played"]),
   ];
   return h("dl", { class: "facts" }, ...rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
@@ -41,14 +44,24 @@ function facts(header: Header): HTMLElement {
 
 function footage(overview: Overview): HTMLElement {
   const whole = Math.max(overview.duration_s, 1e-9);
-  const lost = Object.entries(overview.lost_s).map(([name, seconds]) => [
-    label(name.replace(/^lost_(.*)_s$/, "$1"), overview.meanings[name]),
-    duration(seconds),
-    percent(seconds / whole),
-    bar(seconds / whole, "lost"),
-  ]);
+  const short = (name: string) => name.replace(/^lost_(.*)_s$/, "$1");
+  const losses = Object.entries(overview.lost_s);
+  const lost = losses
+    .filter(([, seconds]) => seconds)
+    .map(([name, seconds]) => [
+      label(short(name), overview.meanings[name]),
+      duration(seconds),
+      percent(seconds / whole),
+      bar(seconds / whole, "lost"),
+    ]);
+  const none = losses.filter(([, seconds]) => !seconds).map(([name]) => short(name));
   const clips = ["in clips", duration(overview.clip_s), percent(overview.clip_s / whole), bar(overview.clip_s / whole)];
-  return table("Where footage went", ["part", "time", "share", ""], [clips, ...lost], "shares");
+  return h(
+    "div",
+    {},
+    table("Where footage went", ["part", "time", "share", ""], [clips, ...lost], "shares"),
+    none.length ? h("p", { class: "note" }, `0 s: ${none.join(", ")}`) : null,
+  );
 }
 
 function savedFunnel(header: Header, selection: NonNullable<Header["selection"]>): HTMLElement {
@@ -102,6 +115,20 @@ function shares(overview: Overview, of: string): HTMLElement | null {
     return [label(name, meaning), count(yes), percent(yes / all), bar(yes / all)];
   });
   return h("section", {}, table(`Properties of ${of}`, ["column", of, "share", ""], rows, "shares"));
+}
+
+/** Columns with one value, in one table. */
+function alike(overview: Overview, of: string): HTMLElement | null {
+  const columns = overview.categories.filter(
+    (column) => !column.boolean && column.table === of && column.values.length === 1,
+  );
+  if (!columns.length) return null;
+  const rows = columns.map(({ name, meaning, values: [[value, number]] }) => [
+    label(name, meaning),
+    value ?? "",
+    count(number),
+  ]);
+  return h("section", {}, table(`The same in all ${of}`, ["column", "value", of], rows, "shares"));
 }
 
 function label(name: string, meaning: string | undefined): HTMLElement {

@@ -196,7 +196,10 @@ export class Pairs {
       [this.x, this.box.x],
       [this.y, this.box.y],
     ] as [string, [number, number]][]) {
-      const [least, most] = this.state.judge.columns.get(name)!.bounds ?? [low, high];
+      const [least, most] = this.state.judge.columns.get(name)!.bounds ?? [
+        Number.NEGATIVE_INFINITY,
+        Number.POSITIVE_INFINITY,
+      ];
       this.state.change(name, {
         min: Math.max(least, rounded(low)),
         max: Math.min(most, rounded(high)),

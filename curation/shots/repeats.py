@@ -15,17 +15,18 @@ _MOVES = 1.0
 """Root mean square difference of two successive small frames, in 8-bit levels, that shows something moving."""
 _NEAR_FRAMES = 4
 """A cadence repeats a picture at most so many times, from 12 fps in 60 on."""
-_OF_NEAR = 0.3
+_OF_NEAR = 0.15
 """A repeat differs by less than this share of the changes within `_NEAR_FRAMES` on both sides."""
 _AROUND_S = 1.0
 _OF_AROUND = 0.05
-"""The same within this time: pictures that change rarely, as in screen recordings."""
+"""The same within this time, if it hardly differs at all: pictures that change rarely, as in screen recordings."""
+_HARDLY = 0.3
 _LEAST_FRAMES = 12
 _NOISE_FLOOR = 0.02
-_ALL_DIFFER = 0.93
+_ALL_DIFFER = 0.9
 """From this share of different pictures on there are no repeats worth telling: a few frames always change little."""
 _CADENCE_FRAMES = 6
-_CADENCE_RATIO = 0.55
+_CADENCE_RATIO = 0.45
 """How small repeats are, relative to changes, on geometric average, for a cadence to be one..."""
 _BEYOND_CHANCE = 1.05
 """A cadence, which cannot be chance, counts even if single frames seem to be a few less."""
@@ -44,7 +45,8 @@ def new_pictures(intervals_s: NDArray[np.float64], changes: NDArray[np.float64])
     moving = level >= _MOVES
     if moving.sum() < _LEAST_FRAMES:
         return everything
-    new = ~moving | ((changes > _OF_NEAR * _largest_beside(changes)) & (changes > _OF_AROUND * level))
+    repeat = changes <= np.maximum(_OF_NEAR * _largest_beside(changes), np.minimum(_OF_AROUND * level, _HARDLY))
+    new = ~moving | ~repeat
     share = float(new[moving].sum() / intervals_s[moving].sum() * intervals_s.mean())
     in_cadence, cadence = _cadence(changes, moving)
     if cadence < _BEYOND_CHANCE * share:

@@ -15,12 +15,22 @@ from pydantic import Field
 
 from clipmill.addresses import redacted
 from clipmill.config import Config
+from clipmill.cropping import NO_MARGINS, Cropper, Margins
 from clipmill.errors import SourceError
 from curation.dataset.schemas import SIGNAL_COLUMNS
 from curation.inputs.captions import captions_of_clips, read_captions
 from curation.inputs.sources import Source, open_source
-from curation.scan.rows import clip_columns, identity, note, refused_columns, source_columns, transition_columns
-from curation.scan.thumbnail_spool import ThumbnailSpool
+from curation.scan.rows import (
+    clip_columns,
+    displayed_columns,
+    identity,
+    note,
+    refused_columns,
+    shown_shares,
+    source_columns,
+    transition_columns,
+)
+from curation.scan.thumbnail_spool import ThumbnailSpool, cropped
 from curation.scan.wire import MOST_ITEMS
 from curation.scores.columns import FAILED
 from curation.scores.microconditioning import motion_bucket
@@ -36,6 +46,7 @@ from curation.shots.spans import (
     Timeline,
     plan_spans,
 )
+from curation.video.bars import BarMeter
 from curation.video.decode import Frame, Limits, PacketIndex, Video, VideoInfo
 from curation.video.resize import FrameResizer
 
@@ -133,6 +144,8 @@ class OnePass:
         self._resizer = FrameResizer(info.bright_nits)
         self._cuts = CutDetector(config.cuts)
         self._motion = MotionMeter(config.motion)
+        self._bars, self._crop = BarMeter(), Cropper(NO_MARGINS)
+        self._enlarged = False
         self._previous: Frame | None = None
         self._sizes: list[tuple[int, int, int]] = []
         self._frame_pts: list[int] = []
@@ -144,10 +157,11 @@ class OnePass:
     def push(self, frame: Frame, packets: PacketIndex) -> None:
         """Process the next frame; `packets` are those read so far."""
         av_frame, time_s = frame.av_frame, self._elapsed_s(frame.pts)
-        self._cuts.push(frame.index, frame.pts, time_s, self._resizer.small_luma(av_frame))
+        small = self._resizer.small_luma(av_frame)
+        self._cuts.push(frame.index, frame.pts, time_s, small)
+        barred = self._bars.push(small)
         if self._motion.wants(time_s):
-            luma = self._resizer.luma(av_frame, self._info, short_side_px=self._config.motion.short_side_px)
-            self._motion.push(frame.pts, time_s, luma)
+            self._measure_motion(frame, time_s, barred=barred)
         self._keep_thumbnail(self._previous, time_s)
         self._previous = frame
         if not self._sizes or self._sizes[-1][1:] != (av_frame.width, av_frame.height):
@@ -169,7 +183,7 @@ class OnePass:
         self._keep_thumbnail(self._previous, float("inf"))
         info, timeline = self._info, self._timeline(packets)
         transitions = merge(self._cuts.finish(), self._certain(timeline, packets))
-        plan = plan_spans(timeline, transitions, self._config.spans)
+        plan = plan_spans(timeline, transitions, self._config.spans, changes=self._has_bars)
         changes = np.array(self._cuts.frame_rms_changes, np.float32)
         for cut in transitions:  # not what repeats are told by
             changes[cut.start_frame : cut.end_frame + 1] = 0
@@ -183,11 +197,17 @@ class OnePass:
         row |= {name: list(values) if fit else None for name, values in zip(SIGNAL_COLUMNS, signals, strict=True)}
         clips, thumbnails = [], []
         for span in plan.spans:
-            clip = clip_columns(source, info, timeline, packets, span, changes) | self._displayed_size(span)
-            clip["motion"], clip["motion_error"] = self._motion.between(span.start_pts, span.end_pts)
+            size, margins = self._frame_size(span), self._margins(span, timeline)
+            clip = clip_columns(source, info, timeline, packets, span, changes)
+            clip |= displayed_columns(info, size, margins)
+            region_px = clip["width"], clip["height"]
+            clip["motion"], clip["motion_error"] = self._motion.between(span.start_pts, span.end_pts, region_px)
             clip["motion_error_kind"] = FAILED if clip["motion_error"] else None
             clip["motion_bucket"] = motion_bucket(clip["motion"])
             clip["thumbnail_pts"], jpegs = self._spool.first_middle_last(span.start_pts, span.end_pts)
+            if margins or self._enlarged:
+                shares = shown_shares(info, size, margins)
+                jpegs = tuple(cropped(jpeg, shares, self._config.thumbnail_long_side_px) for jpeg in jpegs)
             clips.append(clip)
             thumbnails.append(jpegs)
         clips_s = [(self._elapsed_s(span.start_pts), self._elapsed_s(span.end_pts)) for span in plan.spans]
@@ -209,6 +229,10 @@ class OnePass:
         """Keep a frame as thumbnail candidate if none is close enough to the next frame."""
         if frame is not None and self._spool.due(next_s, self._config.thumbnail_spacing_s):
             long_side_px = self._config.thumbnail_long_side_px
+            if self._bars.steady:  # large enough once the bars are cut off
+                shown = self._crop(frame.av_frame)
+                enlarged = max(frame.av_frame.width, frame.av_frame.height) / max(shown.width, shown.height)
+                long_side_px, self._enlarged = round(enlarged * long_side_px), True
             bgr = self._resizer.upright_bgr(frame.av_frame, self._info, long_side_px=long_side_px)
             self._spool.add(frame.pts, self._elapsed_s(frame.pts), bgr)
 
@@ -219,7 +243,7 @@ class OnePass:
         transitions = merge(seen, self._certain(timeline, packets))
         over = [t for t in transitions if t.end_frame < settled]
         decided_pts = over[-1].start_pts if over else timeline.bound_pts(0)
-        plan = plan_spans(timeline, transitions, self._config.spans)
+        plan = plan_spans(timeline, transitions, self._config.spans, changes=self._has_bars)
         spans = [(s.start_pts, s.end_pts) for s in plan.spans if s.cut_end_pts <= decided_pts]
         self._spool.drop_decided(spans, decided_pts)
 
@@ -240,12 +264,27 @@ class OnePass:
             ),
         ]
 
-    def _displayed_size(self, span: Span) -> dict[str, int]:
-        info = self._info
+    def _measure_motion(self, frame: Frame, time_s: float, *, barred: bool) -> None:
+        """Of what is between the bars, if there are any."""
+        self._bars.look(*self._resizer.full_luma(frame.av_frame) if barred else (None,))
+        if self._bars.steady != self._crop.margins:
+            self._crop = Cropper(self._bars.steady)
+        shown = self._crop(frame.av_frame)
+        luma = self._resizer.luma(shown, self._info, short_side_px=self._config.motion.short_side_px)
+        width = max(1, round(shown.width * self._info.sample_aspect_ratio))
+        self._motion.push(frame.pts, time_s, luma, self._info.orientation.shown_size(width, shown.height))
+
+    def _margins(self, span: Span, timeline: Timeline) -> Margins:
+        """The bars of the clip that the cuts asked for, of which the extracted one is a part."""
+        return self._bars.between(timeline.frame_at(span.cut_start_pts), timeline.frame_at(span.cut_end_pts))
+
+    def _has_bars(self, first: int, last: int) -> bool:
+        return bool(self._bars.between(first, last))
+
+    def _frame_size(self, span: Span) -> tuple[int, int]:
+        """Width and height of the decoded frames."""
         begun = bisect_right(self._sizes, span.start_frame, key=lambda size: size[0])
-        _, width, height = self._sizes[begun - 1]
-        width, height = info.orientation.shown_size(max(1, round(width * info.sample_aspect_ratio)), height)
-        return {"width": width, "height": height}
+        return self._sizes[begun - 1][1:]
 
     def _timeline(self, packets: PacketIndex) -> Timeline:
         info = self._info

@@ -1,11 +1,12 @@
 """Rows of a scan: the columns of a source, of its clips, and a note for the user."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmill.cropping import Margins
 from clipmill.video import fps_id
 from curation.inputs.sources import Source
 from curation.shots.cuts import Transition
@@ -89,6 +90,30 @@ def refused_columns(cut: RefusedCut, timeline: Timeline) -> dict[str, Any]:
         "end_s": float(timeline.bound_pts(cut.end_frame) * timeline.time_base),
         "reason": cut.reason,
     }
+
+
+def displayed_columns(info: VideoInfo, size: tuple[int, int], bars: Margins) -> dict[str, Any]:
+    """Columns of a clip's geometry, as displayed; `size` is width and height of the decoded frames."""
+    width, height = size[0] - bars.left - bars.right, size[1] - bars.top - bars.bottom
+    aspect = info.sample_aspect_ratio
+    width, height = info.orientation.shown_size(max(1, round(width * aspect)), height)
+    square = replace(bars, left=round(bars.left * aspect), right=round(bars.right * aspect))
+    left, top, right, bottom = square.of_upright(info.orientation).sides
+    return {
+        "width": width,
+        "height": height,
+        "crop_left": left,
+        "crop_top": top,
+        "crop_right": right,
+        "crop_bottom": bottom,
+    }
+
+
+def shown_shares(info: VideoInfo, size: tuple[int, int], bars: Margins) -> tuple[float, float, float, float]:
+    """The bars at the left, top, right and bottom of the displayed frame, as shares of its width and height."""
+    width, height = info.orientation.shown_size(*size)
+    left, top, right, bottom = bars.of_upright(info.orientation).sides
+    return left / width, top / height, right / width, bottom / height
 
 
 def clip_columns(

@@ -18,7 +18,7 @@ from clipmill.config import Config
 from clipmill.cropping import NO_MARGINS, Cropper, Margins
 from clipmill.errors import SourceError
 from curation.dataset.schemas import SIGNAL_COLUMNS
-from curation.inputs.captions import captions_of_clips, read_captions
+from curation.inputs.captions import captions_of_clips, read_supplied
 from curation.inputs.sources import Source, open_source
 from curation.scan.rows import (
     clip_columns,
@@ -95,7 +95,7 @@ def scan(source: Source, config: ScanConfig | None = None, frame_times: bool = F
         raise SourceError("too_large", f"{source.size_bytes:,} bytes exceed the limit of {config.limits.max_bytes:,}")
     spool_bytes = min(config.limits.spool_bytes, config.limits.answer_bytes) // 2
     with (
-        open_source(source.location) as file,
+        open_source(source.location, max_copy_bytes=config.limits.spool_bytes) as file,
         ThumbnailSpool(spool_bytes) as spool,
         Video(file, config.limits) as video,
     ):
@@ -211,7 +211,9 @@ class OnePass:
             clips.append(clip)
             thumbnails.append(jpegs)
         clips_s = [(self._elapsed_s(span.start_pts), self._elapsed_s(span.end_pts)) for span in plan.spans]
-        captions = captions_of_clips(read_captions(source, info.metadata), clips_s)
+        supplied = read_supplied(source, info.metadata)
+        row["metadata"] = supplied.metadata
+        captions = captions_of_clips(supplied.captions, clips_s)
         for clip, chosen in zip(clips, captions, strict=True):
             clip["captions"] = [asdict(caption) for caption in chosen]
         return Scan(source=row, clips=clips, thumbnails=thumbnails)

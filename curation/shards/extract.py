@@ -82,7 +82,7 @@ def extract_clips(
     """
     try:
         _check_unchanged(uri, clips[0]["source_id"])
-        with open_source(uri) as file, Video(file, config.limits) as video:
+        with open_source(uri, max_copy_bytes=config.limits.spool_bytes) as file, Video(file, config.limits) as video:
             return _extract_all(video, clips, kind, config)
     except SourceError as error:
         return [error] * len(clips)

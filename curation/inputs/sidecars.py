@@ -26,10 +26,12 @@ def read_sidecar(source: Source, suffix: str) -> str | None:
     try:
         content = _read(beside(source.location, suffix), source.root)
         return None if content is None else _decode(content)
-    except (MemoryError, UserError):
+    except MemoryError:
         raise
     except Exception as error:  # untrusted bytes, and whatever client a store has: a caption is not worth a source
         raise_if_stopped(error)
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{type(error).__name__}: {error}") from error
 
 

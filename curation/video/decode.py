@@ -58,7 +58,8 @@ class Limits(Config):
     """Memory limit of the child process, including libraries; it cannot start with much less than 256 MiB."""
     spool_bytes: int = Field(1 << 30, ge=8 << 20)
     """Maximum size of the candidate thumbnails buffered in a temporary file until the clips are known; also the largest
-    file that the child process may write."""
+    file that the child process may write, such as the copy of a video that is compressed in an archive or whose server
+    has no range requests."""
     answer_bytes: int = Field(1 << 30, ge=1 << 20)
     """Maximum size of what the child process returns: rows and thumbnails of a scan, or a minute of clips for a
     shard."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from clipmill.addresses import redacted, without_credentials
 from clipmill.config import unknown_name
-from clipmill.errors import UserError
+from clipmill.errors import RunStopped, UserError
 from curation.inputs.sidecars import beside, read_sidecar
 from curation.inputs.source_metadata import (
     METADATA_NAMES,
@@ -136,6 +136,8 @@ def read_supplied(source: Source, tags: Mapping[str, str]) -> Supplied:
             if text is not None:
                 captions += parse(text)
                 metadata = (describe(text) if describe else {}) | metadata
+        except RunStopped:
+            raise
         except UserError as error:
             name = posixpath.basename(without_credentials(beside(source.location, suffix)))
             failed = Caption.failed("sidecar", str(clean(f"{name}: {redacted(str(error))}")))

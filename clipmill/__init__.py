@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipelines.config import CurateConfig
     from pipelines.curate import CurateResult, curate
     from pipelines.export import export
+    from pipelines.fetch import FetchRun, fetch
     from pipelines.inspect import Inspection, inspect
     from pipelines.report import WrittenReport, report
     from pipelines.sample import Sample, SampleRequest, sample
@@ -58,6 +59,8 @@ _MODULES = {
     "curate": "pipelines.curate",
     "cache_latents": "pipelines.cache_latents",
     "export": "pipelines.export",
+    "FetchRun": "pipelines.fetch",
+    "fetch": "pipelines.fetch",
     "find_duplicates": "curation.dedup.duplicates",
     "inspect": "pipelines.inspect",
     "report": "pipelines.report",
@@ -76,6 +79,7 @@ __all__ = [
     "Dataset",
     "DuplicatesConfig",
     "DuplicatesResult",
+    "FetchRun",
     "Inspection",
     "LatentCache",
     "Rule",
@@ -95,6 +99,7 @@ __all__ = [
     "cache_latents",
     "curate",
     "export",
+    "fetch",
     "find_duplicates",
     "inspect",
     "report",

@@ -48,6 +48,7 @@ from curation.shots.spans import (
 )
 from curation.video.bars import BarMeter
 from curation.video.decode import Frame, Limits, PacketIndex, Video, VideoInfo
+from curation.video.fields import PROGRESSIVE, FieldMeter, Fields, deinterlaced_one
 from curation.video.resize import FrameResizer
 
 
@@ -146,6 +147,8 @@ class OnePass:
         self._motion = MotionMeter(config.motion)
         self._bars, self._crop = BarMeter(), Cropper(NO_MARGINS)
         self._enlarged = False
+        self._fields = FieldMeter()
+        self._before: Frame | None = None
         self._previous: Frame | None = None
         self._sizes: list[tuple[int, int, int]] = []
         self._frame_pts: list[int] = []
@@ -162,8 +165,8 @@ class OnePass:
         barred = self._bars.push(small)
         if self._motion.wants(time_s):
             self._measure_motion(frame, time_s, barred=barred)
-        self._keep_thumbnail(self._previous, time_s)
-        self._previous = frame
+        self._keep_thumbnail(self._before, self._previous, frame, time_s)
+        self._before, self._previous = self._previous, frame
         if not self._sizes or self._sizes[-1][1:] != (av_frame.width, av_frame.height):
             self._sizes.append((frame.index, av_frame.width, av_frame.height))
         if av_frame.key_frame:
@@ -180,7 +183,7 @@ class OnePass:
         """The rows and thumbnails. Raises SourceError if there were no frames."""
         if not self._frame_pts:
             raise SourceError("decode_error", "no frame could be decoded")
-        self._keep_thumbnail(self._previous, float("inf"))
+        self._keep_thumbnail(self._before, self._previous, None, float("inf"))
         info, timeline = self._info, self._timeline(packets)
         transitions = merge(self._cuts.finish(), self._certain(timeline, packets))
         plan = plan_spans(timeline, transitions, self._config.spans, changes=self._has_bars)
@@ -188,7 +191,8 @@ class OnePass:
         for cut in transitions:  # not what repeats are told by
             changes[cut.start_frame : cut.end_frame + 1] = 0
         row = identity(source) | source_columns(info, timeline, packets, plan, changes)
-        row["note"] = note(info, timeline, packets, plan, self._config.spans, self._spool.note)
+        row["interlaced"] = self._fields.verdict
+        row["note"] = note(info, timeline, packets, plan, self._config.spans, self._spool.note, self._fields.verdict)
         row["transitions"] = [transition_columns(transition, timeline) for transition in transitions]
         refused = self._cuts.refused.outside(transitions)
         row["refused_cuts"] = [refused_columns(cut, timeline) for cut in refused]
@@ -200,6 +204,7 @@ class OnePass:
             size, margins = self._frame_size(span), self._margins(span, timeline)
             clip = clip_columns(source, info, timeline, packets, span, changes)
             clip |= displayed_columns(info, size, margins)
+            clip["interlaced"] = self._fields.between(span.start_pts, span.end_pts)
             region_px = clip["width"], clip["height"]
             clip["motion"], clip["motion_error"] = self._motion.between(span.start_pts, span.end_pts, region_px)
             clip["motion_error_kind"] = FAILED if clip["motion_error"] else None
@@ -227,16 +232,34 @@ class OnePass:
         """Seconds from the first frame to a timestamp."""
         return float((pts - self._frame_pts[0]) * self._info.time_base) if self._frame_pts else 0.0
 
-    def _keep_thumbnail(self, frame: Frame | None, next_s: float) -> None:
-        """Keep a frame as thumbnail candidate if none is close enough to the next frame."""
-        if frame is not None and self._spool.due(next_s, self._config.thumbnail_spacing_s):
-            long_side_px = self._config.thumbnail_long_side_px
-            if self._bars.steady:  # large enough once the bars are cut off
-                shown = self._crop(frame.av_frame)
-                enlarged = max(frame.av_frame.width, frame.av_frame.height) / max(shown.width, shown.height)
-                long_side_px, self._enlarged = round(enlarged * long_side_px), True
-            bgr = self._resizer.upright_bgr(frame.av_frame, self._info, long_side_px=long_side_px)
-            self._spool.add(frame.pts, self._elapsed_s(frame.pts), bgr)
+    def _keep_thumbnail(self, before: Frame | None, frame: Frame | None, after: Frame | None, next_s: float) -> None:
+        """Keep a frame as thumbnail candidate if none is close enough to the next frame. The first one waits until its
+        fields can be told from three frames."""
+        if frame is None or (before is None and after is not None):
+            return
+        first = before if before is not None and before.index == 0 else None
+        if first is None and not self._spool.due(next_s, self._config.thumbnail_spacing_s):
+            return
+        look = None
+        if before is not None and after is not None:
+            look = self._fields.look(frame.pts, before.av_frame, frame.av_frame, after.av_frame)
+        fields = self._fields.of(look)
+        if first is not None:
+            self._add_thumbnail(None, first, frame, fields)
+        if self._spool.due(next_s, self._config.thumbnail_spacing_s):
+            self._add_thumbnail(before, frame, after, fields)
+
+    def _add_thumbnail(self, before: Frame | None, frame: Frame, after: Frame | None, fields: Fields) -> None:
+        av_frame = deinterlaced_one(
+            frame.av_frame, before.av_frame if before else None, after.av_frame if after else None, fields
+        )
+        long_side_px = self._config.thumbnail_long_side_px
+        if self._bars.steady:  # large enough once the bars are cut off
+            shown = self._crop(av_frame)
+            enlarged = max(av_frame.width, av_frame.height) / max(shown.width, shown.height)
+            long_side_px, self._enlarged = round(enlarged * long_side_px), True
+        bgr = self._resizer.upright_bgr(av_frame, self._info, long_side_px=long_side_px)
+        self._spool.add(frame.pts, self._elapsed_s(frame.pts), bgr)
 
     def _make_room(self, packets: PacketIndex) -> None:
         """Drop the thumbnail candidates that no clip can use: of completed shots, all but three per clip."""
@@ -304,6 +327,6 @@ class OnePass:
             end_pts=int(frame_pts[-1]) + min(max(1, duration), longest),
             key_pts=np.array([pts for pts, stamp in keys if stamp is None or stamp in flagged], np.int64),
             packet_pts=np.array(stamped if complete else [], np.int64),
-            remuxable=complete and not packets.rebuilt and self._remuxable,
+            remuxable=complete and not packets.rebuilt and self._remuxable and self._fields.verdict == PROGRESSIVE,
             holds=info.container not in BROADCAST_CONTAINERS,
         )

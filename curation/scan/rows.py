@@ -14,6 +14,7 @@ from curation.shots.refused import RefusedCut
 from curation.shots.repeats import new_pictures
 from curation.shots.spans import Span, SpanConfig, SpanPlan, Timeline
 from curation.video.decode import PacketIndex, Timestamps, VideoInfo
+from curation.video.fields import PROGRESSIVE, Fields
 
 
 def identity(source: Source) -> dict[str, Any]:
@@ -177,6 +178,7 @@ def note(
     plan: SpanPlan,
     config: SpanConfig,
     thumbnails: str | None = None,
+    interlaced: Fields = PROGRESSIVE,
 ) -> str | None:
     """Note for a source that is ok but damaged, or yields no clips."""
     notes = []
@@ -192,16 +194,17 @@ def note(
     if thumbnails:
         notes.append(thumbnails)
     if not plan.spans:
-        notes.append(_why_no_clip(info, timeline, plan, config))
+        notes.append(_why_no_clip(info, timeline, plan, config, interlaced))
     return "; ".join(notes) or None
 
 
-def _why_no_clip(info: VideoInfo, timeline: Timeline, plan: SpanPlan, config: SpanConfig) -> str:
+def _why_no_clip(info: VideoInfo, timeline: Timeline, plan: SpanPlan, config: SpanConfig, interlaced: Fields) -> str:
     whole_s = timeline.seconds(0, len(timeline.frame_pts))
     if plan.lost_blank_s and plan.lost_blank_s > whole_s - config.min_s:
         return f"{plan.lost_blank_s:.1f} s of {whole_s:.1f} s are black or blank; the rest yields no clip"
     if config.extraction == "remux" and not timeline.remuxable:
-        return f"{info.codec} in this container cannot be remuxed into MP4; with extraction: auto it is transcoded"
+        what = f"{info.codec} in this container" if interlaced == PROGRESSIVE else "interlaced footage"
+        return f"{what} cannot be remuxed into MP4; with extraction: auto it is transcoded"
     why = f"no shot yields a clip of {config.min_s:g} s"
     if config.extraction == "remux" and plan.lost_keyframe_s:
         why += " that starts on a keyframe and can be remuxed"

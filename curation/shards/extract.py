@@ -25,6 +25,7 @@ from curation.inputs.sources import open_source, stat_source
 from curation.shots.spans import remuxed_packets
 from curation.video.decode import Frame, Limits, Video, VideoInfo
 from curation.video.display import DisplayTransform
+from curation.video.fields import PROGRESSIVE, deinterlaced
 from curation.video.resize import FrameResizer
 
 Kind = Literal["clips", "images"]
@@ -159,7 +160,7 @@ def middle_frame(video: Video, clip: ClipRow, config: ExtractionConfig) -> Extra
     if not clip["thumbnail_pts"]:
         raise SourceError("decode_error", "the scan kept no thumbnail for this clip")
     pts = clip["thumbnail_pts"][1]
-    frame = next(video.frames_between(pts, clip["end_pts"], timestamps=clip["timestamps"]), None)
+    frame = next((frame for frame in _frames(video, clip, pts, pts + 1) if frame.pts >= pts), None)
     if frame is None or frame.pts != pts:
         raise SourceError(
             "decode_error", f"no frame with timestamp {pts} could be decoded: the file differs from the scan"
@@ -178,6 +179,13 @@ def clip_bars(clip: ClipRow, info: VideoInfo) -> Margins:
     bars, aspect = shown.of_decoded(info.orientation), info.sample_aspect_ratio
     left, right = (2 * math.ceil(px / aspect / 2 - Fraction(1, 4)) for px in (bars.left, bars.right))
     return Margins(left=left, top=bars.top, right=right, bottom=bars.bottom)
+
+
+def _frames(video: Video, clip: ClipRow, start_pts: int, end_pts: int) -> Iterator[Frame]:
+    """Frames with start_pts <= pts < end_pts without combs, and of interlaced footage the neighbours."""
+    interlaced = clip["interlaced"] != PROGRESSIVE
+    frames = video.frames_between(start_pts, end_pts, timestamps=clip["timestamps"], neighbors=interlaced)
+    return deinterlaced(frames, clip["interlaced"])
 
 
 def _packets_between(video: Video, start_pts: int, end_pts: int) -> list[av.Packet]:
@@ -200,10 +208,14 @@ def _packets_between(video: Video, start_pts: int, end_pts: int) -> list[av.Pack
 def _passes(video: Video, clips: Iterable[ClipRow]) -> Iterator[list[ClipRow]]:
     """Clips that share one decode: those whose keyframe precedes the end of the clip before them.
 
-    All clips where the time line was rebuilt, which takes a decode from the start of the file.
+    All clips where the time line was rebuilt, which takes a decode from the start of the file. None that are
+    deinterlaced differently.
     """
     group: list[ClipRow] = []
     for clip in sorted(clips, key=lambda c: c["start_pts"]):
+        if group and clip["interlaced"] != group[-1]["interlaced"]:
+            yield group
+            group = []
         if clip["timestamps"] == "rebuilt":
             group.append(clip)
             continue
@@ -242,7 +254,7 @@ def _transcode(
 def _transcode_in_one_pass(
     video: Video, clips: list[ClipRow], crf: Mapping[str, int], config: ExtractionConfig
 ) -> Iterator[tuple[ClipRow, "_Encoder", SourceError | None]]:
-    frames = video.frames_between(clips[0]["start_pts"], clips[-1]["end_pts"], timestamps=clips[0]["timestamps"])
+    frames = _frames(video, clips[0], clips[0]["start_pts"], clips[-1]["end_pts"])
     frame = next(frames, None)
     for clip in clips:
         encoder, failure = _Encoder(video, clip, crf[clip["clip_id"]], config.preset), None

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import json
+import mimetypes
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,8 @@ T = TypeVar("T")
 _WHOLE_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2"}
 """Stores in which an object appears only when its upload completes."""
 
+_TYPE_ARGUMENT = {"s3": "ContentType", "s3a": "ContentType", "gs": "content_type", "gcs": "content_type"}
+"""Argument for the media type of an object: without it, a browser downloads a page instead of showing it."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLIENT_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs")
 _READ_DEADLINE_S = 60.0
@@ -327,7 +330,11 @@ def _is_temporary(path: str) -> bool:
 
 
 def _open_for_writing(fs: fsspec.AbstractFileSystem, path: str) -> BinaryIO:
-    file: BinaryIO = open(path, "xb") if is_local(fs) else fs.open(path, "wb")  # noqa: SIM115
+    if is_local(fs):
+        return open(path, "xb")
+    media_type, _ = mimetypes.guess_type(path)
+    arguments = {_TYPE_ARGUMENT[name]: media_type for name in _protocols(fs) & _TYPE_ARGUMENT.keys() if media_type}
+    file: BinaryIO = fs.open(path, "wb", **arguments)
     return file
 
 

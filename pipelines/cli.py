@@ -233,7 +233,12 @@ def report(
         import webbrowser
         from pathlib import Path
 
-        webbrowser.open(Path(written.file).resolve().as_uri() if "://" not in written.file else written.file)
+        if "://" not in written.file:
+            webbrowser.open(Path(written.file).resolve().as_uri())
+        elif written.file.startswith(("https://", "http://")):
+            webbrowser.open(written.file)
+        else:
+            say(f"a browser cannot open {written.file}: download it, or open its https address")
 
 
 @app.command(epilog=EXIT_CODES)

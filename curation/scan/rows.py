@@ -187,8 +187,9 @@ def note(
     if packets.rebuilt:
         notes.append(f"timestamps rebuilt for {packets.rebuilt} of {packets.decoded} frames")
     decoded_s = timeline.seconds(0, len(timeline.frame_pts))
-    if packets.ended_early or (info.duration_s is not None and decoded_s < info.duration_s - 1):
-        promised = f" of the stated {info.duration_s:.1f} s" if info.duration_s else ""
+    stated_s = info.duration_s if info.duration_s is not None and not packets.rebuilt else 0.0  # it includes all jumps
+    if packets.ended_early or decoded_s < stated_s - 1:
+        promised = f" of the stated {stated_s:.1f} s" if stated_s else ""
         reason = f" ({packets.ended_early})" if packets.ended_early else ""
         notes.append(f"only {decoded_s:.1f} s{promised} could be read{reason}")
     if thumbnails:

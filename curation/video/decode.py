@@ -223,7 +223,7 @@ class Video:
             frames = _between(stamped, start_pts, end_pts, neighbors)
             head = list(islice(frames, 1))
             head += islice(frames, 1) if head and head[0].index < 0 else ()
-            if not head or head[-1].pts <= start_pts:  # or the seek landed too late: the container index is unreliable
+            if head and head[-1].pts <= start_pts:  # or the seek landed too late: the container index is unreliable
                 yield from chain(head, frames)
                 return
         self._rewind()

@@ -1,8 +1,6 @@
-"""CPU time of a scan, relative to one plain single-threaded decode of the same file.
+"""What a scan costs, in CPU time of one plain single-threaded decode of the same file.
 
-    python -m benchmarks.scan [--runs N]
-
-PySceneDetect's detection alone is measured for comparison.
+Run: python -m benchmarks.scan [--runs N]. Beside it, PySceneDetect's own detection alone.
 """
 
 import argparse
@@ -24,7 +22,7 @@ UNSCANNABLE = ("dec_corrupted",)
 
 
 def decode(path: Path) -> None:
-    """Decode every frame on one thread and discard it."""
+    """Every frame, one thread, nothing done with it."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_count = 1
@@ -42,16 +40,14 @@ def measure(path: Path, runs: int) -> dict[str, float]:
 
 
 def detect_scenes(path: Path) -> int:
-    """PySceneDetect with its defaults; returns the number of frames it read, 0 for a codec that its OpenCV cannot
-    decode.
-    """
+    """PySceneDetect as it comes; the number of frames it saw, 0 for a codec that its OpenCV reader does not know."""
     manager = SceneManager()
     manager.add_detector(AdaptiveDetector())
     return manager.detect_scenes(open_video(str(path)))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3, help="runs per file; the median is reported")
     runs = parser.parse_args().runs
     cv2.setNumThreads(1)

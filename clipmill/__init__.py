@@ -12,9 +12,13 @@ Every name is imported from its module on first use, so that `import clipmill` i
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clipmill.columns import column
+    from clipmill.config import Config
     from clipmill.errors import RunStopped, SourceError, UserError
+    from clipmill.pipeline import Frames, Resources
     from curation.dataset.tables import Dataset
     from curation.dedup.duplicates import DuplicatesConfig, DuplicatesResult, find_duplicates
+    from curation.scores.base import ClipView, Scorer
     from curation.selection.rules import Rule, Rules
     from curation.selection.select import Selection
     from curation.shards.write import ShardConfig
@@ -22,10 +26,10 @@ if TYPE_CHECKING:
     from pipelines.config import CurateConfig
     from pipelines.curate import CurateResult, curate
     from pipelines.export import export
-    from pipelines.fetch import FetchRun, fetch
     from pipelines.inspect import Inspection, inspect
     from pipelines.report import WrittenReport, report
     from pipelines.sample import Sample, SampleRequest, sample
+    from pipelines.score import ScoreResult, score
     from pipelines.select import select
     from pipelines.shard import ShardRun, shard
     from pipelines.status import Status, status
@@ -36,18 +40,24 @@ if TYPE_CHECKING:
     __version__: str
 
 _MODULES = {
+    "ClipView": "curation.scores.base",
+    "Config": "clipmill.config",
     "CurateConfig": "pipelines.config",
     "CurateResult": "pipelines.curate",
     "Dataset": "curation.dataset.tables",
     "DuplicatesConfig": "curation.dedup.duplicates",
     "DuplicatesResult": "curation.dedup.duplicates",
-    "LatentCache": "pipelines.cache_latents",
+    "Frames": "clipmill.pipeline",
     "Inspection": "pipelines.inspect",
+    "LatentCache": "pipelines.cache_latents",
+    "Resources": "clipmill.pipeline",
     "Rule": "curation.selection.rules",
     "Rules": "curation.selection.rules",
     "RunStopped": "clipmill.errors",
     "Sample": "pipelines.sample",
     "SampleRequest": "pipelines.sample",
+    "ScoreResult": "pipelines.score",
+    "Scorer": "curation.scores.base",
     "Selection": "curation.selection.select",
     "ShardConfig": "curation.shards.write",
     "ShardRun": "pipelines.shard",
@@ -58,13 +68,13 @@ _MODULES = {
     "WrittenReport": "pipelines.report",
     "curate": "pipelines.curate",
     "cache_latents": "pipelines.cache_latents",
+    "column": "clipmill.columns",
     "export": "pipelines.export",
-    "FetchRun": "pipelines.fetch",
-    "fetch": "pipelines.fetch",
     "find_duplicates": "curation.dedup.duplicates",
     "inspect": "pipelines.inspect",
     "report": "pipelines.report",
     "sample": "pipelines.sample",
+    "score": "pipelines.score",
     "select": "pipelines.select",
     "shard": "pipelines.shard",
     "status": "pipelines.status",
@@ -74,19 +84,24 @@ _MODULES = {
 """Public name -> the module that defines it."""
 
 __all__ = [
+    "ClipView",
+    "Config",
     "CurateConfig",
     "CurateResult",
     "Dataset",
     "DuplicatesConfig",
     "DuplicatesResult",
-    "FetchRun",
+    "Frames",
     "Inspection",
     "LatentCache",
+    "Resources",
     "Rule",
     "Rules",
     "RunStopped",
     "Sample",
     "SampleRequest",
+    "ScoreResult",
+    "Scorer",
     "Selection",
     "ShardConfig",
     "ShardRun",
@@ -97,13 +112,14 @@ __all__ = [
     "WrittenReport",
     "__version__",
     "cache_latents",
+    "column",
     "curate",
     "export",
-    "fetch",
     "find_duplicates",
     "inspect",
     "report",
     "sample",
+    "score",
     "select",
     "shard",
     "status",

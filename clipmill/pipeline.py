@@ -35,13 +35,37 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Frames:
+    """A need for frames of the clip itself, decoded from its span alone.
+
+    It costs a decode of the clip; the stored pictures cost none.
+    """
+
+    count: int | None
+    """Frames spread evenly over the clip; None: all of them."""
+    long_side_px: int
+    """Length of the longer side; smaller frames keep their size."""
+
+    def __post_init__(self) -> None:
+        if (self.count is not None and self.count < 1) or self.long_side_px < 2:
+            raise ValueError(f"expected at least one frame of at least 2 px, got {self}")
+
+    def __str__(self) -> str:
+        many = "every frame" if self.count is None else f"{self.count} frame{'s' * (self.count > 1)}"
+        return f"{many} at {self.long_side_px} px"
+
+
+Need = str | Frames
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """One step of a pipeline: what it reads, what it adds, and the resources of a worker."""
 
     name: str
-    needs: tuple[str, ...]
-    """Inputs that must exist: columns, thumbnails, embeddings."""
-    gives: tuple[str, ...]
+    needs: tuple[Need, ...]
+    """Inputs that must exist: columns, pictures, embeddings, frames. They decide what a run reads and decodes."""
+    gives: tuple[Need, ...]
     """Outputs that exist once the stage is done."""
     load: Callable[[str], Callable[[Any], Any]] = field(repr=False)
     """Takes the device ("cpu", "cuda"), loads what the stage keeps and returns its work: a function from a list of
@@ -55,7 +79,7 @@ class Stage:
     `divide` process each piece one after the other, so that thumbnails are decoded once."""
 
 
-def check_stages(stages: Sequence[Stage], given: Collection[str]) -> None:
+def check_stages(stages: Sequence[Stage], given: Collection[Need]) -> None:
     """Raise UserError if a stage needs something that neither `given` nor an earlier stage provides.
 
     The message names the stage, the missing input, the later stage that gives it if there is one, and the fix.
@@ -68,12 +92,12 @@ def check_stages(stages: Sequence[Stage], given: Collection[str]) -> None:
         there.update(stage.gives)
 
 
-def _missing(need: str, stage: Stage, from_here: Sequence[Stage], there: Collection[str]) -> str:
-    sentence = f"stage {stage.name} needs {need!r}, which no stage before it gives"
+def _missing(need: Need, stage: Stage, from_here: Sequence[Stage], there: Collection[Need]) -> str:
+    sentence = f"stage {stage.name} needs {str(need)!r}, which no stage before it gives"
     if later := [other.name for other in from_here if need in other.gives and other is not stage]:
         return f"{sentence}: {later[0]} gives it, so put {later[0]} before {stage.name}"
-    names = {*there, *(name for other in from_here for name in other.gives if other is not stage)}
-    return f"{sentence}, nor any other: {unknown_name('column', need, sorted(names))}"
+    names = {*map(str, there), *(str(name) for other in from_here for name in other.gives if other is not stage)}
+    return f"{sentence}, nor any other: {unknown_name('column', str(need), sorted(names))}"
 
 
 def loaded(stages: Sequence[Stage], device: str) -> Callable[[list[Any]], list[Any]]:

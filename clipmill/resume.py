@@ -23,9 +23,9 @@ MAY_CHANGE = frozenset({
     "run.steps", "run.log_every", "run.save_every", "run.keep_last", "run.keep_every",
     "run.sample_every", "run.sample_count", "run.sample_steps",
     # Shards and datasets: resource limits decide which inputs are rejected, not the results of the others.
-    "scan.limits", "extraction.limits", "inputs",
-    # Datasets: duplicates are recomputed; batch sizes of models.
-    "duplicates", "clip_embedder.batch_size", "captioners.coca.batch_size",
+    "scan.limits", "extraction.limits",
+    # Datasets: duplicates are recomputed, further scores have versions of their own; batch sizes of models.
+    "duplicates", "scorers", "clip_embedder.batch_size", "captioners.coca.batch_size",
     # Endpoint location and retry policy.
     *(f"captioners.{name}.{key}" for name in ("video", "merged") for key in (
         "base_url", "api_key_env", "timeout_s", "retries", "max_in_flight", "give_up_after", "pause_s",

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from clipmill.errors import UserError
-from pipelines import cli_doctor, cli_model
+from pipelines import cli_doctor, cli_model, cli_score
 from pipelines.cli_shared import (
     CAPTIONS_FAILED,
     EXIT_CODES,
@@ -233,12 +233,7 @@ def report(
         import webbrowser
         from pathlib import Path
 
-        if "://" not in written.file:
-            webbrowser.open(Path(written.file).resolve().as_uri())
-        elif written.file.startswith(("https://", "http://")):
-            webbrowser.open(written.file)
-        else:
-            say(f"a browser cannot open {written.file}: download it, or open its https address")
+        webbrowser.open(Path(written.file).resolve().as_uri() if "://" not in written.file else written.file)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -297,43 +292,6 @@ def shard(
 
 
 @app.command(epilog=EXIT_CODES)
-def fetch(
-    shards: Annotated[
-        str, typer.Argument(help="Folder of shards: a local path or any fsspec URL.", show_default=False)
-    ],
-    out: Annotated[str, typer.Option(help="Local folder for the samples.", show_default=False)],
-    where: Annotated[
-        str | None,
-        typer.Option(
-            help="SQL condition on the columns of clips.parquet, e.g. \"motion > 5 AND license = 'CC0'\".",
-            show_default=False,
-        ),
-    ] = None,
-    clip: Annotated[list[str] | None, typer.Option(help="Clip id; repeatable.", show_default=False)] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Maximum number of samples, chosen at random.", show_default=False)
-    ] = None,
-) -> None:
-    """Download some samples of shards by byte range, without downloading the shards.
-
-    Writes CLIP_ID.mp4 (or .jpg), .txt and .json, and clips.parquet with their captions, scores and metadata. Rerun to
-    resume.
-    """
-    from pipelines.fetch import fetch as run
-    from pipelines.render import size
-
-    result = run(shards, out, where=where, clip_ids=clip or (), limit=limit)
-    say(
-        f"{result.out}: {result.wanted:,} samples, {result.fetched:,} fetched ({size(result.bytes)}), "
-        f"{result.there_before:,} already there"
-    )
-    if result.failed:
-        reasons = "; ".join(dict.fromkeys(result.failed.values()))
-        complain(f"{len(result.failed):,} of {result.wanted:,} samples could not be fetched: {reasons[:500]}")
-        raise typer.Exit(PARTIAL)
-
-
-@app.command(epilog=EXIT_CODES)
 def status(
     dataset: DatasetFolder,
     rejected: Annotated[bool, typer.Option("--rejected", help="List every rejected source and the reason.")] = False,
@@ -388,6 +346,7 @@ def inspect(
 
 
 app.add_typer(cli_doctor.app)
+app.add_typer(cli_score.app)
 app.add_typer(cli_model.app)
 
 

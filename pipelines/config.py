@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, JsonValue, field_validator
 
 from clipmill.config import Config, known_name
 from clipmill.resume import deciding
 from curation.captioners.coca import CocaConfig
 from curation.captioners.endpoint import MergedConfig, VideoConfig
 from curation.dedup.duplicates import DuplicatesConfig
-from curation.inputs.sources import InputsConfig
 from curation.scan.one_pass import ScanConfig
 from curation.scores.aesthetics import AestheticConfig
 from curation.scores.clip_embedder import ClipEmbedderConfig
@@ -33,8 +32,6 @@ class CurateConfig(Config):
     """Everything that determines the content of a dataset: scan settings, and the settings of each scorer under its
     name."""
 
-    inputs: InputsConfig = Field(default_factory=InputsConfig)
-    """Listing of the inputs."""
     scan: ScanConfig = Field(default_factory=ScanConfig)
     """Scan of each source: cuts, clips, motion, and resource limits."""
     captioners: CaptionersConfig = Field(default_factory=CaptionersConfig)
@@ -45,6 +42,9 @@ class CurateConfig(Config):
     """Aesthetic score."""
     text_area: TextConfig = Field(default_factory=TextConfig)
     """On-screen text score."""
+    scorers: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
+    """Further scorers, by the name of an installed plug-in or by address (`module:Class`, `path/file.py:Class`), each
+    with its settings; `{}` uses its defaults. `clipmill score` adds them to clips that are there."""
     duplicates: DuplicatesConfig | None = Field(default_factory=DuplicatesConfig)
     """Near-duplicate search at the end of a run. null disables it."""
     without: tuple[str, ...] = ()

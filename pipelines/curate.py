@@ -6,7 +6,7 @@ What passes between the stages is rows and three thumbnails per clip, never a vi
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -19,20 +19,24 @@ from clipmill.pipeline import Stage
 from clipmill.resume import check_same
 from curation.captioners import CAPTIONERS
 from curation.dataset.failed_captions import sources_with_failed_captions
+from curation.dataset.score_versions import score_schema, table_of
 from curation.dataset.tables import Dataset
 from curation.dataset.uncommit import finish_uncommit, uncommit
 from curation.dedup.duplicates import DuplicatesResult, find_duplicates
-from curation.inputs.sources import InputsConfig, Source, list_sources
+from curation.inputs.sources import Source, list_sources
+from curation.scores.columns import SCORE_COLUMNS
 from pipelines.cluster import connected
 from pipelines.config import CurateConfig
 from pipelines.counting import counted_on
 from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.graph import check, run
+from pipelines.model_specs import asked_models
 from pipelines.models import CheckedModels, check_models
-from pipelines.parts import Part, scan_stage, write_stage
+from pipelines.parts import ScoreTable, scan_stage, write_stage
 from pipelines.progress import Reporter, note
 from pipelines.scoring import SOURCES_PER_BATCH, clip_stages
 from pipelines.status import Status, models_of, status
+from pipelines.versions import check_all_names, digest_of, record_version, version_of_run
 
 _MODELS_FILE = "models.json"
 _GIVEN = ("source",)
@@ -84,17 +88,16 @@ def curate(
     """Curate videos into the dataset folder `out`; rerunning does only what is missing.
 
     `inputs` as in `curation.inputs.list_sources`, at most `limit` of them; `address` of a Ray cluster, or `num_cpus` of
-    a local one. `retry_rejected` retries sources that an earlier run rejected (a limit that was too low);
-    `retry_captions` those whose captions failed; unreadable ones are always retried. `take_over` stops a live run that
-    owns `out`. The near-duplicate search runs last. Raises UserError: no usable input, a different configuration, `out`
-    not writable or in use;
+    a local one. `retry_rejected` retries sources that an earlier run rejected (a failing store, a limit that was too
+    low), `retry_captions` those whose captions failed. `take_over` stops a live run that owns `out`. The near-duplicate
+    search runs last. Raises UserError: no usable input, a different configuration, `out` not writable or in use;
     RunStopped: disk full, another run took over.
     """
     config, started_s = config or CurateConfig(), time.monotonic()
     dataset = Dataset(out)
     with Reporter("curate", unit="sources", quiet=quiet) as report:
         report.waiting("listing the inputs")
-        sources = _listed(inputs, config.inputs, limit, quiet=quiet)
+        sources = _listed(inputs, limit, quiet=quiet)
         planned = partial(_plan, sources, dataset, retry_rejected=retry_rejected, retry_captions=retry_captions)
         if dataset.exists():
             dataset.create_or_open(config.described())
@@ -126,9 +129,9 @@ def curate(
     )
 
 
-def _listed(inputs: Sequence[str], config: InputsConfig, limit: int | None, *, quiet: bool) -> list[Source]:
+def _listed(inputs: Sequence[str], limit: int | None, *, quiet: bool) -> list[Source]:
     """The inputs, at most `limit`. Raises UserError if there are none."""
-    listing = list_sources(inputs, config)
+    listing = list_sources(inputs)
     sources = list(islice(listing, limit))
     passed_over = f"skipped: {listing.passed_over_sentence()}" if listing.passed_over else ""
     if not sources:
@@ -145,14 +148,17 @@ def _do(
     """Do what is missing on Ray; returns the number of sources done. Creates the dataset if needed."""
     report.waiting("loading the models")
     # Before the dataset is created, so that an invalid request leaves nothing behind.
-    checked = check_models(config)
+    asked = asked_models(config)
+    check_all_names(dataset, [spec() for spec in asked.scorers])
+    checked = check_models(asked)
     check(_stages(config, checked, dataset, Fence(url=dataset.url, run="")), _GIVEN)
     dataset.create_or_open(config.described())
     _check_models_are_the_same(dataset, checked)
     with owned(dataset.url, take_over=take_over) as fence:
         plan = planned()  # again, now that this run owns the folder: another run may have committed parts since
         _prepare(dataset, plan, checked, config)
-        done = _run(plan.todo, dataset, config, fence, checked, report)
+        scores = _score_tables(dataset, config, checked)
+        done = _run(plan.todo, dataset, config, fence, checked, report, scores)
         dataset.remove_unfinished()
     return done
 
@@ -172,10 +178,7 @@ def _plan(sources: Sequence[Source], dataset: Dataset, *, retry_rejected: bool, 
         return _Plan(todo=list(sources))
     before = dataset.statuses()
     ids = {source.source_id for source in sources}
-    # A store or a server that failed while a video was read may work now; what failed in the listing has failed again.
-    listed = {source.source_id for source in sources if source.error is None}
-    rejected = {i for i in listed if before.get(i) == "unreadable"}
-    rejected |= {i for i in ids if retry_rejected and before.get(i, "ok") != "ok"}
+    rejected = {i for i in ids if retry_rejected and before.get(i) == "rejected"}
     failed = sources_with_failed_captions(dataset, list(CAPTIONERS)) if retry_captions else {}
     uncaptioned = {part: asked for part, those in failed.items() if (asked := those & ids)}
     anew = rejected.union(*uncaptioned.values())
@@ -206,24 +209,18 @@ def _run(
     fence: Fence,
     checked: CheckedModels,
     report: Reporter,
+    scores: Sequence[ScoreTable],
 ) -> int:
     """Process the sources; returns their number."""
     if not todo:
         return 0
     clips = committed = 0
     with counted_on(report, len(todo)) as counter:
-        for part in _stream(todo, dataset, config, fence, checked, counter):
+        stages = _stages(config, checked, dataset, fence, counter, part_size=_part_size(todo), scores=scores)
+        for part in run(stages, list(enumerate(todo)), _GIVEN):
             committed, clips = committed + part.sources, clips + part.clips
             report.detail(f"{committed:,} committed, {clips:,} clips")
     return len(todo)
-
-
-def _stream(
-    todo: Sequence[Source], dataset: Dataset, config: CurateConfig, fence: Fence, checked: CheckedModels, counter: Any
-) -> Iterator[Part]:
-    """The graph. Yields each part when it is committed."""
-    stages = _stages(config, checked, dataset, fence, counter, part_size=_part_size(todo))
-    yield from run(stages, list(enumerate(todo)), _GIVEN)
 
 
 def _stages(
@@ -233,12 +230,33 @@ def _stages(
     fence: Fence,
     counter: Any = None,
     part_size: int = 1,
+    scores: Sequence[ScoreTable] = (),
 ) -> list[Stage]:
     return [
         scan_stage(config, counter),
         *clip_stages(config, checked.resources),
-        write_stage(dataset, fence, sources=part_size),
+        write_stage(dataset, fence, sources=part_size, scores=scores),
     ]
+
+
+def _score_tables(dataset: Dataset, config: CurateConfig, checked: CheckedModels) -> list[ScoreTable]:
+    """Record the versions of the plug-ins' scores that this run, which owns the dataset, writes."""
+    tables = []
+    for spec in asked_models(config).scorers:
+        scorer = spec()
+        if scorer.name in SCORE_COLUMNS:
+            continue
+        version = version_of_run(dataset, spec, scorer, checked)
+        record_version(dataset, scorer.name, version, finished=True)
+        tables.append(
+            ScoreTable(
+                table=table_of(scorer.name, version.version),
+                schema=score_schema(scorer.name, scorer.columns),
+                version=version.version,
+                weights_digest=digest_of(scorer, checked),
+            )
+        )
+    return tables
 
 
 def _part_size(todo: Sequence[Source]) -> int:

@@ -17,7 +17,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from clipmill.errors import RunStopped, UserError
-from clipmill.pipeline import Stage, check_stages, is_large, loaded
+from clipmill.pipeline import Need, Stage, check_stages, is_large, loaded
 
 TASKS_AT_MOST = 4096
 """Above this many rows a task processes several: each task costs the driver time and memory."""
@@ -53,7 +53,7 @@ class Operator:
         return ", ".join(stage.name for stage in self.stages)
 
 
-def run(stages: Sequence[Stage], items: Sequence[Any], given: Collection[str]) -> Iterator[Any]:
+def run(stages: Sequence[Stage], items: Sequence[Any], given: Collection[Need]) -> Iterator[Any]:
     """Stream items, which have the columns `given`, through the stages; yields the last stage's output.
 
     Raises UserError before anything runs if a stage lacks an input or the cluster lacks resources; RunStopped with the
@@ -72,7 +72,7 @@ def run(stages: Sequence[Stage], items: Sequence[Any], given: Collection[str]) -
         yield pickle.loads(row["item"])
 
 
-def check(stages: Sequence[Stage], given: Collection[str]) -> list[Operator]:
+def check(stages: Sequence[Stage], given: Collection[Need]) -> list[Operator]:
     """Place the stages on the connected cluster.
 
     Raises UserError if a stage lacks an input or the cluster lacks resources.

@@ -12,9 +12,10 @@ from curation.dataset.schemas import SIGNAL_COLUMNS
 from curation.inputs.sources import list_sources
 from curation.scan.isolation import Isolated
 from pipelines.config import CurateConfig
+from pipelines.model_specs import asked_models, load_models
 from pipelines.parts import scan_safely
 from pipelines.progress import Reporter, note
-from pipelines.scoring import clip_stages, load_models
+from pipelines.scoring import clip_stages
 
 FRAME_TIMES = "frame_times_s"
 """Beside the columns of `source`: the time of each frame; None for a rejected source."""
@@ -74,11 +75,11 @@ def inspect(inputs: Sequence[str], config: CurateConfig | None = None, *, quiet:
     config = config or CurateConfig()
     with Reporter("inspect", unit="videos", quiet=quiet) as report:
         report.waiting("loading the models")
-        notices, work = load_models(config).notices, loaded(clip_stages(config), "cpu")
+        notices, work = load_models(asked_models(config)).notices, loaded(clip_stages(config), "cpu")
     for notice in notices:
         note(notice)
     with Isolated(config.scan.limits) as child:
-        listing = list_sources(inputs, config.inputs)
+        listing = list_sources(inputs)
         for said in () if quiet else listing.notes:
             note(said)
         for source in listing:

@@ -6,8 +6,7 @@ from typing import Any
 from clipmill.errors import UserError
 from clipmill.pipeline import Resources
 from curation.scores.base import Captioner, Scorer
-from pipelines.config import CurateConfig
-from pipelines.scoring import forget_models, load_models
+from pipelines.model_specs import AskedModels, forget_models, load_models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +18,8 @@ class CheckedModels:
     digests: dict[str, str]
     """Model -> digest of its weights."""
     notices: tuple[str, ...]
+    scorers: dict[str, int]
+    """Scorer -> version that its class declares."""
     resources: dict[str, Resources]
     """Model -> resources of a worker."""
 
@@ -27,7 +28,7 @@ class CheckedModels:
         return {name: value for name, value in vars(self).items() if name != "resources"}
 
 
-def check_models(config: CurateConfig) -> CheckedModels:
+def check_models(asked: AskedModels) -> CheckedModels:
     """Load every model once on every node that will run it, before any work starts.
 
     Raises UserError for weights that are missing (with the searched locations and installation steps), do not match, or
@@ -40,7 +41,7 @@ def check_models(config: CurateConfig) -> CheckedModels:
     check = ray.remote(num_cpus=0, max_retries=0)(_check)
     there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     try:
-        answers = ray.get([check.options(scheduling_strategy=place).remote(config) for place in there])
+        answers = ray.get([check.options(scheduling_strategy=place).remote(asked) for place in there])
     except ray.exceptions.RayError as error:
         raise UserError(f"the models could not be loaded on every node: {error}") from error
     found: dict[str, CheckedModels] = {}
@@ -56,9 +57,9 @@ def check_models(config: CurateConfig) -> CheckedModels:
     return first
 
 
-def _check(config: CurateConfig) -> CheckedModels | str:
+def _check(asked: AskedModels) -> CheckedModels | str:
     try:
-        models = load_models(config)
+        models = load_models(asked)
     except UserError as error:
         return str(error)
     finally:
@@ -71,5 +72,6 @@ def _check(config: CurateConfig) -> CheckedModels | str:
         digests={model.name: model.weights_digest for model in own if model.weights_digest}
         | ({"clip": weights.digest()} if weights else {}),
         notices=tuple(models.notices),
+        scorers={scorer.name: scorer.version for scorer in models.scorers},
         resources=models.resources,
     )

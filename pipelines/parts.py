@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from clipmill.errors import SourceError, UserError
 from clipmill.pipeline import Resources, Stage
 from curation.dataset.schemas import CLIPS, PREVIEWS, SCAN_COLUMNS, SOURCES
+from curation.dataset.score_versions import stamped
 from curation.dataset.tables import Dataset, part_name
 from curation.inputs.sources import Source
 from curation.scan.isolation import Isolated
@@ -29,6 +30,25 @@ class Part:
     clips: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreTable:
+    """The table of a version of a score that is not in the clips table."""
+
+    table: str
+    schema: pa.Schema
+    version: int
+    weights_digest: str | None
+
+    @property
+    def computed(self) -> list[str]:
+        """The columns that the scorer fills."""
+        return [name for name in self.schema.names if name not in ("clip_id", "version", "weights_digest")]
+
+    def rows(self, clips: Sequence[dict[str, Any]]) -> pa.Table:
+        """Of clips with the columns of the scorer."""
+        return stamped(pa.Table.from_pylist(list(clips), self.schema), self.version, self.weights_digest)
+
+
 def scan_stage(config: CurateConfig, counter: Any = None) -> Stage:
     """Scan numbered sources, one at a time; a rejected source is a scan like the others.
 
@@ -43,14 +63,14 @@ def scan_stage(config: CurateConfig, counter: Any = None) -> Stage:
     )
 
 
-def write_stage(dataset: Dataset, fence: Fence, *, sources: int) -> Stage:
-    """Write the scans of up to `sources` sources as one part of the tables; writing the sources file last commits
-    it."""
+def write_stage(dataset: Dataset, fence: Fence, *, sources: int, scores: Sequence[ScoreTable] = ()) -> Stage:
+    """Write the scans of up to `sources` sources as one part of the tables and of those of further scores; writing the
+    sources file last commits it."""
     return Stage(
         name="write",
-        needs=(*CLIPS.names, "previews"),
+        needs=(*CLIPS.names, *(name for score in scores for name in score.computed), "previews"),
         gives=("part",),
-        load=partial(_load_write, dataset, fence),
+        load=partial(_load_write, dataset, fence, tuple(scores)),
         resources=Resources(num_cpus=0.1),  # mostly waits for the store
         batch_size=sources,
     )
@@ -69,15 +89,15 @@ def scan_safely(child: Isolated, source: Source, config: CurateConfig, *, frame_
         return rejected(source, error)
 
 
-def write_part(scans: Sequence[Scan], dataset: Dataset, fence: Fence) -> Part:
+def write_part(scans: Sequence[Scan], dataset: Dataset, fence: Fence, scores: Sequence[ScoreTable] = ()) -> Part:
     """Commit the rows of these sources. A source whose rows do not fit the tables is rejected."""
     try:
-        _write(dataset, scans, fence)
+        _write(dataset, scans, fence, scores)
     except UserError:
         raise
     except _UNWRITABLE:
-        scans = [_writable(scan) for scan in scans]
-        _write(dataset, scans, fence)
+        scans = [_writable(scan, scores) for scan in scans]
+        _write(dataset, scans, fence, scores)
     return Part(sources=len(scans), clips=sum(len(scan.clips) for scan in scans))
 
 
@@ -94,8 +114,10 @@ def _scan_all(child: Isolated, config: CurateConfig, counter: Any, sources: list
     return scans
 
 
-def _load_write(dataset: Dataset, fence: Fence, device: str) -> Callable[[list[Scan]], list[Part]]:
-    return lambda scans: [write_part(scans, dataset, fence)]
+def _load_write(
+    dataset: Dataset, fence: Fence, scores: Sequence[ScoreTable], device: str
+) -> Callable[[list[Scan]], list[Part]]:
+    return lambda scans: [write_part(scans, dataset, fence, scores)]
 
 
 @lru_cache(maxsize=1)
@@ -108,32 +130,36 @@ _UNWRITABLE = (pa.ArrowException, OverflowError, ValueError, TypeError)
 """Errors of Arrow and Parquet for values that do not fit a column: too many bytes, number out of range."""
 
 
-def _write(dataset: Dataset, scans: Sequence[Scan], fence: Fence) -> None:
-    tables, part = _tables(scans), part_name(scan.source["source_id"] for scan in scans)
+def _write(dataset: Dataset, scans: Sequence[Scan], fence: Fence, scores: Sequence[ScoreTable]) -> None:
+    tables, part = _tables(scans, scores), part_name(scan.source["source_id"] for scan in scans)
+    sources = tables.pop("sources")
     fence.check()
-    dataset.write_part("previews", part, tables["previews"])
-    dataset.write_part("clips", part, tables["clips"])
+    for name, table in tables.items():
+        dataset.write_part(name, part, table)
     fence.check()
-    dataset.write_part("sources", part, tables["sources"])
+    dataset.write_part("sources", part, sources)
 
 
-def _tables(scans: Sequence[Scan]) -> dict[str, pa.Table]:
+def _tables(scans: Sequence[Scan], scores: Sequence[ScoreTable]) -> dict[str, pa.Table]:
+    """In the order in which they are written."""
+    clips = [clip for scan in scans for clip in scan.clips]
     previews = [
         dict(zip(PREVIEWS.names, (clip["clip_id"], *(jpegs or (None, None, None))), strict=True))
         for scan in scans
         for clip, jpegs in zip(scan.clips, scan.thumbnails, strict=True)
     ]
     return {
+        **{score.table: score.rows(clips) for score in scores},
         "previews": pa.Table.from_pylist(previews, PREVIEWS),
-        "clips": pa.Table.from_pylist([clip for scan in scans for clip in scan.clips], CLIPS),
+        "clips": pa.Table.from_pylist(clips, CLIPS),
         "sources": pa.Table.from_pylist([scan.source for scan in scans], SOURCES),
     }
 
 
-def _writable(scan: Scan) -> Scan:
+def _writable(scan: Scan, scores: Sequence[ScoreTable]) -> Scan:
     """The scan, or a rejected one if its rows cannot be written."""
     try:
-        for table in _tables([scan]).values():
+        for table in _tables([scan], scores).values():
             pq.write_table(table, pa.BufferOutputStream(), compression="zstd")
     except _UNWRITABLE as error:
         reason = str(error).partition("\n")[0][:200]

@@ -4,115 +4,32 @@ They process the three thumbnails of each clip from the scan, several dozen clip
 """
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache, partial
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
 
 import cv2
-import numpy as np
 
 from clipmill.config import Config
-from clipmill.errors import UserError
-from clipmill.pipeline import Resources, Stage
-from curation.captioners import CAPTIONERS
-from curation.captioners.endpoint import EndpointCaptioner
-from curation.inputs.captions import Caption
+from clipmill.pipeline import Need, Resources, Stage
 from curation.scan.one_pass import Scan
 from curation.scores.base import Captioner, ClipView, Embeddings, Scorer
-from curation.scores.clip_embedder import ClipEmbedder, embedding_columns
-from curation.scores.columns import FAILED, LEFT_OUT, SCORE_COLUMNS
-from curation.scores.registry import SCORERS
-from curation.video.resize import Image
+from curation.scores.clip_embedder import ClipEmbedder, ClipEmbedderConfig, embedding_columns
+from curation.scores.columns import LEFT_OUT, SCORE_COLUMNS
+from curation.scores.registry import ScorerSpec
+from curation.scores.rows import score_columns, score_rows
+from pipelines.clip_batch import ClipBatch, decode_jpeg
 from pipelines.config import CurateConfig
+from pipelines.model_specs import AskedModels, asked_models, load_model, make_model
 
 _CLIPS_AT_ONCE = 64
 """Number of clips with decoded thumbnails in memory at a time, about 130 MB."""
 SOURCES_PER_BATCH = 4
 """Number of sources whose clips a worker captions and scores at a time."""
 _NOTHING = Resources(num_cpus=0)
-
-
-class ClipBatch:
-    """Clips of one or several sources. Stages read `views()` and fill `rows`."""
-
-    def __init__(self, rows: list[dict[str, Any]], jpegs: list[tuple[bytes, ...]]) -> None:
-        self.rows = rows
-        """Rows of the clips table."""
-        self.jpegs = jpegs
-        """First, middle and last thumbnail of each clip, as JPEG."""
-        self.embeddings: list[Embeddings | None] = [None] * len(rows)
-
-    @cached_property
-    def _thumbnails(self) -> list[tuple[Image, ...]]:
-        return [tuple(map(decode_jpeg, jpegs)) for jpegs in self.jpegs]
-
-    def views(self) -> list[ClipView]:
-        """Input of captioners and scorers per clip: its captions and embeddings from the stages so far."""
-        return [
-            ClipView(thumbnails=thumbnails, captions=_captions(row), embeddings=embeddings)
-            for row, thumbnails, embeddings in zip(self.rows, self._thumbnails, self.embeddings, strict=True)
-        ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Models:
-    """The loaded models of all clip stages."""
-
-    captioners: tuple[Captioner, ...]
-    clip: ClipEmbedder | None
-    scorers: tuple[Scorer, ...]
-
-    @property
-    def resources(self) -> dict[str, Resources]:
-        """Name -> resources of a worker, now that the weights are known."""
-        models: list[Captioner | ClipEmbedder | Scorer] = [*self.captioners, *self.scorers]
-        if self.clip:
-            models.append(self.clip)
-        return {model.name: model.resources for model in models}
-
-    @property
-    def notices(self) -> list[str]:
-        """Notices to users of these models."""
-        return [self.clip.weights.notice] if self.clip and self.clip.weights.notice else []
-
-
-def load_models(config: CurateConfig, device: str = "cpu") -> Models:
-    """Load every configured captioner and scorer, and the CLIP model if one of them needs it.
-
-    The process caches them for its stages; `forget_models` drops them. Raises UserError if weights are missing or do
-    not match.
-    """
-    models = Models(
-        captioners=tuple(_load(*asked, device) for asked in _captioners(config)),
-        clip=_load(ClipEmbedder, config.clip_embedder, device) if _needs_clip(config) else None,
-        scorers=tuple(_load(*asked, device) for asked in _scorers(config)),
-    )
-    for scorer in models.scorers:
-        if models.clip and scorer.embedding_width not in (None, models.clip.width):
-            raise UserError(
-                f"the {scorer!r} expects embeddings of width {scorer.embedding_width}, but CLIP model "
-                f"{models.clip.weights.name} gives {models.clip.width}: choose a matching head and model"
-            )
-    return models
-
-
-def model_loaders(config: CurateConfig) -> dict[str, Callable[[], str]]:
-    """Name -> a function that loads a model with weights, cached as by `load_models`, and returns the weights' digest.
-
-    It raises UserError if they are missing or do not match. Without captioners behind an endpoint.
-    """
-    asked: list[tuple[Callable[..., Any], Config | None]] = [*_captioners(config), *_scorers(config)]
-    if _needs_clip(config):
-        asked.append((ClipEmbedder, config.clip_embedder))
-    models = [(_made(*each), each) for each in asked]
-    with_weights = [(model.name, each) for model, each in models if not isinstance(model, EndpointCaptioner)]
-    return {name: partial(_load_and_digest, *each) for name, each in with_weights}
-
-
-def _load_and_digest(kind: Callable[..., Any], settings: Config | None) -> str:
-    model = _load(kind, settings, "cpu")
-    return model.weights.digest() if isinstance(model, ClipEmbedder) else model.weights_digest or ""
+Loading = Callable[[str], Callable[[ClipBatch], None]]
+"""Takes the device, loads a model, and returns its work on some clips."""
 
 
 def clip_stages(config: CurateConfig, resources: Mapping[str, Resources] | None = None) -> list[Stage]:
@@ -121,38 +38,29 @@ def clip_stages(config: CurateConfig, resources: Mapping[str, Resources] | None 
     `resources` by name, of loaded models (`Models.resources`); without them, those that the classes declare.
     """
 
-    def stage(work: Callable[[Any, ClipBatch], None], kind: Callable[..., Any], settings: Config | None) -> Stage:
-        model = _made(kind, settings)
+    def stage(load: Loading, kind: Callable[..., Any], settings: Config | None) -> Stage:
+        model = make_model(kind, settings)
         takes = (resources or {}).get(model.name, model.resources)
         return _on_clips(
             model.name,
             needs=model.needs,
             gives=_gives(model),
-            load=partial(_load_work, work, kind, settings),
+            load=load,
             resources=replace(takes, num_cpus=0) if "embeddings" in model.needs else takes,
         )
 
-    captioners = [stage(_caption, *asked) for asked in _captioners(config)]
-    embedder = [stage(_embed, ClipEmbedder, config.clip_embedder)] if _needs_clip(config) else []
-    scorers = [stage(_score, *asked) for asked in _scorers(config)]
+    asked = asked_models(config)
+    captioners = [stage(partial(_load_work, _caption, *spec), *spec) for spec in asked.captioners]
+    embedder = [stage(partial(load_embed, asked.clip), ClipEmbedder, asked.clip)] if asked.clip else []
+    scorers = [stage(partial(load_score, spec), spec, None) for spec in asked.scorers]
     # Embeddings do not leave the worker that makes them: scorers that need them come first, and run there.
-    scorers.sort(key=lambda scorer: "embeddings" not in scorer.needs)
+    scorers.sort(key=lambda scorer: ("previews" in scorer.needs, "embeddings" not in scorer.needs))
+    on_thumbnails = [scorer for scorer in scorers if "previews" not in scorer.needs]
     previews = _on_clips(
         "previews", needs=("thumbnails",), gives=("previews",), load=_load_previews, resources=_NOTHING
     )
-    return [*captioners, *embedder, *scorers, *_left_out(config), previews]
-
-
-def forget_models() -> None:
-    """Drop the models cached by this process."""
-    _loaded.cache_clear()
-
-
-def decode_jpeg(jpeg: bytes, flags: int = cv2.IMREAD_COLOR) -> Any:
-    """(height, width, 3) uint8 BGR; with IMREAD_REDUCED_COLOR_2 at half the size."""
-    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
-    assert image is not None, "a thumbnail that the scan itself compressed"
-    return image
+    left_out = _left_out(config, asked)
+    return [*captioners, *embedder, *on_thumbnails, *left_out, previews, *scorers[len(on_thumbnails) :]]
 
 
 def divide_clips(scans: Sequence[Scan]) -> Iterator[ClipBatch]:
@@ -166,7 +74,7 @@ def divide_clips(scans: Sequence[Scan]) -> Iterator[ClipBatch]:
         batch = ClipBatch([scanned.clips[i] for scanned, i in some], [scanned.thumbnails[i] for scanned, i in some])
         yield batch
         seconds_per_clip = (time.process_time() - started_s) / len(some)
-        for (scanned, i), jpegs in zip(some, batch.jpegs, strict=True):
+        for (scanned, i), jpegs in zip(some, batch.thumbnails, strict=True):
             scanned.thumbnails[i] = jpegs
             scanned.source["score_cpu_s"] += seconds_per_clip
 
@@ -174,7 +82,7 @@ def divide_clips(scans: Sequence[Scan]) -> Iterator[ClipBatch]:
 def _on_clips(
     name: str,
     *,
-    needs: tuple[str, ...],
+    needs: tuple[Need, ...],
     gives: tuple[str, ...],
     load: Callable[[str], Callable[[Any], Any]],
     resources: Resources,
@@ -190,25 +98,10 @@ def _on_clips(
     )
 
 
-def _captioners(config: CurateConfig) -> list[tuple[Callable[..., Captioner], Config]]:
-    asked = ((kind, getattr(config.captioners, name)) for name, kind in CAPTIONERS.items())
-    return [(kind, settings) for kind, settings in asked if settings is not None]
-
-
-def _scorers(config: CurateConfig) -> list[tuple[Callable[..., Scorer], Config | None]]:
-    fields = type(config).model_fields
-    asked = ((name, kind) for name, kind in SCORERS.items() if name not in config.without)
-    return [(kind, getattr(config, name) if name in fields else None) for name, kind in asked]
-
-
-def _needs_clip(config: CurateConfig) -> bool:
-    return any("embeddings" in _made(*asked).needs for asked in _scorers(config))
-
-
-def _left_out(config: CurateConfig) -> list[Stage]:
+def _left_out(config: CurateConfig, asked: AskedModels) -> list[Stage]:
     """The stage that marks skipped scores as skipped; none if no score is skipped."""
     columns: dict[str, str | None] = {}
-    if not _needs_clip(config):
+    if not asked.clip:
         columns |= {"embedding": None, "embedding_error": "left out: no score of this run needs it"}
         columns |= {"embedding_error_kind": LEFT_OUT}
     for name in config.without:
@@ -223,37 +116,23 @@ def _left_out(config: CurateConfig) -> list[Stage]:
 def _gives(model: Captioner | ClipEmbedder | Scorer) -> tuple[str, ...]:
     if isinstance(model, ClipEmbedder):
         return model.gives
-    columns = getattr(model, "columns", None)
-    if columns is None:
-        return ("captions",)
-    return (*(column.name for column in columns), f"{model.name}_error_kind")
+    return score_columns(model) if isinstance(model, Scorer) else ("captions",)
 
 
-def _captions(row: Mapping[str, Any]) -> tuple[Caption, ...]:
-    return tuple(Caption(**caption) for caption in row["captions"])
+def load_embed(settings: ClipEmbedderConfig, device: str) -> Callable[[ClipBatch], None]:
+    """Load CLIP; the function that is returned embeds clips in place."""
+    return _load_work(_embed, ClipEmbedder, settings, device)
 
 
-def _made(kind: Callable[..., Any], settings: Config | None) -> Any:
-    return kind(settings) if settings is not None else kind()
-
-
-def _load(kind: Callable[..., Any], settings: Config | None, device: str) -> Any:
-    """A cached model: loaded once per process for equal settings."""
-    values = settings.model_dump_json() if settings is not None else None
-    return _loaded(kind, cast("Hashable", type(settings)), values, device)
-
-
-@lru_cache(maxsize=16)
-def _loaded(kind: Callable[..., Any], settings: Any, values: str | None, device: str) -> Any:
-    model = _made(kind, None if values is None else settings.model_validate_json(values))
-    model.load(device)
-    return model
+def load_score(spec: ScorerSpec, device: str) -> Callable[[ClipBatch], None]:
+    """Load a scorer; the function that is returned scores clips in place."""
+    return _load_work(_score, spec, None, device)
 
 
 def _load_work(
     work: Callable[[Any, ClipBatch], None], kind: Callable[..., Any], settings: Config | None, device: str
 ) -> Callable[[ClipBatch], None]:
-    return partial(work, _load(kind, settings, device))
+    return partial(work, load_model(kind, settings, device))
 
 
 def _caption(captioner: Captioner, clips: ClipBatch) -> None:
@@ -279,9 +158,8 @@ def _embedded(model: ClipEmbedder, views: Sequence[ClipView]) -> list[Embeddings
 
 
 def _score(scorer: Scorer, clips: ClipBatch) -> None:
-    for row, columns in zip(clips.rows, scorer.score(clips.views()), strict=True):
-        kind = FAILED if columns.get(f"{scorer.name}_error") else None
-        row.update(columns | {f"{scorer.name}_error_kind": kind})
+    for row, columns in zip(clips.rows, score_rows(scorer, clips.views(scorer.needs)), strict=True):
+        row.update(columns)
 
 
 def _load_columns(columns: Mapping[str, str | None], device: str) -> Callable[[ClipBatch], None]:
@@ -299,7 +177,7 @@ def _load_previews(device: str) -> Callable[[ClipBatch], None]:
 
 def _shrink(clips: ClipBatch) -> None:
     """Halve the thumbnails for previews: no later stage needs the large ones."""
-    clips.jpegs = [tuple(map(_preview, jpegs)) for jpegs in clips.jpegs]
+    clips.previews = clips.thumbnails = [tuple(map(_preview, jpegs)) for jpegs in clips.thumbnails]
 
 
 def _preview(jpeg: bytes) -> bytes:

@@ -117,7 +117,7 @@ def models_of(dataset: Dataset) -> dict[str, Any]:
 
 
 def _checked_models(values: dict[str, Any]) -> dict[str, Any]:
-    for key, kind in {"notices": list, "duplicates": dict, "digests": dict}.items():
+    for key, kind in {"notices": list, "duplicates": dict, "digests": dict, "scorers": dict}.items():
         if not isinstance(values.get(key), kind | None):
             raise TypeError(f"expected {key} to be of type {kind.__name__}, got {type(values[key]).__name__}")
     return values

@@ -33,6 +33,7 @@ from tests.docs import (
     check_command_line,
     commands_of,
     is_printed,
+    session,
     yaml_of,
 )
 from tests.svd.models import tiny_model
@@ -95,6 +96,16 @@ def prints(reader: Reader, block: Block) -> None:
     """It is output: its headings and names have to be in what was printed before."""
     missing = is_printed(block.text, reader.printed)
     assert not missing, f"{missing} is shown but not printed; printed was\n{reader.printed}"
+
+
+def transcript(reader: Reader, block: Block) -> None:
+    """Commands and what they print; `cat FILE` shows a file that the reader has written."""
+    for command, output in session(block.text):
+        if command.startswith("cat "):
+            reader.write(command.removeprefix("cat "), output)
+            continue
+        missing = is_printed(output, reader.paste(command))
+        assert not missing, f"{block}: {missing} is shown but not printed"
 
 
 def parsed(because: str) -> Paste:

@@ -11,12 +11,11 @@ from benchmarks.hostile.mutate import mutate_bytes, mutated
 from benchmarks.hostile.originals import settings
 
 Command = Sequence[str] | Callable[[Path, Path], int]
-"""Arguments of `clipmill`, with {case} and {originals} filled in, or a function of the two that returns an exit code.
-"""
+"""Arguments of `clipmill`, with {case} and {originals} filled in; or a function of the two that gives an exit code."""
 
 _STEP = ("--stage", "tiny-image-to-video", "--init", "{originals}/model", *settings())
 _NOWHERE = ("--address", "127.0.0.1:1")
-"""An address that refuses connections at once, for commands that would need a cluster."""
+"""What would need a cluster after all is refused at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +25,15 @@ class Kind:
     original: str
     """Folder of the originals that a case copies."""
     needs: tuple[str, ...] = ()
-    """Other folders of originals that the commands use."""
+    """Other folders of the originals that the commands name."""
     commands: tuple[Command, ...]
     """One of them is drawn for each case."""
     share: int
-    """Number of cases in a hundred."""
+    """Of a hundred cases."""
     victims: str = "**/*"
     """Pattern of the files that may be damaged."""
     group: int = 1
-    """Number of cases that one call of the command reads together."""
+    """Cases that one call of the command reads together."""
 
 
 KINDS: dict[str, Kind] = {
@@ -124,12 +123,12 @@ KINDS: dict[str, Kind] = {
 
 
 def kind_of(case: int) -> str:
-    """Kind of a case, a function of its number: every hundred cases contain each kind by its share."""
+    """The kind of a case: by its number alone, so that every hundred cases hold every kind by its share."""
     return _ORDER[case % len(_ORDER)]
 
 
 def make_case(case: int, seed: int, originals: Path, folder: Path) -> str:
-    """Write the damaged input of a case into `folder`; returns the damaged file."""
+    """Write the damaged input of a case into `folder`, and say which file was damaged."""
     kind, rng = KINDS[kind_of(case)], random.Random(f"{seed}/{case}")
     original = originals / kind.original
     victims = sorted(path for path in original.glob(kind.victims) if path.is_file())
@@ -152,7 +151,7 @@ def make_case(case: int, seed: int, originals: Path, folder: Path) -> str:
 
 
 def command_of(case: int, seed: int) -> Command:
-    """The command of a case, without placeholders filled in."""
+    """The command of a case, places not yet filled in."""
     return random.Random(f"{seed}/{case}/command").choice(KINDS[kind_of(case)].commands)
 
 

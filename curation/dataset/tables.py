@@ -18,13 +18,19 @@ from clipmill import storage
 from clipmill.errors import UserError
 from clipmill.formats import DATASET
 from curation.dataset.description import check_config, checked_description, describe
-from curation.dataset.joined import SCORES, joined_query
+from curation.dataset.joined import SCORES, VERSIONS, joined_query
 from curation.dataset.metadata import add_metadata_columns
 from curation.dataset.schemas import SCHEMAS
+from curation.dataset.score_versions import VERSIONS_FILE, counted_version, recorded_versions, scores_of_clips
 from curation.dataset.sql import open_connection, sentence
 
 _DESCRIPTION = "dataset.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+_VERSION = re.compile(r"v[1-9][0-9]{0,8}")
+
+_VERSION_ROWS = pa.schema(
+    [("scorer", pa.string()), ("version", pa.int32()), ("view", pa.string()), ("counted", pa.bool_())]
+)
 
 
 class Dataset:
@@ -81,11 +87,12 @@ class Dataset:
         """Write one Parquet part atomically; an existing part of the same name is replaced.
 
         `table_name` is "previews", "clips", "sources" (write them in this order: the sources part commits the three),
-        or "scores/NAME" with a `clip_id` column. Raises ValueError for a table that does not match its schema.
+        "scores/NAME", or "scores/NAME/vN" for a version of a score, with a `clip_id` column. Raises ValueError for a
+        table that does not match its schema.
         """
         if table_name in SCHEMAS:
             table = _fitted(table, SCHEMAS[table_name])
-        elif not (table_name.startswith(f"{SCORES}/") and _NAME.fullmatch(table_name[len(SCORES) + 1 :])):
+        elif not _is_score_table(table_name):
             raise ValueError(f"unknown table {table_name!r}")
         elif "clip_id" not in table.column_names:
             raise ValueError(f"{table_name} needs a clip_id column, got {table.column_names}")
@@ -114,7 +121,7 @@ class Dataset:
             removed.append(self.file("sources", f"{part}.parquet"))
             storage.remove(self.fs, removed[-1])
             committed.discard(part)
-        for table_name in SCHEMAS:
+        for table_name in (*SCHEMAS, *self.version_tables()):
             for part in sorted(self._present(table_name) - committed):
                 removed.append(self.file(table_name, f"{part}.parquet"))
                 storage.remove(self.fs, removed[-1])
@@ -137,31 +144,44 @@ class Dataset:
         return forgotten
 
     def statuses(self) -> dict[str, str]:
-        """source_id -> "ok", or the error kind of a rejected source: of all that are committed, with their clips."""
+        """source_id -> "ok" or "rejected" of all sources that a rerun can skip: committed, clips present."""
         status_of: dict[str, str] = {}
         for part in self.parts("clips"):
-            table = self.read_part("sources", part, ["source_id", "status", "error_kind"])
-            kinds = pc.coalesce(table["error_kind"], table["status"])
-            status_of |= zip(table["source_id"].to_pylist(), kinds.to_pylist(), strict=True)
+            table = self.read_part("sources", part, ["source_id", "status"])
+            status_of |= zip(table["source_id"].to_pylist(), table["status"].to_pylist(), strict=True)
         return status_of
 
     def score_names(self) -> list[str]:
-        """Names of the scores added in scores/."""
-        folders = storage.list_folders(self.fs, self.file(SCORES))
-        names = [folder.rpartition("/")[2] for folder in folders]
-        return [name for name in names if _NAME.fullmatch(name) and self.parts(f"{SCORES}/{name}")]
+        """Names of the tables without versions in scores/."""
+        return [name for name in self._folders(SCORES, _NAME) if self.parts(f"{SCORES}/{name}")]
+
+    def versioned_scores(self) -> list[str]:
+        """Names of the scores with versions in scores/."""
+        versions = (path for name in self._folders(SCORES, _NAME) for path in [self.file(SCORES, name, VERSIONS_FILE)])
+        return [path.split("/")[-2] for path in versions if storage.exists(self.fs, path)]
+
+    def version_tables(self) -> list[str]:
+        """The tables of all versions of scores, with or without rows."""
+        return [
+            f"{SCORES}/{name}/{v}"
+            for name in self.versioned_scores()
+            for v in self._folders(f"{SCORES}/{name}", _VERSION)
+        ]
 
     @contextmanager
     def connect(self, *, memory: str = "1GiB") -> Iterator[duckdb.DuckDBPyConnection]:
         """A DuckDB connection that sees the committed parts as views, for a `with` block.
 
-        Views: `sources` with a column per metadata name, `clips`, one `scores_NAME` per added scorer, and `joined`, a
-        row per clip with every column of the three (see `joined_query`). It reads these tables and nothing else (see
+        Views: `sources` with a column per metadata name, `clips`, one `scores_NAME` per added table, one
+        `scores_NAME@N` per version of a score, listed in `score_versions`, and `joined`, a row per clip with every
+        column of them (see `joined_query`). It reads these tables and nothing else (see
         `curation.dataset.sql`); larger queries than `memory` spill to disk. Errors of DuckDB's in the block leave it as
         UserError.
         """
-        names = ["sources", "clips", *(f"{SCORES}/{name}" for name in self.score_names())]
-        tables = {name.replace("/", "_", 1): self._part_files(name) or _empty(name) for name in names}
+        tables: dict[str, list[str] | pa.Table] = {
+            view: self._part_files(name) or _empty(name) for view, name in self.views().items()
+        }
+        tables[VERSIONS] = self._versions(tables)
         try:
             with open_connection(self.fs, tables, memory=memory) as connection:
                 add_metadata_columns(connection)
@@ -169,6 +189,34 @@ class Dataset:
                 yield connection
         except duckdb.Error as error:
             raise UserError(f"the query over {self.url} failed: {sentence(error)}") from error
+
+    def views(self) -> dict[str, str]:
+        """View of a connection -> its table, such as "clips" or "scores/NAME/vN"; versions without rows have none."""
+        views = {name: name for name in ("sources", "clips")}
+        views |= {f"{SCORES}_{name}": f"{SCORES}/{name}" for name in self.score_names()}
+        for table in self.version_tables():
+            _, name, version = table.split("/")
+            if self.parts(table):
+                views[f"{SCORES}_{name}@{version[1:]}"] = table
+        return views
+
+    def _versions(self, views: Collection[str]) -> pa.Table:
+        """The view `score_versions`, of the versions that have rows."""
+        rows = []
+        in_clips = scores_of_clips(self._read_description() or {})
+        for scorer in sorted({*in_clips, *self.versioned_scores()}):
+            recorded = [v for v in recorded_versions(self, scorer) if f"{SCORES}_{scorer}@{v.version}" in views]
+            counted = counted_version(recorded, in_clips=scorer in in_clips)
+            numbers = sorted({*(v.version for v in recorded), *([1] if scorer in in_clips else [])})
+            for version in numbers:
+                view = f"{SCORES}_{scorer}@{version}" if any(v.version == version for v in recorded) else "clips"
+                rows.append({"scorer": scorer, "version": version, "view": view, "counted": version == counted})
+        return pa.Table.from_pylist(rows, _VERSION_ROWS)
+
+    def _folders(self, folder: str, names: re.Pattern[str]) -> list[str]:
+        """Names of the folders in a folder that have the form of a name."""
+        paths = storage.list_folders(self.fs, self.file(folder))
+        return [name for path in paths if names.fullmatch(name := path.rpartition("/")[2])]
 
     def _read_description(self) -> dict[str, Any] | None:
         description = storage.read_json_if_exists(self.fs, self.file(_DESCRIPTION), checked_description)
@@ -201,6 +249,12 @@ class Dataset:
 def part_name(source_ids: Iterable[str]) -> str:
     """Name of the part for these sources, independent of their order."""
     return hashlib.sha256("\n".join(sorted(source_ids)).encode()).hexdigest()[:16]
+
+
+def _is_score_table(table_name: str) -> bool:
+    folder, *names = table_name.split("/")
+    forms = (_NAME, _VERSION)[: len(names)]
+    return folder == SCORES and 1 <= len(names) <= 2 and all(f.fullmatch(n) for f, n in zip(forms, names, strict=True))
 
 
 def _empty(table_name: str) -> pa.Table:

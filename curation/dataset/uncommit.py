@@ -34,7 +34,7 @@ def finish_uncommit(dataset: Dataset) -> None:
     if noted is None:
         return
     for part, source_ids in noted.items():
-        for table_name in ("sources", "previews", "clips"):  # the file that commits the part goes first
+        for table_name in ("sources", "previews", "clips", *dataset.version_tables()):  # what commits it goes first
             _remove_rows(dataset, table_name, part, source_ids)
     storage.remove(dataset.fs, dataset.file(_NOTE))
 
@@ -54,7 +54,7 @@ def _remove_rows(dataset: Dataset, table_name: str, part: str, source_ids: list[
         table = dataset.read_part(table_name, part)
     except FileNotFoundError:
         return
-    column = table["clip_id" if table_name == "previews" else "source_id"]
+    column = table["source_id" if table_name in ("sources", "clips") else "clip_id"]
     owners = pc.list_element(pc.split_pattern(column, "-", max_splits=1), 0)  # a clip's id begins with its source's
     remaining = table.filter(pc.invert(pc.is_in(owners, pa.array(source_ids, pa.string()))))
     if not remaining.num_rows and table_name == "sources":

@@ -182,8 +182,8 @@ def _inputs(dataset: Dataset, config: DuplicatesConfig) -> str:
     """
     with dataset.connect() as connection:
         known = joined_columns(connection)
-    views = sorted({known[name][0] for name in CLIP_COLUMNS if name in known})
-    tables = [view.replace("_", "/", 1) if view.startswith("scores_") else view for view in views]
+    table_of = dataset.views()
+    tables = sorted({table_of[known[name][0]] for name in CLIP_COLUMNS if name in known})
     files = {table: _file_versions(dataset, table) for table in tables}
     return fingerprint({"method": _METHOD, "config": config.model_dump(mode="json"), "files": files})
 

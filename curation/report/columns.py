@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipmill.columns import bounds_of
-from curation.dataset.joined import SCORES, is_number, joined_columns
+from curation.dataset.joined import SCORES, is_number, is_pinned, joined_columns
 from curation.dataset.schemas import SCHEMAS
 from curation.dataset.sql import quoted
 from curation.dataset.tables import Dataset
@@ -54,7 +54,7 @@ def report_columns(
     long_lists = _long_lists(connection, known)
     columns = []
     for name, (view, original, sql_kind) in known.items():
-        if name in long_lists:
+        if name in long_lists or (is_pinned(name, known[name]) and name not in ruled):
             continue
         field = fields.get(view, {}).get(original)
         metadata = metadata_of(field)
@@ -64,7 +64,7 @@ def report_columns(
         columns.append(
             ReportColumn(
                 name=name,
-                table=view.removeprefix(f"{SCORES}_") if added else view,
+                table=view.removeprefix(f"{SCORES}_").partition("@")[0] if added else view,
                 meaning=metadata.get("meaning", ""),
                 unit=metadata.get("unit", ""),
                 better=better if better in ("higher", "lower") else "",
@@ -79,12 +79,12 @@ def report_columns(
 def fields_of(dataset: Dataset) -> dict[str, dict[str, pa.Field]]:
     """View -> column -> field with its metadata, from the first part of the table."""
     fields: dict[str, dict[str, pa.Field]] = {}
-    for table in ("clips", "sources", *(f"{SCORES}/{name}" for name in dataset.score_names())):
+    for view, table in dataset.views().items():
         schema = SCHEMAS.get(table)
         for part in dataset.parts(table)[:1]:
             with dataset.fs.open(dataset.file(table, f"{part}.parquet"), "rb") as file:
                 schema = pq.read_schema(file)
-        fields[table.replace("/", "_", 1)] = {field.name: field for field in schema or ()}
+        fields[view] = {field.name: field for field in schema or ()}
     return fields
 
 

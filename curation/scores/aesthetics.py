@@ -13,7 +13,7 @@ from pydantic import field_validator
 from clipmill.config import Config
 from clipmill.errors import UserError
 from clipmill.pipeline import Resources
-from curation.scores.base import ClipView
+from curation.scores.base import ClipView, Scorer
 from curation.scores.columns import AESTHETIC_COLUMNS
 from curation.scores.weight_fetch import WeightsMissing, check_answers
 from curation.scores.weight_files import read_tensors
@@ -35,27 +35,26 @@ class AestheticConfig(Config):
         return os.path.abspath(head) if os.path.exists(head) else head
 
 
-class Aesthetic:
+class Aesthetic(Scorer):
     """Scorer `aesthetic`: a linear head on the L2-normalised embeddings of the frames, on the head's own scale."""
 
     name = "aesthetic"
+    Config = AestheticConfig
     columns = AESTHETIC_COLUMNS
-    needs: tuple[str, ...] = ("embeddings",)
+    needs = ("embeddings",)
     resources = Resources(num_cpus=0)
 
     def __init__(self, config: AestheticConfig | None = None) -> None:
-        self._config = config or AestheticConfig()
-        self.embedding_width: int | None = None
-        self.weights_digest: str | None = None
+        super().__init__(config)
         self._weight_D: Any = None
         self._bias = 0.0
 
     def __repr__(self) -> str:
-        return f"aesthetic head {self._config.head!r}"
+        return f"aesthetic head {self.config.head!r}"
 
     def load(self, device: str = "cpu") -> None:
         """Load the head; it is a single row, and runs on the CPU. Raises UserError where it is missing or unfit."""
-        head = self._config.head
+        head = self.config.head
         tensors = _laion_head(head) if head in _LAION else _own_head(head)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         width = shapes.get("weight", (0,))[-1:]

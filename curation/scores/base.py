@@ -1,18 +1,19 @@
-"""Protocols of scorers and captioners. A scorer computes columns from a clip's three thumbnails.
+"""What scorers and captioners are, and what they see of a clip.
 
-Scorers are independent of Ray and of thresholds. Every clip gets every score once; `curation.selection` filters. A
-captioner sees the same views and returns a caption.
+A scorer computes columns from pictures, embeddings or frames of a clip. Scorers are independent of Ray and of
+thresholds; `curation.selection` filters. A captioner sees the same views and returns a caption.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from clipmill.pipeline import Resources
+from clipmill import config as configuration
+from clipmill.pipeline import Need, Resources
 from curation.inputs.captions import Caption
 from curation.video.resize import Image
 
@@ -30,36 +31,60 @@ class Embeddings:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipView:
-    """Input of a scorer for one clip: upright (height, width, 3) uint8 BGR thumbnails and captions.
+    """Input of a scorer for one clip: what it needs, the rest is empty. Images are upright (height, width, 3) uint8
+    BGR."""
 
-    `thumbnails` holds the first, middle and last frame, at most 640 px on the longer side.
-    """
-
-    thumbnails: tuple[Image, ...]
+    thumbnails: tuple[Image, ...] = ()
+    """First, middle and last frame, at most `thumbnail_long_side_px` (640) on the longer side."""
+    previews: tuple[Image, ...] = ()
+    """The same frames as they are stored for browsing, at half that size."""
     captions: tuple[Caption, ...] = field(default=())
     embeddings: Embeddings | None = None
-    """For scorers that need "embeddings"."""
+    frames: tuple[Image, ...] = ()
+    """In display order, as many as `Frames` asks for; of a clip with fewer, some come twice."""
+    frame_times_s: tuple[float, ...] = ()
+    """Their times from the start of the clip."""
+    file: bytes = b""
+    """The clip as an MP4, as it would be in a shard."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The columns of the clip that were asked for."""
 
 
-class Scorer(Protocol):
-    """Protocol of a scorer. To add one, add a file, an entry in the registry in `curation.scores`, and a test."""
+class NoSettings(configuration.Config):
+    """Of a scorer without settings."""
 
-    name: str
-    """Name on the command line and prefix of the error columns."""
-    columns: tuple[pa.Field, ...]
+
+class Scorer:
+    """Base of scorers: a scorer is one file with a subclass, found by its address or entry point.
+
+    docs/adding-a-scorer.md has a complete one. Rows are independent of each other and of thresholds.
+    """
+
+    name: ClassVar[str]
+    """Name in commands and configurations, and of its table."""
+    version: ClassVar[int] = 1
+    """Incremented when the same clips, settings and weights would give other values: a new version of the score."""
+    columns: ClassVar[tuple[pa.Field, ...]]
     """Its columns, with meaning, unit and polarity in their metadata (see `clipmill.columns.column`)."""
-    needs: tuple[str, ...]
-    """Inputs: "thumbnails", "captions", "embeddings", or a column of an earlier stage. CLIP runs once for all scorers
-    that need embeddings, which run in its workers, and only if at least one does."""
-    resources: Resources
+    needs: tuple[Need, ...] = ("previews",)
+    """Inputs, which decide the cost. "previews": the stored pictures. "thumbnails": the same frames at the size of the
+    scan. "embeddings": of CLIP, which runs once for all scorers that need them. "captions". A `Frames`, or "file":
+    decoded from the span. Or a column of the clips."""
+    resources: Resources = Resources()
     """Resources of one worker; they determine the placement on a cluster."""
-    embedding_width: int | None
+    Config: ClassVar[type[configuration.Config]] = NoSettings
+    """Its settings, validated when made."""
+    may_change: ClassVar[tuple[str, ...]] = ()
+    """Settings that do not affect the values, such as a batch size or where the weights lie."""
+    embedding_width: int | None = None
     """Required width of the embeddings, set by `load`; None for any."""
-    weights_digest: str | None
-    """Digest of configurable weights, set by `load`; all clips of a dataset must have the same. None without such
-    weights."""
+    weights_digest: str | None = None
+    """Digest of its weights, set by `load`; other weights are another version. None without weights."""
 
-    def load(self, device: str) -> None:
+    def __init__(self, config: Any = None) -> None:
+        self.config: Any = config if config is not None else self.Config()
+
+    def load(self, device: str = "cpu") -> None:
         """Load models onto `device` ("cpu", "cuda"), once per process, before the first `score`.
 
         Raises UserError when weights are missing or unfit, with what was wanted, where it was looked for, and how to
@@ -69,8 +94,10 @@ class Scorer(Protocol):
     def score(self, batch: Sequence[ClipView]) -> list[dict[str, Any]]:
         """One mapping of column name to value per clip, in order.
 
-        A clip that cannot be scored gets null columns and an error in `{name}_error`; it must not fail the batch.
+        An exception costs the clip that raises it its score: the batch is scored again clip by clip, and that clip
+        gets null and the message. `{name}_error` in the mapping does the same.
         """
+        raise NotImplementedError
 
 
 class Captioner(Protocol):

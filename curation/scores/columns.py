@@ -7,8 +7,9 @@ import pyarrow as pa
 
 from clipmill.columns import column
 
-FAILED, LEFT_OUT = "failed", "left_out"
-"""Why a score is null: scoring the clip failed, or the dataset was curated without the score."""
+FAILED, LEFT_OUT, NOT_SCORED = "failed", "left_out", "not_scored"
+"""Why a score is null: scoring the clip failed, the dataset was curated without the score, or the version that counts
+does not cover the clip."""
 
 
 def error_kind_column(score: str) -> pa.Field:

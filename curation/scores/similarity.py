@@ -6,22 +6,17 @@ from typing import Any
 import numpy as np
 
 from clipmill.pipeline import Resources
-from curation.scores.base import ClipView
+from curation.scores.base import ClipView, Scorer
 from curation.scores.columns import SIMILARITY_COLUMNS
 
 
-class Similarity:
+class Similarity(Scorer):
     """Scorer `similarity`: mean over the frames of the cosine to each caption, and the mean of that over captions."""
 
     name = "similarity"
     columns = SIMILARITY_COLUMNS
-    needs: tuple[str, ...] = ("embeddings", "captions")
+    needs = ("embeddings", "captions")
     resources = Resources(num_cpus=0)
-    embedding_width: int | None = None
-    weights_digest: str | None = None
-
-    def load(self, device: str = "cpu") -> None:
-        """Nothing to load: the embeddings come with the clips."""
 
     def score(self, batch: Sequence[ClipView]) -> list[dict[str, Any]]:
         """Columns similarity, similarity_captions, similarity_error per clip."""

@@ -12,8 +12,7 @@ from pydantic import Field
 from shapely import MultiPolygon, Polygon, box, union_all
 
 from clipmill.config import Config
-from clipmill.pipeline import Resources
-from curation.scores.base import ClipView
+from curation.scores.base import ClipView, Scorer
 from curation.scores.columns import TEXT_AREA_COLUMNS
 from curation.video.resize import Image
 
@@ -40,7 +39,7 @@ class TextConfig(Config):
     """Minimum overlap (intersection over union, 0 to 1) of such a large box with one found at half scale."""
 
 
-class TextArea:
+class TextArea(Scorer):
     """Scorer `text_area`: union of the text boxes over the frame's area, for each of three frames, and the largest.
 
     PP-OCR has a trap: on many frames without text it takes the whole frame, or its most salient object, for one
@@ -49,14 +48,12 @@ class TextArea:
     """
 
     name = "text_area"
+    Config = TextConfig
     columns = TEXT_AREA_COLUMNS
-    needs: tuple[str, ...] = ("thumbnails",)
-    resources = Resources()
-    embedding_width: int | None = None
-    weights_digest: str | None = None
+    needs = ("thumbnails",)
 
     def __init__(self, config: TextConfig | None = None) -> None:
-        self._config = config or TextConfig()
+        super().__init__(config)
         self._engine: Any = None
 
     def load(self, device: str = "cpu") -> None:
@@ -71,8 +68,8 @@ class TextArea:
                 "Global.log_level": "error",
                 "Global.use_vertical_padding": False,
                 "Det.limit_type": "max",
-                "Det.limit_side_len": self._config.long_side_px,
-                "Det.box_thresh": self._config.min_confidence,
+                "Det.limit_side_len": self.config.long_side_px,
+                "Det.box_thresh": self.config.min_confidence,
                 **one_thread,
             }
         )
@@ -102,16 +99,16 @@ class TextArea:
 
     def _boxes(self, image_HWC: Image) -> list[tuple[Polygon, float]]:
         boxes = self._detect(image_HWC)
-        giant_px = self._config.giant_share * min(image_HWC.shape[:2])
+        giant_px = self.config.giant_share * min(image_HWC.shape[:2])
         giants = [b for b in boxes if _shorter_side(b[0]) > giant_px]
         if not giants:
             return boxes
-        confirmed = [b for b in self._detect_at_half_size(image_HWC) if b[1] >= self._config.giant_confidence]
+        confirmed = [b for b in self._detect_at_half_size(image_HWC) if b[1] >= self.config.giant_confidence]
         confirmed_giants = [
             giant
             for giant in giants
-            if giant[1] >= self._config.giant_confidence
-            and any(_overlap(giant[0], polygon) >= self._config.giant_overlap for polygon, _ in confirmed)
+            if giant[1] >= self.config.giant_confidence
+            and any(_overlap(giant[0], polygon) >= self.config.giant_overlap for polygon, _ in confirmed)
         ]
         return [b for b in boxes if b not in giants] + confirmed_giants
 

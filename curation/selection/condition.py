@@ -9,6 +9,7 @@ from typing import Any
 import duckdb
 
 from clipmill.errors import UserError
+from curation.dataset.joined import joined_query
 from curation.dataset.sql import literal, sentence
 
 _REFUSED = {
@@ -78,7 +79,8 @@ def read_condition(connection: duckdb.DuckDBPyConnection, text: str, known: Iter
     columns = frozenset(column for column in known if column.lower() in names)
     sql = f"(\n{text}\n)"  # the line ends keep a comment in the text from hiding the bracket
     try:
-        kind = connection.execute(f"DESCRIBE SELECT {sql} FROM joined WHERE {sql}").fetchall()[0][1]
+        rows = f"({joined_query(connection, known)}) AS joined"
+        kind = connection.execute(f"DESCRIBE SELECT {sql} FROM {rows} WHERE {sql}").fetchall()[0][1]
     except duckdb.Error as error:
         missing = tuple(sorted(names - {column.lower() for column in columns} - {"joined"}))
         if isinstance(error, duckdb.BinderException) and missing:

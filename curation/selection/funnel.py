@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import duckdb
 
-from curation.dataset.joined import joined_columns, joined_query
+from curation.dataset.joined import error_columns, joined_columns, joined_query
 from curation.dataset.sql import quoted
 from curation.selection.rules import Rule, Rules
 from curation.selection.thresholds import PLACE, PLACES, REMOVED, UNSCORED, WHERE, Test
@@ -182,7 +182,8 @@ def funnel(
 
 
 def _commonest_error(connection: duckdb.DuckDBPyConnection, name: str) -> str | None:
-    known, error = joined_columns(connection), f"{name}_error"
+    known = joined_columns(connection)
+    error, _ = error_columns(known, name) or (f"{name}_error", "")
     if error not in known or known[error][2] != "VARCHAR":
         return None
     row = connection.execute(

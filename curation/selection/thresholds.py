@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from clipmill.columns import bounds_of
 from clipmill.config import known_name, unknown_name
 from clipmill.errors import UserError
-from curation.dataset.joined import is_number, joined_columns, joined_query
+from curation.dataset.joined import (
+    JoinedColumn,
+    error_columns,
+    is_number,
+    joined_columns,
+    joined_query,
+    listed_columns,
+)
 from curation.dataset.schemas import CLIPS
 from curation.dataset.sql import quoted
 from curation.scores.columns import LEFT_OUT
@@ -84,7 +91,7 @@ def with_full_names(connection: duckdb.DuckDBPyConnection, rules: Rules) -> Rule
     A name that begins no column stays as it is. Raises UserError: it could be several, or one column has two rules.
     """
     known = joined_columns(connection)
-    numeric = [name for name, (_, _, kind) in known.items() if is_number(kind)]
+    numeric = [name for name, (_, _, kind) in listed_columns(known).items() if is_number(kind)]
     full: dict[str, Rule] = {}
     for given, rule in rules.rules.items():
         begins = any(name.startswith(given) for name in numeric)
@@ -104,7 +111,7 @@ def tests_of(
     numbers, for a threshold beyond what its column can hold, and for a `where` that is not one boolean condition.
     """
     known = joined_columns(connection)
-    numeric = [name for name, (_, _, kind) in known.items() if is_number(kind)]
+    numeric = [name for name, (_, _, kind) in listed_columns(known).items() if is_number(kind)]
     scored: dict[str, _Score] = {}
     skipped: dict[str, str] = {}
     for name in rules.rules:
@@ -112,7 +119,7 @@ def tests_of(
             scored[name] = _Score.of(name, known[name][2])
             if name == RANK:
                 _check_rank_rule(rules.rules[name], known)
-            _check_bounds(name, rules.rules[name])
+            _check_bounds(name, known[name][1], rules.rules[name])
         elif allow_missing:
             skipped[name] = f"unknown column {name!r}"
         else:
@@ -146,22 +153,21 @@ def condition_outcome(condition: Condition) -> str:
 
 
 def _left_out(
-    connection: duckdb.DuckDBPyConnection, names: Iterable[str], known: Mapping[str, object]
+    connection: duckdb.DuckDBPyConnection, names: Iterable[str], known: Mapping[str, JoinedColumn]
 ) -> dict[str, str]:
     """Scores that the dataset was curated without -> what their error column says of it."""
-    named = [name for name in names if {f"{name}_error", f"{name}_error_kind"} <= known.keys()]
-    if not named:
+    errors = {name: pair for name in names if (pair := error_columns(known, name))}
+    if not errors:
         return {}
     # The same kind in every clip: min and max come from the Parquet files' own statistics.
     bounds = ", ".join(
-        f"min({quoted(f'{name}_error_kind')}), max({quoted(f'{name}_error_kind')}), "
-        f"count({quoted(f'{name}_error_kind')}) = count(*), min({quoted(f'{name}_error')})"
-        for name in named
+        f"min({quoted(kind)}), max({quoted(kind)}), count({quoted(kind)}) = count(*), min({quoted(error)})"
+        for error, kind in errors.values()
     )
-    columns = [f"{name}{suffix}" for name in named for suffix in ("_error", "_error_kind")]
+    columns = dict.fromkeys(column for both in errors.values() for column in both)
     row = connection.execute(f"SELECT {bounds} FROM ({joined_query(connection, columns)})").fetchone()
     assert row is not None
-    reasons = zip(named, row[::4], row[1::4], row[2::4], row[3::4], strict=True)
+    reasons = zip(errors, row[::4], row[1::4], row[2::4], row[3::4], strict=True)
     return {name: str(error) for name, low, high, every, error in reasons if every and low == high == LEFT_OUT}
 
 
@@ -174,9 +180,9 @@ def _check_rank_rule(rule: Rule, known: Mapping[str, object]) -> None:
         )
 
 
-def _check_bounds(name: str, rule: Rule) -> None:
+def _check_bounds(name: str, original: str, rule: Rule) -> None:
     """Refuse a threshold that means something else than was meant: 7 for 7 % of a share."""
-    bounds = bounds_of(CLIPS.field(name)) if name in CLIPS.names else None
+    bounds = bounds_of(CLIPS.field(original)) if original in CLIPS.names else None
     for which, value in (("min", rule.min), ("max", rule.max)):
         if bounds and value is not None and not bounds[0] <= value <= bounds[1]:
             raise UserError(f"{name} lies between {bounds[0]:g} and {bounds[1]:g}, got {which} {value:g}")

@@ -257,7 +257,7 @@ class _Models:
 
 def _models(config: CurateConfig) -> _Models:
     """Load every model once, without a network."""
-    from pipelines.scoring import forget_models, load_models, model_loaders
+    from pipelines.model_specs import asked_models, forget_models, load_models, model_loaders
 
     models = _Models()
     try:
@@ -272,7 +272,7 @@ def _models(config: CurateConfig) -> _Models:
             # Models that fail by themselves are known by now; this is whether they fit together.
             captioners = config.captioners.model_copy(update={"video": None, "merged": None})
             if not models.errors:
-                unfit = _error_of(load_models, config.model_copy(update={"captioners": captioners}))
+                unfit = _error_of(load_models, asked_models(config.model_copy(update={"captioners": captioners})))
                 models.errors |= {"models": unfit} if unfit else {}
     finally:
         forget_models()

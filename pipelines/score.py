@@ -1,0 +1,160 @@
+"""`clipmill score`: add a scorer's columns to clips that are there, streamed through Ray Data.
+
+    clips without a score -> read what the scorer needs -> score -> one part of a table after another
+
+Workers only compute. The driver, which owns the dataset, writes each part whole; so whatever dies, a rerun finds every
+row once or not at all, and does what is missing.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from curation.dataset.missing_scores import clips_without
+from curation.dataset.score_versions import RecordedVersion, score_schema, table_of
+from curation.dataset.tables import Dataset
+from curation.scores.base import Scorer
+from curation.selection.select import load_selection, selected_ids
+from pipelines.cluster import connected, stopped_by_errors
+from pipelines.config import CurateConfig
+from pipelines.fence import Fence, owned, refuse_if_running
+from pipelines.graph import check, run
+from pipelines.model_specs import AskedModels, models_of_scorer
+from pipelines.models import CheckedModels, check_models
+from pipelines.progress import Reporter, note
+from pipelines.score_parts import PartWriter
+from pipelines.score_stages import Piece, score_stages
+from pipelines.versions import check_all_names, digest_of, in_clips, record_version, version_of_run
+
+_GIVEN = ("piece",)
+_CLIPS_PER_PIECE = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreResult:
+    """What a run did, or would do. clips = scored_before + scored_now + failed_now, of the selection or the dataset."""
+
+    dataset: str
+    scorer: str
+    version: int
+    clips: int
+    scored_before: int
+    scored_now: int
+    failed_now: int
+    """Clips whose scoring failed; each has its error."""
+    wall_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A scorer and the dataset that it scores."""
+
+    dataset: Dataset
+    asked: AskedModels
+    scorer: Scorer
+    models: CheckedModels
+    schema: pa.Schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What a run has to do."""
+
+    version: RecordedVersion
+    clips: int
+    pieces: list[Piece] = field(default_factory=list)
+
+    @property
+    def missing(self) -> int:
+        """Clips to score."""
+        return sum(len(piece.rows) for piece in self.pieces)
+
+
+def score(
+    dataset: str,
+    scorer: str,
+    *,
+    selection: str | None = None,
+    config: CurateConfig | None = None,
+    take_over: bool = False,
+    dry_run: bool = False,
+    address: str | None = None,
+    num_cpus: int | None = None,
+    quiet: bool = False,
+) -> ScoreResult:
+    """Score the clips of a dataset, or of a selection, that this version of the score lacks.
+
+    `scorer` is a name, or an address: `module:Class`, `path/file.py:Class`. Its settings are those of `config`. Other
+    settings or weights than before make a new version in `scores/NAME/`. `dry_run` writes nothing. Raises UserError: an
+    unknown scorer or selection, names that are taken, missing weights, a dataset in use; RunStopped.
+    """
+    config, started_s = config or CurateConfig(), time.monotonic()
+    opened = Dataset(dataset).open()
+    asked = models_of_scorer(scorer, config)
+    made = asked.scorers[0]()
+    check_all_names(opened, [made])
+    if selection is not None:
+        load_selection(opened, selection)
+    failed = 0
+    with Reporter("score", unit="clips", quiet=quiet) as report:
+        if not take_over:
+            refuse_if_running(opened.url)
+        report.connecting(address)
+        with connected(address, num_cpus=num_cpus):
+            report.waiting("loading the models")
+            schema, models = score_schema(made.name, made.columns), check_models(asked)
+            job = _Job(dataset=opened, asked=asked, scorer=made, models=models, schema=schema)
+            check(score_stages(opened, asked, schema, models.resources), _GIVEN)
+            for notice in models.notices:
+                note(notice)
+            report.waiting("reading the tables")
+            plan = _plan(job, selection)
+            if not dry_run:
+                with owned(opened.url, take_over=take_over) as fence:
+                    opened.remove_unfinished()
+                    plan = _plan(job, selection)  # again: another run may have committed parts since
+                    failed = _run(job, plan, fence, report)
+    return ScoreResult(
+        dataset=dataset,
+        scorer=made.name,
+        version=plan.version.version,
+        clips=plan.clips,
+        scored_before=plan.clips - plan.missing,
+        scored_now=plan.missing - failed,
+        failed_now=failed,
+        wall_s=time.monotonic() - started_s,
+    )
+
+
+def _plan(job: _Job, selection: str | None) -> _Plan:
+    version = version_of_run(job.dataset, job.asked.scorers[0], job.scorer, job.models)
+    selected = selected_ids(job.dataset, selection) if selection is not None else None
+    clips, missing = clips_without(job.dataset, job.scorer.name, version.version, selected)
+    if in_clips(job.dataset, job.scorer, version.version):
+        missing = {}
+    pieces = [
+        Piece(part=part, rows=rows[start : start + _CLIPS_PER_PIECE])
+        for part, rows in missing.items()
+        for start in range(0, len(rows), _CLIPS_PER_PIECE)
+    ]
+    return _Plan(version=version, clips=clips, pieces=pieces)
+
+
+def _run(job: _Job, plan: _Plan, fence: Fence, report: Reporter) -> int:
+    """Score the pieces; returns the number of clips whose scoring failed."""
+    name, version, failed = job.scorer.name, plan.version, 0
+    if in_clips(job.dataset, job.scorer, version.version):
+        return 0
+    record_version(job.dataset, name, version)
+    if plan.pieces:
+        report.begin(plan.missing)
+        stages = score_stages(job.dataset, job.asked, job.schema, job.models.resources)
+        digest, table = digest_of(job.scorer, job.models), table_of(name, version.version)
+        with stopped_by_errors(), PartWriter(job.dataset, table, fence, plan.pieces) as writer:
+            for scored in run(stages, plan.pieces, _GIVEN):
+                writer.add(scored, version=version.version, weights_digest=digest)
+                report.advance(scored.table.num_rows)
+            failed = writer.finish()
+    record_version(job.dataset, name, version, finished=True)
+    return failed

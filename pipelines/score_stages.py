@@ -1,0 +1,119 @@
+"""Stages of `clipmill score`: pieces of a dataset -> their pictures -> their scores."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from clipmill import storage
+from clipmill.pipeline import Need, Resources, Stage
+from curation.dataset.schemas import CLIPS, PREVIEWS
+from curation.dataset.tables import Dataset
+from curation.scores.clip_embedder import ClipEmbedder
+from curation.scores.registry import ScorerSpec
+from pipelines.clip_batch import ClipBatch, Jpegs
+from pipelines.model_specs import AskedModels, make_model
+from pipelines.scoring import load_embed, load_score
+
+_IDENTITY = ("clip_id", "source_id", "uri")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Some clips of a part of the dataset."""
+
+    part: str
+    rows: NDArray[Any]
+    """Row numbers in clips/PART.parquet, int32, increasing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredPiece:
+    """Their scores: a table with clip_id and the scorer's columns."""
+
+    part: str
+    table: pa.Table
+
+
+def score_stages(
+    dataset: Dataset, asked: AskedModels, schema: pa.Schema, resources: Mapping[str, Resources] | None = None
+) -> list[Stage]:
+    """Read, embed if the scorer needs that, score. `asked` has one scorer, whose table has the columns `schema`."""
+    (spec,) = asked.scorers
+    scorer = spec()
+    needs = (*scorer.needs, *(ClipEmbedder.needs if asked.clip else ()))
+    read = Stage(name="read", needs=("piece",), gives=readable(needs), load=partial(_load_read, dataset, needs))
+    stages = [read]
+    if asked.clip:
+        model = make_model(ClipEmbedder, asked.clip)
+        takes = (resources or {}).get(model.name, model.resources)
+        load = partial(_load_each, partial(load_embed, asked.clip))
+        stages.append(Stage(name=model.name, needs=model.needs, gives=model.gives, load=load, resources=takes))
+    takes = (resources or {}).get(scorer.name, scorer.resources)
+    return [
+        *stages,
+        Stage(
+            name=scorer.name,
+            needs=scorer.needs,
+            gives=("scored",),
+            load=partial(_load_score, spec, schema),
+            resources=replace(takes, num_cpus=0) if asked.clip else takes,
+        ),
+    ]
+
+
+def readable(needs: Sequence[Need]) -> tuple[Need, ...]:
+    """The needs that a dataset meets."""
+    return tuple(need for need in needs if need == "previews" or need in CLIPS.names)
+
+
+def _load_read(dataset: Dataset, needs: Sequence[Need], device: str) -> Callable[[list[Piece]], list[ClipBatch]]:
+    return lambda pieces: [read_piece(dataset, piece, needs) for piece in pieces]
+
+
+def read_piece(dataset: Dataset, piece: Piece, needs: Sequence[Need]) -> ClipBatch:
+    """The rows of some clips and what is needed of them. Raises UserError if a file of the dataset is damaged."""
+    columns = [*_IDENTITY, *(str(need) for need in needs if need in CLIPS.names and need not in _IDENTITY)]
+    rows = dataset.read_part("clips", piece.part, columns).take(pa.array(piece.rows)).to_pylist()
+    previews: list[Jpegs] = []
+    if "previews" in needs:
+        stored = _previews(dataset, piece.part, [row["clip_id"] for row in rows])
+        previews = [stored.get(row["clip_id"], ()) for row in rows]
+    return ClipBatch(rows, previews=previews, part=piece.part)
+
+
+def _previews(dataset: Dataset, part: str, clip_ids: Sequence[str]) -> dict[str, Jpegs]:
+    """clip_id -> its stored pictures."""
+    path = dataset.file("previews", f"{part}.parquet")
+    if not storage.exists(dataset.fs, path):
+        return {}
+    table = dataset.read_part("previews", part, PREVIEWS.names)
+    table = table.filter(pc.is_in(table["clip_id"], pa.array(clip_ids, pa.string())))
+    rows = zip(*(table[name].to_pylist() for name in PREVIEWS.names), strict=True)
+    return {clip_id: jpegs for clip_id, *pictures in rows if all(jpegs := tuple(pictures))}
+
+
+def _load_each(load: Callable[[str], Callable[[ClipBatch], None]], device: str) -> Callable[[list[Any]], list[Any]]:
+    work = load(device)
+
+    def each(batches: list[ClipBatch]) -> list[ClipBatch]:
+        for batch in batches:
+            work(batch)
+        return batches
+
+    return each
+
+
+def _load_score(spec: ScorerSpec, schema: pa.Schema, device: str) -> Callable[[list[ClipBatch]], list[ScoredPiece]]:
+    score = _load_each(partial(load_score, spec), device)
+
+    def scored(batches: list[ClipBatch]) -> list[ScoredPiece]:
+        return [
+            ScoredPiece(part=batch.part, table=pa.Table.from_pylist(batch.rows, schema)) for batch in score(batches)
+        ]
+
+    return scored

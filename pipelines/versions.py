@@ -1,0 +1,96 @@
+"""Which version of a score a run writes: one made with the same settings and weights, or the next."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from curation.dataset.score_versions import (
+    RecordedVersion,
+    ScoreVersion,
+    check_names,
+    record_versions,
+    recorded_versions,
+    scores_of_clips,
+)
+from curation.dataset.tables import Dataset
+from curation.scores.base import Scorer
+from curation.scores.registry import ScorerSpec
+from pipelines.models import CheckedModels
+from pipelines.status import models_of
+
+
+def version_of_run(dataset: Dataset, spec: ScorerSpec, scorer: Scorer, models: CheckedModels) -> RecordedVersion:
+    """The version that a run with this scorer writes; not recorded yet if it is new.
+
+    Version 1 of a score of clipmill may be the clips table: see `in_clips`.
+    """
+    made_with = _made_with(scorer, spec.values(), models.digests)
+    recorded = recorded_versions(dataset, scorer.name)
+    of_clips = _version_of_clips(dataset, scorer)
+    for each in [*([of_clips] if of_clips else []), *recorded]:
+        if each.made_with == made_with:
+            return each
+    source = spec.plugin.source
+    return RecordedVersion(
+        version=max((each.version for each in recorded), default=1 if of_clips else 0) + 1,
+        made_with=made_with,
+        target=spec.plugin.target,
+        source_sha256=hashlib.sha256(source).hexdigest() if source is not None else None,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def in_clips(dataset: Dataset, scorer: Scorer, version: int) -> bool:
+    """Whether the rows of a version are columns of the clips table."""
+    return version == 1 and scorer.name in scores_of_clips(dataset.description())
+
+
+def record_version(dataset: Dataset, scorer: str, version: RecordedVersion, *, finished: bool = False) -> None:
+    """Add a version to the record, or mark it as finished. Call it only when this run owns the dataset."""
+    recorded = recorded_versions(dataset, scorer)
+    version = replace(version, finished=version.finished or finished)
+    if version not in recorded:
+        others = [each for each in recorded if each.version != version.version]
+        record_versions(dataset, scorer, [*others, version])
+
+
+def digest_of(scorer: Scorer, models: CheckedModels) -> str | None:
+    """Of the scorer's weights; those of CLIP if it has none of its own and needs embeddings."""
+    of_clip = models.digests.get("clip") if "embeddings" in scorer.needs else None
+    return models.digests.get(scorer.name, of_clip)
+
+
+def check_all_names(dataset: Dataset, scorers: Sequence[Scorer]) -> None:
+    """Raise UserError if a scorer takes a name of the dataset, of another score, or of one of the others."""
+    for scorer in scorers:
+        others = {other.name: other.columns for other in scorers if other is not scorer}
+        check_names(dataset, scorer.name, scorer.columns, others)
+
+
+def _version_of_clips(dataset: Dataset, scorer: Scorer) -> RecordedVersion | None:
+    if not dataset.exists() or not in_clips(dataset, scorer, 1):
+        return None
+    settings, models = dataset.description()["config"].get(scorer.name) or {}, models_of(dataset)
+    versions = models.get("scorers") or {}
+    made_with = _made_with(scorer, settings, models.get("digests") or {})
+    made_with = replace(made_with, scorer_version=versions.get(scorer.name, 1))
+    return RecordedVersion(version=1, made_with=made_with, target="", finished=True)
+
+
+def _made_with(scorer: Scorer, settings: Mapping[str, Any], digests: Mapping[str, str]) -> ScoreVersion:
+    weights = {scorer.name, *(["clip"] if "embeddings" in scorer.needs else [])}
+    return ScoreVersion(
+        scorer_version=scorer.version,
+        settings={name: _named(value) for name, value in settings.items() if name not in scorer.may_change},
+        weights={name: digest for name, digest in digests.items() if name in weights},
+        columns={field.name: str(field.type) for field in scorer.columns},
+    )
+
+
+def _named(value: Any) -> Any:
+    """A file by its name: weights may have moved, and their digest tells them apart."""
+    return Path(value).name if isinstance(value, str) and os.path.isabs(value) and os.path.exists(value) else value

@@ -57,9 +57,9 @@ class Encoding:
         if self.rotation not in (0, 90, 180, 270):
             raise ValueError(f"rotation is {self.rotation}, expected 0, 90, 180 or 270")
         if self.rotation and self.suffix not in ("mp4", "mov", "mkv"):
-            raise ValueError(f"a {self.suffix} file cannot hold a rotation, expected mp4, mov or mkv")
+            raise ValueError(f"a {self.suffix} file cannot store a rotation, expected mp4, mov or mkv")
         if self.mirrored and self.suffix not in ("mp4", "mov"):
-            raise ValueError(f"a {self.suffix} file cannot hold a mirrored picture, expected mp4 or mov")
+            raise ValueError(f"a {self.suffix} file cannot store mirroring, expected mp4 or mov")
 
     @property
     def suffix(self) -> str:

@@ -134,7 +134,7 @@ def _check_plan(out: Path, plan: dict[str, Any]) -> None:
     before = read_plan(str(out), LATENTS)
     if before is not None:
         if not isinstance(before.get("config"), dict) or not isinstance(before.get("models"), dict):
-            raise UserError(f"{out / PLAN} is damaged: it should hold the settings of latents. Choose another folder")
+            raise UserError(f"{out / PLAN} is damaged: expected the keys 'config' and 'models'. Choose another folder")
         old, new = (content["config"] | {"models": content["models"]} for content in (before, plan))
         check_same(out, old, new, ignored=_OF_TRAINING, new_keys=True)
 

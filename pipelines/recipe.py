@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipmill.config import read_yaml
+from clipmill.config import read_yaml, unknown_name
 from clipmill.errors import UserError
 from pipelines.train import train
 from training.run_stage import check_settings, finished, read_settings
@@ -50,7 +50,8 @@ def read_recipe(path: Path) -> Recipe:
     stages, init = content.get("stages"), content.get("init")
     if set(content) - set(_KEYS) or not isinstance(stages, list) or not stages or not isinstance(init, str | None):
         raise UserError(
-            f"{path}: a recipe has 'stages', a list, and may have 'init', a path; got {', '.join(map(str, content))}"
+            f"{path}: expected the keys 'stages' (a list) and, optionally, 'init' (a path), got "
+            f"{', '.join(map(str, content)) or 'none'}"
         )
     return Recipe(
         init=None if init is None else path.parent / init,
@@ -93,25 +94,26 @@ def _check_order(recipe: Recipe, out: Path, done: list[Path | None]) -> None:
         later = [folder for folder in folders[i + 1 :] if read_settings(folder) is not None]
         if model is None and finished(folder) is not None and later:
             raise UserError(
-                f"{folder} would be trained for more steps, and {later[0]} has started from its model: remove "
-                f"{later[0]} to train it again, or choose another --out"
+                f"{folder} has more steps to train, but {later[0]} was already started from its model: remove "
+                f"{later[0]} to retrain it, or choose another --out"
             )
 
 
 def _recipe_stage(path: Path, number: int, entry: Any) -> RecipeStage:
     if not isinstance(entry, dict) or entry.get("stage") is None or entry.get("data") is None:
-        raise UserError(f"{path}: each stage has 'stage' and 'data', got {entry!r:.200}")
+        raise UserError(f"{path}: stage {number}: expected the keys 'stage' and 'data', got {entry!r:.200}")
     unknown = [str(key) for key in entry if key not in _STAGE_KEYS]
     if unknown:
-        raise UserError(f"{path}: a stage has {', '.join(_STAGE_KEYS)}; got {', '.join(unknown)}")
+        raise UserError(f"{path}: stage {number}: {unknown_name('key', unknown[0], list(_STAGE_KEYS))}")
     for key, kind in _STAGE_KEYS.items():
         if entry.get(key) is not None and not isinstance(entry[key], kind):
             wanted = "settings by group" if kind is Mapping else "text"
-            raise UserError(f"{path}: '{key}' of stage {number} should be {wanted}, got {entry[key]!r:.200}")
+            raise UserError(f"{path}: stage {number}: expected '{key}' to be {wanted}, got {entry[key]!r:.200}")
     name = entry.get("name") or entry["stage"]
     if not _NAME.fullmatch(str(name)):
         raise UserError(
-            f"{path}: the name of a stage becomes a folder: letters, digits, '.', '_' and '-', got {name!r:.200}"
+            f"{path}: stage {number}: expected a name of letters, digits, '.', '_' and '-', which becomes a folder, "
+            f"got {name!r:.200}"
         )
     try:
         stage = overlay(Stage.preset(entry["stage"]), entry.get("set") or {}, origin=f"stage {number}")

@@ -125,7 +125,7 @@ def load_lora(unet: UNet, path: str | Path) -> None:
         stored = open_tensors(path, files)
         names_of_a = [name for name in stored if name.endswith("lora_A.weight")]
         if not names_of_a:
-            raise WeightsError(f"{path} holds {len(stored)} tensors but no lora_A.weight; expected LoRA adapters")
+            raise WeightsError(f"{path} has {len(stored)} tensors but no lora_A.weight; expected LoRA adapters")
         prefix = next(prefix for prefix in _PREFIXES if names_of_a[0].startswith(prefix))
         rank = stored[names_of_a[0]].shape[0]
         alpha = _alpha(Path(path), stored[names_of_a[0]].file.metadata() or {})
@@ -151,7 +151,7 @@ def _alpha(path: Path, metadata: dict[str, str]) -> float | None:
         raise WeightsError(str(error)) from error
     number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
     if alpha is not None and not (number and 0 < alpha <= _MAX_ALPHA):
-        raise WeightsError(f"{path} says lora_alpha {alpha!r}, expected a number above 0 and up to {_MAX_ALPHA:,}")
+        raise WeightsError(f"{path} has lora_alpha {alpha!r}, expected a number above 0 and up to {_MAX_ALPHA:,}")
     return cast("float | None", alpha)
 
 

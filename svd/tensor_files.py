@@ -93,7 +93,9 @@ def _shards(path: Path) -> list[Path]:
             raise FileNotFoundError(f"no *.safetensors and no *{INDEX} in {path}")
         if len(candidates) > 1:
             first = ", ".join(candidate.name for candidate in candidates[:4])
-            raise WeightsError(f"{path} holds {len(candidates)} sets of weights ({first}); pass the path of one file")
+            raise WeightsError(
+                f"{path} contains {len(candidates)} sets of weights ({first}); pass the path of one file"
+            )
         return _shards(candidates[0])
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")

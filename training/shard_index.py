@@ -174,7 +174,7 @@ def find_shards(shards: str | Path | Iterable[str | Path]) -> list[str]:
         else:
             matches, sought = sorted(filter(os.path.isfile, glob.glob(entry))), "no file, folder or match for"
         if not matches:
-            raise UserError(f"no shards: {sought} {entry} (looked from {os.getcwd()})")
+            raise UserError(f"no shards: {sought} {entry} (current directory: {os.getcwd()})")
         paths |= dict.fromkeys(os.path.abspath(match) for match in matches)
     return list(paths)
 

@@ -142,7 +142,7 @@ def _unit_embeddings(batch: pa.RecordBatch, width: int) -> tuple[pa.BooleanArray
     for i in np.flatnonzero(usable & (lengths != width))[:1]:
         raise UserError(
             f"embeddings of different models cannot be compared: clip {batch['clip_id'][int(i)]} has "
-            f"{lengths[i]} numbers, others have {width}. Score all clips with one CLIP model, in a new dataset."
+            f"{lengths[i]} dimensions, others have {width}. Score all clips with one CLIP model, in a new dataset."
         )
     numbers = batch["embedding"].filter(pa.array(usable)).flatten().to_numpy(zero_copy_only=False)
     found_ND = numbers.astype(np.float32).reshape(int(usable.sum()), width)

@@ -173,7 +173,7 @@ def _left_out(
 
 def _check_rank_rule(rule: Rule, known: Mapping[str, object]) -> None:
     if GROUP not in known:
-        raise UserError(f"unknown column {GROUP!r} beside {RANK!r}: run `clipmill duplicates DATASET` again")
+        raise UserError(f"the dataset has a column {RANK!r} but no {GROUP!r}: run `clipmill duplicates DATASET` again")
     if rule.ranks():
         raise UserError(
             f"{RANK} counts the clips of a group from the best (0) to the worst: use max or min instead of a percentage"

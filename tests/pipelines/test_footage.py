@@ -341,7 +341,7 @@ def test_keyframes_come_as_asked(tmp_path: Path) -> None:
             lambda: VideoSpec(name="v", shots=(SEA,), codec="mpeg4", pixel_format="yuv420p10le"),
             "does not support pixel format",
         ),
-        (lambda: VideoSpec(name="v", shots=(SEA,), codec="vp9", rotation=90), "cannot hold a rotation"),
+        (lambda: VideoSpec(name="v", shots=(SEA,), codec="vp9", rotation=90), "cannot store a rotation"),
         (lambda: drawn(VideoSpec(name="v", shots=(replace(SEA, flash_at_s=5.0),))), "not well within"),
         (lambda: drawn(VideoSpec(name="v", shots=(replace(SEA, camera="zoom", speed_px=9.0),))), "at most 4"),
     ],

@@ -42,7 +42,7 @@ def test_a_name_that_is_no_folder_of_its_own_is_refused(tmp_path: Path, name: st
     if not name:
         assert read_recipe(path).stages[0].folder == "1-tiny-image"
         return
-    with pytest.raises(UserError, match="the name of a stage becomes a folder"):
+    with pytest.raises(UserError, match="expected a name of letters, digits"):
         next(train_recipe(path, out))
     assert [each.name for each in tmp_path.iterdir()] == ["recipe.yaml"]
 
@@ -54,21 +54,21 @@ def test_a_name_that_is_no_folder_of_its_own_is_refused(tmp_path: Path, name: st
         ("{", "not valid YAML"),
         ("[" * 3000, "not valid YAML"),
         ("stages: &a [*a]", "not valid YAML"),
-        ({}, "a recipe has 'stages'"),
-        ({"stages": []}, "a recipe has 'stages'"),
-        ({"stages": {"a": 1}}, "a recipe has 'stages'"),
-        ({"stages": [GOOD], "inti": "x"}, "a recipe has 'stages'.*got stages, inti|got inti, stages"),
-        ({"stages": [GOOD], 5: "x"}, "a recipe has 'stages'"),
-        ({"stages": [GOOD], "init": 5}, "may have 'init', a path"),
-        ({"stages": ["a"]}, "each stage has 'stage' and 'data'"),
-        ({"stages": [{"stage": "tiny-image"}]}, "each stage has 'stage' and 'data'"),
-        ({"stages": [{**GOOD, "sett": {}}]}, "a stage has .*; got sett"),
-        ({"stages": [{**GOOD, 5: {}}]}, "a stage has .*; got 5"),
-        ({"stages": [{**GOOD, "stage": ["a"]}]}, "'stage' of stage 1 should be text, got"),
-        ({"stages": [{**GOOD, "data": 5}]}, "'data' of stage 1 should be text, got 5"),
-        ({"stages": [GOOD, {**GOOD, "images": {}}]}, "'images' of stage 2 should be text"),
-        ({"stages": [{**GOOD, "name": 5}]}, "'name' of stage 1 should be text"),
-        ({"stages": [{**GOOD, "set": [1]}]}, "'set' of stage 1 should be settings by group"),
+        ({}, "expected the keys 'stages'"),
+        ({"stages": []}, "expected the keys 'stages'"),
+        ({"stages": {"a": 1}}, "expected the keys 'stages'"),
+        ({"stages": [GOOD], "inti": "x"}, "expected the keys 'stages'.*got stages, inti|got inti, stages"),
+        ({"stages": [GOOD], 5: "x"}, "expected the keys 'stages'"),
+        ({"stages": [GOOD], "init": 5}, "optionally, 'init'"),
+        ({"stages": ["a"]}, "stage 1: expected the keys 'stage' and 'data'"),
+        ({"stages": [{"stage": "tiny-image"}]}, "stage 1: expected the keys 'stage' and 'data'"),
+        ({"stages": [{**GOOD, "sett": {}}]}, "stage 1: unknown key 'sett'. Did you mean 'set'"),
+        ({"stages": [{**GOOD, 5: {}}]}, "stage 1: unknown key '5'"),
+        ({"stages": [{**GOOD, "stage": ["a"]}]}, "stage 1: expected 'stage' to be text, got"),
+        ({"stages": [{**GOOD, "data": 5}]}, "stage 1: expected 'data' to be text, got 5"),
+        ({"stages": [GOOD, {**GOOD, "images": {}}]}, "stage 2: expected 'images' to be text"),
+        ({"stages": [{**GOOD, "name": 5}]}, "stage 1: expected 'name' to be text"),
+        ({"stages": [{**GOOD, "set": [1]}]}, "stage 1: expected 'set' to be settings by group"),
         ({"stages": [{**GOOD, "set": {"run": {"stpes": 1}}}]}, "Did you mean 'steps'"),
         ({"stages": [{**GOOD, "stage": "tiny-imgae"}]}, "Did you mean 'tiny-image'"),
     ],

@@ -213,7 +213,7 @@ def test_embeddings_need_not_have_length_one() -> None:
 
 @pytest.mark.parametrize("size", [1, 10])
 def test_two_widths_are_an_error_that_names_both(size: int) -> None:
-    with pytest.raises(UserError, match=r"clip c00001 has 3 numbers, others have 2\."):
+    with pytest.raises(UserError, match=r"clip c00001 has 3 dimensions, others have 2\."):
         rank_duplicates(batches([clip(0, at(0)), clip(1, [1.0, 0.0, 0.0])], size))
 
 

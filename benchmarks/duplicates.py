@@ -41,8 +41,8 @@ def measure(clips: int) -> list[dict[str, Any]]:
         copies = _build(folder, clips)
         figures = []
         for search, exact_up_to in searches.items():
-            found = in_child("benchmarks.duplicates", "--search", folder, str(exact_up_to))
-            figures.append({"clips": clips, "search": search, **found, "planted": len(copies)})
+            measured = in_child("benchmarks.duplicates", "--search", folder, str(exact_up_to))
+            figures.append({"clips": clips, "search": search, **measured, "planted": len(copies)})
             figures[-1].update(_compared(folder, copies))
             print(json.dumps(figures[-1]), file=sys.stderr, flush=True)
         return figures

@@ -81,14 +81,14 @@ def stored(picture_HWC: Picture) -> bytes:
 
 def training_shots() -> Iterator[tuple[VideoSpec, Shot, int]]:
     """Endless shots of the training footage, each with its video and its number."""
-    made = itertools.count()
+    numbers = itertools.count()
     for seed in range(TRAINING_SEED, 2 * TRAINING_SEED):
         short_side_px = _SHORT_SIDES_PX[seed % len(_SHORT_SIDES_PX)]
         # Twelve kinds of storage come in turn: four videos from each of three seeds pass through all of them.
         specs = corpus_specs(seed=seed, videos=_SPECS_PER_SEED * (1 + seed % 3), short_side_px=short_side_px)
         for spec in specs[-_SPECS_PER_SEED:]:
             for shot in spec.shots:
-                yield spec, shot, next(made)
+                yield spec, shot, next(numbers)
 
 
 def _training_clip(task: tuple[VideoSpec, Shot, int]) -> dict[str, NDArray[np.generic]]:

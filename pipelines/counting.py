@@ -93,8 +93,8 @@ def stream_shards(
     """
     first = accumulate(samples, initial=0)
     with counted_on(report, sum(samples)) as counter:
-        made = stage(counter)
-        answers = run([made], list(zip(shards, first, strict=False)), given=made.needs)
+        built = stage(counter)
+        answers = run([built], list(zip(shards, first, strict=False)), given=built.needs)
         for done, answer in enumerate(answers, 1):
             report.detail(f"{done:,} of {len(shards):,} shards")
             yield answer

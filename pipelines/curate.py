@@ -137,8 +137,8 @@ def _listed(inputs: Sequence[str], limit: int | None, *, quiet: bool) -> list[So
     if not sources:
         given = ", ".join(map(redacted, inputs)) or "nothing"
         raise UserError(f"no usable input: no videos found in {given}" + (passed_over and f" ({passed_over})"))
-    for said in () if quiet else filter(None, (passed_over, *listing.notes)):
-        note(said)
+    for remark in () if quiet else filter(None, (passed_over, *listing.notes)):
+        note(remark)
     return sources
 
 
@@ -267,9 +267,9 @@ def _part_size(todo: Sequence[Source]) -> int:
     return sources if sources < SOURCES_PER_BATCH else sources - sources % SOURCES_PER_BATCH
 
 
-def _duplicates(dataset: Dataset, config: CurateConfig, found: Status) -> DuplicatesResult | None:
+def _duplicates(dataset: Dataset, config: CurateConfig, state: Status) -> DuplicatesResult | None:
     """Search for near-duplicates, and record the settings used."""
-    if config.duplicates is None or found.unscored.get("embedding", found.clips) >= found.clips:
+    if config.duplicates is None or state.unscored.get("embedding", state.clips) >= state.clips:
         return None
     result, settings = find_duplicates(dataset, config.duplicates), config.duplicates.model_dump(mode="json")
     models = models_of(dataset)

@@ -80,8 +80,8 @@ def inspect(inputs: Sequence[str], config: CurateConfig | None = None, *, quiet:
         note(notice)
     with Isolated(config.scan.limits) as child:
         listing = list_sources(inputs)
-        for said in () if quiet else listing.notes:
-            note(said)
+        for remark in () if quiet else listing.notes:
+            note(remark)
         for source in listing:
             scan = scan_safely(child, source, config, frame_times=True)
             (scanned,) = work([scan])

@@ -44,15 +44,15 @@ def check_models(asked: AskedModels) -> CheckedModels:
         answers = ray.get([check.options(scheduling_strategy=place).remote(asked) for place in there])
     except ray.exceptions.RayError as error:
         raise UserError(f"the models could not be loaded on every node: {error}") from error
-    found: dict[str, CheckedModels] = {}
+    by_node: dict[str, CheckedModels] = {}
     for node, answer in zip(nodes, answers, strict=True):
         name = node["NodeManagerAddress"]
         if isinstance(answer, str):
             raise UserError(f"on node {name}: {answer}" if len(nodes) > 1 else answer)
-        found[name] = answer
-    first = next(iter(found.values()))
-    if any(models.digests != first.digests for models in found.values()):
-        each = "; ".join(f"{name} {models.digests}" for name, models in found.items())
+        by_node[name] = answer
+    first = next(iter(by_node.values()))
+    if any(models.digests != first.digests for models in by_node.values()):
+        each = "; ".join(f"{name} {models.digests}" for name, models in by_node.items())
         raise UserError(f"the weights of the models differ between nodes: {each}")
     return first
 
@@ -65,11 +65,11 @@ def _check(asked: AskedModels) -> CheckedModels | str:
     finally:
         forget_models()  # this worker may never run a stage of them
     weights = models.clip.weights if models.clip else None
-    own: list[Captioner | Scorer] = [*models.captioners, *models.scorers]
+    with_weights: list[Captioner | Scorer] = [*models.captioners, *models.scorers]
     return CheckedModels(
         clip=weights.name if weights else None,
         clip_bytes=weights.size_bytes if weights else 0,
-        digests={model.name: model.weights_digest for model in own if model.weights_digest}
+        digests={model.name: model.weights_digest for model in with_weights if model.weights_digest}
         | ({"clip": weights.digest()} if weights else {}),
         notices=tuple(models.notices),
         scorers={scorer.name: scorer.version for scorer in models.scorers},

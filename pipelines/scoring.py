@@ -67,9 +67,9 @@ def divide_clips(scans: Sequence[Scan]) -> Iterator[ClipBatch]:
     """Divide the clips of several scans into batches, across sources, and record the CPU time they take."""
     for scanned in scans:
         scanned.source.setdefault("score_cpu_s", 0.0)
-    places = [(scanned, i) for scanned in scans for i in range(len(scanned.clips))]
-    for start in range(0, len(places), _CLIPS_AT_ONCE):
-        some = places[start : start + _CLIPS_AT_ONCE]
+    positions = [(scanned, i) for scanned in scans for i in range(len(scanned.clips))]
+    for start in range(0, len(positions), _CLIPS_AT_ONCE):
+        some = positions[start : start + _CLIPS_AT_ONCE]
         started_s = time.process_time()
         batch = ClipBatch([scanned.clips[i] for scanned, i in some], [scanned.thumbnails[i] for scanned, i in some])
         yield batch
@@ -154,7 +154,7 @@ def _embedded(model: ClipEmbedder, views: Sequence[ClipView]) -> list[Embeddings
     except Exception as error:  # one image, or too little memory for so many, must not end the run
         if len(views) == 1:
             return [Embeddings(error=f"{type(error).__name__}: {error}")]
-        return [found for view in views for found in _embedded(model, [view])]
+        return [embeddings for view in views for embeddings in _embedded(model, [view])]
 
 
 def _score(scorer: Scorer, clips: ClipBatch) -> None:

@@ -203,6 +203,6 @@ def _tail(path: Path) -> bytes:
 def _ray_failure(error: Exception) -> str:
     """Last line of each rank's error, or of the error itself."""
     failures = getattr(error, "worker_failures", {})
-    said = {f"rank {rank}: ": failure for rank, failure in failures.items()} or {"": error}
-    lines = [f"{whose}{str(failure).strip().splitlines()[-1]}" for whose, failure in said.items()]
+    failures_by_rank = {f"rank {rank}: ": failure for rank, failure in failures.items()} or {"": error}
+    lines = [f"{whose}{str(failure).strip().splitlines()[-1]}" for whose, failure in failures_by_rank.items()]
     return f"training on Ray failed{f' after {RESTARTS} restarts' if failures else ''}: {'; '.join(lines)}"

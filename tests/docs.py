@@ -56,7 +56,7 @@ class Block:
 def blocks_of(page: str) -> list[Block]:
     """All fenced blocks of a page, in order."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    return [Block(page, text.count("\n", 0, found.start()) + 1, found[1], found[2]) for found in _FENCE.finditer(text)]
+    return [Block(page, text.count("\n", 0, match.start()) + 1, match[1], match[2]) for match in _FENCE.finditer(text)]
 
 
 @dataclass(frozen=True)
@@ -222,9 +222,9 @@ def _is_whole(command: str) -> bool:
 
 def is_printed(shown: str, printed: str) -> list[str]:
     """Of what a block shows as output, the headings and names that are not in what was printed. Figures may differ."""
-    said = " ".join(printed.split())
+    words = " ".join(printed.split())
     cells = [cell for line in shown.splitlines() for cell in re.split(r"\s{2,}", line.strip())]
-    return [cell for cell in cells if cell and not re.search(r"[\d–()]", cell) and cell not in said]
+    return [cell for cell in cells if cell and not re.search(r"[\d–()]", cell) and cell not in words]
 
 
 def yaml_of(block: Block) -> dict[str, object]:

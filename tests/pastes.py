@@ -118,9 +118,9 @@ def parsed(because: str) -> Paste:
                 check_command_line(words[words.index("clipmill") + 1 :])
             if words[0] in ("ray", "hf", "torchrun"):
                 subcommand = [word for word in words[1:2] if re.fullmatch(r"[a-z]+", word)]
-                told = reader.paste(f"{words[0]} {' '.join(subcommand)} --help")
+                help_text = reader.paste(f"{words[0]} {' '.join(subcommand)} --help")
                 for word in words[: words.index("clipmill") if "clipmill" in words else None]:
-                    assert not word.startswith("--") or word.partition("=")[0].replace("_", "-") in told, word
+                    assert not word.startswith("--") or word.partition("=")[0].replace("_", "-") in help_text, word
             if words[0] == "python":
                 _check_module(words[words.index("-m") + 1], [word for word in words[3:] if word.startswith("--")])
 

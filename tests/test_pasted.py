@@ -199,8 +199,8 @@ def reader(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
 def test_a_page_can_be_pasted_block_by_block(page: str, reader: Reader):
     if page in ("docs/model.md", "docs/sampling.md"):
         save_original(tiny_model("image-to-video"), reader.folder / "svd.safetensors")
-    blocks, ways = blocks_of(page), PAGES_AS_PASTED[page]
-    for block, (begins, paste) in zip(blocks, ways, strict=True):
+    blocks, pastes = blocks_of(page), PAGES_AS_PASTED[page]
+    for block, (begins, paste) in zip(blocks, pastes, strict=True):
         assert block.first_line.startswith(begins), f"{block}: the test expects {begins!r} here"
         try:
             paste(reader, block)
@@ -212,10 +212,10 @@ def test_a_page_can_be_pasted_block_by_block(page: str, reader: Reader):
 def test_every_block_is_pasted_or_listed_with_a_reason():
     for page in PAGES:
         blocks = blocks_of(page)
-        ways = PAGES_AS_PASTED.get(page, [])
-        for block, (begins, _) in zip(blocks, ways, strict=False):
+        pastes = PAGES_AS_PASTED.get(page, [])
+        for block, (begins, _) in zip(blocks, pastes, strict=False):
             assert block.first_line.startswith(begins), f"{block} is neither pasted nor listed; expected {begins!r}"
-        assert len(blocks) == len(ways), f"{page}: {len(blocks)} blocks, of which {len(ways)} are pasted or listed"
+        assert len(blocks) == len(pastes), f"{page}: {len(blocks)} blocks, of which {len(pastes)} are pasted or listed"
         assert (ROOT / page).read_text().count("```") == 2 * len(blocks), f"{page}: a fence is not closed or indented"
 
 

@@ -86,7 +86,11 @@ def run_loop(
     trainer, run = _Trainer(stage, model, out, process, hooks), stage.run
     first = trainer.resume(loader)
     batches = iter(loader) if first < run.steps else iter(())
-    with hooks.stop.heeding_signals(say=process.is_main), trainer.log(first) as log, trainer.checkpoints.settled():
+    with (
+        hooks.stop.heeding_signals(log_request=process.is_main),
+        trainer.log(first) as log,
+        trainer.checkpoints.settled(),
+    ):
         for done in range(first + 1, run.steps + 1):
             asked = trainer.step(done - 1, batches)
             last = done == run.steps

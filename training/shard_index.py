@@ -43,7 +43,7 @@ INCOMPLETE = "incomplete"
 """Error kind of samples whose files are missing or unusable."""
 _CACHE_FORMAT = b"clipmill shard index 3"
 
-Place = tuple[int, int]
+Range = tuple[int, int]
 """Offset and size in bytes."""
 Stamp = tuple[int, int]
 """Size in bytes and mtime in ns of a tar."""
@@ -82,7 +82,7 @@ class Shard:
     keys: Keys
     extensions: tuple[str, ...]
     """Those of `MAX_FILE_BYTES` that occur."""
-    places_NE2: NDArray[np.int64]
+    ranges_NE2: NDArray[np.int64]
     """Offset and size in bytes of each extension's file; -1 if missing."""
     problem: str | None = None
     """Reason if the tar could not be read to its end; samples before the damage are indexed."""
@@ -104,7 +104,7 @@ class Shard:
         """Read the sample's files by extension. Raises OSError; EOFError if the tar has been truncated since."""
         members = {}
         with open(self.path, "rb", buffering=0) as file:
-            for extension, (offset, size) in zip(self.extensions, self.places_NE2[row].tolist(), strict=True):
+            for extension, (offset, size) in zip(self.extensions, self.ranges_NE2[row].tolist(), strict=True):
                 if offset >= 0:
                     members[extension] = os.pread(file.fileno(), size, offset)
                     if len(members[extension]) != size:
@@ -224,7 +224,7 @@ class _Samples:
     """Groups the members of a tar by sample."""
 
     def __init__(self) -> None:
-        self.members: dict[str, dict[str, Place]] = {}
+        self.members: dict[str, dict[str, Range]] = {}
         self.broken: dict[str, str] = {}
         """Printable key -> reason."""
 
@@ -290,22 +290,22 @@ def _shard(path: str, size_bytes: int, samples: _Samples, problem: str | None) -
     whole = [key for key, reason in reasons.items() if reason is None and key not in samples.broken]
     occurring = {extension for key in whole for extension in samples.members[key]}
     extensions = tuple(extension for extension in MAX_FILE_BYTES if extension in occurring)
-    places_NE2 = np.full((len(whole), len(extensions), 2), -1, np.int64)
+    ranges_NE2 = np.full((len(whole), len(extensions), 2), -1, np.int64)
     for row, key in enumerate(whole):
         for extension, place in samples.members[key].items():
-            places_NE2[row, extensions.index(extension)] = place
+            ranges_NE2[row, extensions.index(extension)] = place
     return Shard(
         path=path,
         size_bytes=size_bytes,
         keys=Keys.of(whole),
         extensions=extensions,
-        places_NE2=places_NE2,
+        ranges_NE2=ranges_NE2,
         problem=problem,
         broken=tuple(broken.items()),
     )
 
 
-def _lacking(files: Mapping[str, Place]) -> str | None:
+def _lacking(files: Mapping[str, Range]) -> str | None:
     if "json" not in files:
         return "missing json"
     if not any(medium in files for medium in MEDIA):
@@ -340,8 +340,8 @@ def _write_cache(cache: Path, known: Mapping[str, tuple[Stamp, Shard]]) -> None:
 
 def _record_of(shard: Shard, mtime_ns: int) -> ShardRecord:
     ranges = {
-        extension: tuple(None if offset < 0 else (offset, size) for offset, size in places_N2.tolist())
-        for extension, places_N2 in zip(shard.extensions, shard.places_NE2.transpose(1, 0, 2), strict=True)
+        extension: tuple(None if offset < 0 else (offset, size) for offset, size in ranges_N2.tolist())
+        for extension, ranges_N2 in zip(shard.extensions, shard.ranges_NE2.transpose(1, 0, 2), strict=True)
     }
     return ShardRecord(
         name=quote_from_bytes(os.fsencode(shard.path)),  # names of files need not be UTF-8
@@ -358,15 +358,15 @@ def _of_record(record: ShardRecord) -> Shard:
     """Build the shard of a cached record. Raises ValueError for a record without members."""
     if record.members is None:
         raise ValueError("expected members")
-    places_NE2 = np.full((len(record.members.keys), len(record.members.ranges), 2), -1, np.int64)
+    ranges_NE2 = np.full((len(record.members.keys), len(record.members.ranges), 2), -1, np.int64)
     for e, ranges in enumerate(record.members.ranges.values()):
-        places_NE2[:, e] = [(-1, -1) if place is None else place for place in ranges]
+        ranges_NE2[:, e] = [(-1, -1) if place is None else place for place in ranges]
     return Shard(
         path=os.fsdecode(unquote_to_bytes(record.name)),
         size_bytes=record.bytes,
         keys=Keys.of(record.members.keys),
         extensions=tuple(record.members.ranges),
-        places_NE2=places_NE2,
+        ranges_NE2=ranges_NE2,
         problem=record.problem,
         broken=tuple((clip.clip_id, clip.error) for clip in record.failed),
     )

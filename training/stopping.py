@@ -29,7 +29,7 @@ class StopRequest:
         return self._cause is not None or (self._file is not None and self._file.exists())
 
     @contextmanager
-    def heeding_signals(self, *, say: bool = True) -> Iterator[None]:
+    def heeding_signals(self, *, log_request: bool = True) -> Iterator[None]:
         """Within the block, the first SIGINT or SIGTERM requests a stop and is logged; the next one has its previous
         effect. No effect outside the main thread, where Python delivers no signals.
 
@@ -47,7 +47,7 @@ class StopRequest:
                 os.kill(os.getpid(), number)
             elif self._cause is None:
                 self._cause = _CAUSES[signal.Signals(number)]
-                if say:
+                if log_request:
                     _LOG.warning(
                         "%s: stopping after this step with a checkpoint; send it again to stop immediately", self._cause
                     )

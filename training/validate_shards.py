@@ -43,7 +43,7 @@ def _check_media(index: ShardIndex, *, pictures: bool) -> None:
     wrong = "mp4" if pictures else "jpg"
     for shard in index.shards:
         if wrong in shard.extensions:
-            key = shard.key(int((shard.places_NE2[:, shard.extensions.index(wrong), 0] >= 0).argmax()))
+            key = shard.key(int((shard.ranges_NE2[:, shard.extensions.index(wrong), 0] >= 0).argmax()))
             if pictures:
                 raise UserError(f"{key} is a clip; image shards for joint training must contain images only")
             raise UserError(

@@ -95,9 +95,9 @@ class Session:
             kill(process.pid)
             code = process.wait()
         clear_up(run)
-        with log.open("rb") as said:
-            said.seek(before_bytes)
-            if b"Traceback (most recent call last)" in said.read():
+        with log.open("rb") as output:
+            output.seek(before_bytes)
+            if b"Traceback (most recent call last)" in output.read():
                 self.found["tracebacks"] += 1
                 print(f"traceback: {run}, see {log} from byte {before_bytes:,} on", flush=True)
         return code

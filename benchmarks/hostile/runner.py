@@ -139,14 +139,16 @@ def _forked(read: Callable[[], int], logs: Path, limits: Limits, *, grouped: boo
     if not pid:
         _kill_group(child)
         os.waitpid(child, 0)
-    said = (logs / "stderr").read_text(errors="replace")
-    last = next((line for line in reversed(said.splitlines()) if line.strip()), "")[:300]
+    stderr = (logs / "stderr").read_text(errors="replace")
+    last = next((line for line in reversed(stderr.splitlines()) if line.strip()), "")[:300]
     if outcome:
         return outcome, f"{(peak_bytes - before_bytes) / 2**20:.0f} MiB; {last}"
     if os.WIFSIGNALED(status):
         return "traceback", f"killed by {signal.Signals(os.WTERMSIG(status)).name}; {last}"
     code = os.waitstatus_to_exitcode(status)
-    printed = said if grouped else said + (logs / "stdout").read_text(errors="replace")  # rows are judged one by one
+    printed = (
+        stderr if grouped else stderr + (logs / "stdout").read_text(errors="replace")
+    )  # rows are judged one by one
     if code == _TRACEBACK_EXIT or UNEXPECTED.search(printed):
         return "traceback", last
     return ("rejected" if code else "ok"), f"exit {code}: {last}" if code else ""

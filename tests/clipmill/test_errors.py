@@ -83,7 +83,7 @@ def chained(*errors: BaseException) -> BaseException:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (OSError(errno.ENFILE, "x"), "Too many open files in system"),
         (chained(FileNotFoundError("x"), ValueError(), OSError(errno.ENOBUFS, "x")), "No buffer space"),
@@ -91,8 +91,8 @@ def chained(*errors: BaseException) -> BaseException:
         (chained(UserError("x"), RunStopped("the disk is full")), "the disk is full"),
     ],
 )
-def test_the_cause_may_be_deep_down(error: BaseException, said: str):
-    with pytest.raises(RunStopped, match=said):
+def test_the_cause_may_be_deep_down(error: BaseException, message: str):
+    with pytest.raises(RunStopped, match=message):
         raise_if_stopped(error)
 
 

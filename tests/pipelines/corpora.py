@@ -59,14 +59,14 @@ def content(dataset: str) -> dict[str, Any]:
 
 def shard_content(folder: Path) -> dict[str, str]:
     """Name of every sample file in every shard -> sha256 of its bytes."""
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
             for member in tar:
                 file = tar.extractfile(member)
                 assert file is not None
-                assert member.name not in found, "a sample twice"
-                found[member.name] = hashlib.sha256(file.read()).hexdigest()
+                assert member.name not in digests, "a sample twice"
+                digests[member.name] = hashlib.sha256(file.read()).hexdigest()
     index = json.loads((folder / "index.json").read_text())
-    assert index["totals"]["samples"] == len({name.partition(".")[0] for name in found})
-    return found
+    assert index["totals"]["samples"] == len({name.partition(".")[0] for name in digests})
+    return digests

@@ -50,9 +50,9 @@ def test_the_whole_way(videos: Path, tmp_path: Path, monkeypatch, capsys, local_
     assert run(monkeypatch, "shard", out, "--selection", "svd-paper") == 0
     assert run(monkeypatch, "status", out, "--json") == 0
     *_, line = capsys.readouterr().out.strip().splitlines()
-    found = json.loads(line)
-    assert (found["sources"], found["rejected"], found["clips"]) == (2, {"empty": 1}, 1)
-    assert found["shards"]["svd-paper"]["totals"]["samples"] == 1
+    inspection = json.loads(line)
+    assert (inspection["sources"], inspection["rejected"], inspection["clips"]) == (2, {"empty": 1}, 1)
+    assert inspection["shards"]["svd-paper"]["totals"]["samples"] == 1
 
 
 def test_shards_without_some_of_the_selected_clips_have_their_own_exit_code(

@@ -102,13 +102,13 @@ def test_status_lists_rejected_sources_and_the_commonest_reason(dataset: Dataset
     assert printed.count(r"empty: it holds\n0 bytes") == 12
     assert "/v/bad-11.mp4: empty: " in printed
     assert run(monkeypatch, "status", dataset.url, "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["unscored_reasons"]["similarity"] == {"text": REASON, "clips": 8}
-    assert len(found["rejected_sources"]) == 10
+    values = json.loads(capsys.readouterr().out)
+    assert values["unscored_reasons"]["similarity"] == {"text": REASON, "clips": 8}
+    assert len(values["rejected_sources"]) == 10
 
 
 @pytest.mark.parametrize(
-    ("totals", "told"),
+    ("totals", "note"),
     [
         ({"failed": 0, "selected": 38, "gone": 0}, None),
         ({"failed": 2, "selected": 43, "gone": 3}, "partial: 5 of 43 selected clips missing (2 failed, 3 gone)"),
@@ -117,14 +117,14 @@ def test_status_lists_rejected_sources_and_the_commonest_reason(dataset: Dataset
     ],
 )
 def test_status_says_that_shards_are_partial(
-    dataset: Dataset, monkeypatch, capsys, totals: dict[str, int], told: str | None
+    dataset: Dataset, monkeypatch, capsys, totals: dict[str, int], note: str | None
 ):
     counts = totals | {"shards": 1, "samples": 38, "bytes": 10}
     index = SHARDS.describe(kind="clips", selection="all", totals=counts)
     storage.write_bytes(dataset.fs, dataset.file("shards", "all", "index.json"), json.dumps(index).encode())
     assert run(monkeypatch, "status", dataset.url) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert told in printed if told else "partial" not in printed
+    assert note in printed if note else "partial" not in printed
 
 
 def test_duplicates_uses_the_settings_of_the_last_search(dataset: Dataset, monkeypatch, capsys):

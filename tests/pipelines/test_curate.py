@@ -56,8 +56,8 @@ def test_every_input_is_one_row_with_its_reason(mixed, dataset: str):
     with Dataset(dataset).connect() as connection:
         rows = connection.execute("SELECT uri, status, error_kind, error, clips FROM sources").fetchall()
         clips = connection.execute("SELECT source_id, count(*) FROM clips GROUP BY 1").fetchall()
-    found = {Path(uri).name: kind for uri, _, kind, _, _ in rows}
-    assert found == mixed[1] | {"gone.mp4": "missing"}
+    kinds = {Path(uri).name: kind for uri, _, kind, _, _ in rows}
+    assert kinds == mixed[1] | {"gone.mp4": "missing"}
     for _, state, kind, error, count in rows:
         assert (state, bool(error), count > 0) == (("ok", False, True) if kind is None else ("rejected", True, False))
     assert sum(count for _, count in clips) == sum(count for *_, count in rows)

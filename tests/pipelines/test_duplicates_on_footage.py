@@ -45,7 +45,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Seen]:
     """Every clip of a corpus and of five copies of each of its videos, scanned and embedded as in a real run."""
     folder, model = tmp_path_factory.mktemp("footage"), ClipEmbedder(demo_config().clip_embedder)
     model.load()
-    found = []
+    clips_found = []
     for video, spec in enumerate(corpus_specs(seed=SEED, videos=VIDEOS)):
         truth = render(spec, folder)
         paths = {"": folder / truth.file}
@@ -55,19 +55,19 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Seen]:
             for row, middle_s in embedded(path, model):
                 shots = [i for i, s in enumerate(truth.shots) if s.start_s <= middle_s + truth.start_s < s.end_s]
                 assert shots, (path, middle_s)
-                found.append(Seen((video, shots[0]), copy, row))
-    return found
+                clips_found.append(Seen((video, shots[0]), copy, row))
+    return clips_found
 
 
 def embedded(path: Path, model: ClipEmbedder) -> Iterator[tuple[dict[str, Any], float]]:
     """Rows of the clips in a file, with their embeddings; and the middle of each, from the first frame of the file."""
     (source,) = list_sources([str(path)])
-    found = scan(source)
-    for row, jpegs in zip(found.clips, found.thumbnails, strict=True):
+    scanned = scan(source)
+    for row, jpegs in zip(scanned.clips, scanned.thumbnails, strict=True):
         pictures = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) for jpeg in jpegs]
         mean_D = model.embed_images(pictures).mean(axis=0)
         row["embedding"] = np.float16(mean_D / np.linalg.norm(mean_D))
-        yield row, (row["start_s"] + row["end_s"]) / 2 - found.source["start_s"]
+        yield row, (row["start_s"] + row["end_s"]) / 2 - scanned.source["start_s"]
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,8 @@ def keeper_of(clips: list[Seen]) -> dict[str, str]:
     config = demo_config().duplicates
     assert config is not None
     table = pa.Table.from_pylist([clip.row for clip in clips], CLIPS)
-    found, _ = rank_duplicates(table.to_batches(), config)
-    rows = found.select(["clip_id", "duplicate_of"]).to_pylist()
+    ranks, _ = rank_duplicates(table.to_batches(), config)
+    rows = ranks.select(["clip_id", "duplicate_of"]).to_pylist()
     return {row["clip_id"]: row["duplicate_of"] or row["clip_id"] for row in rows}
 
 
@@ -85,9 +85,9 @@ def test_copies_are_found(clips: list[Seen], keeper_of: dict[str, str]) -> None:
     """A copy is found if it is in the group of an original clip of its own scene."""
     groups = {(clip.scene, keeper_of[clip.row["clip_id"]]) for clip in clips if not clip.copy}
     copies = [clip for clip in clips if clip.copy]
-    found = sum((clip.scene, keeper_of[clip.row["clip_id"]]) in groups for clip in copies)
+    copies_found = sum((clip.scene, keeper_of[clip.row["clip_id"]]) in groups for clip in copies)
     assert len(copies) >= 80
-    assert found >= 0.95 * len(copies)
+    assert copies_found >= 0.95 * len(copies)
 
 
 def test_different_scenes_stay_apart(clips: list[Seen], keeper_of: dict[str, str]) -> None:

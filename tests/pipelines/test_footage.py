@@ -194,8 +194,8 @@ def test_a_pan_moves_every_place_by_its_speed(background: str) -> None:
     assert difference(first[:, 15:], later[:, :-15]) <= 1
     assert difference(first, later) > 5
     texture = np.abs(cv2.Laplacian(first[:, :, 1], cv2.CV_32F))
-    places = [texture[y : y + 18, x : x + 32].mean() for y in range(0, 90, 18) for x in range(0, 160, 32)]
-    assert min(places) > 1.5, "somewhere there is nothing to follow"
+    means = [texture[y : y + 18, x : x + 32].mean() for y in range(0, 90, 18) for x in range(0, 160, 32)]
+    assert min(means) > 1.5, "somewhere there is nothing to follow"
 
 
 @pytest.mark.parametrize(("speed_px", "heading_deg"), [(0.4, 0.0), (1.3, 90.0), (2.2, 225.0)])
@@ -239,8 +239,8 @@ def test_shapes_are_whole_and_move_as_the_caption_says(motion: str, text_place: 
     centers = []
     for frame, without in zip(drawn(spec), drawn(replace(spec, shots=(plain,))), strict=True):
         yellow = np.abs(frame.astype(int) - SHAPE_COLORS["yellow"][::-1]).sum(axis=2) < 170
-        own = yellow & (np.abs(frame.astype(int) - without).sum(axis=2) > 60)
-        left, top, width, height = cv2.boundingRect(own.astype(np.uint8))
+        shape = yellow & (np.abs(frame.astype(int) - without).sum(axis=2) > 60)
+        left, top, width, height = cv2.boundingRect(shape.astype(np.uint8))
         assert min(left, top, 192 - left - width, 108 - top - height) >= 1
         assert width == pytest.approx(0.36 * 108, abs=4)
         assert height == pytest.approx(0.36 * 108, abs=4)
@@ -270,7 +270,7 @@ def test_text_boxes_are_tight_around_the_text(place: str, text: str, tmp_path: P
     spec = VideoSpec(name="v", shots=(shot, FLOOR), **SMALL)
     truth = render(spec, tmp_path)
     frames = decoded(tmp_path / truth.file)
-    written, bare = truth.shots
+    written, without_text = truth.shots
     white = (frames[3].min(axis=2) > 215) & (frames[-1].min(axis=2) < 200)
     assert len(written.text_boxes) == len(text.split("\n"))
     inside = np.zeros_like(white)
@@ -284,7 +284,7 @@ def test_text_boxes_are_tight_around_the_text(place: str, text: str, tmp_path: P
     assert white[inside].mean() > 0.1
     assert not white[~inside].any()
     assert written.text_area == pytest.approx(inside.mean())
-    assert (bare.text_area, bare.text_boxes, bare.text) == (0.0, (), "")
+    assert (without_text.text_area, without_text.text_boxes, without_text.text) == (0.0, (), "")
 
 
 def one_of(words: Any) -> str:
@@ -323,7 +323,7 @@ def test_keyframes_come_as_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
         (lambda: Shot(background="plaid"), "unknown background 'plaid'"),
         (lambda: Shot(shape="circle", shape_color="green"), "hard to see on green"),
@@ -346,8 +346,8 @@ def test_keyframes_come_as_asked(tmp_path: Path) -> None:
         (lambda: drawn(VideoSpec(name="v", shots=(replace(SEA, camera="zoom", speed_px=9.0),))), "at most 4"),
     ],
 )
-def test_what_cannot_be_rendered_says_why(wrong: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(says)):
+def test_what_cannot_be_rendered_says_why(wrong: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         wrong()
 
 

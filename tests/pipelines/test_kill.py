@@ -126,9 +126,9 @@ def test_kill_9_workers_and_scanning_children(videos: Path, calm: Path, tmp_path
         wait_for(run, out / "sources", ".parquet", parts)
         if not parts:
             time.sleep(chance.uniform(2, 4))
-        found = sorted(workers(run.pid))
-        if run.poll() is None and found:
-            pid, name = chance.choice(found)
+        pids = sorted(workers(run.pid))
+        if run.poll() is None and pids:
+            pid, name = chance.choice(pids)
             killed.append(name)
             kill(pid)
     assert run.wait(240) == 0

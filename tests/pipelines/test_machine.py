@@ -22,13 +22,13 @@ def tree(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def version_2(own: str, mount_root: str = "/") -> dict[str, str]:
-    return {"proc/self/cgroup": f"0::{own}\n", "proc/self/mountinfo": _V2_MOUNT.format(root=mount_root)}
+def version_2(path: str, mount_root: str = "/") -> dict[str, str]:
+    return {"proc/self/cgroup": f"0::{path}\n", "proc/self/mountinfo": _V2_MOUNT.format(root=mount_root)}
 
 
-def version_1(own: str, mount_root: str = "/") -> dict[str, str]:
+def version_1(path: str, mount_root: str = "/") -> dict[str, str]:
     return {
-        "proc/self/cgroup": f"5:memory:{own}\n4:cpu,cpuacct:{own}\n1:name=systemd:/\n0::/\n",
+        "proc/self/cgroup": f"5:memory:{path}\n4:cpu,cpuacct:{path}\n1:name=systemd:/\n0::/\n",
         "proc/self/mountinfo": _V1_MOUNTS.format(root=mount_root),
     }
 

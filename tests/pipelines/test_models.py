@@ -129,11 +129,11 @@ def test_an_endpoint_that_is_down_costs_captions_only_and_has_its_own_exit_code(
 
     assert run(refused_url()) == cli.CAPTIONS_FAILED
     assert "captions failed: 3 of video" in capsys.readouterr().err
-    found = clips(out)
-    assert len(found) == 3
-    assert all(clip["text_area"] is not None for clip in found)
-    assert [[c["source"] for c in clip["captions"]][-2:] for clip in found] == [["video", "merged"]] * 3
-    assert all(c["text"] is None and c["error"] for clip in found for c in clip["captions"][-2:])
+    rows = clips(out)
+    assert len(rows) == 3
+    assert all(clip["text_area"] is not None for clip in rows)
+    assert [[c["source"] for c in clip["captions"]][-2:] for clip in rows] == [["video", "merged"]] * 3
+    assert all(c["text"] is None and c["error"] for clip in rows for c in clip["captions"][-2:])
     with CaptionServer([says("a texture that drifts")]) as server:
         assert run(server.url) == cli.CAPTIONS_FAILED, "nothing is tried again unasked"
         assert run(server.url, "--retry-captions") == 0, "what has nothing to merge has not failed"

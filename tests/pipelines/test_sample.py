@@ -153,8 +153,8 @@ def test_export_writes_a_folder_that_diffusers_runs(folder, tmp_path, monkeypatc
     pipeline = StableVideoDiffusionPipeline.from_pretrained(out)
     pipeline.set_progress_bar_config(disable=True)
     with Image.open(folder / "picture.png") as picture:
-        made = pipeline(picture, height=64, width=96, num_frames=2, num_inference_steps=1, output_type="np")
-    assert made.frames.shape == (1, 2, 64, 96, 3)
+        output = pipeline(picture, height=64, width=96, num_frames=2, num_inference_steps=1, output_type="np")
+    assert output.frames.shape == (1, 2, 64, 96, 3)
 
 
 def test_export_says_what_it_cannot_write(folder, tmp_path, monkeypatch, capsys):

@@ -67,9 +67,9 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def test_types_bounds_units_and_defaults_are_read_off_the_class():
-    made = {g.title: g.settings for g in groups(Chapter(command="c", title="", summary="", config=Outer))}
-    assert list(made) == ["c: top level", "c: inner", "c: maybe"]
-    length, maybe, size, text, shares, needed, pair, steps = made["c: top level"]
+    settings_of = {g.title: g.settings for g in groups(Chapter(command="c", title="", summary="", config=Outer))}
+    assert list(settings_of) == ["c: top level", "c: inner", "c: maybe"]
+    length, maybe, size, text, shares, needed, pair, steps = settings_of["c: top level"]
     assert (length.type, length.default, length.unit) == ("number, > 0, ≤ 10", "`2`", "s")
     assert length.meaning == "How long it is, in all."
     assert (maybe.type, maybe.default, maybe.meaning) == ("group or null", "`null`", "Not there unless asked for.")
@@ -79,7 +79,7 @@ def test_types_bounds_units_and_defaults_are_read_off_the_class():
     assert (needed.default, needed.type) == ("required", "text")
     assert (pair.default, pair.type) == ("`[0.9, 1e-08]`", "list of 2: number")
     assert (steps.default, steps.type, steps.unit) == ("`null`", "integer or null", "steps")
-    (kind,) = made["c: maybe"]
+    (kind,) = settings_of["c: maybe"]
     assert (kind.key, kind.type, kind.default, kind.meaning) == ("maybe.kind", "`a`, `b`", '`"a"`', "")
 
 

@@ -78,16 +78,16 @@ def test_a_stage_by_the_command_line_gives_a_model_that_makes_videos(data: Path,
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2, 4]
     assert np.asarray(Image.open(out / "samples" / "step-00000004.png")).std() > 5
-    about = json.loads((out / "stage.json").read_text())
+    settings = json.loads((out / "stage.json").read_text())
     stage = resolve_stage("tiny-image-to-video", None, SETTINGS)
-    assert about["config"] == stage.model_dump(mode="json")
-    assert about["versions"]["torch"] == importlib.metadata.version("torch")
-    assert about["git"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", about["git"])
-    assert (about["shards"], about["init"], about["world_size"]) == (str(data), str(init), 1)
+    assert settings["config"] == stage.model_dump(mode="json")
+    assert settings["versions"]["torch"] == importlib.metadata.version("torch")
+    assert settings["git"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", settings["git"])
+    assert (settings["shards"], settings["init"], settings["world_size"]) == (str(data), str(init), 1)
     Image.fromarray(shards.numbered(3)).save(tmp_path / "first.png")
     request = SampleRequest(image=tmp_path / "first.png", steps=2, device="cpu")
-    made = sample(out / "model", tmp_path / "video.mp4", request, quiet=True)
-    assert (made.frames, made.width_px, made.height_px) == (3, 48, 32)
+    video = sample(out / "model", tmp_path / "video.mp4", request, quiet=True)
+    assert (video.frames, video.width_px, video.height_px) == (3, 48, 32)
 
 
 def test_a_recipe_grows_an_image_model_into_one_for_videos(data: Path, pictures: Path, tmp_path: Path) -> None:
@@ -210,8 +210,8 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_a_sentence(
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000002"
     assert [checkpoint] == list(checkpoint.parent.iterdir())
-    said = capsys.readouterr().err.replace("\n", "")
-    assert f"stopped after step 2 of 4; the same command resumes from its checkpoint, {checkpoint}" in said
+    printed = capsys.readouterr().err.replace("\n", "")
+    assert f"stopped after step 2 of 4; the same command resumes from its checkpoint, {checkpoint}" in printed
 
 
 def test_a_worker_of_ray_is_stopped_by_a_file(data: Path, tmp_path: Path, process: Process) -> None:

@@ -51,5 +51,5 @@ def test_ray_workers_import_our_packages_whatever_lies_in_the_working_directory(
         [sys.executable, str(script)], cwd=here, env=environment, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    places = [Path(place) for place in json.loads(run.stdout.splitlines()[-1])]
-    assert [place.relative_to(root).parts[0] for place in places] == list(PACKAGES)
+    paths = [Path(place) for place in json.loads(run.stdout.splitlines()[-1])]
+    assert [place.relative_to(root).parts[0] for place in paths] == list(PACKAGES)

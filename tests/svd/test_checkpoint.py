@@ -58,8 +58,8 @@ def test_an_original_text_model_differs_by_the_rounding_of_quant_conv(tmp_path: 
     again = load_model(tmp_path / "model.safetensors")
     frames = torch.rand(1, 2, 3, 32, 32)
     with torch.inference_mode():
-        found, expected = again.autoencoder.encode(frames).mean, model.autoencoder.encode(frames).mean
-    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+        mean, expected = again.autoencoder.encode(frames).mean, model.autoencoder.encode(frames).mean
+    assert (mean - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_the_conditioner_s_encoder_is_the_one_that_counts(tmp_path: Path):

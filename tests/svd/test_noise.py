@@ -132,17 +132,17 @@ def test_v_prediction_is_an_edm_denoiser():
     x_t, velocity = theirs.add_noise(x0, noise, timestep), theirs.get_velocity(x0, noise, timestep)
     sigma = schedule.sigma(timestep)
     x = add_noise(x0, noise, sigma)
-    told = []
+    calls = []
 
     def network(x_in, c_noise):
-        told.append(c_noise)
+        calls.append(c_noise)
         torch.testing.assert_close(x_in, x_t, atol=1e-4, rtol=0)
         return velocity
 
     for each in (schedule, Edm()):
         torch.testing.assert_close(denoise(network, x, sigma, each), x0, atol=2e-4, rtol=0)
-    torch.testing.assert_close(told[0], timestep.float(), atol=0.05, rtol=0)
-    torch.testing.assert_close(told[1], 0.25 * sigma.log())
+    torch.testing.assert_close(calls[0], timestep.float(), atol=0.05, rtol=0)
+    torch.testing.assert_close(calls[1], 0.25 * sigma.log())
     torch.testing.assert_close(denoise(lambda *_: noise, x, sigma, Discrete(prediction="noise")), x0, atol=2e-4, rtol=0)
 
 

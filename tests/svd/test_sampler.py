@@ -68,19 +68,19 @@ def test_churn_raises_sigma_within_its_bounds():
 
 @pytest.mark.parametrize("sampler", [sample_euler, sample_heun])
 def test_every_step_is_told_of(sampler):
-    told = []
+    calls = []
     start, sigmas = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), karras_sigmas(4)
-    end = sampler(gaussian, start, sigmas, on_step=lambda step, x: told.append((step, x)))
-    assert [step for step, _ in told] == [0, 1, 2, 3]
-    assert torch.equal(told[-1][1], end)
+    end = sampler(gaussian, start, sigmas, on_step=lambda step, x: calls.append((step, x)))
+    assert [step for step, _ in calls] == [0, 1, 2, 3]
+    assert torch.equal(calls[-1][1], end)
 
 
 def test_denoisers_are_told_of_the_noise_level():
-    x, sigma_B, told = torch.ones(2, 3, dtype=torch.float64), torch.tensor([1.0, 2.0]), []
-    guide = guided([lambda x, s: told.append(s) or 0 * x, lambda x, s: told.append(s) or x], [torch.tensor(2.0)])
+    x, sigma_B, levels = torch.ones(2, 3, dtype=torch.float64), torch.tensor([1.0, 2.0]), []
+    guide = guided([lambda x, s: levels.append(s) or 0 * x, lambda x, s: levels.append(s) or x], [torch.tensor(2.0)])
     assert torch.equal(guide(x, sigma_B), 2 * x)
     assert guide(x, sigma_B).dtype == torch.float64
-    assert all(torch.equal(each, sigma_B) for each in told)
+    assert all(torch.equal(each, sigma_B) for each in levels)
 
 
 @pytest.mark.parametrize("steps", [25, 30])
@@ -112,13 +112,13 @@ def test_the_whole_trajectory_equals_diffusers(network, steps):
         theirs = scheduler.step(output, timestep, theirs).prev_sample
         expected.append(theirs)
 
-    came = []
+    states = []
     end = sample_euler(
-        lambda x, sigma_B: denoise(network, x, sigma_B, Edm()), start, sigmas, on_step=lambda _, x: came.append(x)
+        lambda x, sigma_B: denoise(network, x, sigma_B, Edm()), start, sigmas, on_step=lambda _, x: states.append(x)
     )
-    assert len(came) == steps
-    assert torch.equal(came[-1], end)
-    for ours, x in zip(came, expected, strict=True):
+    assert len(states) == steps
+    assert torch.equal(states[-1], end)
+    for ours, x in zip(states, expected, strict=True):
         assert (ours - x).abs().max() <= 1e-5 * x.abs().max()
     assert end.std() > 0.1
 

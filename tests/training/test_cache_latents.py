@@ -16,14 +16,14 @@ STAGE = tiny_stage()
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    made = tiny_model(STAGE)
-    made.text_encoder = None
-    return made
+    network = tiny_model(STAGE)
+    network.text_encoder = None
+    return network
 
 
 def test_a_damaged_shard_is_told_and_encoded_again_once_it_is_whole(model: Model, tmp_path: Path) -> None:
     clips, out = write_shard(tmp_path / "a.tar", [sample(f"{i}", video(24)) for i in range(2)]), tmp_path / "out"
-    whole, middle_of_last = clips.read_bytes(), int(index_shard(str(clips)).places_NE2[-1, 0].sum()) - 100
+    whole, middle_of_last = clips.read_bytes(), int(index_shard(str(clips)).ranges_NE2[-1, 0].sum()) - 100
     clips.write_bytes(whole[:middle_of_last])
     damaged = cache_shard(index_shard(str(clips)), out, model, STAGE.data)
     assert damaged.samples == 1

@@ -72,8 +72,8 @@ def test_a_disk_that_is_full_already_for_the_place_in_the_data_is_told(
 def test_another_number_of_ranks_goes_on_after_the_samples_that_were_seen(tmp_path: Path, process: Process) -> None:
     stage = tiny_stage(steps=2)
     run_loop(stage, tiny_model(stage), Stream(stage), tmp_path, process)
-    about = tmp_path / "checkpoints" / "step-00000002" / "checkpoint.json"
-    about.write_text(about.read_text().replace('"world_size": 1', '"world_size": 7'))
+    metadata_file = tmp_path / "checkpoints" / "step-00000002" / "checkpoint.json"
+    metadata_file.write_text(metadata_file.read_text().replace('"world_size": 1', '"world_size": 7'))
     longer, stream = tiny_stage(steps=3), Stream(stage)
     run_loop(longer, tiny_model(longer), stream, tmp_path, process)
     assert stream.batches == 3
@@ -133,13 +133,13 @@ def test_all_of_a_state_comes_back(tmp_path: Path, process: Process) -> None:
     after = stepped(1)
     expected = flat(before)
     assert not all(torch.equal(value, expected[name]) for name, value in flat(after).items())
-    about, own = checkpoints.load(latest, after)
-    assert about == {"step": 7, "world_size": 1, "stage": "mine"}
-    assert own == {"place": 5}
-    found = flat(after)
-    assert found.keys() == expected.keys()
-    assert {"weight", "bias.exp_avg", "weight.exp_avg_sq", "bias.step", "average.weight"} <= found.keys()
-    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    metadata, rank_state = checkpoints.load(latest, after)
+    assert metadata == {"step": 7, "world_size": 1, "stage": "mine"}
+    assert rank_state == {"place": 5}
+    loaded = flat(after)
+    assert loaded.keys() == expected.keys()
+    assert {"weight", "bias.exp_avg", "weight.exp_avg_sq", "bias.step", "average.weight"} <= loaded.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.items())
     # The tensors that were read are those that train on.
     after.optimizer.step()
     assert after.optimizer.state[after.trained["weight"]]["step"] == 2
@@ -160,8 +160,8 @@ def test_what_is_a_rank_s_own_is_read_where_there_are_as_many_ranks(tmp_path: Pa
     checkpoints.save(1, stepped(0), {"place": 5}, {})
     checkpoints.wait()
     folder = tmp_path / "step-00000001"
-    about = json.loads((folder / "checkpoint.json").read_text())
-    (folder / "checkpoint.json").write_text(json.dumps(about | {"world_size": "2"}))
+    metadata = json.loads((folder / "checkpoint.json").read_text())
+    (folder / "checkpoint.json").write_text(json.dumps(metadata | {"world_size": "2"}))
     assert checkpoints.load(folder, stepped(1)) == ({"step": 1, "world_size": 2}, None)
 
 
@@ -184,7 +184,7 @@ def test_what_is_a_rank_s_own_runs_no_code(tmp_path: Path, process: Process) -> 
 
 
 @pytest.mark.parametrize(
-    ("other", "found"),
+    ("other", "counts"),
     [
         (
             lambda: state_of(layer(0)),
@@ -205,7 +205,7 @@ def test_what_is_a_rank_s_own_runs_no_code(tmp_path: Path, process: Process) -> 
     ],
 )
 def test_another_network_is_refused_with_counts_and_the_first_name(
-    other: Callable[[], State], found: str, tmp_path: Path, process: Process
+    other: Callable[[], State], counts: str, tmp_path: Path, process: Process
 ) -> None:
     checkpoints = Checkpoints(tmp_path, process)
     checkpoints.save(1, stepped(0), {}, {})
@@ -214,7 +214,7 @@ def test_another_network_is_refused_with_counts_and_the_first_name(
     with pytest.raises(CheckpointError) as caught:
         checkpoints.load(path, other())
     assert str(caught.value) == (
-        f"{path} does not match the network or model.trainable: {found}. Resume with the original "
+        f"{path} does not match the network or model.trainable: {counts}. Resume with the original "
         "settings, or start a new run in another folder"
     )
 

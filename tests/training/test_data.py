@@ -67,8 +67,8 @@ def test_every_sample_comes_once_per_epoch_over_all_readers(sizes: list[int], re
     order = Order(sizes, seed=seed)
     seen = [order.at(reader + turn * readers) for turn in range(2 * len(order)) for reader in range(readers)]
     for epoch in range(2):
-        places = [(shard, row) for when, shard, row in seen if when == epoch]
-        assert sorted(places) == [(shard, row) for shard, size in enumerate(sizes) for row in range(size)]
+        positions = [(shard, row) for when, shard, row in seen if when == epoch]
+        assert sorted(positions) == [(shard, row) for shard, size in enumerate(sizes) for row in range(size)]
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (2, 0), (3, 2)])
@@ -110,12 +110,12 @@ def test_it_goes_on_where_it_was_in_the_middle_of_a_shard(shards: Path, workers:
     config = changed(workers=workers, fps=(6.0, 12.0), crop="random")
     whole = first(shards, 9, config)
     for after in (1, 4):
-        begun = loader(shards, config)
-        batches = iter(begun)
+        interrupted = loader(shards, config)
+        batches = iter(interrupted)
         for _ in range(after):
             next(batches)
         again = loader(shards, config)
-        again.load_state_dict(begun.state_dict())
+        again.load_state_dict(interrupted.state_dict())
         assert all(equal(*pair) for pair in zip(islice(iter(again), 9 - after), whole[after:], strict=True))
 
 
@@ -138,10 +138,10 @@ def test_samples_of_other_shapes_wait_for_their_like_across_a_resumption(tmp_pat
     assert {tuple(batch.frames_BTCHW.shape[-2:]) for batch in whole if batch.frames_BTCHW is not None} == {
         (192, 128), (128, 192)
     }  # fmt: skip
-    begun = loader(tmp_path, config)
-    list(islice(iter(begun), 3))
+    interrupted = loader(tmp_path, config)
+    list(islice(iter(interrupted), 3))
     again = loader(tmp_path, config)
-    again.load_state_dict(begun.state_dict())
+    again.load_state_dict(interrupted.state_dict())
     assert all(equal(*pair) for pair in zip(islice(iter(again), 9), whole[3:], strict=True))
 
 
@@ -251,10 +251,10 @@ def test_pictures_among_videos(tmp_path: Path, shards: Path) -> None:
     assert picture.frames_BTCHW is not None
     assert picture.frames_BTCHW.shape == (2, 1, 3, 32, 48)
     assert number_of(picture.frames_BTCHW[0, 0].permute(1, 2, 0).numpy()) == 77
-    begun = joint()
-    list(islice(iter(begun), 3))
+    interrupted = joint()
+    list(islice(iter(interrupted), 3))
     again = joint()
-    again.load_state_dict(begun.state_dict())
+    again.load_state_dict(interrupted.state_dict())
     assert all(equal(*pair) for pair in zip(islice(iter(again), 7), batches[3:], strict=True))
 
 

@@ -201,9 +201,9 @@ def test_temporal_layers_can_train_alone(tmp_path: Path, process: Process) -> No
     model = tiny_model(stage)
     freeze_untrained(model.unet, stage)
     trains = {name for name, parameter in model.unet.named_parameters() if parameter.requires_grad}
-    told = {name for name in model.unet.state_dict() if name.startswith("ids_embedding.")}
-    assert told
-    assert trains == told | {name for name, _ in model.unet.temporal_layer_parameters()}
+    id_embedding = {name for name in model.unet.state_dict() if name.startswith("ids_embedding.")}
+    assert id_embedding
+    assert trains == id_embedding | {name for name, _ in model.unet.temporal_layer_parameters()}
     run_loop(stage, model, Stream(stage), tmp_path, process)
 
 

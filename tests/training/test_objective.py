@@ -204,15 +204,15 @@ def test_captions_go_through_the_text_encoder_once_and_the_empty_one_for_all_ste
 
     objective = Objective(replace(tiny_model(stage), text_encoder=encoder), stage)
     batch = replace(Stream(stage).batch([0, 1]), text_tokens_BNC=None, captions=["a", "bcd"])
-    told = set()
+    contexts = set()
     for step in range(6):
         recorder = Recorder()
         objective(recorder, batch, [2 * step, 2 * step + 1])
         assert recorder.call["context_BNC"].dtype == torch.float32
-        told |= {tuple(each) for each in recorder.call["context_BNC"][:, 0, :1].tolist()}
+        contexts |= {tuple(each) for each in recorder.call["context_BNC"][:, 0, :1].tolist()}
     assert asked == [[""], *[["a", "bcd"]] * 6]
-    assert told <= {(0.0,), (1.0,), (3.0,)}
-    assert (0.0,) in told
+    assert contexts <= {(0.0,), (1.0,), (3.0,)}
+    assert (0.0,) in contexts
 
 
 @pytest.mark.parametrize("name", ["tiny-image-to-video", "tiny-interpolation"])

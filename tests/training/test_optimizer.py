@@ -16,8 +16,8 @@ def test_matrices_alone_decay_and_layers_of_time_have_their_own_rate() -> None:
     temporal = {
         name for name in unet.state_dict() if ".temporal." in name or ".mix." in name or "ids_embedding" in name
     }
-    about = {name: optimizer.defaults[name] for name in ("lr", "betas", "eps", "fused")}
-    assert about == {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-6, "fused": False}
+    defaults = {name: optimizer.defaults[name] for name in ("lr", "betas", "eps", "fused")}
+    assert defaults == {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-6, "fused": False}
     seen = set()
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -29,15 +29,15 @@ def test_an_epoch_is_a_permutation_of_shards_mixed_within_windows() -> None:
     assert len(order) == sum(sizes)
     for epoch in range(2):
         shards = np.random.default_rng([5, epoch]).permutation(20)
-        places = [(shard, row) for when, shard, row in line(order, 2 * len(order)) if when == epoch]
+        positions = [(shard, row) for when, shard, row in line(order, 2 * len(order)) if when == epoch]
         for first in range(0, 20, WINDOW):
             window = shards[first : first + WINDOW].tolist()
             count = sum(sizes[shard] for shard in window)
-            part, places = places[:count], places[count:]
+            part, positions = positions[:count], positions[count:]
             assert sorted(part) == sorted((shard, row) for shard in window for row in range(sizes[shard]))
             assert part != sorted(part)
             assert [shard for shard, _ in part] != [shard for shard in window for _ in range(sizes[shard])]
-        assert not places
+        assert not positions
     assert WINDOW == 8
 
 

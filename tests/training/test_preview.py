@@ -32,9 +32,9 @@ def looking(model: Any, stage: Stage, batch: Batch, *_: Any) -> None:
 def moments(checkpoint: Path) -> dict[str, torch.Tensor]:
     """AdamW's of a checkpoint, by name."""
     stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    found = {name: torch.empty(meta.size) for name, meta in stored.items() if name.endswith("exp_avg")}
-    dcp.load(found, checkpoint_id=checkpoint)
-    return found
+    tensors = {name: torch.empty(meta.size) for name, meta in stored.items() if name.endswith("exp_avg")}
+    dcp.load(tensors, checkpoint_id=checkpoint)
+    return tensors
 
 
 @pytest.mark.slow

@@ -255,8 +255,8 @@ def test_what_is_known_of_a_sample_goes_with_it() -> None:
     sample = read_sample("k", files, config, seed=0)
     assert (sample.key, sample.caption, sample.motion_bucket) == ("k", "a bar code", 255)
     assert (sample.fps, sample.elevation, sample.picture) == (0.5, -90, False)
-    bare = read_sample("k", latent_files(captions=NO_CAPTION, conditioning={}), CLIPS, seed=0)
-    assert (bare.caption, bare.motion_bucket, bare.elevation) == ("", 127.0, 0.0)
+    minimal = read_sample("k", latent_files(captions=NO_CAPTION, conditioning={}), CLIPS, seed=0)
+    assert (minimal.caption, minimal.motion_bucket, minimal.elevation) == ("", 127.0, 0.0)
     edge = latent_files(conditioning={"motion_bucket": 0, "elevation": 90}, latent={"fps": 1e6, "picture": False})
     assert read_sample("k", edge, CLIPS, seed=0).motion_bucket == 0
     beyond = latent_files(latent={"fps": 1000000.5, "picture": False})
@@ -401,8 +401,8 @@ def test_a_batch_is_its_samples_stacked() -> None:
     for n, value in enumerate(stacked):
         assert value is not None
         assert value.tolist() == [[10.0 * n] * 2, [10.0 * n + 1] * 2]
-    bare = collate([Sample(key="k", picture=False, latent={"mean": torch.zeros(2)}, **known[0])])
-    assert (bare.ends_BECHW, bare.image_embeddings_BEC, bare.text_tokens_BNC) == (None, None, None)
+    minimal = collate([Sample(key="k", picture=False, latent={"mean": torch.zeros(2)}, **known[0])])
+    assert (minimal.ends_BECHW, minimal.image_embeddings_BEC, minimal.text_tokens_BNC) == (None, None, None)
 
 
 def test_samples_of_one_shape_fit_into_a_batch() -> None:

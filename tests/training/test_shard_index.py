@@ -83,7 +83,7 @@ def test_a_truncated_tar_keeps_the_samples_before_the_cut(tmp_path: Path, cut: i
     path.write_bytes(content[:cut])
     shard = index_shard(str(path))
     needed = [whole.extensions.index(extension) for extension in ("mp4", "json")]
-    lasting = [i for i in range(4) if whole.places_NE2[i, needed].sum(1).max() <= cut]
+    lasting = [i for i in range(4) if whole.ranges_NE2[i, needed].sum(1).max() <= cut]
     assert [shard.key(row) for row in range(len(shard))] == [whole.key(row) for row in lasting]
     for row in range(len(shard)):
         assert {"mp4": bytes([row]) * (3000 + row)}.items() <= shard.read(row).items()
@@ -92,7 +92,7 @@ def test_a_truncated_tar_keeps_the_samples_before_the_cut(tmp_path: Path, cut: i
 
 def test_a_damaged_header_ends_a_shard(tmp_path: Path) -> None:
     path = _shard(tmp_path / "a.tar")
-    third = index_shard(str(path)).places_NE2[2, :, 0].min() - 512
+    third = index_shard(str(path)).ranges_NE2[2, :, 0].min() - 512
     content = bytearray(path.read_bytes())
     content[third : third + 64] = os.urandom(64)
     path.write_bytes(bytes(content))
@@ -222,8 +222,8 @@ def test_a_name_that_cannot_be_a_key_breaks_its_sample_alone(tmp_path: Path, nam
     shard = index_shard(str(path))
     assert _keys(shard) == ["good", "x" * 255]
     assert shard.problem is None
-    ((key, told),) = shard.broken
-    assert told.startswith(reason)
+    ((key, got),) = shard.broken
+    assert got.startswith(reason)
     assert len(key) < 300
     assert key.encode()
 
@@ -242,7 +242,7 @@ def test_an_index_grows_with_the_samples_alone(tmp_path: Path) -> None:
         tracemalloc.stop()
         assert len(shard) == count
         assert shard.extensions == ("json", "mp4")
-        assert shard.places_NE2.shape == (count, 2, 2)
+        assert shard.ranges_NE2.shape == (count, 2, 2)
     assert held[1] < 2 * held[0] + 4_000_000
 
 
@@ -251,7 +251,7 @@ def test_headers_without_end_stop_a_shard_before_they_are_in_memory(tmp_path: Pa
     """3 GiB of a pax header, of a GNU name, of the map of a sparse file; the file is sparse itself."""
     path = _shard(tmp_path / "a.tar", 2)
     with path.open("r+b") as file:
-        end = index_shard(str(path)).places_NE2[-1, :, 0].max() + 512 * 8
+        end = index_shard(str(path)).ranges_NE2[-1, :, 0].max() + 512 * 8
         header = tarfile.TarInfo("huge")
         header.type, header.size = chain.encode(), 3 << 30
         block = bytearray(header.tobuf(tarfile.GNU_FORMAT))
@@ -259,7 +259,7 @@ def test_headers_without_end_stop_a_shard_before_they_are_in_memory(tmp_path: Pa
             block[482] = 1  # the map goes on in the next block
             block[148:156] = b"%06o\0 " % (sum(block[:148]) + sum(block[156:]) + 8 * 32)
         file.truncate(end := -(-int(end) // 512) * 512)
-        position = int(index_shard(str(path)).places_NE2[-1].sum(-1).max())
+        position = int(index_shard(str(path)).ranges_NE2[-1].sum(-1).max())
         file.seek(-(-position // 512) * 512)
         file.write(block)
         if chain == "S":

@@ -31,7 +31,7 @@ def test_under_torchrun_repetitions_are_the_same_request(
     """Its agent hands on what the terminal has sent to all of them already."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     stop = StopRequest()
-    with stop.heeding_signals(say=False):
+    with stop.heeding_signals(log_request=False):
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
         assert stop.asked()

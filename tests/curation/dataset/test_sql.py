@@ -89,9 +89,9 @@ def select_everything(dataset: Dataset) -> Dataset:
 @pytest.mark.parametrize("name", ['"', "'", 'a"b', "x'; DROP TABLE t; --", "[0]", "", "tab\t", "é"])
 def test_quoting_is_the_identity_for_duckdb(name: str) -> None:
     with duckdb.connect() as connection:
-        found = connection.execute(f"SELECT {literal(name)} AS {quoted(name or 'x')}")
-        assert found.fetchall() == [(name,)]
-        assert found.description[0][0] == (name or "x")
+        result = connection.execute(f"SELECT {literal(name)} AS {quoted(name or 'x')}")
+        assert result.fetchall() == [(name,)]
+        assert result.description[0][0] == (name or "x")
 
 
 def test_text_that_is_not_unicode_is_a_user_error() -> None:

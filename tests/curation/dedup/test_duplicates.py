@@ -108,17 +108,17 @@ def test_planted_copies_are_found_and_nothing_else() -> None:
     rows += [clip(3000 + i, vector) for i, vector in enumerate(np.concatenate([copies, relatives]))]
     rng.shuffle(rows)
     table, result = rank_duplicates(batches(rows, 700))
-    found = {row["clip_id"]: row for row in table.to_pylist()}
+    ranked = {row["clip_id"]: row for row in table.to_pylist()}
     for i in range(300):
-        copy = found[f"c{3000 + i:05d}"]
+        copy = ranked[f"c{3000 + i:05d}"]
         assert (copy["duplicate_rank"], copy["duplicate_of"]) == (1, f"c{i:05d}")
         assert copy["duplicate_cosine"] == pytest.approx(0.96, abs=1e-3)
-    kept = [row for row in found.values() if row["duplicate_rank"] == 0]
+    kept = [row for row in ranked.values() if row["duplicate_rank"] == 0]
     assert len(kept) == 3300
     assert all(row["duplicate_of"] is row["duplicate_cosine"] is None for row in kept)
     assert (result.clips, result.kept, result.duplicates, result.groups) == (3600, 3300, 300, 300)
     assert (result.largest_group, result.without_embedding, result.approximate) == (2, 0, False)
-    assert table["clip_id"].to_pylist() == sorted(found)
+    assert table["clip_id"].to_pylist() == sorted(ranked)
 
 
 def test_the_best_of_a_group_is_kept_in_the_stated_order() -> None:
@@ -272,10 +272,10 @@ def test_the_approximate_search_finds_what_the_exact_one_finds() -> None:
     copies = copies_of(originals[rng.permutation(6000)[:2000]], 0.955, rng)
     rows = [clip(i, vector) for i, vector in enumerate(np.concatenate([originals, copies]))]
     exact, approximate = ranked(rows), ranked(rows, exact_up_to=0)
-    found = {clip_id for clip_id, (rank, _) in exact.items() if rank}
+    exact_copies = {clip_id for clip_id, (rank, _) in exact.items() if rank}
     again = {clip_id for clip_id, (rank, _) in approximate.items() if rank}
-    assert len(found) >= 2000
-    assert len(found & again) >= 0.99 * len(found)
+    assert len(exact_copies) >= 2000
+    assert len(exact_copies & again) >= 0.99 * len(exact_copies)
     assert approximate == ranked(rows[::-1], exact_up_to=0)
     assert rank_duplicates(batches(rows), DuplicatesConfig(exact_up_to=0))[1].approximate
 

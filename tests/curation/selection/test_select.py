@@ -159,12 +159,12 @@ finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 @given(st.lists(finite, min_size=1, max_size=60), st.integers(0, 999))
 def test_a_percentile_is_linear_between_neighbours(values: list[float], permille: int) -> None:
     at = Fraction(permille, 1000)
-    found = percentile(np.array(values, np.float32), at)
-    assert found is not None
+    result = percentile(np.array(values, np.float32), at)
+    assert result is not None
     expected = np.percentile(np.array(values, np.float64), permille / 10)
-    assert found == pytest.approx(float(expected), rel=1e-6, abs=1e-6 * max(map(abs, values)))
+    assert result == pytest.approx(float(expected), rel=1e-6, abs=1e-6 * max(map(abs, values)))
     # Never more than asked goes, give or take the one clip that the place falls on.
-    below = sum(value < found for value in values)
+    below = sum(value < result for value in values)
     assert below <= math.ceil(at * (len(values) - 1))
 
 

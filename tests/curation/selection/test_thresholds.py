@@ -137,12 +137,12 @@ def test_percentiles_between_two_numbers_go_to_a_number_of_the_column(bound: str
     tables = {"clips": values, "sources": pa.table({"source_id": ["s"]})}
     with open_connection(LocalFileSystem(), tables) as connection:
         connection.execute(f"CREATE VIEW joined AS {joined_query(connection)}")
-        found = one(connection, v={bound: "50%"}).thresholds[bound]
-    assert found is not None
+        threshold = one(connection, v={bound: "50%"}).thresholds[bound]
+    assert threshold is not None
     middle = float(np.float32(0.2)) / 2
-    assert found == float(np.float32(found))
-    assert found >= middle if up else found <= middle
-    assert abs(found - middle) <= np.spacing(np.float32(0.1))
+    assert threshold == float(np.float32(threshold))
+    assert threshold >= middle if up else threshold <= middle
+    assert abs(threshold - middle) <= np.spacing(np.float32(0.1))
 
 
 ONE = np.float32(1)
@@ -214,14 +214,14 @@ def test_ties(values: list[float], asked: Fraction, bound: float, lowest: bool, 
 
 
 def test_ties_are_noted(connection: duckdb.DuckDBPyConnection) -> None:
-    told = "removed 0.0% because 3 clips tie at the threshold and are kept"
-    assert one(connection, text_area={"drop_lowest": "50%"}).note == f"drop_lowest 50%: {told}"
+    note = "removed 0.0% because 3 clips tie at the threshold and are kept"
+    assert one(connection, text_area={"drop_lowest": "50%"}).note == f"drop_lowest 50%: {note}"
     assert one(connection, text_area={"drop_highest": "25%"}).note is None
     assert one(connection, text_area={"min": 0.5}).note is None
     both = one(connection, text_area={"drop_lowest": "20%", "drop_highest": "60%"}).note
     assert (
         both
-        == f"drop_lowest 20%: {told}; drop_highest 60%: removed 40.0% because 3 clips tie at the threshold and are kept"
+        == f"drop_lowest 20%: {note}; drop_highest 60%: removed 40.0% because 3 clips tie at the threshold and are kept"
     )
 
 

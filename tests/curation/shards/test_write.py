@@ -51,16 +51,16 @@ def ids(plans: list[ShardPlan]) -> list[list[str]]:
 def clips(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Six clips of two sources, remuxed and transcoded ones, one of them with captions."""
     folder = tmp_path_factory.mktemp("sources")
-    found = []
+    rows = []
     for seed, extraction in ((1, "remux"), (2, "transcode")):
         path = folder / f"{extraction}.mp4"
         write_video(path, panning(height=64, pixels_per_frame=2, frames=72, seed=seed), options=OPTIONS)
         (source,) = list_sources([str(path)])
         captions = ("a grey texture", "etwas Graues") if extraction == "remux" else ()
         source = replace(source, captions=captions)
-        found += scan(source, ScanConfig(spans=SpanConfig(extraction=extraction, min_s=0.5, max_s=1.0))).clips
-    assert Counter(clip["extraction"] for clip in found) == {"remux": 3, "transcode": 3}
-    return [clip | {"text_area": 0.25, "text_area_error": None, "aesthetic": 5.5, "missing": None} for clip in found]
+        rows += scan(source, ScanConfig(spans=SpanConfig(extraction=extraction, min_s=0.5, max_s=1.0))).clips
+    assert Counter(clip["extraction"] for clip in rows) == {"remux": 3, "transcode": 3}
+    return [clip | {"text_area": 0.25, "text_area_error": None, "aesthetic": 5.5, "missing": None} for clip in rows]
 
 
 def write_all(folder: Path, clips: list[dict[str, Any]], kind: Any = "clips", config: ShardConfig = CONFIG) -> Any:
@@ -142,25 +142,29 @@ def test_samples_are_read_by_webdataset_and_by_tar(tmp_path: Path, clips: list[d
 
 def test_the_json_says_where_a_sample_comes_from(tmp_path: Path, clips: list[dict[str, Any]]) -> None:
     plans, *_ = write_all(tmp_path, clips)
-    about = {}
+    metadata_of = {}
     for plan in plans:
         with tarfile.open(tmp_path / plan.name) as tar:
             names = [name for name in tar.getnames() if name.endswith(".json")]
-            about |= {name.removesuffix(".json"): json.loads(tar.extractfile(name).read()) for name in names}
+            metadata_of |= {name.removesuffix(".json"): json.loads(tar.extractfile(name).read()) for name in names}
     clip = next(c for c in clips if c["extraction"] == "remux")
-    found = about[clip["clip_id"]]
-    assert found["span"]["time_base"] == [clip["time_base_num"], clip["time_base_den"]]
-    assert found["span"]["start_pts"] == clip["start_pts"]
-    assert found["cuts"]["cut_end_s"] == clip["cut_end_s"]
-    assert found["shape"]["codec"] == "h264"
-    assert (found["shape"]["width"], found["shape"]["height"], found["shape"]["frames"]) == (114, 64, clip["frames"])
-    assert found["captions"] == [
+    metadata = metadata_of[clip["clip_id"]]
+    assert metadata["span"]["time_base"] == [clip["time_base_num"], clip["time_base_den"]]
+    assert metadata["span"]["start_pts"] == clip["start_pts"]
+    assert metadata["cuts"]["cut_end_s"] == clip["cut_end_s"]
+    assert metadata["shape"]["codec"] == "h264"
+    assert (metadata["shape"]["width"], metadata["shape"]["height"], metadata["shape"]["frames"]) == (
+        114,
+        64,
+        clip["frames"],
+    )
+    assert metadata["captions"] == [
         {"source": "list", "text": "a grey texture", "error_kind": None, "error": None},
         {"source": "list", "text": "etwas Graues", "error_kind": None, "error": None},
     ]
-    assert found["conditioning"] == {"fps_id": 23, "motion_bucket": clip["motion_bucket"]}
-    assert found["scores"] == {"motion": clip["motion"], "text_area": 0.25, "aesthetic": 5.5}
-    provenance = found["provenance"]
+    assert metadata["conditioning"] == {"fps_id": 23, "motion_bucket": clip["motion_bucket"]}
+    assert metadata["scores"] == {"motion": clip["motion"], "text_area": 0.25, "aesthetic": 5.5}
+    provenance = metadata["provenance"]
     assert (provenance["uri"], provenance["source_id"]) == (clip["uri"], clip["source_id"])
     assert (provenance["selection"], provenance["codec"]) == ("s", "h264")
 
@@ -204,9 +208,9 @@ def test_files_are_read_by_the_ranges_in_the_record(tmp_path: Path, clips: list[
         assert set(record.members.ranges) == {"json", "txt", "mp4" if kind == "clips" else "jpg"}
         for i, key in enumerate(record.members.keys):
             for extension, ranges in record.members.ranges.items():
-                found = ranges[i]
-                assert found is not None
-                assert content[found[0] : sum(found)] == samples[key][extension]
+                byte_range = ranges[i]
+                assert byte_range is not None
+                assert content[byte_range[0] : sum(byte_range)] == samples[key][extension]
 
 
 def test_every_selected_clip_is_written_or_has_a_reason(tmp_path: Path, clips: list[dict[str, Any]]) -> None:

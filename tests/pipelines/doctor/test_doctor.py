@@ -113,10 +113,10 @@ def test_every_node_of_a_cluster_is_asked(cluster: Cluster, tmp_path: Path):
     command += [*WITHOUT_CLIP_OPTION, "--out", str(tmp_path / "out")]
     answered = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answered.returncode == 0, answered.stderr + answered.stdout
-    found = {f["check"]: f for f in json.loads(answered.stdout)["findings"]}
-    assert found["Ray"]["found"] == "connected: 2 nodes, 3 CPUs, 0 GPUs"
-    assert found["versions"]["found"].endswith("everywhere")
-    assert found["codecs"]["node"] == ""
+    findings = {f["check"]: f for f in json.loads(answered.stdout)["findings"]}
+    assert findings["Ray"]["found"] == "connected: 2 nodes, 3 CPUs, 0 GPUs"
+    assert findings["versions"]["found"].endswith("everywhere")
+    assert findings["codecs"]["node"] == ""
     assert list(tmp_path.iterdir()) == []
 
 

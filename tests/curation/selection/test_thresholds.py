@@ -310,5 +310,5 @@ def test_duplicates_that_nobody_looked_for() -> None:
     with open_connection(LocalFileSystem(), ranks) as connection:
         connection.execute(f"CREATE VIEW joined AS {joined_query(connection)}")
         assert message(connection, duplicate_rank={"max": 0}) == (
-            "unknown column 'duplicate_of' beside 'duplicate_rank': run `clipmill duplicates DATASET` again"
+            "the dataset has a column 'duplicate_rank' but no 'duplicate_of': run `clipmill duplicates DATASET` again"
         )

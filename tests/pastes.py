@@ -279,4 +279,23 @@ def dataset_python(reader: Reader, block: Block) -> None:
     assert reader.python(block.text.replace("NAME", "svd-paper")).strip()
 
 
+def notebook(reader: Reader, block: Block) -> None:
+    """A cell of a notebook that displays JPEGs."""
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import capture_output
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IPYTHONDIR", str(reader.folder / ".ipython"))  # not into the home folder
+        patch.chdir(reader.folder)
+        shell = InteractiveShell.instance()
+        try:
+            with capture_output() as captured:
+                shell.run_cell(block.text).raise_error()
+        finally:
+            InteractiveShell.clear_instance()
+    displayed = [output.data for output in captured.outputs]
+    assert displayed
+    assert all(isinstance(data.get("image/jpeg"), bytes | str) for data in displayed)
+
+
 ABSENT = {"RUN/lora.safetensors": "only a LoRA stage leaves it"}

@@ -29,6 +29,7 @@ from tests.pastes import (
     defaults,
     in_turn,
     made,
+    notebook,
     parse_each_line,
     parsed,
     prints,
@@ -125,8 +126,8 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
         ("clipmill select DATASET", parsed("marks.json is a download of the page: test_marks.py")),
         ("from pathlib import Path", dataset_python),
         ("import duckdb", dataset_python),
-        ("import duckdb", shown("it displays pictures in a notebook")),
-        ("import duckdb", shown("FiftyOne is not installed")),
+        ("import duckdb", notebook),
+        ("import duckdb", shown("FiftyOne brings a MongoDB server")),
     ],
     "docs/format.md": [
         ("DATASET/", tree("DATASET")),

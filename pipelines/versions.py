@@ -8,14 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from curation.dataset.score_versions import (
-    RecordedVersion,
-    ScoreVersion,
-    check_names,
-    record_versions,
-    recorded_versions,
-    scores_of_clips,
-)
+from curation.dataset.score_names import check_names
+from curation.dataset.score_versions import RecordedVersion, ScoreVersion, scores_of_clips
 from curation.dataset.tables import Dataset
 from curation.scores.base import Scorer
 from curation.scores.registry import ScorerSpec
@@ -29,7 +23,7 @@ def version_of_run(dataset: Dataset, spec: ScorerSpec, scorer: Scorer, models: C
     Version 1 of a score of clipmill may be the clips table: see `in_clips`.
     """
     made_with = _made_with(scorer, spec.values(), models.digests)
-    recorded = recorded_versions(dataset, scorer.name)
+    recorded = dataset.recorded_versions(scorer.name)
     of_clips = _version_of_clips(dataset, scorer)
     for each in [*([of_clips] if of_clips else []), *recorded]:
         if each.made_with == made_with:
@@ -51,11 +45,11 @@ def in_clips(dataset: Dataset, scorer: Scorer, version: int) -> bool:
 
 def record_version(dataset: Dataset, scorer: str, version: RecordedVersion, *, finished: bool = False) -> None:
     """Add a version to the record, or mark it as finished. Call it only when this run owns the dataset."""
-    recorded = recorded_versions(dataset, scorer)
+    recorded = dataset.recorded_versions(scorer)
     version = replace(version, finished=version.finished or finished)
     if version not in recorded:
         others = [each for each in recorded if each.version != version.version]
-        record_versions(dataset, scorer, [*others, version])
+        dataset.record_versions(scorer, [*others, version])
 
 
 def digest_of(scorer: Scorer, models: CheckedModels) -> str | None:

@@ -6,29 +6,20 @@
 Clipmill's own scores start as columns of the clips table, which is their version 1.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import fsspec
 import pyarrow as pa
 from pydantic import TypeAdapter
 
 from clipmill import storage
 from clipmill.columns import column
-from clipmill.errors import UserError
 from curation.dataset.joined import SCORES
-from curation.dataset.schemas import CLIPS, PREVIEWS, SOURCES
 from curation.scores.columns import SCORE_COLUMNS, error_kind_column
 
-if TYPE_CHECKING:
-    from curation.dataset.tables import Dataset
-
 VERSIONS_FILE = "versions.json"
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
-_OTHER_NAMES = {"duplicates", "embedding", "motion", "clip", "clip_embedder", "coca", "video", "merged"}
-"""Names of tables, scores and models that are not scorers."""
-_TABLE_COLUMNS = {*CLIPS.names, *SOURCES.names, *PREVIEWS.names, "version", "weights_digest"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +64,14 @@ class RecordedVersion:
 _RECORDED = TypeAdapter(list[RecordedVersion])
 
 
-def recorded_versions(dataset: "Dataset", scorer: str) -> list[RecordedVersion]:
-    """The versions in `scores/SCORER`, oldest first. Raises UserError if the record is damaged."""
-    path = dataset.file(SCORES, scorer, VERSIONS_FILE)
-    versions = storage.read_json_if_exists(dataset.fs, path, _parsed) or []
-    return sorted(versions, key=lambda recorded: recorded.version)
+def read_versions(fs: fsspec.AbstractFileSystem, path: str) -> list[RecordedVersion]:
+    """The versions in a `versions.json`, oldest first; none if it is missing. Raises UserError if it is damaged."""
+    return sorted(storage.read_json_if_exists(fs, path, _parsed) or [], key=lambda recorded: recorded.version)
 
 
-def record_versions(dataset: "Dataset", scorer: str, versions: Sequence[RecordedVersion]) -> None:
-    """Replace the record. Call it only when no other run writes into the dataset."""
-    content = {"versions": [asdict(recorded) for recorded in versions]}
-    storage.write_json(dataset.fs, dataset.file(SCORES, scorer, VERSIONS_FILE), content)
+def write_versions(fs: fsspec.AbstractFileSystem, path: str, versions: Sequence[RecordedVersion]) -> None:
+    """Replace a `versions.json`. Raises UserError if that fails."""
+    storage.write_json(fs, path, {"versions": [asdict(recorded) for recorded in versions]})
 
 
 def scores_of_clips(description: Mapping[str, Any]) -> list[str]:
@@ -126,42 +114,6 @@ def stamped(table: pa.Table, version: int, weights_digest: str | None) -> pa.Tab
         constant = pa.array([value] * table.num_rows, table.schema.field(name).type)
         table = table.set_column(place, table.schema.field(name), constant)
     return table
-
-
-def check_names(
-    dataset: "Dataset", name: str, columns: Sequence[pa.Field], beside: Mapping[str, Sequence[pa.Field]]
-) -> None:
-    """Raise UserError if a scorer takes a name that clipmill, the dataset or another of its scores has.
-
-    `beside`: scorer -> columns of further scorers of the same run.
-    """
-    if not _NAME.fullmatch(name):
-        raise UserError(f"expected a scorer's name of lower-case letters, digits and '_', got {name!r}")
-    if name in dataset.score_names() or name in _OTHER_NAMES:
-        raise UserError(
-            f"the name {name!r} is taken by a table of {dataset.url} or by a model: give the scorer another one"
-        )
-    owners = _owners(dataset, {other: of_other for other, of_other in beside.items() if other != name}, name)
-    if name in owners:
-        raise UserError(f"the name {name!r} is taken by the score {owners[name]}: give the scorer another one")
-    for each in columns:
-        taken = each.name
-        if not _NAME.fullmatch(taken):
-            raise UserError(f"scorer {name}: expected a column of lower-case letters, digits and '_', got {taken!r}")
-        if taken in owners:
-            raise UserError(f"scorer {name}: the column {taken!r} belongs to the score {owners[taken]}; rename it")
-        if taken in _TABLE_COLUMNS and name not in SCORE_COLUMNS:
-            raise UserError(f"scorer {name}: the column {taken!r} is one of the dataset's own; rename it")
-
-
-def _owners(dataset: "Dataset", beside: Mapping[str, Sequence[pa.Field]], name: str) -> dict[str, str]:
-    """Name of a score or its column -> the score it belongs to, without those of `name`."""
-    names = {own: {each.name for each in of_own} for own, of_own in SCORE_COLUMNS.items()}
-    names |= {other: {each.name for each in of_other} for other, of_other in beside.items()}
-    for other in dataset.versioned_scores():
-        for recorded in recorded_versions(dataset, other):
-            names[other] = names.get(other, set()) | recorded.made_with.columns.keys()
-    return {taken: other for other in names if other != name for taken in (other, *names[other])}
 
 
 def _parsed(content: dict[str, Any]) -> list[RecordedVersion]:

@@ -21,7 +21,14 @@ from curation.dataset.description import check_config, checked_description, desc
 from curation.dataset.joined import SCORES, VERSIONS, joined_query
 from curation.dataset.metadata import add_metadata_columns
 from curation.dataset.schemas import SCHEMAS
-from curation.dataset.score_versions import VERSIONS_FILE, counted_version, recorded_versions, scores_of_clips
+from curation.dataset.score_versions import (
+    VERSIONS_FILE,
+    RecordedVersion,
+    counted_version,
+    read_versions,
+    scores_of_clips,
+    write_versions,
+)
 from curation.dataset.sql import open_connection, sentence
 
 _DESCRIPTION = "dataset.json"
@@ -160,6 +167,14 @@ class Dataset:
         versions = (path for name in self._folders(SCORES, _NAME) for path in [self.file(SCORES, name, VERSIONS_FILE)])
         return [path.split("/")[-2] for path in versions if storage.exists(self.fs, path)]
 
+    def recorded_versions(self, scorer: str) -> list[RecordedVersion]:
+        """The versions of a score in scores/, oldest first. Raises UserError if their record is damaged."""
+        return read_versions(self.fs, self.file(SCORES, scorer, VERSIONS_FILE))
+
+    def record_versions(self, scorer: str, versions: Sequence[RecordedVersion]) -> None:
+        """Replace the record of a score's versions. Call it only when no other run writes into the dataset."""
+        write_versions(self.fs, self.file(SCORES, scorer, VERSIONS_FILE), versions)
+
     def version_tables(self) -> list[str]:
         """The tables of all versions of scores, with or without rows."""
         return [
@@ -205,7 +220,7 @@ class Dataset:
         rows = []
         in_clips = scores_of_clips(self._read_description() or {})
         for scorer in sorted({*in_clips, *self.versioned_scores()}):
-            recorded = [v for v in recorded_versions(self, scorer) if f"{SCORES}_{scorer}@{v.version}" in views]
+            recorded = [v for v in self.recorded_versions(scorer) if f"{SCORES}_{scorer}@{v.version}" in views]
             counted = counted_version(recorded, in_clips=scorer in in_clips)
             numbers = sorted({*(v.version for v in recorded), *([1] if scorer in in_clips else [])})
             for version in numbers:

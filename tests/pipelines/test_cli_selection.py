@@ -16,7 +16,7 @@ from curation.dataset.schemas import CLIPS, SOURCES
 from curation.dataset.tables import Dataset
 from curation.dedup.duplicates import DuplicatesConfig, find_duplicates, last_config
 from pipelines import cli
-from pipelines.cli_shared import BAD_REQUEST
+from pipelines.cli_shared import BAD_REQUEST, NOTHING_CAME_OUT, curate_config
 from pipelines.config import CurateConfig
 from pipelines.status import status
 
@@ -64,14 +64,14 @@ def dataset(tmp_path: Path) -> Dataset:
 
 def test_a_preset_with_nothing_to_go_by_exits_with_3_and_says_which_rule(dataset: Dataset, monkeypatch, capsys):
     find_duplicates(dataset)
-    assert run(monkeypatch, "select", dataset.url) == cli.NOTHING_CAME_OUT
+    assert run(monkeypatch, "select", dataset.url) == NOTHING_CAME_OUT
     assert f"similarity dropped 6 clips without a score ({REASON}); 1 of 10 clips are left" in capsys.readouterr().err
 
 
 def test_an_empty_selection_says_which_rule_took_the_most(dataset: Dataset, tmp_path: Path, monkeypatch, capsys):
     rules = tmp_path / "none.yaml"
     rules.write_text("rules: {aesthetic: {max: 5}, motion: {min: 100}}\n")
-    assert run(monkeypatch, "select", dataset.url, "--config", rules) == cli.NOTHING_CAME_OUT
+    assert run(monkeypatch, "select", dataset.url, "--config", rules) == NOTHING_CAME_OUT
     assert "no clip passed: motion removed the most (10 clips)" in capsys.readouterr().err
 
 
@@ -142,13 +142,13 @@ def test_duplicates_uses_the_settings_of_the_last_search(dataset: Dataset, monke
 
 @pytest.mark.parametrize(("given", "name"), [("text", "text_area"), ("s", "similarity"), ("aesthetic", "aesthetic")])
 def test_scores_to_leave_out_may_be_shortened(given: str, name: str) -> None:
-    assert cli._config(None, given).without == (name,)
+    assert curate_config(None, given).without == (name,)
 
 
 @pytest.mark.parametrize("given", ["x", "text_areas"])
 def test_a_score_that_is_none_is_refused(given: str) -> None:
     with pytest.raises(UserError, match="unknown score"):
-        cli._config(None, given)
+        curate_config(None, given)
 
 
 def test_scores_are_left_out_by_one_rule_for_names_in_the_option_and_the_configuration(tmp_path: Path):

@@ -96,8 +96,8 @@ def test_a_brush_selects_clips_and_becomes_rules(browser: Any, file: Path, datas
         assert low < high
         assert least < most
         told = int(re.match(r"\d+", page.inner_text(".pairs [role=status]"))[0])  # type: ignore[index]
-        page.click("text=Look at the brushed clips")
-        assert page.inner_text(".gallery h2") == f"In the brush: {told}"
+        page.click("text=Show the brushed clips")
+        assert page.inner_text(".gallery h2") == f"Brushed: {told}"
         page.click("#tab-Pairs")
         page.click("text=Use the brush as rules")
         rules = {"aesthetic": {"min": low, "max": high}, "sharpness": {"min": least, "max": most}}
@@ -123,7 +123,7 @@ def test_a_brush_is_typed_and_stays_when_thresholds_move(browser: Any, file: Pat
         with dataset.connect() as connection:
             query = "SELECT count(*) FROM joined WHERE aesthetic >= 5.5"
             [(inside,)] = connection.execute(query).fetchall()
-        assert page.inner_text(".pairs [role=status]").startswith(f"{inside} clips in the brush")
+        assert page.inner_text(".pairs [role=status]").startswith(f"{inside} clips brushed")
         box = page.locator(".scatter .u-select").bounding_box()
         page.evaluate("clipmill.change('sharpness', {min: 0.5})")
         page.wait_for_timeout(100)

@@ -1,4 +1,4 @@
-/** This selection beside another: which clips come and go, and which rule decided. */
+/** The current rules against another selection: added and removed clips, and the deciding rules. */
 
 import type { Rule } from "./data";
 import { count, duration, h, redraw, table } from "./dom";
@@ -27,8 +27,8 @@ export class Compare {
     this.theirs ??= this.judgeTheirs();
     const { rules: theirs, judged: other } = this.theirs;
     const all = Array.from(state.judged.kept, (_, clip) => clip);
-    const come = all.filter((clip) => state.judged.kept[clip] && !against.member[clip]);
-    const go = all.filter((clip) => !state.judged.kept[clip] && against.member[clip]);
+    const added = all.filter((clip) => state.judged.kept[clip] && !against.member[clip]);
+    const removed = all.filter((clip) => !state.judged.kept[clip] && against.member[clip]);
     const both = all.filter((clip) => state.judged.kept[clip] && against.member[clip]);
     const seconds = (clips: number[]) =>
       duration(clips.reduce((sum, clip) => sum + state.header.microseconds[clip], 0) / 1e6);
@@ -41,7 +41,7 @@ export class Compare {
     };
     redraw(
       this.element,
-      h("h2", {}, `These rules against ${against.name}`),
+      h("h2", {}, `Current rules against ${against.name}`),
       h(
         "div",
         { class: "tables" },
@@ -50,19 +50,19 @@ export class Compare {
           ["", "clips", "time"],
           [
             [
-              "these rules",
+              "current rules",
               count(state.estimate((judged) => judged.clips)),
               duration(state.estimate((judged) => judged.microseconds) / 1e6),
             ],
             [against.name, count(against.clips), duration(against.seconds)],
-            [`in both${state.whole ? "" : " (of this page)"}`, count(both.length), seconds(both)],
-            ["only with these rules", count(come.length), seconds(come)],
-            [`only in ${against.name}`, count(go.length), seconds(go)],
+            [`in both${state.whole ? "" : " (of the sample)"}`, count(both.length), seconds(both)],
+            ["only with the current rules", count(added.length), seconds(added)],
+            [`only in ${against.name}`, count(removed.length), seconds(removed)],
           ],
         ),
         table(
           "Rules",
-          ["column", "these", against.name],
+          ["column", "current", against.name],
           columns.map((name) => [
             name,
             asWords(state.rules.get(name) ?? {}) || "–",
@@ -70,18 +70,18 @@ export class Compare {
           ]),
         ),
         this.decided(
-          "Clips that go, by the rule that decides",
-          go,
+          "Removed clips by deciding rule",
+          removed,
           (clip) => state.judged.tests[state.judged.droppedBy[clip]]?.name ?? "–",
         ),
         this.decided(
-          "Clips that come, by the rule that had dropped them",
-          come,
+          "Added clips by the rule that dropped them",
+          added,
           (clip) => other.tests[other.droppedBy[clip]]?.name ?? "–",
         ),
       ),
-      this.cards(`Only with these rules: ${count(come.length)}`, come, theirReason),
-      this.cards(`Only in ${against.name}: ${count(go.length)}`, go, () => ""),
+      this.cards(`Only with the current rules: ${count(added.length)}`, added, theirReason),
+      this.cards(`Only in ${against.name}: ${count(removed.length)}`, removed, () => ""),
     );
   }
 

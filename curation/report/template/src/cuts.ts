@@ -31,7 +31,7 @@ export class Cuts {
   draw(): void {
     const { uris, notes } = this.state.header.sources;
     if (!uris.length) {
-      this.element.replaceChildren(h("p", {}, "There are no usable sources."));
+      this.element.replaceChildren(h("p", {}, "No usable sources."));
       return;
     }
     const clips = this.clipsOf.get(this.source) ?? [];
@@ -122,7 +122,7 @@ export class Cuts {
       cut.reason ?? "",
       h("button", { onclick: () => this.around(cut) }, "Look"),
     ]);
-    return table(`Refused proposals (${count(refused.length)})`, ["kind", "at", "why it is no cut", ""], rows);
+    return table(`Refused proposals (${count(refused.length)})`, ["kind", "at", "reason", ""], rows);
   }
 
   private clipTable(clips: number[]): HTMLElement {

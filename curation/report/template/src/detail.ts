@@ -1,4 +1,4 @@
-/** Everything about one clip: pictures, text boxes, video, captions, columns, verdicts. */
+/** Details of a clip: pictures, text boxes, video, captions, rules, columns, marks. */
 
 import { type Column, jsonOf, textOf } from "./data";
 import { h, svg, table } from "./dom";
@@ -89,7 +89,7 @@ export class Detail {
         const name = ["first", "middle", "last"][i] ?? `frame ${i}`;
         return `${name} ${area === null ? "–" : shown(area)}${i === decides && area ? " (decides)" : ""}`;
       });
-      figure.append(h("figcaption", {}, `share covered by text: ${texts.join(" · ")}`));
+      figure.append(h("figcaption", {}, `share of the frame covered by text: ${texts.join(" · ")}`));
     }
     return figure;
   }
@@ -114,7 +114,7 @@ export class Detail {
   private tests(): HTMLElement | null {
     const { state, clip } = this;
     if (!state.judged.tests.length) return null;
-    const words = ["passes", "removes it", "no score"];
+    const words = ["kept", "removed", "no score"];
     const rows = state.judged.tests.map((test) => {
       const value = state.judge.columns.get(test.name)?.numbers?.[clip];
       const { min, max } = test.bounds;
@@ -126,7 +126,7 @@ export class Detail {
         words[test.outcomes[clip]],
       ];
     });
-    return table("Rules", ["rule", "value", "asked", "outcome"], rows);
+    return table("Rules", ["rule", "value", "condition", "outcome"], rows);
   }
 
   private columns(): HTMLElement {
@@ -147,7 +147,7 @@ export class Detail {
   }
 }
 
-/** Columns that have a place of their own on the page. */
+/** Columns that are shown elsewhere on the page. */
 const SHOWN_ELSEWHERE = new Set(["captions", "transitions", "refused_cuts"]);
 const LONGEST = 600;
 
@@ -162,7 +162,7 @@ function cell(column: Column, row: number): string {
   return words.length > LONGEST ? `${words.slice(0, LONGEST)}…` : words;
 }
 
-/** A JSON value without brackets and quotes, as far as one can do without them. */
+/** A JSON value as text with few brackets and no quotes. */
 function readable(value: unknown): string {
   if (value === null || value === undefined) return "";
   if (typeof value === "boolean") return value ? "yes" : "no";

@@ -1,9 +1,9 @@
-/** Elements from code alone: every text is set as text, so nothing that a file says can become markup. */
+/** Creates elements. All texts become text nodes, so no text from a file can become markup. */
 
 type Child = Node | string | number | null | undefined | false;
 type Attributes = Record<string, string | number | boolean | EventListener | undefined>;
 
-/** An element. Attributes beginning with "on" are listeners; true and false set and leave out; "class" is as in HTML. */
+/** An element. Attributes that start with "on" are listeners; true and false set or omit an attribute. */
 export function h<K extends keyof HTMLElementTagNameMap>(
   tag: K,
   attributes: Attributes = {},
@@ -34,7 +34,7 @@ export function redraw(holder: HTMLElement, ...children: (Node | string)[]): voi
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An SVG element; only from constant tags and numbers. */
+/** An SVG element. */
 export function svg(tag: string, attributes: Record<string, string | number>, ...children: Node[]): SVGElement {
   const element = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value));
@@ -79,14 +79,14 @@ export function picker(
   return h("label", {}, `${label} `, select);
 }
 
-/** Seconds as a person reads them. */
+/** A human-readable duration. */
 export function duration(seconds: number): string {
   if (seconds < 120) return `${Number(seconds.toFixed(1))} s`;
   if (seconds < 7200) return `${Number((seconds / 60).toFixed(1))} min`;
   return `${Number((seconds / 3600).toFixed(1)).toLocaleString("en")} h`;
 }
 
-/** A whole number with its thousands set apart. */
+/** An integer with thousands separators. */
 export function count(value: number): string {
   return Math.round(value).toLocaleString("en");
 }

@@ -8,7 +8,7 @@ import type { State } from "./state";
 
 const AT_ONCE = 20;
 
-/** Groups of which at least two clips are here, the largest first. */
+/** Groups with at least two clips in the page, largest first. */
 export function groupsOf(state: State): number[][] {
   const { columns } = state.judge;
   const [of, ranks] = [columns.get("duplicate_of"), columns.get("duplicate_rank")?.numbers];
@@ -43,7 +43,7 @@ export class Duplicates {
     const shownGroups = groups.slice(0, this.limit).map((members) => {
       const marked = members.find((clip) => state.marks.get(state.clipId(clip))?.verdict === "keep");
       return group(
-        `${count(members.length)} clips alike`,
+        `${count(members.length)} near-duplicates`,
         members.map((clip, place) => {
           const cosine = cosines?.[clip] ?? Number.NaN;
           const note = place === 0 ? "best of the group" : `cosine ${shown(cosine)} with the best`;
@@ -60,8 +60,8 @@ export class Duplicates {
         "p",
         {},
         groups.length
-          ? `${count(groups.length)} groups of near-duplicates${state.whole ? "" : " among the clips of this page"}. “Keep this one instead” marks the clips; export the marks and give them to clipmill select --marks.`
-          : "No near-duplicates: none were found, or they were not looked for.",
+          ? `${count(groups.length)} groups of near-duplicates${state.whole ? "" : " among the clips of this page"}. “Keep this one instead” marks the clips; export the marks and pass them to clipmill select --marks.`
+          : "No near-duplicates. Run clipmill duplicates DATASET to search for them.",
       ),
       ...shownGroups,
       groups.length > this.limit

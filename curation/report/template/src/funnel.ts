@@ -70,11 +70,11 @@ function switches(state: State): HTMLElement[] {
   const { size } = state.marks;
   return [
     ...(where ? [box("useWhere", `where ${where.sql}`)] : []),
-    ...(size ? [box("useMarks", `apply ${count(size)} marks, as select ${MARKS} does`)] : []),
+    ...(size ? [box("useMarks", `apply ${count(size)} marks (select ${MARKS})`)] : []),
   ];
 }
 
-/** The kept clips in large type. */
+/** The number of kept clips. */
 export function totalsOf(state: State): HTMLElement {
   const element = h("p", { class: "totals", role: "status", "aria-live": "polite" });
   const draw = () => {

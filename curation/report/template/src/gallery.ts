@@ -1,4 +1,4 @@
-/** Clips as cards: sorted, around a threshold, what a rule removes, a few of each bin. */
+/** Clips as cards: sorted, around a threshold, removed by a rule, sampled per bin. */
 
 import { append, type Header, jsonOf, stripOf, textOf } from "./data";
 import { count, duration, h, picker, redraw } from "./dom";
@@ -28,26 +28,26 @@ export function captionsOf(header: Header, clip: number): Caption[] {
   return Array.isArray(found) ? (found as Caption[]) : [];
 }
 
-/** The three pictures of a clip; what stands there without them. */
+/** The three pictures of a clip, or a placeholder. */
 export function strip(state: State, clip: number): HTMLElement {
   const source = stripOf(clip);
   const caption = captionsOf(state.header, clip)[0]?.text ?? state.clipId(clip);
-  if (!source) return h("div", { class: "strip none" }, "no pictures here");
+  if (!source) return h("div", { class: "strip none" }, "no pictures in this page");
   return h("img", { class: "strip", src: source, alt: `first, middle and last picture: ${caption}`, loading: "lazy" });
 }
 
-/** The end of a source's address. */
+/** File name of a source. */
 export function shortSource(state: State, clip: number): string {
   const uri = textOf(state.judge.columns.get("uri"), clip);
   return uri.slice(uri.lastIndexOf("/") + 1);
 }
 
-/** Cards below a title. */
+/** Cards under a heading. */
 export function group(title: string, cards: HTMLElement[]): HTMLElement {
   return h("section", { class: "group" }, h("h2", {}, title), h("div", { class: "cards" }, ...cards));
 }
 
-/** A clip as a card; `open` shows all about it. */
+/** A clip as a card; `open` shows its details. */
 export function card(state: State, clip: number, open: (clip: number) => void, extra = ""): HTMLElement {
   const { header } = state;
   const names = [...new Set([state.active, ...state.sliders()])].filter(
@@ -81,7 +81,7 @@ export function card(state: State, clip: number, open: (clip: number) => void, e
     ),
     h(
       "button",
-      { class: "open", onclick: () => open(clip), "aria-label": `everything about ${state.clipId(clip)}` },
+      { class: "open", onclick: () => open(clip), "aria-label": `details of ${state.clipId(clip)}` },
       "Details",
     ),
   );
@@ -91,7 +91,7 @@ export function card(state: State, clip: number, open: (clip: number) => void, e
   article.addEventListener("keydown", (event) => {
     if (event.target !== article || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Enter") {
-      event.preventDefault(); // or it would press the button that has the focus by then
+      event.preventDefault(); // otherwise Enter also presses the button that receives the focus
       open(clip);
     }
     const verdict = VERDICT_KEYS[event.key];
@@ -154,19 +154,19 @@ export class Gallery {
       ["kept", "kept clips"],
       ["dropped", "dropped clips"],
       ["all", "all clips"],
-      ["borderline", `borderline: around the thresholds of ${state.active}`],
-      ["bins", `a few of each bin of ${state.active}`],
+      ["borderline", `borderline clips of ${state.active}`],
+      ["bins", `samples per bin of ${state.active}`],
       ...state.judged.tests.map((test): [string, string] => [`alone:${test.name}`, `removed by ${test.name}`]),
-      ...state.judged.tests.map((test): [string, string] => [`only:${test.name}`, `removed by ${test.name} alone`]),
+      ...state.judged.tests.map((test): [string, string] => [`only:${test.name}`, `removed only by ${test.name}`]),
       ["marked", "marked clips"],
     ];
-    if (state.brushed) shows.push(["brushed", "clips in the brush"]);
+    if (state.brushed) shows.push(["brushed", "brushed clips"]);
     if (!shows.some(([key]) => key === this.show)) this.show = "kept";
     const numeric = state.header.columns.filter((column) => column.numbers).map((column) => column.name);
     const sliders = state.sliders();
     const sorts = [...sliders, ...numeric.filter((name) => !sliders.includes(name))];
     const key = JSON.stringify([shows, this.show, this.sort, this.descending]);
-    if (key === this.drawn) return; // leaves the focus where it is
+    if (key === this.drawn) return; // keeps the focus
     this.drawn = key;
     const direction = h(
       "button",
@@ -182,7 +182,7 @@ export class Gallery {
         (sort) => this.set({ sort }),
       ),
       direction,
-      h("button", { onclick: () => this.set({ seed: this.seed + 1 }), hidden: this.show !== "bins" }, "Draw others"),
+      h("button", { onclick: () => this.set({ seed: this.seed + 1 }), hidden: this.show !== "bins" }, "Resample"),
     );
   }
 
@@ -202,24 +202,24 @@ export class Gallery {
     let title = "All clips";
     if (show === "kept") [clips, title] = [all.filter((clip) => kept[clip]), "Kept"];
     if (show === "dropped") [clips, title] = [all.filter((clip) => !kept[clip]), "Dropped"];
-    if (show === "brushed") [clips, title] = [all.filter((clip) => state.brushed?.has(clip)), "In the brush"];
+    if (show === "brushed") [clips, title] = [all.filter((clip) => state.brushed?.has(clip)), "Brushed"];
     if (show === "marked") [clips, title] = [all.filter((clip) => state.marks.has(state.clipId(clip))), "Marked"];
     const [how, name] = [show.slice(0, show.indexOf(":")), show.slice(show.indexOf(":") + 1)];
     const place = tests.findIndex((test) => test.name === name);
     if (how === "alone" && place >= 0) {
       clips = all.filter((clip) => drops(tests[place], clip));
-      title = `Removed by ${name}, whatever the other rules say`;
+      title = `Removed by ${name}, regardless of other rules`;
     }
     if (how === "only" && place >= 0) {
       clips = all.filter(
         (clip) => drops(tests[place], clip) && tests.every((test, i) => i === place || !drops(test, clip)),
       );
-      title = `Removed by ${name} and by no other rule`;
+      title = `Removed only by ${name}`;
     }
     const sort = this.sort || state.active;
     return [
       {
-        title: `${title}: ${count(clips.length)}${state.whole ? "" : " of those in this page"}`,
+        title: `${title}: ${count(clips.length)}${state.whole ? "" : " of the sample"}`,
         clips: this.sorted(clips, sort, this.descending),
       },
     ];
@@ -243,7 +243,7 @@ export class Gallery {
     const numbers = state.judge.columns.get(name)?.numbers;
     const { min, max } = state.judge.thresholds(name, state.rules.get(name) ?? {});
     if (!numbers || (min === undefined && max === undefined)) {
-      return [{ title: `${name} has no threshold: drag an end of its histogram`, clips: [] }];
+      return [{ title: `${name} has no threshold: drag a handle of its histogram`, clips: [] }];
     }
     const groups: Group[] = [];
     const above = (bound: number, inclusive: boolean) =>
@@ -290,7 +290,7 @@ export class Gallery {
   }
 }
 
-/** A number per clip and seed in which nobody sees an order. */
+/** A pseudo-random sort key per clip. */
 function shuffled(clip: number, seed: number): number {
   let value = Math.imul(clip + 1, 0x9e3779b1) ^ Math.imul(seed, 0x85ebca6b);
   value = Math.imul(value ^ (value >>> 15), 0x2c1b3c6d);

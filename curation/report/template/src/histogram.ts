@@ -58,7 +58,7 @@ export class Bins {
     return { time: false, range, distr: 100, fwd: (value) => this.warped(value), bwd: (place) => this.unwarped(place) };
   }
 
-  /** Clips per bin, of those for which `wanted` holds 1. */
+  /** Clips per bin, counting those with a 1 in `wanted`. */
   counts(wanted: Uint8Array): number[] {
     const found = new Array<number>(BINS).fill(0);
     for (let i = 0; i < this.of.length; i++) if (this.of[i] >= 0 && wanted[i]) found[this.of[i]]++;
@@ -101,7 +101,7 @@ export class Histogram {
       type: "checkbox",
       onchange: () => state.change(name, { unscored: this.unscored.checked ? "keep" : undefined }),
     });
-    this.unscoredLabel = h("label", { class: "unscored" }, this.unscored, " keep clips without it");
+    this.unscoredLabel = h("label", { class: "unscored" }, this.unscored, " keep unscored clips");
     const arrow = { higher: "higher is better", lower: "lower is better", "": "" }[column.better];
     this.element = h(
       "section",
@@ -109,7 +109,11 @@ export class Histogram {
       h(
         "h2",
         { class: "small" },
-        h("button", { class: "plain", title: "show at this threshold", onclick: () => this.activate() }, name),
+        h(
+          "button",
+          { class: "plain", title: "show its thresholds in the gallery", onclick: () => this.activate() },
+          name,
+        ),
         h("span", { class: "unit" }, [column.unit, arrow].filter(Boolean).join(" · ")),
       ),
       column.meaning ? h("p", { class: "meaning" }, column.meaning) : null,
@@ -121,7 +125,7 @@ export class Histogram {
     state.listen(() => this.update());
   }
 
-  /** Draw for the width that there is. */
+  /** Draw at the available width. */
   draw(): void {
     const width = Math.max(200, this.chart.clientWidth);
     if (this.plot?.width === width) return;
@@ -166,7 +170,7 @@ export class Histogram {
     this.plot.over.append(this.shades.min, this.shades.max, this.handles.min, this.handles.max);
   }
 
-  /** Draw again in other colours. */
+  /** Draw again, in the current colours. */
   redraw(): void {
     this.plot?.destroy();
     this.plot = undefined;
@@ -188,7 +192,7 @@ export class Histogram {
     const kept = counts.reduce((sum, number) => sum + number, 0);
     const parts = [`${count(kept)} of ${count(scored)} scored clips ${state.whole ? "" : "of the sample "}kept`];
     if (test) parts.push(`this rule alone removes ${count(test.removedAlone)}`);
-    if (test?.ties) parts.push(`kept although equal to a threshold: ${count(test.ties)}`);
+    if (test?.ties) parts.push(`${count(test.ties)} tied at a threshold (kept)`);
     const unscored = quantiles[column.name] ? total - quantiles[column.name].scored : missing;
     if (unscored) parts.push(`${count(unscored)} ${state.whole ? "" : "of all clips "}have no score`);
     this.note.textContent = parts.join(" · ");
@@ -302,7 +306,7 @@ export class Histogram {
       if (handle.hasPointerCapture(event.pointerId)) moveTo(event.clientX);
     });
     handle.addEventListener("keydown", (event) => {
-      // From the rules, not from the handle: that is redrawn a frame later, and a second key may come before.
+      // Read from the rules: the handle is only updated in the next frame, and another key may come before.
       const now = this.bounds()[end] ?? (end === "min" ? this.bins.low : this.bins.high);
       const step = Math.max(this.bins.step, (this.bins.high - this.bins.low) / 200);
       const by: Record<string, number> = {
@@ -326,7 +330,7 @@ export class Histogram {
     return this.state.judge.thresholds(this.column.name, this.state.rules.get(this.column.name) ?? {});
   }
 
-  /** Take a value from the handle: rounded, within the other end, off at its own end. */
+  /** Apply a value from a handle: rounded, not beyond the other handle, none at its own end. */
   private moved(end: End, to: number): void {
     const { low, high, step } = this.bins;
     const bounds = this.bounds();
@@ -338,7 +342,7 @@ export class Histogram {
   }
 }
 
-/** Round numbers that lie evenly on a square-root scale. */
+/** Round numbers, evenly spaced on a square-root scale. */
 function ticks(low: number, high: number): number[] {
   const places = [0, 0.2, 0.4, 0.6, 0.8, 1].map((place) => low + place ** 2 * (high - low));
   return [...new Set(places.map((value) => Number(value.toPrecision(value < high ? 1 : 2))))].filter((v) => v <= high);

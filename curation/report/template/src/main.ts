@@ -1,4 +1,4 @@
-/** The page: tabs, and the parts that they show. */
+/** The page: tabs and their content. */
 
 import { Compare } from "./compare";
 import { Cuts } from "./cuts";
@@ -39,7 +39,7 @@ async function start(): Promise<void> {
     .filter((column) => column.numbers && !histograms.has(column.name) && state.judge.scores(column.name).length)
     .map((column) => column.name);
   const more = picker(
-    "Another column",
+    "Add a histogram",
     [["", "choose…"], ...others.map((name): [string, string] => [name, name])],
     "",
     (name) => {
@@ -48,7 +48,7 @@ async function start(): Promise<void> {
     },
   );
   const unscored = state.sliders().filter((name) => !state.judge.scores(name).length);
-  const none = unscored.length ? h("p", { class: "note" }, `No clip has: ${unscored.join(", ")}`) : "";
+  const none = unscored.length ? h("p", { class: "note" }, `No scores: ${unscored.join(", ")}`) : "";
   const duplicates = new Duplicates(state, detail.open);
   const cuts = new Cuts(state, detail.open);
   const compare = new Compare(state, detail.open);
@@ -92,7 +92,7 @@ async function start(): Promise<void> {
       tab.title,
     ),
   );
-  const tablist = h("div", { role: "tablist", "aria-label": "Parts of the report" }, ...buttons);
+  const tablist = h("div", { role: "tablist", "aria-label": "Sections of the report" }, ...buttons);
   tablist.addEventListener("keydown", (event) => {
     const now = buttons.indexOf(document.activeElement as HTMLButtonElement);
     const by = event.key === "ArrowRight" ? 1 : event.key === "ArrowLeft" ? -1 : 0;
@@ -131,11 +131,11 @@ async function start(): Promise<void> {
     for (const histogram of histograms.values()) histogram.redraw();
     tabs.find((tab) => !tab.panel.hidden)?.shown?.();
   });
-  Object.assign(globalThis, { clipmill: state }); // for the console of whoever wants to know more
+  Object.assign(globalThis, { clipmill: state }); // for the developer console
   document.documentElement.dataset.ready = "true";
 }
 
-/** How many clips are marked, and the file of marks. */
+/** The number of marks, and a button that exports them. */
 function marksBar(state: State): HTMLElement {
   const element = h("div", { class: "marks" });
   const draw = () => {

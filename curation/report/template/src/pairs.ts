@@ -39,7 +39,7 @@ export class Pairs {
 
   draw(): void {
     if (!this.names.length) {
-      this.element.replaceChildren(h("p", {}, "No clip has a score."));
+      this.element.replaceChildren(h("p", {}, "No clips are scored."));
       return;
     }
     if (!this.pickers.childElementCount) this.drawControls();
@@ -94,9 +94,9 @@ export class Pairs {
   private drawControls(): void {
     const options = this.names.map((name): [string, string] => [name, name]);
     this.pickers.replaceChildren(
-      picker("across", options, this.x, (name) => this.pick(name, this.y)),
-      picker("up", options, this.y, (name) => this.pick(this.x, name)),
-      h("button", { onclick: this.look }, "Look at the brushed clips"),
+      picker("x axis", options, this.x, (name) => this.pick(name, this.y)),
+      picker("y axis", options, this.y, (name) => this.pick(this.x, name)),
+      h("button", { onclick: this.look }, "Show the brushed clips"),
       h("button", { onclick: () => this.asRules() }, "Use the brush as rules"),
     );
     const field = (side: "x" | "y", end: 0 | 1) => {
@@ -128,7 +128,7 @@ export class Pairs {
     this.draw();
   }
 
-  /** Take the box that was dragged over the points. */
+  /** Apply a dragged box. */
   private dragged(plot: uPlot): void {
     const { left, top, width, height } = plot.select;
     if (width < 2 && height < 2) return;
@@ -138,7 +138,7 @@ export class Pairs {
     });
   }
 
-  /** Take an end that was typed; an empty field stands for the end of the scores. */
+  /** Apply a typed limit; an empty field means the limit of the scores. */
   private typed(side: "x" | "y", end: 0 | 1, input: HTMLInputElement): void {
     const text = input.value.trim();
     const bad = text !== "" && !Number.isFinite(Number(text));
@@ -163,7 +163,7 @@ export class Pairs {
     this.tell();
   }
 
-  /** Draw the box over the points, after they were drawn anew or an end was typed. */
+  /** Draw the box over the points, after a redraw or when a limit was typed. */
   private showBox(plot: uPlot): void {
     if (!this.box) return;
     const { x, y } = this.box;
@@ -177,8 +177,8 @@ export class Pairs {
   private tell(): void {
     const { brushed } = this.state;
     this.told.textContent = brushed
-      ? `${count(brushed.size)} clips in the brush. Blue clips are kept, gray ones dropped.`
-      : "Drag a box over the points, or type its ends, to select clips. Blue clips are kept, gray ones dropped.";
+      ? `${count(brushed.size)} clips brushed. Blue clips are kept, gray ones dropped.`
+      : "Brush clips: drag a box over the points, or type its limits. Blue clips are kept, gray ones dropped.";
     for (const side of ["x", "y"] as const) {
       for (const end of [0, 1] as const) {
         const input = document.getElementById(`brush-${side}-${end}`) as HTMLInputElement | null;
@@ -221,7 +221,7 @@ export class Pairs {
     );
     return [
       h("h2", { class: "small" }, "Rank correlations"),
-      h("p", { class: "note" }, "Spearman's: blue scores rise together, orange ones pull against each other."),
+      h("p", { class: "note" }, "Spearman: blue scores rise together, orange scores pull against each other."),
       h(
         "div",
         { class: "scroll" },
@@ -263,7 +263,7 @@ export function ranksOf(numbers: ArrayLike<number>): Float64Array {
   return ranks;
 }
 
-/** Pearson's correlation of the ranks of those that have both. */
+/** Spearman's correlation of the clips with both scores. */
 function correlation(a: Float64Array, b: Float64Array): number {
   const both = Array.from(a, (_, i) => i).filter((i) => !Number.isNaN(a[i]) && !Number.isNaN(b[i]));
   const [x, y] = [ranksOf(both.map((i) => a[i])), ranksOf(both.map((i) => b[i]))];

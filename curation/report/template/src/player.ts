@@ -76,7 +76,7 @@ export class Player {
         draw();
         if (shard) void fromShard(shard);
         else if (source) fromSource(source);
-        else say("No shards of this clip are known: choose its source.");
+        else say("This clip is in no shard: choose its source file.");
       },
     });
     const chooser = h("label", {}, places.length ? "source file or shards: " : "source file: ", file);
@@ -131,7 +131,8 @@ export class Player {
       throw new Error(`Cannot read ${path}: ${reason}. Choose the file instead.`);
     }
     const content = await answer.blob();
-    if (!(await isMember(content, name, place.size))) throw new Error(`${path} was written anew: make the page again.`);
+    if (!(await isMember(content, name, place.size)))
+      throw new Error(`${path} has been rewritten: run clipmill report again.`);
     return content.slice(BLOCK, undefined, "video/mp4");
   }
 }

@@ -35,7 +35,7 @@ export interface Judged {
   tests: Test[];
   steps: Step[];
   kept: Uint8Array;
-  /** Number of the first test in the funnel that drops the clip, -1 for those that stay. */
+  /** Number of the first test in the funnel that drops the clip, -1 if it is kept. */
   droppedBy: Int16Array;
   clips: number;
   microseconds: number;
@@ -208,7 +208,7 @@ export class Judge {
     }
     if (test.name === "where") return "dropped by where: the condition does not hold";
     const value = this.columns.get(test.name)!.numbers![clip];
-    if (test.name === RANK) return `dropped by ${RANK}: a better copy of it stays`;
+    if (test.name === RANK) return `dropped by ${RANK}: a better copy is kept`;
     const { min, max } = test.bounds;
     if (min !== undefined && value < min) return `dropped by ${test.name}: ${compared(value, min)}`;
     return `dropped by ${test.name}: ${compared(value, max!, ">")}`;
@@ -225,25 +225,25 @@ function outcomeWithin({ min = Number.NEGATIVE_INFINITY, max = Number.POSITIVE_I
   return (value: number) => (Number.isNaN(value) ? UNSCORED : value < min || value > max ? REMOVED : KEPT);
 }
 
-/** Whether a rule asks for anything. */
+/** Whether a rule has a threshold. */
 export function isBounded(rule: Rule): boolean {
   return BOUNDS.some((name) => rule[name] !== undefined);
 }
 
-/** A rule as one short text. */
+/** A rule as short text. */
 export function asWords(rule: Rule): string {
   const words = BOUNDS.filter((name) => rule[name] !== undefined).map((name) => `${name} ${rule[name]}`);
   return [...words, ...(rule.unscored === "keep" ? ["unscored keep"] : [])].join(", ");
 }
 
-/** A number as a person reads it: four significant digits. */
+/** A number with four significant digits. */
 export function shown(value: number): string {
   if (Number.isNaN(value)) return "–";
   if (Number.isInteger(value)) return String(value);
   return String(Number(value.toPrecision(4)));
 }
 
-/** Two numbers with as many digits as it takes to tell them apart. */
+/** Two numbers, with enough digits to tell them apart. */
 function compared(value: number, bound: number, sign = "<"): string {
   for (let digits = 3; digits < 17; digits++) {
     const [a, b] = [Number(value.toPrecision(digits)), Number(bound.toPrecision(digits))];
@@ -265,7 +265,7 @@ export function isPercentage(text: string): boolean {
   return /^\d+(\.\d+)?%$/.test(text) && Number.parseFloat(text) < 100;
 }
 
-/** The nearest number of single precision; where it would lie on the wrong side, the next one. */
+/** The nearest single-precision number that is not on the wrong side of the bound. */
 export function toSingle(bound: number, up: boolean): number {
   const nearest = Math.fround(bound);
   if (up ? nearest >= bound : nearest <= bound) return nearest;

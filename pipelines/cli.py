@@ -182,6 +182,12 @@ def select(
         bool,
         typer.Option("--replace", help="Overwrite a selection of the same name that has different rules or clips."),
     ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Selection to compare with: also print which clips come and go, and by which rule.", show_default=False
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the funnel without writing anything.")] = False,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Skip rules whose column is missing from the dataset.")
@@ -195,16 +201,20 @@ def select(
     from curation.selection.rules import load_rules
     from pipelines import render
     from pipelines.report import report_at_end
-    from pipelines.select import DEFAULT_PRESET
+    from pipelines.select import DEFAULT_PRESET, compare
     from pipelines.select import select as run
 
     if preset and config:
         raise UserError("--preset and --config are mutually exclusive; pass one of them")
     rules = load_rules(config) if config else preset or DEFAULT_PRESET
+    # First, for the new selection may replace the one to compare with.
+    difference = compare(dataset, rules, against, marks=marks, allow_missing=allow_missing) if against else None
     selection = run(
         dataset, rules, name=name, marks=marks, allow_missing=allow_missing, replace=replace, dry_run=dry_run
     )
     render.print_selection(console(), selection, dry_run=dry_run)
+    if difference:
+        render.print_difference(console(), difference)
     if not dry_run:
         report_at_end(dataset, selection.name)
     if warning := render.shortfall(selection):

@@ -13,6 +13,7 @@ from rich.text import Text
 from clipmill.errors import ERROR_KINDS
 from curation.dedup.duplicates import DuplicatesResult
 from curation.scores.columns import SCORE_COLUMNS
+from curation.selection.difference import Difference
 from curation.selection.select import Selection, funnel_rows
 from pipelines.curate import CurateResult
 from pipelines.inspect import Inspection
@@ -283,6 +284,18 @@ def print_selection(console: Console, selection: Selection, *, dry_run: bool = F
     title = f"selection {selection.name}: {selection.clips:,} of {selection.total_clips:,} clips"
     title += " (dry run, not written)" if dry_run else ""
     console.print(table(title, ("rule", "condition", "alone", "removed", "unscored", "left", "footage left"), rows))
+
+
+def print_difference(console: Console, difference: Difference) -> None:
+    """Print the clips that a selection has more and less than another, by the rule that decides."""
+    rows = [("in both", "", difference.both, "")]
+    for change in difference.coming:
+        where = f" in {difference.other}" if change.rule else ""
+        rows.append(("only here", f"{change.reason}{where}", change.clips, duration(change.seconds)))
+    for change in difference.going:
+        where = " here" if change.rule else ""
+        rows.append((f"only in {difference.other}", f"{change.reason}{where}", change.clips, duration(change.seconds)))
+    console.print(table(f"compared with {difference.other}", ("", "reason", "clips", "footage"), rows))
 
 
 def shortfall(selection: Selection) -> str | None:

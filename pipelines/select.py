@@ -5,6 +5,7 @@ from pathlib import Path
 from clipmill.errors import UserError
 from curation.dataset.joined import joined_columns, joined_query
 from curation.dataset.tables import Dataset
+from curation.selection.difference import Difference, difference
 from curation.selection.marks import load_marks
 from curation.selection.rules import Rules, load_preset, load_rules
 from curation.selection.select import Selection, select_clips
@@ -30,15 +31,37 @@ def select(
     selection with different rules or clips, unless `replace`. `dry_run` writes nothing. An empty selection is written
     and returned: check its `empty`, and `starved` for rules that lacked scores.
     """
+    opened, asked = _opened(dataset, rules)
+    verdicts = load_marks(marks) if marks else None
+    return select_clips(
+        opened, asked, name=name, marks=verdicts, allow_missing=allow_missing, replace=replace, dry_run=dry_run
+    )
+
+
+def compare(
+    dataset: str,
+    rules: str | Rules,
+    other: str,
+    *,
+    marks: str | None = None,
+    allow_missing: bool = False,
+) -> Difference:
+    """Compare what rules would select with an existing selection: clips that come and go, and the rules that decide.
+
+    Arguments and errors as in `select`. Writes nothing.
+    """
+    opened, asked = _opened(dataset, rules)
+    verdicts = load_marks(marks) if marks else None
+    return difference(opened, asked, other, marks=verdicts, allow_missing=allow_missing)
+
+
+def _opened(dataset: str, rules: str | Rules) -> tuple[Dataset, Rules]:
     if isinstance(rules, str):
         rules = load_rules(rules) if rules.endswith((".yaml", ".yml")) else load_preset(rules, PRESETS)
     opened = Dataset(dataset).open()
     if "duplicate_rank" in rules.rules:
         _assure_compared(opened)
-    verdicts = load_marks(marks) if marks else None
-    return select_clips(
-        opened, rules, name=name, marks=verdicts, allow_missing=allow_missing, replace=replace, dry_run=dry_run
-    )
+    return opened, rules
 
 
 def _assure_compared(dataset: Dataset) -> None:

@@ -1,7 +1,7 @@
-"""Peak memory of the released autoencoder at 576 x 1024, by chunk and tile, counted and not run.
+"""Peak memory of the released autoencoder at 576 x 1024 by chunk and tile size, computed without running it.
 
-Fake tensors have sizes and lifetimes but no data, so this takes seconds on any machine. Counted are tensors, the frames
-that come out included; not the weights, nor what a kernel of some device needs while it runs.
+Fake tensors have sizes and lifetimes but no data, so this takes seconds on any machine. Counts tensors, including the
+output frames, but neither the weights nor the workspace of device kernels.
 """
 
 import weakref
@@ -24,7 +24,7 @@ CASES = ((14, False), (7, False), (2, False), (1, False), (14, True), (2, True))
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts bytes of the tensors that operators make, as long as they live; `peak` is the most at one time."""
+    """Counts the bytes of live tensors that operators create; `peak` is the maximum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def peak_gib(action: Callable[[], Any]) -> float:
-    """Most GiB of tensors alive at one time during `action`."""
+    """Peak GiB of live tensors during `action`."""
     with LiveBytes() as live:
         action()
     return live.peak / 2**30

@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: location of the real footage, CPU time measurement, output of figures."""
+"""Shared by the benchmarks: location of the real footage, CPU time, memory, child processes, output of figures."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def memory_bytes(field: str = "VmHWM", pid: int | str = "self") -> int:
 
 
 def interleaved(runs: int, **actions: Callable[[], Any]) -> dict[str, float]:
-    """Median CPU seconds of each action, taken in turn so that a machine that drifts drifts for all of them."""
+    """Median CPU seconds of each action, run in turn so that drift of the machine affects all of them equally."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(runs):
         for name, action in actions.items():
@@ -65,7 +65,7 @@ def interleaved(runs: int, **actions: Callable[[], Any]) -> dict[str, float]:
 
 
 def report(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], figures: dict[str, Any]) -> None:
-    """Print the table with date and machine, and as the very last line the figures as JSON."""
+    """Print a table with date and machine, then, as the last line, the figures as JSON."""
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     Console(width=130).print(table(f"{title} ({when}; {machine})", columns, rows))

@@ -1,11 +1,11 @@
-"""The paper's claim in miniature (section 3.3): the same model, the same steps, on everything and on what was selected.
+"""The paper's claim in miniature (section 3.3): the same model and steps on all footage and on the selection.
 
-Run: python -m benchmarks.curation_pays [--out FOLDER] [--videos N] [--seeds N] [--steps IMAGES VIDEOS] [--prompts N].
-A rendered collection is full of cuts, stills, text, bad pictures and wrong captions. `everything` is all of it, cut by
-the clock. `selected` is what `clipmill curate` and the demo's pretraining rules leave of it. On each a tiny
-text-to-video model is trained, pictures first, with several seeds. Each makes a video of every caption of clips that
-were kept back, and this project's own scorers look at them: see docs/curation-pays.md. What is done in FOLDER is not
-done again.
+    python -m benchmarks.curation_pays [--out FOLDER] [--videos N] [--seeds N] [--steps IMAGES VIDEOS] [--prompts N]
+
+A rendered collection is full of cuts, stills, text, degraded images and wrong captions. `everything` is all of it, cut
+into pieces of equal length; `selected` is what `clipmill curate` and the demo's pretraining rules keep. A tiny
+text-to-video model is trained on each, on images first, with several seeds. Each generates a video for every caption of
+held-out clips, which this project's scorers evaluate: see docs/curation-pays.md. Results in FOLDER are reused.
 """
 
 import argparse
@@ -47,7 +47,7 @@ _MADE_AT_ONCE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One of the models: what it is trained on, with which seed, for how long, and where."""
+    """One model: its training data, seed, steps and folder."""
 
     folder: Path
     arm: str
@@ -64,7 +64,7 @@ class Run:
 
 
 def stage_of(name: str, *, seed: int, steps: int) -> Stage:
-    """A tiny stage at the demo's size, without micro-conditioning: nothing but the choice of clips differs."""
+    """A tiny stage at the demo's size without micro-conditioning, so that only the choice of clips differs."""
     video = name == VIDEO_STAGE
     changes = {key: list(value) if isinstance(value, tuple) else value for key, value in UNET.items()}
     return overlay(
@@ -85,7 +85,7 @@ def stage_of(name: str, *, seed: int, steps: int) -> Stage:
 
 
 def prepare(folder: Path, videos: int) -> dict[str, int]:
-    """Collection, clips of both arms, and their latents; number of clips per arm."""
+    """Write the collection, the clips of both arms, and their latents; returns the number of clips per arm."""
     footage, initial = folder / "footage", folder / "initial"
     if not (folder / "prepared.json").exists():
         with connected():
@@ -106,7 +106,7 @@ def prepare(folder: Path, videos: int) -> dict[str, int]:
 
 
 def train_run(run: Run) -> Path:
-    """Both stages of a run, in this process; returns the model."""
+    """Train both stages of a run in this process; returns the model."""
     torch.set_num_threads(1)
     model = run.folder / "initial"
     for name, steps in zip((IMAGE_STAGE, VIDEO_STAGE), run.steps, strict=True):
@@ -120,7 +120,7 @@ def train_run(run: Run) -> Path:
 
 
 def make_videos(run: Run, prompts: list[str]) -> None:
-    """Train, then write a video of each prompt; all models get the same noise."""
+    """Train, then generate a video per prompt; all models get the same noise."""
     model = load_model(train_run(run))
     if (run.videos / "done").exists():
         return
@@ -141,7 +141,7 @@ def make_videos(run: Run, prompts: list[str]) -> None:
 
 
 def shown(folder: Path, arm: str, count: int) -> Path:
-    """Videos of what a model of this arm is shown: its own clips, decoded from their latents."""
+    """The training clips of an arm, decoded from their latents."""
     target = folder / "videos" / f"shown-{arm}"
     if not (target / "done").exists():
         stage, autoencoder = stage_of(VIDEO_STAGE, seed=0, steps=1), load_autoencoder()
@@ -159,7 +159,7 @@ def shown(folder: Path, arm: str, count: int) -> Path:
 
 
 def measure(folder: Path, runs: list[Run], reference: HeldBack, prompts: int) -> dict[str, dict[str, float]]:
-    """The figures of every run, of what both arms show, and of good clips that were kept back."""
+    """The figures of every run, of the training clips of both arms, and of held-out good clips."""
     held_back_videos = folder / "videos" / "kept-back"
     write_videos(held_back_videos, reference.frames, reference.captions)
     half = folder / "videos" / "other-kept-back"
@@ -176,7 +176,7 @@ def measure(folder: Path, runs: list[Run], reference: HeldBack, prompts: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="work folder; an existing one is resumed (default: a new one)")
     parser.add_argument("--videos", type=int, default=48, help="number of good videos in the collection")
     parser.add_argument("--seeds", type=int, default=3)

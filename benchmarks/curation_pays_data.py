@@ -30,7 +30,7 @@ _RULES = Path(__file__).resolve().parents[1] / "pipelines" / "demo" / "rules" / 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldBack:
-    """Good clips of two halves, (N, T, H, W, 3) RGB: prompts come from the first, distances are to the second."""
+    """Held-out good clips in two halves, (N, T, H, W, 3) RGB: the first gives prompts, distances are to the second."""
 
     frames: NDArray[np.uint8]
     captions: list[str]
@@ -39,7 +39,7 @@ class HeldBack:
 
 
 def held_back(count: int) -> HeldBack:
-    """Shots that move and have no text, of corpora that nothing was trained on."""
+    """Moving shots without text, from corpora that are not used for training."""
     shots = list(itertools.islice(_good_shots(), 2 * count))
     frames, captions = np.stack([frames for frames, _ in shots]), [caption for _, caption in shots]
     return HeldBack(
@@ -56,7 +56,7 @@ def _good_shots() -> Iterator[tuple[NDArray[np.uint8], str]]:
 
 
 def write_everything(footage: Path, folder: Path) -> None:
-    """All readable footage in pieces of two seconds by the clock, each with the caption of its middle, as shards."""
+    """Write all readable footage as shards: pieces of two seconds, each with the caption of its middle."""
     folder.mkdir(parents=True, exist_ok=True)
     pieces = itertools.chain.from_iterable(
         _pieces(path) for path in sorted(footage.iterdir()) if path.suffix not in (".json", "")
@@ -71,7 +71,7 @@ def write_everything(footage: Path, folder: Path) -> None:
 
 
 def _pieces(path: Path) -> Iterator[dict[str, Any]]:
-    """Samples of one video; of a file that cannot be read, what can be read."""
+    """Samples of one video; for a damaged file, those up to the damage."""
     sidecar = path.with_suffix(".json")
     entries = json.loads(sidecar.read_text())["captions"] if sidecar.exists() else []
     try:
@@ -116,7 +116,7 @@ def _mp4(pictures: list[NDArray[np.uint8]], rate: Fraction) -> bytes:
 
 
 def write_selected(footage: Path, folder: Path) -> None:
-    """What curation makes of the same footage, by the demo's rules for pretraining, as shards."""
+    """Write the clips that curation and the demo's rules for pretraining select from the same footage as shards."""
     dataset = folder.parent / "dataset"
     curate([str(footage)], str(dataset), config=demo_config())
     selection = select(str(dataset), str(_RULES))

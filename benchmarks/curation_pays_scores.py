@@ -18,9 +18,9 @@ from demo.model import demo_config
 
 FPS = 4
 _ENLARGED = 4
-"""The scorers are made for real footage: a frame of 64 x 96 is shown to them four times as large."""
+"""The scorers are made for real footage, so frames of 64 x 96 are enlarged by this factor."""
 STILL_BELOW = 0.5
-"""Motion in percent of the shorter side per second: the bound of the rules for pretraining."""
+"""Motion in percent of the shorter side per second: the threshold of the rules for pretraining."""
 
 FIGURES = {
     "cuts": "share of videos with a cut in them",
@@ -33,23 +33,23 @@ FIGURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What curation found in a folder of videos."""
+    """Curation results for a folder of videos."""
 
     cuts: float
     stills: float
     text_area: float
     similarity: float
     embeddings_ND: NDArray[np.float64]
-    """Of the clips found, normalised."""
+    """Normalized embeddings of the clips."""
 
     def figures(self, against: "Scores") -> dict[str, float]:
-        """The figures by name, the distance to the clips of `against` among them."""
+        """Figures by name, including the distance to the clips of `against`."""
         figures = {name: float(getattr(self, name)) for name in FIGURES if name != "frechet"}
         return figures | {"frechet": frechet_distance(self.embeddings_ND, against.embeddings_ND)}
 
 
 def write_videos(folder: Path, videos: NDArray[np.uint8], captions: list[str]) -> None:
-    """(N, T, H, W, 3) RGB as N enlarged mp4 files with their captions beside them."""
+    """Write (N, T, H, W, 3) RGB as N enlarged mp4 files with caption sidecars."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, (frames_THWC, caption) in enumerate(zip(videos, captions, strict=True)):
         path = folder / f"{number:04d}.mp4"
@@ -68,8 +68,10 @@ def write_videos(folder: Path, videos: NDArray[np.uint8], captions: list[str]) -
 
 
 def score(folder: Path, dataset: Path) -> Scores:
-    """Curate the videos of `folder` into `dataset`, and add up what is found. Videos count alike, however many clips
-    they were cut into; one that is too short between its cuts counts among the cuts alone."""
+    """Curate the videos of `folder` into `dataset` and aggregate the scores.
+
+    Each video has equal weight, regardless of its number of clips; a video without clips only counts for the cuts.
+    """
     config = demo_config().model_copy(
         update={"scan": ScanConfig(spans=SpanConfig(min_s=0.7, max_s=20.0)), "duplicates": None}
     )
@@ -93,8 +95,9 @@ def score(folder: Path, dataset: Path) -> Scores:
 
 
 def frechet_distance(a_ND: NDArray[np.float64], b_ND: NDArray[np.float64]) -> float:
-    """Between two Gaussians with the samples' means and covariances (Heusel et al., arXiv 1706.08500, equation 6):
-    |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2))."""
+    """Distance between two Gaussians with the samples' means and covariances (Heusel et al., arXiv 1706.08500, equation
+    6): |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)).
+    """
     a_DD, b_DD = np.cov(a_ND, rowvar=False), np.cov(b_ND, rowvar=False)
     root_DD = _root(a_DD)
     mixed = np.sqrt(np.clip(np.linalg.eigvalsh(root_DD @ b_DD @ root_DD), 0, None)).sum()

@@ -1,8 +1,10 @@
-"""How well transitions are found, by kind, on real and on rendered footage, beside PySceneDetect's two defaults.
+"""Precision and recall of transitions by kind, on real and rendered footage, compared with PySceneDetect's detectors.
 
-Run: python -m benchmarks.cuts [--rendered N]. Every detector gets small pictures. A detection counts for a
-label when its middle lies within the labelled span widened by two frames; several in one gradual span count once.
-"Leaked" are mixed frames of a labelled transition that the detection leaves to the clips beside it.
+    python -m benchmarks.cuts [--rendered N]
+
+All detectors see downscaled frames. A detection matches a label if its middle lies within the labeled span widened by
+two frames; several in one gradual span count once. "Leaked" are mixed frames of a labeled transition that the detection
+leaves in the adjacent clips.
 """
 
 import argparse
@@ -32,7 +34,7 @@ Span = tuple[str, int, int]
 
 @dataclass
 class Case:
-    """A video and its labels. Detections within `ignore` count neither way."""
+    """A video and its labels. Detections within `ignore` do not count."""
 
     path: Path
     labels: list[Span]
@@ -41,7 +43,7 @@ class Case:
 
 @dataclass
 class Count:
-    """What was found of one kind. A false detection counts for the kind that it claims to be."""
+    """Matches of one kind. A false detection counts for the kind that it reports."""
 
     found: int = 0
     missed: int = 0
@@ -50,7 +52,7 @@ class Count:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Precision, recall and F1, 0..1; 1 where there was nothing to find or nothing was claimed."""
+        """Precision, recall and F1 from 0 to 1; 1 if there are no labels or no detections."""
         precision = self.found / (self.found + self.false) if self.found + self.false else 1.0
         recall = self.found / (self.found + self.missed) if self.found + self.missed else 1.0
         f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
@@ -58,7 +60,7 @@ class Count:
 
 
 def real_cases(folder: Path) -> Iterator[Case]:
-    """The videos that cuts.json labels."""
+    """The videos labeled in cuts.json."""
     for name, entry in json.loads((folder / "cuts.json").read_text()).items():
         if not name.startswith("_"):
             labels = [(kind, start, end) for kind, start, end in entry["cuts"]]
@@ -66,14 +68,14 @@ def real_cases(folder: Path) -> Iterator[Case]:
 
 
 def rendered_cases(folder: Path, videos: int) -> Iterator[Case]:
-    """Rendered footage with its truth; a wipe is labelled apart from a dissolve."""
+    """Rendered footage with its ground truth; wipes are labeled separately from dissolves."""
     for truth in corpus(folder, seed=7, videos=videos):
         labels = [(t.effect, t.start_frame, t.end_frame) for t in truth.transitions]
         yield Case(folder / truth.file, labels)
 
 
 def detect(path: Path) -> tuple[dict[str, list[Span]], float, int]:
-    """What each detector finds in a video; the CPU seconds of ours alone; the number of frames."""
+    """Detections of each detector in a video, CPU seconds of ours, and the number of frames."""
     ours = CutDetector()
     others: dict[str, SceneDetector] = {"ContentDetector": ContentDetector(), "AdaptiveDetector": AdaptiveDetector()}
     spans: dict[str, list[Span]] = defaultdict(list)
@@ -96,7 +98,7 @@ def detect(path: Path) -> tuple[dict[str, list[Span]], float, int]:
 
 
 def count(case: Case, detected: Sequence[Span], counts: dict[str, Count]) -> None:
-    """Add one video's matches to `counts`, by the kind of the label."""
+    """Add the matches of one video to `counts`, by the kind of the label."""
 
     def within(span: Span, start: int, end: int) -> bool:
         return start - SLACK_FRAMES <= (span[1] + span[2]) / 2 <= end + SLACK_FRAMES
@@ -119,7 +121,7 @@ def total(counts: dict[str, Count]) -> Count:
 
 
 def measure(cases: Iterator[Case]) -> tuple[dict[str, dict[str, Count]], float]:
-    """Counts by detector and kind, and the CPU milliseconds per frame of ours."""
+    """Counts by detector and kind, and CPU milliseconds per frame of ours."""
     counts: dict[str, dict[str, Count]] = defaultdict(lambda: defaultdict(Count))
     seconds, frames = 0.0, 0
     for case in cases:
@@ -138,7 +140,7 @@ def rows(footage: str, counts: dict[str, dict[str, Count]]) -> Iterator[tuple[An
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rendered", type=int, default=24, help="number of videos to render")
     videos = parser.parse_args().rendered
     cv2.setNumThreads(1)

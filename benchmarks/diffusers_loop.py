@@ -20,11 +20,11 @@ from training.objective import Draws
 from training.stages import Stage
 
 Step = Callable[..., tuple[Tensor, Tensor]]
-"""From draws, if they are given, to the loss and the norm of its gradient."""
+"""Maps optional draws to the loss and its gradient norm."""
 
 
 def diffusers_loop(stage: Stage, unet: UNet, autoencoder: Any, batch: Batch, device: str) -> Step:
-    """A step on a copy of `unet`, always on the same batch; `autoencoder` is on the device."""
+    """A training step on a copy of `unet`, always on the same batch; `autoencoder` must be on the device."""
     AcceleratorState._reset_state(reset_partial_state=True)  # else a process has one device and precision for good
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if stage.run.precision == "bf16" else "no")
     network: Any = diffusers_twin(copy.deepcopy(unet))
@@ -60,7 +60,7 @@ class _Noisy(NamedTuple):
     x0: Tensor
     x: Tensor
     sigma: Tensor
-    """One per video, to be multiplied with `x`."""
+    """One per video, broadcastable to `x`."""
     concat: Tensor
     context: Tensor
     ids: Tensor
@@ -68,7 +68,7 @@ class _Noisy(NamedTuple):
 
 @torch.no_grad()
 def _noisy(stage: Stage, batch: Batch, autoencoder: Any, draws: Draws | None) -> _Noisy:
-    """What a batch becomes; without `draws` chance is asked for all samples at once, on their device."""
+    """Add noise to a batch; without `draws` they are drawn for all samples at once on their device."""
     given = (batch.mean_BTCHW, batch.logvar_BTCHW, batch.ends_BECHW, batch.image_embeddings_BEC)
     mean, logvar, ends, embeddings = cast("tuple[Tensor, Tensor, Tensor, Tensor]", given)
     if draws is None:

@@ -1,9 +1,10 @@
-"""`find_duplicates` over growing datasets: seconds, CPU seconds, memory and the planted copies it finds.
+"""`find_duplicates` on growing datasets: seconds, CPU seconds, memory and recall of planted copies.
 
     python -m benchmarks.duplicates [--clips N N ...]
 
-Embeddings of 768 numbers in crowds of many sizes, as CLIP's are; a tenth of the clips are copies, at cosines of 0.955
-to 0.99. Each search runs in a process of its own; its figures go to stderr at once. The last line is JSON.
+Embeddings have 768 dimensions and, like CLIP's, form clusters of many sizes; a tenth of the clips are copies with
+cosines of 0.955 to 0.99. Each search runs in its own process and prints its figures to stderr immediately. The last
+line is JSON.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from curation.dedup.duplicates import DuplicatesConfig, find_duplicates
 
 _CLIPS = (10_000, 100_000, 1_000_000)
 _COMPARED = 100_000
-"""Up to this many clips both searches run."""
+"""Up to this many clips, both searches run."""
 _WIDTH = 768
 _PART_CLIPS = 50_000
 _SUBJECTS = 1000
@@ -35,7 +36,7 @@ _COPIES_PER_CLIP = 0.1
 
 
 def measure(clips: int) -> list[dict[str, Any]]:
-    """Build a dataset in a temporary folder and search it: exactly if that is not too much, and approximately."""
+    """Build a dataset in a temporary folder and search it: exactly if it is small enough, and approximately."""
     searches = {"exact": clips, "approximate": 0} if clips <= _COMPARED else {"approximate": 0}
     with tempfile.TemporaryDirectory(prefix="clipmill-duplicates-") as folder:
         copies = _build(folder, clips)
@@ -49,7 +50,7 @@ def measure(clips: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, nargs="+", default=_CLIPS)
     parser.add_argument("--search", nargs=2, metavar=("DATASET", "EXACT_UP_TO"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -90,7 +91,7 @@ def _search(folder: str, exact_up_to: int) -> dict[str, Any]:
 
 
 def _compared(folder: str, copies: dict[str, str]) -> dict[str, int]:
-    """Copies that were joined to their original's group, and duplicates that are none of them."""
+    """Number of copies grouped with their original, and of false duplicates."""
     path = Path(folder, "scores", "duplicates", "duplicates.parquet")
     table = pq.read_table(path, columns=["clip_id", "duplicate_of"])
     of = {c: k for c, k in zip(*(column.to_pylist() for column in table.columns), strict=True) if k is not None}
@@ -99,7 +100,7 @@ def _compared(folder: str, copies: dict[str, str]) -> dict[str, int]:
 
 
 def _build(folder: str, clips: int) -> dict[str, str]:
-    """Write the dataset; the ids of the copies, and of the clip that each is a copy of."""
+    """Write the dataset; returns copy -> original, as clip ids."""
     dataset = Dataset(folder).create_or_open({"benchmark": "duplicates", "clips": clips})
     rng = np.random.default_rng(clips)
     subjects = _unit(rng.standard_normal((_SUBJECTS, _WIDTH), np.float32))

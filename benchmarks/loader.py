@@ -1,9 +1,11 @@
-"""What a batch of frames costs, beside the plain decoding of the same frames, and beside webdataset with decord.
+"""CPU time of a training batch of frames, compared with plain decoding and with webdataset and decord.
 
-Run: python -m benchmarks.loader [--runs N] [--samples N]. Clips of 3 s of real footage, H.264 with a keyframe every
-second, as the shard writer encodes them; of each, 14 frames at one of three rates, shrunk to 320 x 576. CPU seconds of
-one process and one thread, in turn. The loader can come out ahead of plain decoding: frames in between that no other
-refers to are not decoded. Then a tiny stage trains on the clips: how long a step waits for its data.
+    python -m benchmarks.loader [--runs N] [--samples N]
+
+Clips are 3 s of real footage, H.264 with a keyframe every second as the shard writer encodes them; of each, 14 frames
+at one of three rates, resized to 320 x 576. CPU seconds of one process and one thread, in turn. The loader can be
+faster than plain decoding, since it skips non-reference frames that it does not need. Then a tiny stage trains on the
+clips, to measure how long a step waits for its data.
 """
 
 import argparse
@@ -45,7 +47,7 @@ CONFIG = DataConfig(frames=14, height_px=320, width_px=576, fps=(6.0, 8.0, 12.0)
 
 
 def write_shards(folder: Path, clips: int) -> None:
-    """Clips from all over the real footage, in shards of ten."""
+    """Write clips from all of the real footage to shards of ten."""
     paths = (path for name in SOURCES for path in sorted(real_videos().glob(f"{name}.*")) if path.suffix != ".json")
     streams = [pieces(path) for path in paths]
     chosen = itertools.islice(itertools.chain.from_iterable(zip(*streams, strict=False)), clips)
@@ -68,7 +70,7 @@ def _tens(items: Iterator[Any]) -> Iterator[list[Any]]:
 
 
 def pieces(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(key, MP4) of one clip after the other."""
+    """Yield (key, MP4) of each clip."""
     with av.open(str(path)) as container, tempfile.TemporaryDirectory() as folder:
         stream = container.streams.video[0]
         rate = Fraction(stream.average_rate or 25)
@@ -98,7 +100,7 @@ def read_ours(shards: Path, samples: int) -> None:
 
 
 def decode_alone(shards: Path, samples: int) -> None:
-    """From the keyframe before the first frame that our loader takes to the last one, nothing done with them."""
+    """Decode from the keyframe before the first selected frame to the last one, without processing the frames."""
     index = index_shards(shards)
     order = Order([len(shard) for shard in index.shards], seed=CONFIG.seed)
     for position in range(samples):
@@ -121,7 +123,7 @@ def decode_alone(shards: Path, samples: int) -> None:
 
 
 def read_webdataset_decord(shards: Path, samples: int) -> None:
-    """The usual loop: webdataset's samples, decord's frames at one of the rates, OpenCV's resize."""
+    """The usual loop: samples from webdataset, frames at one of the rates from decord, resize with OpenCV."""
     rng = random.Random(0)
     urls = sorted(str(path) for path in shards.glob("*.tar"))
     stream = itertools.chain.from_iterable(webdataset.WebDataset(urls, shardshuffle=False) for _ in itertools.count())
@@ -145,7 +147,7 @@ def read_webdataset_decord(shards: Path, samples: int) -> None:
 
 
 def waiting(shards: Path, out: Path) -> float:
-    """Share of a step at tiny size that the loop waits for data, one worker reading ahead."""
+    """Share of a step at tiny size that the loop waits for data, with one prefetching worker."""
     stage = overlay(
         Stage.preset("tiny-image-to-video"),
         {"run": {"steps": 30, "log_every": 10, "save_every": 1000, "sample_every": None}, "data": {"batch_size": 4}},
@@ -159,7 +161,7 @@ def waiting(shards: Path, out: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3, help="runs of each loader; the median is reported")
     parser.add_argument("--samples", type=int, default=60, help="samples per run")
     arguments = parser.parse_args()

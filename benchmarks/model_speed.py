@@ -1,9 +1,10 @@
-"""Speed and memory of the UNet beside diffusers', with the same weights and inputs, in one run.
+"""Speed and memory of the UNet compared with diffusers', with the same weights and inputs, in one run.
 
-Run: python -m benchmarks.model_speed [--compile] [--runs N]. On the CPU the `tiny` network, float32, one thread, CPU
-seconds, and the bytes that the backward pass keeps. Where there is a GPU, the full network too, in bfloat16: seconds,
-peak memory, and the share of the GPU's own matrix product rate, from the known floating-point work. A ratio is their
-time over ours.
+    python -m benchmarks.model_speed [--compile] [--runs N]
+
+On the CPU: the `tiny` network in float32 on one thread, CPU seconds, and bytes saved for the backward pass. With a GPU
+also the full network in bfloat16: seconds, peak memory, and utilization relative to the GPU's measured matrix
+multiplication rate. Ratios are their time divided by ours.
 """
 
 import argparse
@@ -27,14 +28,14 @@ GPU_INPUTS: dict[str, dict[str, Any]] = {
     "25x576x1024": {"samples": 1, "frames": 25, "size": (72, 128)},
 }
 TFLOP = {"14x320x576": (12.14, 36.4), "25x576x1024": (79.95, 239.7)}
-"""Forward, and forward with backward, at 2 per multiply-add."""
+"""Forward, and forward plus backward; a multiply-add counts as 2."""
 
 Run = Callable[[], Tensor]
 Action = Callable[[], Any]
 
 
 def pair(preset: str, device: str, dtype: torch.dtype, shape: dict[str, Any]) -> tuple[UNet, Any, Run, Run]:
-    """Our network and diffusers' with the same values, and a forward pass of each."""
+    """Our network and diffusers' with the same weights, and a forward pass of each."""
     with torch.device("meta"):
         unet = UNet(UNetConfig.preset(preset))
     unet = unet.to_empty(device="cpu")
@@ -61,7 +62,7 @@ def without_gradient(run: Run) -> Callable[[], None]:
 
 
 def step(network: nn.Module, run: Run) -> Callable[[], None]:
-    """Forward and backward."""
+    """Forward and backward pass."""
 
     def train() -> None:
         run().float().square().mean().backward()
@@ -71,7 +72,7 @@ def step(network: nn.Module, run: Run) -> Callable[[], None]:
 
 
 def kept_mib(run: Run) -> float:
-    """MiB that the backward pass of `run` keeps, parameters left out, storages counted once."""
+    """MiB saved for the backward pass of `run`, without parameters; each storage counts once."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -118,14 +119,14 @@ def on_cpu(runs: int, *, compiled: bool) -> tuple[list[tuple[Any, ...]], dict[st
 
 
 def matmul_rate() -> float:
-    """Measured TFLOP/s of a bfloat16 product of 8192 x 8192 matrices."""
+    """Measured TFLOP/s of multiplying 8192 x 8192 matrices in bfloat16."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     seconds, _ = timed(lambda: a @ b, runs=20)
     return 2 * 8192**3 / seconds / 1e12
 
 
 def timed(action: Callable[[], Any], runs: int) -> tuple[float, float]:
-    """Median seconds, and peak GiB, on the GPU after two warm-up runs."""
+    """Median seconds and peak GiB on the GPU, after two warm-up runs."""
     for _ in range(2):
         action()
     torch.cuda.reset_peak_memory_stats()
@@ -179,7 +180,7 @@ def on_gpu(runs: int) -> tuple[list[tuple[Any, ...]], dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=7, help="runs of each model; the median is reported")
     parser.add_argument("--compile", action="store_true", help="also use torch.compile on the CPU (takes minutes)")
     arguments = parser.parse_args()

@@ -1,8 +1,9 @@
-"""Is the model the released one: parameter counts, names, and the largest difference from diffusers with equal weights.
+"""Parity with the released model: parameter counts, names, and largest differences from diffusers with equal weights.
 
-Run: python -m benchmarks.parity [--full]. Weights are random, norms and mixing factors included; float32 on the CPU;
-the eps of diffusers' residual blocks is set to the release's. --full adds the network of 1.5 billion parameters (12 GB
-of memory, some minutes).
+    python -m benchmarks.parity [--full]
+
+Weights are random, including norms and mixing factors; float32 on the CPU; the eps of diffusers' residual blocks is set
+to the release's. --full adds the network with 1.5 billion parameters (12 GB of memory, some minutes).
 """
 
 import argparse
@@ -25,7 +26,7 @@ SHAPES: tuple[tuple[int, int, tuple[int, int], int], ...] = (
 
 
 def unet_counts() -> tuple[dict[str, int], int]:
-    """Parameters of `svd` and of its temporal layers, and how many of its names and shapes are diffusers' and back."""
+    """Parameters of `svd` and of its temporal layers, and how many names and shapes map to diffusers' and back."""
     with torch.device("meta"):
         unet, theirs = UNet(UNetConfig.preset("svd")), UNetSpatioTemporalConditionModel()
     names = table(unet.config, "diffusers")
@@ -65,7 +66,7 @@ def random_network(preset: str, **changes: Any) -> UNet:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="also compare the 1.5-billion-parameter network")
     full = parser.parse_args().full
     counts, same = unet_counts()

@@ -27,7 +27,7 @@ def vae_parameters() -> int:
 
 @torch.inference_mode()
 def vae_encode_difference() -> float:
-    """Between posterior means, and between log variances, of frames of several sizes."""
+    """Differences of posterior means and of log variances, for frames of several sizes."""
     ours, theirs = _autoencoders()
     differences = []
     for videos, frames, height, width in LATENTS_BTHW:
@@ -40,7 +40,7 @@ def vae_encode_difference() -> float:
 
 @torch.inference_mode()
 def vae_decode_difference() -> float:
-    """Between decoded videos of several sizes and lengths."""
+    """Difference of decoded videos, for several sizes and lengths."""
     ours, theirs = _autoencoders()
     differences = []
     for videos, frames, height, width in LATENTS_BTHW:
@@ -52,9 +52,9 @@ def vae_decode_difference() -> float:
 
 @torch.inference_mode()
 def sampler_difference() -> float:
-    """Between trajectories of 25 and 30 Euler steps from the same noise with the same nonlinear network.
+    """Difference of trajectories of 25 and 30 Euler steps from the same noise with the same nonlinear network.
 
-    The largest over all steps, each as a share of that step's largest value: x falls from some 3,000 to 1 on the way.
+    The largest over all steps, each relative to the step's largest value: x falls from some 3,000 to 1.
     """
     torch.manual_seed(0)
     conv = torch.nn.Conv3d(8, 4, 3, padding=1)
@@ -85,7 +85,7 @@ def sampler_difference() -> float:
 
 
 def _autoencoders() -> tuple[Autoencoder, AutoencoderKLTemporalDecoder]:
-    """Ours and diffusers' with the same random weights: norms, biases and mixing factors as well."""
+    """Ours and diffusers' with the same random weights, including norms, biases and mixing factors."""
     torch.manual_seed(0)
     theirs = AutoencoderKLTemporalDecoder(
         down_block_types=["DownEncoderBlock2D"] * len(NARROW.widths),
@@ -102,7 +102,7 @@ def _autoencoders() -> tuple[Autoencoder, AutoencoderKLTemporalDecoder]:
 
 
 def _scheduler(steps: int) -> EulerDiscreteScheduler:
-    """As in the released pipeline's scheduler/scheduler_config.json."""
+    """The scheduler of the released pipeline, as in its scheduler/scheduler_config.json."""
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,

@@ -1,9 +1,9 @@
-"""The report's page for 20,000 clips and for a million: seconds and memory to write it, its size, and how it answers.
+"""The report's page for 20,000 clips and for a million: time and memory to write it, its size, and its latency.
 
     python -m benchmarks.report [--clips N] [--skip-browser]
 
-Each page is written in a process of its own. Chromium (`chromium` on PATH) opens it from disk, without a network, and
-drags a threshold; the latency is from the input to the frame in which the counts have changed.
+Each page is written in its own process. Chromium (`chromium` on PATH) opens it from disk, without a network, and drags
+a threshold; the latency is from the input to the frame with the new counts.
 """
 
 import argparse
@@ -36,11 +36,11 @@ _LARGE, _WHOLE = 1_000_000, 20_000
 _PARTS = 64
 _CLIPS_PER_SOURCE = 20
 _PICTURES = 64
-"""Different pictures; those of 20,000 clips are drawn from them, each with its own quality."""
+"""Number of different images; the 20,000 clips draw from them, each with its own JPEG quality."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=_LARGE, help="clips of the larger dataset")
     parser.add_argument("--skip-browser", action="store_true")
     parser.add_argument("--write", metavar="DATASET", help=argparse.SUPPRESS)
@@ -94,9 +94,9 @@ def _write(dataset: str) -> dict[str, Any]:
 
 
 def _open(file: str, dataset: str) -> dict[str, float]:
-    """Seconds until the page can be used, median milliseconds from moving a threshold to the new counts, and the error.
+    """Seconds until the page is usable, median milliseconds from moving a threshold to the new counts, and the error.
 
-    The error is the difference between the clips that the page counts and those that `select` gives, as a share of all.
+    The error is the difference between the page's count of clips and that of `select`, as a share of all.
     """
     from playwright.sync_api import sync_playwright
 
@@ -129,7 +129,7 @@ def _open(file: str, dataset: str) -> dict[str, float]:
 
 
 def _build(folder: str, clips: int) -> None:
-    """Clips with pictures of a real size: JPEGs of 320 x 180 of about 8 kB."""
+    """Clips with thumbnails of a realistic size: JPEGs of 320 x 180 of about 8 kB."""
     dataset = Dataset(folder).create_or_open({"benchmark": "report", "clips": clips})
     pictures = [_picture(seed) for seed in range(_PICTURES)]
     bounds = np.linspace(0, clips / _CLIPS_PER_SOURCE, _PARTS + 1).astype(int) * _CLIPS_PER_SOURCE  # whole sources

@@ -1,7 +1,9 @@
-"""What a source costs when there are 10, 100 or 1,000 of them, and what a selection over ten million clips costs.
+"""Cost per source for 10, 100 and 1,000 sources, and cost of a selection over ten million clips.
 
-Run: python -m benchmarks.scale [--counts 10 100 1000] [--without-select]. CPU seconds are those of the driver, of Ray
-and of all workers. Ray and its workers are started, and warmed by one run, before the first count.
+    python -m benchmarks.scale [--counts 10 100 1000] [--without-select]
+
+CPU seconds include the driver, Ray and all workers. Ray and its workers are started and warmed up before the
+measurement.
 """
 
 import argparse
@@ -24,7 +26,7 @@ _CONFIG = CurateConfig(without=("aesthetic", "similarity"))
 
 
 def tree_cpu_s() -> float:
-    """User and system CPU seconds of this process and all below it, those that have ended included."""
+    """User and system CPU seconds of this process and its descendants, including ended ones."""
     parents, seconds = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -44,7 +46,7 @@ def tree_cpu_s() -> float:
 
 
 def footage(folder: Path, count: int) -> Path:
-    """`count` short videos of four shots, 16 s, each; a few are rendered, the rest are links to them."""
+    """`count` videos of four shots, 16 s each; a few are rendered, the others are links to them."""
     folder.mkdir(parents=True)
     originals = folder.parent / "originals"
     if not originals.exists():
@@ -71,7 +73,7 @@ def cost_per_source(counts: list[int], work: Path) -> dict[int, tuple[float, flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--without-select", action="store_true", help="skip the selection over ten million clips")
     arguments = parser.parse_args()

@@ -1,6 +1,8 @@
-"""What a scan costs, in CPU time of one plain single-threaded decode of the same file.
+"""CPU time of a scan, relative to one plain single-threaded decode of the same file.
 
-Run: python -m benchmarks.scan [--runs N]. Beside it, PySceneDetect's own detection alone.
+    python -m benchmarks.scan [--runs N]
+
+PySceneDetect's detection alone is measured for comparison.
 """
 
 import argparse
@@ -22,7 +24,7 @@ UNSCANNABLE = ("dec_corrupted",)
 
 
 def decode(path: Path) -> None:
-    """Every frame, one thread, nothing done with it."""
+    """Decode every frame on one thread and discard it."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_count = 1
@@ -40,14 +42,16 @@ def measure(path: Path, runs: int) -> dict[str, float]:
 
 
 def detect_scenes(path: Path) -> int:
-    """PySceneDetect as it comes; the number of frames it saw, 0 for a codec that its OpenCV reader does not know."""
+    """PySceneDetect with its defaults; returns the number of frames it read, 0 for a codec that its OpenCV cannot
+    decode.
+    """
     manager = SceneManager()
     manager.add_detector(AdaptiveDetector())
     return manager.detect_scenes(open_video(str(path)))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3, help="runs per file; the median is reported")
     runs = parser.parse_args().runs
     cv2.setNumThreads(1)

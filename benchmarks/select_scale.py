@@ -1,9 +1,9 @@
-"""`select` over ten million clips: seconds and peak memory, in a process of its own.
+"""`select` over ten million clips: seconds and peak memory, in its own process.
 
     python -m benchmarks.select_scale [--clips N]
 
-Three runs: rules on columns of the clips table; the same with one more score joined from scores/; and the same with the
-rule on near-duplicates, a tenth of the clips being copies.
+Three runs: rules on columns of the clips table; with a score joined from scores/; and with the rule on near-duplicates,
+where a tenth of the clips are copies.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def measure(clips: int = _CLIPS) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=_CLIPS)
     parser.add_argument("--select", nargs=2, metavar=("DATASET", "RULES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -109,7 +109,7 @@ def clips_table(random: np.random.Generator, first: int, last: int) -> pa.Table:
     duration_s = random.uniform(1.0, 20.0, rows)
     start_pts = number % _CLIPS_PER_SOURCE * 300_000
     end_pts = start_pts + (duration_s * 12_800).astype(np.int64)
-    # Ids as real ones look: a hash, so that they are not in order across the parts.
+    # Hashes, like real ids, so that they are not sorted across parts.
     mixed = (number // _CLIPS_PER_SOURCE + 1).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     source_id = pa.array([f"{value:016x}" for value in mixed.tolist()])
     text = [pa.array(values).cast(pa.string()) for values in (start_pts, end_pts)]

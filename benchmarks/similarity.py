@@ -1,9 +1,9 @@
-"""Frames per second of CLIP embeddings and similarity, against a plain loop over open_clip on the same clips.
+"""Frames per second of CLIP embeddings and similarity, compared with a plain open_clip loop on the same clips.
 
-The plain loop is what open_clip's README shows: each picture alone, each caption alone. Random weights: speed does not
-depend on them. Both have the same threads, and take turns.
+    python -m benchmarks.similarity [--models ViT-B-32 ...] [--clips N] [--threads N]
 
-python -m benchmarks.similarity [--models ViT-B-32 ...] [--clips N] [--threads N]
+The plain loop follows open_clip's README: one image and one caption at a time. Weights are random, since speed does not
+depend on them. Both use the same number of threads, and run in turn.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _RUNS = 3
 
 
 def clips(count: int) -> list[ClipView]:
-    """Clips of three pictures of 640x360 and a caption of their own."""
+    """Clips of three 640 x 360 images, each with its own caption."""
     rng = np.random.default_rng(0)
     views = []
     for i in range(count):
@@ -39,7 +39,7 @@ def clips(count: int) -> list[ClipView]:
 
 
 def plain_loop(network: Any, preprocess: Any, tokenizer: Any, views: list[ClipView]) -> list[float]:
-    """Similarity of each clip, one picture and one caption at a time."""
+    """Similarity of each clip, one image and one caption at a time."""
     similarities = []
     with torch.no_grad():
         for view in views:
@@ -55,7 +55,7 @@ def plain_loop(network: Any, preprocess: Any, tokenizer: Any, views: list[ClipVi
 
 
 def measure(model: str, views: list[ClipView], folder: Path) -> dict[str, float]:
-    """Frames per CPU-second of the plain loop, of ours, and of ours in bf16, and how much the results differ."""
+    """Frames per CPU second of the plain loop, of ours, and of ours in bf16, and how much the results differ."""
     torch.manual_seed(0)
     network, _, preprocess = open_clip.create_model_and_transforms(model)
     network.eval()
@@ -86,8 +86,8 @@ def measure(model: str, views: list[ClipView], folder: Path) -> dict[str, float]
 
 
 def main() -> None:
-    """Print the table and, as the last line, the ratio for the first model (the others beside it)."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the table and, as the last line, the ratio for the first model (the others next to it)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=["ViT-B-32", "ViT-L-14"])
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1, help="number of threads (a Ray worker has 1)")

@@ -1,14 +1,15 @@
-"""A training step beside that of a loop written with diffusers and accelerate: same weights, shapes and work.
+"""Time of a training step, compared with a loop written with diffusers and accelerate: same weights, shapes and work.
 
-Run: python -m benchmarks.train_step [--compile] [--steps N]. A step of either is EDM's loss, forward and backward,
-clipping, AdamW and the average of the weights, on latents that are there already; neither logs nor saves. Ours is
-`training.loop.train`, timed from outside by the batches that it asks for. On the CPU `tiny-image-to-video`, float32,
-one thread, a step of ours and a step of theirs in turn, CPU seconds. Where there is a GPU, the full network in bfloat16
-with float32 weights, one loop after the other: seconds, peak memory, and the share of the GPU's peak, where
-recomputation is no work. A ratio is their time over ours.
+    python -m benchmarks.train_step [--compile] [--steps N]
 
-Before that both take one step with the same draws: how far losses and gradient norms are apart says whether they do
-the same.
+Each step is EDM's loss, forward and backward, clipping, AdamW and the weight average, on precomputed latents, without
+logging or saving. Ours is `training.loop.run_loop`, timed from outside by the batches that it requests. On the CPU:
+`tiny-image-to-video` in float32 on one thread, one step of each in turn, CPU seconds. With a GPU also the full network
+in bfloat16 with float32 weights, one loop after the other: seconds, peak memory, and utilization, not counting
+recomputation. Ratios are their time divided by ours.
+
+First both take one step with the same draws: the differences of losses and gradient norms show that they do the same
+work.
 """
 
 import argparse
@@ -42,27 +43,29 @@ from training.seeds import seed_of
 from training.stages import Stage, overlay
 
 WARM_UP = 3
-"""Steps that do not count."""
+"""Steps before the measurement."""
 CPU_STAGE = ("tiny-image-to-video", 4, False)
 GPU_STAGES = {
     "14x320x576, batch 1": ("image-to-video-base", 1, False),
     "14x320x576, batch 4, checkpointing": ("image-to-video-base", 4, True),
     "25x576x1024, batch 1, checkpointing": ("image-to-video-xt", 1, True),
 }
-"""Stage, batch, and whether activations are computed again."""
+"""Stage, batch size, and whether activations are recomputed."""
 
 Row = tuple[Any, ...]
 
 
 class Encoded(Autoencoder):
-    """Stands in for one that saw the pictures before, so that neither loop pays for it: every eighth pixel."""
+    """Stand-in for an encoder whose results are precomputed, so that neither loop pays for encoding: every eighth
+    pixel.
+    """
 
     def encode_condition(self, frames_BTCHW: Tensor) -> Tensor:  # type: ignore[override]
         return frames_BTCHW[:, :, [0, 1, 2, 0], ::8, ::8]
 
 
 def stage_of(preset: str, samples: int, checkpointing: bool, *, compiled: bool) -> Stage:
-    """All of the network trains and is averaged; no step that is run here is one that logs or saves."""
+    """The whole network is trained and averaged; no measured step logs or saves."""
     stage, never = Stage.preset(preset), 1_000_000
     run = {"steps": never, "log_every": never, "save_every": never, "sample_every": None}
     changes = {
@@ -101,7 +104,7 @@ def random_batch(stage: Stage) -> Batch:
 
 
 def our_loop(stage: Stage, unet: UNet, device: str, batches: Iterable[Batch], hooks: Hooks | None = None) -> None:
-    """Our loop on a copy of `unet`, until there are no more batches: it never comes to its checkpoint."""
+    """Run our loop on a copy of `unet` until the batches end, before its first checkpoint."""
     shapes = ModelConfig.tiny(unet.config).replace(image_encoder=None)
     model = Model(config=shapes, unet=copy.deepcopy(unet), autoencoder=Encoded(shapes.autoencoder).to(device))
     process = join(device)
@@ -116,7 +119,7 @@ def their_loop(stage: Stage, unet: UNet, device: str) -> Step:
 
 
 def difference(stage: Stage, unet: UNet, device: str) -> dict[str, float]:
-    """How far losses and gradient norms of the two loops are apart, relatively, in a step with the same draws."""
+    """Relative differences of losses and gradient norms of the two loops, in a step with the same draws."""
     batch, records = random_batch(stage), list[Mapping[str, Any]]()
     logged = overlay(stage, {"run": {"log_every": 1, "compile": False}})
     our_loop(logged, unet, device, iter([batch]), Hooks(on_log=records.append))
@@ -128,7 +131,7 @@ def difference(stage: Stage, unet: UNet, device: str) -> dict[str, float]:
 
 
 def clock(device: str) -> float:
-    """CPU seconds, or seconds once a GPU has done all that it was asked for."""
+    """CPU seconds, or wall seconds after synchronizing the GPU."""
     if device == "cpu":
         return cpu_s()
     torch.cuda.synchronize()
@@ -185,7 +188,7 @@ def on_cpu(steps: int, *, compiled: bool) -> tuple[list[Row], dict[str, Any]]:
 
 
 def alone(run: Callable[[], list[float]]) -> tuple[float | None, float]:
-    """Median seconds of a step, None where memory runs out, and peak GiB, with the GPU to itself."""
+    """Median seconds of a step (None if out of memory) and peak GiB, with the GPU to itself."""
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -216,7 +219,7 @@ def on_gpu(steps: int, *, compiled: bool) -> tuple[list[Row], dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20, help="steps of each loop; the median is reported")
     parser.add_argument(
         "--compile", action="store_true", help="use torch.compile for our blocks (takes minutes on a CPU)"

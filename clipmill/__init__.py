@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipelines.config import CurateConfig
     from pipelines.curate import CurateResult, curate
     from pipelines.export import export
+    from pipelines.fetch import FetchRun, fetch
     from pipelines.inspect import Inspection, inspect
     from pipelines.report import WrittenReport, report
     from pipelines.sample import Sample, SampleRequest, sample
@@ -70,6 +71,8 @@ _MODULES = {
     "cache_latents": "pipelines.cache_latents",
     "column": "clipmill.columns",
     "export": "pipelines.export",
+    "FetchRun": "pipelines.fetch",
+    "fetch": "pipelines.fetch",
     "find_duplicates": "curation.dedup.duplicates",
     "inspect": "pipelines.inspect",
     "report": "pipelines.report",
@@ -91,6 +94,7 @@ __all__ = [
     "Dataset",
     "DuplicatesConfig",
     "DuplicatesResult",
+    "FetchRun",
     "Frames",
     "Inspection",
     "LatentCache",
@@ -115,6 +119,7 @@ __all__ = [
     "column",
     "curate",
     "export",
+    "fetch",
     "find_duplicates",
     "inspect",
     "report",

@@ -46,6 +46,7 @@ _WITHOUT_QUERY = {
     "smb",
 }
 """Protocols in which a question mark is part of a name."""
+_OF_ARCHIVES = ("zip://", "tar://")
 
 
 def without_credentials(address: str) -> str:
@@ -53,6 +54,8 @@ def without_credentials(address: str) -> str:
     chained = _LINK_OF_CHAIN.split(address)
     if len(chained) > 1:
         return "::".join(map(without_credentials, chained))
+    if address.lower().startswith(_OF_ARCHIVES):  # a member and the path of a local archive
+        return address
     scheme, separator, rest = address.partition("://")
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         return address

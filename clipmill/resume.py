@@ -23,7 +23,7 @@ MAY_CHANGE = frozenset({
     "run.steps", "run.log_every", "run.save_every", "run.keep_last", "run.keep_every",
     "run.sample_every", "run.sample_count", "run.sample_steps",
     # Shards and datasets: resource limits decide which inputs are rejected, not the results of the others.
-    "scan.limits", "extraction.limits",
+    "scan.limits", "extraction.limits", "inputs",
     # Datasets: duplicates are recomputed, further scores have versions of their own; batch sizes of models.
     "duplicates", "scorers", "clip_embedder.batch_size", "captioners.coca.batch_size",
     # Endpoint location and retry policy.

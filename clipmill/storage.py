@@ -3,8 +3,8 @@
 import asyncio
 import errno
 import json
+import mimetypes
 import os
-import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -19,8 +19,10 @@ from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from clipmill.addresses import redacted, without_credentials
+from clipmill.archives import ArchiveFileSystem, split_link
 from clipmill.atomic import is_temporary, rename, temporary_name
 from clipmill.errors import UserError
+from clipmill.local_files import open_regular
 from clipmill.proxies import proxy_for
 
 T = TypeVar("T")
@@ -28,20 +30,25 @@ T = TypeVar("T")
 _WHOLE_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2"}
 """Stores in which an object appears only when its upload completes."""
 
+_TYPE_ARGUMENT = {"s3": "ContentType", "s3a": "ContentType", "gs": "content_type", "gcs": "content_type"}
+"""Argument for the media type of an object: without it, a browser downloads a page instead of showing it."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLIENT_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs")
 _READ_DEADLINE_S = 60.0
-_KERNEL_FOLDERS = ("/proc/", "/sys/", "/dev/")
-_SHARED_MEMORY = "/dev/shm/"
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system behind a local path or a URL such as `s3://bucket/folder`, and the path inside it.
+    """The file system behind a local path or a URL such as `s3://bucket/folder` or `zip://a.mp4::archive.zip`, and the
+    path inside it.
 
     Raises UserError for an unknown protocol, or one whose package is not installed.
     """
     if "://" not in url:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(url))
+    link, archive = split_link(url)
+    if archive:
+        kind, _, member = link.partition("://")
+        return archive_filesystem(*filesystem(archive), kind.lower()), member.strip("/")
     try:
         fs, path = url_to_fs(url, **_proxy_options(url))
     except ImportError as error:
@@ -52,6 +59,15 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
             "example, s3://bucket/x."
         ) from error
     return fs, path.rstrip("/") or path
+
+
+def archive_filesystem(fs: fsspec.AbstractFileSystem, path: str, kind: str) -> fsspec.AbstractFileSystem:
+    """The files in an archive, zip or tar."""
+
+    def opened() -> BinaryIO:
+        return open_regular(path) if is_local(fs) else fs.open(path, "rb", cache_type="readahead", block_size=1 << 20)
+
+    return ArchiveFileSystem(kind, fs, path, address(fs, path), opened)
 
 
 def _proxy_options(url: str) -> dict[str, Any]:
@@ -196,38 +212,6 @@ def read_parquet(fs: fsspec.AbstractFileSystem, path: str, columns: Sequence[str
     return table
 
 
-def open_regular(path: str) -> BinaryIO:
-    """Open a local file for reading, following links, if it is a regular file outside the kernel's file systems.
-
-    The check is on the opened file, so a name that changes meanwhile does not matter. Raises OSError, and UserError for
-    a folder, a device, a pipe, and everything below /proc, /sys and /dev except /dev/shm.
-    """
-    _check_regular(os.stat(path).st_mode)  # before opening: opening a device can have side effects
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        _check_regular(os.fstat(descriptor).st_mode)
-        check_not_of_kernel(path_of(descriptor, path))
-        return open(descriptor, "rb")
-    except BaseException:
-        with suppress(OSError):
-            os.close(descriptor)
-        raise
-
-
-def path_of(descriptor: int, path: str) -> str:
-    """The resolved path of an open file; `path` is the name it was opened by."""
-    try:
-        return os.readlink(f"/proc/self/fd/{descriptor}")
-    except OSError:
-        return os.path.realpath(path)
-
-
-def check_not_of_kernel(real_path: str) -> None:
-    """Raise UserError for a resolved path below /proc, /sys or /dev."""
-    if real_path.startswith(_KERNEL_FOLDERS) and not real_path.startswith(_SHARED_MEMORY):
-        raise UserError(f"files below /{real_path.split('/')[1]} are not read")
-
-
 def within(deadline_s: float, fs: fsspec.AbstractFileSystem, question: Callable[[], Any]) -> Any:
     """Query a store; raises TimeoutError without an answer within `deadline_s`.
 
@@ -308,13 +292,6 @@ async def _http_head(fs: HTTPFileSystem, url: str, size_bytes: int) -> bytes:
         return bytes(content[:size_bytes])
 
 
-def _check_regular(mode: int) -> None:
-    if stat.S_ISDIR(mode):
-        raise UserError("this is a folder, not a file")
-    if not stat.S_ISREG(mode):
-        raise UserError("this is a device or a pipe, not a file")
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
@@ -353,7 +330,11 @@ def _is_temporary(path: str) -> bool:
 
 
 def _open_for_writing(fs: fsspec.AbstractFileSystem, path: str) -> BinaryIO:
-    file: BinaryIO = open(path, "xb") if is_local(fs) else fs.open(path, "wb")  # noqa: SIM115
+    if is_local(fs):
+        return open(path, "xb")
+    media_type, _ = mimetypes.guess_type(path)
+    arguments = {_TYPE_ARGUMENT[name]: media_type for name in _protocols(fs) & _TYPE_ARGUMENT.keys() if media_type}
+    file: BinaryIO = fs.open(path, "wb", **arguments)
     return file
 
 

@@ -1,8 +1,9 @@
-"""Train the demo's CLIP and its aesthetic head, from scratch, on rendered footage and its captions alone.
+"""Train the demo's CLIP and its aesthetic head from scratch on rendered footage and its captions.
 
-python -m demo.train_clip [--out FOLDER] [--steps N] [--clips N]. The same arguments give the same model on
-the same machine. It exists to exercise the true path; its scores mean nothing on real videos. Sizes: B clips, V views
-of each, D = embed_dim, C distinct captions.
+    python -m demo.train_clip [--out FOLDER] [--steps N] [--clips N]
+
+The same arguments give the same model on the same machine. The model exists to run the real pipeline; its scores are
+meaningless for real videos. Sizes: B clips, V views of each, D = embed_dim, C distinct captions.
 """
 
 import argparse
@@ -55,19 +56,21 @@ _REPORT_STEPS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What training looks for. A stage begins with the weights as the one before would have saved them."""
+    """Settings of one training stage. A stage starts from the weights of the previous one as saved."""
 
     steps: int
     learning_rate: float
-    """The highest; it rises and falls within the stage."""
+    """Peak learning rate; it warms up and decays within the stage."""
     neighbours: int
-    """Groups are of clips near to each other, this many, by the model so far; 0: of the same place and colour."""
+    """Group clips with this many nearest neighbors according to the model so far; 0: group clips with the same
+    background and color.
+    """
     groups: int
     group_clips: int
-    """The rest of a batch is any clips."""
+    """Clips of a batch that come from groups; the rest are random."""
     instance_weight: float
     head_gain: float
-    """The higher, the smaller the part of an embedding that tells its quality."""
+    """The higher, the smaller the part of an embedding that encodes quality."""
 
 
 STAGES = (
@@ -93,7 +96,7 @@ STAGES = (
 
 
 class AestheticHead(nn.Module):
-    """A linear score of normalised image embeddings, from about 1 (worst) to 10; undamaged pictures get about 7."""
+    """A linear score of normalized image embeddings, from about 1 (worst) to 10; undamaged images get about 7."""
 
     def __init__(self, width: int, gain: float) -> None:
         super().__init__()
@@ -105,18 +108,18 @@ class AestheticHead(nn.Module):
         return self._gain * functional.linear(embeddings_BD, self.weight, self.bias).squeeze(-1)
 
     def plain(self) -> Weights:
-        """weight (1, D) and bias (1,), fp32, such that the score is `embedding @ weight.T + bias`."""
+        """weight (1, D) and bias (1,), float32, such that the score is `embedding @ weight.T + bias`."""
         return {"weight": self.weight.detach() * self._gain, "bias": self.bias.detach() * self._gain}
 
     def load_plain(self, weights: Weights) -> None:
-        """The opposite of `plain`."""
+        """The inverse of `plain`."""
         self.load_state_dict({name: value / self._gain for name, value in weights.items()})
 
 
 def fit(
     clips: TrainingClips, stage: Stage, *, seed: int, start: tuple[Weights, Weights] | None = None
 ) -> tuple[Weights, Weights]:
-    """Weights of the model and of its head after one stage, that begins with `start` or else at random."""
+    """Train the model and its head for one stage, from `start` or from random weights; returns their weights."""
     torch.manual_seed(seed)
     model = open_clip.CLIP(**MODEL_CFG)
     head = AestheticHead(MODEL_CFG["embed_dim"], stage.head_gain)  # type: ignore[arg-type]
@@ -155,12 +158,12 @@ def fit(
 
 
 def _stored(weights: Weights) -> Weights:
-    """Matrices as fp16, to be small; open_clip loads them as fp32."""
+    """Matrices as fp16, to save space; open_clip loads them as float32."""
     return {name: (value.half() if value.ndim > 1 else value).contiguous() for name, value in weights.items()}
 
 
 def save(model: Weights, head: Weights, folder: Path) -> None:
-    """Write the three files."""
+    """Save the three files."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"notice": NOTICE, "model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -187,7 +190,7 @@ def _same_places(clips: TrainingClips) -> list[NDArray[np.int64]]:
 
 
 def _neighbours(model: open_clip.CLIP, clips: TrainingClips, count: int) -> list[NDArray[np.int64]]:
-    """Each clip with those `count` that it is most easily taken for: by the middle and the last picture."""
+    """For each clip, the `count` clips it is most easily confused with, by the middle and the last image."""
     model.eval()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         flat = [
@@ -200,7 +203,9 @@ def _neighbours(model: open_clip.CLIP, clips: TrainingClips, count: int) -> list
 
 
 def _batches(pools: list[NDArray[np.int64]], number: int, stage: Stage, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Indices (B,) without end: groups of clips that are hard to tell apart, each from one of `pools`, and others."""
+    """Endless index batches (B,): groups of clips that are hard to tell apart, each from one of `pools`, and random
+    ones.
+    """
     rng = np.random.default_rng([seed, 1])
     large = [pool for pool in pools if len(pool) >= stage.group_clips]
     while True:
@@ -219,7 +224,7 @@ def _losses(
     chosen: NDArray[np.int64],
     rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses of the captions, of telling clips apart, and of the aesthetic score."""
+    """Caption, instance and aesthetic losses."""
     size = len(chosen)
     edge, kinds = rng.choice([0, 2], size), rng.integers(0, clips.worse.shape[1], size)
     views = [
@@ -255,7 +260,7 @@ def _shifted(images_BCHW: Tensor, down_px: int, right_px: int) -> Tensor:
 
 
 def _caption_loss(similarity: Tensor, caption_ids: Tensor) -> Tensor:
-    """CLIP's loss, where a caption may be true of several pictures. similarity: (pictures, C); own: (pictures,)."""
+    """CLIP's loss, where a caption may match several images. similarity: (images, C); own: (images,)."""
     of_picture = functional.cross_entropy(similarity, caption_ids)
     true = functional.one_hot(caption_ids, similarity.shape[1]).float()
     of_caption = functional.cross_entropy(similarity.T, (true / true.sum(0)).T)
@@ -263,7 +268,7 @@ def _caption_loss(similarity: Tensor, caption_ids: Tensor) -> Tensor:
 
 
 def _instance_loss(original_BD: Tensor, copy_BD: Tensor) -> Tensor:
-    """SimCLR's loss: of all other clips in the batch, in both views, a clip's copy is the nearest."""
+    """SimCLR's loss: a clip's copy should be nearer than all other clips of the batch, in both views."""
     both = functional.normalize(torch.cat([original_BD, copy_BD]), dim=-1)
     size = len(original_BD)
     logits = (both @ both.T / _INSTANCE_TEMPERATURE).fill_diagonal_(float("-inf"))
@@ -271,7 +276,7 @@ def _instance_loss(original_BD: Tensor, copy_BD: Tensor) -> Tensor:
 
 
 def _aesthetic_loss(good: Tensor, worse: Tensor, strength: Tensor) -> Tensor:
-    """Distance from the intended score, and by how much a degraded picture comes too near to its original."""
+    """Distance from the target score, plus a margin loss between a degraded image and its original."""
     intended = _WORST_SEEN + (_WORST - _WORST_SEEN) * strength
     near = functional.relu(_LEAST_LOSS_OF_SCORE - (good.mean(0) - worse)).mean()
     reached = functional.smooth_l1_loss(good, torch.full_like(good, _GOOD))
@@ -279,7 +284,7 @@ def _aesthetic_loss(good: Tensor, worse: Tensor, strength: Tensor) -> Tensor:
 
 
 def main() -> None:
-    """Make the training pictures, train, save, and print the figures on held-back clips."""
+    """Generate the training images, train, save, and print the figures on held-out clips."""
     parser = argparse.ArgumentParser(prog="python -m demo.train_clip", description="Train the demo's CLIP.")
     parser.add_argument("--out", type=Path, default=FOLDER, help="output folder (default: the demo's)")
     parser.add_argument("--steps", type=int, nargs=len(STAGES), help="steps of each stage")

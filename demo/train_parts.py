@@ -1,8 +1,10 @@
-"""Train the parts around the demo's video model on rendered footage: its autoencoder and its image encoder.
+"""Train the autoencoder and the image encoder of the demo's video model on rendered footage.
 
-python -m demo.train_parts [--out FOLDER]. The autoencoder learns small cuttings of pictures first, and
-then videos. The image encoder learns to say in 48 numbers what the demo's CLIP says in
-192. The text encoder needs no training: it is the text tower of the demo's CLIP. Sizes: N clips of T frames, B a batch.
+    python -m demo.train_parts [--out FOLDER]
+
+The autoencoder is trained on crops of images, then on videos. The image encoder predicts the demo CLIP's
+192-dimensional embeddings in 48 dimensions. The text encoder is the text tower of the demo's CLIP and needs no
+training. Sizes: N clips of T frames, B a batch.
 """
 
 import argparse
@@ -46,7 +48,7 @@ _KL_WEIGHT, _EDGE_WEIGHT = 1e-4, 0.25
 _FIRST_LOGVAR = -6.0
 _REPORT_STEPS = 250
 _CHECKED = 32
-"""Clips that are kept out of training."""
+"""Clips held out from training."""
 
 
 def footage(folder: Path, *, clips: int) -> NDArray[np.uint8]:
@@ -64,7 +66,7 @@ def footage(folder: Path, *, clips: int) -> NDArray[np.uint8]:
 
 
 def _frames(task: tuple[VideoSpec, Shot, int]) -> NDArray[np.uint8]:
-    """(T, H, W, 3) RGB: some moments of a shot as the trainer would see them, now and then a bad copy of them."""
+    """(T, H, W, 3) RGB: frames of a shot as the trainer would see them, sometimes a degraded copy."""
     spec, shot, number = task
     cv2.setNumThreads(1)
     rng = np.random.default_rng([SEED, number])
@@ -76,7 +78,7 @@ def _frames(task: tuple[VideoSpec, Shot, int]) -> NDArray[np.uint8]:
 
 
 def train_autoencoder(frames: NDArray[np.uint8], *, steps: tuple[int, int], batch: int) -> Autoencoder:
-    """First on cuttings of half the height and width, which cost a quarter, then on whole videos."""
+    """Train on crops of half the height and width first, which cost a quarter, then on whole videos."""
     torch.manual_seed(SEED)
     autoencoder = Autoencoder(AUTOENCODER)
     _start_simple(autoencoder)
@@ -89,8 +91,9 @@ def train_autoencoder(frames: NDArray[np.uint8], *, steps: tuple[int, int], batc
 
 
 def _start_simple(autoencoder: Autoencoder) -> None:
-    """Let it begin as a chain of plain convolutions that keep the size of what passes, with little noise in the middle:
-    it learns colours in a tenth of the steps."""
+    """Initialize as a chain of plain convolutions that preserve the magnitude of activations, with little noise in the
+    middle: colors are learned in a tenth of the steps.
+    """
     for module in autoencoder.modules():
         if isinstance(module, ResBlock | TimeResidual):
             _zero(module.conv2)
@@ -107,7 +110,7 @@ def _start_simple(autoencoder: Autoencoder) -> None:
 
 @torch.no_grad()
 def _look_at_one_frame(layer: TemporalConv) -> None:
-    """Pictures teach the frame before and the frame after nothing: without weight they do no harm to videos."""
+    """Zero the weights of neighboring frames: images do not train them, and at zero they do not affect videos."""
     layer.weight[:, :, [0, -1]] = 0
 
 
@@ -118,7 +121,7 @@ def _zero(layer: nn.Module) -> None:
 
 @torch.no_grad()
 def _to_unit_deviation(autoencoder: Autoencoder, frames: NDArray[np.uint8]) -> None:
-    """Put the scale of the latents into the weights on both sides, so that the scale factor is 1."""
+    """Fold the scale of the latents into the weights on both sides, so that the scale factor is 1."""
     deviation = autoencoder.encode(_signed(frames[:, :1])).mean.std()
     channels = AUTOENCODER.latent_channels
     autoencoder.quant_conv.weight[:channels] /= deviation
@@ -157,13 +160,13 @@ def _fit(
 
 
 def _edges(x_BTCHW: Tensor) -> Tensor:
-    """Mean size of the differences between neighbours: what a mean over pixels alone leaves blurred."""
+    """Mean absolute difference of neighboring pixels, which a per-pixel mean error leaves blurred."""
     return x_BTCHW.diff(dim=-1).abs().mean() + x_BTCHW.diff(dim=-2).abs().mean()
 
 
 @torch.no_grad()
 def psnr_db(autoencoder: Autoencoder, frames: NDArray[np.uint8]) -> float:
-    """Mean PSNR of (N, T, H, W, 3) frames after their way through the autoencoder, dB."""
+    """Mean PSNR in dB of (N, T, H, W, 3) frames after encoding and decoding."""
     x_BTCHW = _signed(frames)
     y_BTCHW = autoencoder.decode(autoencoder.encode(x_BTCHW, chunk_frames=64).mode()).clamp(-1, 1)
     error_BT = ((y_BTCHW - x_BTCHW) / 2).square().mean((2, 3, 4))
@@ -171,8 +174,9 @@ def psnr_db(autoencoder: Autoencoder, frames: NDArray[np.uint8]) -> float:
 
 
 def _batches(frames: NDArray[np.uint8], size: int, length: int) -> Iterator[Tensor]:
-    """(B, T, 3, H, W) without end: consecutive frames, flipped now and then, some mixed with another clip as in a
-    dissolve, some darkened as in a fade."""
+    """Endless (B, T, 3, H, W) batches: consecutive frames, sometimes flipped, blended with another clip as in a
+    dissolve, or darkened as in a fade.
+    """
     rng = np.random.default_rng([SEED, length])
     while True:
         chosen = rng.integers(0, len(frames), size)
@@ -188,7 +192,7 @@ def _batches(frames: NDArray[np.uint8], size: int, length: int) -> Iterator[Tens
 
 
 def _cutting(x_BTCHW: Tensor) -> Tensor:
-    """A quarter of each picture, of one place for all, at multiples of the factor."""
+    """A random crop of half the height and width, the same for all images, at multiples of the factor."""
     height, width = (side // 2 for side in x_BTCHW.shape[-2:])
     top, left = (
         int(torch.randint(side // AUTOENCODER.factor + 1, ())) * AUTOENCODER.factor for side in (height, width)
@@ -201,7 +205,9 @@ def _signed(frames: NDArray[np.uint8]) -> Tensor:
 
 
 def train_image_encoder(frames: NDArray[np.uint8], *, steps: int, batch: int) -> ImageEncoder:
-    """A small tower whose embeddings are the demo CLIP's along its 48 strongest directions, of deviation 1."""
+    """Train a small network to predict the demo CLIP's embeddings projected on their 48 principal directions, with unit
+    variance.
+    """
     torch.manual_seed(SEED)
     encoder, width = ImageEncoder(IMAGE_ENCODER), IMAGE_ENCODER.embedding_width
     pictures = frames[:, [0, -1]].reshape(-1, *frames.shape[2:])
@@ -230,7 +236,7 @@ def train_image_encoder(frames: NDArray[np.uint8], *, steps: int, batch: int) ->
 
 @torch.no_grad()
 def _clip_embeddings(pictures_NHWC: NDArray[np.uint8]) -> Tensor:
-    """Normalised embeddings (N, D) of the demo's CLIP."""
+    """Normalized embeddings (N, D) of the demo's CLIP."""
     clip = openclip.load(str(CLIP), None)
     parts = [
         clip.model.encode_image(

@@ -17,28 +17,28 @@ from footage.scenes import Picture, shape_sprite
 DEGRADATIONS = ("blur", "noise", "low contrast", "compression")
 
 _SHORT_SIDE_PX = 180
-"""Blur and grain are given for pictures this high, and grow with the picture."""
+"""Blur and grain are specified for images with this short side, and scale with the image."""
 _WHOLE_PX = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
 class Copy:
-    """What a re-upload does to the pictures, before it is encoded again. Shares are of the picture's own sides."""
+    """Changes to the frames of a re-upload before it is encoded again. Shares are relative to the frame's sides."""
 
     crop: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """Share cut off at the left, top, right and bottom."""
+    """Share cropped at the left, top, right and bottom."""
     scale: float = 1.0
     logo_color: str | None = None
-    """A small star of this colour in a corner; None: no logo."""
+    """Color of a small star in a corner; None: no logo."""
     logo_corner: tuple[int, int] = (1, 0)
     """(right, bottom) as 0 or 1."""
     logo_size: float = 0.12
-    """Across, as a share of the short side."""
+    """Width of the logo as a share of the short side."""
     gain: float = 1.0
 
 
 def degraded(picture_HWC: Picture, kind: str, *, strength: float, rng: np.random.Generator) -> Picture:
-    """A worse (height, width, 3) uint8 copy. strength: 0 (easily seen) to 1 (hardly bearable).
+    """A degraded (height, width, 3) uint8 copy. strength: 0 (visible) to 1 (barely watchable).
 
     Raises ValueError for an unknown kind of degradation.
     """
@@ -56,13 +56,13 @@ def degraded(picture_HWC: Picture, kind: str, *, strength: float, rng: np.random
 
 
 def jpeg(picture_HWC: Picture, quality: int) -> Picture:
-    """The picture after a round trip through JPEG. quality: 1 to 100."""
+    """Compress an image as JPEG and decompress it. quality: 1 to 100."""
     _, content = cv2.imencode(".jpg", picture_HWC, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return cv2.imdecode(content, cv2.IMREAD_COLOR)  # type: ignore[return-value]
 
 
 def copied(picture_HWC: Picture, copy: Copy) -> Picture:
-    """The picture cropped, scaled, with its logo and its gain; its sides stay even numbers."""
+    """Crop and scale a frame and apply its logo and gain; its sides stay even."""
     height, width = picture_HWC.shape[:2]
     left, top, right, bottom = copy.crop
     rows = slice(round(top * height), height - round(bottom * height))
@@ -79,7 +79,7 @@ def copied(picture_HWC: Picture, copy: Copy) -> Picture:
 def transcoded(
     source: Path, folder: Path, name: str, change: Callable[[Picture], Picture], encoding: Encoding | None = None
 ) -> Path:
-    """Write `folder`/NAME.mp4 (or .webm, ...): the decoded pictures of `source`, changed, at the same times."""
+    """Write `folder`/NAME.mp4 (or .webm, ...): the decoded frames of `source`, changed, with the same timestamps."""
     encoding = encoding or Encoding()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.{encoding.suffix}"

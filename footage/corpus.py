@@ -1,4 +1,4 @@
-"""A small varied corpus of rendered footage: every kind of shot, cut, size, rate and codec in a few videos."""
+"""A small varied corpus of rendered footage: every kind of shot, cut, size, frame rate and codec in a few videos."""
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -48,9 +48,10 @@ _TEXTS = (
 
 
 def corpus_specs(*, seed: int, videos: int, short_side_px: int = 180) -> list[VideoSpec]:
-    """`videos` descriptions, the same for the same arguments; the first of a larger corpus are those of a smaller.
+    """Specifications of `videos` videos, the same for the same arguments; a larger corpus starts with those of a
+    smaller.
 
-    Videos last a few seconds to about 25. From eight videos on, one has a shot of more than 20 s.
+    Videos are a few to about 25 seconds long. From eight videos on, one has a shot longer than 20 s.
     """
     return [_video(seed, i, short_side_px, long=i == _LONG_SHOT_FROM_VIDEOS - 1) for i in range(videos)]
 
@@ -79,7 +80,7 @@ def _video(seed: int, index: int, short_side_px: int, *, long: bool) -> VideoSpe
 
 
 def _turns(rng: np.random.Generator, items: Iterable[_T]) -> Iterator[_T]:
-    """The items in a random order, over and over: no two neighbours are the same item."""
+    """The items in random order, endlessly, without equal neighbors."""
     pool = list(items)
     order = rng.permutation(len(pool))
     while True:

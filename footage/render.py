@@ -1,7 +1,8 @@
-"""Rendered footage: videos whose shots, transitions, motion, text and captions are known exactly.
+"""Rendered footage: videos with known shots, transitions, motion, text and captions.
 
-`render` writes a video and NAME.truth.json beside it; `corpus` renders a varied few. As a module:
-python -m footage.render OUT [--videos N] [--seed S]
+`render` writes a video and its NAME.truth.json; `corpus` renders several varied ones. As a module:
+
+    python -m footage.render OUT [--videos N] [--seed S]
 """
 
 import argparse
@@ -35,7 +36,7 @@ __all__ = [
 def render(spec: VideoSpec, folder: Path) -> Truth:
     """Write `folder`/NAME.mp4 (or .webm, ...) and NAME.truth.json. The same spec gives the same bytes.
 
-    Raises ValueError for what cannot be drawn (see `Shot` and `ShotPainter`).
+    Raises ValueError for a spec that cannot be drawn (see `Shot` and `ShotPainter`).
     """
     spans = plan(spec)
     time_base, pts = timestamps(spec, spans[-1].end)
@@ -104,7 +105,7 @@ def _truth(spec: VideoSpec, path: Path, spans: list[Span], timeline: Timeline, t
 
 
 def _stored_pts(path: Path, times_s: list[float]) -> tuple[Fraction, list[int]]:
-    """Time base and pts as the container keeps them (Matroska rounds to milliseconds)."""
+    """Time base and pts as stored by the container (Matroska rounds to milliseconds)."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         time_base = stream.time_base
@@ -138,7 +139,7 @@ def _shot_truth(spec: VideoSpec, span: Span, timeline: Timeline, seconds: list[f
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Render a corpus into a folder and say what it holds."""
+    """Render a corpus into a folder and print its contents."""
     parser = argparse.ArgumentParser(description="Render a corpus of videos with known truth.")
     parser.add_argument("out", type=Path, help="output folder")
     parser.add_argument("--videos", type=int, default=12, help="number of videos (default: 12)")

@@ -1,6 +1,6 @@
 """Elements of rendered footage: textured backgrounds, soft shapes, lettering, and their colors.
 
-Everything is drawn from numbers and a seed, so the truth about each frame is known. Images are BGR, as in OpenCV.
+Everything is drawn from numbers and a seed, so the ground truth of each frame is known. Images are BGR, as in OpenCV.
 """
 
 from collections.abc import Callable
@@ -39,17 +39,17 @@ BACKGROUND_TONES = MappingProxyType(
         "purple": ((84, 62, 132), (180, 154, 214)),
     }
 )
-"""RGB of the deep and the light tone of a background, by its name in captions."""
+"""RGB of the dark and the light tone of a background, by its name in captions."""
 
 LEAST_CONTRAST = 42.0
-"""Smallest distance in CIE Lab between a shape and either tone of its background."""
+"""Minimum distance in CIE Lab between a shape and either tone of its background."""
 
 _LIGHT_DIRECTION = (-0.6, -0.8)
 _SUPERSAMPLE = 4
 
 
 def fractal_noise(height: int, width: int, *, coarse_px: float, fine_px: float, seed: int) -> Field:
-    """(height, width) noise, mean 0 and deviation 1, with octaves from `coarse_px` down to `fine_px`."""
+    """(height, width) noise with mean 0 and standard deviation 1, with octaves from `coarse_px` to `fine_px`."""
     total = np.zeros((height, width), np.float32)
     cell_px, octave = coarse_px, 0
     while octave == 0 or cell_px >= fine_px:
@@ -65,7 +65,7 @@ def fractal_noise(height: int, width: int, *, coarse_px: float, fine_px: float, 
 
 @dataclass(frozen=True, kw_only=True)
 class _Ground:
-    """The plane that a background is painted on: bent coordinates in units of 1/180 of the frame's short side."""
+    """Coordinates for painting a background: warped, in units of 1/180 of the frame's short side."""
 
     x: Field
     y: Field
@@ -146,13 +146,14 @@ BACKGROUNDS: MappingProxyType[str, tuple[str, Callable[[_Ground], Field]]] = Map
         "stony": ("ground", _stony),
     }
 )
-"""By the adjective in captions: the noun that goes with it, and the painter of its pattern (0 deep to 1 light)."""
+"""Adjective in captions -> its noun and the function that paints the pattern (0 dark to 1 light)."""
 
 
 def background(kind: str, color: str, *, width: int, height: int, unit_px: float, seed: int) -> Picture:
-    """(height, width, 3) uint8 BGR: a lit, uneven pattern with detail at every place and scale, nowhere repeating.
+    """(height, width, 3) uint8 BGR: a lit, uneven pattern with detail everywhere and at every scale, without
+    repetition.
 
-    unit_px: 1/180 of the short side of the frame it will fill, in pixels of this picture.
+    unit_px: 1/180 of the short side of the frame that it fills, in pixels of this image.
     """
     rows = np.arange(height, dtype=np.float32)[:, None] / np.float32(unit_px)
     columns = np.arange(width, dtype=np.float32)[None, :] / np.float32(unit_px)
@@ -176,7 +177,7 @@ def background(kind: str, color: str, *, width: int, height: int, unit_px: float
 
 
 def contrast(shape_color: str, background_color: str) -> float:
-    """Distance in CIE Lab between a shape's colour and the nearer tone of a background."""
+    """Distance in CIE Lab between a shape's color and the nearer tone of a background."""
     colors = [SHAPE_COLORS[shape_color], *BACKGROUND_TONES[background_color]]
     fill, *tones = cv2.cvtColor(np.array([colors], np.float32) / 255, cv2.COLOR_RGB2Lab)[0]
     return float(min(np.linalg.norm(fill - tone) for tone in tones))
@@ -203,13 +204,13 @@ SHAPES: MappingProxyType[str, NDArray[np.float64]] = MappingProxyType(
         "heart": _heart(),
     }
 )
-"""Outlines in a box from -1 to 1, by the name in captions."""
+"""Outlines in a box from -1 to 1, by their name in captions."""
 
 
 def shape_sprite(shape: str, color: str, *, size_px: float) -> Field:
     """(side, side, 4) float32: premultiplied BGR (0 to 255) and alpha (0 to 1) of a shaded shape with its shadow.
 
-    The shape is centred and `size_px` across; the side is about 1.4 times that.
+    The shape is centered and `size_px` wide; the side is about 1.4 times that.
     """
     radius, side = size_px * _SUPERSAMPLE / 2, int(size_px * 0.7 + 2) * 2 * _SUPERSAMPLE
     outline = SHAPES[shape] * radius * 0.94 + side / 2
@@ -238,17 +239,17 @@ class Lettering:
     """Text drawn for one frame size."""
 
     layer: Field
-    """(rows, width, 4) float32, as in `shape_sprite`: the strip of the frame that holds the text."""
+    """(rows, width, 4) float32, as in `shape_sprite`: the strip of the frame that contains the text."""
     top_px: int
-    """Row of the frame where the strip begins."""
+    """First row of the strip in the frame."""
     boxes: tuple[tuple[int, int, int, int], ...]
     """(left, top, right, bottom) in pixels, right and bottom exclusive: tight around the letters of each line."""
 
 
 def lettering(text: str, *, width: int, height: int, size: float, place: str) -> Lettering:
-    """White letters with a dark rim, centred. size: letter height as a share of the frame's, less if too wide.
+    """White letters with a dark outline, centered.
 
-    place: "top", "middle" or "bottom".
+    size: letter height as a share of the frame's, less if too wide. place: "top", "middle" or "bottom".
     """
     lines = text.split("\n")
     font_px = max(6.0, size * height)

@@ -1,4 +1,4 @@
-"""One shot of rendered footage: its content, its true caption, and its image at any time."""
+"""One shot of rendered footage: its content, its true caption, and its frame at any time."""
 
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -39,34 +39,35 @@ SHAPE_MOTIONS = MappingProxyType(
 """Words of the caption and direction (x, y) in the frame, by name."""
 
 MAX_ZOOM = 4.0
-"""A shot that would be magnified further than this is refused: its texture would have to be drawn too large."""
+"""Maximum magnification: more would require too large a texture."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """What one shot shows. Raises ValueError for unknown names, and where the shape would be hard to see."""
+    """Content of one shot. Raises ValueError for unknown names, and for a shape that would be hard to see."""
 
     background: str = "striped"
     background_color: str = "green"
     camera: str = "still"
     speed_px: float = 0.0
-    """Camera speed in displayed pixels per frame (at the nominal rate). Of a zoom: the mean over the frame, negative
-    when zooming out."""
+    """Camera speed in displayed pixels per frame (at the nominal rate). For a zoom: the mean over the frame, negative
+    when zooming out.
+    """
     heading_deg: float = 0.0
-    """Where a panning camera goes: 0 right, 90 down. The picture moves the other way."""
+    """Direction of a panning camera: 0 right, 90 down. The image moves the other way."""
     shape: str | None = None
     shape_color: str = "red"
     shape_motion: str = "still"
     shape_size: float = 0.36
-    """Across, as a share of the frame's short side."""
+    """Width as a share of the frame's short side."""
     text: str | None = None
     text_size: float = 0.11
     text_place: str = "bottom"
     flash_at_s: float | None = None
-    """A burst of light this long after the first clean frame. Not a cut."""
+    """Time of a flash after the first clean frame. A flash is not a cut."""
     flash_frames: int = 1
     duration_s: float = 2.0
-    """Of the clean frames; a transition's frames come on top."""
+    """Duration of the clean frames, without transitions."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -90,7 +91,7 @@ class Shot:
 
     @property
     def caption(self) -> str:
-        """A sentence about the shot, in a small vocabulary: its shape and how it moves, or else its camera."""
+        """A sentence about the shot in a small vocabulary: its shape and how it moves, or else its camera."""
         place = f"{_article(self.background_color)} {self.background} {BACKGROUNDS[self.background][0]}"
         if self.shape:
             thing = f"{_article(self.shape_color)} {self.shape}"
@@ -107,7 +108,7 @@ class Shot:
 
     @property
     def still(self) -> bool:
-        """Whether nothing moves and nothing flashes: every frame is the same."""
+        """Whether nothing moves or flashes: all frames are equal."""
         return self.camera == "still" and not self.moving_shape and self.flash_at_s is None
 
 
@@ -116,9 +117,9 @@ def _article(word: str) -> str:
 
 
 class ShotPainter:
-    """Paints the frames of one shot at one size. `seconds`: how long it is seen, transitions included.
+    """Paints the frames of one shot at one size. `seconds`: visible duration, transitions included.
 
-    Raises ValueError where the shot would zoom too far, or its shape has no room to move.
+    Raises ValueError if the shot would zoom too far, or its shape has no room to move.
     """
 
     def __init__(self, shot: Shot, *, width: int, height: int, fps: float, seconds: float) -> None:
@@ -149,7 +150,7 @@ class ShotPainter:
         return area / (width * height)
 
     def frame(self, time_s: float) -> Picture:
-        """(height, width, 3) uint8 BGR, `time_s` after the shot is first seen. Not to be written to."""
+        """(height, width, 3) uint8 BGR, `time_s` after the shot is first visible. Read-only."""
         if self._kept is not None:
             return self._kept
         picture = self._view(time_s)
@@ -162,7 +163,7 @@ class ShotPainter:
         return picture
 
     def release(self) -> None:
-        """Free the pictures held; they are painted again when needed."""
+        """Free cached images; they are painted again when needed."""
         self._levels, self._kept = [], None
 
     def _plan_camera(self, speed_px_per_s: float) -> None:
@@ -179,7 +180,7 @@ class ShotPainter:
             )
 
     def _plan_shape(self, size_px: float) -> tuple[Vector, Vector]:
-        """Where the shape's centre starts, and its whole way: from edge to edge, clear of the text."""
+        """Start of the shape's center, and its path: from edge to edge, clear of the text."""
         size = np.array(self._size, float)
         low, high = np.full(2, 0.56 * size_px), size - 0.56 * size_px
         if self.lettering is not None and self._shot.text_place == "top":
@@ -194,7 +195,7 @@ class ShotPainter:
         return np.where(direction > 0, low, np.where(direction < 0, high, middle)), path
 
     def _paint_levels(self) -> list[Picture]:
-        """The background, and for a zoom its halved copies, so that each magnification has fitting detail."""
+        """The background and, for a zoom, half-size copies, so that every magnification has matching detail."""
         width, height = self._size
         across, down = np.ceil(np.array(self._size) * self._zoom + np.abs(self._travel)).astype(int) + 4
         levels = [
@@ -237,14 +238,14 @@ class ShotPainter:
 
 
 def mean_distance_px(width: int, height: int) -> float:
-    """Mean distance of a frame's pixels from its middle: a zoom's mean flow over its rate."""
+    """Mean distance of a frame's pixels from its center: a zoom's mean flow divided by its rate."""
     x = np.arange(width) - (width - 1) / 2
     y = np.arange(height) - (height - 1) / 2
     return float(np.hypot(x[None, :], y[:, None]).mean())
 
 
 def _window(texture: Picture, step: float, corner: Vector, size: tuple[int, int]) -> Picture:
-    """`size` pixels of a texture from `corner` (x, y) on, `step` texels apart."""
+    """`size` pixels of a texture from `corner` (x, y), `step` texels apart."""
     to_texture = np.array([[step, 0, corner[0]], [0, step, corner[1]]])
     flags, border = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, cv2.BORDER_REFLECT
     return cv2.warpAffine(texture, to_texture, size, flags=flags, borderMode=border)  # type: ignore[return-value]

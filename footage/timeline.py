@@ -21,7 +21,7 @@ _FLASH_SHARE = 0.85
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How one shot becomes the next. `duration_s` is 0 for a hard cut only. Raises ValueError otherwise."""
+    """A transition between two shots. `duration_s` is 0 for a hard cut only; raises ValueError otherwise."""
 
     kind: str = "hard"
     duration_s: float = 0.0
@@ -35,9 +35,9 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSpec(Encoding):
-    """A whole video: what it shows, and (inherited) how it is stored. `width` and `height` are as displayed.
+    """A video: its content and (inherited) its encoding. `width` and `height` are as displayed.
 
-    Raises ValueError where the parts do not fit together.
+    Raises ValueError for parts that do not fit together.
     """
 
     name: str
@@ -50,9 +50,9 @@ class VideoSpec(Encoding):
     width: int = 320
     height: int = 180
     fps: Fraction = Fraction(24)
-    """Nominal rate; durations become whole frames by it."""
+    """Nominal rate; durations are rounded to whole frames."""
     variable_fps: bool = False
-    """Frames come at uneven times around the nominal rate; what moves, moves by time."""
+    """Whether frames have uneven durations around the nominal rate; motion follows the timestamps."""
     start_offset_s: float = 0.0
     """First timestamp; rounded to a whole frame at a constant rate."""
 
@@ -76,14 +76,14 @@ class VideoSpec(Encoding):
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """Frames [start, end) of the plan: clean ones of a shot (`cut` is None), or those of a transition."""
+    """Frames [start, end) of the plan: the clean frames of a shot (`cut` is None) or a transition."""
 
     start: int
     end: int
     before: int | None
-    """The shot that is seen, or is left; None at an opening."""
+    """The shot that is visible or ends; None at an opening."""
     after: int | None
-    """The shot that comes; None at an ending."""
+    """The shot that starts; None at an ending."""
     cut: Cut | None = None
 
 
@@ -114,7 +114,7 @@ def timestamps(spec: VideoSpec, frames: int) -> tuple[Fraction, list[int]]:
     if not spec.variable_fps:
         offset = round(spec.start_offset_s * spec.fps)
         return 1 / spec.fps, [offset + i for i in range(frames)]
-    # As a phone does it in changing light: jitter, and now and then a frame held two or three times as long.
+    # Like a phone in changing light: jitter, and occasionally a frame two or three times as long.
     rng = np.random.default_rng([frames, spec.shots[0].seed])
     steps = rng.uniform(0.8, 1.2, frames) * rng.choice([0.7, 1, 2, 3], frames, p=[0.3, 0.55, 0.1, 0.05])
     ticks = np.round(steps / float(spec.fps * _VARIABLE_TIME_BASE)).astype(int)
@@ -123,7 +123,7 @@ def timestamps(spec: VideoSpec, frames: int) -> tuple[Fraction, list[int]]:
 
 
 def flashes(spec: VideoSpec, spans: list[Span]) -> list[FlashTruth]:
-    """The bursts of light. Raises ValueError for one that is not within the clean frames of its shot."""
+    """The flashes. Raises ValueError for one outside the clean frames of its shot."""
     truths = []
     for span in spans:
         if span.cut is not None or span.before is None or spec.shots[span.before].flash_at_s is None:
@@ -137,7 +137,7 @@ def flashes(spec: VideoSpec, spans: list[Span]) -> list[FlashTruth]:
 
 
 class Timeline:
-    """The frames of a video. `times_s`: of each frame, from the first one on."""
+    """The frames of a video. `times_s`: time of each frame, relative to the first."""
 
     def __init__(self, spec: VideoSpec, spans: list[Span], times_s: list[float]) -> None:
         self._spans, self._times_s = spans, times_s
@@ -153,7 +153,7 @@ class Timeline:
             )
 
     def pictures(self) -> Iterator[Picture]:
-        """Every frame, (height, width, 3) uint8 BGR, in order. Not to be written to."""
+        """Yield every frame, (height, width, 3) uint8 BGR, in order. Read-only."""
         for span in self._spans:
             for frame in range(span.start, span.end):
                 if span.cut is not None:
@@ -170,7 +170,7 @@ class Timeline:
         return self.painters[shot].frame(self._times_s[frame] - self._seen_from_s[shot])
 
     def _blend(self, span: Span, frame: int) -> Picture:
-        """One frame of a gradual transition: never wholly the old shot, never wholly the new one."""
+        """One frame of a gradual transition, never entirely the old or the new shot."""
         cut, frames, place = span.cut, span.end - span.start, frame - span.start
         assert cut is not None
         if cut.kind in ("black", "white"):
@@ -189,7 +189,7 @@ class Timeline:
             return _toward(self._shot(span.before, frame), level, (place + 1) / frames)
         progress = (place + 1) / (frames + 1)
         shot = span.before if progress < 0.5 else span.after
-        # A fifth more than to the edge: the middle frames are of the plain colour for a moment.
+        # A fifth beyond the edge, so that the middle frames are entirely of the plain color.
         return _toward(self._shot(shot, frame), level, min(1.0, 1.2 * (1 - abs(2 * progress - 1))))
 
 
@@ -198,7 +198,7 @@ def _toward(picture: Picture, level: int, share: float) -> Picture:
 
 
 def _wiped(old: Picture, new: Picture, progress: float) -> Picture:
-    """`new` comes in from the left behind a soft edge."""
+    """`new` enters from the left behind a soft edge."""
     width = old.shape[1]
     edge_px = progress * width - np.arange(width, dtype=np.float32)
     share = np.clip(edge_px / (0.04 * width) + 0.5, 0, 1)[None, :, None]

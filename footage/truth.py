@@ -8,12 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class TransitionTruth:
-    """One transition. `end_frame` is the first frame that is fully the next shot; of a hard cut, `start_frame`."""
+    """One transition. `end_frame` is the first frame that is entirely the next shot; for a hard cut, `start_frame`."""
 
     kind: str
     """hard, black, white, or dissolve (any other gradual change)."""
     effect: str
-    """As the `Cut` names it: tells a wipe from a dissolve."""
+    """Effect of the `Cut`, which distinguishes a wipe from a dissolve."""
     start_frame: int
     end_frame: int
     start_pts: int
@@ -24,7 +24,7 @@ class TransitionTruth:
 
 @dataclass(frozen=True, kw_only=True)
 class ShotTruth:
-    """One shot: its clean frames [start_frame, end_frame), and what is true of them."""
+    """One shot: its clean frames [start_frame, end_frame), and their ground truth."""
 
     start_frame: int
     end_frame: int
@@ -33,13 +33,14 @@ class ShotTruth:
     caption: str
     camera: str
     speed_px_per_frame: float
-    """Of the camera, displayed pixels: the exact flow everywhere for a pan, the mean over the frame for a zoom."""
+    """Speed of the camera in displayed pixels: the exact flow for a pan, the mean over the frame for a zoom."""
     shape_speed_px_per_frame: float
-    """Of the shape, within the frame."""
+    """Speed of the shape within the frame."""
     speed_percent_per_s: float | None
-    """Mean flow in percent of the shorter side per second; None where a shape makes it hard to say."""
+    """Mean flow in percent of the shorter side per second; None for shots with a shape, whose mean flow is not exact.
+    """
     still: bool
-    """Nothing moves and nothing flashes."""
+    """Whether nothing moves or flashes."""
     text: str
     text_area: float
     """Share of the frame inside tight boxes around each line of text."""
@@ -49,7 +50,7 @@ class ShotTruth:
 
 @dataclass(frozen=True, kw_only=True)
 class FlashTruth:
-    """A burst of light in frames [frame, frame + frames). No cut."""
+    """A flash in frames [frame, frame + frames); not a cut."""
 
     frame: int
     frames: int
@@ -57,16 +58,16 @@ class FlashTruth:
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """What is known of a rendered video. Times are exactly those of the file's timestamps."""
+    """Ground truth of a rendered video. Times are exactly the file's timestamps."""
 
     file: str
     frames: int
     fps: float
-    """Nominal."""
+    """Nominal frame rate."""
     variable_fps: bool
     width: int
     height: int
-    """Displayed: rotation and pixel aspect applied."""
+    """As displayed: rotation and pixel aspect ratio applied."""
     codec: str
     pixel_format: str
     rotation: int

@@ -243,7 +243,12 @@ def report(
         import webbrowser
         from pathlib import Path
 
-        webbrowser.open(Path(written.file).resolve().as_uri() if "://" not in written.file else written.file)
+        if "://" not in written.file:
+            webbrowser.open(Path(written.file).resolve().as_uri())
+        elif written.file.startswith(("https://", "http://")):
+            webbrowser.open(written.file)
+        else:
+            say(f"a browser cannot open {written.file}: download it, or open its https address")
 
 
 @app.command(epilog=EXIT_CODES)
@@ -298,6 +303,43 @@ def shard(
             f"{totals['samples']:,} of {totals['selected']:,} selected clips were written: {totals['failed']:,} "
             f"failed, {totals['gone']:,} are no longer in the dataset. {result.folder}/index.json lists the reasons."
         )
+        raise typer.Exit(PARTIAL)
+
+
+@app.command(epilog=EXIT_CODES)
+def fetch(
+    shards: Annotated[
+        str, typer.Argument(help="Folder of shards: a local path or any fsspec URL.", show_default=False)
+    ],
+    out: Annotated[str, typer.Option(help="Local folder for the samples.", show_default=False)],
+    where: Annotated[
+        str | None,
+        typer.Option(
+            help="SQL condition on the columns of clips.parquet, e.g. \"motion > 5 AND license = 'CC0'\".",
+            show_default=False,
+        ),
+    ] = None,
+    clip: Annotated[list[str] | None, typer.Option(help="Clip id; repeatable.", show_default=False)] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of samples, chosen at random.", show_default=False)
+    ] = None,
+) -> None:
+    """Download some samples of shards by byte range, without downloading the shards.
+
+    Writes CLIP_ID.mp4 (or .jpg), .txt and .json, and clips.parquet with their captions, scores and metadata. Rerun to
+    resume.
+    """
+    from pipelines.fetch import fetch as run
+    from pipelines.render import size
+
+    result = run(shards, out, where=where, clip_ids=clip or (), limit=limit)
+    say(
+        f"{result.out}: {result.wanted:,} samples, {result.fetched:,} fetched ({size(result.bytes)}), "
+        f"{result.there_before:,} already there"
+    )
+    if result.failed:
+        reasons = "; ".join(dict.fromkeys(result.failed.values()))
+        complain(f"{len(result.failed):,} of {result.wanted:,} samples could not be fetched: {reasons[:500]}")
         raise typer.Exit(PARTIAL)
 
 

@@ -10,6 +10,7 @@ from clipmill.resume import deciding
 from curation.captioners.coca import CocaConfig
 from curation.captioners.endpoint import MergedConfig, VideoConfig
 from curation.dedup.duplicates import DuplicatesConfig
+from curation.inputs.sources import InputsConfig
 from curation.scan.one_pass import ScanConfig
 from curation.scores.aesthetics import AestheticConfig
 from curation.scores.clip_embedder import ClipEmbedderConfig
@@ -32,6 +33,8 @@ class CurateConfig(Config):
     """Everything that determines the content of a dataset: scan settings, and the settings of each scorer under its
     name."""
 
+    inputs: InputsConfig = Field(default_factory=InputsConfig)
+    """Listing of the inputs."""
     scan: ScanConfig = Field(default_factory=ScanConfig)
     """Scan of each source: cuts, clips, motion, and resource limits."""
     captioners: CaptionersConfig = Field(default_factory=CaptionersConfig)

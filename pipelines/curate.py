@@ -23,7 +23,7 @@ from curation.dataset.score_versions import score_schema, table_of
 from curation.dataset.tables import Dataset
 from curation.dataset.uncommit import finish_uncommit, uncommit
 from curation.dedup.duplicates import DuplicatesResult, find_duplicates
-from curation.inputs.sources import Source, list_sources
+from curation.inputs.sources import InputsConfig, Source, list_sources
 from curation.scores.columns import SCORE_COLUMNS
 from pipelines.cluster import connected
 from pipelines.config import CurateConfig
@@ -88,16 +88,17 @@ def curate(
     """Curate videos into the dataset folder `out`; rerunning does only what is missing.
 
     `inputs` as in `curation.inputs.list_sources`, at most `limit` of them; `address` of a Ray cluster, or `num_cpus` of
-    a local one. `retry_rejected` retries sources that an earlier run rejected (a failing store, a limit that was too
-    low), `retry_captions` those whose captions failed. `take_over` stops a live run that owns `out`. The near-duplicate
-    search runs last. Raises UserError: no usable input, a different configuration, `out` not writable or in use;
+    a local one. `retry_rejected` retries sources that an earlier run rejected (a limit that was too low);
+    `retry_captions` those whose captions failed; unreadable ones are always retried. `take_over` stops a live run that
+    owns `out`. The near-duplicate search runs last. Raises UserError: no usable input, a different configuration, `out`
+    not writable or in use;
     RunStopped: disk full, another run took over.
     """
     config, started_s = config or CurateConfig(), time.monotonic()
     dataset = Dataset(out)
     with Reporter("curate", unit="sources", quiet=quiet) as report:
         report.waiting("listing the inputs")
-        sources = _listed(inputs, limit, quiet=quiet)
+        sources = _listed(inputs, config.inputs, limit, quiet=quiet)
         planned = partial(_plan, sources, dataset, retry_rejected=retry_rejected, retry_captions=retry_captions)
         if dataset.exists():
             dataset.create_or_open(config.described())
@@ -129,9 +130,9 @@ def curate(
     )
 
 
-def _listed(inputs: Sequence[str], limit: int | None, *, quiet: bool) -> list[Source]:
+def _listed(inputs: Sequence[str], config: InputsConfig, limit: int | None, *, quiet: bool) -> list[Source]:
     """The inputs, at most `limit`. Raises UserError if there are none."""
-    listing = list_sources(inputs)
+    listing = list_sources(inputs, config)
     sources = list(islice(listing, limit))
     passed_over = f"skipped: {listing.passed_over_sentence()}" if listing.passed_over else ""
     if not sources:
@@ -178,7 +179,10 @@ def _plan(sources: Sequence[Source], dataset: Dataset, *, retry_rejected: bool, 
         return _Plan(todo=list(sources))
     before = dataset.statuses()
     ids = {source.source_id for source in sources}
-    rejected = {i for i in ids if retry_rejected and before.get(i) == "rejected"}
+    # A store or a server that failed while a video was read may work now; what failed in the listing has failed again.
+    listed = {source.source_id for source in sources if source.error is None}
+    rejected = {i for i in listed if before.get(i) == "unreadable"}
+    rejected |= {i for i in ids if retry_rejected and before.get(i, "ok") != "ok"}
     failed = sources_with_failed_captions(dataset, list(CAPTIONERS)) if retry_captions else {}
     uncaptioned = {part: asked for part, those in failed.items() if (asked := those & ids)}
     anew = rejected.union(*uncaptioned.values())

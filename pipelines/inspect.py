@@ -79,7 +79,7 @@ def inspect(inputs: Sequence[str], config: CurateConfig | None = None, *, quiet:
     for notice in notices:
         note(notice)
     with Isolated(config.scan.limits) as child:
-        listing = list_sources(inputs)
+        listing = list_sources(inputs, config.inputs)
         for remark in () if quiet else listing.notes:
             note(remark)
         for source in listing:

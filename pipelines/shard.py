@@ -22,6 +22,7 @@ from curation.dataset.schemas import SIGNAL_COLUMNS, SOURCES
 from curation.dataset.tables import Dataset
 from curation.scan.isolation import Isolated
 from curation.selection.select import load_selection, selected_clips, selected_ids
+from curation.shards.catalog import catalog, has_catalog, write_catalog
 from curation.shards.extract import ClipRow
 from curation.shards.folder import check_plan, index_of, start_shards
 from curation.shards.write import ShardConfig, ShardPlan, check_shard, plan_shards, write_shard
@@ -89,7 +90,7 @@ def shard(
         def index() -> dict[str, Any]:
             return index_of(plans, records.values(), selection=selection, settings=settings, gone=gone)
 
-        complete = not todo and read_index(folder, SHARDS) == index()
+        complete = not todo and has_catalog(folder) and read_index(folder, SHARDS) == index()
         if not complete and not take_over:
             refuse_if_running(folder)
         with ExitStack() as stack:
@@ -102,6 +103,7 @@ def shard(
                 remove_index(folder)
                 for record in _stream(todo, fence, selection, config, report):
                     records[record.name] = record
+                write_catalog(folder, catalog(plans, records))
                 write_index(folder, index())
     return ShardRun(
         folder=folder,

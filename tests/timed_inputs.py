@@ -181,10 +181,18 @@ def matroska_one_wrong(folder: Path) -> TimedInput:
     return TimedInput(_stamped(folder, pts), timestamps="rebuilt")
 
 
-def matroska_an_hour_ahead_and_back(folder: Path) -> TimedInput:
-    pts = [40 * i + (3_600_000 if 60 <= i < 120 else 0) for i in range(180)]
-    times_s = [(40 * i + (3_600_000 if i >= 60 else 0)) / 1000 for i in range(180)]
-    return TimedInput(_stamped(folder, pts), numbers=range(180), times_s=times_s, joints=[120], timestamps="rebuilt")
+def matroska_half_an_hour_ahead(folder: Path) -> TimedInput:
+    pts = [40 * i + (1_800_000 if i >= 60 else 0) for i in range(120)]
+    return TimedInput(
+        _stamped(folder, pts), **_milliseconds(pts), other={"lost_still_s": 1800.04, "lost_damage_s": 0.0}
+    )
+
+
+def matroska_two_hours_ahead_and_back(folder: Path) -> TimedInput:
+    pts = [40 * i + (7_200_000 if 60 <= i < 120 else 0) for i in range(180)]
+    times_s = [i / FPS for i in range(180)]
+    path = _stamped(folder, pts)
+    return TimedInput(path, numbers=range(180), times_s=times_s, joints=[60, 120], timestamps="rebuilt")
 
 
 def matroska_beyond_an_hour_ahead(folder: Path) -> TimedInput:
@@ -195,6 +203,11 @@ def matroska_beyond_an_hour_ahead(folder: Path) -> TimedInput:
 
 def mpegts(folder: Path) -> TimedInput:
     return TimedInput(_recording(folder, "a"))
+
+
+def mpegts_one_frame_a_second(folder: Path) -> TimedInput:
+    path = _recording(folder, "a", count=12, fps=1)
+    return TimedInput(path, numbers=range(12), times_s=range(12))
 
 
 def mpegts_clock_wraps_soon(folder: Path) -> TimedInput:
@@ -262,6 +275,14 @@ def mp4_one_frame_a_second(folder: Path) -> TimedInput:
     return TimedInput(encoded(folder / "a.mp4", 12, fps=1, options=options), numbers=range(12), times_s=range(12))
 
 
+def mp4_one_frame_a_second_open_group_negative_start(folder: Path) -> TimedInput:
+    """The second keyframe is followed by frames that are shown before it."""
+    options = {"preset": "ultrafast", "crf": "12", "x265-params": "log-level=none:keyint=4:min-keyint=4:bframes=3"}
+    source = encoded(folder / "base.mp4", 12, fps=1, codec="libx265", options=options)
+    path = _copied(source, folder / "a.mp4", before=("-itsoffset", "-2"))
+    return TimedInput(path, numbers=range(2, 12), times_s=range(10))
+
+
 def mp4_fragmented(folder: Path) -> TimedInput:
     path = _copied(encoded(folder / "base.mp4"), folder / "a.mp4", after=("-movflags", "frag_keyframe+empty_moov"))
     return TimedInput(path)
@@ -299,9 +320,11 @@ INPUTS: dict[str, Callable[[Path], TimedInput]] = {
         matroska_in_order_of_decoding,
         matroska_two_identical,
         matroska_one_wrong,
-        matroska_an_hour_ahead_and_back,
+        matroska_half_an_hour_ahead,
+        matroska_two_hours_ahead_and_back,
         matroska_beyond_an_hour_ahead,
         mpegts,
+        mpegts_one_frame_a_second,
         mpegts_clock_wraps_soon,
         mpegts_joined,
         mpegts_joined_with_an_earlier_clock,
@@ -315,6 +338,7 @@ INPUTS: dict[str, Callable[[Path], TimedInput]] = {
         mp4_edit_list_delays,
         mp4_negative_start,
         mp4_one_frame_a_second,
+        mp4_one_frame_a_second_open_group_negative_start,
         mp4_fragmented,
         mp4_still,
         mp4_one_frame,

@@ -20,12 +20,15 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 
+from clipmill.cropping import NO_MARGINS, Cropper, Margins
 from clipmill.hdr import ToneMap, bright_nits_of_packets, is_hdr, stated_bright_nits
 from clipmill.video import (
     CONTAINERS,
     HDR_TRANSFERS,
     MAX_PIXELS,
     MAX_STREAMS,
+    UPRIGHT,
+    Orientation,
     color_of,
     demuxer_options,
     orientation_of,
@@ -88,19 +91,20 @@ def sample_video(
     rng: random.Random,
     reader: Reader = "pyav",
     distinct: Distinct | None = None,
+    margins: Margins = NO_MARGINS,
 ) -> SampledFrames:
-    """Decode frames of an in-memory video, selected by `choose_frames`, with rotation and pixel aspect ratio applied.
+    """Decode frames of an in-memory video, selected by `choose_frames`, upright and with square pixels.
 
-    `size_for` maps the displayed (height, width) to the target size; the frame is scaled to cover it and cropped,
-    randomly or at the center. Raises SampleError (too_short, decode_error; too_large, too_long and timeout for this
-    module's limits).
+    `margins` of the decoded frames are cut off. `size_for` maps the displayed (height, width) to the target size; the
+    frame is scaled to cover it and cropped, randomly or at the center. Raises SampleError (too_short, decode_error,
+    bad_field; too_large, too_long and timeout for this module's limits).
     """
     try:
         file = io.BytesIO(content)
         with av.open(file, options=_OPTIONS, buffer_size=_BUFFER_BYTES, metadata_errors="replace") as container:
             video = _Video(container, time.thread_time() + MAX_SAMPLE_S)
             choice = _choice(video.times_s, lengths, rates, rng, distinct)
-            fit = _Fit(video.pixel_aspect, size_for, crop, rng, video.bright_nits())
+            fit = _Fit(video.pixel_aspect, size_for, crop, rng, video.bright_nits(), margins)
             if reader == "decord":
                 pictures = _by_decord(content, video, choice.frame_indices, fit)
             else:
@@ -207,6 +211,14 @@ class _Video:
             return None
         return stated_bright_nits(self._metadata) or bright_nits_of_packets(self.context, self.packets)
 
+    def orientation(self) -> Orientation:
+        """Of the first frame that can be decoded."""
+        for packet in (*self.packets, None):
+            self.check_time()
+            for picture in self.context.decode(packet):
+                return orientation_of(picture)
+        raise SampleError("decode_error", "no frame could be decoded")
+
     def check_time(self) -> None:
         """Raise SampleError if the sample exceeds its time limit."""
         if time.thread_time() > self._ends_s:
@@ -230,10 +242,12 @@ class _Fit:
         crop: Crop,
         rng: random.Random,
         bright_nits: float | None = None,
+        margins: Margins = NO_MARGINS,
     ) -> None:
         self._aspect, self._size_for, self._crop, self._rng = pixel_aspect, size_for, crop, rng
         self._reformatter = VideoReformatter()
         self._tone_map = ToneMap(bright_nits)
+        self._cropper = Cropper(margins)
         self.size: Size = (0, 0)
         self._resized: Size = (0, 0)
         self._corner: Size = (0, 0)
@@ -264,7 +278,7 @@ class _Fit:
 
         Uses planar RGB, since swscale has SIMD code for it but not for interleaved RGB at full chroma resolution.
         """
-        orientation = orientation_of(picture)
+        orientation, picture = orientation_of(picture), self._cropper(picture)
         width, height = orientation.shown_size(picture.width, picture.height)
         self._fix_geometry(height, width, sideways=orientation.sideways)
         new_width, new_height = orientation.shown_size(*self._resized[::-1])
@@ -281,9 +295,12 @@ class _Fit:
         planes = [np.frombuffer(memoryview(gbr[i]), np.uint8).reshape(new_height, -1)[:, :new_width] for i in (2, 0, 1)]
         return self._cropped([orientation.upright(plane) for plane in planes])
 
-    def array(self, image: NDArray[Any], *, sideways: bool = False) -> Planes:
-        """Resize an upright RGB array (H, W, 3); `sideways` if rotation has swapped the pixels' width and height."""
-        self._fix_geometry(image.shape[0], image.shape[1], sideways=sideways)
+    def array(self, image: NDArray[Any], orientation: Orientation = UPRIGHT) -> Planes:
+        """Resize an upright RGB array (H, W, 3) that was decoded in this orientation."""
+        left, top, right, bottom = self._cropper.margins.of_upright(orientation).sides
+        inside = image[top : max(0, image.shape[0] - bottom), left : max(0, image.shape[1] - right)]
+        image = np.ascontiguousarray(inside if inside.size else image)
+        self._fix_geometry(image.shape[0], image.shape[1], sideways=orientation.sideways)
         filters = cv2.INTER_AREA if self._shrinks else cv2.INTER_CUBIC
         if image.shape[:2] != self._resized:
             image = cv2.resize(image, self._resized[::-1], interpolation=filters)
@@ -347,7 +364,7 @@ def _decode(video: _Video, start: int, last: int, index_of: dict[int, int], fit:
 
 
 def _by_decord(content: bytes, video: _Video, frame_indices: Sequence[int], fit: _Fit) -> dict[int, Planes]:
-    """index -> frame, with decord, which rotates frames itself but supports neither pixel aspect ratios nor AV1."""
+    """index -> frame, with decord, which rotates frames itself, but knows no mirroring, pixel aspect ratio or AV1."""
     import decord
 
     if int(video.context.color_trc) in HDR_TRANSFERS:
@@ -362,8 +379,10 @@ def _by_decord(content: bytes, video: _Video, frame_indices: Sequence[int], fit:
     except (decord.DECORDError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise SampleError("decode_error", f"decord could not read it: {reason}") from error
-    sideways = frames.shape[1] != video.context.height
-    return {index: fit.array(frame, sideways=sideways) for index, frame in zip(wanted, frames, strict=True)}
+    orientation = video.orientation()
+    if orientation.mirrored:  # decord's rotation is that of a display matrix, which flips bottom up then
+        frames = frames[:, :, ::-1] if orientation.sideways else frames[:, ::-1]
+    return {index: fit.array(frame, orientation) for index, frame in zip(wanted, frames, strict=True)}
 
 
 def _check_for_decord(content: bytes, video: _Video, frame_indices: Sequence[int]) -> None:

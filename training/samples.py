@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from clipmill.cropping import NO_MARGINS, Margins
 from training.batch import Batch
 from training.buckets import bucket_sizes, nearest_size
 from training.data_config import DataConfig
@@ -91,6 +92,7 @@ def read_sample(
             rng=rng,
             reader=config.reader,
             distinct=_distinct(metadata),
+            margins=_margins(metadata),
         )
         frames_TCHW, fps = video.frames_TCHW, video.fps
     return make_sample(fps=fps, picture="jpg" in members, frames_TCHW=torch.from_numpy(frames_TCHW))
@@ -200,6 +202,18 @@ def _are_indices(values: Any) -> bool:
         and values[0] >= 0
         and all(before < after for before, after in pairwise(values))
     )
+
+
+def _margins(metadata: Mapping[str, Any]) -> Margins:
+    """What is to be cut off each decoded frame: the bars of a remuxed clip. None in shards that do not say."""
+    shape = metadata.get("shape")
+    sides = shape.get("crop") if isinstance(shape, dict) else None
+    if sides is None:
+        return NO_MARGINS
+    if not isinstance(sides, list) or len(sides) != 4 or any(type(px) is not int or px < 0 for px in sides):
+        raise SampleError("bad_field", f"expected shape.crop as left, top, right, bottom in pixels, got {sides!r:.200}")
+    left, top, right, bottom = sides
+    return Margins(left=left, top=top, right=right, bottom=bottom)
 
 
 def _field(values: Any, name: str, kind: type[_T]) -> _T:

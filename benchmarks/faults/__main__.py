@@ -1,9 +1,11 @@
-"""Curate, select, shard and cache under faults, resumed until done: nothing lost, doubled or different from a calm run.
+"""Curate, select, shard and cache under injected faults, resumed until done, and compare with an undisturbed run.
 
-Run: python -m benchmarks.faults --seconds N [--kills K] [--seed S]. Faults: kill -9 of the driver, of a Ray worker, of
-a scanning child; connections to the store that are refused, broken, slow or answered with 503; a disk that is full
-(root only). The time between two kills is drawn around a fraction of what the phase takes when nothing happens.
-Rounds are repeated until so many seconds have passed and so many kills have been done; the last one is finished.
+    python -m benchmarks.faults --seconds N [--kills K] [--seed S]
+
+Nothing may be missing, duplicated or different. Faults: kill -9 of the driver, of a Ray worker, of a scanning child;
+refused, broken or slow connections to the store and HTTP 503; a full disk (root only). Times between kills are random,
+around a fraction of the phase's undisturbed duration. Rounds repeat until N seconds have passed and K kills are done;
+the last one is completed.
 """
 
 import argparse
@@ -26,14 +28,14 @@ from benchmarks.faults.processes import clear_up, kill, victims
 _MOST_ATTEMPTS, _ATTEMPT_S = 25, 600.0
 _VICTIM_S, _POLL_S = 5.0, 0.05
 _CALM_FROM = 12
-"""From this attempt at a phase on nothing is disturbed: the next one finishes it."""
+"""From this attempt at a phase on nothing is disturbed, so that it completes."""
 _KILLS_PER_RUN = {"curate": 8.0, "select": 0.5, "shard": 5.0, "cache": 5.0}
-"""As often as one happens, on average, in the time that the phase takes undisturbed."""
+"""Mean number of kills in the time that the phase takes undisturbed."""
 _VICTIMS = ("driver", "worker", "worker", "worker", "child", "child")
 
 
 class Session:
-    """Count the faults injected into the pipeline and their outcome."""
+    """Counts the injected faults and their outcome."""
 
     def __init__(self, pipeline: Pipeline, store: FaultyStore, disk: SmallDisk, seed: int) -> None:
         self.pipeline, self.store, self.disk = pipeline, store, disk
@@ -41,7 +43,7 @@ class Session:
         self.length_s: dict[str, float] = {}
 
     def calm(self) -> Contents:
-        """Run the pipeline once without a fault, and measure its phases."""
+        """Run the pipeline once without faults, and measure its phases."""
         out = self._empty()
         for phase in self.pipeline.phases(out):
             started_s = time.monotonic()
@@ -79,7 +81,7 @@ class Session:
             return self._attempt(phase, run, kills_per_s)
 
     def _attempt(self, phase: Phase, run: str, kills_per_s: float = 0.0) -> int:
-        """Run the command once, with kills at random moments; its exit code, negative for a killed driver."""
+        """Run the command once, with kills at random times; returns its exit code, negative for a killed driver."""
         log, deadline = self._log(phase), time.monotonic() + _ATTEMPT_S
         before_bytes = log.stat().st_size if log.exists() else 0
         process = self.pipeline.start(phase, run, log)
@@ -103,7 +105,7 @@ class Session:
         return code
 
     def _kill_one(self, driver: subprocess.Popen[bytes]) -> None:
-        """The driver, a worker or a child; waits a moment for one of that kind to be there."""
+        """Kill the driver, a worker or a child; waits briefly for one to exist."""
         wanted = self.rng.choice(_VICTIMS)
         deadline = time.monotonic() + _VICTIM_S
         pids = [driver.pid] if wanted == "driver" else []

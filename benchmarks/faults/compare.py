@@ -17,16 +17,16 @@ Contents = dict[str, list[tuple[str, str]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """Keys, led by their table."""
+    """Keys, prefixed by their table."""
 
     lost: tuple[str, ...]
     doubled: tuple[str, ...]
     different: tuple[str, ...]
-    """Other content, or a key that the calm run does not have."""
+    """Keys with different content, or absent from the undisturbed run."""
 
 
 def contents(dataset: Path, latents: Path) -> Contents:
-    """Sources, clips with all their scores, selected clips, shard samples and latents; without what times tell."""
+    """Sources, clips with all scores, selected clips, shard samples and latents, without timings."""
     content: Contents = {}
     with Dataset(str(dataset)).connect() as connection:
         for table, key in (("sources", "source_id"), ("clips", "clip_id")):
@@ -45,7 +45,7 @@ def contents(dataset: Path, latents: Path) -> Contents:
 
 
 def differences(calm: Contents, disturbed: Contents) -> Differences:
-    """How the disturbed run's contents differ from the calm one's."""
+    """Differences between an undisturbed and a disturbed run."""
     lost, doubled, different = [], [], []
     for table in calm.keys() | disturbed.keys():
         before, after = dict(calm.get(table, [])), dict(disturbed.get(table, []))

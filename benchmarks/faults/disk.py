@@ -10,7 +10,7 @@ _ROOMY_BYTES = 1 << 30
 
 
 class SmallDisk:
-    """A tmpfs at `folder`. Only root may mount one: elsewhere `can_fill` is False, and the folder is a plain one."""
+    """A tmpfs at `folder`. Mounting requires root; otherwise `can_fill` is False and the folder is an ordinary one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -21,7 +21,7 @@ class SmallDisk:
 
     @contextmanager
     def nearly_full(self, room_bytes: int) -> Iterator[None]:
-        """For the length of the block there is room for so many bytes more, in whole pages."""
+        """Within the block, leave room for this many more bytes, in whole pages."""
         stat = os.statvfs(self.folder)
         used = (stat.f_blocks - stat.f_bfree) * stat.f_frsize
         self._mount("-o", f"remount,size={used + room_bytes}")
@@ -31,7 +31,7 @@ class SmallDisk:
             self._mount("-o", f"remount,size={_ROOMY_BYTES}")
 
     def close(self) -> None:
-        """Unmount it, with what it holds."""
+        """Unmount it with its content."""
         if self.can_fill:
             subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
 

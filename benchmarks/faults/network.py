@@ -16,7 +16,7 @@ _FAULTS = ("refused", "unavailable", "broken", "slow")
 
 
 class FaultyStore:
-    """An S3 server; `endpoint` is the proxy before it. `share` of its connections have a fault, none at first."""
+    """An S3 server; `endpoint` is the proxy in front of it. `share` of the connections fail, none at first."""
 
     def __init__(self, seed: int) -> None:
         self._rng, self._lock = random.Random(seed), threading.Lock()
@@ -31,7 +31,7 @@ class FaultyStore:
 
     @contextmanager
     def faulty(self, share: float) -> Iterator[None]:
-        """For the length of the block, `share` of the connections have a fault."""
+        """Within the block, `share` of the connections fail."""
         self.share = share
         try:
             yield
@@ -50,7 +50,7 @@ class FaultyStore:
                 threading.Thread(target=self._forward, args=(client, self._draw()), daemon=True).start()
 
     def _draw(self) -> tuple[str, int]:
-        """A fault, or none, and the bytes of the answer after which a connection breaks."""
+        """A fault or None, and the number of response bytes after which a connection breaks."""
         with self._lock:
             fault = self._rng.choice(_FAULTS) if self._rng.random() < self.share else ""
             self.faults += bool(fault)

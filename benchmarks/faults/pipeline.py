@@ -24,7 +24,7 @@ _RULES = {"name": "all", "rules": {"motion": {"drop_lowest": "10%"}}}
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A command, and whether all that it should make is there."""
+    """A command, and a check of whether all its outputs exist."""
 
     name: str
     arguments: tuple[str, ...]
@@ -32,7 +32,7 @@ class Phase:
 
 
 class Pipeline:
-    """Inputs, models and settings in `work`, made once; what it makes goes to a folder that is given."""
+    """Inputs, models and settings in `work`, created once; outputs go to a given folder."""
 
     def __init__(self, work: Path, store: FaultyStore, *, sources: int = SOURCES) -> None:
         self.work, self._store, self._sources = work, store, sources
@@ -72,7 +72,7 @@ class Pipeline:
         ]
 
     def start(self, phase: Phase, run: str, log: Path) -> subprocess.Popen[bytes]:
-        """Start the command of a phase; what it prints is added to `log`."""
+        """Start the command of a phase; its output is appended to `log`."""
         environment = os.environ | self._credentials() | {MARK: run}
         with log.open("ab") as output:
             return subprocess.Popen(
@@ -91,7 +91,7 @@ class Pipeline:
         }  # fmt: skip
 
     def _write_inputs(self) -> None:
-        """The same files as before, where they are there; the store is another one in each process."""
+        """Reuse existing files; the store is a new one in each process."""
         stored = self.work / "stored"
         for i in range(self._sources):
             folder = (self._on_disk, stored)[i % 2]

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MARK = "CLIPMILL_FAULTS_RUN"
-"""Environment variable that tells all processes of a run."""
+"""Environment variable that identifies all processes of a run."""
 _LEFTOVERS_S, _POLL_S = 30.0, 0.2
 
 
 def kill(pid: int) -> bool:
-    """kill -9. False where the process has ended already."""
+    """kill -9. Returns False if the process has already ended."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -21,7 +21,7 @@ def kill(pid: int) -> bool:
 
 
 def victims(driver: int) -> list[tuple[int, str]]:
-    """(pid, "worker" or "child") of Ray's workers below a driver, and of the scanning children below those."""
+    """(pid, "worker" or "child") of Ray's workers below a driver, and of their scanning children."""
     parents, names = _tree()
     pids = []
     for pid in sorted(parents):
@@ -30,7 +30,7 @@ def victims(driver: int) -> list[tuple[int, str]]:
             continue
         if any(names.get(other, "").startswith("ray::") for other in above[: above.index(driver)]):
             pids.append((pid, "child"))
-        # Without its agents a node of Ray shuts down, by design; its own actors' names begin with an underscore.
+        # A Ray node shuts down without its agents, by design; names of Ray's own actors start with an underscore.
         elif (
             names[pid].startswith("ray::") and not names[pid].endswith("Agent") and not names[pid].startswith("ray::_")
         ):
@@ -39,7 +39,7 @@ def victims(driver: int) -> list[tuple[int, str]]:
 
 
 def clear_up(run: str) -> None:
-    """Wait for what a run has left behind, and kill what stays."""
+    """Wait for the processes left by a run, and kill those that remain."""
     deadline = time.monotonic() + _LEFTOVERS_S
     while left := _marked(run):
         if time.monotonic() > deadline:

@@ -1,7 +1,9 @@
-"""Thousands of damaged inputs, each through the command that reads it: none may end in a traceback, hang or run over.
+"""Run thousands of damaged inputs through the commands that read them: no traceback, no hang, no excessive memory.
 
-Run: python -m benchmarks.hostile [--count 5000] [--seed S] [--kind K]. Failures keep their inputs and what was printed
-under WORK/failures; --case N runs one of them again and shows what it prints. The same seed gives the same cases.
+    python -m benchmarks.hostile [--count 5000] [--seed S] [--kind K]
+
+Inputs and output of failures are kept under WORK/failures; --case N reruns one and prints its output. The same seed
+gives the same cases.
 """
 
 import argparse
@@ -72,7 +74,7 @@ def _report(verdicts: list[runner.Verdict], seed: int) -> None:
 
 
 def _import_everything() -> None:
-    """What the commands import as they run: paid once, before the forks."""
+    """Import everything that commands import when they run, once before forking."""
     import cv2
     import duckdb  # noqa: F401
     import open_clip  # noqa: F401

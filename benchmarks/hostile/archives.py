@@ -27,7 +27,7 @@ _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL",
 
 
 def mutate_tar(rng: Rng, content: bytes) -> bytes:
-    """Damage members, or the headers that say where they are."""
+    """Damage members, or the headers with their offsets."""
     try:
         with tarfile.open(fileobj=io.BytesIO(content)) as tar:
             members = [(member, tar.extractfile(member).read()) for member in tar if member.isreg()]  # type: ignore[union-attr]
@@ -57,7 +57,7 @@ def mutate_tar(rng: Rng, content: bytes) -> bytes:
 
 
 def mutate_safetensors(rng: Rng, content: bytes) -> bytes:
-    """Damage the header, of whose length the file still tells the truth or not, or the numbers."""
+    """Damage the header, with or without adjusting its length, or the tensor data."""
     try:
         size = int.from_bytes(content[:8], "little")
         header: dict[str, Any] = json.loads(content[8 : 8 + size])
@@ -89,7 +89,7 @@ def mutate_safetensors(rng: Rng, content: bytes) -> bytes:
 
 
 def mutate_zip(rng: Rng, content: bytes) -> bytes:
-    """Damage one member of a zip, double it, leave it out, or store it compressed."""
+    """Damage, duplicate, remove or compress one member of a zip."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = [(info.filename, archive.read(info)) for info in archive.infolist()]
@@ -114,7 +114,7 @@ def mutate_zip(rng: Rng, content: bytes) -> bytes:
 
 
 def _plain_name(name: str) -> str:
-    """`KEY.latent.safetensors` and `KEY.mp4` by their last part; pictures are damaged as bytes."""
+    """Last part of `KEY.latent.safetensors` and `KEY.mp4`; images are damaged as bytes."""
     return name.rpartition("/")[2]
 
 
@@ -125,7 +125,7 @@ def _renamed(member: tarfile.TarInfo, name: str) -> tarfile.TarInfo:
 
 
 def _write_tar(rng: Rng, members: list[tuple[tarfile.TarInfo, bytes]]) -> bytes | None:
-    """None where Python itself cannot write such a tar."""
+    """None if Python cannot write such a tar."""
     written = io.BytesIO()
     try:
         kind = rng.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
@@ -139,7 +139,7 @@ def _write_tar(rng: Rng, members: list[tuple[tarfile.TarInfo, bytes]]) -> bytes 
 
 
 def _damage_header(rng: Rng, content: bytes) -> bytes:
-    """Change a field of one header; the checksum is made right again, mostly."""
+    """Change a field of one header and, usually, correct the checksum."""
     starts = [i for i in range(0, len(content) - _BLOCK + 1, _BLOCK) if content[i + 257 : i + 262] == b"ustar"]
     if not starts:
         return mutate_bytes(rng, content)

@@ -7,7 +7,7 @@ from benchmarks.hostile.mutate import Rng, edge, mutate_bytes
 
 _PARENTS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"dinf", b"udta", b"mvex", b"moof", b"traf"}
 _DESCRIPTIONS = {b"stsd": 8, b"meta": 4, b"dref": 8}
-"""Parents that have so many bytes of their own before their children."""
+"""Parent boxes with this many bytes of their own before their children."""
 _BOX_TYPES = (
     b"free",
     b"mdat",
@@ -41,7 +41,7 @@ _MASTERS = {
 
 @dataclass(frozen=True)
 class _Node:
-    """A box or element: where it starts, where its content starts, where it ends; bytes of its size field."""
+    """A box or element: offsets of its start, content and end, and the width of its size field."""
 
     start: int
     content: int
@@ -100,7 +100,7 @@ def _box_size(rng: Rng, width: int) -> bytes:
 
 
 def _element_size(rng: Rng, width: int) -> bytes:
-    """Of the same width, so that what follows stays in place; all ones mean that the size is not known."""
+    """Encode with the same width, so that later offsets stay valid; all ones mean unknown size."""
     value = edge(rng) % (1 << 7 * width)
     return (value | 1 << 7 * width).to_bytes(width, "big")
 

@@ -11,11 +11,12 @@ from benchmarks.hostile.mutate import mutate_bytes, mutated
 from benchmarks.hostile.originals import settings
 
 Command = Sequence[str] | Callable[[Path, Path], int]
-"""Arguments of `clipmill`, with {case} and {originals} filled in; or a function of the two that gives an exit code."""
+"""Arguments of `clipmill`, with {case} and {originals} filled in, or a function of the two that returns an exit code.
+"""
 
 _STEP = ("--stage", "tiny-image-to-video", "--init", "{originals}/model", *settings())
 _NOWHERE = ("--address", "127.0.0.1:1")
-"""What would need a cluster after all is refused at once."""
+"""An address that refuses connections at once, for commands that would need a cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +26,15 @@ class Kind:
     original: str
     """Folder of the originals that a case copies."""
     needs: tuple[str, ...] = ()
-    """Other folders of the originals that the commands name."""
+    """Other folders of originals that the commands use."""
     commands: tuple[Command, ...]
     """One of them is drawn for each case."""
     share: int
-    """Of a hundred cases."""
+    """Number of cases in a hundred."""
     victims: str = "**/*"
     """Pattern of the files that may be damaged."""
     group: int = 1
-    """Cases that one call of the command reads together."""
+    """Number of cases that one call of the command reads together."""
 
 
 KINDS: dict[str, Kind] = {
@@ -123,12 +124,12 @@ KINDS: dict[str, Kind] = {
 
 
 def kind_of(case: int) -> str:
-    """The kind of a case: by its number alone, so that every hundred cases hold every kind by its share."""
+    """Kind of a case, a function of its number: every hundred cases contain each kind by its share."""
     return _ORDER[case % len(_ORDER)]
 
 
 def make_case(case: int, seed: int, originals: Path, folder: Path) -> str:
-    """Write the damaged input of a case into `folder`, and say which file was damaged."""
+    """Write the damaged input of a case into `folder`; returns the damaged file."""
     kind, rng = KINDS[kind_of(case)], random.Random(f"{seed}/{case}")
     original = originals / kind.original
     victims = sorted(path for path in original.glob(kind.victims) if path.is_file())
@@ -151,7 +152,7 @@ def make_case(case: int, seed: int, originals: Path, folder: Path) -> str:
 
 
 def command_of(case: int, seed: int) -> Command:
-    """The command of a case, places not yet filled in."""
+    """The command of a case, without placeholders filled in."""
     return random.Random(f"{seed}/{case}/command").choice(KINDS[kind_of(case)].commands)
 
 

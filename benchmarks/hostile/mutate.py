@@ -29,7 +29,7 @@ _SCALARS: tuple[Any, ...] = (
 
 
 def mutated(rng: Rng, name: str, content: bytes) -> bytes:
-    """`content` of a file called `name`, damaged: mostly in ways that its format suggests, else as plain bytes."""
+    """Damaged content of a file called `name`: usually specific to its format, otherwise as plain bytes."""
     from benchmarks.hostile import archives, containers, tables
 
     mutators: dict[str, Mutator] = {
@@ -55,7 +55,7 @@ def mutated(rng: Rng, name: str, content: bytes) -> bytes:
 
 
 def mutate_bytes(rng: Rng, content: bytes) -> bytes:
-    """One to four of: flip bits, overwrite, cut, insert, repeat, swap stretches, set a length field."""
+    """One to four of: flip bits, overwrite, cut, insert, repeat, swap ranges, set a length field."""
     steps = (_flip, _flip, _overwrite, _cut, _truncate, _insert, _repeat, _splice, _set_length, _set_length)
     for _ in range(rng.choice((1, 1, 2, 4))):
         content = rng.choice(steps)(rng, content)
@@ -63,17 +63,17 @@ def mutate_bytes(rng: Rng, content: bytes) -> bytes:
 
 
 def edge(rng: Rng) -> int:
-    """A number at the border of what a field can hold, or near one."""
+    """A number at or near the limit of a field."""
     return max(0, rng.choice(_EDGES) + rng.choice((0, 0, -1, 1)))
 
 
 def odd_name(rng: Rng) -> str:
-    """A text that breaks what takes it for a name, a path, an address or SQL."""
+    """A text that breaks code that uses it as a name, a path, an address or SQL."""
     return rng.choice(_NAMES)
 
 
 def odd_value(rng: Rng) -> Any:
-    """Any JSON value that is unlikely to be the right one."""
+    """Any JSON value that is unlikely to be valid."""
     if rng.random() < 0.4:
         return odd_name(rng)
     if rng.random() < 0.05:
@@ -85,7 +85,7 @@ def odd_value(rng: Rng) -> Any:
 
 
 def mutate_tree(rng: Rng, tree: Any) -> Any:
-    """Replace, remove, rename, add or swap nodes of nested dictionaries and lists, which are changed in place."""
+    """Replace, remove, rename, add or swap nodes of nested dictionaries and lists, in place."""
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         nodes = list(_nodes(tree))
         if not nodes or rng.random() < 0.02:
@@ -107,7 +107,7 @@ def mutate_tree(rng: Rng, tree: Any) -> Any:
 
 
 def mutate_json(rng: Rng, content: bytes) -> bytes:
-    """A damaged tree, written as JSON that a strict reader may or may not take; or damaged text."""
+    """A damaged tree, written as JSON that a strict reader may reject, or damaged text."""
     if rng.random() < 0.25:
         return mutate_text(rng, content)
     try:
@@ -123,7 +123,7 @@ def mutate_json(rng: Rng, content: bytes) -> bytes:
 
 
 def mutate_yaml(rng: Rng, content: bytes) -> bytes:
-    """A damaged tree as YAML, or YAML with tags, anchors and nesting that a configuration has no use for."""
+    """A damaged tree as YAML, or YAML with tags, anchors and nesting that no configuration needs."""
     choice = rng.random()
     if choice < 0.2:
         return mutate_text(rng, content)
@@ -136,7 +136,7 @@ def mutate_yaml(rng: Rng, content: bytes) -> bytes:
 
 
 def mutate_text(rng: Rng, content: bytes) -> bytes:
-    """Lines doubled, dropped, shuffled, replaced by odd texts; or another encoding; or plain damage."""
+    """Duplicate, drop, shuffle or replace lines; or another encoding; or plain damage."""
     if rng.random() < 0.3:
         return mutate_bytes(rng, content)
     lines = content.decode("utf-8", "replace").split("\n")
@@ -160,7 +160,7 @@ def _encoded(rng: Rng, text: str) -> bytes:
 
 
 def _nodes(tree: Any) -> Any:
-    """(owner, key) of every node below `tree`; by a stack, because trees may be deeper than Python's."""
+    """(owner, key) of every node below `tree`; iterative, since trees may exceed Python's recursion limit."""
     waiting = [tree]
     while waiting:
         owner = waiting.pop()

@@ -1,4 +1,4 @@
-"""Reader functions for kinds that are not covered by exactly one command; they return an exit code.
+"""Readers for kinds of input that are not covered by one command; they return an exit code.
 
 Ray is not started for each case: the functions that run in its workers are called directly.
 """
@@ -17,9 +17,9 @@ REJECTED = 2
 _FAILED = 1
 _TRIES = 3
 _SAMPLES = 13
-"""In the shards of the originals."""
+"""Number of samples in the original shards."""
 UNEXPECTED = re.compile(r"unexpected \w+ in \S+\.py:\d|Traceback \(most recent call last\)|it has no row$")
-"""How an exception that nobody expected is told, in a row of a table or on stderr."""
+"""Text of an unexpected exception in a row of a table or on stderr."""
 
 
 def curate_all(case: Path, originals: Path) -> int:
@@ -56,7 +56,7 @@ def curate_all(case: Path, originals: Path) -> int:
 
 
 def read_lists(case: Path, originals: Path) -> int:
-    """Every list of the folder, as `curate` reads it in the driver."""
+    """Read every list in the folder, as `curate` does in the driver."""
     from curation.inputs.sources import list_sources
 
     codes = [REJECTED if source.error else 0 for path in sorted(case.iterdir()) for source in list_sources([str(path)])]
@@ -64,19 +64,19 @@ def read_lists(case: Path, originals: Path) -> int:
 
 
 def select_by_rules(case: Path, originals: Path) -> int:
-    """A selection by damaged rules, in a dataset of the case's own."""
+    """Select by damaged rules, in a copy of the dataset."""
     dataset = case / "dataset"
     shutil.copytree(originals / "dataset", dataset)
     return clipmill("select", dataset, "--config", case / "rules.yaml", "--allow-missing")
 
 
 def load_batches(case: Path, originals: Path) -> int:
-    """An epoch of the trainer's loader, from clips or latents; prints what was left out."""
+    """Read an epoch of clips or latents with the trainer's loader; prints skipped samples."""
     return _load(case, "tiny-image-to-video", SETTINGS)
 
 
 def load_pictures(case: Path, originals: Path) -> int:
-    """An epoch of pictures."""
+    """Read an epoch of images."""
     changes = {**SETTINGS, "model": {}, "data": {**SETTINGS["data"], "frames": 1}}
     return _load(case, "tiny-image", changes)
 
@@ -98,7 +98,7 @@ def _load(case: Path, preset: str, changes: dict[str, Any]) -> int:
 
 
 class _Warnings(logging.Handler):
-    """Keeps what is said of samples and shards that were left out."""
+    """Collects warnings about skipped samples and shards."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class _Warnings(logging.Handler):
 
 
 def cache_latents(case: Path, originals: Path) -> int:
-    """Latents of every shard, as the Ray task computes them."""
+    """Cache the latents of every shard, as the Ray task does."""
     from training.cache_latents import cache_shard
     from training.init_model import init_model
     from training.shard_index import index_shards
@@ -128,7 +128,7 @@ def cache_latents(case: Path, originals: Path) -> int:
 
 
 def load_clip(case: Path, originals: Path) -> int:
-    """CLIP model and aesthetic head, as `curate` checks them before a run and workers load them."""
+    """Load the CLIP model and the aesthetic head, as `curate` checks them before a run and workers load them."""
     from pipelines.config import CurateConfig
     from pipelines.model_specs import asked_models, load_models
 
@@ -139,7 +139,7 @@ def load_clip(case: Path, originals: Path) -> int:
 
 
 def load_coca(case: Path, originals: Path) -> int:
-    """The captioner CoCa, as workers load it."""
+    """Load the captioner CoCa, as workers do."""
     from pipelines.config import CurateConfig
     from pipelines.model_specs import asked_models, load_models
 

@@ -24,19 +24,19 @@ from benchmarks.hostile.readers import UNEXPECTED
 OUTCOMES = ("ok", "rejected", "traceback", "hang", "over")
 _TRACEBACK_EXIT, _POLL_S = 70, 0.02
 _FACTOR_OVER = 4
-"""So many times the limit on memory stops a case that allocates faster than it is watched."""
+"""Multiple of the memory limit at which the kernel stops a case that allocates faster than it is polled."""
 _GROUP_FACTOR = 4
-"""A group of cases may take so many times as long as one case."""
+"""A group of cases may take this many times as long as one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Of one case."""
+    """Limits for one case."""
 
     cpu_s: float = 60.0
     wall_s: float = 180.0
     memory_bytes: int = 1 << 30
-    """Beyond what the process had when it was forked; pages of libraries that it touches for the first time count."""
+    """In addition to what the process had when it was forked; library pages it touches first count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Verdict:
 
 
 def run_cases(cases: Sequence[int], seed: int, originals: Path, work: Path, limits: Limits) -> Iterator[Verdict]:
-    """Run cases in order; those of one kind that are read together wait for each other. Failures keep their folder."""
+    """Run cases in order; those of one kind that are read together are grouped. Failures keep their folder."""
     waiting: dict[str, list[int]] = {}
     for case in cases:
         group = waiting.setdefault(kind_of(case), [])
@@ -63,7 +63,7 @@ def run_cases(cases: Sequence[int], seed: int, originals: Path, work: Path, limi
 
 
 def _run(group: list[int], seed: int, originals: Path, work: Path, limits: Limits) -> Iterator[Verdict]:
-    """Verdicts on cases that are read together; a group that fails is halved until the case is found."""
+    """Verdicts on cases that are read together; a failing group is bisected to find the case."""
     kind, folder = kind_of(group[0]), work / "cases" / f"{group[0]:06d}"
     logs, grouped = folder.with_name(f"{folder.name}-logs"), KINDS[kind].group > 1
     folders = (folder, logs, folder.with_name(f"{folder.name}-dataset"))
@@ -97,7 +97,7 @@ def _put_away(folders: Sequence[Path], failures: Path, *, keep: bool) -> None:
 
 
 def _read(command: Command, case: Path, originals: Path) -> int:
-    """Exit code of the command, as the shell would see it."""
+    """Run the command; returns its exit code, as a shell would report it."""
     if callable(command):
         from clipmill.errors import SourceError, UserError
 
@@ -110,7 +110,7 @@ def _read(command: Command, case: Path, originals: Path) -> int:
 
 
 def _forked(read: Callable[[], int], logs: Path, limits: Limits, *, grouped: bool) -> tuple[str, str]:
-    """(outcome, detail) of `read` in a child process."""
+    """Run `read` in a child process; returns (outcome, detail)."""
     sys.stdout.flush()
     factor = _GROUP_FACTOR if grouped else 1
     receiver, sender = os.pipe()
@@ -190,7 +190,7 @@ def _cpu_s(pid: int) -> float:
 
 
 def _reasons(printed: Path) -> dict[str, str]:
-    """Case -> why it was rejected, from the lines of JSON that a group prints."""
+    """Case -> reason for its rejection, from the JSON lines that a group prints."""
     rows = (json.loads(line) for line in printed.read_text().splitlines() if line.startswith('{"case"'))
     return {row["case"]: row["reason"] for row in rows}
 

@@ -38,7 +38,7 @@ def mutate_csv(rng: Rng, content: bytes) -> bytes:
 
 
 def mutate_parquet(rng: Rng, content: bytes) -> bytes:
-    """Columns dropped, doubled, renamed, retyped, emptied, filled with odd values; or a damaged footer."""
+    """Columns dropped, duplicated, renamed, retyped, emptied, or filled with odd values; or a damaged footer."""
     action = rng.random()
     if action < 0.25:
         footer = int.from_bytes(content[-8:-4], "little") + 8

@@ -47,6 +47,11 @@ _TIMESTAMPS = column(
     "of order or of another recording joined to the first",
 )
 
+_INTERLACED = (
+    "as seen in the frames: progressive, tff or bff (interlaced, top or bottom field first), telecine_tff or "
+    "telecine_bff (film in interlaced video)"
+)
+
 SOURCES = pa.schema(
     [
         column("source_id", pa.string(), "16 hex digits: hash of uri, size and version"),
@@ -80,6 +85,7 @@ SOURCES = pa.schema(
             unit="nits",
         ),
         column("bit_depth", pa.int32(), "bits per component of the decoded frames", unit="bits"),
+        column("interlaced", pa.string(), _INTERLACED),
         column("width", pa.int32(), "displayed width: rotation and pixel aspect applied", unit="px"),
         column("height", pa.int32(), "displayed height: rotation and pixel aspect applied", unit="px"),
         column("rotation", pa.int32(), "clockwise rotation that makes a decoded frame upright", unit="degrees"),
@@ -173,9 +179,14 @@ CLIPS = pa.schema(
             pa.list_(pa.int32()),
             "indices in the clip of the frames that show a new picture; null if all do",
         ),
-        column("width", pa.int32(), "displayed width: rotation and pixel aspect applied", unit="px"),
-        column("height", pa.int32(), "displayed height: rotation and pixel aspect applied", unit="px"),
+        column("width", pa.int32(), "displayed width: rotation and pixel aspect applied, without bars", unit="px"),
+        column("height", pa.int32(), "displayed height: rotation and pixel aspect applied, without bars", unit="px"),
+        column("crop_left", pa.int32(), "width of the bar at the left of the displayed frame, 0 if none", unit="px"),
+        column("crop_top", pa.int32(), "height of the bar at its top", unit="px"),
+        column("crop_right", pa.int32(), "width of the bar at its right", unit="px"),
+        column("crop_bottom", pa.int32(), "height of the bar at its bottom", unit="px"),
         column("codec", pa.string(), "FFmpeg's name of the source's video codec"),
+        column("interlaced", pa.string(), f"{_INTERLACED}; all but progressive is deinterlaced and transcoded"),
         column(
             "captions",
             pa.list_(_CAPTION),

@@ -151,11 +151,12 @@ class Dataset:
         return forgotten
 
     def statuses(self) -> dict[str, str]:
-        """source_id -> "ok" or "rejected" of all sources that a rerun can skip: committed, clips present."""
+        """source_id -> "ok", or the error kind of a rejected source: of all that are committed, with their clips."""
         status_of: dict[str, str] = {}
         for part in self.parts("clips"):
-            table = self.read_part("sources", part, ["source_id", "status"])
-            status_of |= zip(table["source_id"].to_pylist(), table["status"].to_pylist(), strict=True)
+            table = self.read_part("sources", part, ["source_id", "status", "error_kind"])
+            kinds = pc.coalesce(table["error_kind"], table["status"])
+            status_of |= zip(table["source_id"].to_pylist(), kinds.to_pylist(), strict=True)
         return status_of
 
     def score_names(self) -> list[str]:

@@ -3,26 +3,29 @@
 Each caption records its source, so that training can sample sources with its own probabilities.
 """
 
-import codecs
-import errno
-import json
 import math
-import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 
 from clipmill.addresses import redacted, without_credentials
 from clipmill.config import unknown_name
-from clipmill.errors import UserError, raise_if_stopped
-from clipmill.storage import is_local, open_regular, path_of, read_limited, reason_of
-from curation.inputs.stats import Source, locate
+from clipmill.errors import RunStopped, UserError
+from curation.inputs.sidecars import beside, read_sidecar
+from curation.inputs.source_metadata import (
+    METADATA_NAMES,
+    json_object,
+    kind_of,
+    metadata_of_info,
+    metadata_of_json,
+    title_of_info,
+)
+from curation.inputs.stats import Source
 
 MAX_CHARS = 20_000
 """Maximum length of a caption. Every clip of a video carries the captions of the whole video."""
@@ -31,9 +34,7 @@ MAX_CLIP_BYTES = 64 << 10
 """Maximum bytes of all captions of a clip. DuckDB reads 2,048 rows at a time with all their captions."""
 MAX_SOURCE_BYTES = 16 << 20
 """Maximum bytes of all captions of a source, counted once per clip that has them."""
-_MAX_SIDECAR_BYTES = 4 << 20
 _NO_ROOM = "captions dropped: the text exceeds the limit for the clips of one video; shorten its captions"
-_TOO_LARGE = f"more than {_MAX_SIDECAR_BYTES >> 20} MiB; expected captions only"
 _MAX_ENTRIES = 10_000
 _MIN_COVER = 0.5
 
@@ -83,7 +84,7 @@ class Caption:
     """One caption of a clip. A failed caption has no text but an error."""
 
     source: str
-    """Origin: list, sidecar, metadata, or the captioner's name (coca, video, merged)."""
+    """Origin: list, sidecar, title, metadata, or the captioner's name (coca, video, merged)."""
     text: str | None = None
     error_kind: CaptionError | None = None
     error: str | None = None
@@ -107,21 +108,42 @@ class TimedCaption:
     end_s: float | None = None
 
 
-def read_captions(source: Source, metadata: Mapping[str, str]) -> list[TimedCaption]:
-    """Every caption supplied with `source`: from its list, the sidecars NAME.json and NAME.txt, and its container's
-    tags.
+@dataclass(frozen=True, kw_only=True)
+class Supplied:
+    """What came with a video."""
 
-    `metadata` holds the container's tags. Unreadable captions become captions with an error; empty ones are skipped.
-    Costs one request per sidecar name. Only raises RunStopped, if this machine is out of resources.
+    captions: list[TimedCaption]
+    metadata: dict[str, str]
 
-    A store that hides unlisted files responds "forbidden" for a missing file, so outside the local disk a forbidden
-    sidecar counts as missing.
+
+def read_supplied(source: Source, tags: Mapping[str, str]) -> Supplied:
+    """Every caption and all metadata supplied with `source`: from its list, the sidecars NAME.json, NAME.txt and
+    NAME.info.json (of yt-dlp), and its container's tags.
+
+    Unreadable captions become captions with an error; empty ones are skipped. Of several values for the same metadata,
+    the first in this order is kept. Costs one request per sidecar name. Only raises RunStopped, if this machine is out
+    of resources.
     """
     captions = [TimedCaption(caption=c) for text in source.captions for c in _captions("list", text)]
-    captions += _from_sidecar(source, ".json", _parse_json)
-    captions += _from_sidecar(source, ".txt", _parse_text)
-    captions += [TimedCaption(caption=c) for c in _from_metadata(source.uri, metadata)]
-    return list(dict.fromkeys(captions))
+    metadata: dict[str, str] = {}
+    for suffix, parse, describe in (
+        (".json", _parse_json, metadata_of_json),
+        (".txt", _parse_text, None),
+        (".info.json", _parse_info, metadata_of_info),
+    ):
+        try:
+            text = read_sidecar(source, suffix)
+            if text is not None:
+                captions += parse(text)
+                metadata = (describe(text) if describe else {}) | metadata
+        except RunStopped:
+            raise
+        except UserError as error:
+            name = posixpath.basename(without_credentials(beside(source.location, suffix)))
+            failed = Caption.failed("sidecar", str(clean(f"{name}: {redacted(str(error))}")))
+            captions.append(TimedCaption(caption=failed))
+    captions += [TimedCaption(caption=c) for c in _from_metadata(source.uri, tags)]
+    return Supplied(captions=list(dict.fromkeys(captions)), metadata=metadata | dict(source.metadata))
 
 
 def captions_of_clips(captions: Sequence[TimedCaption], clips_s: Sequence[tuple[float, float]]) -> list[list[Caption]]:
@@ -203,95 +225,6 @@ def _captions(source: str, text: str) -> Iterator[Caption]:
         yield Caption(source=source, text=line)
 
 
-def _from_sidecar(source: Source, suffix: str, parse: Callable[[str], Iterator[TimedCaption]]) -> list[TimedCaption]:
-    address = _beside(source.location, suffix)
-    try:
-        content = _read(address, source.root)
-        return [] if content is None else list(parse(_decode(content)))
-    except MemoryError:
-        raise
-    except Exception as error:  # untrusted bytes, and whatever client a store has: a caption is not worth a source
-        raise_if_stopped(error)
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        name = posixpath.basename(without_credentials(address))
-        return [TimedCaption(caption=Caption.failed("sidecar", str(clean(f"{name}: {redacted(reason)}"))))]
-
-
-def _beside(address: str, suffix: str) -> str:
-    """The address with another suffix; a web address keeps its query."""
-    if not address.startswith(("http://", "https://")):
-        return posixpath.splitext(address)[0] + suffix
-    address, mark, query = address.partition("#")[0].partition("?")
-    return posixpath.splitext(address)[0] + suffix + mark + query
-
-
-def _read(address: str, root: str) -> bytes | None:
-    """The content; None if the file does not exist. One request on an object store."""
-    fs, path = locate(address)
-    try:
-        if is_local(fs):
-            return _read_local(path, root)
-        return read_limited(fs, path, max_bytes=_MAX_SIDECAR_BYTES)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # .json is longer than .mp4
-            return None
-        raise UserError(reason_of(error)) from error
-    except UserError as error:
-        if not is_local(fs) and _says_nothing_is_there(error.__cause__):
-            return None
-        raise
-
-
-def _read_local(path: str, root: str) -> bytes:
-    """The content of a sidecar. A link must resolve below the input's folder, the video's folder, or their content
-    store."""
-    with open_regular(path) as file:
-        real_path, folder = path_of(file.fileno(), path), posixpath.dirname(path)
-        if not any(real_path.startswith(f"{place.rstrip('/')}/") for place in _allowed(folder, root or folder)):
-            raise UserError(f"link to a file outside {root or folder}; captions are only read from inside")
-        size_bytes = os.fstat(file.fileno()).st_size
-        if size_bytes > _MAX_SIDECAR_BYTES:
-            raise UserError(_TOO_LARGE)
-        return file.read(size_bytes)  # no more: a file that grows under us is not a caption
-
-
-@lru_cache(maxsize=1024)
-def _allowed(folder: str, root: str) -> tuple[str, ...]:
-    """Folders that may contain a sidecar once links are resolved: git-annex, DVC and Hugging Face use content
-    stores."""
-    folders = [os.path.realpath(folder), os.path.realpath(root)]
-    for above in _ancestors(folders[1]):
-        folders += [f"{above}/.git/annex/objects", f"{above}/.dvc/cache"]
-        folders += [f"{above}/blobs"] if os.path.isdir(f"{above}/snapshots") else []
-    return tuple(folders)
-
-
-def _ancestors(path: str) -> Iterator[str]:
-    """`path` and every folder above it."""
-    yield path
-    while path != (path := posixpath.dirname(path)):
-        yield path
-
-
-def _says_nothing_is_there(error: BaseException | None) -> bool:
-    forbidden, range_not_satisfiable = 403, 416  # the latter: the file is empty
-    status = getattr(error, "status", None)
-    empty = "InvalidRange" in str(error) or "not satisfiable" in str(error)
-    return isinstance(error, PermissionError) or status in (forbidden, range_not_satisfiable) or empty
-
-
-def _decode(content: bytes) -> str:
-    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"not {error.encoding.upper()} at byte {error.start:,} ({error.reason}); save it as UTF-8"
-        ) from error
-
-
 def _parse_text(text: str) -> Iterator[TimedCaption]:
     """The whole file is one caption, regardless of line breaks."""
     for caption in _captions("sidecar", text):
@@ -302,15 +235,13 @@ def _parse_json(text: str) -> Iterator[TimedCaption]:
     if not clean(text):
         return
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"invalid JSON ({error}); {_JSON_FORMS}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"got {_kind(content)}; {_JSON_FORMS}")
+        content = json_object(text)
+    except UserError as error:
+        raise UserError(f"{error}; {_JSON_FORMS}") from error
     entries = content.get("captions")
     if not isinstance(entries, list | None):
-        raise UserError(f'"captions" is {_kind(entries)}; {_JSON_FORMS}')
-    if entries is None and not any(key in content for key in _TEXT_KEYS):
+        raise UserError(f'"captions" is {kind_of(entries)}; {_JSON_FORMS}')
+    if entries is None and not any(key in content for key in (*_TEXT_KEYS, *METADATA_NAMES)):
         raise UserError(f"none of the keys captions, {', '.join(_TEXT_KEYS)} found; {_JSON_FORMS}")
     single_keys = _TEXT_KEYS if entries is None else _TEXT_KEYS[:1]
     single = [content[key] for key in single_keys if content.get(key)][:1]
@@ -324,17 +255,23 @@ def _parse_json(text: str) -> Iterator[TimedCaption]:
             yield TimedCaption(caption=Caption.failed("sidecar", str(clean(f"caption {number}: {error}"))))
 
 
+def _parse_info(text: str) -> Iterator[TimedCaption]:
+    """The title, which its uploader wrote: less reliable than a caption, and a source of its own."""
+    for caption in _captions("title", title_of_info(text) or ""):
+        yield TimedCaption(caption=caption)
+
+
 def _parse_entry(entry: Any) -> Iterator[TimedCaption]:
     entry = {"text": entry} if isinstance(entry, str) else entry
     if not isinstance(entry, dict):
-        raise UserError(f"got {_kind(entry)}; {_JSON_FORMS}")
+        raise UserError(f"got {kind_of(entry)}; {_JSON_FORMS}")
     for key in entry:
         if key not in _ENTRY_KEYS:
             raise UserError(unknown_name("key", key[:100], _ENTRY_KEYS))
     text, source = entry.get("text"), entry.get("source")
     source = "sidecar" if source is None else source
     if not isinstance(text, str | None):
-        raise UserError(f'"text" is {_kind(text)}, expected text')
+        raise UserError(f'"text" is {kind_of(text)}, expected text')
     if not isinstance(source, str) or not _SOURCE_NAME.fullmatch(source):
         raise UserError('expected "source" to be up to 64 letters, digits, - and _')
     start_s, end_s = _seconds(entry, "start_s"), _seconds(entry, "end_s")
@@ -353,11 +290,6 @@ def _seconds(entry: Mapping[str, Any], key: str) -> float | None:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e9 and math.isfinite(value):
         return float(value)
     raise UserError(f'"{key}" is {str(value)[:40]!r}, expected seconds, 0 or more')
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
 
 
 def _from_metadata(uri: str, metadata: Mapping[str, str]) -> Iterator[Caption]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from clipmill.errors import SourceError, UserError, raise_if_stopped
-from clipmill.storage import check_not_of_kernel, reason_of
+from clipmill.local_files import check_not_of_kernel
+from clipmill.storage import reason_of
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts"),

@@ -63,16 +63,8 @@ def columns_of(names: tuple[str, ...]) -> Columns | None:
         return None
     caption = _first(CAPTION_NAMES, plain)
     others = [i for i in range(len(names)) if i not in (address, caption)]
-    metadata: dict[int, str] = {}
-    taken: set[str] = set()
-    for i in others[:MAX_METADATA_NAMES]:
-        metadata[i] = _free(metadata_name(names[i]) or f"column_{i + 1}", taken)
-        taken.add(metadata[i])
-    for i, name in metadata.items():
-        canonical = _CANONICAL.get(_plain(name))
-        if canonical and canonical not in taken:
-            metadata[i] = canonical
-            taken.add(canonical)
+    kept = others[:MAX_METADATA_NAMES]
+    metadata = dict(zip(kept, metadata_names([names[i] or f"column_{i + 1}" for i in kept]), strict=True))
     left_out = tuple(names[i] for i in others[MAX_METADATA_NAMES:])
     return Columns(address=address, caption=caption, metadata=metadata, left_out=left_out)
 
@@ -99,6 +91,21 @@ def looks_like_address(cell: str) -> bool:
 def metadata_name(name: str) -> str:
     """A column's name as that of metadata: in lower case, other characters than letters and digits as underscores."""
     return re.sub(r"\W+", "_", name.strip().lstrip("\ufeff").lower()).strip("_")[:_MAX_NAME_CHARS]
+
+
+def metadata_names(names: Sequence[str]) -> list[str]:
+    """A distinct name for each of these, in one spelling."""
+    taken: set[str] = set()
+    spelled = []
+    for i, name in enumerate(names):
+        spelled.append(_free(metadata_name(name) or f"column_{i + 1}", taken))
+        taken.add(spelled[-1])
+    for i, name in enumerate(spelled):
+        canonical = _CANONICAL.get(_plain(name))
+        if canonical and canonical not in taken:
+            spelled[i] = canonical
+            taken.add(canonical)
+    return spelled
 
 
 def captions_in(value: Any) -> Iterator[str]:

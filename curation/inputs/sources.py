@@ -7,21 +7,20 @@ deadline, and unresponsive hosts are skipped after a few attempts.
 import difflib
 import os
 import posixpath
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
-from urllib.parse import urljoin
 
 import fsspec
 
-from clipmill.addresses import redacted, without_credentials
-from clipmill.errors import SourceError, UserError, raise_if_stopped
-from clipmill.storage import address, call, explained, filesystem, is_local, reason_of, shown, within
+from clipmill.addresses import without_credentials
+from clipmill.archives import archive_kind
+from clipmill.config import Config
+from clipmill.errors import SourceError, UserError
+from clipmill.storage import address, archive_filesystem, call, explained, is_local, shown, within
 from curation.inputs.folders import (
     FOLDER_NOT_FILE,
     SIDECAR_SUFFIXES,
@@ -33,21 +32,25 @@ from curation.inputs.folders import (
     walk_folder,
     without_videos,
 )
-from curation.inputs.list_text import WESTERN
-from curation.inputs.lists import LIST_SUFFIXES, OTHER_TABLES, Reading, Row, is_list_name, read_rows
+from curation.inputs.listed import listed
+from curation.inputs.lists import LIST_SUFFIXES, OTHER_TABLES, Reading, is_list_name
 from curation.inputs.stats import Candidate, Patience, Source, locate, open_source, stat_candidate, stat_source
 
 __all__ = ["LIST_SUFFIXES", "VIDEO_SUFFIXES", "Listing", "Source", "list_sources", "open_source", "stat_source"]
 
-_LISTED_PROTOCOLS = {"file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oss"}
-"""Protocols that rows of a list may use: plain stores. Archives, caches, references and chains are only accepted on the
-command line."""
 _CAPTIONS_AT_MOST = 100
 """Maximum number of listed captions kept per source; a clip has fewer."""
 _STATS_IN_FLIGHT = 32
 _LISTING_DEADLINE_S = 3600.0
 _NAMED_AT_MOST = 5
-_WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+
+
+class InputsConfig(Config):
+    """Listing of inputs."""
+
+    archives_in_lists: bool = False
+    """Whether rows of a list may name files inside archives (`zip://a.mp4::videos.zip`). Set it for lists from sources
+    that you trust; on the command line, archives are always accepted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +76,14 @@ class Listing:
         return ", ".join([f"{count:,} {name}" for name, count in common[:most]] + ([f"{rest:,} more"] if rest else []))
 
 
-def list_sources(inputs: Sequence[str]) -> Listing:
+def list_sources(inputs: Sequence[str], config: InputsConfig | None = None) -> Listing:
     """Every input once, in the order given, with all its captions and metadata; folders and globs sorted by name.
 
     Of several values for the same metadata of a source, the first is kept. Raises UserError for an input that does not
     exist (except rows of a list), a list without an address column, an unknown protocol, or a folder or list that
     cannot be read.
     """
-    walked = _Walked()
+    walked = _Walked(config=config or InputsConfig())
     sources_by_uri: dict[str, Source] = {}
     captions: dict[str, dict[str, None]] = {}
     metadata: dict[str, dict[str, str]] = {}
@@ -111,6 +114,7 @@ def list_sources(inputs: Sequence[str]) -> Listing:
 class _Walked:
     """What is said of the inputs beside their sources."""
 
+    config: InputsConfig
     passed_over: Counter[str] = field(default_factory=Counter)
     readings: list[Reading] = field(default_factory=list)
     captions_dropped: int = 0
@@ -161,11 +165,7 @@ def _expand_local(fs: fsspec.AbstractFileSystem, path: str, walked: _Walked) -> 
         walk = walk_folder(path)
         yield from (Candidate(fs, video, root=path) for video in walk.videos)
     elif os.path.lexists(path) or not _is_pattern(path):
-        if is_list_name(path):
-            yield from _listed(fs, path, walked)
-            return
-        _refuse_table(path)
-        yield Candidate(fs, path, explicit=True)
+        yield from _expand_file(fs, path, walked, explicit=True)
     else:
         yield from _expand_pattern(fs, path, walk, walked)
     walked.passed_over.update(walk.passed_over)
@@ -179,10 +179,8 @@ def _expand_pattern(fs: fsspec.AbstractFileSystem, pattern: str, walk: Walk, wal
     fixed = pattern[: min(pattern.index(c) for c in "*?[" if c in pattern)]
     root = posixpath.dirname(fixed)
     for path in paths:
-        if is_list_name(path) and not os.path.isdir(path):
-            yield from _listed(fs, path, walked)
-        elif not os.path.isdir(path):
-            yield Candidate(fs, path, root=root)
+        if not os.path.isdir(path):
+            yield from _expand_file(fs, path, walked, root=root)
         else:
             below = walk_folder(path)
             yield from (Candidate(fs, video, root=root) for video in below.videos)
@@ -197,32 +195,43 @@ def _expand_url(fs: fsspec.AbstractFileSystem, path: str, walked: _Walked) -> It
         paths = sorted(_ask(fs, "glob", path))
         if not paths:
             raise UserError(f"no file matches {without_credentials(address(fs, path))}")
+        folders = {match for match in paths if _ask(fs, "isdir", match)}
+        files = set(paths) - folders
+        if not posixpath.splitext(path)[1]:  # as in `expand_pattern`
+            count_passed_over(walked.passed_over, files)
+            files = set(filter(is_video_name, files))
         for match in paths:
-            if is_list_name(match):
-                yield from _listed(fs, match, walked)
-            else:
-                folder = _ask(fs, "isdir", match)
-                yield from _list_folder(fs, match, walked.passed_over) if folder else [Candidate(fs, match)]
-    elif is_list_name(path.partition("?")[0]):
-        yield from _listed(fs, path, walked)
+            if match in folders:
+                yield from _list_folder(fs, match, walked.passed_over)
+            elif match in files:
+                yield from _expand_file(fs, match, walked)
     elif not web and _ask(fs, "isdir", path):
         yield from _list_folder(fs, path, walked.passed_over)
     else:
-        _refuse_table(path.partition("?")[0])
-        yield Candidate(fs, path, explicit=True)
+        yield from _expand_file(fs, path, walked, explicit=True)
+
+
+def _expand_file(
+    fs: fsspec.AbstractFileSystem, path: str, walked: _Walked, *, root: str = "", explicit: bool = False
+) -> Iterator[Candidate]:
+    """A file that was named: a video, or the videos in a list or an archive."""
+    name = path if is_local(fs) else path.partition("?")[0]
+    if is_list_name(name):
+        reading = Reading(name=shown(fs, path))
+        walked.readings.append(reading)
+        yield from listed(fs, path, reading, archives=walked.config.archives_in_lists)
+    elif kind := archive_kind(name):
+        yield from _list_folder(archive_filesystem(fs, path, kind), "", walked.passed_over)
+    elif name.lower().endswith(OTHER_TABLES):
+        raise UserError(
+            f"{shown(fs, path)}: lists in this format are not read; export it as CSV (UTF-8), JSON lines or Parquet"
+        )
+    else:
+        yield Candidate(fs, path, root=root, explicit=explicit)
 
 
 def _is_pattern(path: str) -> bool:
     return any(c in path for c in "*?[")
-
-
-def _refuse_table(path: str) -> None:
-    """Raise UserError for a table that cannot be read, which would otherwise be a video of an unknown format."""
-    if path.lower().endswith(OTHER_TABLES):
-        raise UserError(
-            f"{without_credentials(path)}: lists in this format are not read; export it as CSV (UTF-8), JSON lines or "
-            "Parquet"
-        )
 
 
 def _ask(fs: fsspec.AbstractFileSystem, method: str, path: str, **options: Any) -> Any:
@@ -247,71 +256,21 @@ def _list_folder(fs: fsspec.AbstractFileSystem, folder: str, passed_over: Counte
             videos += [path] if is_video_name(path) else []
     for files in names.values():
         count_passed_over(passed_over, files)
-    yield from (Candidate(fs, path, info=entries[path]) for path in videos)
+    for path in videos:
+        error = (
+            None if _is_unicode(path) else SourceError("unreadable", "its name in the archive is not UTF-8; rename it")
+        )
+        yield Candidate(fs, path, info=entries[path], error=error)
     for path in without_videos(dict.fromkeys(filter(is_video_name, named_like_videos)), videos):
         yield Candidate(fs, path, error=SourceError("unreadable", FOLDER_NOT_FILE))
 
 
-def _listed(fs: fsspec.AbstractFileSystem, path: str, walked: _Walked) -> Iterator[Candidate]:
-    reading = Reading(name=shown(fs, path))
-    walked.readings.append(reading)
-    for row in read_rows(fs, path, reading):
-        try:
-            yield _row_candidate(fs, path, row)
-        except Exception as error:  # whatever one row is, the others are listed
-            raise_if_stopped(error)
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {reason_of(error)}"
-            yield _unlisted(fs, row.address, reason)
-
-
-def _row_candidate(fs: fsspec.AbstractFileSystem, path: str, row: Row) -> Candidate:
-    given = row.address
-    if row.problem:
-        return _unlisted(fs, given, row.problem)
-    protocol, separator, rest = given.partition("://")
-    if not separator:
-        if _WINDOWS_DRIVE.match(given):
-            return _unlisted(
-                fs, given, "a path of Windows; expected a path on this machine, or one relative to the list"
-            )
-        root = "" if _is_absolute(given) else _folder(path)
-        return Candidate(*_relative(fs, path, given), row.captions, root=root, metadata=row.metadata)
-    if protocol.lower() not in _LISTED_PROTOCOLS or "::" in rest:
-        allowed = ", ".join(sorted(_LISTED_PROTOCOLS))
-        return _unlisted(fs, given, f"expected a path or a plain address ({allowed}) in a list")
-    return Candidate(*locate(given), row.captions, metadata=row.metadata)
-
-
-def _relative(fs: fsspec.AbstractFileSystem, path: str, given: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """A row without a protocol: an absolute path, or one relative to the list's folder."""
-    if _is_absolute(given):
-        return filesystem(given)
-    if path.startswith(("http://", "https://")):
-        return fs, urljoin(path, given)
-    return fs, next(_written_as(fs, posixpath.normpath(posixpath.join(_folder(path), given))))
-
-
-def _written_as(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[str]:
-    """The path of a local file, which another system may have written with backslashes or in another encoding."""
-    if is_local(fs) and ("\\" in path or not path.isascii()):
-        other = path.replace("\\", "/")
-        western = os.fsencode(other).decode(WESTERN, "replace")
-        for candidate in (path, other, western, *(unicodedata.normalize(form, other) for form in ("NFC", "NFD"))):
-            if "\0" not in candidate and os.path.lexists(candidate):
-                yield candidate
-    yield path
-
-
-def _is_absolute(given: str) -> bool:
-    return posixpath.isabs(given) or given.startswith("~/")
-
-
-def _folder(path: str) -> str:
-    return posixpath.dirname(path)
-
-
-def _unlisted(fs: fsspec.AbstractFileSystem, given: str, reason: str) -> Candidate:
-    return Candidate(fs, given, error=SourceError("unreadable", redacted(reason)))
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _stat_all(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Source]]:

@@ -13,10 +13,15 @@ from typing import Any, BinaryIO
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import fsspec
+from fsspec.implementations.http import HTTPFileSystem
 
 from clipmill.addresses import redacted, without_credentials
+from clipmill.archives import ArchiveFileSystem, version_of
+from clipmill.copies import COPY_BYTES
 from clipmill.errors import SourceError, UserError, raise_if_stopped
-from clipmill.storage import address, call, filesystem, is_local, open_regular, reason_of, within
+from clipmill.local_files import open_regular
+from clipmill.storage import address, call, filesystem, is_local, reason_of, within
+from clipmill.web_files import open_web_file
 from curation.inputs.folders import FOLDER_NOT_FILE
 from curation.inputs.lists import read_rows
 
@@ -104,12 +109,20 @@ def stat_source(uri: str) -> Source:
     return stat_candidate(Candidate(fs, path), Patience())
 
 
-def open_source(location: str) -> BinaryIO:
-    """Open an input for reading with random access. Raises SourceError (missing, unreadable), RunStopped."""
+def open_source(location: str, *, max_copy_bytes: int = COPY_BYTES) -> BinaryIO:
+    """Open an input for reading with random access. Raises SourceError (missing, unreadable), RunStopped.
+
+    A file that can only be read from beginning to end (compressed in an archive, on a server without ranges) is copied
+    to a temporary file of at most `max_copy_bytes`.
+    """
     try:
         fs, path = locate(location)
         if is_local(fs):
             return open_regular(path)
+        if isinstance(fs, HTTPFileSystem):
+            return open_web_file(fs, path, max_copy_bytes=max_copy_bytes)
+        if isinstance(fs, ArchiveFileSystem):
+            return fs.open(path, "rb", max_copy_bytes=max_copy_bytes)
         return fs.open(path, "rb", cache_type="readahead", block_size=8 << 20)
     except MemoryError:
         raise
@@ -136,7 +149,7 @@ def stat_candidate(candidate: Candidate, patience: Patience) -> Source:
         if info["type"] != "file":
             what = FOLDER_NOT_FILE if info["type"] == "directory" else "not a regular file: a device or a pipe"
             return replace(source, error=SourceError("unreadable", what))
-        return replace(source, size_bytes=info["size"], version=_version(info))
+        return replace(source, size_bytes=info["size"], version=version_of(info))
     except MemoryError:
         raise
     except Exception as error:
@@ -166,13 +179,6 @@ def _remote_info(fs: fsspec.AbstractFileSystem, path: str, patience: Patience) -
         raise
     patience.note(host, answered=True)
     return info
-
-
-def _version(info: dict[str, Any]) -> str:
-    for key in ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated"):
-        if info.get(key):
-            return str(info[key]).strip('"')
-    return ""
 
 
 def _unusable(error: Exception) -> SourceError:

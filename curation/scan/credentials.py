@@ -6,6 +6,8 @@ services in its environment. The child of a local source gets no credentials at 
 
 from collections.abc import Mapping
 
+from clipmill.archives import split_link
+
 _NEEDED = (
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TZDIR"),
     *("TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"),
@@ -28,7 +30,9 @@ _CLIENTS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 
 
 def store_of(uri: str) -> str:
-    """The protocol of an address; "" for a local file."""
+    """The protocol of an address, of its archive if it is in one; "" for a local file."""
+    while archive := split_link(uri)[1]:
+        uri = archive
     protocol, separator, _ = uri.partition("://")
     return protocol.lower() if separator and protocol != "file" else ""
 

@@ -15,12 +15,22 @@ from pydantic import Field
 
 from clipmill.addresses import redacted
 from clipmill.config import Config
+from clipmill.cropping import NO_MARGINS, Cropper, Margins
 from clipmill.errors import SourceError
 from curation.dataset.schemas import SIGNAL_COLUMNS
-from curation.inputs.captions import captions_of_clips, read_captions
+from curation.inputs.captions import captions_of_clips, read_supplied
 from curation.inputs.sources import Source, open_source
-from curation.scan.rows import clip_columns, identity, note, refused_columns, source_columns, transition_columns
-from curation.scan.thumbnail_spool import ThumbnailSpool
+from curation.scan.rows import (
+    clip_columns,
+    displayed_columns,
+    identity,
+    note,
+    refused_columns,
+    shown_shares,
+    source_columns,
+    transition_columns,
+)
+from curation.scan.thumbnail_spool import ThumbnailSpool, cropped
 from curation.scan.wire import MOST_ITEMS
 from curation.scores.columns import FAILED
 from curation.scores.microconditioning import motion_bucket
@@ -36,7 +46,9 @@ from curation.shots.spans import (
     Timeline,
     plan_spans,
 )
+from curation.video.bars import BarMeter
 from curation.video.decode import Frame, Limits, PacketIndex, Video, VideoInfo
+from curation.video.fields import PROGRESSIVE, FieldMeter, Fields, deinterlaced_one
 from curation.video.resize import FrameResizer
 
 
@@ -84,7 +96,7 @@ def scan(source: Source, config: ScanConfig | None = None, frame_times: bool = F
         raise SourceError("too_large", f"{source.size_bytes:,} bytes exceed the limit of {config.limits.max_bytes:,}")
     spool_bytes = min(config.limits.spool_bytes, config.limits.answer_bytes) // 2
     with (
-        open_source(source.location) as file,
+        open_source(source.location, max_copy_bytes=config.limits.spool_bytes) as file,
         ThumbnailSpool(spool_bytes) as spool,
         Video(file, config.limits) as video,
     ):
@@ -133,6 +145,10 @@ class OnePass:
         self._resizer = FrameResizer(info.bright_nits)
         self._cuts = CutDetector(config.cuts)
         self._motion = MotionMeter(config.motion)
+        self._bars, self._crop = BarMeter(), Cropper(NO_MARGINS)
+        self._enlarged = False
+        self._fields = FieldMeter()
+        self._before: Frame | None = None
         self._previous: Frame | None = None
         self._sizes: list[tuple[int, int, int]] = []
         self._frame_pts: list[int] = []
@@ -144,12 +160,13 @@ class OnePass:
     def push(self, frame: Frame, packets: PacketIndex) -> None:
         """Process the next frame; `packets` are those read so far."""
         av_frame, time_s = frame.av_frame, self._elapsed_s(frame.pts)
-        self._cuts.push(frame.index, frame.pts, time_s, self._resizer.small_luma(av_frame))
+        small = self._resizer.small_luma(av_frame)
+        self._cuts.push(frame.index, frame.pts, time_s, small)
+        barred = self._bars.push(small)
         if self._motion.wants(time_s):
-            luma = self._resizer.luma(av_frame, self._info, short_side_px=self._config.motion.short_side_px)
-            self._motion.push(frame.pts, time_s, luma)
-        self._keep_thumbnail(self._previous, time_s)
-        self._previous = frame
+            self._measure_motion(frame, time_s, barred=barred)
+        self._keep_thumbnail(self._before, self._previous, frame, time_s)
+        self._before, self._previous = self._previous, frame
         if not self._sizes or self._sizes[-1][1:] != (av_frame.width, av_frame.height):
             self._sizes.append((frame.index, av_frame.width, av_frame.height))
         if av_frame.key_frame:
@@ -166,15 +183,16 @@ class OnePass:
         """The rows and thumbnails. Raises SourceError if there were no frames."""
         if not self._frame_pts:
             raise SourceError("decode_error", "no frame could be decoded")
-        self._keep_thumbnail(self._previous, float("inf"))
+        self._keep_thumbnail(self._before, self._previous, None, float("inf"))
         info, timeline = self._info, self._timeline(packets)
         transitions = merge(self._cuts.finish(), self._certain(timeline, packets))
-        plan = plan_spans(timeline, transitions, self._config.spans)
+        plan = plan_spans(timeline, transitions, self._config.spans, changes=self._has_bars)
         changes = np.array(self._cuts.frame_rms_changes, np.float32)
         for cut in transitions:  # not what repeats are told by
             changes[cut.start_frame : cut.end_frame + 1] = 0
         row = identity(source) | source_columns(info, timeline, packets, plan, changes)
-        row["note"] = note(info, timeline, packets, plan, self._config.spans, self._spool.note)
+        row["interlaced"] = self._fields.verdict
+        row["note"] = note(info, timeline, packets, plan, self._config.spans, self._spool.note, self._fields.verdict)
         row["transitions"] = [transition_columns(transition, timeline) for transition in transitions]
         refused = self._cuts.refused.outside(transitions)
         row["refused_cuts"] = [refused_columns(cut, timeline) for cut in refused]
@@ -183,15 +201,24 @@ class OnePass:
         row |= {name: list(values) if fit else None for name, values in zip(SIGNAL_COLUMNS, signals, strict=True)}
         clips, thumbnails = [], []
         for span in plan.spans:
-            clip = clip_columns(source, info, timeline, packets, span, changes) | self._displayed_size(span)
-            clip["motion"], clip["motion_error"] = self._motion.between(span.start_pts, span.end_pts)
+            size, margins = self._frame_size(span), self._margins(span, timeline)
+            clip = clip_columns(source, info, timeline, packets, span, changes)
+            clip |= displayed_columns(info, size, margins)
+            clip["interlaced"] = self._fields.between(span.start_pts, span.end_pts)
+            region_px = clip["width"], clip["height"]
+            clip["motion"], clip["motion_error"] = self._motion.between(span.start_pts, span.end_pts, region_px)
             clip["motion_error_kind"] = FAILED if clip["motion_error"] else None
             clip["motion_bucket"] = motion_bucket(clip["motion"])
             clip["thumbnail_pts"], jpegs = self._spool.first_middle_last(span.start_pts, span.end_pts)
+            if margins or self._enlarged:
+                shares = shown_shares(info, size, margins)
+                jpegs = tuple(cropped(jpeg, shares, self._config.thumbnail_long_side_px) for jpeg in jpegs)
             clips.append(clip)
             thumbnails.append(jpegs)
         clips_s = [(self._elapsed_s(span.start_pts), self._elapsed_s(span.end_pts)) for span in plan.spans]
-        captions = captions_of_clips(read_captions(source, info.metadata), clips_s)
+        supplied = read_supplied(source, info.metadata)
+        row["metadata"] = supplied.metadata
+        captions = captions_of_clips(supplied.captions, clips_s)
         for clip, chosen in zip(clips, captions, strict=True):
             clip["captions"] = [asdict(caption) for caption in chosen]
         return Scan(source=row, clips=clips, thumbnails=thumbnails)
@@ -205,12 +232,34 @@ class OnePass:
         """Seconds from the first frame to a timestamp."""
         return float((pts - self._frame_pts[0]) * self._info.time_base) if self._frame_pts else 0.0
 
-    def _keep_thumbnail(self, frame: Frame | None, next_s: float) -> None:
-        """Keep a frame as thumbnail candidate if none is close enough to the next frame."""
-        if frame is not None and self._spool.due(next_s, self._config.thumbnail_spacing_s):
-            long_side_px = self._config.thumbnail_long_side_px
-            bgr = self._resizer.upright_bgr(frame.av_frame, self._info, long_side_px=long_side_px)
-            self._spool.add(frame.pts, self._elapsed_s(frame.pts), bgr)
+    def _keep_thumbnail(self, before: Frame | None, frame: Frame | None, after: Frame | None, next_s: float) -> None:
+        """Keep a frame as thumbnail candidate if none is close enough to the next frame. The first one waits until its
+        fields can be told from three frames."""
+        if frame is None or (before is None and after is not None):
+            return
+        first = before if before is not None and before.index == 0 else None
+        if first is None and not self._spool.due(next_s, self._config.thumbnail_spacing_s):
+            return
+        look = None
+        if before is not None and after is not None:
+            look = self._fields.look(frame.pts, before.av_frame, frame.av_frame, after.av_frame)
+        fields = self._fields.of(look)
+        if first is not None:
+            self._add_thumbnail(None, first, frame, fields)
+        if self._spool.due(next_s, self._config.thumbnail_spacing_s):
+            self._add_thumbnail(before, frame, after, fields)
+
+    def _add_thumbnail(self, before: Frame | None, frame: Frame, after: Frame | None, fields: Fields) -> None:
+        av_frame = deinterlaced_one(
+            frame.av_frame, before.av_frame if before else None, after.av_frame if after else None, fields
+        )
+        long_side_px = self._config.thumbnail_long_side_px
+        if self._bars.steady:  # large enough once the bars are cut off
+            shown = self._crop(av_frame)
+            enlarged = max(av_frame.width, av_frame.height) / max(shown.width, shown.height)
+            long_side_px, self._enlarged = round(enlarged * long_side_px), True
+        bgr = self._resizer.upright_bgr(av_frame, self._info, long_side_px=long_side_px)
+        self._spool.add(frame.pts, self._elapsed_s(frame.pts), bgr)
 
     def _make_room(self, packets: PacketIndex) -> None:
         """Drop the thumbnail candidates that no clip can use: of completed shots, all but three per clip."""
@@ -219,7 +268,7 @@ class OnePass:
         transitions = merge(seen, self._certain(timeline, packets))
         over = [t for t in transitions if t.end_frame < settled]
         decided_pts = over[-1].start_pts if over else timeline.bound_pts(0)
-        plan = plan_spans(timeline, transitions, self._config.spans)
+        plan = plan_spans(timeline, transitions, self._config.spans, changes=self._has_bars)
         spans = [(s.start_pts, s.end_pts) for s in plan.spans if s.cut_end_pts <= decided_pts]
         self._spool.drop_decided(spans, decided_pts)
 
@@ -240,12 +289,27 @@ class OnePass:
             ),
         ]
 
-    def _displayed_size(self, span: Span) -> dict[str, int]:
-        info = self._info
+    def _measure_motion(self, frame: Frame, time_s: float, *, barred: bool) -> None:
+        """Of what is between the bars, if there are any."""
+        self._bars.look(*self._resizer.full_luma(frame.av_frame) if barred else (None,))
+        if self._bars.steady != self._crop.margins:
+            self._crop = Cropper(self._bars.steady)
+        shown = self._crop(frame.av_frame)
+        luma = self._resizer.luma(shown, self._info, short_side_px=self._config.motion.short_side_px)
+        width = max(1, round(shown.width * self._info.sample_aspect_ratio))
+        self._motion.push(frame.pts, time_s, luma, self._info.orientation.shown_size(width, shown.height))
+
+    def _margins(self, span: Span, timeline: Timeline) -> Margins:
+        """The bars of the clip that the cuts asked for, of which the extracted one is a part."""
+        return self._bars.between(timeline.frame_at(span.cut_start_pts), timeline.frame_at(span.cut_end_pts))
+
+    def _has_bars(self, first: int, last: int) -> bool:
+        return bool(self._bars.between(first, last))
+
+    def _frame_size(self, span: Span) -> tuple[int, int]:
+        """Width and height of the decoded frames."""
         begun = bisect_right(self._sizes, span.start_frame, key=lambda size: size[0])
-        _, width, height = self._sizes[begun - 1]
-        width, height = info.orientation.shown_size(max(1, round(width * info.sample_aspect_ratio)), height)
-        return {"width": width, "height": height}
+        return self._sizes[begun - 1][1:]
 
     def _timeline(self, packets: PacketIndex) -> Timeline:
         info = self._info
@@ -263,6 +327,6 @@ class OnePass:
             end_pts=int(frame_pts[-1]) + min(max(1, duration), longest),
             key_pts=np.array([pts for pts, stamp in keys if stamp is None or stamp in flagged], np.int64),
             packet_pts=np.array(stamped if complete else [], np.int64),
-            remuxable=complete and not packets.rebuilt and self._remuxable,
+            remuxable=complete and not packets.rebuilt and self._remuxable and self._fields.verdict == PROGRESSIVE,
             holds=info.container not in BROADCAST_CONTAINERS,
         )

@@ -1,11 +1,12 @@
 """Rows of a scan: the columns of a source, of its clips, and a note for the user."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmill.cropping import Margins
 from clipmill.video import fps_id
 from curation.inputs.sources import Source
 from curation.shots.cuts import Transition
@@ -13,6 +14,7 @@ from curation.shots.refused import RefusedCut
 from curation.shots.repeats import new_pictures
 from curation.shots.spans import Span, SpanConfig, SpanPlan, Timeline
 from curation.video.decode import PacketIndex, Timestamps, VideoInfo
+from curation.video.fields import PROGRESSIVE, Fields
 
 
 def identity(source: Source) -> dict[str, Any]:
@@ -91,6 +93,30 @@ def refused_columns(cut: RefusedCut, timeline: Timeline) -> dict[str, Any]:
     }
 
 
+def displayed_columns(info: VideoInfo, size: tuple[int, int], bars: Margins) -> dict[str, Any]:
+    """Columns of a clip's geometry, as displayed; `size` is width and height of the decoded frames."""
+    width, height = size[0] - bars.left - bars.right, size[1] - bars.top - bars.bottom
+    aspect = info.sample_aspect_ratio
+    width, height = info.orientation.shown_size(max(1, round(width * aspect)), height)
+    square = replace(bars, left=round(bars.left * aspect), right=round(bars.right * aspect))
+    left, top, right, bottom = square.of_upright(info.orientation).sides
+    return {
+        "width": width,
+        "height": height,
+        "crop_left": left,
+        "crop_top": top,
+        "crop_right": right,
+        "crop_bottom": bottom,
+    }
+
+
+def shown_shares(info: VideoInfo, size: tuple[int, int], bars: Margins) -> tuple[float, float, float, float]:
+    """The bars at the left, top, right and bottom of the displayed frame, as shares of its width and height."""
+    width, height = info.orientation.shown_size(*size)
+    left, top, right, bottom = bars.of_upright(info.orientation).sides
+    return left / width, top / height, right / width, bottom / height
+
+
 def clip_columns(
     source: Source,
     info: VideoInfo,
@@ -152,6 +178,7 @@ def note(
     plan: SpanPlan,
     config: SpanConfig,
     thumbnails: str | None = None,
+    interlaced: Fields = PROGRESSIVE,
 ) -> str | None:
     """Note for a source that is ok but damaged, or yields no clips."""
     notes = []
@@ -160,23 +187,25 @@ def note(
     if packets.rebuilt:
         notes.append(f"timestamps rebuilt for {packets.rebuilt} of {packets.decoded} frames")
     decoded_s = timeline.seconds(0, len(timeline.frame_pts))
-    if packets.ended_early or (info.duration_s is not None and decoded_s < info.duration_s - 1):
-        promised = f" of the stated {info.duration_s:.1f} s" if info.duration_s else ""
+    stated_s = info.duration_s if info.duration_s is not None and not packets.rebuilt else 0.0  # it includes all jumps
+    if packets.ended_early or decoded_s < stated_s - 1:
+        promised = f" of the stated {stated_s:.1f} s" if stated_s else ""
         reason = f" ({packets.ended_early})" if packets.ended_early else ""
         notes.append(f"only {decoded_s:.1f} s{promised} could be read{reason}")
     if thumbnails:
         notes.append(thumbnails)
     if not plan.spans:
-        notes.append(_why_no_clip(info, timeline, plan, config))
+        notes.append(_why_no_clip(info, timeline, plan, config, interlaced))
     return "; ".join(notes) or None
 
 
-def _why_no_clip(info: VideoInfo, timeline: Timeline, plan: SpanPlan, config: SpanConfig) -> str:
+def _why_no_clip(info: VideoInfo, timeline: Timeline, plan: SpanPlan, config: SpanConfig, interlaced: Fields) -> str:
     whole_s = timeline.seconds(0, len(timeline.frame_pts))
     if plan.lost_blank_s and plan.lost_blank_s > whole_s - config.min_s:
         return f"{plan.lost_blank_s:.1f} s of {whole_s:.1f} s are black or blank; the rest yields no clip"
     if config.extraction == "remux" and not timeline.remuxable:
-        return f"{info.codec} in this container cannot be remuxed into MP4; with extraction: auto it is transcoded"
+        what = f"{info.codec} in this container" if interlaced == PROGRESSIVE else "interlaced footage"
+        return f"{what} cannot be remuxed into MP4; with extraction: auto it is transcoded"
     why = f"no shot yields a clip of {config.min_s:g} s"
     if config.extraction == "remux" and plan.lost_keyframe_s:
         why += " that starts on a keyframe and can be remuxed"

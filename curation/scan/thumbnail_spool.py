@@ -4,6 +4,7 @@ Candidates are a quarter of a second apart, so no second pass is needed. Those o
 the three chosen, and the candidates of a long shot are kept within a limit.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable
 
@@ -125,6 +126,23 @@ class ThumbnailSpool:
             pieces.append((smaller.put(jpeg), len(jpeg)))
         self._spool.__exit__()
         self._spool, self._pieces = smaller, pieces
+
+
+def cropped(jpeg: bytes, shares: tuple[float, float, float, float], long_side_px: int) -> bytes:
+    """A thumbnail without these shares of its width (left, right) and height (top, bottom), at most so long."""
+    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None, "an image that was compressed here"
+    height, width = image.shape[:2]
+    left, top, right, bottom = (
+        math.ceil(share * side - 1e-6) for share, side in zip(shares, (width, height) * 2, strict=True)
+    )
+    if height - top - bottom > 0 and width - left - right > 0:
+        image = image[top : height - bottom, left : width - right]
+    shrink = min(1.0, long_side_px / max(image.shape))
+    if shrink < 1:
+        size = tuple(max(1, round(side * shrink)) for side in image.shape[1::-1])
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return _compressed(image)
 
 
 def _compressed(image_HWC: Image) -> bytes:

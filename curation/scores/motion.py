@@ -46,6 +46,7 @@ class _Sample:
     pts: int
     time_s: float
     luma: Image | None
+    region_px: tuple[int, int]
     short_end_pts: int | None = None
     short_speed: float = float("nan")
     long_end_pts: int | None = None
@@ -64,28 +65,39 @@ class MotionMeter:
         """Whether the frame at `time_s` (seconds) is needed; a frame that is not costs nothing."""
         return time_s >= self._next_sample_s or self._short_due(time_s)
 
-    def push(self, pts: int, time_s: float, luma_HW: Image) -> None:
-        """Take a wanted frame: uint8 luma, square pixels, shorter side `short_side_px`."""
+    def push(self, pts: int, time_s: float, luma_HW: Image, region_px: tuple[int, int] | None = None) -> None:
+        """Take a wanted frame: uint8 luma, square pixels, shorter side `short_side_px`, of a region of the frame with
+        this width and height; outside of it nothing moves. None: the frame has the size of the luma."""
+        frame = _Sample(pts, time_s, luma_HW, region_px or luma_HW.shape[::-1])
         if self._short_due(time_s):
             last = self._samples[-1]
             last.short_end_pts = pts
-            last.short_speed = self._speed(last, time_s, luma_HW, self._config.surely_slow_percent_per_s)
+            last.short_speed = self._speed(last, frame, self._config.surely_slow_percent_per_s)
         if time_s >= self._next_sample_s:
-            self._finish_interval(pts, time_s, luma_HW)
-            self._samples.append(_Sample(pts, time_s, luma_HW))
+            self._finish_interval(frame)
+            self._samples.append(frame)
             self._next_sample_s = time_s + 1 / self._config.samples_per_s - 1e-6
 
-    def between(self, start_pts: int, end_pts: int) -> tuple[float | None, str | None]:
-        """Mean speed over a clip's frames (start_pts <= pts < end_pts), in percent of the shorter side per second.
+    def between(
+        self, start_pts: int, end_pts: int, region_px: tuple[int, int] | None = None
+    ) -> tuple[float | None, str | None]:
+        """Mean speed over a clip's frames (start_pts <= pts < end_pts) and over a region of this width and height, in
+        percent of its shorter side per second. None: the region that was measured.
 
         Returns (motion, None), or (None, reason) for a clip too short to hold two measured frames.
         """
         first, last = (bisect_left(self._samples, pts, key=_pts) for pts in (start_pts, end_pts))
         inside = self._samples[first:last]
         # A speed counts only if both of its frames lie within the clip: none is measured across a cut.
-        speeds = [s.long_speed for s in inside if s.long_end_pts is not None and s.long_end_pts < end_pts]
+        speeds = [
+            _over(region_px, s, s.long_speed) for s in inside if s.long_end_pts is not None and s.long_end_pts < end_pts
+        ]
         if not speeds:
-            speeds = [s.short_speed for s in inside if s.short_end_pts is not None and s.short_end_pts < end_pts]
+            speeds = [
+                _over(region_px, s, s.short_speed)
+                for s in inside
+                if s.short_end_pts is not None and s.short_end_pts < end_pts
+            ]
         speeds = [speed for speed in speeds if not math.isnan(speed)]  # NaN: the frame size changed, or no time passed
         if not speeds:
             return None, "no two measured frames lie within the clip"
@@ -96,28 +108,37 @@ class MotionMeter:
             return False
         return time_s - self._samples[-1].time_s >= 0.75 * self._config.short_baseline_s
 
-    def _finish_interval(self, pts: int, time_s: float, luma_HW: Image) -> None:
+    def _finish_interval(self, frame: _Sample) -> None:
         if not self._samples:
             return
         last = self._samples[-1]
-        last.long_end_pts = pts
+        last.long_end_pts = frame.pts
         slow = not last.short_speed >= self._config.slow_percent_per_s
         still = self._config.still_percent_per_s
-        last.long_speed = self._speed(last, time_s, luma_HW, still) if slow else last.short_speed
+        last.long_speed = self._speed(last, frame, still) if slow else last.short_speed
         last.luma = None
 
-    def _speed(self, since: _Sample, time_s: float, luma_HW: Image, estimate_up_to: float) -> float:
+    def _speed(self, since: _Sample, frame: _Sample, estimate_up_to: float) -> float:
         """Percent of the shorter side per second since a sample: by estimate if that is this low, else by flow."""
         assert since.luma is not None
-        if since.luma.shape != luma_HW.shape or time_s <= since.time_s:
+        assert frame.luma is not None
+        if since.region_px != frame.region_px or since.luma.shape != frame.luma.shape or frame.time_s <= since.time_s:
             return float("nan")
-        percent_per_px = 100 / min(luma_HW.shape) / (time_s - since.time_s)
-        estimate = percent_per_px * _normal_flow(since.luma, luma_HW)
-        return estimate if estimate <= estimate_up_to else percent_per_px * _flow(since.luma, luma_HW)
+        percent_per_px = 100 / min(frame.luma.shape) / (frame.time_s - since.time_s)
+        estimate = percent_per_px * _normal_flow(since.luma, frame.luma)
+        return estimate if estimate <= estimate_up_to else percent_per_px * _flow(since.luma, frame.luma)
 
 
 def _pts(sample: _Sample) -> int:
     return sample.pts
+
+
+def _over(region_px: tuple[int, int] | None, sample: _Sample, speed: float) -> float:
+    """A speed measured over one region, over another one: what moves is the same."""
+    if region_px is None or region_px == sample.region_px:
+        return speed
+    (width, height), (new_width, new_height) = sample.region_px, region_px
+    return speed * (width * height * min(width, height)) / (new_width * new_height * min(new_width, new_height))
 
 
 def _normal_flow(first_HW: Image, second_HW: Image) -> float:

@@ -18,12 +18,14 @@ import numpy as np
 from pydantic import Field
 
 from clipmill.config import Config
+from clipmill.cropping import NO_MARGINS, Cropper, Margins
 from clipmill.errors import SourceError
 from clipmill.hdr import BRIGHT_NITS_TAG
 from curation.inputs.sources import open_source, stat_source
 from curation.shots.spans import remuxed_packets
-from curation.video.decode import Frame, Limits, Video
+from curation.video.decode import Frame, Limits, Video, VideoInfo
 from curation.video.display import DisplayTransform
+from curation.video.fields import PROGRESSIVE, deinterlaced
 from curation.video.resize import FrameResizer
 
 Kind = Literal["clips", "images"]
@@ -66,7 +68,8 @@ class ExtractedClip:
     content: bytes
     suffix: Literal["mp4", "jpg"]
     shape: dict[str, Any] = field(default_factory=dict)
-    """codec, pixel_format, width, height, rotation, mirrored, sample_aspect_ratio as they are in the file."""
+    """codec, pixel_format, width, height, rotation, mirrored, sample_aspect_ratio as they are in the file; crop: what
+    is still to be cut off at the left, top, right and bottom of each decoded frame."""
 
 
 def extract_clips(
@@ -80,7 +83,7 @@ def extract_clips(
     """
     try:
         _check_unchanged(uri, clips[0]["source_id"])
-        with open_source(uri) as file, Video(file, config.limits) as video:
+        with open_source(uri, max_copy_bytes=config.limits.spool_bytes) as file, Video(file, config.limits) as video:
             return _extract_all(video, clips, kind, config)
     except SourceError as error:
         return [error] * len(clips)
@@ -118,7 +121,7 @@ def _extract_all(
 def remux_clip(video: Video, clip: ClipRow) -> ExtractedClip:
     """MP4 with the source's packets, unchanged; timestamps start at 0 with the source's intervals.
 
-    Orientation and pixel aspect stay metadata. Raises SourceError if the packets of the row are not found.
+    Orientation and pixel aspect stay metadata, and bars stay. Raises SourceError if the row's packets are not found.
     """
     packets = _packets_between(video, clip["start_pts"], clip["end_pts"])
     if len(packets) != clip["frames"] or len({p.pts for p in packets}) != len(packets):
@@ -144,6 +147,7 @@ def remux_clip(video: Video, clip: ClipRow) -> ExtractedClip:
         "rotation": info.orientation.rotation,
         "mirrored": info.orientation.mirrored,
         "sample_aspect_ratio": f"{info.sample_aspect_ratio.numerator}:{info.sample_aspect_ratio.denominator}",
+        "crop": list(clip_bars(clip, info).sides),
     }
     return ExtractedClip(content=file.getvalue(), suffix="mp4", shape=shape)
 
@@ -156,17 +160,32 @@ def middle_frame(video: Video, clip: ClipRow, config: ExtractionConfig) -> Extra
     if not clip["thumbnail_pts"]:
         raise SourceError("decode_error", "the scan kept no thumbnail for this clip")
     pts = clip["thumbnail_pts"][1]
-    frame = next(video.frames_between(pts, clip["end_pts"], timestamps=clip["timestamps"]), None)
+    frame = next((frame for frame in _frames(video, clip, pts, pts + 1) if frame.pts >= pts), None)
     if frame is None or frame.pts != pts:
         raise SourceError(
             "decode_error", f"no frame with timestamp {pts} could be decoded: the file differs from the scan"
         )
-    long_side_px = max(video.info.width, video.info.height)
-    resizer = FrameResizer(video.info.bright_nits)
-    bgr = resizer.upright_bgr(frame.av_frame, video.info, long_side_px=long_side_px)
+    shown = Cropper(clip_bars(clip, video.info))(frame.av_frame)
+    long_side_px = max(clip["width"], clip["height"])
+    bgr = FrameResizer(video.info.bright_nits).upright_bgr(shown, video.info, long_side_px=long_side_px)
     _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality])
     shape = {"codec": "jpeg", "width": bgr.shape[1], "height": bgr.shape[0], "pts": pts}
     return ExtractedClip(content=jpeg.tobytes(), suffix="jpg", shape=shape)
+
+
+def clip_bars(clip: ClipRow, info: VideoInfo) -> Margins:
+    """The bars of a clip in pixels of the decoded frame, from its row, where they are of the displayed one; even."""
+    shown = Margins(**{side: clip[f"crop_{side}"] for side in ("left", "top", "right", "bottom")})
+    bars, aspect = shown.of_decoded(info.orientation), info.sample_aspect_ratio
+    left, right = (2 * math.ceil(px / aspect / 2 - Fraction(1, 4)) for px in (bars.left, bars.right))
+    return Margins(left=left, top=bars.top, right=right, bottom=bars.bottom)
+
+
+def _frames(video: Video, clip: ClipRow, start_pts: int, end_pts: int) -> Iterator[Frame]:
+    """Frames with start_pts <= pts < end_pts without combs, and of interlaced footage the neighbours."""
+    interlaced = clip["interlaced"] != PROGRESSIVE
+    frames = video.frames_between(start_pts, end_pts, timestamps=clip["timestamps"], neighbors=interlaced)
+    return deinterlaced(frames, clip["interlaced"])
 
 
 def _packets_between(video: Video, start_pts: int, end_pts: int) -> list[av.Packet]:
@@ -189,10 +208,14 @@ def _packets_between(video: Video, start_pts: int, end_pts: int) -> list[av.Pack
 def _passes(video: Video, clips: Iterable[ClipRow]) -> Iterator[list[ClipRow]]:
     """Clips that share one decode: those whose keyframe precedes the end of the clip before them.
 
-    All clips where the time line was rebuilt, which takes a decode from the start of the file.
+    All clips where the time line was rebuilt, which takes a decode from the start of the file. None that are
+    deinterlaced differently.
     """
     group: list[ClipRow] = []
     for clip in sorted(clips, key=lambda c: c["start_pts"]):
+        if group and clip["interlaced"] != group[-1]["interlaced"]:
+            yield group
+            group = []
         if clip["timestamps"] == "rebuilt":
             group.append(clip)
             continue
@@ -231,7 +254,7 @@ def _transcode(
 def _transcode_in_one_pass(
     video: Video, clips: list[ClipRow], crf: Mapping[str, int], config: ExtractionConfig
 ) -> Iterator[tuple[ClipRow, "_Encoder", SourceError | None]]:
-    frames = video.frames_between(clips[0]["start_pts"], clips[-1]["end_pts"], timestamps=clips[0]["timestamps"])
+    frames = _frames(video, clips[0], clips[0]["start_pts"], clips[-1]["end_pts"])
     frame = next(frames, None)
     for clip in clips:
         encoder, failure = _Encoder(video, clip, crf[clip["clip_id"]], config.preset), None
@@ -259,7 +282,7 @@ class _Encoder:
         self._clip, self._crf, self._preset = clip, crf, preset
         self.psnr_db = math.inf
         """Of the worst frame, in luma or RGB, whichever is lower."""
-        self._display = DisplayTransform(video.info)
+        self._display = DisplayTransform(video.info, clip_bars(clip, video.info))
         self._file = io.BytesIO()
         self._mp4 = _mp4(self._file, clip, 0)
         self._stream: Any = None
@@ -306,6 +329,7 @@ class _Encoder:
             "rotation": 0,
             "mirrored": False,
             "sample_aspect_ratio": "1:1",
+            "crop": list(NO_MARGINS.sides),
             "psnr_db": round(self.psnr_db, 2),
         }
         return ExtractedClip(content=self._file.getvalue(), suffix="mp4", shape=shape)

@@ -288,13 +288,17 @@ def _sample(row: ClipRow, extracted: ExtractedClip, selection: str) -> dict[str,
             "clipmill": version("clipmill"),
         },
     }
-    caption = next((c["text"] for c in captions if c["text"]), "")
     return {
         "__key__": row["clip_id"],
         extracted.suffix: extracted.content,
-        "txt": caption.encode(),
+        "txt": caption_of(captions).encode(),
         "json": storage.json_bytes(metadata),
     }
+
+
+def caption_of(captions: Sequence[Mapping[str, Any]] | None) -> str:
+    """The first caption that has text; empty if there is none."""
+    return next((caption["text"] for caption in captions or () if caption["text"]), "")
 
 
 def _ranges(clip_id: str, tar: tarfile.TarFile) -> dict[str, tuple[int, int]]:
@@ -322,6 +326,8 @@ def _problem(folder_url: str, plan: ShardPlan, record: ShardRecord, *, read: boo
     path = f"{folder}/{plan.name}"
     if record.fingerprint != plan.fingerprint:
         return "it was written from different rows"
+    if record.members is None:
+        return "its record has no byte ranges"
     if not storage.exists(fs, path):
         return "its tar is missing"
     size = fs.size(path)

@@ -5,7 +5,7 @@ extracted: `remux` (packets unchanged, from a keyframe on) or `transcode` (frame
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -117,10 +117,17 @@ class SpanPlan:
     lost_keyframe_s: float = 0.0
 
 
-def plan_spans(timeline: Timeline, transitions: Sequence[Transition], config: SpanConfig | None = None) -> SpanPlan:
+def plan_spans(
+    timeline: Timeline,
+    transitions: Sequence[Transition],
+    config: SpanConfig | None = None,
+    *,
+    changes: Callable[[int, int], bool] = lambda first, last: False,
+) -> SpanPlan:
     """Divide a video into clips that hold frames of one shot only.
 
     `transitions` are sorted and do not overlap. Shots shorter than `min_s` are left out, longer than `max_s` divided.
+    With `extraction: auto` frames first <= i < last are transcoded if `changes(first, last)`: their pixels change.
     """
     config = config or SpanConfig()
     plan = SpanPlan()
@@ -129,7 +136,7 @@ def plan_spans(timeline: Timeline, transitions: Sequence[Transition], config: Sp
             plan.lost_short_s += timeline.seconds(first, last)
             continue
         for piece_first, piece_last in _divide(timeline, first, last, config):
-            _add_clip(timeline, piece_first, piece_last, config, plan)
+            _add_clip(timeline, piece_first, piece_last, config, plan, changes)
     return plan
 
 
@@ -205,14 +212,22 @@ def _divide(timeline: Timeline, first: int, last: int, config: SpanConfig) -> li
     return [*pieces, (first, last)]
 
 
-def _add_clip(timeline: Timeline, first: int, last: int, config: SpanConfig, plan: SpanPlan) -> None:
+def _add_clip(
+    timeline: Timeline,
+    first: int,
+    last: int,
+    config: SpanConfig,
+    plan: SpanPlan,
+    changes: Callable[[int, int], bool],
+) -> None:
     """Add the clip [first, last) to the plan, remuxed or transcoded, or book it as lost."""
     wanted_s = timeline.seconds(first, last)
     start, end, extraction = first, last, "transcode"
-    if config.extraction != "transcode" and timeline.remuxable:
+    auto = config.extraction == "auto"
+    if config.extraction != "transcode" and timeline.remuxable and not (auto and changes(first, last)):
         remux_first, remux_last = _remux_range(timeline, first, last)
         remuxed_s = timeline.seconds(remux_first, remux_last)
-        near = wanted_s - remuxed_s <= config.remux_loss_s or config.extraction == "remux"
+        near = wanted_s - remuxed_s <= config.remux_loss_s or not auto
         if near and remuxed_s >= config.min_s:
             start, end, extraction = remux_first, remux_last, "remux"
     if wanted_s < config.min_s:

@@ -58,7 +58,8 @@ class Limits(Config):
     """Memory limit of the child process, including libraries; it cannot start with much less than 256 MiB."""
     spool_bytes: int = Field(1 << 30, ge=8 << 20)
     """Maximum size of the candidate thumbnails buffered in a temporary file until the clips are known; also the largest
-    file that the child process may write."""
+    file that the child process may write, such as the copy of a video that is compressed in an archive or whose server
+    has no range requests."""
     answer_bytes: int = Field(1 << 30, ge=1 << 20)
     """Maximum size of what the child process returns: rows and thumbnails of a scan, or a minute of clips for a
     shard."""
@@ -208,32 +209,26 @@ class Video:
             self.packets.rebuilt += tick.rebuilt
             yield Frame(index, tick.pts, av_frame, tick.joint)
 
-    def frames_between(self, start_pts: int, end_pts: int, *, timestamps: Timestamps = "container") -> Iterator[Frame]:
+    def frames_between(
+        self, start_pts: int, end_pts: int, *, timestamps: Timestamps = "container", neighbors: bool = False
+    ) -> Iterator[Frame]:
         """Frames with start_pts <= pts < end_pts in display order; `index` counts from the first of them.
 
         Where the time line is the container's, decoding starts at the keyframe before; a rebuilt one is rebuilt from
-        the start of the file.
+        the start of the file. With `neighbors`, the frames before and after come, too, if there are any.
         """
-        index, last_pts = 0, start_pts - 1
-        if timestamps == "container" and self._seek(start_pts):
-            for av_frame in self._decode_all(PacketIndex()):
-                if av_frame.pts is None or av_frame.pts <= last_pts:
-                    continue
-                if index == 0 and av_frame.pts > start_pts:
-                    break  # the seek landed too late: the container index is unreliable
-                if av_frame.pts >= end_pts:
-                    return
-                yield Frame(index, av_frame.pts, av_frame)
-                index, last_pts = index + 1, av_frame.pts
-            else:
+        if timestamps == "container" and self._seek(start_pts - neighbors):
+            decoded = self._decode_all(PacketIndex())
+            stamped = ((frame.pts, frame) for frame in decoded if frame.pts is not None)
+            frames = _between(stamped, start_pts, end_pts, neighbors)
+            head = list(islice(frames, 1))
+            head += islice(frames, 1) if head and head[0].index < 0 else ()
+            if head and head[-1].pts <= start_pts:  # or the seek landed too late: the container index is unreliable
+                yield from chain(head, frames)
                 return
         self._rewind()
-        for av_frame, tick in self._timed(self._decode_all(PacketIndex())):
-            if tick.pts >= end_pts:
-                return
-            if tick.pts >= start_pts:
-                yield Frame(index, tick.pts, av_frame)
-                index += 1
+        timed = ((tick.pts, frame) for frame, tick in self._timed(self._decode_all(PacketIndex())))
+        yield from _between(timed, start_pts, end_pts, neighbors)
 
     def _timed(self, decoding: Iterable[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, Tick]]:
         """Every frame with its place on the time line."""
@@ -358,6 +353,24 @@ class Video:
     def _assure_memory(self) -> None:
         """Raise MemoryError if two frames cannot be allocated: decoders report that as invalid data, too."""
         np.empty(2 * 4 * self.codec_context.width * self.codec_context.height, np.uint8)
+
+
+def _between(
+    frames: Iterable[tuple[int, av.VideoFrame]], start_pts: int, end_pts: int, neighbors: bool
+) -> Iterator[Frame]:
+    index, last_pts, before = 0, start_pts - 1, None
+    for pts, av_frame in frames:
+        if pts < start_pts:
+            before = Frame(-1, pts, av_frame)
+        if pts <= last_pts:
+            continue
+        if index == 0 and neighbors and before is not None:
+            yield before
+        if pts < end_pts or neighbors:
+            yield Frame(index, pts, av_frame)
+        if pts >= end_pts:
+            return
+        index, last_pts = index + 1, pts
 
 
 def _describe(container: Any, stream: Any, first: av.VideoFrame, limits: Limits) -> VideoInfo:

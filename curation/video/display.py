@@ -7,6 +7,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
+from clipmill.cropping import NO_MARGINS, Cropper, Margins
 from clipmill.errors import SourceError
 from clipmill.hdr import ToneMap, is_hdr
 from clipmill.video import UPRIGHT, color_range_of
@@ -22,10 +23,10 @@ class DisplayTransform:
     Odd sizes lose their last row or column: 4:2:0 has none, and resampling all for one column would blur all.
     """
 
-    def __init__(self, info: VideoInfo) -> None:
-        self._orientation = info.orientation
-        self._stretched = info.sample_aspect_ratio != 1
-        self._size = info.orientation.shown_size(info.width, info.height)
+    def __init__(self, info: VideoInfo, bars: Margins = NO_MARGINS) -> None:
+        """`bars` are cut off, in pixels of the decoded frame."""
+        self._orientation, self._aspect = info.orientation, info.sample_aspect_ratio
+        self._crop = Cropper(bars)
         self._reformatter = VideoReformatter()
         self._tone_map = ToneMap(info.bright_nits)
 
@@ -34,16 +35,18 @@ class DisplayTransform:
 
         Raises SourceError for a frame of a single row or column, of which no even size is left.
         """
-        width, height = self._size if self._stretched else (frame.width, frame.height)
+        frame = self._crop(frame)
+        stretched = self._aspect != 1
+        width, height = max(1, round(frame.width * self._aspect)), frame.height
         if min(width, height) < 2:
             raise SourceError("decode_error", f"frames of {width}x{height} pixels: 4:2:0 needs at least 2x2")
         if is_hdr(frame):
             frame = self._tone_map.frame(frame, width, height, _SCALING)
         even = width % 2 == 0 and height % 2 == 0
         planar = frame.format.name in PLANAR_420
-        if planar and even and not self._stretched and self._orientation == UPRIGHT:
+        if planar and even and not stretched and self._orientation == UPRIGHT:
             return frame
-        if not planar or self._stretched:
+        if not planar or stretched:
             frame = self._converted(frame, width, height)
         planes = [turn_upright(plane, self._orientation) for plane in _even_planes(frame)]
         height, width = planes[0].shape

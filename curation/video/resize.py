@@ -55,12 +55,21 @@ class FrameResizer:
         luma = cv2.resize(_plane(frame, 0), (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
         return self._sdr(cv2.resize(luma, (width, height), interpolation=cv2.INTER_AREA), frame)
 
+    def full_luma(self, frame: av.VideoFrame) -> tuple[Image, int]:
+        """(height, width) luma at full size in coded orientation, and its bits: the plane itself where it is one."""
+        luma = frame.format.components[0]
+        if frame.format.is_rgb or not frame.format.is_planar or (luma.bits > 8 and frame.format.name.startswith("p")):
+            frame, bits = self._reformatter.reformat(frame, format="gray", threads=1), 8
+        else:
+            bits = luma.bits
+        return (_plane(frame, 0), 8) if bits == 8 else (_plane(frame, 0, np.uint16), bits)
+
     def luma(self, frame: av.VideoFrame, info: VideoInfo, *, short_side_px: int) -> Image:
         """(height, width) uint8 luma with square pixels, in coded orientation, properly filtered: for optical flow.
 
         The longer side has at most 16 times `short_side_px`: of thinner frames the shorter side has less.
         """
-        width, height = info.orientation.shown_size(info.width, info.height)
+        width, height = max(1, round(frame.width * info.sample_aspect_ratio)), frame.height
         scale = min(short_side_px / min(width, height), _MOST_ASPECT * short_side_px / max(width, height))
         size = max(1, round(width * scale)), max(1, round(height * scale))
         if frame.format.name not in PLANAR_420:
@@ -73,7 +82,8 @@ class FrameResizer:
 
     def upright_bgr(self, frame: av.VideoFrame, info: VideoInfo, *, long_side_px: int) -> Image:
         """(height, width, 3) uint8 BGR as displayed: turned upright, square pixels, matrix and range respected."""
-        width, height = info.orientation.shown_size(*even_size(info.width, info.height, long_side_px=long_side_px))
+        width = max(1, round(frame.width * info.sample_aspect_ratio))
+        width, height = even_size(width, frame.height, long_side_px=long_side_px)
         if is_hdr(frame):
             mapped = self._tone_map.frame(frame, width, height, Interpolation.AREA)
             bgr = self._reformatter.reformat(mapped, format="bgr24", threads=1).to_ndarray()
@@ -108,6 +118,6 @@ def turn_upright(image_HWC: Image, orientation: Orientation) -> Image:
     return cv2.rotate(mirrored, turns[orientation.rotation]) if orientation.rotation else mirrored
 
 
-def _plane(frame: av.VideoFrame, i: int) -> Image:
+def _plane(frame: av.VideoFrame, i: int, dtype: type[np.unsignedinteger[Any]] = np.uint8) -> Image:
     plane = frame.planes[i]
-    return np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+    return np.frombuffer(memoryview(plane), dtype).reshape(plane.height, -1)[:, : plane.width]

@@ -13,7 +13,7 @@ from threading import Thread
 import pytest
 
 from clipmill.errors import RunStopped, SourceError, UserError, raise_if_stopped
-from curation.inputs.captions import read_captions
+from curation.inputs.captions import read_supplied
 from curation.inputs.sources import list_sources, open_source, stat_source
 from curation.scan.isolation import Isolated
 from curation.video.decode import Limits
@@ -38,7 +38,7 @@ def no_descriptor_left() -> Iterator[None]:
         lambda folder: list_sources([str(folder)]),
         lambda folder: list_sources([f"{folder}/*.mp4"]),
         lambda folder: open_source(str(folder / "a.mp4")),
-        lambda folder: read_captions(stat_source(str(folder / "a.mp4")), {}),
+        lambda folder: read_supplied(stat_source(str(folder / "a.mp4")), {}),
     ],
     ids=["folder", "pattern", "video", "sidecar"],
 )

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from clipmill import storage
 from clipmill.errors import UserError
+from clipmill.local_files import open_regular
 
 
 class FullDisk(io.RawIOBase):
@@ -225,7 +226,7 @@ def test_json_that_is_not_there_or_fine(tmp_path: Path) -> None:
 def test_only_regular_files_outside_the_kernels_folders_are_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
     (tmp_path / "link").symlink_to("file")
-    with storage.open_regular(str(tmp_path / "link")) as file:
+    with open_regular(str(tmp_path / "link")) as file:
         assert file.read() == b"content"
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "environment").symlink_to("/proc/self/environ")
@@ -238,7 +239,7 @@ def test_only_regular_files_outside_the_kernels_folders_are_read(tmp_path: Path)
     }
     for name, reason in refused.items():
         with pytest.raises(UserError, match=reason):
-            storage.open_regular(str(tmp_path / name))
+            open_regular(str(tmp_path / name))
 
 
 class Endless(BaseHTTPRequestHandler):

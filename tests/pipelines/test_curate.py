@@ -184,15 +184,19 @@ def test_a_broken_shard_is_written_again(dataset: str):
     assert tar.read_bytes() == whole
 
 
-def test_captions_from_a_list_reach_the_shards(tmp_path: Path):
-    many_small(tmp_path / "in", 2)
-    (tmp_path / "list.csv").write_text("path,caption\nin/0000.mp4,a grey texture drifts\nin/0001.mp4,\n")
+def test_captions_and_metadata_from_a_list_reach_the_shards(tmp_path: Path):
+    many_small(tmp_path / "in", 3)
+    rows = ("path,caption,license", "in/0000.mp4,a grey texture drifts,CC0", "in/0001.mp4,,", "in/0002.mp4,,CC-BY")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    (tmp_path / "in" / "0001.json").write_text('{"license": "CC0", "author": "Zoë"}')
     out = str(tmp_path / "out")
     curate([str(tmp_path / "list.csv")], out, config=WITHOUT_CLIP, quiet=True)
-    select(out, Rules(name="all", rules={"duration_s": {"min": 0}}))
-    run = shard(out, "all", quiet=True)
-    captions = [s["txt"].decode() for s in webdataset.WebDataset(f"{run.folder}/clips-000000.tar", shardshuffle=False)]
-    assert sorted(captions) == ["", "a grey texture drifts"]
+    assert select(out, Rules(name="free", where="license = 'CC0'")).clips == 2
+    run = shard(out, "free", quiet=True)
+    samples = list(webdataset.WebDataset(f"{run.folder}/clips-000000.tar", shardshuffle=False))
+    assert sorted(sample["txt"].decode() for sample in samples) == ["", "a grey texture drifts"]
+    metadata = [json.loads(sample["json"])["metadata"] for sample in samples]
+    assert sorted(metadata, key=str) == [{"author": "Zoë", "license": "CC0"}, {"author": None, "license": "CC0"}]
 
 
 def test_everything_on_an_object_store(tmp_path: Path, s3_url: str):
@@ -352,6 +356,16 @@ def test_only_rejected_sources_that_are_given_are_tried_again(tmp_path: Path):
         [str(tmp_path / "second")], str(tmp_path / "out"), retry_rejected=True, config=WITHOUT_CLIP, quiet=True
     )
     assert (result.sources_done_now, result.status.sources, result.status.rejected) == (1, 4, {"empty": 2})
+
+
+def test_a_source_that_could_not_be_read_is_tried_again(tmp_path: Path):
+    folder, out = many_small(tmp_path / "in", 1), str(tmp_path / "out")
+    (folder / "later.mp4").symlink_to("/proc/self/environ")
+    (folder / "not_there.mp4").symlink_to("nowhere")
+    for run in range(2):
+        result = curate([str(folder)], out, config=WITHOUT_CLIP, quiet=True)
+        assert result.sources_done_now == (1 if run else 3)
+        assert result.status.rejected == {"unreadable": 1, "missing": 1}
 
 
 def test_nothing_usable_among_these_inputs_is_an_error_in_an_old_dataset_too(tmp_path: Path):

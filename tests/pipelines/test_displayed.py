@@ -9,13 +9,14 @@ import cv2
 import numpy as np
 import pytest
 
+from clipmill.cropping import Margins
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import Scan, ScanConfig, scan
 from curation.shards.extract import ExtractedClip, ExtractionConfig, extract_clips
 from curation.shots.spans import SpanConfig
 from curation.video.decode import Video
 from tests.ffmpeg import ffmpeg, first_picture
-from training.frames import sample_video
+from training.frames import Reader, sample_video
 
 LEVELS = 3.0
 """Mean difference allowed, in 8-bit levels."""
@@ -62,8 +63,9 @@ def extracted(path: Path, extraction: str) -> ExtractedClip:
     return clip
 
 
-def training_frame(clip: ExtractedClip) -> np.ndarray:
+def training_frame(clip: ExtractedClip, reader: Reader = "pyav") -> np.ndarray:
     """A frame of the trainer's reader at its displayed size, (height, width, 3) BGR."""
+    left, top, right, bottom = clip.shape["crop"]
     sampled = sample_video(
         clip.content,
         lengths=(1,),
@@ -71,6 +73,8 @@ def training_frame(clip: ExtractedClip) -> np.ndarray:
         size_for=lambda height, width: (height, width),
         crop="center",
         rng=random.Random(0),
+        reader=reader,
+        margins=Margins(left=left, top=top, right=right, bottom=bottom),
     )
     return sampled.frames_TCHW[0].transpose(1, 2, 0)[:, :, ::-1]
 
@@ -133,3 +137,24 @@ def test_the_remuxed_clip_is_shown_alike_by_players(tmp_path: Path) -> None:
         with Video(io.BytesIO(clip.content)) as video:
             assert video.info.orientation.rotation == clip.shape["rotation"]
             assert video.info.orientation.mirrored == clip.shape["mirrored"]
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_bars_are_cut_off_whatever_the_orientation(tmp_path: Path, name: str) -> None:
+    """Left 24, top 8, right 32, bottom 16 as stored, of pixels that are wider than high."""
+    options = ("-vf", "pad=152:88:24:8,setsar=4/3", "-c:v", "libx264", "-crf", "12", "-pix_fmt", "yuv420p")
+    path = still_video(tmp_path / "a.mp4", 96, 64, *options, before=ORIENTATIONS[name])
+    sideways = name.startswith(("turned", "transposed"))
+    (row,) = scanned(path, "remux").clips
+    shown = first_picture(path, sideways=sideways)[
+        row["crop_top"] : -row["crop_bottom"] or None, row["crop_left"] : -row["crop_right"] or None
+    ]
+    assert min(line.mean() for line in (shown[0], shown[-1], shown[:, 0], shown[:, -1])) > 40
+    assert abs(shown.shape[0] - row["height"]) <= 1 >= abs(shown.shape[1] - row["width"])
+    remuxed, transcoded = training_frame(extracted(path, "remux")), training_frame(extracted(path, "transcode"))
+    height, width = transcoded.shape[:2]
+    assert np.abs(remuxed[:height, :width].astype(float) - transcoded).mean() < LEVELS
+    assert np.abs(transcoded.astype(float) - cv2.resize(shown, (width, height))).mean() < 2 * LEVELS
+    from_decord = training_frame(extracted(path, "remux"), "decord")
+    assert from_decord.shape == remuxed.shape
+    assert np.abs(from_decord.astype(float) - remuxed).mean() < LEVELS

@@ -6,7 +6,7 @@ from typing import Any
 
 from curation.inputs.captions import (
     TimedCaption,
-    read_captions,
+    read_supplied,
 )
 from curation.inputs.sources import Source
 
@@ -20,7 +20,7 @@ def beside(source: Source, suffix: str, content: str | bytes | dict[str, Any]) -
 
 
 def read(source: Source, **metadata: str) -> list[TimedCaption]:
-    return read_captions(source, metadata)
+    return read_supplied(source, metadata).captions
 
 
 def texts(source: Source, **metadata: str) -> list[tuple[str, str | None]]:

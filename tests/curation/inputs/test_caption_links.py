@@ -6,7 +6,7 @@ import pytest
 
 from curation.inputs.captions import (
     TimedCaption,
-    read_captions,
+    read_supplied,
 )
 from curation.inputs.sources import Source, list_sources
 from tests.curation.inputs.captions import texts
@@ -20,7 +20,7 @@ def linked(tmp_path: Path, target: Path | str, folder: str = "input") -> list[Ti
     place.mkdir(parents=True, exist_ok=True)
     (place / "a.mp4").write_bytes(b"x")
     (place / "a.txt").symlink_to(target)
-    return read_captions(Source(uri=str(place / "a.mp4"), root=str(tmp_path / "input")), {})
+    return read_supplied(Source(uri=str(place / "a.mp4"), root=str(tmp_path / "input")), {}).captions
 
 
 @pytest.mark.parametrize("target", ["/proc/self/environ", "/etc/passwd", "/dev/zero", "../outside.txt"])

@@ -14,7 +14,7 @@ from curation.inputs.captions import (
     Caption,
     TimedCaption,
     clean,
-    read_captions,
+    read_supplied,
 )
 from curation.inputs.sources import Source, list_sources
 from tests.curation.inputs.captions import beside, read, texts
@@ -234,7 +234,7 @@ def test_whatever_a_sidecar_holds_it_is_captions_or_an_error(tmp_path_factory: p
     folder = tmp_path_factory.getbasetemp()
     for suffix in (".txt", ".json"):
         (folder / f"any{suffix}").write_bytes(content)
-    for timed in read_captions(Source(uri=str(folder / "any.mp4")), {}):
+    for timed in read_supplied(Source(uri=str(folder / "any.mp4")), {}).captions:
         said = timed.caption.text or timed.caption.error
         assert said
         assert said == clean(said)

@@ -31,7 +31,7 @@ def jpeg(seed: int, size: tuple[int, int] = (160, 90)) -> bytes:
 
 
 def make(
-    folder: Path, count: int = 60, *, seed: int = 0, scores: bool = True, video: str | None = None, parts: int = 2
+    folder: Path | str, count: int = 60, *, seed: int = 0, scores: bool = True, video: str | None = None, parts: int = 2
 ) -> Dataset:
     """Clips with ties, missing and infinite scores and hostile texts; every tenth is a copy of the one before it."""
     random, dataset = np.random.default_rng(seed), Dataset(str(folder)).create_or_open({})

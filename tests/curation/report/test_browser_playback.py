@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -18,7 +19,8 @@ from curation.selection.rules import Rules
 from curation.selection.select import select_clips
 from curation.shards.folder import index_of, start_shards
 from curation.shards.write import plan_shards, write_shard
-from tests.curation.report.browser import opened, served, wait_until
+from pipelines.report import report
+from tests.curation.report.browser import kept, opened, served, wait_until
 from tests.curation.report.datasets import make
 from tests.media import panning, write_video
 
@@ -69,6 +71,24 @@ def test_it_plays_a_clip_from_a_chosen_shard(browser: Any, sharded: Path, tmp_pa
         page.set_input_files(".video input[type=file]", tar)
         wait_until(page, "document.querySelector('video')?.currentTime >= 0.5")
         assert page.evaluate("document.querySelector('video').duration") == pytest.approx(3, abs=0.1)
+
+
+def test_it_opens_from_a_bucket_and_plays_from_its_shards(
+    browser: Any, sharded: Path, s3_endpoint: str, s3_url: str
+) -> None:
+    bucket = s3_url.removeprefix("s3://")
+    fs = fsspec.filesystem("s3")
+    fs.put(str(sharded.parents[1]), f"{bucket}/dataset", recursive=True)
+    written = report(f"{s3_url}/dataset", "all")
+    assert written.file == f"{s3_url}/dataset/report/all.html"
+    for name in ("report/all.html", "shards/all/clips-000000.tar"):
+        fs.chmod(f"{bucket}/dataset/{name}", "public-read")
+    with opened(browser, f"{s3_endpoint}/{bucket}/dataset/report/all.html", offline=False) as page:
+        assert kept(page) == written.clips == 1
+        assert s3_url in page.inner_text(".dataset")
+        page.locator(".card .open").first.click()
+        page.click(".play-shard")
+        wait_until(page, "document.querySelector('video')?.currentTime >= 0.5")
 
 
 @pytest.mark.parametrize("ranges", [True, False])

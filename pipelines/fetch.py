@@ -1,0 +1,215 @@
+"""`clipmill fetch`: read some samples out of shards by byte range, from a disk or an object store.
+
+What is read grows with the samples that are wanted, not with the shards that hold them.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from clipmill import storage
+from clipmill.atomic import atomic_path
+from clipmill.errors import UserError
+from curation.dataset.metadata import add_metadata_columns
+from curation.dataset.sql import literal, open_connection, quoted, sentence
+from curation.selection.condition import read_condition
+from curation.shards.catalog import CATALOG, PLACE, check_catalog
+from pipelines.progress import Reporter
+
+_AT_ONCE_BYTES = 256 << 20
+"""Bytes requested together: object stores answer many ranges at a time."""
+_AT_ONCE_FILES = 256
+_SAMPLES = "samples"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchRun:
+    """Result of a run. wanted = fetched + there_before + failed."""
+
+    out: str
+    wanted: int
+    fetched: int
+    there_before: int
+    bytes: int
+    """Read from the shards."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Clip id -> why its files could not be read."""
+
+
+def fetch(
+    shards: str,
+    out: str,
+    *,
+    where: str | None = None,
+    clip_ids: Sequence[str] = (),
+    limit: int | None = None,
+    quiet: bool = False,
+) -> FetchRun:
+    """Read the samples of a shard folder (any fsspec URL) that match, into the local folder `out`.
+
+    `where` is a condition on the columns of its clips.parquet, as in a selection; `clip_ids` names clips; given both,
+    both must hold. At most `limit` samples: a random choice, the same on every run. Writes CLIP_ID.mp4 (or .jpg), .txt,
+    .json, and clips.parquet with their rows. Files that are there with their size are not read again.
+
+    Raises UserError if the folder has no clips.parquet, if `where` is not a condition on its columns, or if nothing
+    matches.
+    """
+    check_catalog(shards)
+    with Reporter("fetch", unit="clips", quiet=quiet) as report:
+        report.waiting(f"reading {CATALOG}")
+        fs, folder = storage.filesystem(shards)
+        samples = _matching(fs, f"{folder}/{CATALOG}", where, clip_ids, limit)
+        if not samples.num_rows:
+            raise UserError(f"no sample of {shards} matches: see its columns and values in {CATALOG}")
+        target = _made_folder(out)
+        rows = samples.select(["clip_id", "shard", "shard_bytes", "files"]).to_pylist()
+        missing = [row for row in rows if not _is_there(target, row)]
+        report.begin(len(missing))
+        read_bytes, failed = 0, _changed_shards(fs, folder, missing)
+        for batch in _batches([row for row in missing if row["clip_id"] not in failed]):
+            read_bytes += _fetch_batch(fs, folder, batch, target, failed)
+            report.advance(len(batch))
+        with atomic_path(target / CATALOG) as temporary:
+            pq.write_table(samples, temporary, compression="zstd")
+    return FetchRun(
+        out=out,
+        wanted=len(rows),
+        fetched=len(missing) - len(failed),
+        there_before=len(rows) - len(missing),
+        bytes=read_bytes,
+        failed=failed,
+    )
+
+
+def _matching(
+    fs: AbstractFileSystem, path: str, where: str | None, clip_ids: Sequence[str], limit: int | None
+) -> pa.Table:
+    """The rows of the catalog that match, sorted by clip id."""
+    try:
+        with open_connection(fs, {_SAMPLES: [path]}) as connection:
+            missing = {"clip_id", *PLACE.names} - set(_columns(connection))
+            if missing:
+                raise UserError(
+                    f"{storage.shown(fs, path)} is not a list of samples: it has no column {sorted(missing)[0]!r}"
+                )
+            given = ", ".join(map(quoted, _columns(connection)))
+            add_metadata_columns(connection, _SAMPLES)
+            connection.execute(f"CREATE VIEW joined AS SELECT * FROM {_SAMPLES}")
+            conditions = [_condition(connection, where)] if where is not None else []
+            if clip_ids:
+                conditions.append(f"clip_id IN ({', '.join(map(literal, clip_ids))})")
+            chosen = f"SELECT clip_id FROM joined WHERE {' AND '.join(conditions) or 'true'}"
+            if limit is not None:
+                chosen += f" ORDER BY md5(clip_id), clip_id LIMIT {limit}"
+            query = f"SELECT {given} FROM joined WHERE clip_id IN ({chosen}) ORDER BY clip_id"
+            return connection.sql(query).to_arrow_table()
+    except duckdb.Error as error:
+        raise UserError(f"the query over {storage.shown(fs, path)} failed: {sentence(error)}") from error
+
+
+def _columns(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    return [row[0] for row in connection.execute(f"DESCRIBE {_SAMPLES}").fetchall()]
+
+
+def _condition(connection: duckdb.DuckDBPyConnection, where: str) -> str:
+    known = [row[0] for row in connection.execute("DESCRIBE joined").fetchall()]
+    condition = read_condition(connection, where, known)
+    if condition.missing:
+        raise UserError(f"where: {condition.complaint}")
+    return condition.sql
+
+
+def _made_folder(out: str) -> Path:
+    if "://" in out:
+        raise UserError(f"expected a local folder for --out, got {out!r}")
+    target = Path(out)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create {out}: {error.strerror or error}") from error
+    return target
+
+
+def _path(target: Path, clip_id: str, extension: str) -> Path:
+    name = f"{clip_id}.{extension}"
+    if name in {".", ".."} or os.sep in name or "\0" in name:
+        raise ValueError(f"expected a clip id and an extension, got {name!r}")
+    return target / name
+
+
+def _is_there(target: Path, row: dict[str, Any]) -> bool:
+    """Whether all files of a sample are there with their sizes. Files are written whole."""
+    try:
+        paths = [(_path(target, row["clip_id"], file["extension"]), file["size"]) for file in row["files"]]
+        return all(path.stat().st_size == size for path, size in paths)
+    except (OSError, ValueError):
+        return False
+
+
+def _changed_shards(fs: AbstractFileSystem, folder: str, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Clip id -> reason, of samples whose tar is missing or was replaced since clips.parquet was written."""
+    reasons: dict[str, str] = {}
+    for shard, size in {row["shard"]: row["shard_bytes"] for row in rows}.items():
+        path = f"{folder}/{shard}"
+        try:
+            if "/" in shard or shard in {"", ".", ".."}:
+                reasons[shard] = f"{shard!r} is not the name of a tar"
+            elif (there := int(fs.size(path) or 0)) != size:
+                reasons[shard] = f"{shard} has {there:,} bytes, expected {size:,}: it was replaced or truncated"
+        except OSError as error:
+            reasons[shard] = f"{shard}: {storage.reason_of(error)}"
+    return {row["clip_id"]: reasons[row["shard"]] for row in rows if row["shard"] in reasons}
+
+
+def _batches(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    size = files = 0
+    for row in sorted(rows, key=lambda r: (r["shard"], r["files"][0]["offset"])):
+        size += sum(file["size"] for file in row["files"])
+        files += len(row["files"])
+        if batch and (size > _AT_ONCE_BYTES or files > _AT_ONCE_FILES):
+            yield batch
+            batch, size, files = [], sum(file["size"] for file in row["files"]), len(row["files"])
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _fetch_batch(
+    fs: AbstractFileSystem, folder: str, batch: Sequence[dict[str, Any]], target: Path, failed: dict[str, str]
+) -> int:
+    """Read and write the files of some samples; returns the bytes read. Failures are added to `failed`."""
+    wanted = [(row, file) for row in batch for file in row["files"]]
+    contents = fs.cat_ranges(
+        [f"{folder}/{row['shard']}" for row, _ in wanted],
+        [file["offset"] for _, file in wanted],
+        [file["offset"] + file["size"] for _, file in wanted],
+        on_error="return",
+    )
+    read = 0
+    for (row, file), content in zip(wanted, contents, strict=True):
+        if isinstance(content, Exception):
+            failed[row["clip_id"]] = f"{row['shard']}: {storage.reason_of(content)}"
+            continue
+        read += len(content)
+        if len(content) != file["size"]:
+            failed[row["clip_id"]] = f"{row['shard']} ended after {len(content):,} of {file['size']:,} bytes"
+            continue
+        try:
+            path = _path(target, row["clip_id"], file["extension"])
+        except ValueError as error:
+            failed[row["clip_id"]] = str(error)
+            continue
+        try:
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(content)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    return read

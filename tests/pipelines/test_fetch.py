@@ -1,0 +1,166 @@
+"""Samples out of shards by byte range: what is chosen, what is written, what is read."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset as wds
+from fsspec.implementations.memory import MemoryFileSystem
+
+from clipmill.errors import UserError
+from curation.dataset.schemas import CLIPS, SOURCES
+from curation.shards.catalog import CATALOG, catalog, write_catalog
+from curation.shards.extract import ExtractedClip
+from curation.shards.write import ShardConfig, plan_shards, write_shard
+from pipelines.fetch import fetch
+
+CLIPS_THERE = 20
+
+
+def rows() -> list[dict[str, Any]]:
+    """Clips of two sources, with captions, scores and licences."""
+    return [
+        dict.fromkeys(CLIPS.names)
+        | {"clip_id": f"s{i % 2}-{i}-{i + 1}", "source_id": f"s{i % 2}", "uri": f"/s{i % 2}.mp4"}
+        | {"start_pts": i, "end_pts": i + 1, "duration_s": 2.0, "extraction": "remux", "motion": float(i)}
+        | {"time_base_num": 1, "time_base_den": 25, "frames": 50, "fps": 25.0}
+        | {"captions": [{"source": "list", "text": f"clip {i}", "error_kind": None, "error": None}] if i % 3 else []}
+        | {"metadata": [("license", "CC0" if i % 2 else "CC-BY")]}
+        for i in range(CLIPS_THERE)
+    ]
+
+
+def content_of(clip_id: str) -> bytes:
+    return clip_id.encode() * (100 + len(clip_id) * int(clip_id.split("-")[1]))
+
+
+def extracted(function: Any, uri: str, clips: Any, kind: str, config: Any) -> list[ExtractedClip]:
+    return [ExtractedClip(content=content_of(clip["clip_id"]), suffix="mp4", shape={}) for clip in clips]
+
+
+def write_shards(folder: str) -> pa.Table:
+    fields = [*CLIPS, SOURCES.field("metadata")]
+    clips = pa.Table.from_pylist(rows(), pa.schema(fields)).drop_columns(["embedding"])
+    plans = plan_shards(clips, kind="clips", config=ShardConfig(clips_per_shard=6))
+    records = {plan.name: write_shard(plan, folder, selection="s", run=extracted) for plan in plans}
+    assert len(records) == 4
+    table = catalog(plans, records)
+    write_catalog(folder, table)
+    return table
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> str:
+    write_shards(str(tmp_path / "shards"))
+    return str(tmp_path / "shards")
+
+
+def test_the_catalog_says_where_each_file_of_each_sample_lies(shards: str):
+    table = pq.read_table(Path(shards) / CATALOG).to_pylist()
+    assert {row["clip_id"] for row in table} == {row["clip_id"] for row in rows()}
+    samples = wds.WebDataset([str(path) for path in sorted(Path(shards).glob("*.tar"))], shardshuffle=False)
+    for row, sample in zip(table, samples, strict=True):
+        assert row["clip_id"] == sample["__key__"]
+        tar = (Path(shards) / row["shard"]).read_bytes()
+        assert len(tar) == row["shard_bytes"]
+        assert tar[row["offset"] : row["offset"] + row["size"]] == sample["mp4"] == content_of(row["clip_id"])
+        for file in row["files"]:
+            assert tar[file["offset"] : file["offset"] + file["size"]] == sample[file["extension"]]
+        assert row["caption"] == sample["txt"].decode()
+        assert row["motion"] == json.loads(sample["json"])["scores"]["motion"]
+
+
+def test_what_matches_is_written_as_it_is_in_the_shards(shards: str, tmp_path: Path):
+    out = tmp_path / "out"
+    run = fetch(shards, str(out), where="motion >= 10 AND license = 'CC0'", quiet=True)
+    chosen = {row["clip_id"] for row in rows() if row["motion"] >= 10 and dict(row["metadata"])["license"] == "CC0"}
+    assert (run.wanted, run.fetched, run.there_before, run.failed) == (len(chosen), len(chosen), 0, {})
+    assert {path.stem for path in out.glob("*.mp4")} == chosen
+    assert all((out / f"{clip_id}.mp4").read_bytes() == content_of(clip_id) for clip_id in chosen)
+    assert all(json.loads((out / f"{clip_id}.json").read_text())["clip_id"] == clip_id for clip_id in chosen)
+    assert set(pq.read_table(out / CATALOG)["clip_id"].to_pylist()) == chosen
+    again = fetch(shards, str(out), where="motion >= 10 AND license = 'CC0'", quiet=True)
+    assert (again.fetched, again.there_before, again.bytes) == (0, len(chosen), 0)
+
+
+def test_ids_and_a_limit(shards: str, tmp_path: Path):
+    assert fetch(shards, str(tmp_path / "a"), clip_ids=["s1-3-4", "unknown"], quiet=True).wanted == 1
+    assert (tmp_path / "a" / "s1-3-4.txt").read_text() == ""
+    few = [fetch(shards, str(tmp_path / name), limit=5, quiet=True).wanted for name in "bc"]
+    assert few == [5, 5]
+    assert set(os.listdir(tmp_path / "b")) == set(os.listdir(tmp_path / "c"))
+
+
+@pytest.mark.parametrize("where", ["caption = ''", "caption != '' AND motion < 3"])
+def test_a_caption_is_a_column(shards: str, tmp_path: Path, where: str):
+    run = fetch(shards, str(tmp_path / "out"), where=where, quiet=True)
+    expected = [i for i in range(CLIPS_THERE) if (i % 3 == 0) == (where == "caption = ''") and (i < 3 or i % 3 == 0)]
+    assert run.wanted == len(expected)
+
+
+def test_only_the_wanted_bytes_are_read_from_a_store(monkeypatch, tmp_path: Path):
+    folder = "memory://fetch-test/shards"
+    table = write_shards(folder).to_pylist()
+    asked: list[tuple[str, int, int]] = []
+
+    cat_file = MemoryFileSystem.cat_file
+
+    def counting(self: Any, path: str, start: Any = None, end: Any = None, **kwargs: Any) -> bytes:
+        if path.endswith(".tar"):
+            asked.append((path, start, end))
+        return cat_file(self, path, start, end, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", counting)
+    run = fetch(folder, str(tmp_path / "out"), where="motion = 7", quiet=True)
+    (row,) = (row for row in table if row["motion"] == 7)
+    assert run.bytes == sum(file["size"] for file in row["files"]) < row["shard_bytes"] / 2
+    assert sum(end - start for _, start, end in asked) == run.bytes
+
+
+def test_a_replaced_or_missing_tar_fails_its_samples_only(shards: str, tmp_path: Path):
+    table = pq.read_table(Path(shards) / CATALOG).to_pylist()
+    (Path(shards) / "clips-000001.tar").unlink()
+    with (Path(shards) / "clips-000002.tar").open("ab") as tar:
+        tar.write(bytes(512))
+    run = fetch(shards, str(tmp_path / "out"), quiet=True)
+    assert set(run.failed) == {
+        row["clip_id"] for row in table if row["shard"] in ("clips-000001.tar", "clips-000002.tar")
+    }
+    assert run.fetched == CLIPS_THERE - len(run.failed)
+    assert any("it was replaced or truncated" in reason for reason in run.failed.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"where": "nonsense > 3"}, "nonsense"),
+        ({"where": "motion > 1000"}, "no sample of"),
+        ({"where": "motion; DROP TABLE x"}, "where"),
+        ({"clip_ids": ["x' OR true --"]}, "no sample of"),
+    ],
+)
+def test_a_request_that_matches_nothing_or_is_no_condition(
+    shards: str, tmp_path: Path, arguments: dict[str, Any], sentence: str
+):
+    with pytest.raises(UserError, match=sentence):
+        fetch(shards, str(tmp_path / "out"), quiet=True, **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_catalog_says_what_to_do(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no clips.parquet: expected a folder that `clipmill shard` has finished"):
+        fetch(str(tmp_path), str(tmp_path / "out"))
+
+
+def test_a_hostile_catalog_writes_nothing_outside(shards: str, tmp_path: Path):
+    path = Path(shards) / CATALOG
+    table = pq.read_table(path)
+    names = ["../../outside"] * table.num_rows
+    pq.write_table(table.set_column(0, "clip_id", pa.array(names)), path)
+    run = fetch(shards, str(tmp_path / "deep" / "out"), quiet=True)
+    assert set(run.failed) == {"../../outside"}
+    assert not (tmp_path / "outside.mp4").exists()

@@ -118,7 +118,7 @@ def _open(file: str, dataset: str) -> dict[str, float]:
         latencies_ms = sorted(page.evaluate(moved, step) for step in range(11))
         judge = """rules => {
             const clips = clipmill.judge.judge(new Map(Object.entries(rules)), false).clips;
-            return clips * clipmill.scale();
+            return clips * clipmill.scale;
         }"""
         counted = page.evaluate(judge, _RULES)
         browser.close()

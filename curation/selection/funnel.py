@@ -40,7 +40,7 @@ class FunnelStep:
     clips_left: int
     seconds_left: float
     note: str | None = None
-    """Notes on the numbers: ties at a threshold, or a rule that runs last."""
+    """Remarks on the numbers: ties at a threshold, or a rule that runs last."""
     skipped: str | None = None
     """Why the rule was skipped, if it was."""
 
@@ -147,7 +147,7 @@ def funnel(
 ) -> tuple[FunnelStep, ...]:
     """The steps of the funnel: first rules on single clips, in order.
 
-    `marks`: name of the test on marks -> how many there are of each kind.
+    `marks`: name of the test on marks -> number of marks per verdict, as text.
     """
     asked = {name: _asked(rule) for name, rule in rules.rules.items()}
     if rules.where is not None:
@@ -174,14 +174,14 @@ def funnel(
                 removed=_clips_with(before, i, REMOVED),
                 unscored=unscored,
                 unscored_dropped=0 if test.keeps_unscored else _clips_with(before, i, UNSCORED),
-                unscored_reason=_commonest_error(connection, name) if unscored else None,
+                unscored_reason=_most_common_error(connection, name) if unscored else None,
                 note=_LAST_NOTE if test.last else test.note,
             )
         )
     return tuple(steps)
 
 
-def _commonest_error(connection: duckdb.DuckDBPyConnection, name: str) -> str | None:
+def _most_common_error(connection: duckdb.DuckDBPyConnection, name: str) -> str | None:
     known = joined_columns(connection)
     error, _ = error_columns(known, name) or (f"{name}_error", "")
     if error not in known or known[error][2] != "VARCHAR":

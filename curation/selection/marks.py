@@ -1,4 +1,4 @@
-"""Verdicts on single clips, as exported from the report's page, and how a selection applies them."""
+"""Marks: verdicts on single clips, exported from the report and applied by a selection."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from curation.selection.thresholds import KEPT, REMOVED, UNSCORED, Test
 
 Verdict = Literal["keep", "drop", "bad cut", "wrong score"]
 MARKS = "--marks"
-"""Name of the funnel's step that drops marked clips."""
+"""Name of the funnel step that drops marked clips."""
 _FORMAT = "clipmill marks"
 _FILE = "marks.json"
 _TABLE = "_marks"
@@ -24,7 +24,7 @@ _DROPPING: tuple[Verdict, ...] = ("bad cut", "drop")
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """A verdict on a clip: keep, drop, bad cut, or wrong score with the name of that score."""
+    """A verdict on a clip. For a wrong score, `score` is its column."""
 
     clip_id: str
     verdict: Verdict
@@ -44,12 +44,12 @@ class Marks:
 
 
 def load_marks(address: str) -> Marks:
-    """Read marks that the report exported. Raises UserError for a missing file or other content."""
+    """Read a marks file exported from the report. Raises UserError if it is missing or not a marks file."""
     fs, path = storage.filesystem(address)
     try:
         return storage.read_json(fs, path, _parsed)
     except FileNotFoundError as error:
-        raise UserError(f"no file of marks at {storage.shown(fs, path)}") from error
+        raise UserError(f"no marks file at {storage.shown(fs, path)}: export one from the report") from error
 
 
 def dataset_marks(dataset: Dataset) -> Marks:
@@ -58,7 +58,7 @@ def dataset_marks(dataset: Dataset) -> Marks:
 
 
 def keep_marks(dataset: Dataset, marks: Marks) -> None:
-    """Add marks to those of the dataset; a newer mark of a clip replaces the older one."""
+    """Add marks to those of the dataset. A new mark replaces the older one of the same clip."""
     merged = {mark.clip_id: mark for known in (dataset_marks(dataset), marks) for mark in known.marks}
     rows = [
         {"clip_id": mark.clip_id, "verdict": mark.verdict} | ({"score": mark.score} if mark.score else {})
@@ -69,10 +69,11 @@ def keep_marks(dataset: Dataset, marks: Marks) -> None:
 
 
 def check_marks(marks: Marks, fingerprint: str, url: str) -> None:
-    """Raise UserError for marks of another dataset's clips."""
+    """Raise UserError for marks of another dataset."""
     if marks.dataset_fingerprint not in (None, fingerprint):
         raise UserError(
-            f"these marks were exported from a dataset with another configuration than {url}: export them again"
+            f"these marks were exported from a dataset with a different configuration than {url}: export them from the "
+            "report of this dataset"
         )
 
 
@@ -89,7 +90,7 @@ def with_marks(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test], mar
     listed = ", ".join(f"unnest(${name}::VARCHAR[]) AS {name}" for name in columns)
     connection.execute(f"CREATE TEMP TABLE {_TABLE} AS SELECT {listed}", columns)
 
-    def heeding(test: Test, outcome: str) -> str:
+    def marked(test: Test, outcome: str) -> str:
         wrong = f"_mark = 'wrong score' AND _mark_score = {literal(test.name)}"
         return f"CASE WHEN _mark = 'keep' THEN {KEPT} WHEN {wrong} THEN {UNSCORED} ELSE ({outcome}) END"
 
@@ -97,8 +98,8 @@ def with_marks(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test], mar
     wrapped = [
         replace(
             test,
-            outcome=heeding(test, test.outcome),
-            outcome_alone=test.outcome_alone and heeding(test, test.outcome_alone),
+            outcome=marked(test, test.outcome),
+            outcome_alone=test.outcome_alone and marked(test, test.outcome_alone),
             tables=test.tables | tables,
         )
         for test in tests

@@ -82,7 +82,7 @@ def test_a_file_of_marks_is_checked(tmp_path: Path, ten: Dataset) -> None:
     ):
         with pytest.raises(UserError, match=r"marks\.json is damaged"):
             load_marks(written(**changes))
-    with pytest.raises(UserError, match="no file of marks"):
+    with pytest.raises(UserError, match="no marks file"):
         load_marks(str(tmp_path / "absent.json"))
-    with pytest.raises(UserError, match="another configuration"):
+    with pytest.raises(UserError, match="different configuration"):
         select_clips(ten, rules(), marks=Marks(dataset_fingerprint="other"))

@@ -292,7 +292,7 @@ function marksAsWords(marks: Marked): string {
   for (const { verdict } of marks.values()) counts.set(verdict, (counts.get(verdict) ?? 0) + 1);
   return [...counts]
     .sort(([a], [b]) => (a < b ? -1 : 1))
-    .map(([verdict, clips]) => `${verdict} ${clips}`)
+    .map(([verdict, clips]) => `${verdict} ${clips.toLocaleString("en")}`)
     .join(", ");
 }
 

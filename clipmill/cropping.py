@@ -26,6 +26,10 @@ class Margins:
         """Left, top, right, bottom: clockwise."""
         return self.left, self.top, self.right, self.bottom
 
+    def plus(self, other: "Margins") -> "Margins":
+        """What both cut off, one after the other."""
+        return _margins([a + b for a, b in zip(self.sides, other.sides, strict=True)])
+
     def of_upright(self, orientation: Orientation) -> "Margins":
         """The same margins of the upright frame, from those of a decoded one."""
         left, top, right, bottom = self.sides

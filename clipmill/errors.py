@@ -16,6 +16,7 @@ ERROR_KINDS: Mapping[str, str] = MappingProxyType(
         "too_large": "exceeds the limits on bytes, pixels or streams",
         "too_long": "exceeds the limit on duration",
         "decode_error": "no usable footage could be decoded",
+        "encrypted": "the video stream is encrypted",
         "timeout": "the scan exceeded its time limit",
         "out_of_memory": "the scan exceeded its memory limit",
         "crashed": "the scan process crashed or raised an unexpected error",

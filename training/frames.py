@@ -16,6 +16,7 @@ from typing import Any, Literal
 import av
 import cv2
 import numpy as np
+from av.codec.context import Flags
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
@@ -188,6 +189,7 @@ class _Video:
             raise SampleError("decode_error", "FFmpeg has no decoder for the video stream")
         _check_pixels(self.context.height, self.context.width)
         self.context.options = {"max_pixels": str(MAX_PIXELS)}
+        self.context.flags |= Flags.unaligned  # crops at the left are exact
         self.packets = self._demuxed(container)
         shown = [packet.pts for packet in self.packets if packet.pts is not None and not packet.is_discard]
         self.pts = sorted(set(shown))
@@ -214,7 +216,6 @@ class _Video:
     def orientation(self) -> Orientation:
         """Of the first frame that can be decoded."""
         for packet in (*self.packets, None):
-            self.check_time()
             for picture in self.context.decode(packet):
                 return orientation_of(picture)
         raise SampleError("decode_error", "no frame could be decoded")
@@ -226,8 +227,7 @@ class _Video:
 
 
 def _packets(container: Any, stream: Any) -> Iterator[av.Packet]:
-    # If the file has a stream that its header does not list, PyAV raises IndexError when it flushes that stream, after
-    # all packets of `stream`.
+    # Of a stream that the header does not list, PyAV raises IndexError at the end, after all packets of `stream`.
     with suppress(IndexError):
         yield from container.demux(stream)
 
@@ -272,13 +272,13 @@ class _Fit:
         top, left = (self._rng.randint(0, s) if self._crop == "random" else s // 2 for s in spare)
         self._corner = top, left
 
-    def frame(self, picture: av.VideoFrame) -> Planes:
+    def frame(self, picture: av.VideoFrame, orientation: Orientation) -> Planes:
         """Convert a decoded frame: one swscale pass from the decoder's format to RGB at the target size, then rotate
         and crop.
 
         Uses planar RGB, since swscale has SIMD code for it but not for interleaved RGB at full chroma resolution.
         """
-        orientation, picture = orientation_of(picture), self._cropper(picture)
+        picture = self._cropper(picture)
         width, height = orientation.shown_size(picture.width, picture.height)
         self._fix_geometry(height, width, sideways=orientation.sideways)
         new_width, new_height = orientation.shown_size(*self._resized[::-1])
@@ -317,9 +317,7 @@ def _colour(picture: av.VideoFrame) -> dict[str, int]:
 
 
 def _by_pyav(video: _Video, frame_indices: Sequence[int], fit: _Fit) -> dict[int, Planes]:
-    """index -> frame. Starts at the keyframe before the first one; if frames are missing, retries from the first
-    packet.
-    """
+    """index -> frame, from the keyframe before the first one on; if frames are missing, from the first packet on."""
     index_of = {video.pts[index]: index for index in frame_indices}
     first, last = _needed(video, index_of)
     pictures: dict[int, Planes] = {}
@@ -353,13 +351,16 @@ def _check_count(frames: int) -> None:
 def _decode(video: _Video, start: int, last: int, index_of: dict[int, int], fit: _Fit) -> dict[int, Planes]:
     """Decode packets start..last only, and skip non-reference frames that were not selected."""
     pictures: dict[int, Planes] = {}
+    orientation = UPRIGHT
     for packet in (*video.packets[start : last + 1], None):
         needed = packet is None or packet.pts in index_of or video.context.name not in _SKIP_PER_PACKET
         video.context.skip_frame = "DEFAULT" if needed else "NONREF"
         for picture in video.context.decode(packet):
             video.check_time()
+            if picture.key_frame:  # where the codec states it, with keyframes alone
+                orientation = orientation_of(picture)
             if picture.pts in index_of and not picture.is_corrupt:
-                pictures[index_of[picture.pts]] = fit.frame(picture)
+                pictures[index_of[picture.pts]] = fit.frame(picture, orientation)
     return pictures
 
 
@@ -386,9 +387,8 @@ def _by_decord(content: bytes, video: _Video, frame_indices: Sequence[int], fit:
 
 
 def _check_for_decord(content: bytes, video: _Video, frame_indices: Sequence[int]) -> None:
-    """Raise SampleError for files decord must not open: its FFmpeg is from 2018, has no format allow-list, and would
-    follow playlists. Only ISO-BMFF is accepted, according to both FFmpeg and the first box.
-    """
+    """Raise SampleError unless both FFmpeg and the first box say ISO-BMFF: decord's FFmpeg, of 2018, has no allow-list
+    and would follow playlists."""
     box_bytes, brand = int.from_bytes(content[:4], "big"), content[8:12]
     is_mp4 = video.format == CONTAINERS[0] and content[4:8] == b"ftyp" and 16 <= box_bytes <= 4096
     if not (is_mp4 and brand.isascii() and brand.decode().isprintable()):

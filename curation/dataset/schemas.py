@@ -103,6 +103,7 @@ SOURCES = pa.schema(
             "number of frames at which decoding can start, by packet flag and decoder",
         ),
         column("audio", pa.bool_(), "whether there is an audio stream"),
+        column("alpha", pa.bool_(), "whether frames have an alpha channel: what is transparent is shown on black"),
         column("status", pa.string(), "ok or rejected"),
         column("error_kind", pa.string(), "kind of error that rejected the source, from a fixed set"),
         column("error", pa.string(), "error message of a rejected source"),

@@ -47,8 +47,9 @@ from curation.shots.spans import (
     plan_spans,
 )
 from curation.video.bars import BarMeter
-from curation.video.decode import Frame, Limits, PacketIndex, Video, VideoInfo
+from curation.video.decode import Frame, Limits, PacketIndex, Video
 from curation.video.fields import PROGRESSIVE, FieldMeter, Fields, deinterlaced_one
+from curation.video.info import VideoInfo
 from curation.video.resize import FrameResizer
 
 
@@ -130,7 +131,7 @@ def fits_mp4(video: Video) -> bool:
     info, extradata = video.info, bytes(video.codec_context.extradata or b"")
     # Start codes instead of lengths between the units (Annex B) would have to be rewritten.
     annex_b = info.codec in ("h264", "hevc") and not extradata.startswith(b"\x01")
-    return info.container in REMUX_CONTAINERS and info.codec in REMUX_CODECS and not annex_b
+    return info.container in REMUX_CONTAINERS and info.codec in REMUX_CODECS and not annex_b and not info.alpha
 
 
 class OnePass:
@@ -150,7 +151,7 @@ class OnePass:
         self._fields = FieldMeter()
         self._before: Frame | None = None
         self._previous: Frame | None = None
-        self._sizes: list[tuple[int, int, int]] = []
+        self._shapes: list[tuple[int, VideoInfo, tuple[int, int]]] = []
         self._frame_pts: list[int] = []
         self._key_pts: list[int] = []
         self._key_stamps: list[int | None] = []
@@ -167,8 +168,9 @@ class OnePass:
             self._measure_motion(frame, time_s, barred=barred)
         self._keep_thumbnail(self._before, self._previous, frame, time_s)
         self._before, self._previous = self._previous, frame
-        if not self._sizes or self._sizes[-1][1:] != (av_frame.width, av_frame.height):
-            self._sizes.append((frame.index, av_frame.width, av_frame.height))
+        shape = frame.info, (av_frame.width, av_frame.height)
+        if not self._shapes or self._shapes[-1][1:] != shape:
+            self._shapes.append((frame.index, *shape))
         if av_frame.key_frame:
             self._key_pts.append(frame.pts)
             self._key_stamps.append(av_frame.pts)
@@ -186,7 +188,7 @@ class OnePass:
         self._keep_thumbnail(self._before, self._previous, None, float("inf"))
         info, timeline = self._info, self._timeline(packets)
         transitions = merge(self._cuts.finish(), self._certain(timeline, packets))
-        plan = plan_spans(timeline, transitions, self._config.spans, changes=self._has_bars)
+        plan = plan_spans(timeline, transitions, self._config.spans, changes=self._changes)
         changes = np.array(self._cuts.frame_rms_changes, np.float32)
         for cut in transitions:  # not what repeats are told by
             changes[cut.start_frame : cut.end_frame + 1] = 0
@@ -201,9 +203,9 @@ class OnePass:
         row |= {name: list(values) if fit else None for name, values in zip(SIGNAL_COLUMNS, signals, strict=True)}
         clips, thumbnails = [], []
         for span in plan.spans:
-            size, margins = self._frame_size(span), self._margins(span, timeline)
+            (shown_info, size), margins = self._shape(span.start_frame), self._margins(span, timeline)
             clip = clip_columns(source, info, timeline, packets, span, changes)
-            clip |= displayed_columns(info, size, margins)
+            clip |= displayed_columns(shown_info, size, margins)
             clip["interlaced"] = self._fields.between(span.start_pts, span.end_pts)
             region_px = clip["width"], clip["height"]
             clip["motion"], clip["motion_error"] = self._motion.between(span.start_pts, span.end_pts, region_px)
@@ -211,7 +213,7 @@ class OnePass:
             clip["motion_bucket"] = motion_bucket(clip["motion"])
             clip["thumbnail_pts"], jpegs = self._spool.first_middle_last(span.start_pts, span.end_pts)
             if margins or self._enlarged:
-                shares = shown_shares(info, size, margins)
+                shares = shown_shares(shown_info, size, margins)
                 jpegs = tuple(cropped(jpeg, shares, self._config.thumbnail_long_side_px) for jpeg in jpegs)
             clips.append(clip)
             thumbnails.append(jpegs)
@@ -258,7 +260,7 @@ class OnePass:
             shown = self._crop(av_frame)
             enlarged = max(av_frame.width, av_frame.height) / max(shown.width, shown.height)
             long_side_px, self._enlarged = round(enlarged * long_side_px), True
-        bgr = self._resizer.upright_bgr(av_frame, self._info, long_side_px=long_side_px)
+        bgr = self._resizer.upright_bgr(av_frame, frame.info, long_side_px=long_side_px)
         self._spool.add(frame.pts, self._elapsed_s(frame.pts), bgr)
 
     def _make_room(self, packets: PacketIndex) -> None:
@@ -268,13 +270,14 @@ class OnePass:
         transitions = merge(seen, self._certain(timeline, packets))
         over = [t for t in transitions if t.end_frame < settled]
         decided_pts = over[-1].start_pts if over else timeline.bound_pts(0)
-        plan = plan_spans(timeline, transitions, self._config.spans, changes=self._has_bars)
+        plan = plan_spans(timeline, transitions, self._config.spans, changes=self._changes)
         spans = [(s.start_pts, s.end_pts) for s in plan.spans if s.cut_end_pts <= decided_pts]
         self._spool.drop_decided(spans, decided_pts)
 
     def _certain(self, timeline: Timeline, packets: PacketIndex) -> list[Transition]:
-        """What is known without looking: a change of frame size and the start of another recording are cuts."""
-        cuts = self._joints | {index for index, *_ in self._sizes[1:]}
+        """What is known without looking: a change of frame size, orientation or pixel aspect and the start of another
+        recording are cuts."""
+        cuts = self._joints | {index for index, *_ in self._shapes[1:]}
         return [
             *damage(timeline, packets),
             *(
@@ -295,21 +298,23 @@ class OnePass:
         if self._bars.steady != self._crop.margins:
             self._crop = Cropper(self._bars.steady)
         shown = self._crop(frame.av_frame)
-        luma = self._resizer.luma(shown, self._info, short_side_px=self._config.motion.short_side_px)
-        width = max(1, round(shown.width * self._info.sample_aspect_ratio))
-        self._motion.push(frame.pts, time_s, luma, self._info.orientation.shown_size(width, shown.height))
+        luma = self._resizer.luma(shown, frame.info, short_side_px=self._config.motion.short_side_px)
+        width = max(1, round(shown.width * frame.info.sample_aspect_ratio))
+        self._motion.push(frame.pts, time_s, luma, frame.info.orientation.shown_size(width, shown.height))
 
     def _margins(self, span: Span, timeline: Timeline) -> Margins:
         """The bars of the clip that the cuts asked for, of which the extracted one is a part."""
         return self._bars.between(timeline.frame_at(span.cut_start_pts), timeline.frame_at(span.cut_end_pts))
 
-    def _has_bars(self, first: int, last: int) -> bool:
-        return bool(self._bars.between(first, last))
+    def _changes(self, first: int, last: int) -> bool:
+        """Whether frames are not shown as they are stored in a way that packets cannot say."""
+        info, _ = self._shape(first)
+        return bool(info.margins or info != self._info or self._bars.between(first, last))
 
-    def _frame_size(self, span: Span) -> tuple[int, int]:
-        """Width and height of the decoded frames."""
-        begun = bisect_right(self._sizes, span.start_frame, key=lambda size: size[0])
-        return self._sizes[begun - 1][1:]
+    def _shape(self, frame: int) -> tuple[VideoInfo, tuple[int, int]]:
+        """Geometry, width and height of a decoded frame."""
+        begun = bisect_right(self._shapes, frame, key=lambda shape: shape[0])
+        return self._shapes[begun - 1][1:]
 
     def _timeline(self, packets: PacketIndex) -> Timeline:
         info = self._info

@@ -13,8 +13,9 @@ from curation.shots.cuts import Transition
 from curation.shots.refused import RefusedCut
 from curation.shots.repeats import new_pictures
 from curation.shots.spans import Span, SpanConfig, SpanPlan, Timeline
-from curation.video.decode import PacketIndex, Timestamps, VideoInfo
+from curation.video.decode import PacketIndex, Timestamps
 from curation.video.fields import PROGRESSIVE, Fields
+from curation.video.info import VideoInfo
 
 
 def identity(source: Source) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def source_columns(
         "frames": len(timeline.frame_pts),
         "keyframes": len(timeline.key_pts),
         "audio": info.audio,
+        "alpha": info.alpha,
         "status": "ok",
         "clips": len(plan.spans),
         "clip_s": plan.clip_s,

@@ -23,9 +23,10 @@ from clipmill.errors import SourceError
 from clipmill.hdr import BRIGHT_NITS_TAG
 from curation.inputs.sources import open_source, stat_source
 from curation.shots.spans import remuxed_packets
-from curation.video.decode import Frame, Limits, Video, VideoInfo
+from curation.video.decode import Frame, Limits, Video
 from curation.video.display import DisplayTransform
 from curation.video.fields import PROGRESSIVE, deinterlaced
+from curation.video.info import VideoInfo
 from curation.video.resize import FrameResizer
 
 Kind = Literal["clips", "images"]
@@ -142,12 +143,12 @@ def remux_clip(video: Video, clip: ClipRow) -> ExtractedClip:
     shape = {
         "codec": info.codec,
         "pixel_format": info.pixel_format,
-        "width": info.coded_width,
-        "height": info.coded_height,
+        "width": info.coded_width + info.margins.left + info.margins.right,
+        "height": info.coded_height + info.margins.top + info.margins.bottom,
         "rotation": info.orientation.rotation,
         "mirrored": info.orientation.mirrored,
         "sample_aspect_ratio": f"{info.sample_aspect_ratio.numerator}:{info.sample_aspect_ratio.denominator}",
-        "crop": list(clip_bars(clip, info).sides),
+        "crop": list(clip_bars(clip, info).plus(info.margins).sides),
     }
     return ExtractedClip(content=file.getvalue(), suffix="mp4", shape=shape)
 
@@ -165,9 +166,9 @@ def middle_frame(video: Video, clip: ClipRow, config: ExtractionConfig) -> Extra
         raise SourceError(
             "decode_error", f"no frame with timestamp {pts} could be decoded: the file differs from the scan"
         )
-    shown = Cropper(clip_bars(clip, video.info))(frame.av_frame)
+    shown = Cropper(clip_bars(clip, frame.info))(frame.av_frame)
     long_side_px = max(clip["width"], clip["height"])
-    bgr = FrameResizer(video.info.bright_nits).upright_bgr(shown, video.info, long_side_px=long_side_px)
+    bgr = FrameResizer(frame.info.bright_nits).upright_bgr(shown, frame.info, long_side_px=long_side_px)
     _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality])
     shape = {"codec": "jpeg", "width": bgr.shape[1], "height": bgr.shape[0], "pts": pts}
     return ExtractedClip(content=jpeg.tobytes(), suffix="jpg", shape=shape)
@@ -282,7 +283,7 @@ class _Encoder:
         self._clip, self._crf, self._preset = clip, crf, preset
         self.psnr_db = math.inf
         """Of the worst frame, in luma or RGB, whichever is lower."""
-        self._display = DisplayTransform(video.info, clip_bars(clip, video.info))
+        self._display: DisplayTransform | None = None
         self._file = io.BytesIO()
         self._mp4 = _mp4(self._file, clip, 0)
         self._stream: Any = None
@@ -296,6 +297,8 @@ class _Encoder:
             raise SourceError(
                 "decode_error", f"no frame with timestamp {self._first_pts}: the file differs from the scan"
             )
+        if self._display is None:
+            self._display = DisplayTransform(frame.info, clip_bars(self._clip, frame.info))
         displayed = self._display(frame.av_frame)
         if self._stream is None:
             self._open(displayed)

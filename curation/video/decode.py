@@ -4,7 +4,7 @@ Time is always pts times time base, never a frame index divided by a frame rate.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain, islice
@@ -12,21 +12,22 @@ from typing import Any, BinaryIO, Literal
 
 import av
 import numpy as np
+from av.codec.context import Flags
 from pydantic import Field
 
 from clipmill.config import Config
+from clipmill.cropping import Cropper
 from clipmill.errors import SourceError, raise_if_stopped
 from clipmill.hdr import SAMPLED_FRAMES, bright_nits
 from clipmill.video import (
     MAX_PIXELS,
     MAX_STREAMS,
-    Orientation,
-    orientation_of,
-    pixel_aspect,
 )
+from curation.video.alpha import OnBlack, alpha_decoder, has_alpha, stores_alpha
 from curation.video.clock import LARGEST_PTS, MAX_LOOK_AHEAD, Clock, Stamp, Tick
-from curation.video.color import ColorTags
 from curation.video.container import OPTIONS, demuxed, open_container
+from curation.video.geometry import Geometry, GeometryWatch, container_margins
+from curation.video.info import VideoInfo, describe, too_long
 from curation.video.stall import Watched
 from curation.video.tracks import candidate_streams, check_size
 
@@ -36,8 +37,6 @@ _HELD_BYTES = 128 << 20
 """Memory for frames whose place on the time line depends on later ones."""
 _GAP_S = 60.0
 """A longer interval between two frames is a still or a gap, and does not count towards `max_duration_s`."""
-_LEAST_BITS_PER_S = 20_000
-"""If the stated duration implies fewer bits per second than this, the frames decide whether a video is too long."""
 
 
 class Limits(Config):
@@ -67,35 +66,6 @@ class Limits(Config):
     """Maximum number of bytes read without reaching a video frame; the rest of the file is skipped."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class VideoInfo:
-    """Metadata from the container and the first frame. Sizes are displayed ones: rotation and pixel aspect applied."""
-
-    container: str
-    stream_index: int
-    """Index of the video stream among all streams of the container."""
-    other_video_streams: int
-    codec: str
-    pixel_format: str
-    width: int
-    height: int
-    coded_width: int
-    coded_height: int
-    orientation: Orientation
-    """How a decoded frame becomes upright."""
-    sample_aspect_ratio: Fraction
-    fps: float | None
-    """Average rate stated by the container; None if it states none."""
-    duration_s: float | None
-    time_base: Fraction
-    audio: bool
-    color: ColorTags = field(default_factory=ColorTags)
-    bright_nits: float | None = None
-    """Of HDR: see `clipmill.hdr.bright_nits`."""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    """Container tags, unmodified: untrusted text."""
-
-
 Timestamps = Literal["container", "rebuilt"]
 """Whether all times of a source are the container's, or some had to be rebuilt."""
 
@@ -107,6 +77,8 @@ class Frame:
     index: int
     pts: int
     av_frame: av.VideoFrame
+    info: VideoInfo
+    """Of this frame: its geometry may differ from that of the first."""
     joint: bool = False
     """Whether another recording starts here, joined end to end."""
 
@@ -126,6 +98,7 @@ class PacketIndex:
     """Number of frames that the decoder has output."""
     rebuilt: int = 0
     """Number of frames whose time is not the container's timestamp."""
+    encrypted: bool = False
     ended_early: str | None = None
     """Why reading stopped before the end of the stream, if it did."""
 
@@ -144,6 +117,12 @@ class Video:
     stream: Any
     _decoding: Iterator[av.VideoFrame] | None
     _first: av.VideoFrame
+    _geometry: Geometry
+    """Of the frame that was decoded last."""
+    _decoder: Any
+    _alpha = False
+    _last_info: VideoInfo | None = None
+    _opaque_format = ""
 
     def __init__(self, file: BinaryIO, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
@@ -156,7 +135,10 @@ class Video:
                 streams = len(self._container.streams)
                 raise SourceError("too_large", f"{streams} streams exceed the limit of {self._limits.max_streams}")
             self._start_first_of([stream.index for stream in candidate_streams(self._container)], file)
-            self.info = _describe(self._container, self.stream, self._first, self._limits)
+            self.info = describe(
+                self._container, self.stream, self._first, self._geometry, max_duration_s=self._limits.max_duration_s
+            )
+            self.info = replace(self.info, margins=self._cropper.margins, alpha=self._alpha)
             if self.info.color.hdr:
                 self.info = replace(self.info, bright_nits=self._bright_nits())
                 self._rewind()
@@ -201,13 +183,13 @@ class Video:
         assert self._decoding is not None, "frames() comes first, and once"
         decoding, self._decoding = chain([self._first], self._decoding), None
         last_pts, footage_s = None, Fraction(0)
-        for index, (av_frame, tick) in enumerate(self._timed(decoding)):
+        for index, (av_frame, info, tick) in enumerate(self._timed(decoding)):
             interval_s = (tick.pts - last_pts) * self.stream.time_base if last_pts is not None else Fraction(0)
             footage_s, last_pts = footage_s + (interval_s if interval_s <= _GAP_S else 0), tick.pts
             if footage_s > self._limits.max_duration_s or tick.pts > LARGEST_PTS:
-                raise SourceError("too_long", _too_long(footage_s, self._limits))
+                raise too_long(footage_s, self._limits.max_duration_s)
             self.packets.rebuilt += tick.rebuilt
-            yield Frame(index, tick.pts, av_frame, tick.joint)
+            yield Frame(index, tick.pts, av_frame, info, tick.joint)
 
     def frames_between(
         self, start_pts: int, end_pts: int, *, timestamps: Timestamps = "container", neighbors: bool = False
@@ -219,7 +201,7 @@ class Video:
         """
         if timestamps == "container" and self._seek(start_pts - neighbors):
             decoded = self._decode_all(PacketIndex())
-            stamped = ((frame.pts, frame) for frame in decoded if frame.pts is not None)
+            stamped = ((frame.pts, frame, self._info_now) for frame in decoded if frame.pts is not None)
             frames = _between(stamped, start_pts, end_pts, neighbors)
             head = list(islice(frames, 1))
             head += islice(frames, 1) if head and head[0].index < 0 else ()
@@ -227,11 +209,20 @@ class Video:
                 yield from chain(head, frames)
                 return
         self._rewind()
-        timed = ((tick.pts, frame) for frame, tick in self._timed(self._decode_all(PacketIndex())))
+        timed = ((tick.pts, frame, info) for frame, info, tick in self._timed(self._decode_all(PacketIndex())))
         yield from _between(timed, start_pts, end_pts, neighbors)
 
-    def _timed(self, decoding: Iterable[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, Tick]]:
-        """Every frame with its place on the time line."""
+    @property
+    def _info_now(self) -> VideoInfo:
+        """Of the frame that was decoded last."""
+        now, last = self._geometry, self._last_info or self.info
+        if (now.orientation, now.aspect) != (last.orientation, last.sample_aspect_ratio):
+            last = replace(last, orientation=now.orientation, sample_aspect_ratio=now.aspect)
+        self._last_info = last
+        return last
+
+    def _timed(self, decoding: Iterable[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, VideoInfo, Tick]]:
+        """Every frame with its geometry and its place on the time line."""
         stream, first = self.stream, self._first
         rate = stream.guessed_rate or stream.average_rate or Fraction(25)
         frame_bytes = max(1, sum(plane.buffer_size for plane in first.planes))
@@ -242,13 +233,13 @@ class Video:
             first_dts=self._first_packet_dts,
             look_ahead=min(MAX_LOOK_AHEAD, _HELD_BYTES // frame_bytes),
         )
-        held: deque[av.VideoFrame] = deque()
+        held: deque[tuple[av.VideoFrame, VideoInfo]] = deque()
         for av_frame in decoding:
-            held.append(av_frame)
+            held.append((av_frame, self._info_now))
             for tick in clock.push(Stamp(av_frame.pts, av_frame.dts, av_frame.duration or 0)):
-                yield held.popleft(), tick
+                yield *held.popleft(), tick
         for tick in clock.finish():
-            yield held.popleft(), tick
+            yield *held.popleft(), tick
 
     def _seek(self, pts: int) -> bool:
         """Go to the keyframe at or before `pts`; returns whether the container can."""
@@ -257,7 +248,7 @@ class Video:
             self._container.seek(pts, stream=self.stream, backward=True, any_frame=False)
         except av.FFmpegError:
             return False
-        self.stream.codec_context.flush_buffers()
+        self._decoder.flush_buffers()
         return True
 
     def _rewind(self) -> None:
@@ -271,9 +262,17 @@ class Video:
 
     def _use_stream(self, index: int) -> None:
         self.stream = self._container.streams[index]
-        if self.stream.codec_context is not None:
-            self.stream.thread_count = 1
-            self.stream.codec_context.options = {"max_pixels": str(self._limits.max_pixels)}
+        self._decoder = self.stream.codec_context
+        if self._decoder is None:
+            return
+        self._alpha = stores_alpha(self.stream)
+        if self._alpha:
+            self._decoder = alpha_decoder(self.stream)
+        self._decoder.thread_count = 1
+        self._decoder.options = {"max_pixels": str(self._limits.max_pixels)}
+        self._decoder.flags |= Flags.unaligned  # otherwise less than what is to be cropped at the left is
+        self._cropper, self._on_black = Cropper(container_margins(self._container, self.stream)), OnBlack()
+        self._watch = GeometryWatch(self._container, self.stream)
 
     def _start_first_of(self, stream_indices: Sequence[int], file: BinaryIO) -> None:
         """Start with the first of the streams of which a frame can be decoded."""
@@ -305,6 +304,8 @@ class Video:
     def _decode_first(self, decoding: Iterator[av.VideoFrame]) -> av.VideoFrame:
         for av_frame in decoding:
             return av_frame
+        if self.packets.encrypted:
+            raise SourceError("encrypted", "the video stream is encrypted: decrypt the file first")
         why = f" ({self.packets.ended_early})" if self.packets.ended_early else ""
         raise SourceError("decode_error", f"no frame of the {self.codec_context.name} stream could be decoded{why}")
 
@@ -312,12 +313,13 @@ class Video:
         """Every frame that the decoder outputs from here on; fills `seen`."""
         for packet in self._packets(seen):
             try:
-                for av_frame in packet.decode():
+                for av_frame in self._decoder.decode(packet if packet.size else None):
                     if av_frame.is_corrupt:
                         seen.add_damage(av_frame.pts)
                     self._file.came_to_a_frame()
                     seen.decoded += 1
-                    yield av_frame
+                    self._geometry = self._watch.of(av_frame)
+                    yield self._shown(av_frame)
             except (av.error.InvalidDataError, av.error.UndefinedError, av.error.ArgumentError) as error:
                 self._assure_memory()
                 stamp = packet.pts if packet.pts is not None else packet.dts
@@ -325,6 +327,18 @@ class Video:
                     seen.add_damage(stamp)
                 else:
                     seen.ended_early = f"the decoder failed at the end of the stream: {error.strerror}"
+
+    def _shown(self, av_frame: av.VideoFrame) -> av.VideoFrame:
+        """The frame without what the container crops, and on black where it is transparent."""
+        if self._cropper.margins:
+            av_frame = self._cropper(av_frame)
+        if av_frame.format.name == self._opaque_format:
+            return av_frame
+        if has_alpha(av_frame):
+            self._alpha = True
+            return self._on_black(av_frame)
+        self._opaque_format = av_frame.format.name
+        return av_frame
 
     def _packets(self, seen: PacketIndex) -> Iterator[av.Packet]:
         """Every packet, recorded in `seen` together with the reason if they end before the stream does."""
@@ -344,6 +358,9 @@ class Video:
                 seen.ended_early = self._file.reason or seen.ended_early
                 return
             if packet.size:
+                if packet.has_sidedata("encryption_info"):
+                    seen.encrypted, seen.ended_early = True, "the stream is encrypted from there on"
+                    return
                 if not seen.pts:
                     seen.first_dts = packet.dts
                 seen.pts.append(packet.pts)
@@ -356,55 +373,18 @@ class Video:
 
 
 def _between(
-    frames: Iterable[tuple[int, av.VideoFrame]], start_pts: int, end_pts: int, neighbors: bool
+    frames: Iterable[tuple[int, av.VideoFrame, VideoInfo]], start_pts: int, end_pts: int, neighbors: bool
 ) -> Iterator[Frame]:
     index, last_pts, before = 0, start_pts - 1, None
-    for pts, av_frame in frames:
+    for pts, av_frame, info in frames:
         if pts < start_pts:
-            before = Frame(-1, pts, av_frame)
+            before = Frame(-1, pts, av_frame, info)
         if pts <= last_pts:
             continue
         if index == 0 and neighbors and before is not None:
             yield before
         if pts < end_pts or neighbors:
-            yield Frame(index, pts, av_frame)
+            yield Frame(index, pts, av_frame, info)
         if pts >= end_pts:
             return
         index, last_pts = index + 1, pts
-
-
-def _describe(container: Any, stream: Any, first: av.VideoFrame, limits: Limits) -> VideoInfo:
-    aspect = pixel_aspect(stream.sample_aspect_ratio)
-    orientation = orientation_of(first)
-    width, height = orientation.shown_size(max(1, round(first.width * aspect)), first.height)
-    duration_s = None
-    if stream.duration is not None:
-        duration_s = float(stream.duration * stream.time_base)
-    elif container.duration is not None:
-        duration_s = container.duration / av.time_base
-    most_s = 8 * container.size / _LEAST_BITS_PER_S if container.size > 0 else float("inf")
-    if duration_s is not None and limits.max_duration_s < duration_s <= most_s:
-        raise SourceError("too_long", _too_long(duration_s, limits))
-    return VideoInfo(
-        container=container.format.name,
-        stream_index=stream.index,
-        other_video_streams=len(container.streams.video) - 1,
-        codec=stream.codec_context.codec.canonical_name,
-        pixel_format=stream.codec_context.pix_fmt or first.format.name,
-        width=width,
-        height=height,
-        coded_width=first.width,
-        coded_height=first.height,
-        orientation=orientation,
-        sample_aspect_ratio=aspect,
-        fps=float(stream.average_rate) if stream.average_rate else None,
-        duration_s=duration_s,
-        time_base=stream.time_base,
-        audio=bool(container.streams.audio),
-        color=ColorTags.of(first),
-        metadata=dict(container.metadata),
-    )
-
-
-def _too_long(seconds: Fraction | float, limits: Limits) -> str:
-    return f"{float(seconds):.0f} s of video exceed the limit of {limits.max_duration_s:.0f} s"

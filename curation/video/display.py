@@ -8,10 +8,9 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from numpy.typing import NDArray
 
 from clipmill.cropping import NO_MARGINS, Cropper, Margins
-from clipmill.errors import SourceError
 from clipmill.hdr import ToneMap, is_hdr
 from clipmill.video import UPRIGHT, color_range_of
-from curation.video.decode import VideoInfo
+from curation.video.info import VideoInfo
 from curation.video.resize import PLANAR_420, turn_upright
 
 _SCALING = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -31,15 +30,11 @@ class DisplayTransform:
         self._tone_map = ToneMap(info.bright_nits)
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """The frame in shape, with the source's colour tags; RGB and HDR become BT.709, limited range.
-
-        Raises SourceError for a frame of a single row or column, of which no even size is left.
-        """
+        """The frame in shape, with the source's colour tags; RGB and HDR become BT.709, limited range."""
         frame = self._crop(frame)
-        stretched = self._aspect != 1
-        width, height = max(1, round(frame.width * self._aspect)), frame.height
-        if min(width, height) < 2:
-            raise SourceError("decode_error", f"frames of {width}x{height} pixels: 4:2:0 needs at least 2x2")
+        # A single row or column is doubled.
+        width, height = max(2, round(frame.width * self._aspect)), max(2, frame.height)
+        stretched = (width, height) != (frame.width, frame.height)
         if is_hdr(frame):
             frame = self._tone_map.frame(frame, width, height, _SCALING)
         even = width % 2 == 0 and height % 2 == 0

@@ -10,7 +10,7 @@ either side. Film in interlaced video (3:2 pulldown) also has fields that are re
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -219,7 +219,7 @@ class _Deinterlacer:
 def _replaced(held: deque[Frame], made: Iterable[av.VideoFrame]) -> Iterator[Frame]:
     for av_frame in made:
         combed = held.popleft()
-        yield Frame(combed.index, combed.pts, av_frame, combed.joint)
+        yield replace(combed, av_frame=av_frame)
 
 
 def _shape(frame: av.VideoFrame) -> tuple[int, int, str]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clipmill.hdr import ToneMap, is_hdr
 from clipmill.video import Orientation, color_of
-from curation.video.decode import VideoInfo
+from curation.video.info import VideoInfo
 
 PLANAR_420 = ("yuv420p", "yuvj420p")
 """Pixel formats whose planes can be read as they are: 8 bits, chroma at half size both ways."""

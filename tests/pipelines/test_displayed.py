@@ -2,6 +2,7 @@
 
 import io
 import random
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from clipmill.cropping import Margins
+from clipmill.errors import SourceError
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import Scan, ScanConfig, scan
 from curation.shards.extract import ExtractedClip, ExtractionConfig, extract_clips
@@ -63,7 +65,7 @@ def extracted(path: Path, extraction: str) -> ExtractedClip:
     return clip
 
 
-def training_frame(clip: ExtractedClip, reader: Reader = "pyav") -> np.ndarray:
+def training_frame(clip: ExtractedClip, reader: Reader = "pyav", *, seed: int = 0) -> np.ndarray:
     """A frame of the trainer's reader at its displayed size, (height, width, 3) BGR."""
     left, top, right, bottom = clip.shape["crop"]
     sampled = sample_video(
@@ -72,7 +74,7 @@ def training_frame(clip: ExtractedClip, reader: Reader = "pyav") -> np.ndarray:
         rates=(12.0,),
         size_for=lambda height, width: (height, width),
         crop="center",
-        rng=random.Random(0),
+        rng=random.Random(seed),
         reader=reader,
         margins=Margins(left=left, top=top, right=right, bottom=bottom),
     )
@@ -158,3 +160,136 @@ def test_bars_are_cut_off_whatever_the_orientation(tmp_path: Path, name: str) ->
     from_decord = training_frame(extracted(path, "remux"), "decord")
     assert from_decord.shape == remuxed.shape
     assert np.abs(from_decord.astype(float) - remuxed).mean() < LEVELS
+
+
+CLEAN_APERTURE = (56, 40, -4, 6)
+"""Width and height shown, of 96 x 64, and how far to the right and down from the middle."""
+
+
+def with_clean_aperture(mp4: bytes) -> bytes:
+    """The file, whose index comes last, with a `clap` box in its only sample entry."""
+    content, start, end, parents = bytearray(mp4), 0, len(mp4), []
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd"):
+        while content[start + 4 : start + 8] != name:
+            start += int.from_bytes(content[start : start + 4], "big")
+            assert start < end, name
+        parents.append(start)
+        start, end = start + 8, start + int.from_bytes(content[start : start + 4], "big")
+    entry = start + 8
+    width, height, right, down = CLEAN_APERTURE
+    box = struct.pack(">I4s8i", 40, b"clap", width, 1, height, 1, right, 1, down, 1)
+    position = entry + int.from_bytes(content[entry : entry + 4], "big")
+    content[position:position] = box
+    for parent in (*parents, entry):
+        size = int.from_bytes(content[parent : parent + 4], "big") + len(box)
+        content[parent : parent + 4] = size.to_bytes(4, "big")
+    return bytes(content)
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+@pytest.mark.parametrize("name", ["upright", "turned right", "transposed"])
+def test_what_the_container_crops_is_not_shown(tmp_path: Path, name: str, container: str) -> None:
+    whole = still_video(tmp_path / "whole.mp4", 96, 64, before=ORIENTATIONS[name])
+    path = tmp_path / "a.mp4"
+    path.write_bytes(with_clean_aperture(whole.read_bytes()))
+    if container == "mkv":
+        ffmpeg("-i", path, "-c", "copy", tmp_path / "a.mkv")
+        path = tmp_path / "a.mkv"
+    expected = first_picture(path)
+    assert sorted(expected.shape[:2]) == [40, 56]
+    check_everywhere(path, expected)
+    (clip,) = scanned(path).clips
+    assert clip["extraction"] == "transcode"
+    assert extracted(path, "remux").shape["crop"] == [16, 18, 24, 6]
+    check(training_frame(extracted(path, "remux"), "decord"), expected)
+
+
+def test_what_the_codec_crops_at_the_left_is_not_shown(tmp_path: Path) -> None:
+    """By less than what decoders align rows to."""
+    whole = still_video(tmp_path / "whole.mp4", 320, 240)
+    path = tmp_path / "a.mp4"
+    crop = "crop_left=20:crop_right=60:crop_top=10:crop_bottom=30"
+    ffmpeg("-i", whole, "-c", "copy", "-bsf:v", f"h264_metadata={crop}", path)
+    expected = first_picture(path)
+    assert expected.shape[:2] == (200, 240)
+    check_everywhere(path, expected)
+
+
+def aspects_in_one_stream(folder: Path, codec: str) -> Path:
+    """A broadcast that goes from 4:3 to 16:9 pictures of the same 96 x 72 pixels."""
+    parts = []
+    for aspect in ("4/3", "16/9"):
+        part = folder / f"{aspect[0]}.ts"
+        options = ("-vf", f"setdar={aspect}", "-c:v", codec, "-g", "12", "-bf", "2", "-q:v", "2", "-pix_fmt", "yuv420p")
+        still_video(folder / "part.ts", 96, 72, *options).rename(part)
+        parts.append(part.read_bytes())
+    path = folder / "a.ts"
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_the_pixel_aspect_may_change_on_the_way(tmp_path: Path, codec: str) -> None:
+    path = aspects_in_one_stream(tmp_path, codec)
+    found = scanned(path)
+    assert [(clip["width"], clip["height"]) for clip in found.clips] == [(96, 72), (128, 72)]
+    assert [clip["frames"] for clip in found.clips] in ([24, 24], [23, 24])  # MPEG-2 does not end where it is cut off
+    thumbnail = cv2.imdecode(np.frombuffer(found.thumbnails[1][1], np.uint8), cv2.IMREAD_COLOR)
+    assert thumbnail.shape[:2] == (72, 128)
+    for clip in extract_clips(str(path), found.clips, "clips", ExtractionConfig()):
+        assert isinstance(clip, ExtractedClip), clip
+        check(training_frame(clip), cv2.resize(lettered(96, 72), (clip.shape["width"], 72)))
+
+
+def test_an_orientation_that_the_codec_states_holds_until_it_states_another(tmp_path: Path) -> None:
+    plain = still_video(tmp_path / "plain.ts", 96, 64)
+    rotated = tmp_path / "rotated.ts"
+    ffmpeg("-i", plain, "-c", "copy", "-bsf:v", "h264_metadata=display_orientation=insert:rotate=90", rotated)
+    path = tmp_path / "a.ts"
+    path.write_bytes(plain.read_bytes() + rotated.read_bytes())
+    found = scanned(path)
+    assert [(clip["width"], clip["height"]) for clip in found.clips] == [(96, 64), (64, 96)]
+    expected = first_picture(rotated)
+    first, second = extract_clips(str(path), found.clips, "clips", ExtractionConfig())
+    assert isinstance(first, ExtractedClip)
+    assert isinstance(second, ExtractedClip)
+    check(training_frame(first), lettered(96, 64))
+    check(training_frame(second), expected)
+    mp4 = tmp_path / "a.mp4"
+    ffmpeg("-i", rotated, "-c", "copy", mp4)
+    for seed in range(4):  # any frame of it
+        check(training_frame(extracted(mp4, "remux"), seed=seed), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder"),
+    [
+        ("a.mov", ("-c:v", "qtrle")),
+        ("a.mov", ("-c:v", "png", "-pix_fmt", "rgba")),
+        ("a.mov", ("-c:v", "prores_ks", "-profile:v", "4444", "-pix_fmt", "yuva444p10le")),
+        ("a.mkv", ("-c:v", "ffv1", "-pix_fmt", "yuva420p")),
+        ("a.webm", ("-c:v", "libvpx-vp9", "-pix_fmt", "yuva420p", "-auto-alt-ref", "0", "-crf", "8", "-b:v", "0")),
+        ("a.webm", ("-c:v", "libvpx", "-pix_fmt", "yuva420p", "-auto-alt-ref", "0", "-crf", "4", "-b:v", "2M")),
+        ("a.avi", ("-c:v", "utvideo", "-pix_fmt", "gbrap")),
+    ],
+)
+def test_what_is_transparent_is_shown_on_black(tmp_path: Path, name: str, encoder: tuple[str, ...]) -> None:
+    """The left third is transparent, the middle one half so; what lies under it is not shown."""
+    picture = cv2.cvtColor(lettered(96, 64), cv2.COLOR_BGR2BGRA)
+    picture[:, :32, 3], picture[:, 32:64, 3] = 0, 128
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    path = tmp_path / name
+    ffmpeg("-loop", "1", "-framerate", "12", "-t", "2", "-i", tmp_path / "a.png", *encoder, path)
+    expected = (picture[:, :, :3] * (picture[:, :, 3:] / 255)).astype(np.uint8)
+    source = check_everywhere(path, expected, remux=False)
+    assert source["alpha"]
+    assert {clip["extraction"] for clip in scanned(path).clips} == {"transcode"}
+
+
+def test_an_encrypted_file_says_so(tmp_path: Path) -> None:
+    plain = still_video(tmp_path / "plain.mp4", 96, 64)
+    path = tmp_path / "a.mp4"
+    key = ("-encryption_scheme", "cenc-aes-ctr", "-encryption_key", "1" * 32, "-encryption_kid", "2" * 32)
+    ffmpeg("-i", plain, "-c", "copy", *key, path)
+    with pytest.raises(SourceError, match="encrypted: the video stream is encrypted"):
+        scanned(path)

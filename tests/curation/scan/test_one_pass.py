@@ -18,7 +18,8 @@ from curation.inputs.sources import Source, list_sources
 from curation.scan.one_pass import OnePass, Scan, ScanConfig, fits_mp4, scan
 from curation.scan.thumbnail_spool import ThumbnailSpool
 from curation.scan.validate import check_scan
-from curation.video.decode import Frame, Limits, PacketIndex, Video, VideoInfo
+from curation.video.decode import Frame, Limits, PacketIndex, Video
+from curation.video.info import VideoInfo
 from curation.video.resize import FrameResizer
 from tests.media import panning, write_video
 
@@ -451,5 +452,5 @@ def test_rows_of_any_timestamps_fit_the_tables(base: Fraction, start: int, steps
         for index, at in enumerate(pts):
             av_frame = av.VideoFrame.from_ndarray(np.full((48, 32), 8 * index % 255, np.uint8), "yuv420p")
             av_frame.duration = min(duration, (1 << 63) - 1)
-            one_pass.push(Frame(index, at, av_frame), packets)
+            one_pass.push(Frame(index, at, av_frame, info), packets)
         check_scan(one_pass.describe(source, packets), source)

@@ -3,12 +3,12 @@
 from fractions import Fraction
 
 import av
+import numpy as np
 import pytest
 
-from clipmill.errors import SourceError
 from clipmill.video import Orientation
-from curation.video.decode import VideoInfo
 from curation.video.display import DisplayTransform
+from curation.video.info import VideoInfo
 
 
 def info(width: int, height: int, *, rotation: int = 0, aspect: Fraction = Fraction(1)) -> VideoInfo:
@@ -35,10 +35,12 @@ def info(width: int, height: int, *, rotation: int = 0, aspect: Fraction = Fract
     ("width", "height", "rotation", "aspect"),
     [(5000, 1, 0, 1), (1, 500, 90, 1), (1, 1, 0, 1), (9, 9, 0, Fraction(1, 10))],
 )
-def test_a_frame_of_one_row_or_column_has_no_even_size(width: int, height: int, rotation: int, aspect: Fraction):
+def test_a_single_row_or_column_is_doubled(width: int, height: int, rotation: int, aspect: Fraction):
     shape = DisplayTransform(info(width, height, rotation=rotation, aspect=Fraction(aspect)))
-    with pytest.raises(SourceError, match="at least 2x2"):
-        shape(av.VideoFrame(width, height, "yuv420p"))
+    frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 200, np.uint8), "rgb24")
+    shaped = shape(frame.reformat(format="yuv444p"))
+    assert min(shaped.width, shaped.height) == 2
+    assert shaped.to_ndarray()[: shaped.height].min() > 180
 
 
 def test_odd_sizes_lose_their_last_row_and_column():

@@ -18,6 +18,8 @@ from curation.video.decode import Frame, Video
 from curation.video.fields import PROGRESSIVE, FieldMeter, Fields, deinterlaced, deinterlaced_one
 from tests.media import panning, texture, write_video
 
+INFO: Any = None
+"""Deinterlacing does not look at it."""
 FLAGGED = {"preset": "veryfast", "crf": "16", "flags": "+ildct+ilme", "x264-params": "tff=1"}
 
 
@@ -186,7 +188,7 @@ def test_frames_at_a_clips_ends_have_neighbors(tmp_path: Path) -> None:
         tmp_path / "a.mp4", woven(pan(60)), fps=25, options={"crf": "10", "g": "10", "sc_threshold": "0"}
     )
     with path.open("rb") as file, Video(file) as video:
-        whole = [Frame(f.index, f.pts, f.av_frame) for f in video.frames()]
+        whole = [Frame(f.index, f.pts, f.av_frame, f.info) for f in video.frames()]
     made = {frame.pts: luma_of(frame.av_frame) for frame in deinterlaced(whole, "tff")}
     assert list(made) == [frame.pts for frame in whole]
     for first, last in ((0, 5), (10, 20), (13, 17), (25, 30)):
@@ -203,7 +205,7 @@ def test_frames_at_a_clips_ends_have_neighbors(tmp_path: Path) -> None:
 
 def test_one_frame_is_that_of_the_stream(tmp_path: Path) -> None:
     frames = [av.VideoFrame.from_ndarray(bgr, "bgr24").reformat(format="yuv420p") for bgr in woven(pan(20))]
-    stream = [f.av_frame for f in deinterlaced([Frame(i, i, frame) for i, frame in enumerate(frames)], "tff")]
+    stream = [f.av_frame for f in deinterlaced([Frame(i, i, frame, INFO) for i, frame in enumerate(frames)], "tff")]
     for i in (0, 4, 9):
         before, after = frames[i - 1] if i else None, frames[i + 1] if i < 9 else None
         one = deinterlaced_one(frames[i], before, after, "tff")
@@ -216,5 +218,5 @@ def test_a_change_of_size_starts_anew() -> None:
         for height in (144, 96)
         for bgr in woven(pan(12, height=height))
     ]
-    made = list(deinterlaced((Frame(i, 10 * i, frame) for i, frame in enumerate(frames)), "bff"))
+    made = list(deinterlaced((Frame(i, 10 * i, frame, INFO) for i, frame in enumerate(frames)), "bff"))
     assert [(f.pts, f.av_frame.height) for f in made] == [(10 * i, frame.height) for i, frame in enumerate(frames)]

@@ -13,11 +13,15 @@ app = typer.Typer()
 Checkpoint = Annotated[
     Path, typer.Argument(help="Model folder, or a checkpoint file in the original SVD layout.", show_default=False)
 ]
+PresetConfig = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML file with settings that override the preset.", show_default=False),
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a setting (group.key=value); repeatable.", show_default=False),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; defaults to cuda if available.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; defaults to cuda if available.", show_default=False)]
 
 
 @app.command(epilog=EXIT_CODES)
@@ -29,9 +33,7 @@ def cache_latents(
     augmentations_per_clip: Annotated[
         int, typer.Option(min=1, help="Random draws of frames, frame rate and crop per clip.")
     ] = 1,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file with settings that override the preset.", show_default=False)
-    ] = None,
+    config: PresetConfig = None,
     change: Changes = None,
     take_over: TakeOver = False,
     address: Address = None,
@@ -74,9 +76,7 @@ def train(
     init: Annotated[
         Path | None, typer.Option(help="Model or finished run to initialize from.", show_default=False)
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file with settings that override the preset.", show_default=False)
-    ] = None,
+    config: PresetConfig = None,
     change: Changes = None,
     recipe: Annotated[
         Path | None, typer.Option(help="YAML recipe of stages to train one after another.", show_default=False)
@@ -182,9 +182,7 @@ def sample(
         int | None, typer.Option(min=1, help="Frames to decode at once; lower it to save memory.", show_default=False)
     ] = None,
     lora: Annotated[Path | None, typer.Option(help="LoRA adapter to apply (.safetensors).", show_default=False)] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; defaults to cuda if available.", show_default=False)
-    ] = None,
+    device: Device = None,
     dtype: Annotated[
         str | None,
         typer.Option(

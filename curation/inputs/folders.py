@@ -14,14 +14,20 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from clipmill.errors import SourceError, UserError, raise_if_stopped
-from clipmill.local_files import check_not_of_kernel
+from clipmill.local_files import check_not_of_kernel, open_regular
+from clipmill.magic import HEAD_BYTES, content_of
 from clipmill.storage import reason_of
 
 VIDEO_SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts"),
-    *(".mpg", ".mpeg", ".vob", ".flv", ".f4v", ".ogv", ".wmv", ".asf", ".mxf"),
+    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".mk3d", ".webm", ".avi", ".divx", ".insv"),
+    *(".ts", ".m2ts", ".mts", ".m2t", ".mpg", ".mpeg", ".vob", ".flv", ".f4v", ".ogv", ".ogm", ".wmv", ".asf"),
+    *(".mxf", ".rm", ".rmvb", ".dv", ".nut", ".gif", ".apng", ".ivf", ".y4m"),
+    *(".h264", ".264", ".h265", ".265", ".hevc", ".m2v", ".m1v", ".obu"),
 )
 """Suffixes that count as video when a folder is listed. Files that are named or listed explicitly can have any name."""
+_WITHOUT_MEANING = ("", ".bin", ".dat", ".data", ".tmp", ".webp")
+"""Suffixes of which the content of a local file says whether it is a video."""
+_LOOKED_INTO_AT_MOST = 100_000
 
 SIDECAR_SUFFIXES = (".json", ".txt")
 """Of captions beside a video: NAME.json, NAME.info.json, NAME.txt."""
@@ -48,6 +54,8 @@ class Walk:
     videos: list[str] = field(default_factory=list)
     problems: dict[str, SourceError] = field(default_factory=dict)
     """Unreadable folders, and folders without videos whose names end like a video's."""
+    looked_into: int = 0
+    """Number of files opened to learn what they are."""
     passed_over: Counter[str] = field(default_factory=Counter)
     """Number of skipped files by suffix; also "hidden", "without suffix", "other", and "repeated folders"."""
 
@@ -79,11 +87,13 @@ def walk_folder(root: str) -> Walk:
                 linked.append(below.path)
             else:
                 pending.append(below)
-        walk.videos += [folder.child(name).path for name in files if is_video_name(name)]
-        count_passed_over(walk.passed_over, files)
+        found = {name for name in files if is_video_name(name) or _is_video_inside(folder.child(name).path, walk)}
+        walk.videos += [folder.child(name).path for name in files if name in found]
+        count_passed_over(walk.passed_over, files, found)
     if is_video_name(root):
         named_like_videos.append(root)
     walk.problems |= dict.fromkeys(without_videos(named_like_videos, walk.videos), _not_a_file())
+    _drop_other_names(walk)
     walk.videos.sort()
     return walk
 
@@ -97,10 +107,42 @@ def without_videos(folders: Iterable[str], videos: Iterable[str]) -> list[str]:
     return [folder for folder in folders if folder not in holding]
 
 
-def count_passed_over(counter: Counter[str], names: Collection[str]) -> None:
-    """Count the files of one folder that are neither videos nor their captions."""
-    stems = {posixpath.splitext(name)[0] for name in names if is_video_name(name)}
+def _is_video_inside(path: str, walk: Walk) -> bool:
+    """Whether a file whose name does not say so is a video."""
+    if posixpath.splitext(path)[1].lower() not in _WITHOUT_MEANING or walk.looked_into >= _LOOKED_INTO_AT_MOST:
+        return False
+    walk.looked_into += 1
+    try:
+        with open_regular(path) as file:
+            return content_of(file.read(HEAD_BYTES)) in ("video", "raw", "animated_webp")
+    except (OSError, UserError) as error:
+        raise_if_stopped(error)
+        return False
+
+
+def _drop_other_names(walk: Walk) -> None:
+    """Drop the files without a name of a video that are also listed under one, as the blobs that links point to."""
+    unnamed = [path for path in walk.videos if not is_video_name(path)]
+    if unnamed:
+        named = {_identity(path) for path in walk.videos if is_video_name(path)}
+        dropped = {path for path in unnamed if _identity(path) in named}
+        walk.videos = [path for path in walk.videos if path not in dropped]
+
+
+def _identity(path: str) -> tuple[int, int]:
+    try:
+        file_stat = os.stat(path)
+    except OSError:
+        return (0, 0)
+    return (file_stat.st_dev, file_stat.st_ino)
+
+
+def count_passed_over(counter: Counter[str], names: Collection[str], videos: Collection[str] = ()) -> None:
+    """Count the files of one folder that are neither videos, by their names or among `videos`, nor their captions."""
+    stems = {posixpath.splitext(name)[0] for name in names if is_video_name(name) or name in videos}
     for name in names:
+        if name in videos:
+            continue
         stem, suffix = posixpath.splitext(name)
         suffix = suffix.lower()
         if not is_video_name(name) and not (suffix in SIDECAR_SUFFIXES and stem.removesuffix(".info") in stems):

@@ -16,7 +16,7 @@ import fsspec
 from fsspec.implementations.http import HTTPFileSystem
 
 from clipmill.addresses import redacted, without_credentials
-from clipmill.archives import ArchiveFileSystem, version_of
+from clipmill.archives import ArchiveFileSystem, split_link, version_of
 from clipmill.copies import COPY_BYTES
 from clipmill.errors import SourceError, UserError, raise_if_stopped
 from clipmill.local_files import open_regular
@@ -227,6 +227,9 @@ def _uri(candidate: Candidate) -> str:
 
 def signed_address(uri: str) -> str:
     """The address with its signature, if the list of signed addresses has it; otherwise unchanged."""
+    link, archive = split_link(uri)
+    if archive:
+        return f"{link}::{signed_address(archive)}"
     listed = os.environ.get(SIGNED_LIST)
     web = uri.startswith(("http://", "https://"))
     return _signed_addresses(listed).get(without_credentials(uri), uri) if listed and web else uri

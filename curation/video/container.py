@@ -2,18 +2,24 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import av
 
 from clipmill.errors import SourceError, raise_if_stopped
+from clipmill.magic import RAW_FORMATS, Content, content_of
 from clipmill.video import CONTAINERS, demuxer_options
 
+_MORE_CONTAINERS = ("gif", "apng", "ivf", "yuv4mpegpipe", "dv", "rm", "nut")
+"""Read, but never written into shards."""
 _AUDIO_CONTAINERS = ("mp3", "wav", "flac", "aac", "ac3", "aiff")
 """Opened only to report that they contain no video."""
 
-OPTIONS = demuxer_options((*CONTAINERS, *_AUDIO_CONTAINERS))
+OPTIONS = demuxer_options((*CONTAINERS, *_MORE_CONTAINERS, *_AUDIO_CONTAINERS))
+_RAW_OPTIONS = demuxer_options((*CONTAINERS, *_MORE_CONTAINERS, *_AUDIO_CONTAINERS, *RAW_FORMATS))
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<?xml", b"<MPD", b"<SMIL", b"v=0\r", b"v=0\n")
+_PICTURES = ("gif", "apng")
 _READ_AHEAD_BYTES = 1 << 20
 
 
@@ -23,17 +29,37 @@ def open_container(file: Any, head: bytes) -> Any:
         raise SourceError("empty", "the file is empty")
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLISTS):
         raise SourceError("unsupported_container", "playlist or list of other files, not a video")
+    content = content_of(head)
+    if content == "animated_webp":
+        raise SourceError(
+            "unsupported_container", "animated WebP, which FFmpeg cannot decode; convert it to MP4 or GIF"
+        )
+    if content == "still":
+        raise SourceError("not_video", "a still picture")
+    container = _opened(file, content)
+    if container.format.name in _PICTURES:
+        pictures = sum(1 for packet in islice(demuxed(container, container.streams[0]), 2) if packet.size)
+        container.close()
+        if pictures < 2:
+            raise SourceError("not_video", f"a still picture: a {container.format.name.upper()} of one frame")
+        file.seek(0)
+        container = _opened(file, content)
+    return container
+
+
+def _opened(file: Any, content: Content | None) -> Any:
+    options = _RAW_OPTIONS if content == "raw" else OPTIONS
     try:
-        return av.open(file, options=OPTIONS, buffer_size=_READ_AHEAD_BYTES, metadata_errors="replace")
+        return av.open(file, options=options, buffer_size=_READ_AHEAD_BYTES, metadata_errors="replace")
     except av.error.ArgumentError as error:
-        allowed = ", ".join(name.split(",")[0] for name in CONTAINERS)
+        allowed = ", ".join(name.split(",")[0] for name in (*CONTAINERS, *_MORE_CONTAINERS))
         raise SourceError(
             "unsupported_container", f"container format not on the allow-list (allowed: {allowed})"
         ) from error
     except av.error.MemoryError:
         raise
     except (av.FFmpegError, ValueError) as error:
-        if _looks_like_media(head):
+        if content:
             raise SourceError(
                 "decode_error", f"the container is damaged or truncated; its index cannot be read: {_reason(error)}"
             ) from error
@@ -41,17 +67,6 @@ def open_container(file: Any, head: bytes) -> Any:
     except OSError as error:
         raise_if_stopped(error)
         raise SourceError("unreadable", f"reading failed: {error}") from error
-
-
-def _looks_like_media(head: bytes) -> bool:
-    return (
-        head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide")
-        or head[:4] == b"\x1aE\xdf\xa3"
-        or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
-        or head[:3] == b"FLV"
-        or head[:4] == b"OggS"
-        or (head[0] == 0x47 and head[188:189] == b"\x47")
-    )
 
 
 def demuxed(container: Any, stream: Any) -> Iterator[av.Packet]:

@@ -1,0 +1,65 @@
+"""What a file is by its first bytes: a container of video, a raw stream, a still picture."""
+
+import re
+from typing import Literal
+
+HEAD_BYTES = 4096
+"""How much of a file is looked at."""
+Content = Literal["video", "raw", "still", "animated_webp"]
+
+_STILL_BRANDS = (b"avif", b"heic", b"heix", b"mif1")
+_SEQUENCE_BRANDS = re.compile(rb"(avis|msf1|hevc|hevx|isom|mp4[12])")
+_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"styp", b"moof")
+_CONTAINERS = (
+    b"\x1aE\xdf\xa3",  # Matroska, WebM
+    b"FLV\x01",
+    b"OggS",
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # ASF, WMV
+    b"\x06\x0e\x2b\x34\x02\x05\x01",  # MXF
+    b"\x00\x00\x01\xba",  # MPEG program stream
+    b"DKIF",  # IVF
+    b"YUV4MPEG2 ",
+    b"GIF87a",
+    b"GIF89a",
+    b"\x1f\x07\x00",  # DV
+    b".RMF",
+    b"nut/multimedia container",
+)
+_SYNC = 0x47
+"""First byte of every packet of an MPEG transport stream."""
+_STILLS = (b"\xff\xd8\xff", b"BM", b"II*\x00", b"MM\x00*", b"\x00\x00\x00\x0cJXL ", b"\xff\x0a", b"8BPS", b"qoif")
+_RAW = re.compile(
+    rb"\x00{1,3}\x01("
+    rb"[\x67\x27\x47\x09]|"  # H.264: sequence parameters, delimiter
+    rb"[\x40\x42\x44\x46]\x01|"  # HEVC: parameters, delimiter
+    rb"\x00[\x71\x79\xa1]|"  # VVC: parameters, delimiter
+    rb"\xb3|"  # MPEG-1 and -2: sequence header
+    rb"\xb0.\x00\x00\x01\xb5|\x00\x00\x00\x01\x20"  # MPEG-4: visual object
+    rb")|\x12\x00\x0a",  # AV1: temporal delimiter, sequence header
+    re.DOTALL,
+)
+RAW_FORMATS = ("h264", "hevc", "vvc", "mpegvideo", "m4v", "obu")
+"""FFmpeg's demuxers of raw streams. They take other files for theirs: they are only for what begins like a stream."""
+
+
+def content_of(head: bytes) -> Content | None:
+    """What a file that begins with `head` is; None if it is nothing that is known here, audio for instance."""
+    if head.startswith(_STILLS) or head.startswith(b"\x89PNG") or head[8:12] in (b"WEBP", *_STILL_BRANDS):
+        return _picture(head)
+    if head.startswith(_CONTAINERS) or head[4:8] in _BOXES or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
+        return "video"
+    if any(len(head) > at and head[first] == head[at] == _SYNC for first, at in ((0, 188), (4, 196))):
+        return "video"
+    return "raw" if _RAW.match(head) else None
+
+
+def _picture(head: bytes) -> Content:
+    """What a picture is, which in some formats may move."""
+    moving = False
+    if head.startswith(b"\x89PNG"):
+        moving = b"acTL" in head.partition(b"IDAT")[0]  # animation control comes before the picture
+    elif head[4:8] == b"ftyp":
+        moving = bool(_SEQUENCE_BRANDS.search(head[8 : int.from_bytes(head[:4])]))
+    elif head[8:16] == b"WEBPVP8X" and len(head) > 20 and head[20] & 2:
+        return "animated_webp"
+    return "video" if moving else "still"

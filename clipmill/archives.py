@@ -27,6 +27,8 @@ from clipmill.errors import UserError
 
 ARCHIVES = {".zip": "zip", ".tar": "tar"}
 """Suffix -> protocol."""
+WITHOUT_RANDOM_ACCESS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
+"""Suffixes of archives that are not read."""
 MOST_MEMBERS = 1_000_000
 MOST_RATIO = 100
 """Largest ratio of a member's size to its compressed size. Videos hardly compress."""

@@ -61,7 +61,7 @@ def columns_of(names: tuple[str, ...]) -> Columns | None:
     address = _first(ADDRESS_NAMES, plain)
     if address is None:
         return None
-    caption = _first(CAPTION_NAMES, plain)
+    caption = _first(CAPTION_NAMES if plain[address] != "contenturl" else (*CAPTION_NAMES, "name"), plain)  # WebVid
     others = [i for i in range(len(names)) if i not in (address, caption)]
     kept = others[:MAX_METADATA_NAMES]
     metadata = dict(zip(kept, metadata_names([names[i] or f"column_{i + 1}" for i in kept]), strict=True))

@@ -64,6 +64,8 @@ class Reading:
     form: Form = field(default_factory=Form)
     rows: int = 0
     problems: int = 0
+    western: bool = False
+    """Whether a text was not UTF-8 and read as Western European."""
     too_long: Counter[str] = field(default_factory=Counter)
     """Metadata -> number of values left out because of their length."""
     metadata: dict[str, None] = field(default_factory=dict)
@@ -71,8 +73,10 @@ class Reading:
     def sentence(self) -> str:
         """What was recognized and kept; empty if there is nothing to say of a plain list."""
         form, said = self.form, []
-        if form.encoding not in ("utf-8", ""):
-            said.append("read as Western European text (cp1252)" if form.encoding == WESTERN else form.encoding)
+        if self.western:
+            said.append("read as Western European text (cp1252)")
+        elif form.encoding not in ("utf-8", WESTERN):
+            said.append(form.encoding)
         if form.separator and form.separator != ",":
             said.append(f"separated by {SEPARATORS[form.separator]}s")
         if not form.header:
@@ -152,20 +156,21 @@ def _row(record: Record | BadRow, reading: Reading) -> Row | None:
     if len(text) > _MAX_ADDRESS_BYTES:
         return Row(address=f"{text[:100]}...", problem=f"an address of {len(text):,} characters")
     try:
-        captions = () if columns.caption is None else _captions(cells[columns.caption], reading.form.encoding)
+        captions = () if columns.caption is None else _captions(cells[columns.caption], reading)
         metadata = _metadata(record, reading)
     except UserError as error:
         return Row(address=text, problem=str(error))
     return Row(address=text, captions=captions, metadata=metadata)
 
 
-def _captions(cell: Any, encoding: str) -> tuple[str, ...]:
+def _captions(cell: Any, reading: Reading) -> tuple[str, ...]:
     captions = []
     for caption in captions_in(cell):
         if len(caption) > _MAX_CAPTION_BYTES:
             raise UserError(f"a caption of {len(caption):,} characters")
         try:
-            captions.append(decoded(caption, encoding))
+            captions.append(decoded(caption, reading.form.encoding))
+            reading.western |= captions[-1] != caption
         except UserError as error:
             raise UserError(f"its caption cannot be read: {error}") from error
     return tuple(captions)

@@ -17,7 +17,7 @@ from typing import Any
 import fsspec
 
 from clipmill.addresses import without_credentials
-from clipmill.archives import archive_kind
+from clipmill.archives import WITHOUT_RANDOM_ACCESS, archive_kind
 from clipmill.config import Config
 from clipmill.errors import SourceError, UserError
 from clipmill.storage import address, archive_filesystem, call, explained, is_local, shown, within
@@ -222,6 +222,8 @@ def _expand_file(
         yield from listed(fs, path, reading, archives=walked.config.archives_in_lists)
     elif kind := archive_kind(name):
         yield from _list_folder(archive_filesystem(fs, path, kind), "", walked.passed_over)
+    elif name.lower().endswith(WITHOUT_RANDOM_ACCESS):
+        raise UserError(f"{shown(fs, path)}: expected a .zip or an uncompressed .tar; unpack it, and give the folder")
     elif name.lower().endswith(OTHER_TABLES):
         raise UserError(
             f"{shown(fs, path)}: lists in this format are not read; export it as CSV (UTF-8), JSON lines or Parquet"

@@ -68,6 +68,12 @@ def test_one_file_of_an_archive(folder: Path):
         list_sources([f"zip://a.mp4::{folder}/none.zip"])
 
 
+def test_a_compressed_archive_is_one_sentence(folder: Path):
+    (folder / "videos.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(UserError, match=r"videos.tar.gz: expected a .zip or an uncompressed .tar; unpack it"):
+        list_sources([str(folder / "videos.tar.gz")])
+
+
 def test_what_an_archive_holds_beside_videos_is_counted(folder: Path):
     assert list_sources([str(folder / "videos.zip")]).passed_over == {".md": 1}
     assert list_sources([str(folder)]).passed_over[".zip"] == 1

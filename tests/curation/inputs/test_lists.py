@@ -176,6 +176,12 @@ def test_names_of_the_address_column(folder: Path, names: str):
     assert captions(listed(folder, f"id,{names},Caption\n1,a.mp4,a cat\n")) == {"a.mp4": ("a cat",)}
 
 
+def test_a_list_of_webvid(folder: Path):
+    (source,) = listed(folder, "videoid,contentUrl,duration,page_dir,name\n7,a.mp4,PT6S,x,A cat walks\n")
+    assert source.captions == ("A cat walks",)
+    assert source.metadata == {"videoid": "7", "duration": "PT6S", "page_dir": "x"}
+
+
 def test_of_several_columns_the_first_known_name_counts_and_the_others_are_metadata(folder: Path):
     content = "url,path,title,caption,caption\nhttps://x.org/a?sig=SECRET&id=1,a.mp4,A title,a cat,a black cat\n"
     (source,) = listed(folder, content)

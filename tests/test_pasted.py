@@ -63,6 +63,9 @@ TINY = "the released network has 1.5 billion parameters: a small one of the same
 CURATE_SMALL = Instead("--out dataset", "--out dataset --config demo.yaml", NO_WEIGHTS)
 
 
+WITHOUT_SCORES = Instead("--out", "--without similarity,aesthetic,text_area --out", NO_WEIGHTS)
+
+
 PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
     "README.md": [
         ("make demo", made("both take minutes; tests/pipelines/test_demo_train.py runs the demo, `make test` is this")),
@@ -134,6 +137,17 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
         *[("from pathlib import Path", dataset_python)] * 2,
         *[("import duckdb", dataset_python)] * 3,
         ("plan.json", tree("DATASET/shards/svd-paper")),
+    ],
+    "docs/inputs.md": [
+        ("path,caption,license,views", saved("list.csv")),
+        ("clipmill curate list.csv", shell(WITHOUT_SCORES)),
+        ("list.csv: addresses from", prints),
+        ("inputs: {archives_in_lists", read_by(CurateConfig)),
+        ("name: free", rules_file("free.yaml")),
+        ("clipmill inspect videos.zip", in_turn(
+            lambda r, _: r.paste("python -m zipfile -c videos.zip videos/00[01]-*.[mw][pe]*") and None,
+            shell(Instead("inspect", "inspect --without similarity,aesthetic,text_area", NO_WEIGHTS)),
+        )),
     ],
     "docs/micro-conditioning.md": [("import duckdb", dataset_python)],
     "docs/model.md": [

@@ -38,6 +38,8 @@ def mutated(rng: Rng, name: str, content: bytes) -> bytes:
         ".jsonl": mutate_text,
         ".txt": mutate_text,
         ".csv": tables.mutate_csv,
+        ".tsv": tables.mutate_csv,
+        ".zip": archives.mutate_zip,
         ".parquet": tables.mutate_parquet,
         ".mp4": containers.mutate_boxes,
         ".mov": containers.mutate_boxes,

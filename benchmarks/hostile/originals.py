@@ -3,11 +3,14 @@
 They are small and generated once by the production commands; later runs reuse the folder.
 """
 
+import gzip
 import json
 import os
 import shutil
 import sys
+import tarfile
 import traceback
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -150,6 +153,19 @@ def _lists(folder: Path) -> None:
     rows = "".join(f'{a},"{c}"\n' for a, c in zip(addresses, captions, strict=True))
     (folder / "list.csv").write_text(f"uri,caption\n{rows}")
     pq.write_table(pa.table({"uri": addresses, "caption": captions}), folder / "list.parquet")
+    (folder / "list.tsv").write_text("uri\tcaption\tlicense\n" + rows.replace(",", "\t").replace("\n", "\tCC0\n"))
+    objects = [
+        {"path": a, "captions": [c, c[:9]], "views": i}
+        for i, (a, c) in enumerate(zip(addresses, captions, strict=True))
+    ]
+    (folder / "list.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in objects))
+    (folder / "list.json").write_text(json.dumps(objects))
+    (folder / "list.csv.gz").write_bytes(gzip.compress((folder / "list.csv").read_bytes()))
+    with zipfile.ZipFile(folder / "videos.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(footage / "h264.mp4", "deep/h264.mp4")
+        archive.writestr("deep/h264.txt", "a caption")
+    with tarfile.open(folder / "videos.tar", "w") as tar:
+        tar.add(footage / "h264.mp4", "deep/h264.mp4")
 
 
 def _model(folder: Path) -> None:

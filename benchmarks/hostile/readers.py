@@ -56,10 +56,22 @@ def curate_all(case: Path, originals: Path) -> int:
 
 
 def read_lists(case: Path, originals: Path) -> int:
-    """Read every list in the folder, as `curate` does in the driver."""
-    from curation.inputs.sources import list_sources
+    """Read every list and archive in the folder, as `curate` does in the driver, and the videos in archives."""
+    from clipmill.errors import SourceError
+    from curation.inputs.captions import read_supplied
+    from curation.inputs.sources import list_sources, open_source
 
-    codes = [REJECTED if source.error else 0 for path in sorted(case.iterdir()) for source in list_sources([str(path)])]
+    codes = []
+    for path in sorted(case.iterdir()):
+        for source in list_sources([str(path)]):
+            codes.append(REJECTED if source.error else 0)
+            if source.error is None and "::" in source.uri:
+                read_supplied(source, {})
+                try:
+                    with open_source(source.location) as file:
+                        file.read()
+                except SourceError:
+                    codes.append(REJECTED)
     return max(codes, default=0)
 
 

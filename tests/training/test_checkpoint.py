@@ -247,13 +247,32 @@ def test_what_is_known_of_a_checkpoint_may_be_damaged(content: str | None, reaso
     )
 
 
+def test_numbers_of_a_checkpoint_are_whole(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.json").write_text('{"step": 3.0, "world_size": "2", "seed": 5}')
+    metadata = read_metadata(tmp_path)
+    assert metadata == {"step": 3, "world_size": 2, "seed": 5}
+    assert type(metadata["step"]) is int
+
+
+def test_a_checkpoint_holds_nothing_of_an_earlier_attempt(state: State, tmp_path: Path, process: Process) -> None:
+    for name in ("step-00000003.tmp", "step-00000003"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "older").touch()
+    checkpoints = Checkpoints(tmp_path, process)
+    checkpoints.save(3, state, {}, {})
+    checkpoints.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+    assert not (tmp_path / "step-00000003" / "older").exists()
+
+
 def test_the_whole_checkpoints_are_told_oldest_first(tmp_path: Path) -> None:
     assert describe_latest(tmp_path) == "no complete checkpoint yet"
-    for name in ("step-00000010", "step-00000002", "step-00000011.tmp", "step-00000012", "other"):
+    for name in ("step-00000010", "step-00000005", "step-00000002", "step-00000011.tmp", "step-00000012", "other"):
         (tmp_path / name).mkdir()
         if name != "step-00000012":
             (tmp_path / name / ".metadata").touch()
-    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-00000002", "step-00000010"]
+    whole = [path.name for path in complete_checkpoints(tmp_path)]
+    assert whole == ["step-00000002", "step-00000005", "step-00000010"]
     assert describe_latest(tmp_path) == f"last complete checkpoint: {tmp_path / 'step-00000010'}"
 
 

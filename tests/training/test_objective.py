@@ -1,17 +1,19 @@
 """Noise of each sample's own, conditions as the paper has them, and what is dropped of them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from svd.clip import ImageEncoder, ImageEncoderConfig
+from svd.conditioning import Ids
 from tests.svd.networks import randomise
 from tests.training.world import Stream, tiny_model, tiny_stage
-from training.objective import Objective, draw
+from training.objective import Objective, _ids, draw
 from training.seeds import seed_of
 from training.stages import overlay
 
@@ -50,6 +52,40 @@ def test_a_sample_s_draws_are_its_own() -> None:
     assert together.augmentation_B[1] == alone.augmentation_B[0]
     assert torch.equal(together.noise(like)[1], alone.noise(like[:1])[0])
     assert len(set(together.sigma_B.tolist())) == 3
+
+
+def test_noise_is_independent_of_the_draws_and_of_other_samples() -> None:
+    like = torch.empty(2, 64)
+    draws = draw(tiny_stage().noise.build(), [5, 6])
+    first, second = draws.noise(like)
+    of_the_draws = torch.randn(64, generator=torch.Generator().manual_seed(seed_of(5, 0)))
+    for other in (second, of_the_draws, draws.noise(like)[0]):
+        assert abs(float(torch.corrcoef(torch.stack([first, other]))[0, 1])) < 0.5
+    again = draw(tiny_stage().noise.build(), [5]).sigma_B
+    stream = torch.Generator().manual_seed(seed_of(5, 0))
+    assert torch.equal(again, tiny_stage().noise.build().sample_sigma(1, generator=stream))
+
+
+def test_latents_are_mean_plus_standard_deviation_times_noise() -> None:
+    stage = tiny_stage()
+    model, batch = tiny_model(stage), Stream(stage).batch([0, 1])
+    assert batch.mean_BTCHW is not None
+    assert batch.logvar_BTCHW is not None
+    logvar_BTCHW = torch.full_like(batch.logvar_BTCHW, 2 * math.log(3))
+    batch = replace(batch, logvar_BTCHW=logvar_BTCHW)
+    noise = torch.full_like(batch.mean_BTCHW, 2.0)
+    latents = Objective(model, stage)._latents(batch, cast("Any", lambda like: noise))
+    torch.testing.assert_close(latents, model.autoencoder.config.scale_factor * (batch.mean_BTCHW + 3 * 2))
+
+
+def test_each_sample_has_its_own_ids() -> None:
+    batch = Stream(tiny_stage()).batch([0, 1])
+    told = {"fps": [0.5, 30.0], "motion_bucket": [3.0, 250.0], "elevation": [-10.0, 20.0]}
+    batch = replace(batch, **{name: torch.tensor(values) for name, values in told.items()})
+    assert _ids(batch, torch.tensor([0.25, 0.5])) == [
+        Ids(fps=1.0, motion_bucket=3.0, noise_augmentation=0.25, elevation=-10.0),
+        Ids(fps=30.0, motion_bucket=250.0, noise_augmentation=0.5, elevation=20.0),
+    ]
 
 
 def test_what_is_known_of_a_sample_stays_where_it_is_read() -> None:
@@ -200,7 +236,7 @@ def test_captions_go_through_the_text_encoder_once_and_the_empty_one_for_all_ste
 
     def encoder(texts: list[str]) -> Tensor:
         asked.append(list(texts))
-        return torch.stack([torch.full((3, 16), float(len(text)), dtype=torch.float64) for text in texts])
+        return torch.stack([torch.full((3, 16), float(len(text) + 1), dtype=torch.float64) for text in texts])
 
     objective = Objective(replace(tiny_model(stage), text_encoder=encoder), stage)
     batch = replace(Stream(stage).batch([0, 1]), text_tokens_BNC=None, captions=["a", "bcd"])
@@ -211,8 +247,8 @@ def test_captions_go_through_the_text_encoder_once_and_the_empty_one_for_all_ste
         assert recorder.call["context_BNC"].dtype == torch.float32
         contexts |= {tuple(each) for each in recorder.call["context_BNC"][:, 0, :1].tolist()}
     assert asked == [[""], *[["a", "bcd"]] * 6]
-    assert contexts <= {(0.0,), (1.0,), (3.0,)}
-    assert (0.0,) in contexts
+    assert contexts <= {(1.0,), (2.0,), (4.0,)}
+    assert (1.0,) in contexts  # the empty text, not zeros
 
 
 @pytest.mark.parametrize("name", ["tiny-image-to-video", "tiny-interpolation"])

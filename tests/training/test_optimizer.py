@@ -2,6 +2,7 @@
 
 import pytest
 
+from clipmill.errors import UserError
 from tests.training.world import tiny_model, tiny_stage
 from training.optimizer import build_optimizer, lr_factor, set_lr
 from training.stage_config import OptimizerConfig
@@ -40,3 +41,9 @@ def test_the_rate_rises_stays_and_may_fall() -> None:
     optimizer = build_optimizer(tiny_model(tiny_stage()).unet, OptimizerConfig(lr=2e-3))
     set_lr(optimizer, 0.5)
     assert {group["lr"] for group in optimizer.param_groups} == {1e-3}
+
+
+def test_nothing_to_train_is_an_error_that_names_the_setting() -> None:
+    unet = tiny_model(tiny_stage()).unet.requires_grad_(False)
+    with pytest.raises(UserError, match=r"^the network has no trainable parameters; check model\.trainable$"):
+        build_optimizer(unet, OptimizerConfig())

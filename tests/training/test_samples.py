@@ -63,6 +63,18 @@ def test_a_field_that_is_missing_or_wrong_is_named(changes: dict[str, Any], reas
         read(about(**changes))
 
 
+def test_motion_and_elevation_are_those_of_the_clip_or_the_defaults() -> None:
+    config = DataConfig(frames=1, height_px=32, width_px=48, motion_default=40)
+
+    def conditioning(**values: float) -> tuple[float, float]:
+        content = json.dumps({"captions": [], "conditioning": values}).encode()
+        sample = read_sample("a", {"json": content, "jpg": PICTURE}, config, seed=0)
+        return sample.motion_bucket, sample.elevation
+
+    assert conditioning(motion_bucket=7, elevation=-30) == (7, -30)
+    assert conditioning() == (40, 0)
+
+
 def test_what_is_no_json_is_told() -> None:
     for content in (b"", b"{", b"\xff", b"[" * 100_000):
         with pytest.raises(SampleError, match="bad_json"):

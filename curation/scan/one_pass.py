@@ -5,6 +5,7 @@ so no second pass is needed for the first, middle and last frame of each clip.
 """
 
 import time
+from array import array
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +21,7 @@ from clipmill.errors import SourceError
 from curation.dataset.schemas import SIGNAL_COLUMNS
 from curation.inputs.captions import captions_of_clips, read_supplied
 from curation.inputs.sources import Source, open_source
+from curation.scan.restarts import NO_PTS, Restarts
 from curation.scan.rows import (
     clip_columns,
     displayed_columns,
@@ -47,10 +49,11 @@ from curation.shots.spans import (
     plan_spans,
 )
 from curation.video.bars import BarMeter
-from curation.video.decode import Frame, Limits, PacketIndex, Video
+from curation.video.decode import Limits, PacketIndex, Video
 from curation.video.fields import PROGRESSIVE, FieldMeter, Fields, deinterlaced_one
 from curation.video.info import VideoInfo
 from curation.video.resize import FrameResizer
+from curation.video.timed import Frame
 
 
 class ScanConfig(Config):
@@ -154,7 +157,8 @@ class OnePass:
         self._shapes: list[tuple[int, VideoInfo, tuple[int, int]]] = []
         self._frame_pts: list[int] = []
         self._key_pts: list[int] = []
-        self._key_stamps: list[int | None] = []
+        self._stamps = array("q")
+        """The container's timestamps of all frames."""
         self._joints: set[int] = set()
         self._last_duration = 0
 
@@ -173,10 +177,10 @@ class OnePass:
             self._shapes.append((frame.index, *shape))
         if av_frame.key_frame:
             self._key_pts.append(frame.pts)
-            self._key_stamps.append(av_frame.pts)
         if frame.joint:
             self._joints.add(frame.index)
         self._frame_pts.append(frame.pts)
+        self._stamps.append(av_frame.pts if av_frame.pts is not None else NO_PTS)
         self._last_duration = av_frame.duration or 0
         if self._spool.crowded:
             self._make_room(packets)
@@ -201,11 +205,13 @@ class OnePass:
         signals = (self._cuts.frame_changes, self._cuts.frame_brightness)
         fit = len(self._frame_pts) <= MOST_ITEMS  # in the lists that a child may answer with
         row |= {name: list(values) if fit else None for name, values in zip(SIGNAL_COLUMNS, signals, strict=True)}
+        restarts = Restarts(timeline, packets, self._stamps) if packets.rebuilt else None
         clips, thumbnails = [], []
         for span in plan.spans:
             (shown_info, size), margins = self._shape(span.start_frame), self._margins(span, timeline)
             clip = clip_columns(source, info, timeline, packets, span, changes)
             clip |= displayed_columns(shown_info, size, margins)
+            clip["resume"] = restarts.of(span) if restarts else None
             clip["interlaced"] = self._fields.between(span.start_pts, span.end_pts)
             region_px = clip["width"], clip["height"]
             clip["motion"], clip["motion_error"] = self._motion.between(span.start_pts, span.end_pts, region_px)
@@ -325,12 +331,13 @@ class OnePass:
         stamped = [pts for pts in packets.pts if pts is not None]
         complete = len(stamped) == len(packets.pts)
         flagged = {pts for pts, key in zip(packets.pts, packets.is_key, strict=True) if key}
-        keys = zip(self._key_pts, self._key_stamps, strict=True)
+        stamp_of = dict(zip(self._frame_pts, self._stamps, strict=True)) if packets.rebuilt else {}
+        keys = ((pts, stamp_of.get(pts, pts)) for pts in self._key_pts)
         return Timeline(
             time_base=info.time_base,
             frame_pts=frame_pts,
             end_pts=int(frame_pts[-1]) + min(max(1, duration), longest),
-            key_pts=np.array([pts for pts, stamp in keys if stamp is None or stamp in flagged], np.int64),
+            key_pts=np.array([pts for pts, stamp in keys if stamp == NO_PTS or stamp in flagged], np.int64),
             packet_pts=np.array(stamped if complete else [], np.int64),
             remuxable=complete and not packets.rebuilt and self._remuxable and self._fields.verdict == PROGRESSIVE,
             holds=info.container not in BROADCAST_CONTAINERS,

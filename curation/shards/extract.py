@@ -22,20 +22,18 @@ from clipmill.cropping import NO_MARGINS, Cropper, Margins
 from clipmill.errors import SourceError
 from clipmill.hdr import BRIGHT_NITS_TAG
 from curation.inputs.sources import open_source, stat_source
+from curation.shards.mux import mux, open_mp4
 from curation.shots.spans import remuxed_packets
-from curation.video.decode import Frame, Limits, Video
+from curation.video.decode import Limits, Video
 from curation.video.display import DisplayTransform
 from curation.video.fields import PROGRESSIVE, deinterlaced
 from curation.video.info import VideoInfo
 from curation.video.resize import FrameResizer
+from curation.video.timed import Frame
 
 Kind = Literal["clips", "images"]
 ClipRow = Mapping[str, Any]
 """A row of the `clips` table; may include other columns of the joined view."""
-
-_INDEX_BYTES = 4096
-_INDEX_BYTES_PER_FRAME = 48
-"""Room for the index (moov) in front of the media: at most 44 bytes per frame in stts, ctts, stss, stsz, stsc, stco."""
 
 _KEPT_TAGS = ("avc1", "avc3", "hvc1", "hev1")
 """Sample entries that say where parameter sets are; remuxing keeps them. Others are left to the muxer."""
@@ -109,7 +107,7 @@ def _extract_all(
             continue
         try:
             extracted[clip["clip_id"]] = (
-                remux_clip(video, clip) if kind == "clips" else middle_frame(video, clip, config)
+                remux_clip(video, clip) if kind == "clips" else _middle_frame(video, clip, config)
             )
         except SourceError as error:
             extracted[clip["clip_id"]] = error
@@ -131,7 +129,7 @@ def remux_clip(video: Video, clip: ClipRow) -> ExtractedClip:
         )
     source, info = video.stream, video.info
     file = io.BytesIO()
-    with _mp4(file, clip, len(source.codec_context.extradata or b"")) as mp4:
+    with open_mp4(file, clip, len(source.codec_context.extradata or b"")) as mp4:
         if info.bright_nits is not None:
             mp4.metadata[BRIGHT_NITS_TAG] = f"{info.bright_nits:.6g}"
         # opaque: from the decoder, for an encoder of the same name need not exist.
@@ -139,7 +137,7 @@ def remux_clip(video: Video, clip: ClipRow) -> ExtractedClip:
         stream.codec_context.sample_aspect_ratio = info.sample_aspect_ratio
         if source.codec_context.codec_tag in _KEPT_TAGS:
             stream.codec_context.codec_tag = source.codec_context.codec_tag
-        _mux(mp4, stream, packets, clip, first_pts=clip["start_pts"], unit=clip["time_base_num"])
+        mux(mp4, stream, packets, clip, first_pts=clip["start_pts"], unit=clip["time_base_num"])
     shape = {
         "codec": info.codec,
         "pixel_format": info.pixel_format,
@@ -151,6 +149,15 @@ def remux_clip(video: Video, clip: ClipRow) -> ExtractedClip:
         "crop": list(clip_bars(clip, info).plus(info.margins).sides),
     }
     return ExtractedClip(content=file.getvalue(), suffix="mp4", shape=shape)
+
+
+def _middle_frame(video: Video, clip: ClipRow, config: ExtractionConfig) -> ExtractedClip:
+    try:
+        return middle_frame(video, clip, config)
+    except SourceError:
+        if clip["resume"] is None:
+            raise
+        return middle_frame(video, {**clip, "resume": None}, config)
 
 
 def middle_frame(video: Video, clip: ClipRow, config: ExtractionConfig) -> ExtractedClip:
@@ -185,7 +192,9 @@ def clip_bars(clip: ClipRow, info: VideoInfo) -> Margins:
 def _frames(video: Video, clip: ClipRow, start_pts: int, end_pts: int) -> Iterator[Frame]:
     """Frames with start_pts <= pts < end_pts without combs, and of interlaced footage the neighbours."""
     interlaced = clip["interlaced"] != PROGRESSIVE
-    frames = video.frames_between(start_pts, end_pts, timestamps=clip["timestamps"], neighbors=interlaced)
+    frames = video.frames_between(
+        start_pts, end_pts, timestamps=clip["timestamps"], resume=clip["resume"], neighbors=interlaced
+    )
     return deinterlaced(frames, clip["interlaced"])
 
 
@@ -209,14 +218,17 @@ def _packets_between(video: Video, start_pts: int, end_pts: int) -> list[av.Pack
 def _passes(video: Video, clips: Iterable[ClipRow]) -> Iterator[list[ClipRow]]:
     """Clips that share one decode: those whose keyframe precedes the end of the clip before them.
 
-    All clips where the time line was rebuilt, which takes a decode from the start of the file. None that are
-    deinterlaced differently.
+    Where the time line was rebuilt, each clip with a place to resume decoding alone, and the others together, from the
+    start of the file. None that are deinterlaced differently.
     """
     group: list[ClipRow] = []
     for clip in sorted(clips, key=lambda c: c["start_pts"]):
         if group and clip["interlaced"] != group[-1]["interlaced"]:
             yield group
             group = []
+        if clip["resume"] is not None:
+            yield [clip]
+            continue
         if clip["timestamps"] == "rebuilt":
             group.append(clip)
             continue
@@ -238,10 +250,13 @@ def _transcode(
     extracted: dict[str, ExtractedClip | SourceError] = {}
     crf = {clip["clip_id"]: config.crf for clip in clips}
     while clips:
-        again = []
+        again: list[ClipRow] = []
         for group in _passes(video, clips):
             for clip, encoder, failure in _transcode_in_one_pass(video, group, crf, config):
                 clip_id = clip["clip_id"]
+                if failure and clip["resume"] is not None:
+                    again.append({**clip, "resume": None})
+                    continue
                 missing_db = 0.0 if failure else config.min_psnr_db - encoder.psnr_db
                 if missing_db > 0 and crf[clip_id] > 1:
                     crf[clip_id] = max(1, crf[clip_id] - math.ceil(missing_db / _DB_PER_CRF))
@@ -285,7 +300,7 @@ class _Encoder:
         """Of the worst frame, in luma or RGB, whichever is lower."""
         self._display: DisplayTransform | None = None
         self._file = io.BytesIO()
-        self._mp4 = _mp4(self._file, clip, 0)
+        self._mp4 = open_mp4(self._file, clip, 0)
         self._stream: Any = None
         self._packets: list[av.Packet] = []
         self._frames = 0
@@ -320,7 +335,7 @@ class _Encoder:
             )
         self._keep(self._stream.encode(None))
         with self._mp4:
-            _mux(self._mp4, self._stream, self._packets, self._clip, first_pts=0, unit=1)
+            mux(self._mp4, self._stream, self._packets, self._clip, first_pts=0, unit=1)
 
     def result(self) -> ExtractedClip:
         context = self._stream.codec_context
@@ -368,39 +383,6 @@ class _Encoder:
         context.colorspace, context.color_range = displayed.colorspace, displayed.color_range
         context.color_primaries, context.color_trc = displayed.color_primaries, displayed.color_trc
         self._stream = stream
-
-
-def _mp4(file: io.BytesIO, clip: ClipRow, extra_bytes: int) -> Any:
-    """An MP4 to write into `file`: its index in front, its clock the source's, its bytes the same on every run."""
-    clock = str(clip["time_base_den"])
-    options = {
-        "moov_size": str(_INDEX_BYTES + extra_bytes + _INDEX_BYTES_PER_FRAME * clip["frames"]),
-        "video_track_timescale": clock,
-        "movie_timescale": clock,
-        "fflags": "+bitexact",
-        "movflags": "use_metadata_tags",  # or only names that MP4 knows are kept
-    }
-    return av.open(file, "w", format="mp4", container_options=options)
-
-
-def _mux(mp4: Any, stream: Any, packets: list[av.Packet], clip: ClipRow, *, first_pts: int, unit: int) -> None:
-    """Write packets with timestamps from 0 on; `unit` is how many ticks of the MP4's clock make one of their pts."""
-    pts = [packet.pts for packet in packets if packet.pts is not None]
-    assert len(pts) == len(packets)
-    shown = sorted(pts)
-    end_pts = first_pts + (clip["end_pts"] - clip["start_pts"]) * clip["time_base_num"] // unit
-    until = dict(zip(shown, [*shown[1:], end_pts], strict=True))
-    # Decoding times are the display times, shifted so that none comes after its packet is shown: always valid.
-    delay = max(decoded - displayed for decoded, displayed in zip(shown, pts, strict=True))
-    for place, packet in enumerate(packets):
-        # The muxer adds up decoding intervals, and the last packet has to close the sum.
-        duration = until[pts[place]] - pts[place] if place + 1 < len(packets) else end_pts - shown[-1]
-        packet.stream = stream
-        packet.dts = (shown[place] - delay - first_pts) * unit
-        packet.pts = (pts[place] - first_pts) * unit
-        packet.duration = duration * unit
-        packet.time_base = Fraction(1, clip["time_base_den"])
-        mp4.mux_one(packet)
 
 
 def _failed(error: av.FFmpegError) -> SourceError:

@@ -3,8 +3,7 @@
 Time is always pts times time base, never a frame index divided by a frame rate.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain, islice
@@ -24,11 +23,12 @@ from clipmill.video import (
     MAX_STREAMS,
 )
 from curation.video.alpha import OnBlack, alpha_decoder, has_alpha, stores_alpha
-from curation.video.clock import LARGEST_PTS, MAX_LOOK_AHEAD, Clock, Stamp, Tick
+from curation.video.clock import LARGEST_PTS, MAX_LOOK_AHEAD, Clock, Tick
 from curation.video.container import OPTIONS, demuxed, open_container
 from curation.video.geometry import Geometry, GeometryWatch, container_margins
 from curation.video.info import VideoInfo, describe, too_long
 from curation.video.stall import Watched
+from curation.video.timed import Frame, between, matched, timed
 from curation.video.tracks import candidate_streams, check_size
 
 _WITHOUT_PTS = ("avi", "asf")
@@ -68,19 +68,6 @@ class Limits(Config):
 
 Timestamps = Literal["container", "rebuilt"]
 """Whether all times of a source are the container's, or some had to be rebuilt."""
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One decoded frame: its index in display order, its pts on the time line of `clock.py`, and the av_frame."""
-
-    index: int
-    pts: int
-    av_frame: av.VideoFrame
-    info: VideoInfo
-    """Of this frame: its geometry may differ from that of the first."""
-    joint: bool = False
-    """Whether another recording starts here, joined end to end."""
 
 
 @dataclass(slots=True)
@@ -192,25 +179,39 @@ class Video:
             yield Frame(index, tick.pts, av_frame, info, tick.joint)
 
     def frames_between(
-        self, start_pts: int, end_pts: int, *, timestamps: Timestamps = "container", neighbors: bool = False
+        self,
+        start_pts: int,
+        end_pts: int,
+        *,
+        timestamps: Timestamps = "container",
+        resume: Mapping[str, Any] | None = None,
+        neighbors: bool = False,
     ) -> Iterator[Frame]:
         """Frames with start_pts <= pts < end_pts in display order; `index` counts from the first of them.
 
         Where the time line is the container's, decoding starts at the keyframe before; a rebuilt one is rebuilt from
-        the start of the file. With `neighbors`, the frames before and after come, too, if there are any.
+        the start of the file, or taken from the column `resume` of a clip, whose timestamps the frames must have. With
+        `neighbors`, the frames before and after come, too, if there are any.
         """
         if timestamps == "container" and self._seek(start_pts - neighbors):
-            decoded = self._decode_all(PacketIndex())
-            stamped = ((frame.pts, frame, self._info_now) for frame in decoded if frame.pts is not None)
-            frames = _between(stamped, start_pts, end_pts, neighbors)
+            decoded = self._with_info(self._decode_all(PacketIndex()))
+            stamped = ((frame.pts, frame, info) for frame, info in decoded if frame.pts is not None)
+            frames = between(stamped, start_pts, end_pts, neighbors)
             head = list(islice(frames, 1))
             head += islice(frames, 1) if head and head[0].index < 0 else ()
             if head and head[-1].pts <= start_pts:  # or the seek landed too late: the container index is unreliable
                 yield from chain(head, frames)
                 return
         self._rewind()
-        timed = ((tick.pts, frame, info) for frame, info, tick in self._timed(self._decode_all(PacketIndex())))
-        yield from _between(timed, start_pts, end_pts, neighbors)
+        if resume is not None:
+            decoded = self._with_info(self._decode_all(PacketIndex(), start=resume["packet"]))
+            yield from between(matched(decoded, resume, end_pts), start_pts, end_pts, neighbors)
+            return
+        rebuilt = ((tick.pts, frame, info) for frame, info, tick in self._timed(self._decode_all(PacketIndex())))
+        yield from between(rebuilt, start_pts, end_pts, neighbors)
+
+    def _with_info(self, decoding: Iterable[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, VideoInfo]]:
+        return ((av_frame, self._info_now) for av_frame in decoding)
 
     @property
     def _info_now(self) -> VideoInfo:
@@ -222,7 +223,6 @@ class Video:
         return last
 
     def _timed(self, decoding: Iterable[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, VideoInfo, Tick]]:
-        """Every frame with its geometry and its place on the time line."""
         stream, first = self.stream, self._first
         rate = stream.guessed_rate or stream.average_rate or Fraction(25)
         frame_bytes = max(1, sum(plane.buffer_size for plane in first.planes))
@@ -233,13 +233,7 @@ class Video:
             first_dts=self._first_packet_dts,
             look_ahead=min(MAX_LOOK_AHEAD, _HELD_BYTES // frame_bytes),
         )
-        held: deque[tuple[av.VideoFrame, VideoInfo]] = deque()
-        for av_frame in decoding:
-            held.append((av_frame, self._info_now))
-            for tick in clock.push(Stamp(av_frame.pts, av_frame.dts, av_frame.duration or 0)):
-                yield *held.popleft(), tick
-        for tick in clock.finish():
-            yield *held.popleft(), tick
+        return timed(self._with_info(decoding), clock)
 
     def _seek(self, pts: int) -> bool:
         """Go to the keyframe at or before `pts`; returns whether the container can."""
@@ -309,16 +303,30 @@ class Video:
         why = f" ({self.packets.ended_early})" if self.packets.ended_early else ""
         raise SourceError("decode_error", f"no frame of the {self.codec_context.name} stream could be decoded{why}")
 
-    def _decode_all(self, seen: PacketIndex) -> Iterator[av.VideoFrame]:
-        """Every frame that the decoder outputs from here on; fills `seen`."""
+    def _decode_all(self, seen: PacketIndex, *, start: int = 0) -> Iterator[av.VideoFrame]:
+        """Every frame that the decoder outputs from here on, or from packet `start` on; fills `seen`.
+
+        To start later, the decoder sees the first packets up to a frame, as only they may say how the stream is coded.
+        """
+        warm = False
         for packet in self._packets(seen):
+            early = len(seen.pts) <= start
+            if early and warm and packet.size:
+                self._file.came_to_a_frame()
+                continue
+            if warm and not early:
+                self._decoder.flush_buffers()
+                warm = False
             try:
                 for av_frame in self._decoder.decode(packet if packet.size else None):
+                    self._file.came_to_a_frame()
+                    self._geometry = self._watch.of(av_frame)
+                    if early:
+                        warm = True
+                        continue
                     if av_frame.is_corrupt:
                         seen.add_damage(av_frame.pts)
-                    self._file.came_to_a_frame()
                     seen.decoded += 1
-                    self._geometry = self._watch.of(av_frame)
                     yield self._shown(av_frame)
             except (av.error.InvalidDataError, av.error.UndefinedError, av.error.ArgumentError) as error:
                 self._assure_memory()
@@ -370,21 +378,3 @@ class Video:
     def _assure_memory(self) -> None:
         """Raise MemoryError if two frames cannot be allocated: decoders report that as invalid data, too."""
         np.empty(2 * 4 * self.codec_context.width * self.codec_context.height, np.uint8)
-
-
-def _between(
-    frames: Iterable[tuple[int, av.VideoFrame, VideoInfo]], start_pts: int, end_pts: int, neighbors: bool
-) -> Iterator[Frame]:
-    index, last_pts, before = 0, start_pts - 1, None
-    for pts, av_frame, info in frames:
-        if pts < start_pts:
-            before = Frame(-1, pts, av_frame, info)
-        if pts <= last_pts:
-            continue
-        if index == 0 and neighbors and before is not None:
-            yield before
-        if pts < end_pts or neighbors:
-            yield Frame(index, pts, av_frame, info)
-        if pts >= end_pts:
-            return
-        index, last_pts = index + 1, pts

@@ -20,7 +20,7 @@ import numpy as np
 from av.filter import Graph
 from numpy.typing import NDArray
 
-from curation.video.decode import Frame
+from curation.video.timed import Frame
 
 Fields = Literal["progressive", "tff", "bff", "telecine_tff", "telecine_bff"]
 """How the frames of a video are made of fields: not at all; of two times, the top or the bottom field first; or of

@@ -408,6 +408,6 @@ class SeekingVideo:
     [(SeekingVideo(), [[10, 60], [310]]), (SeekingVideo(broken_pts=50), [[10], [60], [310]])],
 )
 def test_clips_share_a_decode_where_no_keyframe_lies_between_them(video: Any, starts_per_pass: list[list[int]]):
-    row = {"timestamps": "container", "interlaced": "progressive"}
+    row = {"timestamps": "container", "resume": None, "interlaced": "progressive"}
     clips = [{"start_pts": start, "end_pts": start + 40, **row} for start in (310, 10, 60)]
     assert [[clip["start_pts"] for clip in group] for group in _passes(video, clips)] == starts_per_pass

@@ -14,8 +14,9 @@ from curation.inputs.sources import list_sources
 from curation.scan.one_pass import Scan, ScanConfig, scan
 from curation.shards.extract import ExtractedClip, ExtractionConfig, extract_clips
 from curation.shots.spans import SpanConfig
-from curation.video.decode import Frame, Video
+from curation.video.decode import Video
 from curation.video.fields import PROGRESSIVE, FieldMeter, Fields, deinterlaced, deinterlaced_one
+from curation.video.timed import Frame
 from tests.media import panning, texture, write_video
 
 INFO: Any = None

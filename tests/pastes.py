@@ -283,11 +283,12 @@ def notebook(reader: Reader, block: Block) -> None:
     """A cell of a notebook that displays JPEGs."""
     from IPython.core.interactiveshell import InteractiveShell
     from IPython.utils.capture import capture_output
+    from traitlets.config import Config as ShellConfig
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IPYTHONDIR", str(reader.folder / ".ipython"))  # not into the home folder
         patch.chdir(reader.folder)
-        shell = InteractiveShell.instance()
+        shell = InteractiveShell.instance(config=ShellConfig({"HistoryManager": {"enabled": False}}))
         try:
             with capture_output() as captured:
                 shell.run_cell(block.text).raise_error()

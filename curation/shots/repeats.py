@@ -56,12 +56,21 @@ def new_pictures(intervals_s: NDArray[np.float64], changes: NDArray[np.float64])
 
 def _largest_around(times_s: NDArray[np.float64], change: NDArray[np.float64]) -> NDArray[np.float64]:
     """Of the largest changes in the time before and after each frame, itself included, the smaller one."""
-    frames = range(len(change))
+    frames = np.arange(len(change))
     first = np.searchsorted(times_s, times_s - _AROUND_S)
     last = np.searchsorted(times_s, times_s + _AROUND_S, side="right")
-    before = [change[a : i + 1].max() for a, i in zip(first, frames, strict=True)]
-    after = [change[i:b].max() for i, b in zip(frames, last, strict=True)]
-    return np.minimum(before, after)
+    return np.minimum(_largest_of(change, first, frames + 1), _largest_of(change, frames, last))
+
+
+def _largest_of(values: NDArray[np.float64], first: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The largest of values[first:last] for each pair, from the maxima of 1, 2, 4, ... values in a row."""
+    power = np.log2(last - first).astype(int)
+    largest, result = values, np.empty(len(first))
+    for k in range(power.max() + 1):
+        here = power == k
+        result[here] = np.maximum(largest[first[here]], largest[last[here] - (1 << k)])
+        largest = np.maximum(largest[: -(1 << k)], largest[1 << k :])
+    return result
 
 
 def _largest_beside(change: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -72,29 +81,33 @@ def _largest_beside(change: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _cadence(changes: NDArray[np.float64], moving: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], float]:
     """The same if repeats come in a fixed cadence, such as three of five; else all."""
-    logs = np.log(np.maximum(changes, _NOISE_FLOOR))
+    place = np.flatnonzero(moving)
+    logs = np.log(np.maximum(changes[place], _NOISE_FLOOR))
     best_sigma, best = _CADENCE_SIGMA, (np.ones(len(changes), np.bool_), 1.0)
-    for pattern in _patterns():
-        new = np.resize(pattern, len(changes))
-        changed, repeated = logs[new & moving], logs[~new & moving]
-        if not len(changed) or not len(repeated):
-            continue
-        spread = np.concatenate([changed - changed.mean(), repeated - repeated.mean()]).std()
-        error = spread * np.sqrt(1 / len(changed) + 1 / len(repeated)) + 1e-9
-        difference = changed.mean() - repeated.mean()
-        if difference / error >= best_sigma and difference >= -np.log(_CADENCE_RATIO):
-            best_sigma, best = difference / error, (new, float(pattern.mean()))
+    for period, patterns in _patterns().items():
+        phase = place % period
+        count, total, squares = (np.bincount(phase, w, minlength=period) for w in (None, logs, logs**2))
+        for pattern in patterns:
+            n = np.array([count[pattern].sum(), count[~pattern].sum()])
+            if not n.all():
+                continue
+            means = np.array([total[pattern].sum(), total[~pattern].sum()]) / n
+            variance = max(0.0, float(squares.sum() - (n * means**2).sum())) / n.sum()
+            error = float(np.sqrt(variance * (1 / n).sum())) + 1e-9
+            difference = float(means[0] - means[1])
+            if difference / error >= best_sigma and difference >= -np.log(_CADENCE_RATIO):
+                best_sigma, best = difference / error, (np.resize(pattern, len(changes)), float(pattern.mean()))
     return best
 
 
 @cache
-def _patterns() -> tuple[NDArray[np.bool_], ...]:
-    """Which frames of a period are new in every cadence: evenly spread, at every phase."""
-    patterns = set()
+def _patterns() -> dict[int, list[NDArray[np.bool_]]]:
+    """By period, which of its frames are new in every cadence: evenly spread, at every phase."""
+    patterns: dict[int, set[tuple[bool, ...]]] = {}
     for period in range(2, _CADENCE_FRAMES + 1):
         for new in range(1, period):
             if gcd(new, period) == 1:
                 for phase in range(period):
                     place = np.arange(phase, phase + period + 1) * new // period
-                    patterns.add(tuple(bool(step) for step in np.diff(place)))
-    return tuple(np.array(pattern) for pattern in sorted(patterns))
+                    patterns.setdefault(period, set()).add(tuple(bool(step) for step in np.diff(place)))
+    return {period: [np.array(pattern) for pattern in sorted(found)] for period, found in patterns.items()}

@@ -53,11 +53,13 @@ _STEPS = 4096
 _STRIP_PIXELS = 1 << 16
 """Pixels mapped at a time, so that the arrays stay in the cache."""
 
-_GRAPHICS_NITS, _HIGHLIGHTS_NITS = 150.0, 250.0
-"""A bright level up to the first means that white is at 100 nits, from the second on at 203 nits."""
 _WHITE_NITS = (100.0, 203.0)
+_WHITE_FROM_NITS = (150.0, 190.0)
+"""A bright level up to the first means that white is at 100 nits, from the second on at 203 nits; between, between."""
 _KNEES = (0.95, 0.75)
 """Signal, of 1, from which highlights are rolled off."""
+_KNEE_FROM_NITS = (210.0, 500.0)
+"""A bright level up to the first means that there are no highlights, from the second on that there are many."""
 _BRIGHT_PERCENTILE = 99.0
 _BRIGHT_LONG_SIDE_PX = 160
 
@@ -100,12 +102,9 @@ class ToneMap:
     """Maps frames of one HDR video to BT.709 SDR. `bright_nits` is of the whole video; None if it is unknown."""
 
     def __init__(self, bright_nits: float | None) -> None:
-        level = _HIGHLIGHTS_NITS if bright_nits is None else max(bright_nits, 1e-3)
-        highlights = np.log(level / _GRAPHICS_NITS) / np.log(_HIGHLIGHTS_NITS / _GRAPHICS_NITS)
-        share = float(np.clip(highlights, 0.0, 1.0))
-        self.white_nits = _WHITE_NITS[0] * (_WHITE_NITS[1] / _WHITE_NITS[0]) ** share
+        self.white_nits = _between(bright_nits, _WHITE_FROM_NITS, _WHITE_NITS)
         """What becomes reference white."""
-        self._knee = _KNEES[0] + (_KNEES[1] - _KNEES[0]) * share
+        self._knee = _between(bright_nits, _KNEE_FROM_NITS, _KNEES)
         self._reformatter = VideoReformatter()
         self._tables: dict[tuple[int, int], _Tables] = {}
         self._luma: dict[tuple[int, int], NDArray[Any]] = {}
@@ -226,6 +225,14 @@ def bright_nits_of_packets(context: Any, packets: Sequence[av.Packet]) -> float 
 
 _OUTPUT = np.round(255 * (np.arange(_STEPS + 1) / _STEPS) ** (2 / _GAMMA)).astype(np.uint8)
 """8-bit signal by the square root of the light."""
+
+
+def _between(bright_nits: float | None, levels: tuple[float, float], values: tuple[float, float]) -> float:
+    """Geometric interpolation by the bright level; the second value where that is unknown."""
+    if bright_nits is None:
+        return values[1]
+    share = np.clip(math.log(max(bright_nits, 1e-3) / levels[0]) / math.log(levels[1] / levels[0]), 0, 1)
+    return float(values[0] * (values[1] / values[0]) ** share)
 
 
 def _step(light: NDArray[Any], largest: float) -> NDArray[Any]:

@@ -209,9 +209,10 @@ class _Video:
 
     def bright_nits(self) -> float | None:
         """Of HDR: as the clip's metadata has it from its source, or measured on keyframes. None of SDR."""
-        if int(self.context.color_trc) not in HDR_TRANSFERS:
-            return None
-        return stated_bright_nits(self._metadata) or bright_nits_of_packets(self.context, self.packets)
+        stated = stated_bright_nits(self._metadata)
+        if stated is not None or int(self.context.color_trc) not in HDR_TRANSFERS:
+            return stated
+        return bright_nits_of_packets(self.context, self.packets)
 
     def orientation(self) -> Orientation:
         """Of the first frame that can be decoded."""

@@ -7,11 +7,13 @@ its fields fit those of the frame before and after unequally, always on the same
 either side. Film in interlaced video (3:2 pulldown) also has fields that are repeated from frame to frame.
 """
 
+import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, Literal
 
 import av
@@ -29,10 +31,10 @@ PROGRESSIVE: Fields = "progressive"
 
 _ROWS = 10
 """In a group; even, as the first of each group is."""
-_GROUPS, _COLUMNS = 8, 640
+_GROUPS, _COLUMNS = 6, 384
 """Of rows, and columns, that are looked at per frame; which ones varies, so that small motion is met in time."""
 _MOVED_LEVELS = 10
-_LEAST_PIXELS, _MOST_PIXELS = 32, 1 << 14
+_LEAST_PIXELS, _MOST_PIXELS = 24, 1 << 11
 """Moving pixels: fewer say nothing, more cost time."""
 _COMB, _ORDER, _REPEATED = -0.12, 0.06, 0.7
 """Logarithms of ratios from which a frame is combed, its fields have an order, and a field is a repeated one. Measured:
@@ -43,8 +45,9 @@ _MOVING_COMB = 0.7
 _LEAST_HITS, _LEAST_SHARE, _AGREEMENT = 2, 0.1, 0.8
 _TELECINE_SHARE = 0.4
 """Of the moving frames with a repeated field: 0.8 in 3:2 pulldown, 0 in video."""
-_CALM = 32
-"""Progressive looks in a row after which only every fourth frame is looked at."""
+_CALM = 4
+"""Progressive looks in a row after which only every second frame is looked at; twice and four times as many: every
+fourth and eighth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +70,18 @@ class FieldMeter:
     def look(self, pts: int, before: av.VideoFrame, frame: av.VideoFrame, after: av.VideoFrame) -> Look | None:
         """Look at a frame between its neighbours; None where nothing can be seen: no motion, no luma plane."""
         self._offered += 1
-        if (self._calm >= _CALM and self._offered % 4) or not _has_luma(frame):
+        every = 1 << min(3, (self._calm // _CALM).bit_length())
+        if self._offered % every or not _has_luma(frame):
             return None
         if _shape(before) != _shape(frame) or _shape(after) != _shape(frame):
             return None
-        look = _compare(pts, *(_rows(each, self._offered) for each in (before, frame, after)))
+        rows = (_rows(each, self._offered // every) for each in (before, frame, after))
+        look = _compare(pts, *rows, thorough=self._all.tff + self._all.bff > 0)
+        self._calm += 1
         if look is not None:
             self._looks.append(look)
             self._all.add(look)
-            self._calm = 0 if look.order else self._calm + 1
+            self._calm = 0 if look.order else self._calm
         return look
 
     @property
@@ -244,51 +250,58 @@ def _rows(frame: av.VideoFrame, place: int) -> NDArray[np.uint8]:
     height, width = luma.shape
     columns = min(width, _COLUMNS)
     left = (width - columns) * (place * 5 % 8) // 7
-    groups = max(1, min(_GROUPS, height // _ROWS))
-    apart = max(0, height - _ROWS) // groups
-    tops = (np.arange(groups) * apart + apart * (place * 3 % 8) // 8) // 2 * 2
-    chosen = np.concatenate([luma[top : top + _ROWS, left : left + columns] for top in tops])
+    chosen = luma[_places(height, place % 8), left : left + columns]
     return chosen if bits == 8 else (chosen >> (bits - 8)).astype(np.uint8)
 
 
-def _compare(pts: int, before: NDArray[np.uint8], frame: NDArray[np.uint8], after: NDArray[np.uint8]) -> Look | None:
+@lru_cache(maxsize=64)
+def _places(height: int, place: int) -> NDArray[np.int64]:
+    """Rows in groups that are spread over the height."""
+    groups = max(1, min(_GROUPS, height // _ROWS))
+    apart = max(0, height - _ROWS) // groups
+    tops = (np.arange(groups) * apart + apart * (place * 3 % 8) // 8) // 2 * 2
+    return (tops[:, None] + np.arange(min(_ROWS, height))).reshape(-1)
+
+
+def _compare(
+    pts: int, before: NDArray[np.uint8], frame: NDArray[np.uint8], after: NDArray[np.uint8], *, thorough: bool
+) -> Look | None:
+    """Unless `thorough`, fields are compared only where there is a comb."""
     width = frame.shape[1]
-    moved = cv2.max(cv2.absdiff(frame, before), cv2.absdiff(frame, after)) > _MOVED_LEVELS
-    moved = moved.reshape(-1, min(_ROWS, len(frame)), width)
-    moved[:, 0] = moved[:, -1] = False
-    pixels = np.flatnonzero(moved)
+    changed = cv2.max(cv2.absdiff(frame, before), cv2.absdiff(frame, after))
+    moved = changed.reshape(-1, min(_ROWS, len(frame)), width)
+    moved[:, 0] = moved[:, -1] = 0
+    pixels = np.flatnonzero(moved > _MOVED_LEVELS)
     if len(pixels) < _LEAST_PIXELS:
         return None
     pixels = pixels[:: len(pixels) // _MOST_PIXELS + 1]
-    here, above, below, earlier, later = (
-        image.reshape(-1)[where].astype(np.int32)
-        for image, where in (
-            (frame, pixels),
-            (frame, pixels - width),
-            (frame, pixels + width),
-            (before, pixels),
-            (after, pixels),
-        )
-    )
+    here, above, below = (_at(frame, pixels + step) for step in (0, -width, width))
+    comb = (np.abs(here - above).sum() + np.abs(here - below).sum()) / 2
+    combed = _log_ratio(comb, np.abs(above - below).sum()) > _COMB
+    if not combed and not thorough:
+        return Look(pts, None, False)
+    earlier, later = _at(before, pixels), _at(after, pixels)
     bottom = (pixels // width) % 2 == 1
-    comb = (np.abs(here - above) + np.abs(here - below)).sum() / 2
     misfit_before, misfit_after = np.abs(above + below - 2 * earlier), np.abs(above + below - 2 * later)
     if_top_first = misfit_before[~bottom].sum() + misfit_after[bottom].sum()
     if_bottom_first = misfit_before[bottom].sum() + misfit_after[~bottom].sum()
     order = _log_ratio(if_top_first, if_bottom_first)
-    combed = _log_ratio(comb, np.abs(above - below).sum()) > _COMB and abs(order) > _ORDER
+    combed = combed and abs(order) > _ORDER
     if combed:
-        above_before, below_before = (before.reshape(-1)[pixels + step].astype(np.int32) for step in (-width, width))
-        bend, bend_before = above + below - 2 * here, above_before + below_before - 2 * earlier
-        combed = np.abs(bend - bend_before).sum() > _MOVING_COMB * np.abs(bend).sum()
-    changes = (np.abs(here - earlier), np.abs(here - later))
-    repeated = (
-        bottom.any()
-        and not bottom.all()
-        and any(abs(_log_ratio(change[bottom].mean(), change[~bottom].mean())) > _REPEATED for change in changes)
-    )
-    return Look(pts, ("tff" if order > 0 else "bff") if combed else None, bool(repeated))
+        bend = above + below - 2 * here
+        bend_before = _at(before, pixels - width) + _at(before, pixels + width) - 2 * earlier
+        combed = bool(np.abs(bend - bend_before).sum() > _MOVING_COMB * np.abs(bend).sum())
+    repeated = False
+    if bottom.any() and not bottom.all():
+        changes = (np.abs(here - earlier), np.abs(here - later))
+        ratios = (_log_ratio(change[bottom].mean(), change[~bottom].mean()) for change in changes)
+        repeated = any(abs(ratio) > _REPEATED for ratio in ratios)
+    return Look(pts, ("tff" if order > 0 else "bff") if combed else None, repeated)
+
+
+def _at(image: NDArray[np.uint8], pixels: NDArray[np.int64]) -> NDArray[np.int32]:
+    return image.reshape(-1)[pixels].astype(np.int32)
 
 
 def _log_ratio(first: float, second: float) -> float:
-    return float(np.log((first + 1) / (second + 1)))
+    return math.log((first + 1) / (second + 1))

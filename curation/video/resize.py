@@ -88,17 +88,14 @@ class FrameResizer:
             mapped = self._tone_map.frame(frame, width, height, Interpolation.AREA)
             bgr = self._reformatter.reformat(mapped, format="bgr24", threads=1).to_ndarray()
             return turn_upright(bgr, info.orientation)
-        planes = self.i420(frame, width, height)
-        small = av.VideoFrame(width, height, "yuv420p")
-        for i, plane in enumerate(planes):
-            np.copyto(_plane(small, i), plane)
-        small.colorspace, small.color_range = color_of(frame, min(info.width, info.height))
+        small = frame
+        if frame.format.name not in PLANAR_420 or (frame.width, frame.height) != (width, height):
+            small = av.VideoFrame(width, height, "yuv420p")
+            for i, plane in enumerate(self.i420(frame, width, height)):
+                np.copyto(_plane(small, i), plane)
+        matrix, color_range = color_of(frame, min(info.width, info.height))
         bgr = self._reformatter.reformat(
-            small,
-            format="bgr24",
-            src_colorspace=small.colorspace,
-            src_color_range=small.color_range,
-            threads=1,
+            small, format="bgr24", src_colorspace=matrix, src_color_range=color_range, threads=1
         ).to_ndarray()
         return turn_upright(bgr, info.orientation)
 

@@ -78,8 +78,8 @@ def _refused_size(file: BinaryIO, options: Mapping[str, str]) -> tuple[int, int]
     file.seek(0)
     av.logging.set_level(av.logging.ERROR)
     try:
-        with av.logging.Capture() as messages, suppress(av.FFmpegError), av.open(file, options=dict(options)):
-            pass
+        with av.logging.Capture() as messages, suppress(av.FFmpegError):
+            av.open(file, options=dict(options), metadata_errors="replace").close()
     finally:
         av.logging.set_level(None)
     sizes = [re.search(r"Picture size (\d+)x(\d+) is invalid", text) for _, _, text in messages]

@@ -42,6 +42,19 @@ RAW_FORMATS = ("h264", "hevc", "vvc", "mpegvideo", "m4v", "obu")
 """FFmpeg's demuxers of raw streams. They take other files for theirs: they are only for what begins like a stream."""
 
 
+_TAKEN_FOR_VIDEOS = (
+    ((b"<!doctype html", b"<html"), "a web page: expected the address of a video file, not of a page that shows it"),
+    ((b"version https://git-lfs", b"version https://hawser"), "a pointer of Git LFS: run `git lfs pull`"),
+    (b"/annex/objects/", "a pointer of git-annex: run `git annex get`"),
+    ((b'<?xml version="1.0" encoding="utf-8"?><error', b'<?xml version="1.0" encoding="utf-8"?>\n<error', b"<error>"),
+     "an error message of a store, saved as a file: download it again"),
+    ((b'{"error', b'{"message', b'{"detail'), "an error message of a server, saved as a file: download it again"),
+    ((b"pk\3\4", b"pk\5\6"), "a zip archive: name it .zip, or unpack it"),
+    ((b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!"), "a compressed file: decompress it"),
+    (b"%pdf", "a PDF"),
+)  # fmt: skip
+
+
 def content_of(head: bytes) -> Content | None:
     """What a file that begins with `head` is; None if it is nothing that is known here, audio for instance."""
     if head.startswith(_STILLS) or head.startswith(b"\x89PNG") or head[8:12] in (b"WEBP", *_STILL_BRANDS):
@@ -51,6 +64,12 @@ def content_of(head: bytes) -> Content | None:
     if any(len(head) > at and head[first] == head[at] == _SYNC for first, at in ((0, 188), (4, 196))):
         return "video"
     return "raw" if _RAW.match(head) else None
+
+
+def described(head: bytes) -> str | None:
+    """What a file is that people take for a video and is none, and what to do about it; None if that is not known."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next((sentence for begins, sentence in _TAKEN_FOR_VIDEOS if text.startswith(begins)), None)
 
 
 def _picture(head: bytes) -> Content:

@@ -31,6 +31,7 @@ SYNONYMS = {
 """Metadata under other names gets this one, unless the row has both."""
 NO_VALUE = frozenset({"", "null", "nan", "none", "nil", "n/a", "na", "#n/a", "<na>", "-"})
 """Texts that mean a missing value, in any case."""
+_NO_VALUE_CHARS = max(map(len, NO_VALUE))
 
 MAX_METADATA_NAMES = 256
 MAX_METADATA_CHARS = 20_000
@@ -114,24 +115,25 @@ def captions_in(value: Any) -> Iterator[str]:
     Raises UserError for objects that are not captions.
     """
     if isinstance(value, str):
-        listed = _listed(value.strip()) if value.lstrip().startswith("[") else None
+        text = value.strip()
+        listed = _listed(text) if text.startswith("[") else None
         if listed is not None:
             yield from captions_in(listed)
-        elif not is_no_value(value):
-            yield value.strip()
+        elif not is_no_value(text):
+            yield text
     elif isinstance(value, list | tuple):
         for item in value:
             yield from captions_in(item)
     elif isinstance(value, Mapping):
-        text = next((value[key] for key in ("text", "caption") if isinstance(value.get(key), str)), None)
-        if text is None or {"start_s", "end_s"} & value.keys():
+        caption = next((value[key] for key in ("text", "caption") if isinstance(value.get(key), str)), None)
+        if caption is None or {"start_s", "end_s"} & value.keys():
             raise UserError(
                 'its caption is an object; expected text or a list of texts (captions with times: see "Sidecars" in '
                 "docs/captions.md)"
             )
-        yield from captions_in(text)
-    elif (text := metadata_text(value)) is not None:
-        yield text
+        yield from captions_in(caption)
+    elif (printed := metadata_text(value)) is not None:
+        yield printed
 
 
 def metadata_text(value: Any) -> str | None:
@@ -157,7 +159,8 @@ def metadata_text(value: Any) -> str | None:
 
 def is_no_value(text: str) -> bool:
     """Whether a text stands for a missing value: NULL, nan, None, N/A, an empty cell."""
-    return text.strip().lower() in NO_VALUE
+    text = text.strip()
+    return len(text) <= _NO_VALUE_CHARS and text.lower() in NO_VALUE
 
 
 def _first(known: tuple[str, ...], plain: list[str]) -> int | None:

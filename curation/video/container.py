@@ -8,7 +8,7 @@ from typing import Any
 import av
 
 from clipmill.errors import SourceError, raise_if_stopped
-from clipmill.magic import RAW_FORMATS, Content, content_of
+from clipmill.magic import RAW_FORMATS, Content, content_of, described
 from clipmill.video import CONTAINERS, demuxer_options
 
 _MORE_CONTAINERS = ("gif", "apng", "ivf", "yuv4mpegpipe", "dv", "rm", "nut")
@@ -27,6 +27,8 @@ def open_container(file: Any, head: bytes) -> Any:
     """The open container of a file that begins with `head`. Raises SourceError."""
     if not head:
         raise SourceError("empty", "the file is empty")
+    if sentence := described(head):
+        raise SourceError("not_video", sentence)
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLISTS):
         raise SourceError("unsupported_container", "playlist or list of other files, not a video")
     content = content_of(head)

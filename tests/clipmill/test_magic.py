@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipmill.magic import content_of
+from clipmill.magic import content_of, described
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,23 @@ from clipmill.magic import content_of
 def test_content_of_a_file(head: bytes, content: str | None):
     assert content_of(head) == content
     assert content_of(head + bytes(4096 - len(head))) == content or not head
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"\xef\xbb\xbf\n<!DOCTYPE html><title>A video - YouTube", "address of a video file, not of a page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"/annex/objects/SHA256E-s1--0.mp4", "git annex get"),
+        (b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied', "error message of a store"),
+        (b'{"error": "rate limit"}', "error message of a server"),
+        (b"PK\3\4", "a zip archive"),
+        (b"\x1f\x8b\x08", "a compressed file"),
+        (b"\0\0\0\x20ftypisom", None),
+        (b"some text", None),
+    ],
+)
+def test_what_is_taken_for_a_video_is_described(head: bytes, said: str | None):
+    sentence = described(head)
+    assert (sentence is None) == (said is None)
+    assert said is None or said in str(sentence)

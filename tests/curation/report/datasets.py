@@ -79,13 +79,13 @@ def _source(i: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
     refused = {"kind": "dissolve", "start_frame": 60, "end_frame": 70, "start_s": 2.4, "end_s": 2.8}
     columns |= {"refused_cuts": [refused | {"reason": HOSTILE[3]}]}
     columns |= {"hdr": i == 4, "bit_depth": 10 if i == 4 else 8, "audio": False}
-    columns |= {"metadata": [("license", "CC0" if i < 3 else "CC BY 4.0"), ("author", HOSTILE[i])]}
+    columns |= {"metadata": [("license", "CC0" if i < 3 else "CC BY 4.0"), ("author", HOSTILE[i]), (HOSTILE[3], "tag")]}
     columns |= {"frame_changes": [1] * 25 + [60] + [1] * 74, "frame_brightness": [100] * 100}
     return {"source_id": f"{i:016x}", "uri": rows[i]["uri"], "codec": "h264", "transitions": transitions} | columns
 
 
 def _without_clips() -> dict[str, Any]:
-    cut = {"kind": "hard", "start_frame": 3, "end_frame": 3, "start_s": 0.1, "end_s": 0.1}
+    cut = {"kind": HOSTILE[3], "start_frame": 3, "end_frame": 3, "start_s": 0.1, "end_s": 0.1}
     texts = {"uri": "/videos/only-short-shots.mp4", "note": f"no shot yields a clip of 2 s {HOSTILE[5]}"}
     return {"source_id": "e" * 16, "status": "ok", "duration_s": 3.0, "transitions": [cut], **texts}
 

@@ -14,6 +14,7 @@ from curation.report.page import write_page
 from curation.selection.rules import Rules
 from curation.selection.select import select_clips
 from tests.curation.report.browser import kept, opened, wait_until
+from tests.curation.report.datasets import make
 
 AXE = Path(__file__).parents[3] / "curation/report/template/node_modules/axe-core/axe.min.js"
 SIZES = ((1280, 800), (390, 844))
@@ -46,11 +47,18 @@ def test_it_is_walked_by_keyboard_and_marks_clips(browser: Any, file: Path, tmp_
         assert page.locator("dialog[open]").count() == 0
 
 
-def test_nothing_that_a_file_says_runs(browser: Any, file: Path) -> None:
+def test_nothing_that_a_file_says_runs(browser: Any, tmp_path: Path) -> None:
+    """Captions, file names, tags and their names, column names and meanings, kinds, reasons, folders."""
+    dataset = make(tmp_path / "<img src=x onerror='window.attacked=9'>", 40)
+    file = Path(write_page(dataset, "all", build_report(dataset)))
     with opened(browser, file) as page:
         page.select_option(".gallery select >> nth=0", "all")
         for tab in page.locator("[role=tab]").all():
             tab.click()
+        page.click("#tab-Cuts")
+        for source in range(6):
+            page.select_option("#panel-Cuts select", str(source))
+            page.get_by_role("button", name="Look", exact=True).first.click()
         page.click("#tab-Choose")
         page.locator(".card .open").first.click()
         assert "window.attacked" in page.inner_text("dialog")

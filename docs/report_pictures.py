@@ -20,6 +20,10 @@ from pipelines.report import report
 DOCS = Path(__file__).parent
 SCORES = ("motion", "similarity", "aesthetic", "text_area")
 WIDTH_PX, HEIGHT_PX = 1280, 860
+_FIRST_ROWS = """for (const cards of document.querySelectorAll('.groups .cards'))
+    [...cards.children].slice(2).forEach(card => card.remove());
+document.querySelectorAll('.groups .more').forEach(button => button.remove());
+scrollTo(0, document.querySelector('.groups').offsetTop - 90)"""
 
 
 def main() -> None:
@@ -39,10 +43,8 @@ def main() -> None:
         for score in SCORES:
             page.click(f'[data-column="{score}"] h2 button')
             page.wait_for_timeout(200)
-            page.evaluate("scrollTo(0, document.querySelector('.groups').offsetTop - 90)")
-            box = page.locator(".groups").bounding_box()
-            clip = {"x": box["x"], "y": box["y"], "width": box["width"], "height": HEIGHT_PX - box["y"]}
-            _save(page, f"report-{score.replace('_', '-')}.jpg", clip)
+            page.evaluate(_FIRST_ROWS)
+            _save(page, f"report-{score.replace('_', '-')}.jpg", page.locator(".groups").bounding_box())
         _open(page, report(options.footage).file)
         page.click("#tab-Cuts")
         page.locator("#panel-Cuts tr", has_text="black").get_by_role("button", name="Look").first.click()

@@ -7,7 +7,7 @@ import numpy as np
 
 from clipmill import storage
 from clipmill.formats import SHARDS
-from clipmill.shard_folder import INDEX, read_index, records_in
+from clipmill.shard_folder import INDEX, parse_record, read_index
 from curation.dataset.tables import Dataset
 from curation.report.payload import Payload
 
@@ -51,7 +51,7 @@ def _places(dataset: Dataset, path: str, wanted: set[str]) -> dict[str, tuple[st
     index = read_index(storage.address(dataset.fs, path), SHARDS) or {"shards": []}
     return {
         key: (record.name, *place)
-        for record in records_in(index)
+        for record in map(parse_record, index["shards"])
         if record.members
         for key, place in zip(record.members.keys, record.members.ranges.get("mp4", ()), strict=False)
         if place and key in wanted

@@ -160,6 +160,8 @@ def _row(record: Record | BadRow, reading: Reading) -> Row | None:
         metadata = _metadata(record, reading)
     except UserError as error:
         return Row(address=text, problem=str(error))
+    except RecursionError:
+        return Row(address=text, problem="a cell is nested too deeply")
     return Row(address=text, captions=captions, metadata=metadata)
 
 

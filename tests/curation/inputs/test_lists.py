@@ -340,6 +340,14 @@ def test_a_bad_line_of_json_is_one_row(folder: Path):
         listed(folder, '{"caption": "a cat"}', ".json")
 
 
+@pytest.mark.parametrize("key", ["captions", "tags"])
+def test_a_cell_that_is_nested_too_deeply_is_one_row(folder: Path, key: str):
+    deep = f'{{"path": "a.mp4", "{key}": {"[" * 900}"x"{"]" * 900}}}'
+    listing = listed(folder, f'{deep}\n{{"path": "b.mp4"}}\n', ".jsonl")
+    assert "b.mp4" in captions(listing)
+    assert set(problems(listing).values()) <= {"a cell is nested too deeply"}
+
+
 def test_parquet_with_types(folder: Path):
     table = pa.table(
         {

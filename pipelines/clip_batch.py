@@ -1,20 +1,24 @@
 """Some clips on their way through captioners, the CLIP embedder and scorers: their rows, pictures and frames."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import cv2
 import numpy as np
 
-from clipmill.pipeline import Need
+from clipmill.errors import SourceError
+from clipmill.pipeline import Frames, Need
 from curation.dataset.schemas import CLIPS
 from curation.inputs.captions import Caption
+from curation.scan.validate import is_thumbnail
 from curation.scores.base import ClipView, Embeddings
 from curation.video.resize import Image
 
 Jpegs = tuple[bytes, ...]
 """First, middle and last picture of a clip; none if there are none."""
+
+_CAPTIONING: tuple[Need, ...] = ("thumbnails", "captions", "embeddings")
 
 
 class ClipBatch:
@@ -32,25 +36,43 @@ class ClipBatch:
         self.thumbnails: list[Jpegs] = list(thumbnails) or [()] * len(rows)
         self.previews: list[Jpegs] = list(previews) or [()] * len(rows)
         self.embeddings: list[Embeddings | None] = [None] * len(rows)
+        self.footage: dict[Need, list[Any]] = {}
+        """`Frames` -> `ClipFrames` of each clip; "file" -> the bytes of each."""
+        self.unread: dict[tuple[int, Need], SourceError] = {}
+        """Number of a clip and what is needed of it -> why that is not there."""
         self.part = part
         """Of the dataset, if all are of one."""
 
-    def views(self, needs: Sequence[Need] = ("thumbnails", "captions", "embeddings")) -> list[ClipView]:
-        """Per clip, what is needed of it: by default what captioners and the embedder need."""
-        named = [need for need in needs if need in CLIPS.names and need != "captions"]
-        nothing: list[tuple[Image, ...]] = [()] * len(self.rows)
-        thumbnails = self._thumbnails if {"thumbnails", "embeddings"} & set(needs) else nothing
-        previews = self._previews if "previews" in needs else nothing
-        return [
-            ClipView(
-                thumbnails=thumbnails[i],
-                previews=previews[i],
-                captions=_captions(row) if "captions" in needs else (),
-                embeddings=self.embeddings[i],
-                columns={str(name): row.get(str(name)) for name in named},
-            )
-            for i, row in enumerate(self.rows)
-        ]
+    def divided(self, clips: int) -> Iterator["ClipBatch"]:
+        """Batches of so many clips, which share their rows with this one."""
+        for start in range(0, len(self.rows), clips):
+            some = slice(start, start + clips)
+            batch = ClipBatch(self.rows[some], self.thumbnails[some], self.previews[some], self.part)
+            batch.embeddings = self.embeddings[some]
+            yield batch
+
+    def views(self, needs: Sequence[Need] = _CAPTIONING) -> list[ClipView | SourceError]:
+        """What is needed of each clip, or why that is not there. By default what captioners need."""
+        return [self._unreadable(i, needs) or self._view(i, needs) for i in range(len(self.rows))]
+
+    def _unreadable(self, i: int, needs: Sequence[Need]) -> SourceError | None:
+        if "previews" in needs and not self._previews[i]:
+            return SourceError("decode_error", "the dataset has no readable pictures of the clip")
+        return next((self.unread[i, need] for need in needs if (i, need) in self.unread), None)
+
+    def _view(self, i: int, needs: Sequence[Need]) -> ClipView:
+        row = self.rows[i]
+        frames = [self.footage[need][i] for need in needs if isinstance(need, Frames)]
+        return ClipView(
+            thumbnails=self._thumbnails[i] if "thumbnails" in needs else (),
+            previews=self._previews[i] if "previews" in needs else (),
+            captions=_captions(row) if "captions" in needs else (),
+            embeddings=self.embeddings[i] if "embeddings" in needs else None,
+            frames=frames[0].images() if frames else (),
+            frame_times_s=tuple(frames[0].times_s) if frames else (),
+            file=self.footage["file"][i] if "file" in needs else b"",
+            columns={str(need): row.get(str(need)) for need in needs if need in CLIPS.names and need != "captions"},
+        )
 
     @cached_property
     def _thumbnails(self) -> list[tuple[Image, ...]]:
@@ -58,7 +80,7 @@ class ClipBatch:
 
     @cached_property
     def _previews(self) -> list[tuple[Image, ...]]:
-        return [tuple(map(decode_jpeg, jpegs)) for jpegs in self.previews]
+        return [tuple(map(decode_jpeg, jpegs)) if all(map(is_thumbnail, jpegs)) else () for jpegs in self.previews]
 
 
 def decode_jpeg(jpeg: bytes, flags: int = cv2.IMREAD_COLOR) -> Any:

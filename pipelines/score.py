@@ -11,24 +11,26 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from clipmill.pipeline import Stage
 from curation.dataset.missing_scores import clips_without
 from curation.dataset.score_versions import RecordedVersion, score_schema, table_of
 from curation.dataset.tables import Dataset
+from curation.scan.one_pass import ScanConfig
 from curation.scores.base import Scorer
 from curation.selection.select import load_selection, selected_ids
 from pipelines.cluster import connected, stopped_by_errors
 from pipelines.config import CurateConfig
 from pipelines.fence import Fence, owned, refuse_if_running
+from pipelines.footage import clips_at_once
 from pipelines.graph import check, run
 from pipelines.model_specs import AskedModels, models_of_scorer
 from pipelines.models import CheckedModels, check_models
 from pipelines.progress import Reporter, note
 from pipelines.score_parts import PartWriter
-from pipelines.score_stages import Piece, score_stages
+from pipelines.score_stages import Piece, needs_of, score_stages
 from pipelines.versions import check_all_names, digest_of, in_clips, record_version, version_of_run
 
 _GIVEN = ("piece",)
-_CLIPS_PER_PIECE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,11 @@ class _Job:
     scorer: Scorer
     models: CheckedModels
     schema: pa.Schema
+    scan: ScanConfig
+
+    def stages(self) -> list[Stage]:
+        """The graph of a run."""
+        return score_stages(self.dataset, self.asked, self.schema, self.scan, self.models.resources)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +111,9 @@ def score(
         with connected(address, num_cpus=num_cpus):
             report.waiting("loading the models")
             schema, models = score_schema(made.name, made.columns), check_models(asked)
-            job = _Job(dataset=opened, asked=asked, scorer=made, models=models, schema=schema)
-            check(score_stages(opened, asked, schema, models.resources), _GIVEN)
+            scan = config.scan.replace(thumbnail_long_side_px=_thumbnail_size(opened))
+            job = _Job(dataset=opened, asked=asked, scorer=made, models=models, schema=schema, scan=scan)
+            check(job.stages(), _GIVEN)
             for notice in models.notices:
                 note(notice)
             report.waiting("reading the tables")
@@ -133,12 +141,19 @@ def _plan(job: _Job, selection: str | None) -> _Plan:
     clips, missing = clips_without(job.dataset, job.scorer.name, version.version, selected)
     if in_clips(job.dataset, job.scorer, version.version):
         missing = {}
+    clips_per_piece = clips_at_once(needs_of(job.asked))
     pieces = [
-        Piece(part=part, rows=rows[start : start + _CLIPS_PER_PIECE])
+        Piece(part=part, rows=rows[start : start + clips_per_piece])
         for part, rows in missing.items()
-        for start in range(0, len(rows), _CLIPS_PER_PIECE)
+        for start in range(0, len(rows), clips_per_piece)
     ]
     return _Plan(version=version, clips=clips, pieces=pieces)
+
+
+def _thumbnail_size(dataset: Dataset) -> int:
+    """Of the dataset, in px on the longer side."""
+    scan = dataset.description()["config"].get("scan") or {}
+    return int(scan.get("thumbnail_long_side_px") or ScanConfig().thumbnail_long_side_px)
 
 
 def _run(job: _Job, plan: _Plan, fence: Fence, report: Reporter) -> int:
@@ -149,10 +164,9 @@ def _run(job: _Job, plan: _Plan, fence: Fence, report: Reporter) -> int:
     record_version(job.dataset, name, version)
     if plan.pieces:
         report.begin(plan.missing)
-        stages = score_stages(job.dataset, job.asked, job.schema, job.models.resources)
         digest, table = digest_of(job.scorer, job.models), table_of(name, version.version)
         with stopped_by_errors(), PartWriter(job.dataset, table, fence, plan.pieces) as writer:
-            for scored in run(stages, plan.pieces, _GIVEN):
+            for scored in run(job.stages(), plan.pieces, _GIVEN):
                 writer.add(scored, version=version.version, weights_digest=digest)
                 report.advance(scored.table.num_rows)
             failed = writer.finish()

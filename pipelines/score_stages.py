@@ -13,9 +13,11 @@ from clipmill import storage
 from clipmill.pipeline import Need, Resources, Stage
 from curation.dataset.schemas import CLIPS, PREVIEWS
 from curation.dataset.tables import Dataset
+from curation.scan.one_pass import ScanConfig
 from curation.scores.clip_embedder import ClipEmbedder
 from curation.scores.registry import ScorerSpec
 from pipelines.clip_batch import ClipBatch, Jpegs
+from pipelines.footage import FOOTAGE_COLUMNS, is_footage, read_footage, remake_thumbnails
 from pipelines.model_specs import AskedModels, make_model
 from pipelines.scoring import load_embed, load_score
 
@@ -40,13 +42,19 @@ class ScoredPiece:
 
 
 def score_stages(
-    dataset: Dataset, asked: AskedModels, schema: pa.Schema, resources: Mapping[str, Resources] | None = None
+    dataset: Dataset,
+    asked: AskedModels,
+    schema: pa.Schema,
+    scan: ScanConfig,
+    resources: Mapping[str, Resources] | None = None,
 ) -> list[Stage]:
-    """Read, embed if the scorer needs that, score. `asked` has one scorer, whose table has the columns `schema`."""
+    """Read, embed if the scorer needs that, score. `asked` has one scorer, whose table has the columns `schema`.
+
+    `scan`: limits on reading sources, and the size of thumbnails.
+    """
     (spec,) = asked.scorers
-    scorer = spec()
-    needs = (*scorer.needs, *(ClipEmbedder.needs if asked.clip else ()))
-    read = Stage(name="read", needs=("piece",), gives=readable(needs), load=partial(_load_read, dataset, needs))
+    scorer, needs = spec(), needs_of(asked)
+    read = Stage(name="read", needs=("piece",), gives=_readable(needs), load=partial(_load_read, dataset, needs, scan))
     stages = [read]
     if asked.clip:
         model = make_model(ClipEmbedder, asked.clip)
@@ -66,24 +74,38 @@ def score_stages(
     ]
 
 
-def readable(needs: Sequence[Need]) -> tuple[Need, ...]:
+def needs_of(asked: AskedModels) -> tuple[Need, ...]:
+    """What is read of a clip: the needs of the scorer, and of CLIP if it runs."""
+    (spec,) = asked.scorers
+    return tuple(dict.fromkeys((*spec().needs, *(ClipEmbedder.needs if asked.clip else ()))))
+
+
+def _readable(needs: Sequence[Need]) -> tuple[Need, ...]:
     """The needs that a dataset meets."""
-    return tuple(need for need in needs if need == "previews" or need in CLIPS.names)
+    return tuple(n for n in needs if n in ("previews", "thumbnails") or n in CLIPS.names or is_footage(n))
 
 
-def _load_read(dataset: Dataset, needs: Sequence[Need], device: str) -> Callable[[list[Piece]], list[ClipBatch]]:
-    return lambda pieces: [read_piece(dataset, piece, needs) for piece in pieces]
+def _load_read(
+    dataset: Dataset, needs: Sequence[Need], scan: ScanConfig, device: str
+) -> Callable[[list[Piece]], list[ClipBatch]]:
+    return lambda pieces: [read_piece(dataset, piece, needs, scan) for piece in pieces]
 
 
-def read_piece(dataset: Dataset, piece: Piece, needs: Sequence[Need]) -> ClipBatch:
+def read_piece(dataset: Dataset, piece: Piece, needs: Sequence[Need], scan: ScanConfig) -> ClipBatch:
     """The rows of some clips and what is needed of them. Raises UserError if a file of the dataset is damaged."""
-    columns = [*_IDENTITY, *(str(need) for need in needs if need in CLIPS.names and need not in _IDENTITY)]
-    rows = dataset.read_part("clips", piece.part, columns).take(pa.array(piece.rows)).to_pylist()
+    decodes = "thumbnails" in needs or any(map(is_footage, needs))
+    named = (need for need in needs if isinstance(need, str) and need in CLIPS.names)
+    columns = dict.fromkeys((*_IDENTITY, *named, *(FOOTAGE_COLUMNS if decodes else ())))
+    rows = dataset.read_part("clips", piece.part, list(columns)).take(pa.array(piece.rows)).to_pylist()
     previews: list[Jpegs] = []
     if "previews" in needs:
         stored = _previews(dataset, piece.part, [row["clip_id"] for row in rows])
         previews = [stored.get(row["clip_id"], ()) for row in rows]
-    return ClipBatch(rows, previews=previews, part=piece.part)
+    batch = ClipBatch(rows, previews=previews, part=piece.part)
+    if "thumbnails" in needs:
+        remake_thumbnails(batch, scan.thumbnail_long_side_px, scan.limits)
+    read_footage(batch, needs, scan.limits)
+    return batch
 
 
 def _previews(dataset: Dataset, part: str, clip_ids: Sequence[str]) -> dict[str, Jpegs]:

@@ -12,15 +12,18 @@ from typing import Any
 import cv2
 
 from clipmill.config import Config
+from clipmill.errors import SourceError
 from clipmill.pipeline import Need, Resources, Stage
 from curation.scan.one_pass import Scan
 from curation.scores.base import Captioner, ClipView, Embeddings, Scorer
 from curation.scores.clip_embedder import ClipEmbedder, ClipEmbedderConfig, embedding_columns
 from curation.scores.columns import LEFT_OUT, SCORE_COLUMNS
 from curation.scores.registry import ScorerSpec
-from curation.scores.rows import score_columns, score_rows
+from curation.scores.rows import failed_row, score_columns, score_rows
+from curation.video.decode import Limits
 from pipelines.clip_batch import ClipBatch, decode_jpeg
 from pipelines.config import CurateConfig
+from pipelines.footage import clips_at_once, is_footage, read_footage
 from pipelines.model_specs import AskedModels, asked_models, load_model, make_model
 
 _CLIPS_AT_ONCE = 64
@@ -43,7 +46,7 @@ def clip_stages(config: CurateConfig, resources: Mapping[str, Resources] | None 
         takes = (resources or {}).get(model.name, model.resources)
         return _on_clips(
             model.name,
-            needs=model.needs,
+            needs=tuple(need for need in model.needs if not is_footage(need)),
             gives=_gives(model),
             load=load,
             resources=replace(takes, num_cpus=0) if "embeddings" in model.needs else takes,
@@ -52,7 +55,7 @@ def clip_stages(config: CurateConfig, resources: Mapping[str, Resources] | None 
     asked = asked_models(config)
     captioners = [stage(partial(_load_work, _caption, *spec), *spec) for spec in asked.captioners]
     embedder = [stage(partial(load_embed, asked.clip), ClipEmbedder, asked.clip)] if asked.clip else []
-    scorers = [stage(partial(load_score, spec), spec, None) for spec in asked.scorers]
+    scorers = [stage(partial(_load_score, spec, config.scan.limits), spec, None) for spec in asked.scorers]
     # Embeddings do not leave the worker that makes them: scorers that need them come first, and run there.
     scorers.sort(key=lambda scorer: ("previews" in scorer.needs, "embeddings" not in scorer.needs))
     on_thumbnails = [scorer for scorer in scorers if "previews" not in scorer.needs]
@@ -129,6 +132,12 @@ def load_score(spec: ScorerSpec, device: str) -> Callable[[ClipBatch], None]:
     return _load_work(_score, spec, None, device)
 
 
+def _load_score(spec: ScorerSpec, limits: Limits, device: str) -> Callable[[ClipBatch], None]:
+    """As `load_score`, but footage is read."""
+    with_footage = any(map(is_footage, spec().needs))
+    return _load_work(partial(_score_footage, limits) if with_footage else _score, spec, None, device)
+
+
 def _load_work(
     work: Callable[[Any, ClipBatch], None], kind: Callable[..., Any], settings: Config | None, device: str
 ) -> Callable[[ClipBatch], None]:
@@ -137,14 +146,17 @@ def _load_work(
 
 def _caption(captioner: Captioner, clips: ClipBatch) -> None:
     """Run captioners in order; later ones see the captions of earlier ones."""
-    for row, caption in zip(clips.rows, captioner.caption(clips.views()), strict=True):
+    views = [view for view in clips.views() if isinstance(view, ClipView)]
+    for row, caption in zip(clips.rows, captioner.caption(views), strict=True):
         row["captions"].append(asdict(caption))
 
 
 def _embed(model: ClipEmbedder, clips: ClipBatch) -> None:
-    clips.embeddings = list(_embedded(model, clips.views()))
-    for row, embeddings in zip(clips.rows, clips.embeddings, strict=True):
-        assert embeddings is not None
+    views = clips.views(model.needs)
+    embedded = iter(_embedded(model, [view for view in views if isinstance(view, ClipView)]))
+    for i, (row, view) in enumerate(zip(clips.rows, views, strict=True)):
+        embeddings = next(embedded) if isinstance(view, ClipView) else Embeddings(error=_reason(view))
+        clips.embeddings[i] = embeddings
         row.update(embedding_columns(embeddings))
 
 
@@ -158,8 +170,21 @@ def _embedded(model: ClipEmbedder, views: Sequence[ClipView]) -> list[Embeddings
 
 
 def _score(scorer: Scorer, clips: ClipBatch) -> None:
-    for row, columns in zip(clips.rows, score_rows(scorer, clips.views(scorer.needs)), strict=True):
-        row.update(columns)
+    views = clips.views(scorer.needs)
+    scored = iter(score_rows(scorer, [view for view in views if isinstance(view, ClipView)]))
+    for row, view in zip(clips.rows, views, strict=True):
+        row.update(next(scored) if isinstance(view, ClipView) else failed_row(scorer, _reason(view)))
+
+
+def _score_footage(limits: Limits, scorer: Scorer, clips: ClipBatch) -> None:
+    """Score clips whose footage is read first, as many at a time as fit into memory."""
+    for some in clips.divided(clips_at_once(scorer.needs)):
+        read_footage(some, scorer.needs, limits)
+        _score(scorer, some)
+
+
+def _reason(error: SourceError) -> str:
+    return f"{error.kind}: {error.message}"
 
 
 def _load_columns(columns: Mapping[str, str | None], device: str) -> Callable[[ClipBatch], None]:

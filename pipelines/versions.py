@@ -23,7 +23,7 @@ def version_of_run(dataset: Dataset, spec: ScorerSpec, scorer: Scorer, models: C
     Version 1 of a score of clipmill may be the clips table: see `in_clips`.
     """
     made_with = _made_with(scorer, spec.values(), models.digests)
-    recorded = dataset.recorded_versions(scorer.name)
+    recorded = dataset.begun_versions(scorer.name)
     of_clips = _version_of_clips(dataset, scorer)
     for each in [*([of_clips] if of_clips else []), *recorded]:
         if each.made_with == made_with:

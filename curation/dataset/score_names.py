@@ -47,6 +47,6 @@ def _owners(dataset: Dataset, beside: Mapping[str, Sequence[pa.Field]], name: st
     names = {own: {each.name for each in of_own} for own, of_own in SCORE_COLUMNS.items()}
     names |= {other: {each.name for each in of_other} for other, of_other in beside.items()}
     for other in dataset.versioned_scores():
-        for recorded in dataset.recorded_versions(other):
+        for recorded in dataset.begun_versions(other):
             names[other] = names.get(other, set()) | recorded.made_with.columns.keys()
     return {taken: other for other in names if other != name for taken in (other, *names[other])}

@@ -27,6 +27,7 @@ from curation.dataset.score_versions import (
     counted_version,
     read_versions,
     scores_of_clips,
+    table_of,
     write_versions,
 )
 from curation.dataset.sql import open_connection, sentence
@@ -171,6 +172,10 @@ class Dataset:
     def recorded_versions(self, scorer: str) -> list[RecordedVersion]:
         """The versions of a score in scores/, oldest first. Raises UserError if their record is damaged."""
         return read_versions(self.fs, self.file(SCORES, scorer, VERSIONS_FILE))
+
+    def begun_versions(self, scorer: str) -> list[RecordedVersion]:
+        """The recorded versions, without those whose run failed before its first row."""
+        return [v for v in self.recorded_versions(scorer) if v.finished or self.parts(table_of(scorer, v.version))]
 
     def record_versions(self, scorer: str, versions: Sequence[RecordedVersion]) -> None:
         """Replace the record of a score's versions. Call it only when no other run writes into the dataset."""

@@ -60,7 +60,7 @@ class ThumbnailSpool:
 
     def add(self, pts: int, time_s: float, image_HWC: Image) -> None:
         """Keep a thumbnail. Timestamps must increase."""
-        jpeg = _compressed(image_HWC)
+        jpeg = compressed(image_HWC)
         self._pieces.append((self._spool.put(jpeg), len(jpeg)))
         self._pts.append(pts)
         self._times_s.append(time_s)
@@ -142,10 +142,11 @@ def cropped(jpeg: bytes, shares: tuple[float, float, float, float], long_side_px
     if shrink < 1:
         size = tuple(max(1, round(side * shrink)) for side in image.shape[1::-1])
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return _compressed(image)
+    return compressed(image)
 
 
-def _compressed(image_HWC: Image) -> bytes:
+def compressed(image_HWC: Image) -> bytes:
+    """A thumbnail as JPEG."""
     _, jpeg = cv2.imencode(".jpg", image_HWC, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     return jpeg.tobytes()
 
@@ -158,5 +159,5 @@ def _within(jpeg: bytes, max_bytes: int) -> bytes:
         if max(image.shape) <= _LEAST_SIDE_PX:
             break
         height, width = (max(1, side // 2) for side in image.shape[:2])
-        jpeg = _compressed(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
+        jpeg = compressed(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
     return jpeg

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from clipmill.config import Config
+import pyarrow as pa
+
+from clipmill.config import Config, unknown_name
 from clipmill.errors import UserError
 from clipmill.plugins import Plugin, find_plugin
 from curation.scores.base import Scorer
@@ -47,9 +49,31 @@ def scorer_spec(asked: str, settings: Config | Mapping[str, Any] | None = None) 
     """Find a scorer by name or address and check its settings. Raises UserError."""
     plugin = find_plugin(asked, group=GROUP, built_in=SCORERS)
     kind = plugin.load()
-    if not issubclass(kind, Scorer):
-        raise UserError(f"{asked}: expected a subclass of curation.scores.base.Scorer, got {kind.__qualname__}")
+    _check(kind, asked)
+    if SCORERS.get(kind.name, plugin.target) != plugin.target:
+        raise UserError(f"{asked}: the name {kind.name!r} is taken by a score of clipmill: give the scorer another one")
+    if ":" not in asked and kind.name != asked:
+        raise UserError(f"the entry point {asked!r} is a scorer of the name {kind.name!r}: give both the same name")
     if not isinstance(settings, Config):
         settings = kind.Config.from_values(settings or {}, origin=f"scorers.{asked}")
     assert isinstance(settings, Config)
     return ScorerSpec(plugin, settings.model_dump_json())
+
+
+def _check(kind: type, asked: str) -> None:
+    """Raise UserError for a class that is not a complete scorer."""
+    if not issubclass(kind, Scorer):
+        raise UserError(f"{asked}: expected a subclass of clipmill.Scorer, got {kind.__qualname__}")
+    columns, version = getattr(kind, "columns", None), kind.version
+    if not isinstance(getattr(kind, "name", None), str):
+        raise UserError(f"{asked}: expected a text as `name` of the scorer, got {getattr(kind, 'name', None)!r}")
+    if not isinstance(columns, tuple) or not columns or not all(isinstance(each, pa.Field) for each in columns):
+        raise UserError(f"{asked}: expected `columns` to be a tuple of clipmill.column(...), got {columns!r}")
+    if not isinstance(version, int) or version < 1:
+        raise UserError(f"{asked}: expected an integer from 1 as `version` of the scorer, got {version!r}")
+    if not issubclass(kind.Config, Config):
+        raise UserError(f"{asked}: expected `Config` to be a subclass of clipmill.Config, got {kind.Config!r}")
+    if unknown := [name for name in kind.may_change if name not in kind.Config.model_fields]:
+        raise UserError(
+            f"{asked}: {unknown_name('setting in `may_change`', unknown[0], list(kind.Config.model_fields))}"
+        )

@@ -30,7 +30,7 @@ def score_rows(scorer: Scorer, batch: Sequence[ClipView]) -> list[dict[str, Any]
     except Exception as error:  # whatever the code of a scorer raises
         if len(batch) > 1:
             return [row for clip in batch for row in score_rows(scorer, [clip])]
-        return [_failed(scorer, f"{type(error).__name__}: {error}".rstrip(": "))]
+        return [failed_row(scorer, f"{type(error).__name__}: {error}".rstrip(": "))]
     if not isinstance(answer, Sequence) or isinstance(answer, str):
         raise UserError(f"scorer {scorer.name}: expected a list with a row per clip, got {type(answer).__name__}")
     if len(answer) != len(batch):
@@ -50,7 +50,7 @@ def _checked(scorer: Scorer, row: Any) -> dict[str, Any]:
             f"scorer {scorer.name} returned the column {unknown[0]!r}; it declares {', '.join(fields)} (`columns`)"
         )
     if row.get(error) is not None:
-        return _failed(scorer, str(row[error]))
+        return failed_row(scorer, str(row[error]))
     if missing := [name for name in fields if name not in row]:
         raise UserError(f"scorer {scorer.name} returned no {missing[0]!r}, which it declares (`columns`)")
     return {name: _plain(row[name]) for name in fields} | {error: None, f"{error}_kind": None}
@@ -66,7 +66,7 @@ def _fitted(scorer: Scorer, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 return [fitted for row in rows for fitted in _fitted(scorer, [row])]
             reason = str(error).partition("\n")[0]
             value = str(rows[0][name])[:_LONGEST_VALUE]
-            return [_failed(scorer, f"column {name} is {field.type}, got {value!r}: {reason}")]
+            return [failed_row(scorer, f"column {name} is {field.type}, got {value!r}: {reason}")]
         for row, value in zip(rows, values, strict=True):
             row[name] = value
     return rows
@@ -77,7 +77,8 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _failed(scorer: Scorer, reason: str) -> dict[str, Any]:
+def failed_row(scorer: Scorer, reason: str) -> dict[str, Any]:
+    """The row of a clip that could not be scored."""
     error = f"{scorer.name}_error"
     return dict.fromkeys(_values_of(scorer)) | {error: reason[:_LONGEST_ERROR], f"{error}_kind": FAILED}
 

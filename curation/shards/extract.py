@@ -81,14 +81,15 @@ def extract_clips(
     native code on untrusted bytes: call it through `curation.scan.isolation.Isolated`.
     """
     try:
-        _check_unchanged(uri, clips[0]["source_id"])
+        check_unchanged(uri, clips[0]["source_id"])
         with open_source(uri, max_copy_bytes=config.limits.spool_bytes) as file, Video(file, config.limits) as video:
             return _extract_all(video, clips, kind, config)
     except SourceError as error:
         return [error] * len(clips)
 
 
-def _check_unchanged(uri: str, source_id: str) -> None:
+def check_unchanged(uri: str, source_id: str) -> None:
+    """Raise SourceError for a source that is missing or differs from the one that was scanned."""
     source = stat_source(uri)
     if source.error is not None:
         raise source.error
@@ -112,7 +113,7 @@ def _extract_all(
         except SourceError as error:
             extracted[clip["clip_id"]] = error
         except av.FFmpegError as error:
-            extracted[clip["clip_id"]] = _failed(error)
+            extracted[clip["clip_id"]] = decode_failure(error)
     extracted.update(_transcode(video, to_transcode, config))
     return [extracted[clip["clip_id"]] for clip in clips]
 
@@ -168,7 +169,7 @@ def middle_frame(video: Video, clip: ClipRow, config: ExtractionConfig) -> Extra
     if not clip["thumbnail_pts"]:
         raise SourceError("decode_error", "the scan kept no thumbnail for this clip")
     pts = clip["thumbnail_pts"][1]
-    frame = next((frame for frame in _frames(video, clip, pts, pts + 1) if frame.pts >= pts), None)
+    frame = next((frame for frame in clip_frames(video, clip, pts, pts + 1) if frame.pts >= pts), None)
     if frame is None or frame.pts != pts:
         raise SourceError(
             "decode_error", f"no frame with timestamp {pts} could be decoded: the file differs from the scan"
@@ -189,7 +190,7 @@ def clip_bars(clip: ClipRow, info: VideoInfo) -> Margins:
     return Margins(left=left, top=bars.top, right=right, bottom=bars.bottom)
 
 
-def _frames(video: Video, clip: ClipRow, start_pts: int, end_pts: int) -> Iterator[Frame]:
+def clip_frames(video: Video, clip: ClipRow, start_pts: int, end_pts: int) -> Iterator[Frame]:
     """Frames with start_pts <= pts < end_pts without combs, and of interlaced footage the neighbours."""
     interlaced = clip["interlaced"] != PROGRESSIVE
     frames = video.frames_between(
@@ -215,7 +216,7 @@ def _packets_between(video: Video, start_pts: int, end_pts: int) -> list[av.Pack
     raise SourceError("decode_error", f"no packet with timestamp {start_pts} found: the file differs from the scan")
 
 
-def _passes(video: Video, clips: Iterable[ClipRow]) -> Iterator[list[ClipRow]]:
+def decode_passes(video: Video, clips: Iterable[ClipRow]) -> Iterator[list[ClipRow]]:
     """Clips that share one decode: those whose keyframe precedes the end of the clip before them.
 
     Where the time line was rebuilt, each clip with a place to resume decoding alone, and the others together, from the
@@ -251,7 +252,7 @@ def _transcode(
     crf = {clip["clip_id"]: config.crf for clip in clips}
     while clips:
         again: list[ClipRow] = []
-        for group in _passes(video, clips):
+        for group in decode_passes(video, clips):
             for clip, encoder, failure in _transcode_in_one_pass(video, group, crf, config):
                 clip_id = clip["clip_id"]
                 if failure and clip["resume"] is not None:
@@ -270,7 +271,7 @@ def _transcode(
 def _transcode_in_one_pass(
     video: Video, clips: list[ClipRow], crf: Mapping[str, int], config: ExtractionConfig
 ) -> Iterator[tuple[ClipRow, "_Encoder", SourceError | None]]:
-    frames = _frames(video, clips[0], clips[0]["start_pts"], clips[-1]["end_pts"])
+    frames = clip_frames(video, clips[0], clips[0]["start_pts"], clips[-1]["end_pts"])
     frame = next(frames, None)
     for clip in clips:
         encoder, failure = _Encoder(video, clip, crf[clip["clip_id"]], config.preset), None
@@ -287,7 +288,7 @@ def _attempt(step: Callable[..., None], *args: Any) -> SourceError | None:
     except SourceError as error:
         return error
     except av.FFmpegError as error:
-        return _failed(error)
+        return decode_failure(error)
     return None
 
 
@@ -385,7 +386,8 @@ class _Encoder:
         self._stream = stream
 
 
-def _failed(error: av.FFmpegError) -> SourceError:
+def decode_failure(error: av.FFmpegError) -> SourceError:
+    """As the error of a clip. Raises MemoryError if it is one."""
     if isinstance(error, MemoryError):
         raise error
     return SourceError("decode_error", f"FFmpeg failed: {error.strerror or error}")

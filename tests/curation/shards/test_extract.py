@@ -18,7 +18,7 @@ from clipmill.errors import SourceError
 from clipmill.video import UPRIGHT
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import ScanConfig, scan
-from curation.shards.extract import ExtractedClip, ExtractionConfig, _passes, extract_clips
+from curation.shards.extract import ExtractedClip, ExtractionConfig, decode_passes, extract_clips
 from curation.shots.spans import SpanConfig
 from curation.video.decode import Video
 from curation.video.display import DisplayTransform
@@ -410,4 +410,4 @@ class SeekingVideo:
 def test_clips_share_a_decode_where_no_keyframe_lies_between_them(video: Any, starts_per_pass: list[list[int]]):
     row = {"timestamps": "container", "resume": None, "interlaced": "progressive"}
     clips = [{"start_pts": start, "end_pts": start + 40, **row} for start in (310, 10, 60)]
-    assert [[clip["start_pts"] for clip in group] for group in _passes(video, clips)] == starts_per_pass
+    assert [[clip["start_pts"] for clip in group] for group in decode_passes(video, clips)] == starts_per_pass

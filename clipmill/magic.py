@@ -30,7 +30,7 @@ _SYNC = 0x47
 _STILLS = (b"\xff\xd8\xff", b"BM", b"II*\x00", b"MM\x00*", b"\x00\x00\x00\x0cJXL ", b"\xff\x0a", b"8BPS", b"qoif")
 _RAW = re.compile(
     rb"\x00{1,3}\x01("
-    rb"[\x67\x27\x47\x09]|"  # H.264: sequence parameters, delimiter
+    rb"[\x67\x27\x47\x09]|\x06[\x00\x01\x05\x06]|"  # H.264: sequence parameters, delimiter, x264's note on itself
     rb"[\x40\x42\x44\x46]\x01|"  # HEVC: parameters, delimiter
     rb"\x00[\x71\x79\xa1]|"  # VVC: parameters, delimiter
     rb"\xb3|"  # MPEG-1 and -2: sequence header

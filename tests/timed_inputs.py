@@ -101,6 +101,16 @@ def _milliseconds(pts: Sequence[int], numbers: Sequence[int] | None = None) -> d
     return {"numbers": numbers or range(len(pts)), "times_s": [(p - pts[0]) / 1000 for p in pts]}
 
 
+def raw_h264(folder: Path) -> TimedInput:
+    """No timestamps at all; copied out of an MP4, which puts the encoder's note first."""
+    return TimedInput(_copied(encoded(folder / "base.mp4"), folder / "a.h264"), timestamps="rebuilt")
+
+
+def raw_hevc(folder: Path) -> TimedInput:
+    options = {"preset": "ultrafast", "crf": "12", "x265-params": "log-level=none:keyint=12:bframes=3"}
+    return TimedInput(encoded(folder / "a.hevc", codec="libx265", options=options), timestamps="rebuilt")
+
+
 def avi_h264(folder: Path) -> TimedInput:
     """With a clock of 600 ticks per second, of which each frame is said to last one."""
     path = _copied(encoded(folder / "base.mp4"), folder / "a.avi")
@@ -311,6 +321,8 @@ def webm(folder: Path) -> TimedInput:
 INPUTS: dict[str, Callable[[Path], TimedInput]] = {
     make.__name__: make
     for make in (
+        raw_h264,
+        raw_hevc,
         avi_h264,
         avi_h264_without_b_frames,
         avi_h264_b_frames_begin_late,

@@ -20,8 +20,8 @@ _MOST_CATEGORIES = 60
 """Columns that are counted; lists can bring hundreds."""
 _FREE_TEXT, _QUANTITY = 0.5, 0.25
 """A column with more distinct values than this share of its rows is free text, or a quantity, and no category."""
-_MOST_NUMBERS = 6
-_CATEGORIES = ("VARCHAR", "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT")
+_MOST_TEXTS, _MOST_NUMBERS = 1_000, 6
+_TEXTS, _INTEGERS = ("VARCHAR", "BOOLEAN"), ("TINYINT", "SMALLINT", "INTEGER", "BIGINT")
 _NOT_COUNTED = {"clip_id", "source_id", "uri", "version", "status", "note", "error", "error_kind", "width", "height"}
 
 
@@ -58,21 +58,27 @@ def rejected_sources(connection: duckdb.DuckDBPyConnection) -> list[list[str]]:
 def _categories(
     connection: duckdb.DuckDBPyConnection, fields: Mapping[str, Mapping[str, pa.Field]]
 ) -> list[dict[str, Any]]:
-    """Columns with few values, of usable sources, then of clips: texts, yes or no, small numbers; with their counts."""
+    """Columns with few values, of usable sources, then of clips, with their counts: texts, yes or no, and whole numbers
+    with a unit, such as bits and degrees."""
     found: list[dict[str, Any]] = []
     seen: set[str] = set()
     for table, condition in (("sources", "status = 'ok'"), ("clips", "true")):
         described = connection.execute(f"DESCRIBE {table}").fetchall()
-        kinds = {name: kind for name, kind, *_ in described if kind in _CATEGORIES and not _is_excluded(name, seen)}
+        metadata_by_name = {name: metadata_of(field) for name, field in fields.get(table, {}).items()}
+        kinds = {
+            name: kind
+            for name, kind, *_ in described
+            if kind in _TEXTS or (kind in _INTEGERS and metadata_by_name.get(name, {}).get("unit"))
+        }
+        kinds = {name: kind for name, kind in kinds.items() if not _is_excluded(name, seen)}
         seen |= kinds.keys()
         names = _few_valued(connection, table, condition, kinds)[: _MOST_CATEGORIES - len(found)]
         for name in names:
-            column, metadata = quoted(name), metadata_of(fields.get(table, {}).get(name))
-            unit = metadata.get("unit", "")
+            column, metadata = quoted(name), metadata_by_name.get(name, {})
             value = {
                 "VARCHAR": column,
                 "BOOLEAN": f"CASE WHEN {column} THEN 'yes' ELSE 'no' END",
-            }.get(kinds[name], f"{column} || {literal(f' {unit}' if unit else '')}")
+            }.get(kinds[name], f"{column} || {literal(' ' + metadata.get('unit', ''))}")
             found.append(
                 {
                     "name": name,
@@ -92,15 +98,15 @@ def _is_excluded(name: str, seen: set[str]) -> bool:
 def _few_valued(
     connection: duckdb.DuckDBPyConnection, table: str, condition: str, kinds: Mapping[str, str]
 ) -> list[str]:
-    """The columns that hold categories."""
+    """The columns with few different values."""
     if not kinds:
         return []
     aggregates = ", ".join(f"count({quoted(name)}), approx_count_distinct({quoted(name)})" for name in kinds)
     [row] = connection.execute(f"SELECT {aggregates} FROM {table} WHERE {condition}").fetchall()
     few = []
     for (name, kind), rows, distinct in zip(kinds.items(), row[::2], row[1::2], strict=True):
-        if kind in ("VARCHAR", "BOOLEAN"):
-            is_category = distinct <= max(_MOST_VALUES, _FREE_TEXT * rows)
+        if kind in _TEXTS:
+            is_category = distinct <= max(_MOST_VALUES, min(_MOST_TEXTS, _FREE_TEXT * rows))
         else:
             is_category = distinct <= min(_MOST_NUMBERS, max(2, _QUANTITY * rows))
         if rows and is_category:

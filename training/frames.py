@@ -328,8 +328,7 @@ def _by_pyav(video: _Video, frame_indices: Sequence[int], fit: _Fit) -> dict[int
         if len(pictures) == len(index_of):
             return pictures
         video.context.flush_buffers()
-    missing = len(index_of) - len(pictures)
-    raise SampleError("decode_error", f"{missing} of {len(index_of)} frames are damaged or could not be decoded")
+    raise SampleError("decode_error", f"{len(index_of) - len(pictures)} of {len(index_of)} frames cannot be decoded")
 
 
 def _needed(video: _Video, chosen_pts: Collection[int]) -> tuple[int, int]:
@@ -379,9 +378,10 @@ def _by_decord(content: bytes, video: _Video, frame_indices: Sequence[int], fit:
         wanted = sorted(set(frame_indices))
         frames = reader.get_batch(wanted).asnumpy()
     except (decord.DECORDError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise SampleError("decode_error", f"decord could not read it: {reason}") from error
+        raise SampleError("decode_error", f"decord cannot read it: {str(error).strip().splitlines()[-1]}") from error
     orientation = video.orientation()
+    if frames.shape[2:0:-1] != orientation.shown_size(video.context.width, video.context.height):
+        raise SampleError("decode_error", f"decord crops to {frames.shape[1:3]}, unlike FFmpeg; use data.reader=pyav")
     if orientation.mirrored:  # decord's rotation is that of a display matrix, which flips bottom up then
         frames = frames[:, :, ::-1] if orientation.sideways else frames[:, ::-1]
     return {index: fit.array(frame, orientation) for index, frame in zip(wanted, frames, strict=True)}

@@ -43,6 +43,7 @@ from curation.shots.spans import (
     BROADCAST_CONTAINERS,
     REMUX_CODECS,
     REMUX_CONTAINERS,
+    REMUX_PIXEL_FORMATS,
     Span,
     SpanConfig,
     Timeline,
@@ -134,7 +135,8 @@ def fits_mp4(video: Video) -> bool:
     info, extradata = video.info, bytes(video.codec_context.extradata or b"")
     # Start codes instead of lengths between the units (Annex B) would have to be rewritten.
     annex_b = info.codec in ("h264", "hevc") and not extradata.startswith(b"\x01")
-    return info.container in REMUX_CONTAINERS and info.codec in REMUX_CODECS and not annex_b and not info.alpha
+    known = info.container in REMUX_CONTAINERS and info.codec in REMUX_CODECS
+    return known and info.pixel_format in REMUX_PIXEL_FORMATS and not annex_b and not info.alpha
 
 
 class OnePass:

@@ -21,6 +21,11 @@ from curation.shots.cuts import Transition
 REMUX_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 """Containers whose packets go into MP4 byte for byte (transport streams and AVI would have to be rewritten)."""
 REMUX_CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4")
+REMUX_PIXEL_FORMATS = (
+    *("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "gray", "gbrp"),
+    *(f"{planar}{bits}le" for planar in ("yuv420p", "yuv422p", "yuv444p", "gray", "gbrp") for bits in (10, 12)),
+)
+"""Pixel formats that the readers of training decode from an MP4 (4:4:0, for one, they do not)."""
 BROADCAST_CONTAINERS = ("mpegts", "mpeg")
 """Containers in which a frame is never shown for longer than its duration: where time goes on without one, footage is
 missing. In others it stays until the next."""

@@ -16,6 +16,7 @@ PLANAR_420 = ("yuv420p", "yuvj420p")
 """Pixel formats whose planes can be read as they are: 8 bits, chroma at half size both ways."""
 
 _MOST_ASPECT = 16
+_FILTERED = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 Image = NDArray[Any]
 """uint8 pixels, (height, width) or (height, width, 3); what the three channels are is said where it is made."""
@@ -88,15 +89,18 @@ class FrameResizer:
             mapped = self._tone_map.frame(frame, width, height, Interpolation.AREA)
             bgr = self._reformatter.reformat(mapped, format="bgr24", threads=1).to_ndarray()
             return turn_upright(bgr, info.orientation)
+        if frame.format.is_rgb or frame.format.chroma_width(2) == 2:  # as it is, rather than by way of 4:2:0
+            color = {} if frame.format.is_rgb else _color(frame, info)
+            bgr = self._reformatter.reformat(
+                frame, width, height, "bgr24", interpolation=_FILTERED, threads=1, **color
+            ).to_ndarray()
+            return turn_upright(bgr, info.orientation)
         small = frame
         if frame.format.name not in PLANAR_420 or (frame.width, frame.height) != (width, height):
             small = av.VideoFrame(width, height, "yuv420p")
             for i, plane in enumerate(self.i420(frame, width, height)):
                 np.copyto(_plane(small, i), plane)
-        matrix, color_range = color_of(frame, min(info.width, info.height))
-        bgr = self._reformatter.reformat(
-            small, format="bgr24", src_colorspace=matrix, src_color_range=color_range, threads=1
-        ).to_ndarray()
+        bgr = self._reformatter.reformat(small, format="bgr24", threads=1, **_color(frame, info)).to_ndarray()
         return turn_upright(bgr, info.orientation)
 
     def _sdr(self, luma: Image, frame: av.VideoFrame) -> Image:
@@ -106,6 +110,12 @@ class FrameResizer:
         return self._reformatter.reformat(
             frame, width, height, "yuv420p", interpolation=Interpolation.BILINEAR, threads=1
         )
+
+
+def _color(frame: av.VideoFrame, info: VideoInfo) -> dict[str, int]:
+    """Matrix and range of YUV, as arguments of `reformat`."""
+    matrix, color_range = color_of(frame, min(info.width, info.height))
+    return {"src_colorspace": matrix, "src_color_range": color_range}
 
 
 def turn_upright(image_HWC: Image, orientation: Orientation) -> Image:

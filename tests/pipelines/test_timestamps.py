@@ -34,10 +34,10 @@ class Nth(random.Random):
         return self.start
 
 
-def frame_numbers(content: bytes, frames: int) -> list[int]:
-    """What the trainer's reader gives for each frame of a clip."""
+def training_numbers(content: bytes, frames: list[int]) -> list[int]:
+    """What some frames of a clip show in the trainer's reader."""
     numbers = []
-    for start in range(frames):
+    for start in frames:
         sampled = sample_video(
             content,
             lengths=(1,),
@@ -50,9 +50,13 @@ def frame_numbers(content: bytes, frames: int) -> list[int]:
     return numbers
 
 
-def times_s(content: bytes) -> list[float]:
+def decoded(content: bytes) -> tuple[list[float], list[int]]:
+    """Time of each frame of a clip, and what it shows."""
     with av.open(io.BytesIO(content)) as mp4:
-        return [float(frame.pts * frame.time_base) for frame in mp4.decode(video=0)]
+        frames = [
+            (float(frame.pts * frame.time_base), frame.to_ndarray(format="bgr24")) for frame in mp4.decode(video=0)
+        ]
+    return [time_s for time_s, _ in frames], [number_in(picture) for _, picture in frames]
 
 
 def shard(folder: Path, extraction: str, given: TimedInput) -> tuple[dict, list[tuple[dict, bytes]]]:
@@ -92,9 +96,12 @@ def test_every_frame_arrives_at_its_time(tmp_path: Path, name: str, extraction: 
         first, last = row["start_frame"], row["start_frame"] + row["frames"]
         assert not any(first < joint < last for joint in given.joints)
         wanted_s = np.array(given.times_s[first:last]) - given.times_s[first]
-        assert times_s(content) == pytest.approx(list(wanted_s), abs=given.tolerance_s)
+        times_s, numbers = decoded(content)
+        assert times_s == pytest.approx(list(wanted_s), abs=given.tolerance_s)
         ends_s = given.times_s[last] if last < len(given.times_s) else given.times_s[-1] + 1 / row["fps"]
         assert row["duration_s"] == pytest.approx(ends_s - given.times_s[first], abs=0.01 + given.tolerance_s)
-        assert frame_numbers(content, row["frames"]) == list(given.numbers[first:last])
+        assert numbers == list(given.numbers[first:last])
+        some = [*range(0, row["frames"], 5), row["frames"] - 1]
+        assert training_numbers(content, some) == [numbers[frame] for frame in some]
     kept = sum(row["frames"] for row, _ in clips)
     assert kept >= 0.75 * len(given.numbers) or len(given.numbers) == 1

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from clipmill.config import Config
 from curation.shots.cut_spans import FrameSpan, merged
+from curation.shots.ends import gradual_bounds
 from curation.shots.fades import BlankRun, BlankRuns, fade_bounds
 from curation.shots.gradual import (
     Candidate,
@@ -98,6 +99,7 @@ class CutConfig(Config):
 
 _WINDOW_S = 7.0
 _LOOK_AHEAD_S = 3.5
+_SETTLED_S = 1.2
 _SAMPLES_PER_S = 12.0
 _LEAST_SAMPLES = 6
 _FLASH_FRAMES = 2
@@ -146,6 +148,7 @@ class CutDetector:
         self._fades: list[FrameSpan] = []
         self._dissolves: list[FrameSpan] = []
         self._recent: list[FrameSpan] = []
+        self._unsettled: list[FrameSpan] = []
         self.refused = RefusedCuts()
 
     def push(self, index: int, pts: int, time_s: float, luma_HW: NDArray[np.uint8]) -> None:
@@ -284,19 +287,21 @@ class CutDetector:
         """Look for gradual changes in the window up to this time, between hard cuts and blank frames."""
         self._search_due_s = None
         self._recent = [span for span in self._recent if span.end >= self._window[0].index]
+        self._unsettled.clear()
         stretch: list[Sample] = []
         for sample in self._window:
             blank = self._blanks.is_blank(sample)
-            if blank or sample.index in self._cuts or sample.time_s > until_s:
-                self._search_stretch(stretch)
-                stretch = []
             if sample.time_s > until_s:
                 break
+            if blank or sample.index in self._cuts:
+                self._search_stretch(stretch, np.inf)
+                stretch = []
             if not blank:
                 stretch.append(sample)
-        self._search_stretch(stretch)
+        self._search_stretch(stretch, until_s)
 
-    def _search_stretch(self, stretch: list[Sample]) -> None:
+    def _search_stretch(self, stretch: list[Sample], until_s: float) -> None:
+        """Look for gradual changes in consecutive samples, to which later ones may be added if `until_s` is finite."""
         c = self._config
         if len(stretch) < _LEAST_SAMPLES or stretch[-1].time_s - stretch[0].time_s < c.gradual_min_s:
             return
@@ -307,7 +312,7 @@ class CutDetector:
             return
         thumbs = np.stack([thumb(stretch[pick].luma) for pick in picks])
         limits = {"min_s": c.gradual_min_s, "max_s": c.gradual_max_s, "min_change": c.gradual_change}
-        self._search_wipes(stretch, times, find_sweeps(thumbs, times[picks], **limits))
+        self._search_wipes(stretch, times, until_s, find_sweeps(thumbs, times[picks], **limits))
         detail = np.array([stretch[pick].detail for pick in picks]).T
         candidates = find_gradual(thumbs, times[picks], detail, **limits)
         step = int(np.median(np.diff(picks)))
@@ -324,12 +329,11 @@ class CutDetector:
                 continue
             if candidate.dips:
                 old, new = dissolve_bounds(stretch, old, new, reach=2 * step)
-            # A tenth on both sides: the first and last mixed frames hardly differ from clean ones.
-            margin = 1 + (new - old) // 10
-            start, end = max(old + 1 - margin, 0), min(new + margin, len(stretch) - 1)
-            self._add_dissolve(stretch[start].index, stretch[end].index)
+            self._add_gradual(stretch, old, new, until_s, certain="dissolve" if candidate.dips else "")
 
-    def _search_wipes(self, stretch: list[Sample], times: NDArray[np.float64], sweeps: list[Sweep]) -> None:
+    def _search_wipes(
+        self, stretch: list[Sample], times: NDArray[np.float64], until_s: float, sweeps: list[Sweep]
+    ) -> None:
         refused: list[Sweep] = []
         for sweep in sweeps:
             start, end = np.searchsorted(times, (sweep.start_s, sweep.end_s)).clip(0, len(times) - 1)
@@ -341,12 +345,12 @@ class CutDetector:
             if isinstance(found, str):
                 self.refused.add("dissolve", stretch[start].index, stretch[end].index, found)
             else:
-                self._add_dissolve(*found)
+                self._add_gradual(stretch, *found, until_s, certain="wipe")
 
     def _wipe(
         self, stretch: list[Sample], times: NDArray[np.float64], sweep: Sweep, start: int, end: int
     ) -> tuple[int, int] | str:
-        """First and last frame of a wipe, or why there is none."""
+        """The last old and the first new frame of a wipe, as places in the stretch, or why there is none."""
         reason = self._too_little(changed_share(stretch[start].luma, stretch[end].luma))
         if reason is not None:
             return reason
@@ -355,8 +359,8 @@ class CutDetector:
         bounds = wipe_bounds([sample.luma for sample in around], times[first:last], sweep)
         if bounds is None:
             return "no edge moves across the whole frame, as in a wipe"
-        old, new = (around[i] for i in bounds)
-        return self._why_same_shot(old.luma, new.luma) or (old.index + 1, new.index)
+        old, new = (int(first) + i for i in bounds)
+        return self._why_same_shot(stretch[old].luma, stretch[new].luma) or (old, new)
 
     def _why_not_gradual(self, stretch: list[Sample], old: int, new: int, candidate: Candidate) -> str | None:
         """Why a proposed gradual change is none; None for a dissolve or wipe."""
@@ -365,13 +369,21 @@ class CutDetector:
             return "the frames between are no mix of both pictures"
         return self._why_same_shot(first, last)
 
-    def _add_dissolve(self, start: int, end: int) -> None:
-        self._dissolves.append(FrameSpan("dissolve", start, end))
+    def _add_gradual(self, stretch: list[Sample], old: int, new: int, until_s: float, *, certain: str) -> None:
+        """Add a gradual change between the places `old` and `new` of the stretch (see `gradual_bounds`), or search
+        again once enough of the new shot has been seen to tell its end."""
+        settled_s = stretch[new].time_s + _SETTLED_S
+        if settled_s > until_s:
+            self._search_due_s = settled_s + self._config.flash_s
+            self._unsettled.append(FrameSpan("dissolve", stretch[old].index, stretch[new].index))
+            return
+        start, end = gradual_bounds(stretch, old, new, certain=certain)
+        self._dissolves.append(FrameSpan("dissolve", stretch[start].index, stretch[end].index))
         self._recent.append(self._dissolves[-1])
 
     def _is_known(self, start: int, end: int) -> bool:
-        """Whether a gradual change is known already that touches these frames of the window."""
-        return any(span.touches(start, end) for span in self._recent)
+        """Whether a gradual change that touches these frames of the window was found already."""
+        return any(span.touches(start, end) for span in (*self._recent, *self._unsettled))
 
     def _add_fade(self, run: BlankRun) -> None:
         bounds = fade_bounds(run, self._cuts, flash_s=self._config.flash_s)

@@ -31,6 +31,9 @@ def score(
         str | None,
         typer.Option(help="YAML file with settings, as for `clipmill curate`.", show_default=False),
     ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Score clips again whose scoring failed.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the version and the number of clips without scoring them.")
     ] = False,
@@ -51,6 +54,7 @@ def score(
         scorer,
         selection=selection,
         config=CurateConfig.from_file(config) if config else None,
+        retry_failed=retry_failed,
         dry_run=dry_run,
         take_over=take_over,
         address=address,
@@ -59,6 +63,14 @@ def score(
     done = f"{result.scored_now:,} clips to score" if dry_run else f"{result.scored_now:,} clips scored"
     failed = "" if dry_run else f", {result.failed_now:,} failed"
     say(f"{result.scorer}, version {result.version}: {done}{failed}, {result.scored_before:,} scored before")
+    if result.changes:
+        say(f"  new version: {'; '.join(result.changes)}")
+    if result.uncovered:
+        older = f", or name {result.scorer}@{result.version - 1} in rules" if result.version > 1 else ""
+        say(
+            f"  {result.uncovered:,} clips of the dataset are not scored by this version and count as unscored: score "
+            f"them without --selection{older}"
+        )
     if result.failed_now and not result.scored_now:
         complain(f"no clip could be scored; see {result.scorer}_error in the dataset")
         raise typer.Exit(NOTHING_CAME_OUT)

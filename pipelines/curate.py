@@ -250,7 +250,7 @@ def _score_tables(dataset: Dataset, config: CurateConfig, checked: CheckedModels
         scorer = spec()
         if scorer.name in SCORE_COLUMNS:
             continue
-        version = version_of_run(dataset, spec, scorer, checked)
+        version, _ = version_of_run(dataset, spec, scorer, checked)
         record_version(dataset, scorer.name, version, finished=True)
         tables.append(
             ScoreTable(

@@ -19,7 +19,7 @@ from pipelines.curate import CurateResult
 from pipelines.inspect import Inspection
 from pipelines.printable import printable
 from pipelines.shard import ShardRun
-from pipelines.status import Status
+from pipelines.status import Status, VersionCount
 
 _SCORES = ("motion", *SCORE_COLUMNS)
 _REASONS = 10
@@ -357,6 +357,7 @@ def print_status(console: Console, status: Status) -> None:
         ("clips", status.clips, duration(status.clip_s)),
         *_unscored_rows(status),
         *((f"  without {name}", None, "excluded by the configuration") for name in status.left_out),
+        *((f"{v.scorer} version {v.version}", v.clips, _version(v, status.clips)) for v in status.versions),
         *_caption_rows(status),
         *(("note", None, notice) for notice in status.notices),
         *((f"marked {verdict}", clips, "") for verdict, clips in status.marks.items()),
@@ -371,6 +372,12 @@ def print_status(console: Console, status: Status) -> None:
         ),
     ]
     console.print(table(printable(status.dataset), ("", "count", ""), rows))
+
+
+def _version(count: VersionCount, clips: int) -> str:
+    said = [f"{count.failed:,} failed"] if count.failed else []
+    said += [f"{clips - count.clips:,} clips not scored"] if count.clips < clips else []
+    return "; ".join([f"the name {count.scorer} stands for it" if count.counted else "", *said]).removeprefix("; ")
 
 
 def _missing(index: Mapping[str, Any]) -> str:

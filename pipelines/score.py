@@ -28,7 +28,7 @@ from pipelines.models import CheckedModels, check_models
 from pipelines.progress import Reporter, note
 from pipelines.score_parts import PartWriter
 from pipelines.score_stages import Piece, needs_of, score_stages
-from pipelines.versions import check_all_names, digest_of, in_clips, record_version, version_of_run
+from pipelines.versions import check_all_names, digest_of, in_clips, record_version, source_digest, version_of_run
 
 _GIVEN = ("piece",)
 
@@ -45,6 +45,10 @@ class ScoreResult:
     scored_now: int
     failed_now: int
     """Clips whose scoring failed; each has its error."""
+    uncovered: int
+    """Clips of the dataset without a row in this version: they count as unscored."""
+    changes: tuple[str, ...] = ()
+    """What a new version has otherwise than the one before."""
     wall_s: float
 
 
@@ -69,6 +73,7 @@ class _Plan:
     """What a run has to do."""
 
     version: RecordedVersion
+    changes: tuple[str, ...]
     clips: int
     pieces: list[Piece] = field(default_factory=list)
 
@@ -84,6 +89,7 @@ def score(
     *,
     selection: str | None = None,
     config: CurateConfig | None = None,
+    retry_failed: bool = False,
     take_over: bool = False,
     dry_run: bool = False,
     address: str | None = None,
@@ -93,8 +99,9 @@ def score(
     """Score the clips of a dataset, or of a selection, that this version of the score lacks.
 
     `scorer` is a name, or an address: `module:Class`, `path/file.py:Class`. Its settings are those of `config`. Other
-    settings or weights than before make a new version in `scores/NAME/`. `dry_run` writes nothing. Raises UserError: an
-    unknown scorer or selection, names that are taken, missing weights, a dataset in use; RunStopped.
+    settings or weights than before make a new version in `scores/NAME/`. `retry_failed` scores clips again whose
+    scoring failed. `dry_run` writes nothing. Raises UserError: an unknown scorer or selection, names that are taken,
+    missing weights, a dataset in use; RunStopped.
     """
     config, started_s = config or CurateConfig(), time.monotonic()
     opened = Dataset(dataset).open()
@@ -117,11 +124,14 @@ def score(
             for notice in models.notices:
                 note(notice)
             report.waiting("reading the tables")
-            plan = _plan(job, selection)
+            plan = _plan(job, selection, retry_failed=retry_failed)
+            _note_changed_source(job, plan.version)
             if not dry_run:
                 with owned(opened.url, take_over=take_over) as fence:
                     opened.remove_unfinished()
-                    plan = _plan(job, selection)  # again: another run may have committed parts since
+                    plan = _plan(
+                        job, selection, retry_failed=retry_failed
+                    )  # again: another run may have committed parts since
                     failed = _run(job, plan, fence, report)
     return ScoreResult(
         dataset=dataset,
@@ -131,14 +141,17 @@ def score(
         scored_before=plan.clips - plan.missing,
         scored_now=plan.missing - failed,
         failed_now=failed,
+        uncovered=_uncovered(job, plan, dry_run=dry_run),
+        changes=plan.changes,
         wall_s=time.monotonic() - started_s,
     )
 
 
-def _plan(job: _Job, selection: str | None) -> _Plan:
-    version = version_of_run(job.dataset, job.asked.scorers[0], job.scorer, job.models)
+def _plan(job: _Job, selection: str | None, *, retry_failed: bool) -> _Plan:
+    version, changes = version_of_run(job.dataset, job.asked.scorers[0], job.scorer, job.models)
     selected = selected_ids(job.dataset, selection) if selection is not None else None
-    clips, missing = clips_without(job.dataset, job.scorer.name, version.version, selected)
+    name, number = job.scorer.name, version.version
+    clips, missing = clips_without(job.dataset, name, number, selected, or_failed=retry_failed)
     if in_clips(job.dataset, job.scorer, version.version):
         missing = {}
     clips_per_piece = clips_at_once(needs_of(job.asked))
@@ -147,7 +160,23 @@ def _plan(job: _Job, selection: str | None) -> _Plan:
         for part, rows in missing.items()
         for start in range(0, len(rows), clips_per_piece)
     ]
-    return _Plan(version=version, clips=clips, pieces=pieces)
+    return _Plan(version=version, changes=changes, clips=clips, pieces=pieces)
+
+
+def _uncovered(job: _Job, plan: _Plan, *, dry_run: bool) -> int:
+    if dry_run or in_clips(job.dataset, job.scorer, plan.version.version):
+        return 0
+    _, missing = clips_without(job.dataset, job.scorer.name, plan.version.version)
+    return sum(map(len, missing.values()))
+
+
+def _note_changed_source(job: _Job, version: RecordedVersion) -> None:
+    source = source_digest(job.asked.scorers[0])
+    if version.source_sha256 not in (None, source):
+        note(
+            f"{job.scorer.name}: its code has changed since version {version.version} was made. If that changes its "
+            "values, raise `version` in its class, or the version mixes both."
+        )
 
 
 def _thumbnail_size(dataset: Dataset) -> int:

@@ -9,11 +9,9 @@ from clipmill import storage
 from clipmill.formats import SHARDS
 from clipmill.shard_folder import read_index
 from curation.dataset.failed_captions import count_failed_captions
-from curation.dataset.schemas import CLIPS
-from curation.dataset.sql import quoted
+from curation.dataset.score_counts import VersionCount, commonest_reason, unscored_clips, version_counts
 from curation.dataset.tables import Dataset
 from curation.dataset.totals import source_totals
-from curation.scores.columns import FAILED, LEFT_OUT
 from curation.selection.marks import dataset_marks
 from curation.selection.select import Selection, load_selection, selection_names
 
@@ -30,7 +28,7 @@ class Rejected:
     error: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Reason:
     """The most common reason for missing scores, and the number of clips it applies to."""
 
@@ -64,6 +62,8 @@ class Status:
     """Score column -> most common reason, for each column in `unscored`."""
     left_out: tuple[str, ...] = ()
     """Scores that were skipped (`--without`)."""
+    versions: tuple[VersionCount, ...] = ()
+    """Of scores with a version outside the clips table."""
     captions_failed: dict[str, int] = field(default_factory=dict)
     """Caption source -> number of failed captions."""
     notices: tuple[str, ...] = ()
@@ -86,7 +86,8 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
     with dataset.connect() as connection:
         totals = source_totals(connection)
         extractions = _counts(connection, "SELECT extraction::VARCHAR, count(*) FROM clips GROUP BY 1 ORDER BY 1")
-        unscored = _unscored(connection)
+        unscored, versions = unscored_clips(connection), version_counts(connection)
+        scored_later = {count.scorer for count in versions}
         return Status(
             dataset=dataset.url,
             sources=totals.sources,
@@ -100,8 +101,11 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
             scan_cpu_s=totals.cpu_s.get("scan_cpu_s", 0.0),
             score_cpu_s=totals.cpu_s.get("score_cpu_s", 0.0),
             unscored=unscored,
-            unscored_reasons={name: _commonest_reason(connection, name) for name, count in unscored.items() if count},
-            left_out=tuple(map(str, config.get("without") or ())),
+            unscored_reasons={
+                name: Reason(*commonest_reason(connection, name)) for name, count in unscored.items() if count
+            },
+            versions=versions,
+            left_out=tuple(str(name) for name in config.get("without") or () if name not in scored_later),
             captions_failed=count_failed_captions(dataset),
             notices=tuple(map(str, models_of(dataset).get("notices") or ())),
             rejected_sources=_rejected_sources(connection, list_rejected),
@@ -125,33 +129,6 @@ def _checked_models(values: dict[str, Any]) -> dict[str, Any]:
 
 def _counts(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, int]:
     return dict(connection.execute(query).fetchall())
-
-
-def _unscored(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    """Score column -> number of clips whose score failed, without skipped scores. Only columns of our own schema."""
-    present = {row[0] for row in connection.execute("DESCRIBE clips").fetchall()}
-    columns = [name for name in CLIPS.names if name.endswith("_error_kind") and name in present]
-    counts = ", ".join(
-        f"count(*) FILTER ({quoted(column)} = '{kind}')" for kind in (FAILED, LEFT_OUT) for column in columns
-    )
-    row = connection.execute(f"SELECT {counts or '1'} FROM clips").fetchone()
-    assert row is not None
-    failed, left_out = row[: len(columns)], row[len(columns) :]
-    return {
-        column.removesuffix("_error_kind"): count
-        for column, count, omitted in zip(columns, failed, left_out, strict=False)
-        if not omitted
-    }
-
-
-def _commonest_reason(connection: duckdb.DuckDBPyConnection, name: str) -> Reason:
-    """The most common error of clips whose score failed; there must be at least one."""
-    error, kind = quoted(f"{name}_error"), quoted(f"{name}_error_kind")
-    row = connection.execute(
-        f"SELECT {error}, count(*) FROM clips WHERE {kind} = '{FAILED}' GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 1"
-    ).fetchone()
-    assert row is not None
-    return Reason(text=str(row[0]), clips=row[1])
 
 
 def _rejected_sources(connection: duckdb.DuckDBPyConnection, limit: int | None) -> tuple[Rejected, ...]:

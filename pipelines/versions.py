@@ -17,25 +17,33 @@ from pipelines.models import CheckedModels
 from pipelines.status import models_of
 
 
-def version_of_run(dataset: Dataset, spec: ScorerSpec, scorer: Scorer, models: CheckedModels) -> RecordedVersion:
-    """The version that a run with this scorer writes; not recorded yet if it is new.
+def version_of_run(
+    dataset: Dataset, spec: ScorerSpec, scorer: Scorer, models: CheckedModels
+) -> tuple[RecordedVersion, tuple[str, ...]]:
+    """The version that a run with this scorer writes, and what it has otherwise than the one before if it is new.
 
-    Version 1 of a score of clipmill may be the clips table: see `in_clips`.
+    A new one is not recorded yet. Version 1 of a score of clipmill may be the clips table: see `in_clips`.
     """
     made_with = _made_with(scorer, spec.values(), models.digests)
-    recorded = dataset.begun_versions(scorer.name)
     of_clips = _version_of_clips(dataset, scorer)
-    for each in [*([of_clips] if of_clips else []), *recorded]:
+    known = [*([of_clips] if of_clips else []), *dataset.begun_versions(scorer.name)]
+    for each in known:
         if each.made_with == made_with:
-            return each
-    source = spec.plugin.source
-    return RecordedVersion(
-        version=max((each.version for each in recorded), default=1 if of_clips else 0) + 1,
+            return each, ()
+    version = RecordedVersion(
+        version=max((each.version for each in known), default=0) + 1,
         made_with=made_with,
         target=spec.plugin.target,
-        source_sha256=hashlib.sha256(source).hexdigest() if source is not None else None,
+        source_sha256=source_digest(spec),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    return version, tuple(known[-1].made_with.differences(made_with)) if known else ()
+
+
+def source_digest(spec: ScorerSpec) -> str | None:
+    """Of the file of a scorer that is not installed."""
+    source = spec.plugin.source
+    return hashlib.sha256(source).hexdigest() if source is not None else None
 
 
 def in_clips(dataset: Dataset, scorer: Scorer, version: int) -> bool:

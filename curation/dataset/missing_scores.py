@@ -13,12 +13,13 @@ RowNumbers = NDArray[np.int32]
 
 
 def clips_without(
-    dataset: Dataset, scorer: str, version: int, selected: pa.Table | None = None
+    dataset: Dataset, scorer: str, version: int, selected: pa.Table | None = None, *, or_failed: bool = False
 ) -> tuple[int, dict[str, RowNumbers]]:
     """The number of clips, and part -> increasing row numbers in clips/PART.parquet of those without a row in the
     version's table.
 
-    `selected`: a table with the column clip_id, to which the question is limited.
+    `selected`: a table with the column clip_id, to which the question is limited. `or_failed`: or with a row that
+    failed.
     """
     files = {dataset.file("clips", f"{part}.parquet"): part for part in dataset.parts("clips")}
     if not files:
@@ -33,7 +34,8 @@ def clips_without(
             rows += " SEMI JOIN selected USING (clip_id)"
         (clips,) = connection.execute(f"SELECT count(*) FROM {rows}").fetchone() or (0,)
         if view in dataset.views():
-            rows += f" ANTI JOIN {quoted(view)} USING (clip_id)"
+            scored = f"WHERE {quoted(f'{scorer}_error_kind')} IS NULL" if or_failed else ""
+            rows += f" ANTI JOIN (SELECT clip_id FROM {quoted(view)} {scored}) USING (clip_id)"
         found = connection.execute(
             "SELECT filename, list(file_row_number::INTEGER ORDER BY file_row_number) "
             f"FROM {rows} GROUP BY filename ORDER BY filename"

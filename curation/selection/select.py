@@ -14,6 +14,7 @@ from clipmill import storage
 from clipmill.config import unknown_name
 from clipmill.errors import UserError
 from curation.dataset.joined import joined_query
+from curation.dataset.score_counts import versions_of
 from curation.dataset.sql import batches, quoted
 from curation.dataset.tables import Dataset
 from curation.selection.funnel import FunnelStep, Judged, funnel, judge, judged_rows, passing
@@ -57,6 +58,8 @@ class Selection:
     """Digest of the selected clip ids, in order."""
     marks: dict[str, int] = field(default_factory=dict)
     """Verdict -> clips, of the marks that were applied; `resolved` does not include them."""
+    versions: dict[str, int] = field(default_factory=dict)
+    """Column of a rule or of `where` -> the version of the score that it was."""
 
     @property
     def empty(self) -> bool:
@@ -98,6 +101,7 @@ def select_clips(
             tests = with_marks(connection, tests, marks)
         judged = judge(connection, tests)
         chosen, total = judged.chosen(), judged.total()
+        versions = versions_of(connection, {column for test in tests for column in test.columns})
         steps = funnel(connection, rules, judged, skipped, {MARKS: _asked_by(marks)} if marks else None)
         clips = _chosen_clips(connection, judged, rules.where)
         if dry_run:
@@ -116,6 +120,7 @@ def select_clips(
         resolved=_resolved_rules(rules, tests),
         clips_sha256=digest,
         marks=marks.counts() if marks else {},
+        versions=versions,
     )
     if not dry_run:
         if marks:

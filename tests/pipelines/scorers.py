@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import av
@@ -109,6 +110,31 @@ class Odd(Scorer):
         if clip.columns["duration_s"] > 2.4:
             raise ValueError("too long for me")
         return {"odd": float("nan"), "odd_text": None}
+
+
+class Flaky(Scorer):
+    """Fails for short clips while a file is there; the value says how many pictures were bright."""
+
+    name = "flaky"
+    columns = (column("flaky", pa.float32(), "1, or 2 after a failure"),)
+    needs = ("previews", "clip_id")
+
+    class Config(Config):
+        """Settings."""
+
+        fails: str
+        """File that makes it fail."""
+
+    may_change = ("fails",)
+
+    def score(self, batch: Sequence[ClipView]) -> list[dict[str, Any]]:
+        return [self.score_clip(clip) for clip in batch]
+
+    def score_clip(self, clip: ClipView) -> dict[str, Any]:
+        even = sum(clip.columns["clip_id"].encode()) % 2 == 0
+        if Path(self.config.fails).exists():
+            return {"flaky_error": "not now"} if even else {"flaky": 1.0}
+        return {"flaky": 2.0}
 
 
 class TakesAColumn(Odd):

@@ -72,14 +72,6 @@ def test_every_clip_is_scored_once_and_new_ones_by_a_rerun(curated: Path, videos
     assert column(dataset, "luma") == pytest.approx(grown, abs=1e-6)
 
 
-def test_other_settings_make_the_next_version(curated: Path):
-    dataset = Dataset(str(curated))
-    config = CurateConfig.from_values({"scorers": {LUMA: {"gain": 2}}}, origin="test")
-    assert score(str(curated), LUMA, quiet=True).version == 1
-    assert score(str(curated), LUMA, config=config, quiet=True).version == 2
-    assert column(dataset, "luma") == pytest.approx(luma_of_previews(dataset, 2.0), abs=1e-6)
-
-
 def test_frames_are_decoded_from_the_span_alone(curated: Path):
     dataset = Dataset(str(curated))
     result = score(str(curated), f"{FILE}:Flicker", quiet=True)

@@ -120,7 +120,7 @@ def _columns(connection: duckdb.DuckDBPyConnection) -> list[str]:
 
 def _condition(connection: duckdb.DuckDBPyConnection, where: str) -> str:
     known = [row[0] for row in connection.execute("DESCRIBE joined").fetchall()]
-    condition = read_condition(connection, where, known)
+    condition = read_condition(connection, where, known, rows="joined")
     if condition.missing:
         raise UserError(f"where: {condition.complaint}")
     return condition.sql

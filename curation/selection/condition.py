@@ -43,8 +43,11 @@ class Condition:
     complaint: str = ""
 
 
-def read_condition(connection: duckdb.DuckDBPyConnection, text: str, known: Iterable[str]) -> Condition:
-    """Check that `text` is one boolean expression over the view `joined`, whose columns are `known`.
+def read_condition(
+    connection: duckdb.DuckDBPyConnection, text: str, known: Iterable[str], rows: str | None = None
+) -> Condition:
+    """Check that `text` is one boolean expression over the view `joined`, whose columns are `known`; or over
+    `rows`, SQL for a table.
 
     Rejects statements, clauses and subqueries. Raises UserError, with DuckDB's message if it has one.
     """
@@ -79,8 +82,8 @@ def read_condition(connection: duckdb.DuckDBPyConnection, text: str, known: Iter
     columns = frozenset(column for column in known if column.lower() in names)
     sql = f"(\n{text}\n)"  # the line ends keep a comment in the text from hiding the bracket
     try:
-        rows = f"({joined_query(connection, known)}) AS joined"
-        kind = connection.execute(f"DESCRIBE SELECT {sql} FROM {rows} WHERE {sql}").fetchall()[0][1]
+        rows = rows or f"({joined_query(connection, known)})"
+        kind = connection.execute(f"DESCRIBE SELECT {sql} FROM {rows} AS joined WHERE {sql}").fetchall()[0][1]
     except duckdb.Error as error:
         missing = tuple(sorted(names - {column.lower() for column in columns} - {"joined"}))
         if isinstance(error, duckdb.BinderException) and missing:

@@ -20,7 +20,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-from clipmill.video import FULL, HDR_TRANSFERS, HLG, PQ, color_of
+from clipmill.video import FULL, HDR_TRANSFERS, HLG, PQ, color_of, convertible_matrix
 
 PEAK_NITS = MappingProxyType({PQ: 10000.0, HLG: 1000.0})
 """Luminance of the largest signal. HLG is relative; its nominal display has 1000 nits."""
@@ -193,8 +193,10 @@ def bright_nits(frames: Iterable[av.VideoFrame]) -> float | None:
     """
     reformatter, levels = VideoReformatter(), []
     for frame in frames:
-        if not is_hdr(frame):
+        matrix = convertible_matrix(frame)
+        if not is_hdr(frame) or matrix is None:
             continue
+        frame.colorspace = matrix
         scale = min(1.0, _BRIGHT_LONG_SIDE_PX / max(frame.width, frame.height))
         width, height = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
         small = _as_rgb12(reformatter, frame, width, height, Interpolation.AREA)

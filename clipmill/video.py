@@ -29,6 +29,11 @@ MAX_STREAMS = 32
 
 UNSPECIFIED, BT709, BT601, BT2020 = 2, 1, 5, 9
 """AVColorSpace."""
+_CONVERTED = (0, 1, 2, 4, 5, 6, 7, 9)
+_BT2020_CONSTANT_LUMINANCE = 10
+_DERIVED_FROM_PRIMARIES = (12, 13)
+_NOT_CONVERTED = (8, 11, 14, 15, 16, 17)
+"""YCgCo, YDzDx, ICtCp, IPT, and YCgCo of two kinds."""
 LIMITED, FULL = 1, 2
 """AVColorRange."""
 PQ, HLG = 16, 18
@@ -88,6 +93,19 @@ def orientation_of(frame: Any) -> Orientation:
         return UPRIGHT
     turn_deg = math.degrees(math.atan2(-b, -a) if area < 0 else math.atan2(b, a))
     return Orientation(rotation=round(turn_deg / 90) * 90 % 360, mirrored=area < 0)
+
+
+def convertible_matrix(frame: Any) -> int | None:
+    """AVColorSpace of an `av.VideoFrame` of YUV that swscale converts in its place; None where there is none. It
+    refuses the others, so set it on the frame."""
+    matrix, primaries = int(frame.colorspace), int(frame.color_primaries)
+    if matrix in _CONVERTED or frame.format.is_rgb:
+        return matrix
+    if matrix == _BT2020_CONSTANT_LUMINANCE:  # some levels off, in saturated colours
+        return BT2020
+    if matrix in _DERIVED_FROM_PRIMARIES:
+        return primaries if primaries in _CONVERTED else UNSPECIFIED
+    return None if matrix in _NOT_CONVERTED else UNSPECIFIED
 
 
 def color_of(frame: Any, short_side_px: int) -> tuple[int, int]:

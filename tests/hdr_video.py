@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TRANSFERS = {"smpte2084": 16, "arib-std-b67": 18}
+MATRICES = {"bt2020nc": 9, "bt2020c": 10, "chroma-derived-nc": 12, "chroma-derived-c": 13, "ictcp": 14}
 BT709_TO_BT2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])
 """ITU-R BT.2087, equation 2."""
 
@@ -41,9 +42,11 @@ def hdr_frame(signal_HWC: NDArray[Any], transfer: str) -> av.VideoFrame:
     return frame
 
 
-def write_hdr(path: Path, signals: Iterable[NDArray[Any]], transfer: str, *, fps: int = 24) -> Path:
+def write_hdr(
+    path: Path, signals: Iterable[NDArray[Any]], transfer: str, *, fps: int = 24, matrix: str = "bt2020nc"
+) -> Path:
     """HEVC Main 10 with a keyframe each second."""
-    params = f"log-level=none:pools=none:frame-threads=1:keyint={fps}:scenecut=0:colorprim=bt2020:colormatrix=bt2020nc"
+    params = f"log-level=none:pools=none:frame-threads=1:keyint={fps}:scenecut=0:colorprim=bt2020:colormatrix={matrix}"
     options = {"preset": "ultrafast", "crf": "8", "x265-params": f"{params}:transfer={transfer}:range=limited"}
     with av.open(str(path), "w") as container:
         stream = None
@@ -54,7 +57,7 @@ def write_hdr(path: Path, signals: Iterable[NDArray[Any]], transfer: str, *, fps
                 stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p10le"
                 context = stream.codec_context
                 context.thread_count, context.codec_tag = 1, "hvc1"
-                context.colorspace, context.color_primaries, context.color_range = 9, 9, 1
+                context.colorspace, context.color_primaries, context.color_range = MATRICES[matrix], 9, 1
                 context.color_trc = TRANSFERS[transfer]
             frame.pts = i
             container.mux(stream.encode(frame))

@@ -31,6 +31,7 @@ from clipmill.video import (
     UPRIGHT,
     Orientation,
     color_of,
+    convertible_matrix,
     demuxer_options,
     orientation_of,
     pixel_aspect,
@@ -279,6 +280,10 @@ class _Fit:
 
         Uses planar RGB, since swscale has SIMD code for it but not for interleaved RGB at full chroma resolution.
         """
+        matrix = convertible_matrix(picture)
+        if matrix is None:
+            raise SampleError("decode_error", f"colours of matrix {int(picture.colorspace)} cannot be converted")
+        picture.colorspace = matrix
         picture = self._cropper(picture)
         width, height = orientation.shown_size(picture.width, picture.height)
         self._fix_geometry(height, width, sideways=orientation.sideways)

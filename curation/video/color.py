@@ -5,7 +5,9 @@ from types import MappingProxyType
 
 import av
 
+from clipmill.errors import SourceError
 from clipmill.hdr import is_hdr
+from clipmill.video import convertible_matrix
 
 _TRANSFERS = MappingProxyType(
     {
@@ -44,7 +46,7 @@ _PRIMARIES = MappingProxyType(
     }
 )
 """By AVColorPrimaries."""
-_MATRICES = MappingProxyType(
+MATRICES = MappingProxyType(
     {
         0: "gbr",
         1: "bt709",
@@ -84,13 +86,25 @@ class ColorTags:
     """Bits per component."""
 
     @classmethod
-    def of(cls, frame: av.VideoFrame) -> "ColorTags":
+    def of(cls, frame: av.VideoFrame, matrix: int) -> "ColorTags":
+        """matrix: AVColorSpace of the stream, as `settle_matrix` may have changed that of the frame."""
         full = frame.format.name.startswith("yuvj")
         return cls(
             transfer=_TRANSFERS.get(int(frame.color_trc)),
             primaries=_PRIMARIES.get(int(frame.color_primaries)),
-            matrix=_MATRICES.get(int(frame.colorspace)),
+            matrix=MATRICES.get(matrix) or MATRICES.get(int(frame.colorspace)),
             range="pc" if full else _RANGES.get(int(frame.color_range)),
             hdr=is_hdr(frame),
             bit_depth=frame.format.components[0].bits,
         )
+
+
+def settle_matrix(frame: av.VideoFrame) -> av.VideoFrame:
+    """The frame with a matrix that swscale converts. Raises SourceError (decode_error) where there is none."""
+    matrix = convertible_matrix(frame)
+    if matrix is None:
+        name = MATRICES[int(frame.colorspace)]
+        raise SourceError("decode_error", f"colours of the matrix {name} cannot be converted: encode it as BT.709")
+    if matrix != int(frame.colorspace):
+        frame.colorspace = matrix
+    return frame

@@ -24,6 +24,7 @@ from clipmill.video import (
 )
 from curation.video.alpha import OnBlack, alpha_decoder, has_alpha, stores_alpha
 from curation.video.clock import LARGEST_PTS, MAX_LOOK_AHEAD, Clock, Tick
+from curation.video.color import settle_matrix
 from curation.video.container import OPTIONS, demuxed, open_container
 from curation.video.geometry import Geometry, GeometryWatch, container_margins
 from curation.video.info import VideoInfo, describe, too_long
@@ -327,7 +328,7 @@ class Video:
                     if av_frame.is_corrupt:
                         seen.add_damage(av_frame.pts)
                     seen.decoded += 1
-                    yield self._shown(av_frame)
+                    yield self._shown(settle_matrix(av_frame))
             except (av.error.InvalidDataError, av.error.UndefinedError, av.error.ArgumentError) as error:
                 self._assure_memory()
                 stamp = packet.pts if packet.pts is not None else packet.dts

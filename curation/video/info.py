@@ -79,7 +79,7 @@ def describe(
         duration_s=duration_s,
         time_base=stream.time_base,
         audio=bool(container.streams.audio),
-        color=ColorTags.of(first),
+        color=ColorTags.of(first, int(stream.codec_context.colorspace)),
         metadata=dict(container.metadata),
     )
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from clipmill.errors import SourceError
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import ScanConfig, scan
 from curation.shards.extract import ExtractedClip, ExtractionConfig, extract_clips
@@ -124,3 +125,26 @@ def test_sdr_says_what_its_tags_say(tmp_path: Path) -> None:
     row = scanned(write_video(tmp_path / "a.mp4", graphics(24), fps=24)).source
     names = ("transfer", "primaries", "matrix", "range", "hdr", "bit_depth", "bright_nits")
     assert [row[name] for name in names] == [None, None, None, None, False, 8, None]
+
+
+def test_a_matrix_that_cannot_be_converted_is_refused(tmp_path: Path) -> None:
+    pictures = [graphics_signal(bgr, "smpte2084") for bgr in graphics(24)]
+    path = write_hdr(tmp_path / "a.mp4", pictures, "smpte2084", matrix="ictcp")
+    with pytest.raises(SourceError, match="the matrix ictcp cannot be converted"):
+        scanned(path)
+    with pytest.raises(SampleError, match="cannot be converted"):
+        trained(path.read_bytes())
+
+
+def test_every_other_matrix_gives_a_picture(tmp_path: Path) -> None:
+    """swscale refuses what it does not know: constant luminance, derived from primaries, reserved."""
+    pictures = [graphics_signal(bgr, "smpte2084") for bgr in graphics(48)]
+    right = scanned(write_hdr(tmp_path / "right.mp4", pictures, "smpte2084"))
+    for matrix in ("bt2020c", "chroma-derived-nc", "chroma-derived-c"):
+        path = write_hdr(tmp_path / f"{matrix}.mp4", pictures, "smpte2084", matrix=matrix)
+        result = scanned(path)
+        assert result.source["matrix"] == matrix
+        assert result.thumbnails == right.thumbnails
+        trained(path.read_bytes())
+        content = extracted(path, result.clips[0], extraction="transcode").content
+        assert np.abs(trained(content) - trained(extracted(path, result.clips[0]).content)).mean() < 3

@@ -22,8 +22,8 @@ from clipmill.shard_folder import FailedClip, ShardRecord, read_record, write_re
 from svd.model import Model
 from training.data_config import DataConfig
 from training.encoding import encode_frames, signed
-from training.frames import SampleError
 from training.latents import latent_members
+from training.sample_error import SampleError
 from training.samples import read_sample
 from training.seeds import seed_of
 from training.shard_index import INCOMPLETE, Shard, ShardIndex

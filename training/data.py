@@ -20,9 +20,9 @@ from clipmill.errors import UserError
 from training.batch import Batch
 from training.contents import Contents
 from training.data_config import DataConfig
-from training.frames import SampleError
 from training.latents import LatentShape
 from training.order import Order
+from training.sample_error import SampleError
 from training.samples import LATENT, Sample, collate, read_sample
 from training.seeds import seed_of
 from training.shard_index import ShardIndex, index_shards

@@ -17,12 +17,11 @@ import av
 import cv2
 import numpy as np
 from av.codec.context import Flags
-from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmill.cropping import NO_MARGINS, Cropper, Margins
-from clipmill.hdr import ToneMap, bright_nits_of_packets, is_hdr, stated_bright_nits
+from clipmill.cropping import NO_MARGINS, Margins
+from clipmill.hdr import bright_nits_of_packets, stated_bright_nits
 from clipmill.video import (
     CONTAINERS,
     HDR_TRANSFERS,
@@ -30,19 +29,14 @@ from clipmill.video import (
     MAX_STREAMS,
     UPRIGHT,
     Orientation,
-    color_of,
-    convertible_matrix,
     demuxer_options,
     orientation_of,
     pixel_aspect,
 )
+from training.fit import Crop, Fit, Planes, Size
 from training.frame_choice import Choice, Distinct, choose_frames
+from training.sample_error import SampleError, check_pixels
 
-Planes = Sequence[NDArray[Any]]
-"""An image as red, green and blue planes, each uint8 (H, W)."""
-Size = tuple[int, int]
-"""(height, width) in pixels."""
-Crop = Literal["random", "center"]
 Reader = Literal["pyav", "decord"]
 
 MAX_PACKETS = 100_000
@@ -59,20 +53,6 @@ _PICTURES = ("JPEG", "PNG", "WEBP")
 _BUFFER_BYTES = 1 << 20
 _SKIP_PER_PACKET = ("h264", "hevc")
 """Decoders that honor skip_frame per packet; dav1d reads it only once."""
-# Without FULL_CHR_H_INT swscale halves the horizontal chroma resolution and darkens by one level.
-_SHRINK = Interpolation.AREA | Interpolation.FULL_CHR_H_INT
-_ENLARGE = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
-
-
-class SampleError(Exception):
-    """Why a sample is unusable: `kind` from a small set, for counting, and a message."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(f"{kind}: {message}")
-        self.kind, self.message = kind, message
-
-    def __reduce__(self) -> tuple[type["SampleError"], tuple[str, str]]:
-        return type(self), (self.kind, self.message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +86,7 @@ def sample_video(
         with av.open(file, options=_OPTIONS, buffer_size=_BUFFER_BYTES, metadata_errors="replace") as container:
             video = _Video(container, time.thread_time() + MAX_SAMPLE_S)
             choice = _choice(video.times_s, lengths, rates, rng, distinct)
-            fit = _Fit(video.pixel_aspect, size_for, crop, rng, video.bright_nits(), margins)
+            fit = Fit(video.pixel_aspect, size_for, crop, rng, video.bright_nits(), margins)
             if reader == "decord":
                 pictures = _by_decord(content, video, choice.frame_indices, fit)
             else:
@@ -140,11 +120,11 @@ def sample_picture(
     """Decode an in-memory JPEG, PNG or WebP to uint8 RGB (1, 3, H, W), sized as in `sample_video`. Raises SampleError
     (decode_error, too_large).
     """
-    _check_pixels(*_size_in_header(content))
+    check_pixels(*_size_in_header(content), MAX_PIXELS)
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB) if content else None
     if image is None:
         raise SampleError("decode_error", f"{len(content)} bytes that OpenCV cannot decode as an image")
-    fit = _Fit(Fraction(1), size_for, crop, rng)
+    fit = Fit(Fraction(1), size_for, crop, rng)
     return _stacked([fit.array(image)], fit.size)
 
 
@@ -159,11 +139,6 @@ def _size_in_header(content: bytes) -> Size:
         raise SampleError("too_large", str(error)) from error
     except Exception as error:  # Pillow's parsers raise arbitrary exceptions on damaged headers
         raise SampleError("decode_error", f"{len(content)} bytes that are not {', '.join(_PICTURES)}") from error
-
-
-def _check_pixels(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise SampleError("too_large", f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
 
 
 def _stacked(pictures: Sequence[Planes], size: Size) -> NDArray[Any]:
@@ -188,7 +163,7 @@ class _Video:
         self.context = self.stream.codec_context
         if self.context is None:
             raise SampleError("decode_error", "FFmpeg has no decoder for the video stream")
-        _check_pixels(self.context.height, self.context.width)
+        check_pixels(self.context.height, self.context.width, MAX_PIXELS)
         self.context.options = {"max_pixels": str(MAX_PIXELS)}
         self.context.flags |= Flags.unaligned  # crops at the left are exact
         self.packets = self._demuxed(container)
@@ -234,95 +209,7 @@ def _packets(container: Any, stream: Any) -> Iterator[av.Packet]:
         yield from container.demux(stream)
 
 
-class _Fit:
-    """Scales displayed frames to the target size; size and crop are fixed by the first frame."""
-
-    def __init__(
-        self,
-        pixel_aspect: Fraction,
-        size_for: Callable[[int, int], Size],
-        crop: Crop,
-        rng: random.Random,
-        bright_nits: float | None = None,
-        margins: Margins = NO_MARGINS,
-    ) -> None:
-        self._aspect, self._size_for, self._crop, self._rng = pixel_aspect, size_for, crop, rng
-        self._reformatter = VideoReformatter()
-        self._tone_map = ToneMap(bright_nits)
-        self._cropper = Cropper(margins)
-        self.size: Size = (0, 0)
-        self._resized: Size = (0, 0)
-        self._corner: Size = (0, 0)
-        self._shrinks = True
-
-    def _fix_geometry(self, height: int, width: int, *, sideways: bool) -> None:
-        """Set up for an upright frame of (height, width) pixels; the pixel aspect is of its stored width, which is the
-        height if `sideways`."""
-        if self.size != (0, 0):
-            return
-        aspect_height, aspect_width = (self._aspect, 1) if sideways else (1, self._aspect)
-        shown_height, shown_width = max(1, round(height * aspect_height)), max(1, round(width * aspect_width))
-        self.size = self._size_for(shown_height, shown_width)
-        scale = max(self.size[0] / shown_height, self.size[1] / shown_width)
-        self._resized = (
-            max(self.size[0], round(shown_height * scale)),
-            max(self.size[1], round(shown_width * scale)),
-        )
-        _check_pixels(*self._resized)  # for extreme aspect ratios one side gets very long
-        self._shrinks = self._resized[0] <= height and self._resized[1] <= width
-        spare = [resized - size for resized, size in zip(self._resized, self.size, strict=True)]
-        top, left = (self._rng.randint(0, s) if self._crop == "random" else s // 2 for s in spare)
-        self._corner = top, left
-
-    def frame(self, picture: av.VideoFrame, orientation: Orientation) -> Planes:
-        """Convert a decoded frame: one swscale pass from the decoder's format to RGB at the target size, then rotate
-        and crop.
-
-        Uses planar RGB, since swscale has SIMD code for it but not for interleaved RGB at full chroma resolution.
-        """
-        matrix = convertible_matrix(picture)
-        if matrix is None:
-            raise SampleError("decode_error", f"colours of matrix {int(picture.colorspace)} cannot be converted")
-        picture.colorspace = matrix
-        picture = self._cropper(picture)
-        width, height = orientation.shown_size(picture.width, picture.height)
-        self._fix_geometry(height, width, sideways=orientation.sideways)
-        new_width, new_height = orientation.shown_size(*self._resized[::-1])
-        # Without ACCURATE_RND, swscale leaves the right-most pixels of an image that keeps its size black.
-        resizes = (new_width, new_height) != (picture.width, picture.height)
-        filters = _SHRINK if self._shrinks and resizes else _ENLARGE
-        if is_hdr(picture):
-            gbr = self._tone_map.frame(picture, new_width, new_height, filters).planes
-        else:
-            colour = {} if picture.format.is_rgb else _colour(picture)
-            gbr = self._reformatter.reformat(
-                picture, new_width, new_height, "gbrp", interpolation=filters, threads=1, **colour
-            ).planes
-        planes = [np.frombuffer(memoryview(gbr[i]), np.uint8).reshape(new_height, -1)[:, :new_width] for i in (2, 0, 1)]
-        return self._cropped([orientation.upright(plane) for plane in planes])
-
-    def array(self, image: NDArray[Any], orientation: Orientation = UPRIGHT) -> Planes:
-        """Resize an upright RGB array (H, W, 3) that was decoded in this orientation."""
-        left, top, right, bottom = self._cropper.margins.of_upright(orientation).sides
-        inside = image[top : max(0, image.shape[0] - bottom), left : max(0, image.shape[1] - right)]
-        image = np.ascontiguousarray(inside if inside.size else image)
-        self._fix_geometry(image.shape[0], image.shape[1], sideways=orientation.sideways)
-        filters = cv2.INTER_AREA if self._shrinks else cv2.INTER_CUBIC
-        if image.shape[:2] != self._resized:
-            image = cv2.resize(image, self._resized[::-1], interpolation=filters)
-        return self._cropped(cv2.split(image))
-
-    def _cropped(self, planes: Planes) -> Planes:
-        (top, left), (height, width) = self._corner, self.size
-        return [plane[top : top + height, left : left + width] for plane in planes]
-
-
-def _colour(picture: av.VideoFrame) -> dict[str, int]:
-    matrix, color_range = color_of(picture, min(picture.width, picture.height))
-    return {"src_colorspace": matrix, "src_color_range": color_range}
-
-
-def _by_pyav(video: _Video, frame_indices: Sequence[int], fit: _Fit) -> dict[int, Planes]:
+def _by_pyav(video: _Video, frame_indices: Sequence[int], fit: Fit) -> dict[int, Planes]:
     """index -> frame, from the keyframe before the first one on; if frames are missing, from the first packet on."""
     index_of = {video.pts[index]: index for index in frame_indices}
     first, last = _needed(video, index_of)
@@ -353,7 +240,7 @@ def _check_count(frames: int) -> None:
         )
 
 
-def _decode(video: _Video, start: int, last: int, index_of: dict[int, int], fit: _Fit) -> dict[int, Planes]:
+def _decode(video: _Video, start: int, last: int, index_of: dict[int, int], fit: Fit) -> dict[int, Planes]:
     """Decode packets start..last only, and skip non-reference frames that were not selected."""
     pictures: dict[int, Planes] = {}
     orientation = UPRIGHT
@@ -369,7 +256,7 @@ def _decode(video: _Video, start: int, last: int, index_of: dict[int, int], fit:
     return pictures
 
 
-def _by_decord(content: bytes, video: _Video, frame_indices: Sequence[int], fit: _Fit) -> dict[int, Planes]:
+def _by_decord(content: bytes, video: _Video, frame_indices: Sequence[int], fit: Fit) -> dict[int, Planes]:
     """index -> frame, with decord, which rotates frames itself, but knows no mirroring, pixel aspect ratio or AV1."""
     import decord
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from training.frames import SampleError
+from training.sample_error import SampleError
 
 _NEEDED = ("mean", "logvar", "ends")
 

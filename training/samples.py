@@ -16,8 +16,9 @@ from training.batch import Batch
 from training.buckets import bucket_sizes, nearest_size
 from training.data_config import DataConfig
 from training.frame_choice import Distinct
-from training.frames import SampleError, sample_picture, sample_video
+from training.frames import sample_picture, sample_video
 from training.latents import LatentShape, read_latent
+from training.sample_error import SampleError
 
 LATENT = "latent.safetensors"
 _T = TypeVar("_T")

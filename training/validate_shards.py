@@ -6,8 +6,8 @@ from pathlib import Path
 
 from clipmill.errors import UserError
 from svd.model import Model
-from training.frames import SampleError
 from training.latents import LatentShape
+from training.sample_error import SampleError
 from training.samples import LATENT, Sample, frame_counts, read_sample, sizes_px
 from training.shard_index import Shard, ShardIndex
 from training.stages import Stage

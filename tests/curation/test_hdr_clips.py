@@ -17,7 +17,8 @@ from curation.shards.extract import ExtractedClip, ExtractionConfig, extract_cli
 from curation.shots.spans import SpanConfig
 from tests.hdr_video import TRANSFERS, graphics_signal, write_hdr
 from tests.media import panning, texture, write_video
-from training.frames import SampleError, sample_video
+from training.frames import sample_video
+from training.sample_error import SampleError
 
 
 def graphics(frames: int = 48) -> list[np.ndarray]:

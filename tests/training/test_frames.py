@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tests.training.shards import number_of, numbered, video
 from training import frames
 from training.buckets import bucket_sizes, nearest_size
-from training.frames import SampleError, sample_picture, sample_video
+from training.frames import sample_picture, sample_video
+from training.sample_error import SampleError
 
 
 def taken(content: bytes, *, length: int = 4, rate: float = 12.0, reader: str = "pyav", seed: int = 0) -> list[int]:

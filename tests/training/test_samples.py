@@ -18,8 +18,8 @@ from safetensors.torch import load, save
 
 from tests.training.shards import about, numbered, video
 from training.data_config import DataConfig
-from training.frames import SampleError
 from training.latents import LatentShape, latent_members
+from training.sample_error import SampleError
 from training.samples import Sample, choose_caption, collate, read_sample
 
 CONFIG = DataConfig(frames=1, height_px=32, width_px=48)

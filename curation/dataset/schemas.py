@@ -161,9 +161,17 @@ CLIPS = pa.schema(
         _TIMESTAMPS,
         column(
             "resume",
-            pa.struct([("packet", pa.int64()), ("stamps", pa.list_(pa.int64())), ("pts", pa.list_(pa.int64()))]),
-            "of a rebuilt time line: where in the order of packets, from 0, decoding starts for this clip, and the "
-            "container's timestamps and the rebuilt ones of its frames; null: from the first packet",
+            pa.struct(
+                [
+                    ("packet", pa.int64()),
+                    ("frames", pa.int64()),
+                    ("stamps", pa.list_(pa.int64())),
+                    ("pts", pa.list_(pa.int64())),
+                ]
+            ),
+            "of a rebuilt time line: where in the order of packets, from 0, decoding starts for this clip, how many "
+            "frames come before it, and the container's timestamps and the rebuilt ones of its frames; null: from the "
+            "first packet",
         ),
         column("time_base_num", pa.int32(), "numerator of the seconds per pts unit"),
         column("time_base_den", pa.int32(), "denominator of the seconds per pts unit"),

@@ -43,6 +43,7 @@ class Restarts:
             return None
         return {
             "packet": self._packets[before - 1],
+            "frames": first - self._frames[before - 1],
             "stamps": stamps,
             "pts": self._timeline.frame_pts[first:last].tolist(),
         }

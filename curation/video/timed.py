@@ -41,14 +41,14 @@ def matched(
     decoding: Iterable[tuple[av.VideoFrame, VideoInfo]], resume: Mapping[str, Any], end_pts: int
 ) -> Iterator[tuple[int, av.VideoFrame, VideoInfo]]:
     """The frames of a clip by the column `resume` of its row, as far as they have the timestamps listed there, and the
-    frames before and after them.
+    frames before and after them. Joined recordings may have the same timestamps: so many frames come before.
     """
     stamps, times_pts = resume["stamps"], resume["pts"]
     if not 0 < len(stamps) == len(times_pts):
         return
     found, before = 0, None
-    for av_frame, info in decoding:
-        if found == 0 and av_frame.pts != stamps[0]:
+    for place, (av_frame, info) in enumerate(decoding):
+        if found == 0 and (place < resume["frames"] or av_frame.pts != stamps[0]):
             before = av_frame, info
             continue
         if found == 0 and before is not None:

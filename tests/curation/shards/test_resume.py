@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 
 from clipmill.errors import SourceError
@@ -11,6 +12,7 @@ from curation.scan.one_pass import ScanConfig, scan
 from curation.shards.extract import ExtractedClip, ExtractionConfig, extract_clips
 from curation.shots.spans import SpanConfig
 from curation.video.decode import Video
+from tests.media import panning, write_video
 from tests.timed_inputs import INPUTS, TimedInput
 
 REBUILT = (
@@ -76,3 +78,29 @@ def test_a_clip_that_is_not_there_is_an_error_either_way(tmp_path: Path):
     (result,) = extract_clips(str(given.path), [shifted], "clips", ExtractionConfig())
     assert isinstance(result, SourceError)
     assert "the file differs from the scan" in result.message
+
+
+def test_recordings_with_the_same_timestamps_are_not_mixed_up(tmp_path: Path):
+    """As many cameras write them: each starts its clock anew."""
+    parts = [
+        write_video(tmp_path / f"{seed}.ts", panning(height=96, pixels_per_frame=2, frames=60, seed=seed)).read_bytes()
+        for seed in (1, 2)
+    ]
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(parts))
+    source = next(iter(list_sources([str(path)])))
+    clips = scan(source, ScanConfig(spans=SpanConfig(min_s=0.5, max_s=4.0))).clips
+    assert [clip["start_frame"] for clip in clips] == [0, 60]
+    assert clips[1]["resume"]["stamps"][0] == source_pts(tmp_path / "1.ts")
+    resumed, whole = (
+        extract_clips(str(path), [clip], "clips", ExtractionConfig())
+        for clip in (clips[1], clips[1] | {"resume": None})
+    )
+    assert isinstance(resumed[0], ExtractedClip)
+    assert isinstance(whole[0], ExtractedClip)
+    assert resumed[0].content == whole[0].content
+
+
+def source_pts(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return next(container.decode(video=0)).pts or 0

@@ -56,12 +56,6 @@ class _Sample:
     size: tuple[int, int]
     """Width and height of the frame."""
 
-    @property
-    def confirmed(self) -> bool:
-        """Whether this frame alone shows the edges."""
-        least = _BRIGHT_EDGE_SHARE if self.level > _BLACK else _EDGE_SHARE
-        return all(not px or share >= least for px, share in zip(self.margins_px, self.edge_shares, strict=True))
-
 
 class BarMeter:
     """Takes frames in display order and answers, afterwards, which margins of a range of frames are bars."""
@@ -97,34 +91,48 @@ class BarMeter:
         sample = _looked(luma_HW, bits, self._last, self._level) if luma_HW is not None else None
         self._samples.append(sample)
         self._sample_frames.append(len(self._coarse) // 4 - 1)
-        recent = [s.margins_px if s and s.confirmed else _NOTHING for s in self._samples[-_STEADY:]]
+        recent = self._samples[-_STEADY:]
         width, height = luma_HW.shape[::-1] if luma_HW is not None else (0, 0)
-        common = _for_cropping(np.min(recent, axis=0).tolist(), width, height)
-        gained = np.subtract(common.sides, self.steady.sides)
-        if gained.min() < 0 or gained.max() > _JITTER_PX:
+        common = _for_cropping(_sides(recent), width, height)
+        seen = sample.margins_px if sample else _NOTHING
+        gone = np.subtract(self.steady.sides, seen).max() > _JITTER_PX
+        if gone or np.subtract(common.sides, self.steady.sides).max() > _JITTER_PX:
             self.steady = common
 
     def between(self, first: int, last: int) -> Margins:
         """The bars of the frames first <= i < last, for cropping: even numbers of pixels of the decoded frame."""
         low, high = bisect_left(self._sample_frames, first), bisect_left(self._sample_frames, last)
-        samples = [sample for sample in self._samples[low:high] if sample is not None]
-        if not samples or len(samples) < high - low or any(s.size != samples[0].size for s in samples):
-            return NO_MARGINS
-        if max(s.level for s in samples) - min(s.level for s in samples) > _ALIKE:
+        samples = self._samples[low:high]
+        sides = _sides(samples)
+        if not any(sides):
             return NO_MARGINS
         coarse = np.array(self._coarse[4 * first : 4 * last]).reshape(-1, 4).min(axis=0) / 1000
-        margins = np.min([s.margins_px for s in samples], axis=0)
-        edges = np.max([s.edge_shares for s in samples], axis=0)
-        width, height = samples[0].size
-        sides = [0, 0, 0, 0]
+        width, height = next(sample.size for sample in samples if sample is not None)
         for axis, length in enumerate((width, height)):
             pair = [axis, axis + 2]
             # Of a margin narrower than two columns of the small image, it says nothing.
-            agree = (coarse[pair] * length >= margins[pair] - 2 * length / _SMALL_COLUMNS).all()
-            least = _BRIGHT_EDGE_SHARE if samples[0].level > _BLACK else _EDGE_SHARE
-            if margins[pair].all() and agree and (edges[pair] >= least).all():
-                sides[axis], sides[axis + 2] = (int(px) for px in margins[pair])
+            if (coarse[pair] * length < np.array(sides)[pair] - 2 * length / _SMALL_COLUMNS).any():
+                sides[axis] = sides[axis + 2] = 0
         return _for_cropping(sides, width, height)
+
+
+def _sides(looks: Sequence[_Sample | None]) -> list[int]:
+    """Left, top, right and bottom bars that all of these frames have, and whose edges some of them show."""
+    samples = [sample for sample in looks if sample is not None]
+    sides = [0, 0, 0, 0]
+    if not samples or len(samples) < len(looks) or any(sample.size != samples[0].size for sample in samples):
+        return sides
+    levels = [sample.level for sample in samples]
+    if max(levels) - min(levels) > _ALIKE:
+        return sides
+    margins = np.min([sample.margins_px for sample in samples], axis=0)
+    edges = np.max([sample.edge_shares for sample in samples], axis=0)
+    least = _BRIGHT_EDGE_SHARE if max(levels) > _BLACK else _EDGE_SHARE
+    for axis in (0, 1):
+        pair = [axis, axis + 2]
+        if margins[pair].all() and (edges[pair] >= least).all():
+            sides[axis], sides[axis + 2] = (int(px) for px in margins[pair])
+    return sides
 
 
 def _run(uniform: NDArray[np.bool_]) -> int:

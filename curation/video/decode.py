@@ -367,7 +367,7 @@ class Video:
                 seen.ended_early = self._file.reason or seen.ended_early
                 return
             if packet.size:
-                if packet.has_sidedata("encryption_info"):
+                if packet.is_keyframe and packet.has_sidedata("encryption_info"):
                     seen.encrypted, seen.ended_early = True, "the stream is encrypted from there on"
                     return
                 if not seen.pts:

@@ -1,6 +1,7 @@
 """Scorers of a user, for tests: named by the address of a class in this file."""
 
 import io
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -172,3 +173,14 @@ class Dizzy(Odd):
 
 class NoScorer:
     """Not a scorer."""
+
+
+class SlowLuma(Luma):
+    """Takes its time, so that a run can be killed at any moment of it."""
+
+    name = "slow_luma"
+    columns = (column("slow_luma", pa.float32(), "mean luma of three pictures"),)
+
+    def score(self, batch: Sequence[ClipView]) -> list[dict[str, Any]]:
+        time.sleep(0.2 * len(batch))
+        return [{"slow_luma": row["luma"]} for row in super().score(batch)]

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from clipmill import curate, select, shard
+from clipmill import curate, score, select, shard
+from curation.dataset.tables import Dataset
 from curation.selection.rules import Rules
 from tests.pipelines.corpora import WITHOUT_CLIP, WITHOUT_CLIP_OPTION, content, many_small, shard_content
 
@@ -116,6 +118,55 @@ def test_kill_9_the_driver_at_random_moments(videos: Path, calm: Path, tmp_path:
     assert start(*sharding, address=cluster).wait(180) == 0
     assert shard_content(out / "shards" / "all") == shard_content(calm / "shards" / "all")
     assert not [path for path in out.rglob("*") if path.name.endswith(".tmp")]
+
+
+def test_kill_9_while_scores_are_added(calm: Path, tmp_path: Path):
+    """The driver, of a Ray of its own and on a cluster, and workers; each clip has one row in the end."""
+    chance, out = random.Random(5), shutil.copytree(calm, tmp_path / "out", ignore=shutil.ignore_patterns("shards"))
+    scorer, table = f"{Path(__file__).with_name('scorers.py')}:SlowLuma", out / "scores" / "slow_luma" / "v1"
+    scoring, cluster = ("score", out, "--scorer", scorer), ray.get_runtime_context().gcs_address
+    killed = 0
+    for parts, address in {
+        0: None,
+        2: None,
+        chance.randrange(5, 10): cluster,
+        chance.randrange(14, 20): cluster,
+    }.items():
+        run = start(*scoring, address=address)
+        wait_for(run, table, ".parquet", parts)
+        time.sleep(chance.uniform(0, 0.2 if parts else 8.0))
+        killed += run.poll() is None
+        kill(run.pid)
+        run.wait()
+        assert not counts_twice(out, "slow_luma"), "a clip is there twice"
+    assert killed >= 3
+    assert '"finished": false' in (out / "scores" / "slow_luma" / "versions.json").read_text()
+    run = start(*scoring)
+    wait_for(run, table, ".parquet", len(list(table.glob("[!.]*.parquet"))) + 2)
+    found = sorted(workers(run.pid))
+    if found and run.poll() is None:
+        kill(chance.choice(found)[0])
+    assert run.wait(180) == 0
+    assert '"finished": true' in (out / "scores" / "slow_luma" / "versions.json").read_text()
+    assert not [path for path in out.rglob("*") if path.name.endswith(".tmp")]
+
+    undisturbed = shutil.copytree(calm, tmp_path / "undisturbed", ignore=shutil.ignore_patterns("shards"))
+    score(str(undisturbed), scorer, quiet=True)
+    assert scored(out) == scored(undisturbed)
+    assert content(str(out)) == content(str(calm))
+
+
+def counts_twice(out: Path, scorer: str) -> list[str]:
+    """Clips with several rows in the first version of a score."""
+    query = f'SELECT clip_id FROM "scores_{scorer}@1" GROUP BY 1 HAVING count(*) > 1'
+    with Dataset(str(out)).connect() as connection:
+        there = connection.execute("SELECT count(*) FROM score_versions WHERE view <> 'clips'").fetchone()
+        return [clip_id for (clip_id,) in connection.execute(query).fetchall()] if there != (0,) else []
+
+
+def scored(out: Path) -> list[tuple]:
+    with Dataset(str(out)).connect() as connection:
+        return connection.execute('SELECT * FROM "scores_slow_luma@1" ORDER BY clip_id').fetchall()
 
 
 def test_kill_9_workers_and_scanning_children(videos: Path, calm: Path, tmp_path: Path):

@@ -1,0 +1,1 @@
+"""Scorers for clipmill, to copy from."""

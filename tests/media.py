@@ -57,7 +57,9 @@ def write_video(
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pixel_format
         stream.thread_count = 1
-        stream.options = options if options is not None else {"crf": "18", "preset": "veryfast"}
+        # x264's AVX-512 code for mbtree reads stray memory: other pictures on every run.
+        repeatable = {"mbtree": "0"} if codec == "libx264" else {}
+        stream.options = repeatable | ({"crf": "18", "preset": "veryfast"} if options is None else options)
         if sample_aspect_ratio:
             stream.codec_context.sample_aspect_ratio = sample_aspect_ratio
         stream.codec_context.time_base = time_base or 1 / Fraction(fps)

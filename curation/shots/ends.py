@@ -33,7 +33,7 @@ _RISE = 0.25
 """and this share of the median within the change: motion in the shot may grow slowly towards it."""
 _PAUSE, _PAUSE_PART = 2, 6
 """Pairs in a row that may not stand out within a change; a sixth of a long one."""
-_MUCH_SHORTER = 0.6
+_MUCH_SHORTER = 0.35
 _MARGIN, _MARGIN_PART = 3, 6
 """Frames left out at either end, as the first and last mixed frames hardly differ from clean ones; plus a sixth."""
 
@@ -42,15 +42,16 @@ def gradual_bounds(samples: Sequence[Sample], old: int, new: int, *, certain: st
     """The first of the samples to leave out for a gradual change, and the first of the next shot.
 
     `old` and `new` are roughly the last old and the first new sample. The bounds of a `certain` "wipe", which include
-    its margin, are only extended; those of a certain "dissolve" are kept if this finds a much shorter change, as in a
-    fast pan.
+    its margin, are only extended, and not by much; those of a certain "dissolve" are kept if this finds a much shorter
+    change, as in a fast pan.
     """
     times = np.array([sample.time_s for sample in samples])
     first, last = np.searchsorted(times, (times[old] - _REACH_S, times[new] + _REACH_S), side="right")
     around = [sample.luma for sample in samples[first:last]]
     start, end = (int(first) + place for place in find_ends(around, times[first:last], old - first, new - first))
     if certain == "wipe":
-        return min(start, old + 1), max(end, new)
+        most = _MARGIN + (new - old) // _MARGIN_PART
+        return max(min(start, old + 1), old + 1 - most), min(max(end, new), new + most)
     if certain == "dissolve" and end - start < _MUCH_SHORTER * (new - old):
         start, end = old + 1, new
     margin = _MARGIN + (end - start) // _MARGIN_PART

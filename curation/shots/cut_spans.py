@@ -1,4 +1,4 @@
-"""The changes of shot that the detectors found, as frame ranges: fades, other gradual changes and cuts in one order."""
+"""Detected transitions as frame ranges: merges fades, other gradual changes and hard cuts into one list."""
 
 import bisect
 from collections.abc import Collection, Iterable
@@ -7,21 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class FrameSpan:
-    """From the first changed frame to the first of the next shot; both the same for a cut."""
+    """From the first changed frame to the first frame of the next shot; equal for a hard cut."""
 
     kind: str
     start: int
     end: int
     blank: tuple[tuple[int, int], ...] = ()
-    """Ranges within it that show nothing for long."""
+    """Ranges within it that are blank for a long time."""
 
     def touches(self, start: int, end: int) -> bool:
-        """Whether it shares a frame or a boundary with another range."""
+        """Whether it overlaps or adjoins another range."""
         return start <= self.end and self.start <= end
 
 
 def merged(fades: Iterable[FrameSpan], dissolves: Iterable[FrameSpan], cuts: Collection[int]) -> list[FrameSpan]:
-    """Fades first, as a blank frame leaves no doubt, then what does not touch them; in order, and none touches."""
+    """All transitions in order, none touching another. Fades take precedence, since blank frames are unambiguous, then
+    other gradual changes."""
     spans: list[FrameSpan] = []
     for fade in sorted(fades, key=_start):
         if spans and fade.start <= spans[-1].end:
@@ -37,7 +38,7 @@ def merged(fades: Iterable[FrameSpan], dissolves: Iterable[FrameSpan], cuts: Col
 
 
 def _touches_any(spans: list[FrameSpan], span: FrameSpan) -> bool:
-    """Of sorted spans that do not touch each other only the neighbours of a place can touch what is put there."""
+    """Whether any of `spans`, sorted and not touching each other, touches `span`: only its neighbours can."""
     place = bisect.bisect_left(spans, span.start, key=_start)
     return any(other.touches(span.start, span.end) for other in spans[max(0, place - 1) : place + 1])
 

@@ -1,7 +1,8 @@
-"""Fades through black, white or another blank frame: each blank run, widened to where both shots stand in full.
+"""Fades through black, white or another blank frame: each run of blank frames, extended to where both shots are at full
+strength.
 
-A fade is a passage. A frame that is dark or has few edges, but shows something and goes on showing it, is a shot:
-a logo on black, a sparse slide, a night scene.
+A dark or flat frame that shows something and keeps showing it is a shot, not part of a fade: a logo on black, a sparse
+slide, a night scene.
 """
 
 from bisect import bisect_right
@@ -13,23 +14,23 @@ import numpy as np
 from curation.shots.gradual import BLACK, Luma, Sample, comes_back, distance, fade_length
 
 _FADE_S = 3.0
-"""Longest way from a blank frame to the full shot that is followed."""
+"""Maximum time from a blank frame to the shot at full strength."""
 _RISE = 3.0
-"""A bright blank frame is a fade only if the shots beside it have this many times its texture."""
+"""A bright blank frame is part of a fade only if the adjacent shots have this many times its texture."""
 _EMPTY_CONTRAST = 2.5
-"""A blank frame with a larger standard deviation shows something."""
+"""Standard deviation above which a blank frame shows something."""
 _OTHER_LEVEL = 30.0
-"""Two blank frames are not the same from this difference in brightness on."""
+"""Difference in brightness from which two blank frames count as different."""
 _STEADY_S = 2.0
 _SHOWN_S = 3.0
-"""What it shows is a shot once it has stayed the same for the first time, or been there for the second."""
+"""A dark or flat picture is a shot once it has been unchanged for the first duration, or visible for the second."""
 _LONG_S = 1.0
-"""An empty frame counts from this length on, whatever is beside it."""
+"""Duration from which empty frames are blank footage, whatever surrounds them."""
 
 
 @dataclass(slots=True)
 class BlankRun:
-    """Successive blank frames with what stood before and after them (`after` fills up later)."""
+    """Consecutive blank frames, and the samples before and after them (`after` is filled later)."""
 
     kind: str
     before: list[Sample]
@@ -37,12 +38,12 @@ class BlankRun:
     last: Sample
     blankest: Sample
     empty: bool = False
-    """Whether some frame shows nothing at all."""
+    """Whether any of its frames is empty."""
     darkest: float = 255.0
     brightest: float = 0.0
-    """Brightness of those two of its frames."""
+    """Brightness of its darkest and brightest frame."""
     shot_began: bool = False
-    """Whether what comes after it is still dark or flat, but stays."""
+    """Whether a dark or flat shot follows it."""
     after: list[Sample] = field(default_factory=list)
 
     @property
@@ -53,7 +54,7 @@ class BlankRun:
 
 
 class BlankRuns:
-    """Collects runs of blank frames. A run is handed out once it and the time of a fade after it have passed."""
+    """Collects runs of blank frames. A run is returned once the maximum duration of a fade has passed after it."""
 
     def __init__(self, *, dark_share: float, flat_texture: float) -> None:
         self._dark_share = dark_share
@@ -66,7 +67,7 @@ class BlankRuns:
         self._shots: list[tuple[int, int]] = []
 
     def push(self, sample: Sample, recent: Iterable[Sample]) -> list[BlankRun]:
-        """Take the next sample; `recent` are those before it. Returns the runs that are now complete."""
+        """Take the next sample; `recent` are the samples before it. Returns the runs that are now complete."""
         kind = self._blank_kind(sample)
         empty = kind is not None and _is_empty(sample, kind)
         if self._run is not None and kind != self._run.kind:
@@ -95,14 +96,14 @@ class BlankRuns:
         return [*self._waiting, *([self._run] if self._run else [])]
 
     def is_blank(self, sample: Sample) -> bool:
-        """Whether a sample pushed before may be part of a fade."""
+        """Whether a sample that was pushed earlier may be part of a fade."""
         if self._kind(sample) is None:
             return False
         place = bisect_right(self._shots, sample.index, key=lambda shot: shot[0])
         return place == 0 or sample.index > self._shots[place - 1][1]
 
     def first_open(self) -> int | None:
-        """The earliest frame that a run which is not handed out yet may reach back to."""
+        """The earliest frame that an incomplete run may extend to."""
         runs = [*self._waiting, *([self._run] if self._run else [])]
         return min((run.before[0].index if run.before else run.first.index for run in runs), default=None)
 
@@ -120,7 +121,7 @@ class BlankRuns:
         return complete
 
     def _end_if_shot_began(self, sample: Sample, recent: Iterable[Sample]) -> None:
-        """End the run where that which a dark or flat frame shows has turned out to be a shot."""
+        """End the run at the beginning of a dark or flat shot, once it is recognized as one."""
         since = self._shows_since
         if self._shot_began or since is None or sample.time_s - since.time_s < _STEADY_S:
             return
@@ -141,7 +142,7 @@ class BlankRuns:
             self._end_run()
 
     def _kind(self, sample: Sample) -> str | None:
-        """Which kind of fade a sample would be the middle of, or None where it shows something."""
+        """The kind of fade whose middle a sample could be; None if it is not blank."""
         if sample.dark >= self._dark_share:
             return "black"
         if sample.texture >= self._flat_texture:
@@ -149,7 +150,7 @@ class BlankRuns:
         return "white" if sample.brightness >= 128 * (1 - sample.dark) else "dissolve"
 
     def _blank_kind(self, sample: Sample) -> str | None:
-        """As `_kind`, but a title that appears on black is a shot, until it has faded to half its contrast."""
+        """As `_kind`, except that a title appearing on black is a shot until it has faded to half its contrast."""
         kind = self._kind(sample)
         if kind != "black":
             self._title_contrast = None
@@ -183,7 +184,7 @@ def _is_empty(sample: Sample, kind: str) -> bool:
 
 
 def _without_bars(luma_HW: Luma) -> Luma:
-    """The frame inside black bars on opposite sides; all of it where what is not black lies elsewhere."""
+    """The frame without symmetric black bars; the whole frame if there are none."""
     inside = []
     for size, levels in zip(luma_HW.shape, (luma_HW.mean(1), luma_HW.mean(0)), strict=True):
         bright = np.flatnonzero(levels > BLACK)
@@ -192,7 +193,7 @@ def _without_bars(luma_HW: Luma) -> Luma:
         first, last = int(bright[0]), int(bright[-1]) + 1
         if abs(first - (size - last)) > 0.1 * size or last - first < size // 2:
             return luma_HW
-        # Where a bar meets the frame there is a row or column of both.
+        # The row or column at the border of a bar mixes bar and picture.
         inside.append(slice(first + (first > 0), last - (last < size)))
     return luma_HW[inside[0], inside[1]]
 
@@ -200,8 +201,8 @@ def _without_bars(luma_HW: Luma) -> Luma:
 def fade_bounds(run: BlankRun, cuts: Set[int], *, flash_s: float) -> tuple[int, int] | None:
     """(first changed frame, first frame that is fully the next shot) of the fade around a blank run, or None.
 
-    None for a flash or a blink after which the same frame returns, for a plain surface in a shot, and for a dark or
-    flat frame that nothing leads into.
+    None for a flash or blink after which the same picture returns, for a plain surface within a shot, and for a dark or
+    flat shot without a fade.
     """
     before, after = run.before[::-1], run.after
     start, stop = run.first.index, run.last.index + 1

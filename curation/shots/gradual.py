@@ -1,8 +1,8 @@
-"""What a change of shot looks like in a short window of small frames: pure functions behind the cut detectors.
+"""Measurements on short windows of small frames: pure functions behind the cut detectors.
 
-A fade, dissolve or wipe moves from one frame to the other on a straight line: each pixel goes one way, from its
-old value to its new one. A moving camera does not: its frames wander. The depth of a dip in detail tells a dissolve
-from the rest (the variance parabola of Alattar 1993, here on gradients). Sizes: N frames, H rows, W columns.
+In a fade, dissolve or wipe each pixel goes one way, from its old value to its new one, so the path from frame to frame
+is straight. Under camera motion it is not. A dissolve also has a dip in detail of known depth (the variance parabola of
+Alattar 1993, here on gradients). Sizes: N frames, H rows, W columns.
 """
 
 from collections.abc import Sequence
@@ -20,33 +20,33 @@ Luma = NDArray[np.uint8]
 
 _LONG_SIDE_PX = 80
 BLACK = 32
-"""Brightness up to which a pixel counts as black; in limited range black itself is 16."""
+"""Maximum brightness of a black pixel; in limited range black is 16."""
 _STEEP = 16
 _BLOCK_PX = 5
 _TEXTURED = 4.0
-"""Standard deviation from which a block has a texture; compression noise stays below."""
+"""Standard deviation from which a block is textured; compression noise is below."""
 _CHANGED = 8.0
-"""Mean difference, in 8-bit levels, from which a block or pixel has changed."""
+"""Mean difference, in 8-bit levels, from which a block or pixel counts as changed."""
 
 THUMB_SIZE = (32, 18)
 _PARTS = 4
 _LARGEST_PART = 0.45
-"""A gradual change takes a quarter of the way in a quarter of the time; a cut takes it all in one."""
+"""Maximum share of the whole change in a quarter of the time: a gradual change takes a quarter, a cut all of it."""
 _STRAIGHT = 0.5
 _BENT = 0.25
-"""Length of the direct way over length of the way taken. 1 for still shots; moving ones bend it."""
+"""Straightness: length of the direct path over that of the path taken; 1 for still shots, less for moving ones."""
 _CLEAR = (0.5, 1.25, 0.15)
 _EXACT = (0.7, 1.2, 0.05)
-"""Least depth, most depth and most left unexplained of a dip: for a straight way, and for a bent one."""
+"""Minimum depth, maximum depth and maximum unexplained share of a dip: for a straight path, and for a bent one."""
 
 _PIECES_SIZE = (8, 6)
 _PURE = 0.8
-"""Half way in a wipe, pieces this size are nearly all of one shot; in a dissolve or a pan both are in each."""
+"""Halfway through a wipe, most pieces of this size show one shot only; in a dissolve or pan each shows both."""
 _FOREIGN = 0.3
-"""And what is in neither shot is little against what tells the two apart."""
+"""Maximum share of content that is in neither shot, relative to the difference between the two."""
 
 _SAME = 0.4
-"""Correlation of fine structure: a scene that moved has 0.45 and more, two shots 0.3 and less."""
+"""Correlation of fine structure: at least 0.45 for a scene that moved, at most 0.3 for two shots."""
 _FINE_PX = 9
 _SAME_COLOURS = 20.0
 _COLOURS_SIZE = (6, 4)
@@ -54,7 +54,7 @@ _COLOURS_SIZE = (6, 4)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One frame as the detectors see it: a small frame and a few numbers."""
+    """One frame as seen by the detectors: a small luma image and some statistics."""
 
     index: int
     time_s: float
@@ -65,9 +65,9 @@ class Sample:
     dark: float
     """Share of pixels at or below the level of black."""
     texture: float
-    """Mean gradient, clipped at 16 so that a hard edge such as a letterbox weighs little."""
+    """Mean gradient, clipped at 16 so that hard edges such as a letterbox have little weight."""
     detail: tuple[float, float]
-    """Mean squared gradient, across and down. A pan blurs one of them; a dissolve takes from both."""
+    """Mean squared gradient, horizontal and vertical. A pan blurs one of them; a dissolve lowers both."""
 
 
 def sample_size(luma_HW: NDArray[np.uint8]) -> tuple[int, int]:
@@ -107,10 +107,10 @@ def rms_distance(a_HW: Luma, b_HW: Luma) -> float:
 
 
 def changed_share(a_HW: Luma, b_HW: Luma) -> float:
-    """Share of the frame's textured blocks whose content is another in `b`: 0 the same scene, 1 all new.
+    """Share of textured blocks whose content differs in `b`: 0 for the same scene, 1 for an entirely new one.
 
-    Blank areas that stay blank count neither way, so a change of slide is as large as a change of shot. A block that
-    only got brighter or darker keeps its texture and is not changed.
+    Areas that are blank in both frames are ignored, so a change of slide counts as much as a change of shot. A block
+    that only became brighter or darker has the same texture and counts as unchanged.
     """
     a, b = _blocks(a_HW), _blocks(b_HW)
     a_mean, b_mean = a.mean(2, keepdims=True), b.mean(2, keepdims=True)
@@ -130,15 +130,15 @@ def _blocks(luma_HW: Luma) -> NDArray[np.float32]:
 
 
 def comes_back(before: Sequence[Luma], after: Sequence[Luma], change: float) -> bool:
-    """Whether some frame after a change of this size looks like one before it: a flash, or a dropped frame."""
+    """Whether a frame after a change of this size resembles one before it: a flash, or a dropped frame."""
     return any(distance(a, b) < change / 2 for a in before for b in after)
 
 
 def fade_length(blank_HW: Luma, lumas: Sequence[Luma], times_s: Sequence[float]) -> int:
-    """How many of `lumas` (going away from the blank one, nearest first) belong to the fade.
+    """Number of `lumas`, ordered away from the blank frame, that belong to the fade.
 
-    In a fade the distance from the blank frame grows steadily until the shot stands at full strength. The fade is
-    over where the distance no longer grows by 5 % within a fifth of a second.
+    In a fade the distance from the blank frame grows until the shot is at full strength. It ends where the distance
+    grows by less than 5 % within a fifth of a second.
     """
     away = np.array([distance(blank_HW, luma) for luma in lumas])
     if not len(away):
@@ -152,12 +152,12 @@ def fade_length(blank_HW: Luma, lumas: Sequence[Luma], times_s: Sequence[float])
 
 
 def thumb(luma_HW: Luma) -> NDArray[np.float32]:
-    """(576,) float32: the brightness of a frame at 32x18."""
+    """(576,) float32: the luma of a frame at 32x18."""
     return cv2.resize(luma_HW, THUMB_SIZE, interpolation=cv2.INTER_AREA).astype(np.float32).reshape(-1)
 
 
 class Candidate(NamedTuple):
-    """A stretch of samples that may be a gradual change: the last of the old shot and the first of the new one."""
+    """A candidate gradual change: the last sample of the old shot and the first of the new one."""
 
     score: float
     old: int
@@ -174,12 +174,11 @@ def find_gradual(
     max_s: float,
     min_change: float,
 ) -> list[Candidate]:
-    """Likely dissolves and wipes among samples of one stretch without cuts, best first.
+    """Candidate dissolves and wipes among samples without a cut between them, best first.
 
-    `old` is the last sample of the old shot and `new` the first of the new one; `detail_2N` is each sample's mean
-    squared gradient. While two unrelated frames of detail A and B are laid over each other with the share x of the
-    second, the detail is (1-x)^2 A + x^2 B, however they move: a dip of known shape below the straight line from A
-    to B. A pan keeps its detail. A blurred whip pan loses more than this.
+    `detail_2N` is the mean squared gradient of each sample. Blending two unrelated frames of detail A and B with weight
+    x of the second gives a detail of (1-x)^2 A + x^2 B, whether they move or not: a dip of known shape below the line
+    from A to B. A pan has no dip, and a blurred whip pan a deeper one.
     """
     n = len(times_N)
     interval_s = float(np.median(np.diff(times_N)))
@@ -211,9 +210,10 @@ def find_gradual(
 def dip_fit(
     times_MN: NDArray[np.float64], detail_2MN: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How detail dips from the first to the last sample of each row: depth_2M, and the share left_2M unexplained.
+    """Fit the dip in detail from the first to the last sample of each row: its depth_2M, and the unexplained share
+    left_2M.
 
-    The depth is 1 where two unrelated frames dissolve, 0 where there is no dip.
+    The depth is 1 for a dissolve between two unrelated frames, and 0 without a dip.
     """
     first, last = detail_2MN[..., :1], detail_2MN[..., -1:]
     share_MN = (times_MN - times_MN[:, :1]) / (times_MN[:, -1:] - times_MN[:, :1])
@@ -228,14 +228,14 @@ def dip_fit(
 def is_dip(
     depth_2M: NDArray[np.float64], left_2M: NDArray[np.float64], limits: tuple[float, float, float]
 ) -> NDArray[np.bool_]:
-    """Whether both directions dip between the two depths and leave no more than the third number unexplained."""
+    """Whether both depths are within the first two limits, and the unexplained shares at most the third."""
     shallow, deep, most_left = limits
     within = (depth_2M >= shallow) & (depth_2M <= deep) & (left_2M <= most_left)
     return within[0] & within[1]
 
 
 def wiped(old_HW: Luma, middle_HW: Luma, new_HW: Luma) -> bool:
-    """Whether the middle frame is put together from large pieces of the two others, as half way in a wipe."""
+    """Whether the middle frame is composed of large pieces of the other two, as halfway through a wipe."""
     to_old, to_new = cv2.absdiff(middle_HW, old_HW), cv2.absdiff(middle_HW, new_HW)
     between = cv2.absdiff(old_HW, new_HW)
     if cv2.mean(cv2.min(to_old, to_new))[0] > _FOREIGN * cv2.mean(between)[0]:
@@ -250,9 +250,9 @@ def wiped(old_HW: Luma, middle_HW: Luma, new_HW: Luma) -> bool:
 
 
 def same_scene(a_HW: Luma, b_HW: Luma) -> bool:
-    """Whether the middle of one frame is found, perhaps moved, in the other: a camera motion, no new shot.
+    """Whether the middle of one frame appears in the other, possibly shifted: camera motion, not a new shot.
 
-    The light may change in between, the colours may not.
+    The brightness may change between them, its pattern may not.
     """
     return _found_in(a_HW, b_HW) or _found_in(b_HW, a_HW)
 
@@ -282,7 +282,7 @@ def _structure(luma_HW: Luma) -> NDArray[np.float32]:
 
 
 def dissolve_bounds(samples: Sequence[Sample], first: int, last: int, *, reach: int) -> tuple[int, int]:
-    """The dissolve or wipe around (first, last) frame by frame: its last old and first new frame."""
+    """Frame-exact bounds of a dissolve that is roughly (first, last): its last old and first new frame."""
     times = np.array([s.time_s for s in samples])
     detail = np.array([s.detail for s in samples]).T
     best, bounds = (0.0, 0), (first, last)

@@ -1,8 +1,8 @@
-"""Wipes between shots that may move: an edge that sweeps over the whole frame at an even speed.
+"""Wipes between shots that may move: an edge sweeps across the whole frame at constant speed.
 
-Each column (each row where the edge moves up or down) changes at once, one after the other. A pan changes all of them
-all the time; a large object, or an edge that a pan drags along, brings its own frame with it, where a wipe uncovers
-one. Sizes: N frames, H rows, W columns; P pixels of a thumb; S strips of columns or rows.
+Each column (or row, if the edge moves vertically) changes once, one after another. A pan changes all columns all the
+time. A large object, or an edge dragged along by a pan, carries its own content, whereas a wipe uncovers content that
+stays in place. Sizes: N frames, H rows, W columns; P pixels of a thumb; S strips of columns or rows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,41 +15,41 @@ from curation.shots.gradual import THUMB_SIZE, Luma
 
 _STRIPS = 16
 _LONGER = 1.15
-"""Each length of a wipe that is tried over the one before."""
+"""Ratio of successive wipe lengths that are tried."""
 _SHORT, _SHIFTS = 8, (0.25, 0.75)
-"""A sweep of fewer samples is tried at half samples too."""
+"""A sweep of fewer samples is tried at sub-sample offsets as well."""
 _NOISE = 3.0
-"""Change, in 8-bit levels, that a strip needs beside its usual one to stand out."""
+"""Added to the usual change of a strip, in 8-bit levels, so that noise does not stand out."""
 _MOST = 4.0
-"""Times its usual change from which on a strip counts for no more."""
+"""Upper bound on the ratio of a strip's change to its usual change."""
 _STANDS_OUT = 1.5
 _FEW, _FEW_STAND_OUT = 2, 0.8
-"""Least mean, over the strips, of the change under the edge over the usual one; all but two have the last."""
+"""Minimum ratio of the change under the edge to the usual one: mean over strips, and of all strips but two."""
 
 _REACH = 0.15
-"""How far both ends may lie from where the thumbs put them, as a share of the length."""
+"""Search range of both ends around those found on thumbs, as a share of the length."""
 _PEAKS = 0.85
-"""Under the edge of a wipe nearly all columns change as never before or after; under another, some half of them."""
+"""Minimum share of columns whose largest change is under the edge: nearly all in a wipe, about half otherwise."""
 _PLACES, _STEP = (0.3, 0.4, 0.5, 0.6), 0.1
-"""Where the edge is, as a share of its way, when the frames beside it are compared, and how far it goes between."""
+"""Positions of the edge, as a share of its path, at which the content beside it is compared, and the step between."""
 _LEAST_PX = 4
 _CARRIED = 1.0
-"""Beside an edge the frames stay (0) or go with it: how much better the second explains them (over 1)."""
+"""Threshold on the ratio of residuals: content beside the edge that stays in place to content that moves with it."""
 
 
 class Sweep(NamedTuple):
-    """An edge that may be that of a wipe: when it enters the frame and when it has left it."""
+    """A candidate edge of a wipe: the times at which it enters and leaves the frame."""
 
     score: float
     start_s: float
     end_s: float
     turned: bool
-    """Whether it moves down or up."""
+    """Whether it moves vertically."""
     back: bool
     """Whether it moves left or up."""
 
     def resembles(self, other: "Sweep") -> bool:
-        """Whether the two last at about the same time."""
+        """Whether the two overlap for most of their duration."""
         both = min(self.end_s, other.end_s) - max(self.start_s, other.start_s)
         return both > 0.6 * (max(self.end_s, other.end_s) - min(self.start_s, other.start_s))
 
@@ -57,7 +57,7 @@ class Sweep(NamedTuple):
 def find_sweeps(
     thumbs_NP: NDArray[np.float32], times_N: NDArray[np.float64], *, min_s: float, max_s: float, min_change: float
 ) -> list[Sweep]:
-    """Edges that sweep over evenly spaced frames at an even speed, the clearest first. Only `wipe_bounds` is sure."""
+    """Candidate edges that cross evenly spaced frames at constant speed, best first. `wipe_bounds` verifies them."""
     width, height = THUMB_SIZE
     thumbs_NHW = thumbs_NP.reshape(-1, height, width)
     interval_s = float(np.median(np.diff(times_N)))
@@ -89,7 +89,7 @@ def find_sweeps(
 
 
 def _standing_out(change_NHW: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, S, 4) float32: the change of strips over their usual change; columns, rows, and both the other way round."""
+    """(N, S, 4) float32: ratio of each strip's change to its usual change; columns, rows, and both in reverse order."""
     both = []
     for axis in (1, 2):
         change_NW = change_NHW.mean(axis)
@@ -101,7 +101,7 @@ def _standing_out(change_NHW: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def wipe_bounds(lumas: Sequence[Luma], times_N: NDArray[np.float64], sweep: Sweep) -> tuple[int, int] | None:
-    """The last old and the first new frame around a sweep, or None if it is not a wipe.
+    """The last old and the first new frame of a wipe; None if the sweep is not one.
 
     `lumas` are all frames of the sweep and about half a second on both sides.
     """
@@ -132,7 +132,7 @@ def wipe_bounds(lumas: Sequence[Luma], times_N: NDArray[np.float64], sweep: Swee
 
 
 def _carries(luma_NHW: NDArray[np.uint8], start: float, end: float) -> bool:
-    """Whether the frame ahead of the edge or the one behind it moves with the edge."""
+    """Whether the content ahead of the edge, or behind it, moves with the edge."""
     width = luma_NHW.shape[2]
     stays, goes = np.zeros(2), np.zeros(2)
     for place in _PLACES:
@@ -157,7 +157,7 @@ def _carries(luma_NHW: NDArray[np.uint8], start: float, end: float) -> bool:
 def _residuals(
     a_HW: NDArray[np.uint8], b_HW: NDArray[np.uint8], left: int, right: int, moves: range
 ) -> Iterator[float]:
-    """Mean difference between two columns of two frames, where the first has moved right by each of `moves`."""
+    """Mean difference of columns [left, right) between two frames if the first is moved right by each of `moves`."""
     for move in moves:
         lo, hi = max(left, left + move), min(right, right + move)
         if hi - lo >= _LEAST_PX:

@@ -12,17 +12,20 @@ from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, TypeVar
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from fsspec.implementations.http import HTTPFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from numpy.typing import NDArray
 
 from clipmill.addresses import redacted, without_credentials
 from clipmill.archives import ArchiveFileSystem, split_link
 from clipmill.atomic import is_temporary, rename, temporary_name
 from clipmill.errors import UserError
 from clipmill.local_files import open_regular
+from clipmill.parquet_rows import rows_of
 from clipmill.proxies import proxy_for
 
 T = TypeVar("T")
@@ -196,14 +199,21 @@ def read_json_if_exists(fs: fsspec.AbstractFileSystem, path: str, parse: Callabl
         return None
 
 
-def read_parquet(fs: fsspec.AbstractFileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+def read_parquet(
+    fs: fsspec.AbstractFileSystem,
+    path: str,
+    columns: Sequence[str] | None = None,
+    rows: NDArray[np.integer] | None = None,
+) -> pa.Table:
     """Read a Parquet file, or some of its columns (nested ones by full name, such as "captions.list.element.error").
 
-    Raises FileNotFoundError, or UserError `PATH is damaged: ...`.
+    `rows`: only the rows with these increasing numbers, as far as there are so many. Raises FileNotFoundError, or
+    UserError `PATH is damaged: ...`.
     """
     with explained("read", fs, path), fs.open(path, "rb") as file:
         try:
-            table = pq.ParquetFile(file).read(columns=None if columns is None else list(columns))
+            parquet = pq.ParquetFile(file)
+            table = parquet.read(columns and list(columns)) if rows is None else rows_of(parquet, rows, columns)
         except (pa.ArrowException, ValueError) as error:
             raise _damaged(fs, path, " ".join(str(error).split())) from error
     missing = {name.split(".")[0] for name in columns or ()} - set(table.column_names)

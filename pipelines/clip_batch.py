@@ -11,8 +11,8 @@ from clipmill.errors import SourceError
 from clipmill.pipeline import Frames, Need
 from curation.dataset.schemas import CLIPS
 from curation.inputs.captions import Caption
-from curation.scan.validate import is_thumbnail
 from curation.scores.base import ClipView, Embeddings
+from curation.scores.pictures import Pictures
 from curation.video.resize import Image
 
 Jpegs = tuple[bytes, ...]
@@ -53,19 +53,19 @@ class ClipBatch:
 
     def views(self, needs: Sequence[Need] = _CAPTIONING) -> list[ClipView | SourceError]:
         """What is needed of each clip, or why that is not there. By default what captioners need."""
-        return [self._unreadable(i, needs) or self._view(i, needs) for i in range(len(self.rows))]
+        return [self._view(i, needs) for i in range(len(self.rows))]
 
-    def _unreadable(self, i: int, needs: Sequence[Need]) -> SourceError | None:
-        if "previews" in needs and not self._previews[i]:
-            return SourceError("decode_error", "the dataset has no readable pictures of the clip")
-        return next((self.unread[i, need] for need in needs if (i, need) in self.unread), None)
-
-    def _view(self, i: int, needs: Sequence[Need]) -> ClipView:
+    def _view(self, i: int, needs: Sequence[Need]) -> ClipView | SourceError:
+        for need in needs:
+            if (i, need) in self.unread:
+                return self.unread[i, need]
+        if "previews" in needs and not self.previews[i]:
+            return SourceError("missing", "the dataset has no pictures of the clip")
         row = self.rows[i]
         frames = [self.footage[need][i] for need in needs if isinstance(need, Frames)]
         return ClipView(
             thumbnails=self._thumbnails[i] if "thumbnails" in needs else (),
-            previews=self._previews[i] if "previews" in needs else (),
+            previews=Pictures(self.previews[i] if "previews" in needs else ()),
             captions=_captions(row) if "captions" in needs else (),
             embeddings=self.embeddings[i] if "embeddings" in needs else None,
             frames=frames[0].images() if frames else (),
@@ -77,10 +77,6 @@ class ClipBatch:
     @cached_property
     def _thumbnails(self) -> list[tuple[Image, ...]]:
         return [tuple(map(decode_jpeg, jpegs)) for jpegs in self.thumbnails]
-
-    @cached_property
-    def _previews(self) -> list[tuple[Image, ...]]:
-        return [tuple(map(decode_jpeg, jpegs)) if all(map(is_thumbnail, jpegs)) else () for jpegs in self.previews]
 
 
 def decode_jpeg(jpeg: bytes, flags: int = cv2.IMREAD_COLOR) -> Any:

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipmill import storage
 from clipmill.pipeline import Need, Resources, Stage
 from curation.dataset.schemas import CLIPS, PREVIEWS
 from curation.dataset.tables import Dataset
@@ -96,11 +95,8 @@ def read_piece(dataset: Dataset, piece: Piece, needs: Sequence[Need], scan: Scan
     decodes = "thumbnails" in needs or any(map(is_footage, needs))
     named = (need for need in needs if isinstance(need, str) and need in CLIPS.names)
     columns = dict.fromkeys((*_IDENTITY, *named, *(FOOTAGE_COLUMNS if decodes else ())))
-    rows = dataset.read_part("clips", piece.part, list(columns)).take(pa.array(piece.rows)).to_pylist()
-    previews: list[Jpegs] = []
-    if "previews" in needs:
-        stored = _previews(dataset, piece.part, [row["clip_id"] for row in rows])
-        previews = [stored.get(row["clip_id"], ()) for row in rows]
+    rows = dataset.read_part("clips", piece.part, list(columns), piece.rows).to_pylist()
+    previews = _previews(dataset, piece, [row["clip_id"] for row in rows]) if "previews" in needs else []
     batch = ClipBatch(rows, previews=previews, part=piece.part)
     if "thumbnails" in needs:
         remake_thumbnails(batch, scan.thumbnail_long_side_px, scan.limits)
@@ -108,15 +104,18 @@ def read_piece(dataset: Dataset, piece: Piece, needs: Sequence[Need], scan: Scan
     return batch
 
 
-def _previews(dataset: Dataset, part: str, clip_ids: Sequence[str]) -> dict[str, Jpegs]:
-    """clip_id -> its stored pictures."""
-    path = dataset.file("previews", f"{part}.parquet")
-    if not storage.exists(dataset.fs, path):
-        return {}
-    table = dataset.read_part("previews", part, PREVIEWS.names)
-    table = table.filter(pc.is_in(table["clip_id"], pa.array(clip_ids, pa.string())))
+def _previews(dataset: Dataset, piece: Piece, clip_ids: Sequence[str]) -> list[Jpegs]:
+    """The stored pictures of clips; none where there are none."""
+    try:
+        table = dataset.read_part("previews", piece.part, PREVIEWS.names, piece.rows)
+        if table["clip_id"].to_pylist() != list(clip_ids):  # another program has written them in another order
+            table = dataset.read_part("previews", piece.part, PREVIEWS.names)
+            table = table.filter(pc.is_in(table["clip_id"], pa.array(clip_ids, pa.string())))
+    except FileNotFoundError:
+        return [()] * len(clip_ids)
     rows = zip(*(table[name].to_pylist() for name in PREVIEWS.names), strict=True)
-    return {clip_id: jpegs for clip_id, *pictures in rows if all(jpegs := tuple(pictures))}
+    stored = {clip_id: jpegs for clip_id, *pictures in rows if all(jpegs := tuple(pictures))}
+    return [stored.get(clip_id, ()) for clip_id in clip_ids]
 
 
 def _load_each(load: Callable[[str], Callable[[ClipBatch], None]], device: str) -> Callable[[list[Any]], list[Any]]:

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from clipmill import storage
 from clipmill.errors import UserError
@@ -34,6 +36,8 @@ from curation.dataset.sql import open_connection, sentence
 
 _DESCRIPTION = "dataset.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+_ROWS_PER_GROUP = {"previews": 256}
+"""Pictures are read some at a time; other tables have one group per part."""
 _VERSION = re.compile(r"v[1-9][0-9]{0,8}")
 
 _VERSION_ROWS = pa.schema(
@@ -105,11 +109,18 @@ class Dataset:
         elif "clip_id" not in table.column_names:
             raise ValueError(f"{table_name} needs a clip_id column, got {table.column_names}")
         with storage.atomic_write(self.fs, self.file(table_name, f"{part}.parquet")) as file:
-            pq.write_table(table, file, compression="zstd")
+            pq.write_table(table, file, compression="zstd", row_group_size=_ROWS_PER_GROUP.get(table_name))
 
-    def read_part(self, table_name: str, part: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read one part, or some of its columns. Raises UserError if the file is damaged."""
-        return storage.read_parquet(self.fs, self.file(table_name, f"{part}.parquet"), columns)
+    def read_part(
+        self,
+        table_name: str,
+        part: str,
+        columns: Sequence[str] | None = None,
+        rows: NDArray[np.integer] | None = None,
+    ) -> pa.Table:
+        """Read one part, or some of its columns or rows, by increasing number. Raises UserError if the file is
+        damaged."""
+        return storage.read_parquet(self.fs, self.file(table_name, f"{part}.parquet"), columns, rows)
 
     def parts(self, table_name: str) -> list[str]:
         """Names of the committed parts of a table, sorted."""

@@ -41,7 +41,7 @@ def check_scan(scanned: Scan, source: Source) -> None:
             _check(clip["source_id"] == source.source_id and clip["uri"] == source.uri, "source_id")
             _check(clip["clip_id"].startswith(f"{source.source_id}-") and clip["clip_id"].isascii(), "clip_id")
             _check(len(thumbnails) in (0, 3) and len(clip["thumbnail_pts"]) == len(thumbnails), "thumbnails")
-            _check(all(map(is_thumbnail, thumbnails)), "thumbnails")
+            _check(all(map(_is_thumbnail, thumbnails)), "thumbnails")
     except (KeyError, TypeError, AttributeError) as error:
         raise _not_a_scan(f"{type(error).__name__}: {error}") from error
 
@@ -81,8 +81,7 @@ def _fits_nested(value: Any, kind: pa.DataType) -> bool:
     return False
 
 
-def is_thumbnail(jpeg: bytes) -> bool:
-    """Whether it is a JPEG of a sane size, by its header."""
+def _is_thumbnail(jpeg: bytes) -> bool:
     try:
         with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
             return max(image.size) <= _LONGEST_SIDE_PX

@@ -36,8 +36,9 @@ class ClipView:
 
     thumbnails: tuple[Image, ...] = ()
     """First, middle and last frame, at most `thumbnail_long_side_px` (640) on the longer side."""
-    previews: tuple[Image, ...] = ()
-    """The same frames as they are stored for browsing, at half that size."""
+    previews: Sequence[Image] = ()
+    """The same frames as they are stored for browsing, at half that size. Decoded at each access: keep what is needed
+    twice."""
     captions: tuple[Caption, ...] = field(default=())
     embeddings: Embeddings | None = None
     frames: tuple[Image, ...] = ()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipmill.errors import UserError
+from clipmill.errors import SourceError, UserError
 from curation.scores.base import ClipView, Scorer
 from curation.scores.columns import FAILED
 
@@ -30,7 +30,8 @@ def score_rows(scorer: Scorer, batch: Sequence[ClipView]) -> list[dict[str, Any]
     except Exception as error:  # whatever the code of a scorer raises
         if len(batch) > 1:
             return [row for clip in batch for row in score_rows(scorer, [clip])]
-        return [failed_row(scorer, f"{type(error).__name__}: {error}".rstrip(": "))]
+        reason = str(error) if isinstance(error, SourceError) else f"{type(error).__name__}: {error}"
+        return [failed_row(scorer, reason.rstrip(": "))]
     if not isinstance(answer, Sequence) or isinstance(answer, str):
         raise UserError(f"scorer {scorer.name}: expected a list with a row per clip, got {type(answer).__name__}")
     if len(answer) != len(batch):

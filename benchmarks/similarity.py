@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.common import interleaved, report
-from curation.inputs.captions import Caption
+from curation.inputs.caption import Caption
 from curation.scores.base import ClipView
 from curation.scores.clip_embedder import ClipEmbedder, ClipEmbedderConfig
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from curation.dedup.duplicates import DuplicatesConfig, DuplicatesResult, find_duplicates
     from curation.scores.base import ClipView, Scorer
     from curation.selection.rules import Rule, Rules
-    from curation.selection.select import Selection
+    from curation.selection.saved import Selection
     from curation.shards.write import ShardConfig
     from pipelines.cache_latents import LatentCache, cache_latents
     from pipelines.config import CurateConfig
@@ -59,7 +59,7 @@ _MODULES = {
     "SampleRequest": "pipelines.sample",
     "ScoreResult": "pipelines.score",
     "Scorer": "curation.scores.base",
-    "Selection": "curation.selection.select",
+    "Selection": "curation.selection.saved",
     "ShardConfig": "curation.shards.write",
     "ShardRun": "pipelines.shard",
     "SourceError": "clipmill.errors",

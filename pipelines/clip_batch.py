@@ -10,7 +10,7 @@ import numpy as np
 from clipmill.errors import SourceError
 from clipmill.pipeline import Frames, Need
 from curation.dataset.schemas import CLIPS
-from curation.inputs.captions import Caption
+from curation.inputs.caption import Caption
 from curation.scores.base import ClipView, Embeddings
 from curation.scores.pictures import Pictures
 from curation.video.resize import Image

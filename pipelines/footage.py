@@ -8,7 +8,7 @@ from typing import Any
 from clipmill.errors import SourceError
 from clipmill.pipeline import Frames, Need
 from curation.dataset.schemas import SCAN_COLUMNS
-from curation.inputs.stats import signed_address
+from curation.inputs.signed import signed_address
 from curation.scan.isolation import Isolated
 from curation.shards.extract import ClipRow, ExtractionConfig, extract_clips
 from curation.shards.frames import read_frames, read_thumbnails

@@ -14,7 +14,7 @@ from clipmill.errors import ERROR_KINDS
 from curation.dedup.duplicates import DuplicatesResult
 from curation.scores.columns import SCORE_COLUMNS
 from curation.selection.difference import Difference
-from curation.selection.select import Selection, funnel_rows
+from curation.selection.saved import Selection, funnel_rows
 from pipelines.curate import CurateResult
 from pipelines.inspect import Inspection
 from pipelines.printable import printable

@@ -17,7 +17,7 @@ from curation.dataset.score_versions import RecordedVersion, score_schema, table
 from curation.dataset.tables import Dataset
 from curation.scan.one_pass import ScanConfig
 from curation.scores.base import Scorer
-from curation.selection.select import load_selection, selected_ids
+from curation.selection.saved import load_selection, selected_ids
 from pipelines.cluster import connected, stopped_by_errors
 from pipelines.config import CurateConfig
 from pipelines.fence import Fence, owned, refuse_if_running

@@ -8,7 +8,8 @@ from curation.dataset.tables import Dataset
 from curation.selection.difference import Difference, difference
 from curation.selection.marks import load_marks
 from curation.selection.rules import Rules, load_preset, load_rules
-from curation.selection.select import Selection, select_clips
+from curation.selection.saved import Selection
+from curation.selection.select import select_clips
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "svd-paper"

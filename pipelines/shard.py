@@ -21,7 +21,7 @@ from curation.dataset.joined import joined_columns, listed_columns
 from curation.dataset.schemas import SIGNAL_COLUMNS, SOURCES
 from curation.dataset.tables import Dataset
 from curation.scan.isolation import Isolated
-from curation.selection.select import load_selection, selected_clips, selected_ids
+from curation.selection.saved import load_selection, selected_clips, selected_ids
 from curation.shards.catalog import catalog, has_catalog, write_catalog
 from curation.shards.extract import ClipRow
 from curation.shards.folder import check_plan, index_of, start_shards

@@ -13,7 +13,7 @@ from curation.dataset.score_counts import VersionCount, commonest_reason, unscor
 from curation.dataset.tables import Dataset
 from curation.dataset.totals import source_totals
 from curation.selection.marks import dataset_marks
-from curation.selection.select import Selection, load_selection, selection_names
+from curation.selection.saved import Selection, load_selection, selection_names
 
 FIRST_REJECTED = 10
 """Number of rejected sources that a run prints at its end."""

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, JsonValue, field_validator
 
 from clipmill.config import Config
-from curation.inputs.captions import CaptionError
+from curation.inputs.caption import CaptionError
 
 
 class NoCaption(Exception):

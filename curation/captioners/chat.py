@@ -15,7 +15,7 @@ import openai
 from curation.captioners.base import EndpointConfig, NoCaption
 from curation.captioners.breaker import Breaker
 from curation.captioners.transport import DeadlineTransport
-from curation.inputs.captions import Caption, clean
+from curation.inputs.caption import Caption, clean
 from curation.scores.base import ClipView
 
 _MAX_ANSWER_BYTES = 1 << 20

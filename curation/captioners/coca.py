@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from clipmill.config import Config
 from clipmill.errors import UserError
 from clipmill.pipeline import Resources
-from curation.inputs.captions import Caption, clean
+from curation.inputs.caption import Caption, clean
 from curation.scores import openclip
 from curation.scores.base import ClipView
 from curation.video.resize import Image

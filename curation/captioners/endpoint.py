@@ -17,7 +17,7 @@ from pydantic import Field
 from clipmill.errors import UserError
 from clipmill.pipeline import Resources
 from curation.captioners.base import EndpointConfig, NoCaption
-from curation.inputs.captions import Caption
+from curation.inputs.caption import Caption
 from curation.scores.base import ClipView
 from curation.video.resize import Image
 

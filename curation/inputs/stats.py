@@ -8,7 +8,6 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, BinaryIO
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -16,17 +15,14 @@ import fsspec
 from fsspec.implementations.http import HTTPFileSystem
 
 from clipmill.addresses import redacted, without_credentials
-from clipmill.archives import ArchiveFileSystem, split_link, version_of
+from clipmill.archives import ArchiveFileSystem, version_of
 from clipmill.copies import COPY_BYTES
 from clipmill.errors import SourceError, UserError, raise_if_stopped
 from clipmill.local_files import open_regular
 from clipmill.storage import address, call, filesystem, is_local, reason_of, within
 from clipmill.web_files import open_web_file
 from curation.inputs.folders import FOLDER_NOT_FILE
-from curation.inputs.lists import read_rows
 
-SIGNED_LIST = "CLIPMILL_SIGNED_LIST"
-"""Environment variable with a list of signed addresses, used to open stored addresses, which have no signature."""
 _STAT_DEADLINE_S = 30.0
 _IMPATIENT_DEADLINE_S = 3.0
 _PATIENCE = 64
@@ -223,18 +219,3 @@ def _uri(candidate: Candidate) -> str:
             return f"file://{quote_from_bytes(os.fsencode(path))}"
         return path
     return without_credentials(address(fs, path))
-
-
-def signed_address(uri: str) -> str:
-    """The address with its signature, if the list of signed addresses has it; otherwise unchanged."""
-    link, archive = split_link(uri)
-    if archive:
-        return f"{link}::{signed_address(archive)}"
-    listed = os.environ.get(SIGNED_LIST)
-    web = uri.startswith(("http://", "https://"))
-    return _signed_addresses(listed).get(without_credentials(uri), uri) if listed and web else uri
-
-
-@lru_cache(maxsize=1)
-def _signed_addresses(path: str) -> dict[str, str]:
-    return {without_credentials(row.address): row.address for row in read_rows(*filesystem(path)) if not row.problem}

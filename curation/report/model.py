@@ -26,7 +26,7 @@ from curation.selection.condition import read_condition
 from curation.selection.funnel import judge
 from curation.selection.marks import dataset_marks
 from curation.selection.rules import Rules
-from curation.selection.select import Selection, load_selection, selected_ids
+from curation.selection.saved import Selection, load_selection, selected_ids
 from curation.selection.thresholds import condition_outcome
 
 MOST_CLIPS = 20_000

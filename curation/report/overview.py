@@ -11,7 +11,7 @@ from curation.dataset.sql import literal, quoted
 from curation.dataset.tables import Dataset
 from curation.dataset.totals import source_totals
 from curation.report.columns import fields_of, metadata_of
-from curation.selection.select import load_selection, selection_names
+from curation.selection.saved import load_selection, selection_names
 
 MOST_REJECTED = 5_000
 """Rejected sources that the page lists; the counts by reason cover all."""

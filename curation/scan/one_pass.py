@@ -20,7 +20,7 @@ from clipmill.cropping import NO_MARGINS, Cropper, Margins
 from clipmill.errors import SourceError
 from curation.dataset.schemas import SIGNAL_COLUMNS
 from curation.inputs.captions import captions_of_clips, read_supplied
-from curation.inputs.sources import Source, open_source
+from curation.inputs.stats import Source, open_source
 from curation.scan.restarts import NO_PTS, Restarts
 from curation.scan.rows import (
     clip_columns,

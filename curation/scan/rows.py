@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from clipmill.cropping import Margins
 from clipmill.video import fps_id
-from curation.inputs.sources import Source
+from curation.inputs.stats import Source
 from curation.shots.cuts import Transition
 from curation.shots.refused import RefusedCut
 from curation.shots.repeats import new_pictures

@@ -14,7 +14,7 @@ from PIL import Image
 from clipmill.errors import SourceError
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.inputs.list_cells import MAX_METADATA_NAMES
-from curation.inputs.sources import Source
+from curation.inputs.stats import Source
 from curation.scan.one_pass import Scan
 from curation.scan.rows import identity
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from clipmill import config as configuration
 from clipmill.pipeline import Need, Resources
-from curation.inputs.captions import Caption
+from curation.inputs.caption import Caption
 from curation.video.resize import Image
 
 

@@ -11,7 +11,7 @@ from curation.dataset.tables import Dataset
 from curation.selection.funnel import judge, judged_rows
 from curation.selection.marks import Marks, with_marks
 from curation.selection.rules import Rules
-from curation.selection.select import Selection, load_selection, selected_ids
+from curation.selection.saved import Selection, load_selection, selected_ids
 from curation.selection.thresholds import tests_of, with_full_names
 
 _BATCH_ROWS = 100_000

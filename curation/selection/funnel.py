@@ -5,7 +5,7 @@ group of near-duplicates) is evaluated last, on the clips that pass the others.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import duckdb
@@ -13,36 +13,13 @@ import duckdb
 from curation.dataset.joined import error_columns, joined_columns, joined_query
 from curation.dataset.sql import quoted
 from curation.selection.rules import Rule, Rules
+from curation.selection.steps import FunnelStep
 from curation.selection.thresholds import PLACE, PLACES, REMOVED, UNSCORED, WHERE, Test
 
 Outcomes = tuple[int, ...]
 """Outcomes of one clip under all tests, in order: KEPT, REMOVED or UNSCORED."""
 
 _LAST_NOTE = "among the clips that pass the other rules"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FunnelStep:
-    """Effect of one rule. `removed_alone` and `unscored` refer to all clips, the rest to clips that passed earlier
-    rules."""
-
-    rule: str
-    """The column, or "where"."""
-    asked: str
-    thresholds: dict[str, float | None] = field(default_factory=dict)
-    """Each bound as a number; None where no clip has the score."""
-    removed_alone: int = 0
-    removed: int = 0
-    unscored: int = 0
-    unscored_dropped: int = 0
-    unscored_reason: str | None = None
-    """Most common reason for missing scores, from the error column."""
-    clips_left: int
-    seconds_left: float
-    note: str | None = None
-    """Remarks on the numbers: ties at a threshold, or a rule that runs last."""
-    skipped: str | None = None
-    """Why the rule was skipped, if it was."""
 
 
 class Count(NamedTuple):

@@ -2,74 +2,26 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter
 
 from clipmill import storage
-from clipmill.config import unknown_name
 from clipmill.errors import UserError
-from curation.dataset.joined import joined_query
 from curation.dataset.score_counts import versions_of
-from curation.dataset.sql import batches, quoted
+from curation.dataset.sql import batches
 from curation.dataset.tables import Dataset
-from curation.selection.funnel import FunnelStep, Judged, funnel, judge, judged_rows, passing
+from curation.selection.funnel import Judged, funnel, judge, judged_rows, passing
 from curation.selection.marks import MARKS, Marks, check_marks, keep_marks, with_marks
-from curation.selection.rules import Rule, Rules, load_rules
+from curation.selection.rules import Rules
+from curation.selection.saved import SELECTION, Selection, selection_file
 from curation.selection.thresholds import WHERE, Test, tests_of, with_full_names
 
-__all__ = [
-    "FunnelStep",
-    "Rule",
-    "Rules",
-    "Selection",
-    "funnel_rows",
-    "load_rules",
-    "load_selection",
-    "select_clips",
-    "selected_clips",
-    "selection_names",
-]
-
-_FOLDER = "selections"
 _SELECTED = pa.schema([("clip_id", pa.string()), ("source_id", pa.string()), ("uri", pa.string())])
 _BATCH_ROWS = 100_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """A selection as written: total_clips = clips + removed and unscored_dropped of every step."""
-
-    name: str
-    clips: int
-    seconds: float
-    total_clips: int
-    total_seconds: float
-    funnel: tuple[FunnelStep, ...]
-    rules: dict[str, Any]
-    """The rules as written."""
-    resolved: dict[str, Any]
-    """The rules with resolved bounds, reusable on another dataset."""
-    clips_sha256: str
-    """Digest of the selected clip ids, in order."""
-    marks: dict[str, int] = field(default_factory=dict)
-    """Verdict -> clips, of the marks that were applied; `resolved` does not include them."""
-    versions: dict[str, int] = field(default_factory=dict)
-    """Column of a rule or of `where` -> the version of the score that it was."""
-
-    @property
-    def empty(self) -> bool:
-        """Whether no clip passed. An empty selection is written; the caller should report an error."""
-        return self.clips == 0
-
-    @property
-    def starved(self) -> tuple[FunnelStep, ...]:
-        """Rules that dropped clips without a score which more than half of all clips lack."""
-        return tuple(s for s in self.funnel if s.unscored_dropped and 2 * s.unscored > self.total_clips)
 
 
 def select_clips(
@@ -93,7 +45,8 @@ def select_clips(
     description = dataset.description()
     if marks:
         check_marks(marks, description["fingerprint"], dataset.url)
-    older = storage.read_json_if_exists(dataset.fs, _path(dataset, rules.name, "json"), _SELECTION.validate_python)
+    path = selection_file(dataset, rules.name, "json")
+    older = storage.read_json_if_exists(dataset.fs, path, SELECTION.validate_python)
     with dataset.connect() as connection:
         rules = with_full_names(connection, rules)
         tests, skipped = tests_of(connection, rules, allow_missing=allow_missing)
@@ -126,52 +79,8 @@ def select_clips(
         if marks:
             keep_marks(dataset, marks)
         content = {"dataset_fingerprint": description["fingerprint"], **asdict(selection)}
-        storage.write_json(dataset.fs, _path(dataset, rules.name, "json"), content)
+        storage.write_json(dataset.fs, path, content)
     return selection
-
-
-def load_selection(dataset: Dataset, name: str) -> Selection:
-    """Load a selection. Raises UserError with the existing names if there is none of this name."""
-    known = selection_names(dataset)
-    if name not in known:
-        raise UserError(unknown_name("selection", name, known) + " Create one with `clipmill select`.")
-    return storage.read_json(dataset.fs, _path(dataset, name, "json"), _SELECTION.validate_python)
-
-
-def selection_names(dataset: Dataset) -> list[str]:
-    """Names of the complete selections, sorted."""
-    files = storage.list_files(dataset.fs, dataset.file("selections"), ".json")
-    return [file.rpartition("/")[2].removesuffix(".json") for file in files]
-
-
-def selected_ids(dataset: Dataset, name: str) -> pa.Table:
-    """The column clip_id of a complete selection, sorted."""
-    return storage.read_parquet(dataset.fs, _path(dataset, name, "parquet"), ["clip_id"])
-
-
-def selected_clips(
-    dataset: Dataset, name: str, columns: Sequence[str] | None = None, *, batch_rows: int = 10_000
-) -> Iterator[pa.RecordBatch]:
-    """The rows of the joined view (or some of its columns) for the selected clips, sorted by clip_id."""
-    load_selection(dataset, name)
-    chosen = selected_ids(dataset, name)
-    with dataset.connect() as connection:
-        connection.register("selected", chosen)
-        wanted = ", ".join(map(quoted, columns)) if columns else "*"
-        rows = joined_query(connection, ["clip_id", *columns] if columns else None)
-        query = f"SELECT {wanted} FROM ({rows}) SEMI JOIN selected USING (clip_id) ORDER BY clip_id"
-        yield from batches(connection, query, batch_rows)
-
-
-def funnel_rows(selection: Selection) -> list[dict[str, Any]]:
-    """The funnel as rows for a table: first all clips, then each rule in order."""
-    start = FunnelStep(
-        rule="all clips", asked="", clips_left=selection.total_clips, seconds_left=selection.total_seconds
-    )
-    return [asdict(step) for step in (start, *selection.funnel)]
-
-
-_SELECTION = TypeAdapter(Selection)
 
 
 def _chosen_clips(connection: duckdb.DuckDBPyConnection, judged: Judged, where: str | None) -> Iterator[pa.RecordBatch]:
@@ -202,13 +111,13 @@ def _digest_of(clips: Iterable[pa.RecordBatch], write: Callable[[pa.RecordBatch]
 def _write_clips(dataset: Dataset, rules: Rules, clips: Iterable[pa.RecordBatch], older: Selection | None) -> str:
     """Write the selected clips and return the digest of their ids. Raises UserError if `older` is a different
     selection."""
-    with storage.atomic_write(dataset.fs, _path(dataset, rules.name, "parquet")) as file:
+    with storage.atomic_write(dataset.fs, selection_file(dataset, rules.name, "parquet")) as file:
         with pq.ParquetWriter(file, _SELECTED, compression="zstd") as writer:
             digest = _digest_of(clips, writer.write_batch)
         if older is not None:
             _check_same(dataset, older, rules, digest)
         # An older selection of this name stays complete until the new clips are about to take its place.
-        storage.remove(dataset.fs, _path(dataset, rules.name, "json"))
+        storage.remove(dataset.fs, selection_file(dataset, rules.name, "json"))
     return digest
 
 
@@ -237,7 +146,3 @@ def _resolved_rules(rules: Rules, tests: Sequence[Test]) -> dict[str, Any]:
     }
     where = {WHERE: rules.where} if any(test.name == WHERE for test in tests) else {}
     return {"name": rules.name, "rules": bounded} | where
-
-
-def _path(dataset: Dataset, name: str, suffix: str) -> str:
-    return dataset.file(_FOLDER, f"{name}.{suffix}")

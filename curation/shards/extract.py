@@ -21,7 +21,7 @@ from clipmill.config import Config
 from clipmill.cropping import NO_MARGINS, Cropper, Margins
 from clipmill.errors import SourceError
 from clipmill.hdr import BRIGHT_NITS_TAG
-from curation.inputs.sources import open_source, stat_source
+from curation.inputs.stats import open_source, stat_source
 from curation.shards.mux import mux, open_mp4
 from curation.shots.spans import remuxed_packets
 from curation.video.decode import Limits, Video

@@ -10,7 +10,7 @@ import numpy as np
 
 from clipmill.cropping import Cropper
 from clipmill.errors import SourceError
-from curation.inputs.sources import open_source
+from curation.inputs.stats import open_source
 from curation.scan.thumbnail_spool import compressed
 from curation.shards.extract import ClipRow, check_unchanged, clip_bars, clip_frames, decode_failure, decode_passes
 from curation.video.decode import Limits, Video

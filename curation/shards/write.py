@@ -25,7 +25,7 @@ from clipmill.errors import SourceError, UserError
 from clipmill.shard_folder import FailedClip, Members, ShardRecord, read_record, write_record
 from clipmill.spool import Spool
 from curation.dataset.schemas import CLIPS, SOURCES
-from curation.inputs.stats import signed_address
+from curation.inputs.signed import signed_address
 from curation.scores.columns import SCORE_COLUMNS
 from curation.shards.extract import ClipRow, ExtractedClip, ExtractionConfig, Kind, extract_clips
 

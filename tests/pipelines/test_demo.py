@@ -9,7 +9,7 @@ import pytest
 from clipmill import select
 from clipmill.errors import UserError
 from curation.dataset.tables import Dataset
-from curation.selection.select import Selection
+from curation.selection.saved import Selection
 from demo.__main__ import run
 from demo.collection import Flaws
 from footage.truth import Truth

@@ -15,7 +15,8 @@ from curation.inputs.sources import list_sources
 from curation.scan.one_pass import ScanConfig, scan
 from curation.scan.validate import check_scan
 from curation.selection.rules import Rules
-from curation.selection.select import select_clips, selected_clips
+from curation.selection.saved import selected_clips
+from curation.selection.select import select_clips
 from curation.shards.write import plan_shards, write_shard
 from curation.shots.spans import SpanConfig
 from tests.timed_inputs import INPUTS, TimedInput, number_in

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from curation.captioners.endpoint import MergedCaptioner, MergedConfig, VideoCaptioner, VideoConfig
-from curation.inputs.captions import Caption
+from curation.inputs.caption import Caption
 from curation.scores.base import ClipView
 from tests.caption_server import CaptionServer
 

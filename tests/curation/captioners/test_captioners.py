@@ -16,7 +16,7 @@ from curation.captioners import CAPTIONERS
 from curation.captioners.base import NoCaption
 from curation.captioners.chat import read_answer
 from curation.captioners.endpoint import MergedConfig, VideoConfig
-from curation.inputs.captions import Caption
+from curation.inputs.caption import Caption
 from curation.scores.base import ClipView
 from tests.caption_server import CaptionServer, Reply, refused_url, refuses, says
 from tests.curation.captioners.endpoints import clips, merged, one, video, view

@@ -10,7 +10,7 @@ from PIL import Image
 
 from clipmill.errors import UserError
 from curation.captioners.coca import Coca, CocaConfig, greedy
-from curation.inputs.captions import Caption
+from curation.inputs.caption import Caption
 from curation.scores.base import ClipView
 
 TINY = {

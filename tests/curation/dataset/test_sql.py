@@ -19,7 +19,8 @@ from curation.dataset.sql import batches, literal, open_connection, quoted
 from curation.dataset.tables import Dataset
 from curation.dedup.duplicates import find_duplicates
 from curation.selection.rules import Rules
-from curation.selection.select import select_clips, selected_clips
+from curation.selection.saved import selected_clips
+from curation.selection.select import select_clips
 from pipelines.select import select
 from pipelines.status import status
 

@@ -4,10 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from curation.inputs.captions import (
-    TimedCaption,
-    read_supplied,
-)
+from curation.inputs.caption import TimedCaption
+from curation.inputs.captions import read_supplied
 from curation.inputs.sources import Source
 
 CAKE = "a cake rises in the oven of a small bakery"

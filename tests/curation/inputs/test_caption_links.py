@@ -4,10 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from curation.inputs.captions import (
-    TimedCaption,
-    read_supplied,
-)
+from curation.inputs.caption import TimedCaption
+from curation.inputs.captions import read_supplied
 from curation.inputs.sources import Source, list_sources
 from tests.curation.inputs.captions import texts
 

@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from curation.inputs.caption import Caption, TimedCaption
 from curation.inputs.captions import (
     MAX_CHARS,
     MAX_CLIP_BYTES,
     MAX_PER_CLIP,
     MAX_SOURCE_BYTES,
-    Caption,
-    TimedCaption,
     captions_between,
     captions_of_clips,
 )

@@ -9,13 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.inputs.captions import (
-    MAX_CHARS,
-    Caption,
-    TimedCaption,
-    clean,
-    read_supplied,
-)
+from curation.inputs.caption import Caption, TimedCaption, clean
+from curation.inputs.captions import MAX_CHARS, read_supplied
 from curation.inputs.sources import Source, list_sources
 from tests.curation.inputs.captions import beside, read, texts
 

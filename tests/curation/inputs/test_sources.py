@@ -19,7 +19,7 @@ from hypothesis import given as for_any
 from hypothesis import strategies as st
 
 from clipmill.errors import SourceError, UserError
-from curation.inputs import lists, stats
+from curation.inputs import lists, signed, stats
 from curation.inputs.sources import LIST_SUFFIXES, list_sources, open_source, stat_source
 
 ODD_NAMES = ["with space.mp4", "quote'\".mp4", "new\nline.mp4", "emoji 🎬.mp4", "semi;colon&amp.mp4", "50%.mp4"]
@@ -467,8 +467,8 @@ def test_signatures_are_used_but_not_kept(web: str, tmp_path: Path, monkeypatch:
     refused = stat_source(source.uri)
     assert (refused.error.kind, "403" in refused.error.message) == ("unreadable", True)
     (tmp_path / "signed.csv").write_text(f"uri\n{second}\n")
-    monkeypatch.setenv(stats.SIGNED_LIST, str(tmp_path / "signed.csv"))
-    opened = stats.signed_address(source.uri)
+    monkeypatch.setenv(signed.SIGNED_LIST, str(tmp_path / "signed.csv"))
+    opened = signed.signed_address(source.uri)
     assert stat_source(opened).source_id == source.source_id
     with open_source(opened) as file:
         assert file.read() == b"content"

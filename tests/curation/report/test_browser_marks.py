@@ -12,7 +12,8 @@ from curation.report.model import build_report
 from curation.report.page import write_page
 from curation.selection.marks import Mark, Marks
 from curation.selection.rules import Rules
-from curation.selection.select import select_clips, selected_clips
+from curation.selection.saved import selected_clips
+from curation.selection.select import select_clips
 from tests.curation.report.browser import kept, opened, wait_until
 from tests.curation.report.conftest import RULES
 from tests.curation.report.datasets import make

@@ -11,7 +11,8 @@ from curation.dataset.tables import Dataset
 from curation.report.model import build_report
 from curation.report.page import write_page
 from curation.selection.rules import Rules
-from curation.selection.select import select_clips, selected_clips
+from curation.selection.saved import selected_clips
+from curation.selection.select import select_clips
 from tests.curation.report.browser import opened, wait_until
 from tests.curation.report.datasets import HOSTILE
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image as Pil
 
 from clipmill.errors import UserError
-from curation.inputs.captions import Caption
+from curation.inputs.caption import Caption
 from curation.scores.aesthetics import Aesthetic, AestheticConfig
 from curation.scores.base import ClipView, Embeddings
 from curation.scores.clip_embedder import ClipEmbedder, ClipEmbedderConfig, embedding_columns, mean_embedding

@@ -9,11 +9,8 @@ import pyarrow.parquet as pq
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.dataset.tables import Dataset
 from curation.selection.rules import Rules
-from curation.selection.select import (
-    Selection,
-    select_clips,
-    selected_clips,
-)
+from curation.selection.saved import Selection, selected_clips
+from curation.selection.select import select_clips
 
 
 def make(url: str, clips: Sequence[dict[str, Any]], *, parts: int = 2) -> Dataset:

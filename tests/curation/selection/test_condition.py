@@ -6,9 +6,7 @@ import pytest
 
 from clipmill.errors import UserError
 from curation.dataset.tables import Dataset
-from curation.selection.select import (
-    selection_names,
-)
+from curation.selection.saved import selection_names
 from tests.curation.selection.datasets import chosen, make, rules, select
 
 

@@ -8,7 +8,8 @@ import pytest
 from clipmill.errors import UserError
 from curation.dataset.tables import Dataset
 from curation.selection.marks import MARKS, Mark, Marks, dataset_marks, load_marks
-from curation.selection.select import Selection, select_clips, selected_clips
+from curation.selection.saved import Selection, selected_clips
+from curation.selection.select import select_clips
 from pipelines.status import status
 from tests.curation.selection.datasets import make, rules
 

@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from clipmill.errors import UserError
 from curation.dataset.tables import Dataset
 from curation.selection.rules import load_preset, load_rules
-from curation.selection.select import (
-    selection_names,
-)
+from curation.selection.saved import selection_names
 from curation.selection.thresholds import percentile
 from tests.curation.selection.datasets import make, motions, rules, select
 

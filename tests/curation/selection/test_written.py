@@ -9,11 +9,7 @@ import pytest
 
 from clipmill.errors import UserError
 from curation.dataset.tables import Dataset
-from curation.selection.select import (
-    funnel_rows,
-    load_selection,
-    selection_names,
-)
+from curation.selection.saved import funnel_rows, load_selection, selection_names
 from tests.curation.selection.datasets import chosen, make, motions, rules, select
 
 

@@ -28,7 +28,8 @@ from pipelines.progress import Reporter
 from svd.model import Model
 from training.cache_latents import cache_shard, cached, check_names, weight_digests
 from training.init_model import init_model
-from training.shard_index import Shard, ShardIndex, index_shards
+from training.shard_index import index_shards
+from training.shards import Shard, ShardIndex
 from training.stages import Stage
 
 _OF_TRAINING = ("data.batch_size",)

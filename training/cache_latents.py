@@ -26,7 +26,8 @@ from training.latents import latent_members
 from training.sample_error import SampleError
 from training.samples import read_sample
 from training.seeds import seed_of
-from training.shard_index import INCOMPLETE, Shard, ShardIndex
+from training.shard_index import INCOMPLETE
+from training.shards import Shard, ShardIndex
 
 
 def cache_shard(

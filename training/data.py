@@ -25,7 +25,8 @@ from training.order import Order
 from training.sample_error import SampleError
 from training.samples import LATENT, Sample, collate, read_sample
 from training.seeds import seed_of
-from training.shard_index import ShardIndex, index_shards
+from training.shard_index import index_shards
+from training.shards import ShardIndex
 
 _LOG = logging.getLogger("clipmill.data")
 _JUDGED_FROM = 20

@@ -39,7 +39,8 @@ from training.estimate import estimate
 from training.init_model import MODEL, init_model, with_unet
 from training.loop import Hooks, Loader, run_loop
 from training.preview import preview
-from training.shard_index import ShardIndex, index_shards
+from training.shard_index import index_shards
+from training.shards import ShardIndex
 from training.stages import Stage
 from training.stopping import StopRequest
 from training.validate_shards import latent_shape, validate_shards

@@ -9,7 +9,7 @@ from svd.model import Model
 from training.latents import LatentShape
 from training.sample_error import SampleError
 from training.samples import LATENT, Sample, frame_counts, read_sample, sizes_px
-from training.shard_index import Shard, ShardIndex
+from training.shards import Shard, ShardIndex
 from training.stages import Stage
 
 

@@ -18,6 +18,8 @@ from clipmill.addresses import redacted
 from clipmill.config import Config
 from clipmill.cropping import NO_MARGINS, Cropper, Margins
 from clipmill.errors import SourceError
+from clipmill.motion import MotionConfig, MotionMeter
+from clipmill.motion_bucket import motion_bucket
 from curation.dataset.schemas import SIGNAL_COLUMNS
 from curation.inputs.captions import captions_of_clips, read_supplied
 from curation.inputs.stats import Source, open_source
@@ -35,8 +37,6 @@ from curation.scan.rows import (
 from curation.scan.thumbnail_spool import ThumbnailSpool, cropped
 from curation.scan.wire import MOST_ITEMS
 from curation.scores.columns import FAILED
-from curation.scores.microconditioning import motion_bucket
-from curation.scores.motion import MotionConfig, MotionMeter
 from curation.shots.cuts import CutConfig, CutDetector, Transition
 from curation.shots.damage import damage, merge
 from curation.shots.spans import (

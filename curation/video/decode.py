@@ -18,6 +18,7 @@ from clipmill.config import Config
 from clipmill.cropping import Cropper
 from clipmill.errors import SourceError, raise_if_stopped
 from clipmill.hdr import SAMPLED_FRAMES, bright_nits
+from clipmill.tracks import candidate_streams, check_size
 from clipmill.video import (
     MAX_PIXELS,
     MAX_STREAMS,
@@ -30,7 +31,6 @@ from curation.video.geometry import Geometry, GeometryWatch, container_margins
 from curation.video.info import VideoInfo, describe, too_long
 from curation.video.stall import Watched
 from curation.video.timed import Frame, between, matched, timed
-from curation.video.tracks import candidate_streams, check_size
 
 _WITHOUT_PTS = ("avi", "asf")
 """Containers with one timestamp per packet, which FFmpeg takes for a decoding time."""

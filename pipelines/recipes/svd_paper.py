@@ -8,12 +8,12 @@ differences, training/stages.py the settings of each training run.
 
 from pathlib import Path
 
+from clipmill.motion import MotionConfig
 from curation.captioners.coca import CocaConfig
 from curation.captioners.endpoint import MergedConfig, VideoConfig
 from curation.scan.one_pass import ScanConfig
 from curation.scores.aesthetics import AestheticConfig
 from curation.scores.clip_embedder import ClipEmbedderConfig
-from curation.scores.motion import MotionConfig
 from curation.selection.rules import Rules
 from curation.shots.cuts import CutConfig
 from curation.shots.spans import SpanConfig

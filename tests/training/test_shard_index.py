@@ -14,7 +14,8 @@ import pytest
 from clipmill.errors import UserError
 from tests.training.shards import about, sample, write_shard
 from training import shard_index
-from training.shard_index import Shard, find_shards, index_shard, index_shards
+from training.shard_index import find_shards, index_shard, index_shards
+from training.shards import Shard
 
 
 def _shard(path: Path, samples: int = 4, size: int = 3000) -> Path:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.scores.microconditioning import motion_bucket
+from clipmill.motion_bucket import motion_bucket
 
 
 @pytest.mark.parametrize(

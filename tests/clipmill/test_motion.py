@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
+from clipmill.motion import MotionConfig, MotionMeter, _flow, _normal_flow
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import scan
-from curation.scores.motion import MotionConfig, MotionMeter, _flow, _normal_flow
 from tests.media import panning, texture, write_video
 
 

@@ -9,13 +9,17 @@ which is six times less sensitive to compression noise.
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from clipmill.config import Config
-from curation.video.resize import Image
+
+Image = NDArray[Any]
+"""uint8 luma (H, W)."""
 
 
 class MotionConfig(Config):

@@ -1,0 +1,97 @@
+"""An index of samples in arrays, because every worker process gets one of millions of samples."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Range = tuple[int, int]
+"""Offset and size in bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """Sample names as one byte string and the end offset of each: a fixed-width array would give all of them the size
+    of the longest.
+    """
+
+    text: bytes
+    """UTF-8, joined."""
+    ends: NDArray[np.int64]
+    """(N,) end offset of each name."""
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "Keys":
+        encoded = [name.encode() for name in names]
+        return cls(text=b"".join(encoded), ends=np.cumsum([len(name) for name in encoded], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: int) -> str:
+        start = int(self.ends[row - 1]) if row else 0
+        return self.text[start : int(self.ends[row])].decode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Complete samples of one tar, in arrays, because every worker process gets an index of millions of samples."""
+
+    path: str
+    size_bytes: int
+    keys: Keys
+    extensions: tuple[str, ...]
+    """Those of `MAX_FILE_BYTES` that occur."""
+    ranges_NE2: NDArray[np.int64]
+    """Offset and size in bytes of each extension's file; -1 if missing."""
+    problem: str | None = None
+    """Reason if the tar could not be read to its end; samples before the damage are indexed."""
+    broken: tuple[tuple[str, str], ...] = ()
+    """(key, reason) of incomplete or unusable samples."""
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).name.removesuffix(".tar")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def key(self, row: int) -> str:
+        """SHARD/CLIP_ID."""
+        return f"{self.name}/{self.keys[row]}"
+
+    def read(self, row: int) -> dict[str, bytes]:
+        """Read the sample's files by extension. Raises OSError; EOFError if the tar has been truncated since."""
+        members = {}
+        with open(self.path, "rb", buffering=0) as file:
+            for extension, (offset, size) in zip(self.extensions, self.ranges_NE2[row].tolist(), strict=True):
+                if offset >= 0:
+                    members[extension] = os.pread(file.fileno(), size, offset)
+                    if len(members[extension]) != size:
+                        raise EOFError(
+                            f"{self.path} ends before byte {offset + size:,}: truncated since it was indexed"
+                        )
+        return members
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """All shards, sorted by name, and their problems."""
+
+    shards: tuple[Shard, ...]
+
+    def __len__(self) -> int:
+        return sum(len(shard) for shard in self.shards)
+
+    @property
+    def problems(self) -> list[tuple[str, str]]:
+        """(shard, reason) of each tar that could not be read to its end."""
+        return [(shard.path, shard.problem) for shard in self.shards if shard.problem]
+
+    @property
+    def broken(self) -> list[tuple[str, str]]:
+        """(SHARD/CLIP_ID, reason) of each incomplete or unusable sample."""
+        return [(f"{shard.name}/{key}", reason) for shard in self.shards for key, reason in shard.broken]

@@ -370,7 +370,8 @@ def inspect(
     config: ConfigFile = None,
     without: Without = None,
     stats: Annotated[
-        str | None, typer.Option(help="CSV file for the signals behind the cuts, per frame.", show_default=False)
+        str | None,
+        typer.Option(help="Write the signals of the cut detectors per frame to this CSV file.", show_default=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -6,7 +6,7 @@ Tensor layouts: H, W pixels.
 import random
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import av
 import cv2
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from clipmill.cropping import NO_MARGINS, Cropper, Margins
 from clipmill.hdr import ToneMap, is_hdr
 from clipmill.video import UPRIGHT, Orientation, color_of, convertible_matrix
+from training.data_config import Crop
 from training.sample_error import SampleError, check_pixels
 
 Planes = Sequence[NDArray[Any]]
 """An image as red, green and blue planes, each uint8 (H, W)."""
 Size = tuple[int, int]
 """(height, width) in pixels."""
-Crop = Literal["random", "center"]
 
 # Without FULL_CHR_H_INT swscale halves the horizontal chroma resolution and darkens by one level.
 _SHRINK = Interpolation.AREA | Interpolation.FULL_CHR_H_INT

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import av
 import cv2
@@ -33,11 +33,10 @@ from clipmill.video import (
     orientation_of,
     pixel_aspect,
 )
-from training.fit import Crop, Fit, Planes, Size
+from training.data_config import Crop, Reader
+from training.fit import Fit, Planes, Size
 from training.frame_choice import Choice, Distinct, choose_frames
 from training.sample_error import SampleError, check_pixels
-
-Reader = Literal["pyav", "decord"]
 
 MAX_PACKETS = 100_000
 """Limit on the packets of a clip's video stream."""

@@ -71,8 +71,8 @@ class Dataset:
     def create_or_open(self, config: Mapping[str, Any]) -> "Dataset":
         """Start a dataset with this configuration (any JSON values), or go on with the one that is there.
 
-        Raises UserError when the folder cannot be written, holds other files, or holds a dataset that was made
-        with another configuration (the message names what differs).
+        Raises UserError when the folder cannot be written, contains other files, or a dataset that was created
+        with a different configuration (the message names what differs).
         """
         description = self._read_description()
         if description is None:

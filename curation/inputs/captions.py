@@ -233,7 +233,7 @@ def _parse_entry(entry: Any) -> Iterator[TimedCaption]:
         raise UserError('expected "source" to be up to 64 letters, digits, - and _')
     start_s, end_s = _seconds(entry, "start_s"), _seconds(entry, "end_s")
     if end_s is not None and end_s <= (start_s or 0):
-        raise UserError(f"its end, {end_s:g} s, must be after its start, {start_s or 0:g} s")
+        raise UserError(f"expected its end after its start, got start {start_s or 0:g} s and end {end_s:g} s")
     for caption in _captions(source, text or ""):
         if caption.error:  # it is the file that is at fault, not the captioner that is named in it
             raise UserError(caption.error)

@@ -92,7 +92,7 @@ def read_parquet(content: bytes, name: str, form: Form) -> Iterator[Record | Bad
     address_field = schema.field(found.address)
     if pa.types.is_struct(address_field.type):
         raise UserError(
-            f"the list {name!r} holds the videos themselves in its column {address_field.name!r}; expected addresses: "
+            f"the list {name!r} contains the videos themselves in column {address_field.name!r}; expected addresses: "
             "write each video to a file"
         )
     sizes = _largest_chunks(parquet, schema.names)

@@ -143,7 +143,7 @@ def decoded(text: str, encoding: str) -> str:
         if not _FOREIGN.search(western):
             return western
         raise UserError("it is neither UTF-8 nor Western European text (Latin-1, cp1252) in the list; save it as UTF-8")
-    raise UserError("it is not UTF-8 in the list; save it as UTF-8")
+    raise UserError("not valid UTF-8 in the list; save the list as UTF-8")
 
 
 def _opened(content: bytes, encoding: str) -> TextIO:

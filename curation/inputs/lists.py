@@ -169,7 +169,7 @@ def _captions(cell: Any, reading: Reading) -> tuple[str, ...]:
     captions = []
     for caption in captions_in(cell):
         if len(caption) > _MAX_CAPTION_BYTES:
-            raise UserError(f"a caption of {len(caption):,} characters")
+            raise UserError(f"a caption of {len(caption):,} characters exceeds the limit of {_MAX_CAPTION_BYTES:,}")
         try:
             captions.append(decoded(caption, reading.form.encoding))
             reading.western |= captions[-1] != caption

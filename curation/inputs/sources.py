@@ -225,9 +225,7 @@ def _expand_file(
     elif name.lower().endswith(WITHOUT_RANDOM_ACCESS):
         raise UserError(f"{shown(fs, path)}: expected a .zip or an uncompressed .tar; unpack it, and give the folder")
     elif name.lower().endswith(OTHER_TABLES):
-        raise UserError(
-            f"{shown(fs, path)}: lists in this format are not read; export it as CSV (UTF-8), JSON lines or Parquet"
-        )
+        raise UserError(f"{shown(fs, path)}: unsupported list format; export it as CSV (UTF-8), JSON lines or Parquet")
     else:
         yield Candidate(fs, path, root=root, explicit=explicit)
 

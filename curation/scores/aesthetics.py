@@ -104,7 +104,7 @@ def _laion_head(size: str) -> dict[str, Any]:
         path.unlink(missing_ok=True)  # half a download would be taken for the head the next time
         raise WeightsMissing(
             f"the aesthetic head {size!r} is not on this machine and cannot be downloaded ({error}).\n"
-            f"  wanted: {_LAION[size]} of github.com/LAION-AI/aesthetic-predictor\n"
+            f"  needed: {_LAION[size]} of github.com/LAION-AI/aesthetic-predictor\n"
             f"  searched:  {path.parent} and the network\n"
             f"  offline: place that file at {path} on every node, or anywhere and set `aesthetic: {{head: "
             "FILE}` in the --config file\n"

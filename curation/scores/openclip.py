@@ -159,7 +159,7 @@ def _from_folder(folder: Path, name: str | None = None) -> Weights:
     config = read_model_folder(folder)
     path = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
     if path is None:
-        raise UserError(f"the CLIP weights are missing: {folder} holds neither {' nor '.join(WEIGHT_FILES)}")
+        raise UserError(f"the CLIP weights are missing: expected {' or '.join(WEIGHT_FILES)} in {folder}")
     return Weights(
         name=name or str(folder),
         architecture=config.architecture(),
@@ -213,7 +213,7 @@ def _unavailable_error(name: str, origin: str, error: Exception) -> WeightsMissi
         wanted, by_hand = origin, f"download {origin} there"
     return WeightsMissing(
         f"the weights of CLIP model {name} are not on this machine and cannot be downloaded ({short(error)}).\n"
-        f"  wanted: {wanted}\n"
+        f"  needed: {wanted}\n"
         f"  searched: {HF_HUB_CACHE} and the network\n"
         f"  offline: on a machine with a network, {by_hand}; copy FOLDER to the same path on every node, and set "
         "`clip_embedder: {model: FOLDER}` in the --config file (or a single file: "

@@ -197,7 +197,7 @@ def test_a_list_in_a_folder_named_by_a_pattern_is_a_list(folder: Path):
 
 def test_a_workbook_is_one_sentence(folder: Path):
     (folder / "list.xlsx").write_bytes(b"PK\x03\x04")
-    with pytest.raises(UserError, match=r"list\.xlsx: lists in this format are not read; export it as CSV"):
+    with pytest.raises(UserError, match=r"list\.xlsx: unsupported list format; export it as CSV"):
         list_sources([str(folder / "list.xlsx")])
 
 
@@ -371,7 +371,7 @@ def test_parquet_with_types(folder: Path):
 
 def test_parquet_with_the_videos_inside_is_one_sentence(folder: Path):
     pq.write_table(pa.table({"video": [{"bytes": b"x", "path": "a.mp4"}]}), folder / "list.parquet")
-    with pytest.raises(UserError, match="holds the videos themselves in its column 'video'"):
+    with pytest.raises(UserError, match="contains the videos themselves in column 'video'"):
         list_sources([str(folder / "list.parquet")])
 
 

@@ -371,7 +371,7 @@ def inspect(
     without: Without = None,
     stats: Annotated[
         str | None,
-        typer.Option(help="Write the signals of the cut detectors per frame to this CSV file.", show_default=False),
+        typer.Option(help="Write the cut detectors' signals per frame to this CSV file.", show_default=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -74,7 +74,7 @@ def test_text_in_another_encoding_is_refused_by_row_and_says_what_to_do(folder: 
 def test_damaged_text_in_a_list_of_utf8_is_no_other_encoding(folder: Path):
     listing = listed(folder, "path,caption\na.mp4,Zoë\nb.mp4,caf".encode() + b"\xc3\ndeep/c.mp4,a cat\n")
     assert captions(listing) == {"a.mp4": ("Zoë",), "c.mp4": ("a cat",)}
-    assert "not UTF-8" in problems(listing)["b.mp4"]
+    assert "not valid UTF-8" in problems(listing)["b.mp4"]
 
 
 def test_a_name_in_another_encoding_or_with_backslashes_is_found(folder: Path):

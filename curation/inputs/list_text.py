@@ -142,7 +142,7 @@ def decoded(text: str, encoding: str) -> str:
         western = text.encode("utf-8", "surrogateescape").decode(WESTERN, "replace")
         if not _FOREIGN.search(western):
             return western
-        raise UserError("it is neither UTF-8 nor Western European text (Latin-1, cp1252) in the list; save it as UTF-8")
+        raise UserError("neither UTF-8 nor Western European text (Latin-1, cp1252); save the list as UTF-8")
     raise UserError("not valid UTF-8 in the list; save the list as UTF-8")
 
 

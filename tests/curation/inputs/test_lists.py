@@ -68,7 +68,7 @@ def test_text_in_another_encoding_is_refused_by_row_and_says_what_to_do(folder: 
     for encoding, text in (("cp1251", "кошка идёт"), ("shift-jis", "黒い猫が歩く"), ("gbk", "一只黑猫")):
         listing = listed(folder, f"path,caption\na.mp4,{text}\nb.mp4,a dog\n".encode(encoding))
         assert captions(listing) == {"b.mp4": ("a dog",)}
-        assert "save it as UTF-8" in problems(listing)["a.mp4"]
+        assert "save the list as UTF-8" in problems(listing)["a.mp4"]
 
 
 def test_damaged_text_in_a_list_of_utf8_is_no_other_encoding(folder: Path):

@@ -10,7 +10,7 @@ either side. Film in interlaced video (3:2 pulldown) also has fields that are re
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -37,26 +37,49 @@ _MOVED_LEVELS = 10
 _LEAST_PIXELS, _MOST_PIXELS = 24, 1 << 11
 """Moving pixels: fewer say nothing, more cost time."""
 _COMB, _ORDER, _REPEATED = -0.12, 0.06, 0.7
-"""Logarithms of ratios from which a frame is combed, its fields have an order, and a field is a repeated one. Measured:
-interlaced -0.15 to 1.5, 0.07 to 2.2, below 0.4; progressive -0.7 to -0.13 (noise and stripes above), 0 to 0.4 on either
-side; 3:2 pulldown has both kinds and in four of five frames a repeated field of 0.9 or more."""
+"""Logarithms of ratios from which a frame is combed, its fields have an order, and a field is a repeated one."""
 _MOVING_COMB = 0.7
 """Change of the comb since the frame before, relative to it: 0 of stripes that stand still, 1 to 2 of motion."""
 _LEAST_HITS, _LEAST_SHARE, _AGREEMENT = 2, 0.1, 0.8
-_TELECINE_SHARE = 0.4
-"""Of the moving frames with a repeated field: 0.8 in 3:2 pulldown, 0 in video."""
+"""Combed looks, their share of all, and the share of the more frequent order among them."""
+_LEAST_ORDER = 0.05
+"""Of all looks together, combed or not: 0.00 to 0.03 of progressive videos, noise included, 0.12 to 1.7 of interlaced
+ones."""
+_LEAST_LOOKS, _STEADY_ORDER, _SAME_SIGN = 6, 0.1, 0.65
+_ORDER_PER_MISFIT = 0.8
+"""Where motion is too slow to comb much, the order of the fields tells over many looks: 0.00 to 0.03 of real
+progressive videos, 0.08 to 1.2 of interlaced ones. Drawn squares reach 0.35, but their frames fit themselves better
+(misfit 0.6 to 2) than those of interlaced ones do (0 to 0.8)."""
+_TELECINE_SHARE, _TELECINE_PIXELS = 0.4, 128
+"""Of the looks with a repeated field: 0.8 in 3:2 pulldown, 0 in video; among those with enough moving pixels."""
+_SETTLED = 64
+"""Looks after which the verdict is taken anew only now and then."""
+_CLEAN, _NO_ORDER, _CLEAN_SHARE = 1.1, 0.05, 0.6
+"""Logarithms of the ratios from which on, or below which, a look is clean, and the share of clean looks that settles
+that a video is progressive."""
 _CALM = 4
-"""Progressive looks in a row after which only every second frame is looked at; twice and four times as many: every
-fourth and eighth."""
+"""Clean looks, or looks in a row at nothing that moves, after which only every second frame is looked at; twice and
+four times as many: every fourth, eighth."""
+_INTERLACED_HEIGHTS = (480, 486, 512, 576, 608, 1080, 1088)
+"""Of video that was interlaced once. Other frames that are not flagged either are looked at half as often."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a frame looked like: the order of its fields if it is combed, and whether one of them was repeated."""
+    """What a frame looked like where it moves."""
 
     pts: int
     order: Literal["tff", "bff"] | None
-    repeated: bool
+    """Of its fields, if it is combed."""
+    if_tff: float
+    if_bff: float
+    """Misfit of its fields with those before and after that are farther away if the top or the bottom one is first."""
+    own: float
+    """Misfit of its fields with each other."""
+    repeated: bool | None
+    """Whether one of its fields is that of the frame before or after; None where too little moves to say so."""
+    clean: bool
+    """Whether it fits itself so well that it cannot be interlaced, or its fields have no order."""
 
 
 class FieldMeter:
@@ -64,34 +87,47 @@ class FieldMeter:
 
     def __init__(self) -> None:
         self._looks: list[Look] = []
-        self._all = _Tally()
-        self._offered = self._calm = 0
+        self._verdict: Fields = PROGRESSIVE
+        self._judged = 0
+        """Looks that the verdict is of."""
+        self._offered = self._calm = self._still = 0
+        self._likely = False
 
     def look(self, pts: int, before: av.VideoFrame, frame: av.VideoFrame, after: av.VideoFrame) -> Look | None:
         """Look at a frame between its neighbours; None where nothing can be seen: no motion, no luma plane."""
         self._offered += 1
-        every = 1 << min(3, (self._calm // _CALM).bit_length())
-        if self._offered % every or not _has_luma(frame):
+        self._likely = self._likely or frame.interlaced_frame or frame.height in _INTERLACED_HEIGHTS
+        every = (1 if self._likely else 2) << min(3, (max(self._calm, self._still) // _CALM).bit_length())
+        if (self._offered - 1) % every or not _has_luma(frame):
             return None
         if _shape(before) != _shape(frame) or _shape(after) != _shape(frame):
             return None
         rows = (_rows(each, self._offered // every) for each in (before, frame, after))
-        look = _compare(pts, *rows, thorough=self._all.tff + self._all.bff > 0)
-        self._calm += 1
+        look = _compare(pts, *rows)
+        self._still = self._still + 1 if look is None else 0
         if look is not None:
             self._looks.append(look)
-            self._all.add(look)
-            self._calm = 0 if look.order else self._calm
+            self._calm = 0 if look.order else self._calm + look.clean
+            self._likely = self._likely or look.order is not None
+            if len(self._looks) - self._judged >= (4 if len(self._looks) <= _SETTLED else _SETTLED) or (
+                look.order and len(self._looks) < _SETTLED
+            ):
+                self._judge()
         return look
 
     @property
     def verdict(self) -> Fields:
         """Of all looks so far."""
-        return self._all.verdict
+        self._judge()
+        return self._verdict
+
+    def _judge(self) -> None:
+        if self._judged < len(self._looks):
+            self._verdict, self._judged = _verdict(self._looks), len(self._looks)
 
     def of(self, look: Look | None) -> Fields:
         """Of one frame. Film in interlaced video also has whole frames, which stay as they are."""
-        verdict = self.verdict
+        verdict = self._verdict  # brought up to date now and then
         if look is not None and look.order is not None and verdict == PROGRESSIVE:
             return "tff" if look.order == "tff" else "bff"
         if verdict.startswith("telecine") and (look is None or look.order is None):
@@ -102,35 +138,10 @@ class FieldMeter:
         """Of the looks within a clip; where they are too few, of all."""
         first = bisect_left(self._looks, start_pts, key=lambda look: look.pts)
         last = bisect_left(self._looks, end_pts, key=lambda look: look.pts)
-        if self.verdict == PROGRESSIVE or last - first < _LEAST_HITS:
-            return self.verdict
-        within = _Tally()
-        for look in self._looks[first:last]:
-            within.add(look)
-        return within.verdict
-
-
-@dataclass(slots=True)
-class _Tally:
-    looks: int = 0
-    tff: int = 0
-    bff: int = 0
-    repeated: int = 0
-
-    def add(self, look: Look) -> None:
-        self.looks += 1
-        self.tff += look.order == "tff"
-        self.bff += look.order == "bff"
-        self.repeated += look.repeated
-
-    @property
-    def verdict(self) -> Fields:
-        hits = self.tff + self.bff
-        if hits < max(_LEAST_HITS, _LEAST_SHARE * self.looks) or max(self.tff, self.bff) < _AGREEMENT * hits:
-            return PROGRESSIVE
-        if self.repeated < _TELECINE_SHARE * self.looks:
-            return "tff" if self.tff > self.bff else "bff"
-        return "telecine_tff" if self.tff > self.bff else "telecine_bff"
+        whole = self.verdict
+        if whole == PROGRESSIVE or last - first < _LEAST_LOOKS:
+            return whole
+        return _verdict(self._looks[first:last])
 
 
 def deinterlaced(frames: Iterable[Frame], fields: Fields) -> Iterator[Frame]:
@@ -228,6 +239,43 @@ def _replaced(held: deque[Frame], made: Iterable[av.VideoFrame]) -> Iterator[Fra
         yield replace(combed, av_frame=av_frame)
 
 
+def _verdict(looks: Sequence[Look]) -> Fields:
+    order = _combed_order(looks) or _steady_order(looks)
+    if order is None:
+        return PROGRESSIVE
+    told = [look.repeated for look in looks if look.repeated is not None]
+    if sum(told) < _TELECINE_SHARE * max(1, len(told)):
+        return order
+    return "telecine_tff" if order == "tff" else "telecine_bff"
+
+
+def _combed_order(looks: Sequence[Look]) -> Literal["tff", "bff"] | None:
+    tff, bff = (sum(look.order == order for look in looks) for order in ("tff", "bff"))
+    if tff + bff < max(_LEAST_HITS, _LEAST_SHARE * len(looks)) or max(tff, bff) < _AGREEMENT * (tff + bff):
+        return None
+    together = _log_ratio(sum(look.if_tff for look in looks), sum(look.if_bff for look in looks))
+    if abs(together) < _LEAST_ORDER or (together > 0) != (tff > bff):
+        return None
+    return "tff" if tff > bff else "bff"
+
+
+def _steady_order(looks: Sequence[Look]) -> Literal["tff", "bff"] | None:
+    if len(looks) < _LEAST_LOOKS or sum(look.clean for look in looks) > _CLEAN_SHARE * len(looks):
+        return None
+    misfits = 1 + np.array([(look.if_tff, look.if_bff, look.own) for look in looks])
+    for_tff, for_bff, own = np.log(misfits).T
+    orders, misfit = for_tff - for_bff, np.minimum(for_tff, for_bff) - own
+    total_tff, total_bff, total_own = np.log(misfits.sum(axis=0))
+    for order, fit in (
+        (total_tff - total_bff, min(total_tff, total_bff) - total_own),
+        (np.median(orders), np.median(misfit)),
+    ):
+        same = np.mean(orders * order > 0)
+        if abs(order) > max(_STEADY_ORDER, _ORDER_PER_MISFIT * fit - _STEADY_ORDER) and same > _SAME_SIGN:
+            return "tff" if order > 0 else "bff"
+    return None
+
+
 def _shape(frame: av.VideoFrame) -> tuple[int, int, str]:
     return frame.width, frame.height, frame.format.name
 
@@ -263,10 +311,7 @@ def _places(height: int, place: int) -> NDArray[np.int64]:
     return (tops[:, None] + np.arange(min(_ROWS, height))).reshape(-1)
 
 
-def _compare(
-    pts: int, before: NDArray[np.uint8], frame: NDArray[np.uint8], after: NDArray[np.uint8], *, thorough: bool
-) -> Look | None:
-    """Unless `thorough`, fields are compared only where there is a comb."""
+def _compare(pts: int, before: NDArray[np.uint8], frame: NDArray[np.uint8], after: NDArray[np.uint8]) -> Look | None:
     width = frame.shape[1]
     changed = cv2.max(cv2.absdiff(frame, before), cv2.absdiff(frame, after))
     moved = changed.reshape(-1, min(_ROWS, len(frame)), width)
@@ -275,28 +320,37 @@ def _compare(
     if len(pixels) < _LEAST_PIXELS:
         return None
     pixels = pixels[:: len(pixels) // _MOST_PIXELS + 1]
+    bottom = pixels // width % 2
     here, above, below = (_at(frame, pixels + step) for step in (0, -width, width))
+    earlier, later, around = _at(before, pixels), _at(after, pixels), above + below
+    top_before, bottom_before = _by_field(around - 2 * earlier, bottom)
+    top_after, bottom_after = _by_field(around - 2 * later, bottom)
+    if_tff, if_bff = top_before + bottom_after, bottom_before + top_after
+    own = float(np.abs(around - 2 * here).sum())
     comb = (np.abs(here - above).sum() + np.abs(here - below).sum()) / 2
+    order = _log_ratio(if_tff, if_bff)
     combed = _log_ratio(comb, np.abs(above - below).sum()) > _COMB
-    if not combed and not thorough:
-        return Look(pts, None, False)
-    earlier, later = _at(before, pixels), _at(after, pixels)
-    bottom = (pixels // width) % 2 == 1
-    misfit_before, misfit_after = np.abs(above + below - 2 * earlier), np.abs(above + below - 2 * later)
-    if_top_first = misfit_before[~bottom].sum() + misfit_after[bottom].sum()
-    if_bottom_first = misfit_before[bottom].sum() + misfit_after[~bottom].sum()
-    order = _log_ratio(if_top_first, if_bottom_first)
-    combed = combed and abs(order) > _ORDER
+    stripes = False
     if combed:
-        bend = above + below - 2 * here
         bend_before = _at(before, pixels - width) + _at(before, pixels + width) - 2 * earlier
-        combed = bool(np.abs(bend - bend_before).sum() > _MOVING_COMB * np.abs(bend).sum())
-    repeated = False
-    if bottom.any() and not bottom.all():
-        changes = (np.abs(here - earlier), np.abs(here - later))
-        ratios = (_log_ratio(change[bottom].mean(), change[~bottom].mean()) for change in changes)
+        stripes = bool(np.abs(around - 2 * here - bend_before).sum() <= _MOVING_COMB * own)
+    fits = _log_ratio(min(if_tff, if_bff), own) > _CLEAN
+    combed = combed and not stripes and not fits and abs(order) > _ORDER
+    repeated = None
+    bottoms = int(bottom.sum())
+    if min(bottoms, len(pixels) - bottoms) > _TELECINE_PIXELS // 4 and len(pixels) > _TELECINE_PIXELS:
+        changes = (_by_field(here - other, bottom) for other in (earlier, later))
+        ratios = (_log_ratio(odd / bottoms, even / (len(pixels) - bottoms)) for even, odd in changes)
         repeated = any(abs(ratio) > _REPEATED for ratio in ratios)
-    return Look(pts, ("tff" if order > 0 else "bff") if combed else None, repeated)
+    clean = stripes or fits or abs(order) < _NO_ORDER
+    return Look(pts, ("tff" if order > 0 else "bff") if combed else None, if_tff, if_bff, own, repeated, clean)
+
+
+def _by_field(difference: NDArray[np.int32], bottom: NDArray[np.int64]) -> tuple[float, float]:
+    """Sums of the sizes in the top and in the bottom field."""
+    size = np.abs(difference)
+    of_bottom = float(size @ bottom)
+    return float(size.sum()) - of_bottom, of_bottom
 
 
 def _at(image: NDArray[np.uint8], pixels: NDArray[np.int64]) -> NDArray[np.int32]:

@@ -89,6 +89,18 @@ def noisy(pictures: Iterable[np.ndarray], levels: float) -> list[np.ndarray]:
     return [np.clip(p + rng.normal(0, levels, p.shape[:2])[..., None], 0, 255).astype(np.uint8) for p in pictures]
 
 
+def rings(frames: int) -> list[np.ndarray]:
+    """Rings that widen slowly, as fine at the edges as rows are: what moves hardly combs, and does not fit itself."""
+    y, x = np.mgrid[-72:72, -128:128]
+    waves = (128 + 90 * np.cos(0.01 * (x * x + y * y) - 0.6 * i) for i in range(frames))
+    return [wave[..., None].repeat(3, axis=2).astype(np.uint8) for wave in waves]
+
+
+@pytest.mark.parametrize(("top_first", "order"), [(True, "tff"), (False, "bff")])
+def test_fields_have_an_order_where_they_hardly_comb(top_first: bool, order: str) -> None:
+    assert seen(woven(rings(64), top_first=top_first)) == order
+
+
 STRIPES = np.where(np.arange(144)[:, None, None] % 2, 200, 60) * np.ones((144, 256, 3))
 PROGRESSIVE_PICTURES = {
     "pan": lambda: pan(24),
@@ -96,6 +108,8 @@ PROGRESSIVE_PICTURES = {
     "repeated frames": lambda: [p for p in pan(8) for _ in range(3)],
     "noise": lambda: noisy([np.full((144, 256, 3), 128, np.uint8)] * 24, 25),
     "noisy pan": lambda: noisy(pan(24), 15),
+    "rings": lambda: rings(32),
+    "noisy rings": lambda: noisy(rings(32), 8),
     "still": lambda: pan(1) * 24,
     "stripes over a pan": lambda: [(0.5 * p + 0.5 * STRIPES).astype(np.uint8) for p in pan(24)],
     "stripes that swap": lambda: [np.roll(STRIPES, i, axis=0).astype(np.uint8) for i in range(24)],

@@ -29,13 +29,13 @@ _SYNC = 0x47
 """First byte of every packet of an MPEG transport stream."""
 _STILLS = (b"\xff\xd8\xff", b"BM", b"II*\x00", b"MM\x00*", b"\x00\x00\x00\x0cJXL ", b"\xff\x0a", b"8BPS", b"qoif")
 _RAW = re.compile(
-    rb"\x00{1,3}\x01("
-    rb"[\x67\x27\x47\x09]|\x06[\x00\x01\x05\x06]|"  # H.264: sequence parameters, delimiter, x264's note on itself
-    rb"[\x40\x42\x44\x46]\x01|"  # HEVC: parameters, delimiter
-    rb"\x00[\x71\x79\xa1]|"  # VVC: parameters, delimiter
-    rb"\xb3|"  # MPEG-1 and -2: sequence header
-    rb"\xb0.\x00\x00\x01\xb5|\x00\x00\x00\x01\x20"  # MPEG-4: visual object
-    rb")|\x12\x00\x0a",  # AV1: temporal delimiter, sequence header
+    rb"\x00{1,3}\x01(?:"
+    rb"(?P<h264>[\x67\x27\x47\x09]|\x06[\x00\x01\x05\x06])|"  # sequence parameters, delimiter, x264's note on itself
+    rb"(?P<hevc>[\x40\x42\x44\x46]\x01)|"  # parameters, delimiter
+    rb"(?P<vvc>\x00[\x71\x79\xa1])|"  # parameters, delimiter
+    rb"(?P<mpegvideo>\xb3)|"  # MPEG-1 and -2: sequence header
+    rb"(?P<m4v>\xb0.\x00\x00\x01\xb5|\x00\x00\x00\x01\x20)"  # MPEG-4: visual object
+    rb")|(?P<obu>\x12\x00\x0a)",  # AV1: temporal delimiter, sequence header
     re.DOTALL,
 )
 RAW_FORMATS = ("h264", "hevc", "vvc", "mpegvideo", "m4v", "obu")
@@ -64,6 +64,12 @@ def content_of(head: bytes) -> Content | None:
     if any(len(head) > at and head[first] == head[at] == _SYNC for first, at in ((0, 188), (4, 196))):
         return "video"
     return "raw" if _RAW.match(head) else None
+
+
+def raw_format(head: bytes) -> str | None:
+    """FFmpeg's name of the raw stream that begins like this; None if it is no raw stream."""
+    match = _RAW.match(head)
+    return match.lastgroup if match else None
 
 
 def described(head: bytes) -> str | None:

@@ -191,7 +191,7 @@ def note(
     decoded_s = timeline.seconds(0, len(timeline.frame_pts))
     stated_s = info.duration_s if info.duration_s is not None and not packets.rebuilt else 0.0  # it includes all jumps
     if packets.ended_early or decoded_s < stated_s - 1:
-        promised = f" of the stated {stated_s:.1f} s" if stated_s else ""
+        promised = f" of the stated {stated_s:.1f} s" if stated_s > decoded_s + 0.1 else ""
         reason = f" ({packets.ended_early})" if packets.ended_early else ""
         notes.append(f"only {decoded_s:.1f} s{promised} could be read{reason}")
     if thumbnails:

@@ -8,7 +8,7 @@ from typing import Any
 import av
 
 from clipmill.errors import SourceError, raise_if_stopped
-from clipmill.magic import RAW_FORMATS, Content, content_of, described
+from clipmill.magic import RAW_FORMATS, Content, content_of, described, raw_format
 from clipmill.video import CONTAINERS, demuxer_options
 
 _MORE_CONTAINERS = ("gif", "apng", "ivf", "yuv4mpegpipe", "dv", "rm", "nut")
@@ -38,7 +38,13 @@ def open_container(file: Any, head: bytes) -> Any:
         )
     if content == "still":
         raise SourceError("not_video", "a still picture")
-    container = _opened(file, content)
+    try:
+        container = _opened(file, content)
+    except SourceError as error:
+        if content != "raw" or error.kind != "decode_error":
+            raise
+        file.seek(0)
+        container = _opened(file, content, raw_format(head))  # which FFmpeg does not recognize, as HEVC of two views
     if container.format.name in _PICTURES:
         pictures = sum(1 for packet in islice(demuxed(container, container.streams[0]), 2) if packet.size)
         container.close()
@@ -49,10 +55,10 @@ def open_container(file: Any, head: bytes) -> Any:
     return container
 
 
-def _opened(file: Any, content: Content | None) -> Any:
+def _opened(file: Any, content: Content | None, demuxer: str | None = None) -> Any:
     options = _RAW_OPTIONS if content == "raw" else OPTIONS
     try:
-        return av.open(file, options=options, buffer_size=_READ_AHEAD_BYTES, metadata_errors="replace")
+        return av.open(file, format=demuxer, options=options, buffer_size=_READ_AHEAD_BYTES, metadata_errors="replace")
     except av.error.ArgumentError as error:
         allowed = ", ".join(name.split(",")[0] for name in (*CONTAINERS, *_MORE_CONTAINERS))
         raise SourceError(

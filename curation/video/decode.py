@@ -29,6 +29,7 @@ from curation.video.color import settle_matrix
 from curation.video.container import OPTIONS, demuxed, open_container
 from curation.video.geometry import Geometry, GeometryWatch, container_margins
 from curation.video.info import VideoInfo, describe, too_long
+from curation.video.scrambling import is_scrambled
 from curation.video.stall import Watched
 from curation.video.timed import Frame, between, matched, timed
 
@@ -117,7 +118,17 @@ class Video:
         head = file.read(4096)
         file.seek(0)
         self._head, self._file = head, Watched(file, self._limits.stall_bytes)
-        self._container = open_container(self._file, head)
+        try:
+            self._open(file)
+        except SourceError as error:
+            if error.kind == "decode_error" and is_scrambled(self._file):
+                raise SourceError(
+                    "encrypted", "the transport stream is scrambled: descramble the file first"
+                ) from error
+            raise
+
+    def _open(self, file: BinaryIO) -> None:
+        self._container = open_container(self._file, self._head)
         try:
             if len(self._container.streams) > self._limits.max_streams:
                 streams = len(self._container.streams)
@@ -365,6 +376,9 @@ class Video:
                 raise SourceError("unreadable", f"reading failed partway: {error}") from error
             if packet is None or not self._file.came_to_a_packet():
                 seen.ended_early = self._file.reason or seen.ended_early
+                mpegts = self._container.format.name == "mpegts"
+                if mpegts and not seen.ended_early and is_scrambled(self._file, at_end=True):
+                    seen.ended_early = "the stream is scrambled from there on"
                 return
             if packet.size:
                 if packet.is_keyframe and packet.has_sidedata("encryption_info"):

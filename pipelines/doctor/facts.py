@@ -31,6 +31,8 @@ NATIVE_MODULES = ("av", "cv2", "duckdb", "onnxruntime", "pyarrow", "shapely", "t
 """Modules that load shared libraries: installed is not yet usable."""
 DECODERS = ("h264", "hevc", "vp9", "av1")
 ENCODER = "libx264"
+FILTERS = ("setfield", "fieldmatch", "bwdif", "format")
+"""Those that interlaced footage needs."""
 _ENDPOINT_TIMEOUT_S = 10.0
 _GPU_TIMEOUT_S = 120.0
 _TEST_FRAMES, _TEST_FPS = 75, 25
@@ -173,6 +175,7 @@ def _import_errors() -> dict[str, str]:
 
 def _missing_codecs() -> tuple[str, ...]:
     import av
+    import av.filter
 
     def exists(name: str, mode: Any) -> bool:
         try:
@@ -182,7 +185,8 @@ def _missing_codecs() -> tuple[str, ...]:
         return True
 
     missing = [f"decoder {name}" for name in DECODERS if not exists(name, "r")]
-    return (*missing, *([] if exists(ENCODER, "w") else [f"encoder {ENCODER}"]))
+    missing += [] if exists(ENCODER, "w") else [f"encoder {ENCODER}"]
+    return (*missing, *(f"filter {name}" for name in FILTERS if name not in av.filter.filters_available))
 
 
 def _scan_error(config: CurateConfig) -> str | None:

@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 
 from pipelines import cli, doctor
 from pipelines.config import CurateConfig
-from pipelines.doctor import Finding
+from pipelines.doctor import Finding, facts
 from pipelines.doctor.facts import Question, gather, installed
 from tests.caption_server import CaptionServer, Reply, refused_url
 from tests.pipelines.corpora import WITHOUT_CLIP, WITHOUT_CLIP_OPTION
@@ -31,6 +31,14 @@ def test_facts_of_this_machine():
     assert facts.temporary_error is None
     assert min(facts.cpus, facts.memory_bytes, facts.shared_bytes, facts.temporary_bytes) > 0
     assert facts.model_digests == {"text_area": ""}
+
+
+def test_missing_codecs_and_filters_are_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(facts, "DECODERS", ("h264", "no_decoder"))
+    monkeypatch.setattr(facts, "ENCODER", "no_encoder")
+    monkeypatch.setattr(facts, "FILTERS", ("bwdif", "no_filter"))
+    missing = ("decoder no_decoder", "encoder no_encoder", "filter no_filter")
+    assert gather(Question(config=WITHOUT_CLIP)).missing_codecs == missing
 
 
 def test_a_child_that_cannot_scan_is_a_fact():

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from svd.model import Model, ModelConfig
 from svd.unet import UNet
 from tests.svd.networks import randomise
 from training.batch import Batch
+from training.contents import Contents
 from training.distributed import join, leave
 from training.estimate import estimate
 from training.loop import Hooks, run_loop
@@ -103,13 +105,35 @@ def random_batch(stage: Stage) -> Batch:
     )
 
 
+@dataclass(frozen=True)
+class Batches:
+    """A loader of these batches alone; the loop is never resumed."""
+
+    batches: Iterable[Batch]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+    def contents(self) -> Contents:
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def skip(self, samples: int) -> None:
+        raise NotImplementedError
+
+
 def our_loop(stage: Stage, unet: UNet, device: str, batches: Iterable[Batch], hooks: Hooks | None = None) -> None:
     """Run our loop on a copy of `unet` until the batches end, before its first checkpoint."""
     shapes = ModelConfig.tiny(unet.config).replace(image_encoder=None)
     model = Model(config=shapes, unet=copy.deepcopy(unet), autoencoder=Encoded(shapes.autoencoder).to(device))
     process = join(device)
     with tempfile.TemporaryDirectory() as out, suppress(StopIteration):
-        run_loop(stage, model, batches, Path(out), process, hooks=hooks)  # type: ignore[arg-type]
+        run_loop(stage, model, Batches(batches), Path(out), process, hooks=hooks)
     leave()
 
 
@@ -122,7 +146,7 @@ def difference(stage: Stage, unet: UNet, device: str) -> dict[str, float]:
     """Relative differences of losses and gradient norms of the two loops, in a step with the same draws."""
     batch, records = random_batch(stage), list[Mapping[str, Any]]()
     logged = overlay(stage, {"run": {"log_every": 1, "compile": False}})
-    our_loop(logged, unet, device, iter([batch]), Hooks(on_log=records.append))
+    our_loop(logged, unet, device, [batch], Hooks(on_log=records.append))
     seeds = [seed_of(stage.run.seed, 0, i) for i in range(len(batch))]
     theirs = their_loop(stage, unet, device)(draw(stage.noise.build(), seeds))
     ours = (records[0]["loss"], records[0]["grad_norm"])

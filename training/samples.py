@@ -165,8 +165,15 @@ def _metadata(content: bytes) -> dict[str, Any]:
     for caption in _field(metadata, "captions", list):
         if not isinstance(caption, dict) or not isinstance(caption.get("text"), str | None):
             raise SampleError("bad_field", f"expected a caption with a text or null, got {caption!r:.200}")
-    _field(metadata, "conditioning", dict)
+    metadata["conditioning"] = _by_name(metadata.get("conditioning"))
     return cast("dict[str, Any]", metadata)
+
+
+def _by_name(values: Any) -> dict[str, Any]:
+    """Numbers as an object, or as the list of names and values that clipmill writes."""
+    if isinstance(values, list) and all(isinstance(entry, dict) and "value" in entry for entry in values):
+        return {str(entry.get("name")): entry["value"] for entry in values}
+    return _field({"conditioning": values}, "conditioning", dict)
 
 
 def _conditioning(conditioning: Mapping[str, Any], config: DataConfig) -> tuple[float, float]:
@@ -189,6 +196,8 @@ def _distinct(metadata: Mapping[str, Any]) -> Distinct | None:
     frames = shape["distinct_frames"]
     if not _are_indices(frames):
         raise SampleError("bad_field", f"distinct_frames must be ascending indices or null, got {frames!r:.200}")
+    if len(frames) == shape.get("frames"):
+        return None
     fps = _number(shape, "distinct_fps", 0, 1e6)
     if not fps:
         raise SampleError("missing_field", "expected shape.distinct_fps above 0 in its JSON")

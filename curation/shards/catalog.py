@@ -4,6 +4,7 @@ With it a few clips are read out of terabytes by range, and no tar is opened to 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,8 +12,11 @@ import pyarrow.parquet as pq
 from clipmill import storage
 from clipmill.columns import column
 from clipmill.errors import UserError
+from clipmill.public import public_text
 from clipmill.shard_folder import ShardRecord
-from curation.shards.write import ShardPlan, caption_of
+from curation.dataset.schemas import CLIPS, SOURCES
+from curation.shards.sample import caption_of
+from curation.shards.write import ShardPlan
 
 CATALOG = "clips.parquet"
 
@@ -30,6 +34,9 @@ PLACE = pa.schema(
 )
 """The columns that say where a sample lies; those of the dataset's clip follow."""
 _TEXT = ("txt", "json")
+_NOT_PUBLIC = ("uri", "error", "note")
+_OWN = {*CLIPS.names, *SOURCES.names, "root", "path"}
+"""Columns whose texts are clipmill's own words, or public already."""
 
 
 def catalog(plans: Sequence[ShardPlan], records: Mapping[str, ShardRecord]) -> pa.Table:
@@ -43,7 +50,7 @@ def catalog(plans: Sequence[ShardPlan], records: Mapping[str, ShardRecord]) -> p
         if record.members is None:
             raise ValueError(f"the record of {plan.name} has no byte ranges")
         row_of = {clip_id: row for row, clip_id in enumerate(plan.clips["clip_id"].to_pylist())}
-        clips = plan.clips.take(pa.array([row_of[key] for key in record.members.keys], pa.int64()))
+        clips = _public(plan.clips.take(pa.array([row_of[key] for key in record.members.keys], pa.int64())))
         tables.append(_beside(clips, _places(record, clips)))
     return pa.concat_tables(tables, promote_options="permissive") if tables else PLACE.empty_table()
 
@@ -90,6 +97,26 @@ def _places(record: ShardRecord, clips: pa.Table) -> pa.Table:
             }
         )
     return pa.Table.from_pylist(rows, PLACE)
+
+
+def _public(clips: pa.Table) -> pa.Table:
+    """Without what belongs to the machine that curated: absolute addresses, sentences of errors, paths in texts."""
+    clips = clips.drop_columns([name for name in clips.column_names if name in _NOT_PUBLIC or name.endswith("_error")])
+    for at, name in enumerate(clips.column_names):
+        if name == "metadata" or (name not in _OWN and pa.types.is_string(clips.schema.field(name).type)):
+            values = [_public_value(value) for value in clips[name].to_pylist()]
+            clips = clips.set_column(at, clips.schema.field(name), pa.array(values, clips.schema.field(name).type))
+    if "captions" in clips.column_names:
+        without = [[caption | {"error": None} for caption in row or ()] for row in clips["captions"].to_pylist()]
+        at, field = clips.column_names.index("captions"), clips.schema.field("captions")
+        clips = clips.set_column(at, field, pa.array(without, field.type))
+    return clips
+
+
+def _public_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return public_text(value)
+    return [(name, public_text(text)) for name, text in value] if value is not None else None
 
 
 def _beside(clips: pa.Table, places: pa.Table) -> pa.Table:

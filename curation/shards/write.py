@@ -1,9 +1,8 @@
 """Selected spans -> WebDataset tar files: the division into shards, the writing of one, the check on a rerun.
 
-A sample is `{clip_id}.mp4` (or `.jpg`), `.txt` (the first caption that has text) and `.json` (span, shape, captions,
-conditioning, scores, provenance). Each shard has a small record beside it, `clips-000000.json`, written after it: the
-tar's checksum is known to a rerun from there, and shards can be written on many machines that share nothing but the
-folder.
+A sample is `{clip_id}.mp4` (or `.jpg`), `.txt` (the first caption that has text) and `.json` (see
+`curation.shards.sample`). Each shard has a small record beside it, `clips-000000.json`, written after it: the tar's
+checksum is known to a rerun from there, and shards can be written on many machines that share nothing but the folder.
 """
 
 import hashlib
@@ -13,7 +12,6 @@ import operator
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -22,21 +20,16 @@ from pydantic import Field
 from clipmill import storage
 from clipmill.config import Config
 from clipmill.errors import SourceError, UserError
+from clipmill.public import public_addresses, public_text
 from clipmill.shard_folder import FailedClip, Members, ShardRecord, read_record, write_record
 from clipmill.spool import Spool
-from curation.dataset.schemas import CLIPS, SOURCES
 from curation.inputs.signed import signed_address
-from curation.scores.columns import SCORE_COLUMNS
 from curation.shards.extract import ClipRow, ExtractedClip, ExtractionConfig, Kind, extract_clips
+from curation.shards.sample import caption_of, sample_json
 
 _FOOTAGE_PER_CALL_S = 60.0
 _SPOOL_IN_MEMORY_BYTES = 64 << 20
 _COPY_BYTES = 1 << 20
-
-_SPAN = ("start_pts", "end_pts", "start_s", "end_s", "duration_s", "start_frame")
-_CUTS = ("cut_start_pts", "cut_end_pts", "cut_start_s", "cut_end_s")
-_SCORES = {"motion", *(column.name for columns in SCORE_COLUMNS.values() for column in columns)}
-_NO_SCORES = {*CLIPS.names, *SOURCES.names} - _SCORES
 
 
 class ShardConfig(Config):
@@ -93,7 +86,7 @@ def plan_shards(
     table = clips if isinstance(clips, pa.Table) else pa.Table.from_pylist([dict(clip) for clip in clips])
     if not table.num_rows:
         return []
-    table = _with_all_names(table)
+    table = _with_public_addresses(table)
     ids, sources = table["clip_id"].to_pylist(), table["source_id"].to_pylist()
     if len(set(ids)) < len(ids):
         raise UserError("duplicate clip_id in the rows to shard: check the tables in scores/ for repeated clip_ids")
@@ -130,9 +123,7 @@ def write_shard(
         with TarWriter(summed, encoder=False, mtime=0, user="clipmill", group="clipmill") as tar:
             for row, extracted in _extracted_in_order(plan, config.extraction, run):
                 if isinstance(extracted, SourceError):
-                    failed.append(
-                        FailedClip(clip_id=row["clip_id"], error_kind=extracted.kind, error=extracted.message)
-                    )
+                    failed.append(_failed(row["clip_id"], extracted))
                     continue
                 tar.write(_sample(row, extracted, selection))
                 keys.append(row["clip_id"])
@@ -170,14 +161,14 @@ def check_shard(plan: ShardPlan, folder_url: str, *, read: bool = True) -> Shard
     return ShardCheck(record=None if problem else record, problem=problem)
 
 
-def _with_all_names(table: pa.Table) -> pa.Table:
-    """The rows with the same metadata names in each, null where a source has none of a name."""
-    if "metadata" not in table.column_names:
-        return table
-    values = [dict(row or {}) for row in table["metadata"].to_pylist()]
-    names = sorted({name for row in values for name in row})
-    column = pa.array([[(name, row.get(name)) for name in names] for row in values], SOURCES.field("metadata").type)
-    return table.set_column(table.column_names.index("metadata"), "metadata", column)
+def _with_public_addresses(table: pa.Table) -> pa.Table:
+    """The rows with the columns root and path, which stand for `uri` in the shards."""
+    uris = table["uri"].to_pylist()
+    addresses = public_addresses(uris)
+    table = table.drop_columns([name for name in ("root", "path") if name in table.column_names])
+    for name in ("root", "path"):
+        table = table.append_column(name, pa.array([getattr(addresses[uri], name) for uri in uris], pa.string()))
+    return table
 
 
 def _spread(ids: list[str], sources: list[str], rank: Mapping[str, int], seed: int) -> list[int]:
@@ -264,41 +255,17 @@ class _Spooled:
 
 
 def _sample(row: ClipRow, extracted: ExtractedClip, selection: str) -> dict[str, Any]:
-    captions = row.get("captions") or []
-    metadata = {
-        "clip_id": row["clip_id"],
-        "extraction": row["extraction"],
-        "span": {"time_base": [row["time_base_num"], row["time_base_den"]]} | {key: row[key] for key in _SPAN},
-        "cuts": {key: row[key] for key in _CUTS},
-        "shape": extracted.shape
-        | {
-            key: row[key]
-            for key in ("frames", "fps", "variable_fps", "distinct_fps", "distinct_frames")
-            if extracted.suffix == "mp4"
-        },
-        "captions": captions,
-        "metadata": dict(row.get("metadata") or []),
-        "conditioning": {"fps_id": row["fps_id"], "motion_bucket": row["motion_bucket"]},
-        "scores": {key: value for key, value in row.items() if _is_score(key, value)},
-        "provenance": {
-            "uri": row["uri"],
-            "source_id": row["source_id"],
-            "codec": row["codec"],
-            "selection": selection,
-            "clipmill": version("clipmill"),
-        },
-    }
+    metadata = json.dumps(sample_json(row, extracted, selection), ensure_ascii=False)
     return {
         "__key__": row["clip_id"],
         extracted.suffix: extracted.content,
-        "txt": caption_of(captions).encode(),
-        "json": storage.json_bytes(metadata),
+        "txt": caption_of(row.get("captions")).encode(),
+        "json": metadata.encode(),
     }
 
 
-def caption_of(captions: Sequence[Mapping[str, Any]] | None) -> str:
-    """The first caption that has text; empty if there is none."""
-    return next((caption["text"] for caption in captions or () if caption["text"]), "")
+def _failed(clip_id: str, error: SourceError) -> FailedClip:
+    return FailedClip(clip_id=clip_id, error_kind=error.kind, error=public_text(error.message))
 
 
 def _ranges(clip_id: str, tar: tarfile.TarFile) -> dict[str, tuple[int, int]]:
@@ -312,13 +279,6 @@ def _ranges(clip_id: str, tar: tarfile.TarFile) -> dict[str, tuple[int, int]]:
         ranges[extension] = start, member.size
         end = start - tarfile.BLOCKSIZE  # before its header
     return dict(sorted(ranges.items()))
-
-
-def _is_score(column: str, value: Any) -> bool:
-    if column in _NO_SCORES or column.endswith(("_error", "_error_kind")):
-        return False
-    values = value if isinstance(value, list) and value else [value]
-    return all(isinstance(v, (int, float, str)) and (not isinstance(v, float) or math.isfinite(v)) for v in values)
 
 
 def _problem(folder_url: str, plan: ShardPlan, record: ShardRecord, *, read: bool) -> str | None:

@@ -17,6 +17,7 @@ from curation.shards.catalog import CATALOG, catalog, write_catalog
 from curation.shards.extract import ExtractedClip
 from curation.shards.write import ShardConfig, plan_shards, write_shard
 from pipelines.fetch import fetch
+from tests.curation.shards.rows import SHAPE, clip_row
 
 CLIPS_THERE = 20
 
@@ -25,9 +26,8 @@ def rows() -> list[dict[str, Any]]:
     """Clips of two sources, with captions, scores and licences."""
     return [
         dict.fromkeys(CLIPS.names)
-        | {"clip_id": f"s{i % 2}-{i}-{i + 1}", "source_id": f"s{i % 2}", "uri": f"/s{i % 2}.mp4"}
-        | {"start_pts": i, "end_pts": i + 1, "duration_s": 2.0, "extraction": "remux", "motion": float(i)}
-        | {"time_base_num": 1, "time_base_den": 25, "frames": 50, "fps": 25.0}
+        | clip_row(f"s{i % 2}", i, motion=float(i))
+        | {"clip_id": f"s{i % 2}-{i}-{i + 1}", "duration_s": 2.0}
         | {"captions": [{"source": "list", "text": f"clip {i}", "error_kind": None, "error": None}] if i % 3 else []}
         | {"metadata": [("license", "CC0" if i % 2 else "CC-BY")]}
         for i in range(CLIPS_THERE)
@@ -39,7 +39,7 @@ def content_of(clip_id: str) -> bytes:
 
 
 def extracted(function: Any, uri: str, clips: Any, kind: str, config: Any) -> list[ExtractedClip]:
-    return [ExtractedClip(content=content_of(clip["clip_id"]), suffix="mp4", shape={}) for clip in clips]
+    return [ExtractedClip(content=content_of(clip["clip_id"]), suffix="mp4", shape=SHAPE) for clip in clips]
 
 
 def write_shards(folder: str) -> pa.Table:
@@ -71,7 +71,7 @@ def test_the_catalog_says_where_each_file_of_each_sample_lies(shards: str):
         for file in row["files"]:
             assert tar[file["offset"] : file["offset"] + file["size"]] == sample[file["extension"]]
         assert row["caption"] == sample["txt"].decode()
-        assert row["motion"] == json.loads(sample["json"])["scores"]["motion"]
+        assert {"name": "motion", "value": row["motion"]} in json.loads(sample["json"])["scores"]
 
 
 def test_what_matches_is_written_as_it_is_in_the_shards(shards: str, tmp_path: Path):

@@ -183,6 +183,7 @@ def test_shards_have_the_score_that_counts(dataset: Dataset):
                     file = tar.extractfile(member)
                     assert file is not None
                     sample = json.load(io.TextIOWrapper(file))
-                    assert not [name for name in sample["scores"] if "@" in name]
-                    seen[sample["clip_id"]] = sample["scores"]["luma"]
+                    scores = {entry["name"]: entry["value"] for entry in sample["scores"]}
+                    assert not [name for name in scores if "@" in name]
+                    seen[sample["clip_id"]] = scores["luma"]
     assert seen == pytest.approx(luma)

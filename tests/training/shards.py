@@ -66,8 +66,9 @@ def _rotated(mp4: bytes, rotation: int) -> bytes:
 
 def about(**changes: Any) -> dict[str, Any]:
     """A sample's JSON as `curation.shards.write` writes it, as far as training reads it; None takes a key away."""
-    captions = [{"source": "coca", "text": "a bar code", "error": None}]
-    fields = {"captions": captions, "conditioning": {"fps_id": 23, "motion_bucket": 100}} | changes
+    captions = [{"source": "coca", "text": "a bar code", "error_kind": ""}]
+    conditioning = [{"name": "fps_id", "value": 23.0}, {"name": "motion_bucket", "value": 100.0}]
+    fields = {"captions": captions, "conditioning": conditioning} | changes
     return {key: value for key, value in fields.items() if value is not None}
 
 

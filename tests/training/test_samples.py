@@ -73,6 +73,11 @@ def test_motion_and_elevation_are_those_of_the_clip_or_the_defaults() -> None:
 
     assert conditioning(motion_bucket=7, elevation=-30) == (7, -30)
     assert conditioning() == (40, 0)
+    as_list = [{"name": "motion_bucket", "value": 7.0}, {"name": "elevation", "value": -30.0}]
+    for entries, expected in ((as_list, (7, -30)), ([{"name": "", "value": 0.0}], (40, 0))):
+        content = json.dumps({"captions": [], "conditioning": entries}).encode()
+        sample = read_sample("a", {"json": content, "jpg": PICTURE}, config, seed=0)
+        assert (sample.motion_bucket, sample.elevation) == expected
 
 
 def test_what_is_no_json_is_told() -> None:
@@ -353,8 +358,10 @@ def test_repeated_pictures_of_a_clip_are_left_out() -> None:
         assert sample.frames_TCHW is not None
         bright = [bool(frame.float().mean() > 120) for frame in sample.frames_TCHW]
         assert all(a != b for a, b in itertools.pairwise(bright))
-    plain = read_sample("a", files | {"json": json.dumps(about()).encode()}, config, seed=0)
-    assert plain.fps == pytest.approx(24)
+    without_repeats = {"frames": 24, "distinct_fps": 24.0, "distinct_frames": list(range(24))}
+    for changes in ({}, {"shape": without_repeats}):
+        plain = read_sample("a", files | {"json": json.dumps(about(**changes)).encode()}, config, seed=0)
+        assert plain.fps == pytest.approx(24)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 from clipmill.errors import SourceError, UserError
 from clipmill.shard_folder import FailedClip, write_index
-from curation.dataset.schemas import SOURCES
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import ScanConfig, scan
 from curation.shards.extract import ExtractionConfig
@@ -32,7 +31,6 @@ from tests.media import panning, write_video
 
 OPTIONS = {"preset": "veryfast", "crf": "20", "g": "12", "sc_threshold": "0"}
 CONFIG = ShardConfig(clips_per_shard=4)
-METADATA = SOURCES.field("metadata")
 
 
 def row(source: str, clip: int) -> dict[str, Any]:
@@ -41,6 +39,10 @@ def row(source: str, clip: int) -> dict[str, Any]:
 
 def rows_of(clips_per_source: dict[str, int]) -> list[dict[str, Any]]:
     return [row(source, clip) for source, clips in clips_per_source.items() for clip in range(clips)]
+
+
+def by_name(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    return {entry["name"]: entry["value"] for entry in entries}
 
 
 def ids(plans: list[ShardPlan]) -> list[list[str]]:
@@ -105,21 +107,6 @@ def test_no_shard_holds_one_source_only_where_there_are_many() -> None:
     assert all(len(set(plan.clips["source_id"].to_pylist())) > 1 for plan in plans)
 
 
-def test_metadata_has_the_same_names_in_every_sample() -> None:
-    metadata = [{"license": "CC0"}, None, {"author": "Zoë"}]
-    rows = [row("a", i) | {"metadata": values} for i, values in enumerate(metadata)]
-    table = pa.Table.from_pylist(rows, pa.schema([*((n, pa.string()) for n in rows[0] if n != "metadata"), METADATA]))
-    (plan,) = plan_shards(table, kind="clips")
-    given = {r["clip_id"]: dict(r["metadata"]) for r in plan.clips.to_pylist()}
-    assert given == {
-        "a-0-1": {"author": None, "license": "CC0"},
-        "a-1-2": {"author": None, "license": None},
-        "a-2-3": {"author": "Zoë", "license": None},
-    }
-    (without,) = plan_shards(rows_of({"a": 2}), kind="clips")
-    assert "metadata" not in without.clips.column_names
-
-
 def test_a_clip_that_comes_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="duplicate clip_id"):
         plan_shards([row("a", 1), row("a", 1)], kind="clips")
@@ -159,14 +146,14 @@ def test_the_json_says_where_a_sample_comes_from(tmp_path: Path, clips: list[dic
         clip["frames"],
     )
     assert metadata["captions"] == [
-        {"source": "list", "text": "a grey texture", "error_kind": None, "error": None},
-        {"source": "list", "text": "etwas Graues", "error_kind": None, "error": None},
+        {"source": "list", "text": "a grey texture", "error_kind": ""},
+        {"source": "list", "text": "etwas Graues", "error_kind": ""},
     ]
-    assert metadata["conditioning"] == {"fps_id": 23, "motion_bucket": clip["motion_bucket"]}
-    assert metadata["scores"] == {"motion": clip["motion"], "text_area": 0.25, "aesthetic": 5.5}
+    assert by_name(metadata["conditioning"]) == {"fps_id": 23, "motion_bucket": clip["motion_bucket"]}
+    assert by_name(metadata["scores"]) == {"motion": clip["motion"], "text_area": 0.25, "aesthetic": 5.5}
     provenance = metadata["provenance"]
-    assert (provenance["uri"], provenance["source_id"]) == (clip["uri"], clip["source_id"])
-    assert (provenance["selection"], provenance["codec"]) == ("s", "h264")
+    assert (provenance["root"], provenance["path"]) == ("local", Path(clip["uri"]).name)
+    assert (provenance["source_id"], provenance["selection"], provenance["codec"]) == (clip["source_id"], "s", "h264")
 
 
 def test_image_shards_hold_one_picture_per_clip(tmp_path: Path, clips: list[dict[str, Any]]) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clipmill.config import Config
     from clipmill.errors import RunStopped, SourceError, UserError
     from clipmill.pipeline import Frames, Resources
+    from curation.captioners.base import Captioner, GeneratedCaption
     from curation.dataset.tables import Dataset
     from curation.dedup.duplicates import DuplicatesConfig, DuplicatesResult, find_duplicates
     from curation.scores.base import ClipView, Scorer
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from curation.selection.saved import Selection
     from curation.shards.write import ShardConfig
     from pipelines.cache_latents import LatentCache, cache_latents
+    from pipelines.caption import CaptionResult, caption
     from pipelines.config import CurateConfig
     from pipelines.curate import CurateResult, curate
+    from pipelines.embed import embed_images, embed_texts
     from pipelines.export import export
     from pipelines.fetch import FetchRun, fetch
     from pipelines.inspect import Inspection, inspect
@@ -41,6 +44,12 @@ if TYPE_CHECKING:
     __version__: str
 
 _MODULES = {
+    "CaptionResult": "pipelines.caption",
+    "Captioner": "curation.captioners.base",
+    "GeneratedCaption": "curation.captioners.base",
+    "caption": "pipelines.caption",
+    "embed_images": "pipelines.embed",
+    "embed_texts": "pipelines.embed",
     "ClipView": "curation.scores.base",
     "Config": "clipmill.config",
     "CurateConfig": "pipelines.config",
@@ -87,6 +96,8 @@ _MODULES = {
 """Public name -> the module that defines it."""
 
 __all__ = [
+    "CaptionResult",
+    "Captioner",
     "ClipView",
     "Config",
     "CurateConfig",
@@ -96,6 +107,7 @@ __all__ = [
     "DuplicatesResult",
     "FetchRun",
     "Frames",
+    "GeneratedCaption",
     "Inspection",
     "LatentCache",
     "Resources",
@@ -116,8 +128,11 @@ __all__ = [
     "WrittenReport",
     "__version__",
     "cache_latents",
+    "caption",
     "column",
     "curate",
+    "embed_images",
+    "embed_texts",
     "export",
     "fetch",
     "find_duplicates",

@@ -29,6 +29,7 @@ MAY_CHANGE = frozenset({
     # Endpoint location and retry policy.
     *(f"captioners.{name}.{key}" for name in ("video", "merged") for key in (
         "base_url", "api_key_env", "timeout_s", "retries", "max_in_flight", "give_up_after", "pause_s",
+        "price_per_million_prompt_tokens", "price_per_million_completion_tokens",
     )),
 })  # fmt: skip
 """Settings that may change when a run is resumed, when latents or shards are added to a folder, or when a dataset

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from clipmill.errors import UserError
-from pipelines import cli_doctor, cli_model, cli_score
+from pipelines import cli_caption, cli_doctor, cli_model, cli_score
 from pipelines.cli_shared import (
     CAPTIONS_FAILED,
     EXIT_CODES,
@@ -83,9 +83,6 @@ def curate(
     retry_rejected: Annotated[
         bool, typer.Option("--retry-rejected", help="Retry sources that an earlier run rejected.")
     ] = False,
-    retry_captions: Annotated[
-        bool, typer.Option("--retry-captions", help="Re-caption sources whose captions failed.")
-    ] = False,
     take_over: TakeOver = False,
     address: Address = None,
     num_cpus: NumCpus = None,
@@ -95,7 +92,6 @@ def curate(
     Rerun the same command to resume: only missing work is done. A video that cannot be used becomes a row with the
     reason in the sources table; the run continues.
     """
-    from curation.captioners import CAPTIONERS
     from pipelines import render
     from pipelines.curate import curate as run
     from pipelines.report import report_at_end
@@ -107,7 +103,6 @@ def curate(
         config=settings,
         limit=limit,
         retry_rejected=retry_rejected,
-        retry_captions=retry_captions,
         take_over=take_over,
         address=address,
         num_cpus=num_cpus,
@@ -116,12 +111,12 @@ def curate(
     report_at_end(out)
     if not result.status.clips:
         _nothing_came_out("no clips were produced; see the reasons above")
-    failed = {name: count for name, count in result.status.captions_failed.items() if name in CAPTIONERS}
+    failed = {each.captioner: each.failed for each in result.status.captions if each.counted and each.failed}
     if failed:
         counts = ", ".join(f"{count:,} of {name}" for name, count in failed.items())
         complain(
             f"captions failed: {counts}. The clips were written without them; each failed caption has its error. Fix "
-            "the cause, then rerun the same command with --retry-captions."
+            f"the cause, then run `clipmill caption {out} --captioner NAME --retry-failed` with the same --config."
         )
         raise typer.Exit(CAPTIONS_FAILED)
 
@@ -400,6 +395,7 @@ def inspect(
 
 app.add_typer(cli_doctor.app)
 app.add_typer(cli_score.app)
+app.add_typer(cli_caption.app)
 app.add_typer(cli_model.app)
 
 

@@ -11,14 +11,14 @@ from clipmill.errors import SourceError
 from clipmill.pipeline import Frames, Need
 from curation.dataset.schemas import CLIPS
 from curation.inputs.caption import Caption
-from curation.scores.base import ClipView, Embeddings
+from curation.scores.base import ClipView, Embeddings, needs_clip
 from curation.scores.pictures import Pictures
 from curation.video.resize import Image
 
+GENERATED = "generated_captions"
+"""Of a row: captions of captioners, like those of the column `captions`, which came with the video."""
 Jpegs = tuple[bytes, ...]
 """First, middle and last picture of a clip; none if there are none."""
-
-_CAPTIONING: tuple[Need, ...] = ("thumbnails", "captions", "embeddings")
 
 
 class ClipBatch:
@@ -51,15 +51,15 @@ class ClipBatch:
             batch.embeddings = self.embeddings[some]
             yield batch
 
-    def views(self, needs: Sequence[Need] = _CAPTIONING) -> list[ClipView | SourceError]:
-        """What is needed of each clip, or why that is not there. By default what captioners need."""
+    def views(self, needs: Sequence[Need]) -> list[ClipView | SourceError]:
+        """What is needed of each clip, or why that is not there."""
         return [self._view(i, needs) for i in range(len(self.rows))]
 
     def _view(self, i: int, needs: Sequence[Need]) -> ClipView | SourceError:
         for need in needs:
             if (i, need) in self.unread:
                 return self.unread[i, need]
-        if "previews" in needs and not self.previews[i]:
+        if "previews" in needs and not self.preview(i):
             return SourceError("missing", "the dataset has no pictures of the clip")
         row = self.rows[i]
         frames = [self.footage[need][i] for need in needs if isinstance(need, Frames)]
@@ -67,16 +67,27 @@ class ClipBatch:
             thumbnails=self._thumbnails[i] if "thumbnails" in needs else (),
             previews=Pictures(self.previews[i] if "previews" in needs else ()),
             captions=_captions(row) if "captions" in needs else (),
-            embeddings=self.embeddings[i] if "embeddings" in needs else None,
+            embeddings=self.embeddings[i] if needs_clip(needs) else None,
             frames=frames[0].images() if frames else (),
             frame_times_s=tuple(frames[0].times_s) if frames else (),
             file=self.footage["file"][i] if "file" in needs else b"",
             columns={str(need): row.get(str(need)) for need in needs if need in CLIPS.names and need != "captions"},
         )
 
+    def preview(self, i: int) -> Jpegs:
+        """The small pictures of a clip: those of the dataset, or made from its thumbnails."""
+        self.previews[i] = self.previews[i] or tuple(map(_smaller, self.thumbnails[i]))
+        return self.previews[i]
+
     @cached_property
     def _thumbnails(self) -> list[tuple[Image, ...]]:
         return [tuple(map(decode_jpeg, jpegs)) for jpegs in self.thumbnails]
+
+
+def _smaller(jpeg: bytes) -> bytes:
+    """Half the size."""
+    small = decode_jpeg(jpeg, cv2.IMREAD_REDUCED_COLOR_2)
+    return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1])
 
 
 def decode_jpeg(jpeg: bytes, flags: int = cv2.IMREAD_COLOR) -> Any:
@@ -87,4 +98,5 @@ def decode_jpeg(jpeg: bytes, flags: int = cv2.IMREAD_COLOR) -> Any:
 
 
 def _captions(row: Mapping[str, Any]) -> tuple[Caption, ...]:
-    return tuple(Caption(**caption) for caption in row["captions"])
+    """Those that came with the video, then those of captioners."""
+    return tuple(Caption(**caption) for caption in (*row["captions"], *row.get(GENERATED, ())))

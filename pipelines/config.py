@@ -7,6 +7,7 @@ from pydantic import Field, JsonValue, field_validator
 
 from clipmill.config import Config, known_name
 from clipmill.resume import deciding
+from curation.captioners import CAPTIONERS
 from curation.captioners.coca import CocaConfig
 from curation.captioners.endpoint import MergedConfig, VideoConfig
 from curation.dedup.duplicates import DuplicatesConfig
@@ -19,14 +20,23 @@ from curation.scores.text import TextConfig
 
 
 class CaptionersConfig(Config):
-    """Captioners to run, in this order. Each one with settings runs; `coca: {}` uses the defaults."""
+    """Captioners to run, in this order. Each one with settings runs; `coca: {}` uses the defaults. `clipmill caption`
+    takes the settings of its captioner from here, too."""
 
     coca: CocaConfig | None = None
     """CoCa on the middle frame. null disables it."""
     video: VideoConfig | None = None
-    """A video captioner behind an OpenAI-compatible endpoint, which receives the three thumbnails. null disables it."""
+    """A video captioner behind an OpenAI-compatible endpoint, which receives frames or the clip. null disables it."""
     merged: MergedConfig | None = None
     """A language model behind an OpenAI-compatible endpoint, which merges the other two captions. null disables it."""
+    others: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
+    """Further captioners, by the name of an installed plug-in or by address (`module:Class`, `path/file.py:Class`),
+    each with its settings. They run last."""
+
+    def asked(self) -> dict[str, Config | dict[str, JsonValue]]:
+        """Name or address -> settings, in the order in which they run."""
+        own = {name: getattr(self, name) for name in CAPTIONERS}
+        return {name: settings for name, settings in (own | self.others).items() if settings is not None}
 
 
 class CurateConfig(Config):
@@ -62,7 +72,7 @@ class CurateConfig(Config):
         """The settings that determine the rows of a dataset: without those that may change (`clipmill.resume`) and file
         locations."""
         values = deciding(self.model_dump(mode="json"))
-        captioners = values["captioners"] = {k: v for k, v in values["captioners"].items() if v is not None}
+        captioners = values["captioners"] = {k: v for k, v in values["captioners"].items() if v}
         for section, key in (
             (values["clip_embedder"], "model"),
             (values["clip_embedder"], "pretrained"),

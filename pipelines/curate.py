@@ -17,14 +17,11 @@ from clipmill.addresses import redacted
 from clipmill.errors import UserError
 from clipmill.pipeline import Stage
 from clipmill.resume import check_same
-from curation.captioners import CAPTIONERS
-from curation.dataset.failed_captions import sources_with_failed_captions
 from curation.dataset.score_versions import score_schema, table_of
 from curation.dataset.tables import Dataset
-from curation.dataset.uncommit import finish_uncommit, uncommit
 from curation.dedup.duplicates import DuplicatesResult, find_duplicates
 from curation.inputs.sources import InputsConfig, Source, list_sources
-from curation.scores.columns import SCORE_COLUMNS
+from curation.scores.columns import CAPTIONS, SCORE_COLUMNS
 from pipelines.cluster import connected
 from pipelines.config import CurateConfig
 from pipelines.counting import counted_on
@@ -66,10 +63,6 @@ class _Plan:
     todo: list[Source]
     rejected: set[str] = field(default_factory=set)
     """Source ids that were rejected before and are retried."""
-    uncaptioned: dict[str, set[str]] = field(default_factory=dict)
-    """Part -> its sources to re-caption."""
-    captions_left: int = 0
-    """Sources with failed captions that are not among the inputs."""
 
 
 def curate(
@@ -79,7 +72,6 @@ def curate(
     config: CurateConfig | None = None,
     limit: int | None = None,
     retry_rejected: bool = False,
-    retry_captions: bool = False,
     take_over: bool = False,
     address: str | None = None,
     num_cpus: int | None = None,
@@ -88,26 +80,20 @@ def curate(
     """Curate videos into the dataset folder `out`; rerunning does only what is missing.
 
     `inputs` as in `curation.inputs.list_sources`, at most `limit` of them; `address` of a Ray cluster, or `num_cpus` of
-    a local one. `retry_rejected` retries sources that an earlier run rejected (a limit that was too low);
-    `retry_captions` those whose captions failed; unreadable ones are always retried. `take_over` stops a live run that
-    owns `out`. The near-duplicate search runs last. Raises UserError: no usable input, a different configuration, `out`
-    not writable or in use;
-    RunStopped: disk full, another run took over.
+    a local one. `retry_rejected` retries sources that an earlier run rejected (a limit that was too low); unreadable
+    ones are always retried. `take_over` stops a live run that owns `out`. The near-duplicate search runs last. Raises
+    UserError: no usable input, a different configuration, `out` not writable or in use; RunStopped: disk full, another
+    run took over.
     """
     config, started_s = config or CurateConfig(), time.monotonic()
     dataset = Dataset(out)
     with Reporter("curate", unit="sources", quiet=quiet) as report:
         report.waiting("listing the inputs")
         sources = _listed(inputs, config.inputs, limit, quiet=quiet)
-        planned = partial(_plan, sources, dataset, retry_rejected=retry_rejected, retry_captions=retry_captions)
+        planned = partial(_plan, sources, dataset, retry_rejected=retry_rejected)
         if dataset.exists():
             dataset.create_or_open(config.described())
         plan, done_now = planned(), 0
-        if plan.captions_left:
-            note(
-                f"captions of {plan.captions_left:,} other sources also failed. They are not among the inputs (files "
-                "replaced or removed?) and are left unchanged."
-            )
         if plan.todo:
             if not take_over:
                 refuse_if_running(dataset.url)
@@ -150,15 +136,14 @@ def _do(
     report.waiting("loading the models")
     # Before the dataset is created, so that an invalid request leaves nothing behind.
     asked = asked_models(config)
-    check_all_names(dataset, [spec() for spec in asked.scorers])
+    check_all_names(dataset, [spec() for spec in (*asked.captioners, *asked.scorers)])
     checked = check_models(asked)
     check(_stages(config, checked, dataset, Fence(url=dataset.url, run="")), _GIVEN)
     dataset.create_or_open(config.described())
     _check_models_are_the_same(dataset, checked)
     with owned(dataset.url, take_over=take_over) as fence:
         plan = planned()  # again, now that this run owns the folder: another run may have committed parts since
-        _prepare(dataset, plan, checked, config)
-        scores = _score_tables(dataset, config, checked)
+        scores = _prepare(dataset, plan, checked, config)
         done = _run(plan.todo, dataset, config, fence, checked, report, scores)
         dataset.remove_unfinished()
     return done
@@ -173,7 +158,7 @@ def _check_usable(sources: Sequence[Source], dataset: Dataset, summary: Status) 
         raise UserError(f"no usable input: all {len(ids)} sources were rejected ({kinds}); see {dataset.url}")
 
 
-def _plan(sources: Sequence[Source], dataset: Dataset, *, retry_rejected: bool, retry_captions: bool) -> _Plan:
+def _plan(sources: Sequence[Source], dataset: Dataset, *, retry_rejected: bool) -> _Plan:
     """What is missing, given what is committed. Read-only: another run may own the dataset."""
     if not dataset.exists():
         return _Plan(todo=list(sources))
@@ -183,27 +168,22 @@ def _plan(sources: Sequence[Source], dataset: Dataset, *, retry_rejected: bool, 
     listed = {source.source_id for source in sources if source.error is None}
     rejected = {i for i in listed if before.get(i) == "unreadable"}
     rejected |= {i for i in ids if retry_rejected and before.get(i, "ok") != "ok"}
-    failed = sources_with_failed_captions(dataset, list(CAPTIONERS)) if retry_captions else {}
-    uncaptioned = {part: asked for part, those in failed.items() if (asked := those & ids)}
-    anew = rejected.union(*uncaptioned.values())
     return _Plan(
-        todo=[source for source in sources if source.source_id not in before or source.source_id in anew],
+        todo=[source for source in sources if source.source_id not in before or source.source_id in rejected],
         rejected=rejected,
-        uncaptioned=uncaptioned,
-        captions_left=sum(len(those - ids) for those in failed.values()),
     )
 
 
-def _prepare(dataset: Dataset, plan: _Plan, checked: CheckedModels, config: CurateConfig) -> None:
-    """Prepare the dataset for this run, which owns it."""
-    _keep_models(dataset, checked, config)
-    finish_uncommit(dataset)
-    uncommit(dataset, plan.uncaptioned)
+def _prepare(dataset: Dataset, plan: _Plan, checked: CheckedModels, config: CurateConfig) -> list[ScoreTable]:
+    """Prepare the dataset for this run, which owns it; returns the tables of captioners and further scores."""
+    tables, captions = _score_tables(dataset, config, checked)
+    _keep_models(dataset, checked, config, captions)
     dataset.remove_unfinished()
     if plan.rejected:
         dataset.forget_rejected(plan.rejected)
     for notice in checked.notices:
         note(notice)
+    return tables
 
 
 def _run(
@@ -243,24 +223,31 @@ def _stages(
     ]
 
 
-def _score_tables(dataset: Dataset, config: CurateConfig, checked: CheckedModels) -> list[ScoreTable]:
-    """Record the versions of the plug-ins' scores that this run, which owns the dataset, writes."""
-    tables = []
-    for spec in asked_models(config).scorers:
+def _score_tables(
+    dataset: Dataset, config: CurateConfig, checked: CheckedModels
+) -> tuple[list[ScoreTable], dict[str, int]]:
+    """Record the versions of captioners and plug-ins' scores that this run, which owns the dataset, writes; returns
+    their tables, and captioner -> version."""
+    tables: list[ScoreTable] = []
+    captions: dict[str, int] = {}
+    asked = asked_models(config)
+    for spec in (*asked.captioners, *asked.scorers):
         scorer = spec()
         if scorer.name in SCORE_COLUMNS:
             continue
-        version, _ = version_of_run(dataset, spec, scorer, checked)
-        record_version(dataset, scorer.name, version, finished=True)
+        version, _ = version_of_run(dataset, spec, scorer, checked, captions)
+        record_version(dataset, scorer.root, version, finished=True)
+        if scorer.folder == CAPTIONS:
+            captions = captions | {scorer.name: version.version}
         tables.append(
             ScoreTable(
-                table=table_of(scorer.name, version.version),
-                schema=score_schema(scorer.name, scorer.columns),
+                table=table_of(scorer.root, version.version),
+                schema=score_schema(scorer.name, scorer.columns, sees_captions="captions" in scorer.needs),
                 version=version.version,
                 weights_digest=digest_of(scorer, checked),
             )
         )
-    return tables
+    return tables, captions
 
 
 def _part_size(todo: Sequence[Source]) -> int:
@@ -288,11 +275,11 @@ def _check_models_are_the_same(dataset: Dataset, checked: CheckedModels) -> None
     check_same(dataset.url, {"weights": before}, {"weights": checked.digests})
 
 
-def _keep_models(dataset: Dataset, checked: CheckedModels, config: CurateConfig) -> None:
-    """Record which weights score this dataset."""
+def _keep_models(dataset: Dataset, checked: CheckedModels, config: CurateConfig, captions: dict[str, int]) -> None:
+    """Record which weights, and versions of which captions, score this dataset."""
     if not models_of(dataset):
         duplicates = config.duplicates and config.duplicates.model_dump(mode="json")
-        _write_models(dataset, checked.recorded() | {"duplicates": duplicates})
+        _write_models(dataset, checked.recorded() | {"duplicates": duplicates, "captions": captions})
 
 
 def _write_models(dataset: Dataset, content: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from curation.shards.frames import read_frames, read_thumbnails
 from curation.video.decode import Limits
 from pipelines.clip_batch import ClipBatch
 
-FOOTAGE_COLUMNS = tuple(name for name in SCAN_COLUMNS if name != "captions")
+FOOTAGE_COLUMNS = tuple(name for name in SCAN_COLUMNS if name != "source_captions")
 """Columns of a clip by which its footage is found."""
 _ASPECT = 9 / 16
 _BATCH_BYTES = 64 << 20
@@ -31,10 +31,10 @@ def is_footage(need: Need) -> bool:
     return isinstance(need, Frames) or need == "file"
 
 
-def clips_at_once(needs: Sequence[Need]) -> int:
-    """How many clips to read at a time, so that what is needed of them takes some 64 MB."""
+def clips_at_once(needs: Sequence[Need], at_least: int = 1) -> int:
+    """How many clips to read at a time, so that what is needed of them takes some 64 MB, or as many as `at_least`."""
     sizes = [_bytes_per_clip(need) for need in needs if is_footage(need)]
-    return max(1, min(_CLIPS_AT_MOST, _BATCH_BYTES // max(1, sum(sizes))))
+    return max(at_least, min(_CLIPS_AT_MOST, _BATCH_BYTES // max(1, sum(sizes))))
 
 
 def _bytes_per_clip(need: Need) -> int:

@@ -11,6 +11,7 @@ from clipmill.pipeline import loaded
 from curation.dataset.schemas import SIGNAL_COLUMNS
 from curation.inputs.sources import list_sources
 from curation.scan.isolation import Isolated
+from pipelines.clip_batch import GENERATED
 from pipelines.config import CurateConfig
 from pipelines.model_specs import asked_models, load_models
 from pipelines.parts import scan_safely
@@ -93,10 +94,16 @@ def inspect(inputs: Sequence[str], config: CurateConfig | None = None, *, quiet:
                 source=row,
                 transitions=transitions,
                 refused_cuts=refused_cuts,
-                clips=[{name: value for name, value in clip.items() if name != "embedding"} for clip in scanned.clips],
+                clips=[_clip(clip) for clip in scanned.clips],
                 error_kind=row.pop("error_kind"),
                 error=row.pop("error"),
             )
+
+
+def _clip(row: Mapping[str, Any]) -> dict[str, Any]:
+    """With all captions in one list."""
+    captions = [*row["captions"], *row.get(GENERATED, ())]
+    return {name: value for name, value in row.items() if name not in ("embedding", GENERATED)} | {"captions": captions}
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from typing import Any, cast
 from clipmill.config import Config
 from clipmill.errors import UserError
 from clipmill.pipeline import Resources
-from curation.captioners import CAPTIONERS
+from curation.captioners import Captioner, captioner_spec
 from curation.captioners.endpoint import EndpointCaptioner
-from curation.scores.base import Captioner, Scorer
+from curation.scores.base import Scorer, needs_clip
 from curation.scores.clip_embedder import ClipEmbedder, ClipEmbedderConfig
 from curation.scores.registry import SCORERS, ScorerSpec, scorer_spec
 from pipelines.config import CurateConfig
@@ -23,7 +23,7 @@ Spec = tuple[Callable[..., Any], Config | None]
 class AskedModels:
     """The models of a run, not loaded. Can be sent to any node."""
 
-    captioners: tuple[tuple[Callable[..., Captioner], Config], ...] = ()
+    captioners: tuple[ScorerSpec, ...] = ()
     clip: ClipEmbedderConfig | None = None
     """None if no score needs it."""
     scorers: tuple[ScorerSpec, ...] = ()
@@ -31,7 +31,8 @@ class AskedModels:
     def specs(self) -> list[Spec]:
         """Of all of them."""
         clip: list[Spec] = [(ClipEmbedder, self.clip)] if self.clip else []
-        return [*self.captioners, *clip, *((scorer, None) for scorer in self.scorers)]
+        plugins: list[Spec] = [(spec, None) for spec in (*self.captioners, *self.scorers)]
+        return [*plugins, *clip]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Models:
     @property
     def resources(self) -> dict[str, Resources]:
         """Name -> resources of a worker, now that the weights are known."""
-        models: list[Captioner | ClipEmbedder | Scorer] = [*self.captioners, *self.scorers]
+        models: list[ClipEmbedder | Scorer] = [*self.captioners, *self.scorers]
         if self.clip:
             models.append(self.clip)
         return {model.name: model.resources for model in models}
@@ -58,9 +59,8 @@ class Models:
 
 def asked_models(config: CurateConfig) -> AskedModels:
     """Those of a curation run. Raises UserError for a plug-in that is not there, or for its settings."""
-    captioners = ((kind, getattr(config.captioners, name)) for name, kind in CAPTIONERS.items())
     asked = AskedModels(
-        captioners=tuple((kind, settings) for kind, settings in captioners if settings is not None),
+        captioners=tuple(asked_captioner(name, config) for name in config.captioners.asked()),
         scorers=(
             *(asked_scorer(name, config) for name in SCORERS if name not in config.without),
             *(asked_scorer(name, config) for name in config.scorers),
@@ -81,6 +81,16 @@ def asked_scorer(scorer: str, config: CurateConfig) -> ScorerSpec:
     return scorer_spec(scorer, config.scorers.get(scorer))
 
 
+def model_of_captioner(captioner: str, config: CurateConfig) -> AskedModels:
+    """A captioner by name or address. It runs like a scorer. Raises UserError."""
+    return _with_clip(AskedModels(scorers=(asked_captioner(captioner, config),)), config)
+
+
+def asked_captioner(captioner: str, config: CurateConfig) -> ScorerSpec:
+    """A captioner with the settings that a configuration has for it. Raises UserError."""
+    return captioner_spec(captioner, config.captioners.asked().get(captioner))
+
+
 def load_models(asked: AskedModels, device: str = "cpu") -> Models:
     """Load them all.
 
@@ -88,7 +98,7 @@ def load_models(asked: AskedModels, device: str = "cpu") -> Models:
     not match.
     """
     models = Models(
-        captioners=tuple(load_model(*spec, device) for spec in asked.captioners),
+        captioners=tuple(load_model(spec, None, device) for spec in asked.captioners),
         clip=load_model(ClipEmbedder, asked.clip, device) if asked.clip else None,
         scorers=tuple(load_model(spec, None, device) for spec in asked.scorers),
     )
@@ -140,5 +150,5 @@ def _load_and_digest(kind: Callable[..., Any], settings: Config | None) -> str:
 
 
 def _with_clip(asked: AskedModels, config: CurateConfig) -> AskedModels:
-    needed = any("embeddings" in spec().needs for spec in asked.scorers)
+    needed = any(needs_clip(spec().needs) for spec in asked.scorers)
     return replace(asked, clip=config.clip_embedder) if needed else asked

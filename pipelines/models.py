@@ -5,7 +5,7 @@ from typing import Any
 
 from clipmill.errors import UserError
 from clipmill.pipeline import Resources
-from curation.scores.base import Captioner, Scorer
+from curation.scores.base import Scorer
 from pipelines.model_specs import AskedModels, forget_models, load_models
 
 
@@ -65,7 +65,7 @@ def _check(asked: AskedModels) -> CheckedModels | str:
     finally:
         forget_models()  # this worker may never run a stage of them
     weights = models.clip.weights if models.clip else None
-    with_weights: list[Captioner | Scorer] = [*models.captioners, *models.scorers]
+    with_weights: list[Scorer] = [*models.captioners, *models.scorers]
     return CheckedModels(
         clip=weights.name if weights else None,
         clip_bytes=weights.size_bytes if weights else 0,

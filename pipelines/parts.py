@@ -1,7 +1,7 @@
 """First and last stages of curation: scan a source in a child process, and write a part of the tables."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from clipmill.pipeline import Resources, Stage
 from curation.dataset.schemas import CLIPS, PREVIEWS, SCAN_COLUMNS, SOURCES
 from curation.dataset.score_versions import stamped
 from curation.dataset.tables import Dataset, part_name
+from curation.inputs.caption import Caption
 from curation.inputs.sources import Source
 from curation.scan.isolation import Isolated
 from curation.scan.one_pass import Scan, rejected, rejected_row, scan
@@ -58,7 +59,7 @@ def scan_stage(config: CurateConfig, counter: Any = None) -> Stage:
     return Stage(
         name="scan",
         needs=("source",),
-        gives=(*SCAN_COLUMNS, "thumbnails"),
+        gives=(*SCAN_COLUMNS, "captions", "thumbnails", "previews"),  # made from thumbnails
         load=partial(_load_scan, config, counter),
     )
 
@@ -126,6 +127,7 @@ def _child(limits: Limits) -> Isolated:
     return Isolated(limits)
 
 
+_CAPTION = tuple(field.name for field in fields(Caption))
 _UNWRITABLE = (pa.ArrowException, OverflowError, ValueError, TypeError)
 """Errors of Arrow and Parquet for values that do not fit a column: too many bytes, number out of range."""
 
@@ -142,6 +144,7 @@ def _write(dataset: Dataset, scans: Sequence[Scan], fence: Fence, scores: Sequen
 
 def _tables(scans: Sequence[Scan], scores: Sequence[ScoreTable]) -> dict[str, pa.Table]:
     """In the order in which they are written."""
+    scans = [_with_captions_once(scan) for scan in scans]
     clips = [clip for scan in scans for clip in scan.clips]
     previews = [
         dict(zip(PREVIEWS.names, (clip["clip_id"], *(jpegs or (None, None, None))), strict=True))
@@ -154,6 +157,21 @@ def _tables(scans: Sequence[Scan], scores: Sequence[ScoreTable]) -> dict[str, pa
         "clips": pa.Table.from_pylist(clips, CLIPS),
         "sources": pa.Table.from_pylist([scan.source for scan in scans], SOURCES),
     }
+
+
+def _with_captions_once(scan: Scan) -> Scan:
+    """The captions that came with the video in the row of the source, each once; their positions in those of clips."""
+    numbers: dict[tuple[Any, ...], int] = {}
+    clips = [
+        clip | {"source_captions": [numbers.setdefault(_values(c), len(numbers)) for c in clip["captions"]]}
+        for clip in scan.clips
+    ]
+    captions = [dict(zip(_CAPTION, values, strict=True)) for values in numbers]
+    return replace(scan, source=scan.source | {"captions": captions}, clips=clips)
+
+
+def _values(caption: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(map(caption.get, _CAPTION))
 
 
 def _writable(scan: Scan, scores: Sequence[ScoreTable]) -> Scan:

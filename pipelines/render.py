@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clipmill.errors import ERROR_KINDS
+from curation.dataset.caption_counts import CaptionCount
 from curation.dedup.duplicates import DuplicatesResult
 from curation.scores.columns import SCORE_COLUMNS
 from curation.selection.difference import Difference
@@ -256,7 +257,26 @@ def print_rejected(console: Console, status: Status) -> None:
 
 
 def _caption_rows(status: Status) -> list[tuple[str, Any, str]]:
-    return [(f"  {name} captions", count, "failed; see their error") for name, count in status.captions_failed.items()]
+    captioners = {each.captioner for each in status.captions}
+    rows: list[tuple[str, Any, str]] = [
+        (f"captions {each.captioner}@{each.version}", each.clips, _captions(each, status.clips))
+        for each in status.captions
+    ]
+    failed = {name: count for name, count in status.captions_failed.items() if name not in captioners}
+    return [*rows, *((f"  {name} captions", count, "failed; see their error") for name, count in failed.items())]
+
+
+def _captions(count: CaptionCount, clips: int) -> str:
+    said = [] if count.counted else ["an older version"]
+    said += [f"{count.failed:,} failed; see {count.captioner}_error"] if count.failed else []
+    said += [f"{clips - count.clips:,} clips not captioned"] if count.clips < clips else []
+    said += [spent(count.tokens, count.price)] if count.tokens else []
+    return "; ".join(said)
+
+
+def spent(tokens: int, price: float | None) -> str:
+    """Tokens and what they cost."""
+    return f"{tokens:,} tokens" + ("" if price is None else f", price {price:,.2f}")
 
 
 def _speed(status: Status) -> str:
@@ -338,6 +358,8 @@ def print_shards(console: Console, run: ShardRun) -> None:
         ("bytes", None, size(totals["bytes"])),
         ("seconds", None, f"{run.wall_s:.1f} s"),
     ]
+    if totals["uncaptioned"]:
+        rows.append(("  no caption", totals["uncaptioned"], "samples with an empty .txt; `clipmill caption` adds some"))
     rows += [
         (f"  {kind}", count, f"not written: {error}") for (kind, error), count in _lost(run.index).most_common(_REASONS)
     ]

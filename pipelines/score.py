@@ -1,4 +1,5 @@
-"""`clipmill score`: add a scorer's columns to clips that are there, streamed through Ray Data.
+"""`clipmill score`: add a scorer's columns to clips that are there, streamed through Ray Data. `clipmill caption` is
+the same with a captioner.
 
     clips without a score -> read what the scorer needs -> score -> one part of a table after another
 
@@ -12,11 +13,12 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from clipmill.pipeline import Stage
-from curation.dataset.missing_scores import clips_without
+from curation.dataset.missing_scores import clips_are_outdated, clips_without
 from curation.dataset.score_versions import RecordedVersion, score_schema, table_of
 from curation.dataset.tables import Dataset
 from curation.scan.one_pass import ScanConfig
 from curation.scores.base import Scorer
+from curation.scores.columns import CAPTIONS
 from curation.selection.saved import load_selection, selected_ids
 from pipelines.cluster import connected, stopped_by_errors
 from pipelines.config import CurateConfig
@@ -28,6 +30,7 @@ from pipelines.models import CheckedModels, check_models
 from pipelines.progress import Reporter, note
 from pipelines.score_parts import PartWriter
 from pipelines.score_stages import Piece, needs_of, score_stages
+from pipelines.status import models_of
 from pipelines.versions import check_all_names, digest_of, in_clips, record_version, source_digest, version_of_run
 
 _GIVEN = ("piece",)
@@ -45,6 +48,7 @@ class ScoreResult:
     scored_now: int
     failed_now: int
     """Clips whose scoring failed; each has its error."""
+    dataset_clips: int
     uncovered: int
     """Clips of the dataset without a row in this version: they count as unscored."""
     changes: tuple[str, ...] = ()
@@ -62,10 +66,22 @@ class _Job:
     models: CheckedModels
     schema: pa.Schema
     scan: ScanConfig
+    captions: dict[str, int]
+    """Captioner -> version of its captions, if the scorer needs captions."""
+    stored_embeddings: bool
+    """Whether the dataset's embeddings serve."""
 
     def stages(self) -> list[Stage]:
         """The graph of a run."""
-        return score_stages(self.dataset, self.asked, self.schema, self.scan, self.models.resources)
+        return score_stages(
+            self.dataset,
+            self.asked,
+            self.schema,
+            self.scan,
+            self.models.resources,
+            captions=self.captions,
+            stored_embeddings=self.stored_embeddings,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,23 +119,59 @@ def score(
     scoring failed. `dry_run` writes nothing. Raises UserError: an unknown scorer or selection, names that are taken,
     missing weights, a dataset in use; RunStopped.
     """
-    config, started_s = config or CurateConfig(), time.monotonic()
-    opened = Dataset(dataset).open()
-    asked = models_of_scorer(scorer, config)
-    made = asked.scorers[0]()
+    config = config or CurateConfig()
+    return add_scores(
+        dataset,
+        models_of_scorer(scorer, config),
+        selection=selection,
+        config=config,
+        retry_failed=retry_failed,
+        take_over=take_over,
+        dry_run=dry_run,
+        address=address,
+        num_cpus=num_cpus,
+        quiet=quiet,
+    )
+
+
+def add_scores(
+    dataset: str,
+    asked: AskedModels,
+    *,
+    selection: str | None,
+    config: CurateConfig,
+    retry_failed: bool,
+    take_over: bool,
+    dry_run: bool,
+    address: str | None,
+    num_cpus: int | None,
+    quiet: bool,
+) -> ScoreResult:
+    """`score` of the one scorer in `asked`, which may be a captioner."""
+    opened, made, started_s = Dataset(dataset).open(), asked.scorers[0](), time.monotonic()
     check_all_names(opened, [made])
     if selection is not None:
         load_selection(opened, selection)
     failed = 0
-    with Reporter("score", unit="clips", quiet=quiet) as report:
+    with Reporter("caption" if made.folder == CAPTIONS else "score", unit="clips", quiet=quiet) as report:
         if not take_over:
             refuse_if_running(opened.url)
         report.connecting(address)
         with connected(address, num_cpus=num_cpus):
             report.waiting("loading the models")
-            schema, models = score_schema(made.name, made.columns), check_models(asked)
+            schema = score_schema(made.name, made.columns, sees_captions="captions" in made.needs)
+            models = check_models(asked)
             scan = config.scan.replace(thumbnail_long_side_px=_thumbnail_size(opened))
-            job = _Job(dataset=opened, asked=asked, scorer=made, models=models, schema=schema, scan=scan)
+            job = _Job(
+                dataset=opened,
+                asked=asked,
+                scorer=made,
+                models=models,
+                schema=schema,
+                scan=scan,
+                captions=_captions_for(opened, made),
+                stored_embeddings=_embeddings_serve(opened, made, models),
+            )
             check(job.stages(), _GIVEN)
             for notice in models.notices:
                 note(notice)
@@ -141,6 +193,7 @@ def score(
         scored_before=plan.clips - plan.missing,
         scored_now=plan.missing - failed,
         failed_now=failed,
+        dataset_clips=clips_without(opened, made.root, plan.version.version)[0],
         uncovered=_uncovered(job, plan, dry_run=dry_run),
         changes=plan.changes,
         wall_s=time.monotonic() - started_s,
@@ -148,13 +201,24 @@ def score(
 
 
 def _plan(job: _Job, selection: str | None, *, retry_failed: bool) -> _Plan:
-    version, changes = version_of_run(job.dataset, job.asked.scorers[0], job.scorer, job.models)
+    sees_captions = "captions" in job.scorer.needs
+    outdated = sees_captions and in_clips(job.dataset, job.scorer, 1) and clips_are_outdated(job.dataset)
+    spec = job.asked.scorers[0]
+    version, changes = version_of_run(job.dataset, spec, job.scorer, job.models, job.captions, without_clips=outdated)
     selected = selected_ids(job.dataset, selection) if selection is not None else None
-    name, number = job.scorer.name, version.version
-    clips, missing = clips_without(job.dataset, name, number, selected, or_failed=retry_failed)
+    clips, missing = clips_without(
+        job.dataset,
+        job.scorer.root,
+        version.version,
+        selected,
+        or_failed=retry_failed,
+        sees_captions=sees_captions,
+    )
     if in_clips(job.dataset, job.scorer, version.version):
         missing = {}
-    clips_per_piece = clips_at_once(needs_of(job.asked))
+    clips_per_piece = clips_at_once(
+        needs_of(job.asked, stored_embeddings=job.stored_embeddings), job.scorer.clips_at_least
+    )
     pieces = [
         Piece(part=part, rows=rows[start : start + clips_per_piece])
         for part, rows in missing.items()
@@ -166,8 +230,23 @@ def _plan(job: _Job, selection: str | None, *, retry_failed: bool) -> _Plan:
 def _uncovered(job: _Job, plan: _Plan, *, dry_run: bool) -> int:
     if dry_run or in_clips(job.dataset, job.scorer, plan.version.version):
         return 0
-    _, missing = clips_without(job.dataset, job.scorer.name, plan.version.version)
+    _, missing = clips_without(job.dataset, job.scorer.root, plan.version.version)
     return sum(map(len, missing.values()))
+
+
+def _embeddings_serve(dataset: Dataset, scorer: Scorer, models: CheckedModels) -> bool:
+    """Whether a scorer can do with the embeddings of the dataset: it needs no other, and they are of the same model."""
+    of_dataset = (models_of(dataset).get("digests") or {}).get("clip")
+    needs_no_others = "mean_embedding" in scorer.needs and "embeddings" not in scorer.needs
+    return needs_no_others and of_dataset is not None and of_dataset == models.digests.get("clip")
+
+
+def _captions_for(dataset: Dataset, scorer: Scorer) -> dict[str, int]:
+    """Captioner -> version of the captions that a scorer or another captioner sees."""
+    if "captions" not in scorer.needs:
+        return {}
+    others = dataset.counted_captions().items()
+    return {name: version for name, version in others if f"{CAPTIONS}/{name}" != scorer.root}
 
 
 def _note_changed_source(job: _Job, version: RecordedVersion) -> None:
@@ -187,17 +266,17 @@ def _thumbnail_size(dataset: Dataset) -> int:
 
 def _run(job: _Job, plan: _Plan, fence: Fence, report: Reporter) -> int:
     """Score the pieces; returns the number of clips whose scoring failed."""
-    name, version, failed = job.scorer.name, plan.version, 0
+    root, version, failed = job.scorer.root, plan.version, 0
     if in_clips(job.dataset, job.scorer, version.version):
         return 0
-    record_version(job.dataset, name, version)
+    record_version(job.dataset, root, version)
     if plan.pieces:
         report.begin(plan.missing)
-        digest, table = digest_of(job.scorer, job.models), table_of(name, version.version)
+        digest, table = digest_of(job.scorer, job.models), table_of(root, version.version)
         with stopped_by_errors(), PartWriter(job.dataset, table, fence, plan.pieces) as writer:
             for scored in run(job.stages(), plan.pieces, _GIVEN):
                 writer.add(scored, version=version.version, weights_digest=digest)
                 report.advance(scored.table.num_rows)
             failed = writer.finish()
-    record_version(job.dataset, name, version, finished=True)
+    record_version(job.dataset, root, version, finished=True)
     return failed

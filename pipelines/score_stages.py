@@ -1,8 +1,9 @@
-"""Stages of `clipmill score`: pieces of a dataset -> their pictures -> their scores."""
+"""Stages of `clipmill score` and `caption`: pieces of a dataset -> their pictures -> their scores or captions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -11,16 +12,20 @@ from numpy.typing import NDArray
 
 from clipmill.pipeline import Need, Resources, Stage
 from curation.dataset.schemas import CLIPS, PREVIEWS
+from curation.dataset.score_versions import table_of
 from curation.dataset.tables import Dataset
 from curation.scan.one_pass import ScanConfig
 from curation.scores.clip_embedder import ClipEmbedder
+from curation.scores.columns import CAPTIONS
 from curation.scores.registry import ScorerSpec
-from pipelines.clip_batch import ClipBatch, Jpegs
+from pipelines.clip_batch import GENERATED, ClipBatch, Jpegs
 from pipelines.footage import FOOTAGE_COLUMNS, is_footage, read_footage, remake_thumbnails
 from pipelines.model_specs import AskedModels, make_model
-from pipelines.scoring import load_embed, load_score
+from pipelines.scoring import generated_caption, load_embed, load_embed_captions, load_score
 
 _IDENTITY = ("clip_id", "source_id", "uri")
+_STORED = ("captions", "embedding", "embedding_norm", "embedding_error")
+"""What is read of clips instead of pictures where the dataset has their embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,20 +51,26 @@ def score_stages(
     schema: pa.Schema,
     scan: ScanConfig,
     resources: Mapping[str, Resources] | None = None,
+    captions: Mapping[str, int] = MappingProxyType({}),
+    stored_embeddings: bool = False,
 ) -> list[Stage]:
     """Read, embed if the scorer needs that, score. `asked` has one scorer, whose table has the columns `schema`.
 
-    `scan`: limits on reading sources, and the size of thumbnails.
+    `scan`: limits on reading sources, and the size of thumbnails. `captions`: captioner -> version of those to read.
+    `stored_embeddings`: the dataset has the clips' embeddings, of the same model, and only captions are embedded.
     """
     (spec,) = asked.scorers
-    scorer, needs = spec(), needs_of(asked)
-    read = Stage(name="read", needs=("piece",), gives=_readable(needs), load=partial(_load_read, dataset, needs, scan))
+    scorer, needs = spec(), needs_of(asked, stored_embeddings=stored_embeddings)
+    read = Stage(
+        name="read", needs=("piece",), gives=_readable(needs), load=partial(_load_read, dataset, needs, scan, captions)
+    )
     stages = [read]
     if asked.clip:
         model = make_model(ClipEmbedder, asked.clip)
         takes = (resources or {}).get(model.name, model.resources)
-        load = partial(_load_each, partial(load_embed, asked.clip))
-        stages.append(Stage(name=model.name, needs=model.needs, gives=model.gives, load=load, resources=takes))
+        load = partial(_load_each, partial(load_embed_captions if stored_embeddings else load_embed, asked.clip))
+        embed_needs, gives = (_STORED, ("mean_embedding",)) if stored_embeddings else (model.needs, model.gives)
+        stages.append(Stage(name=model.name, needs=embed_needs, gives=gives, load=load, resources=takes))
     takes = (resources or {}).get(scorer.name, scorer.resources)
     return [
         *stages,
@@ -73,35 +84,60 @@ def score_stages(
     ]
 
 
-def needs_of(asked: AskedModels) -> tuple[Need, ...]:
+def needs_of(asked: AskedModels, *, stored_embeddings: bool) -> tuple[Need, ...]:
     """What is read of a clip: the needs of the scorer, and of CLIP if it runs."""
     (spec,) = asked.scorers
-    return tuple(dict.fromkeys((*spec().needs, *(ClipEmbedder.needs if asked.clip else ()))))
+    of_clip = _STORED if stored_embeddings else ClipEmbedder.needs
+    return tuple(dict.fromkeys((*spec().needs, *(of_clip if asked.clip else ()))))
 
 
 def _readable(needs: Sequence[Need]) -> tuple[Need, ...]:
     """The needs that a dataset meets."""
-    return tuple(n for n in needs if n in ("previews", "thumbnails") or n in CLIPS.names or is_footage(n))
+    return tuple(n for n in needs if n in ("previews", "thumbnails", "captions") or n in CLIPS.names or is_footage(n))
 
 
 def _load_read(
-    dataset: Dataset, needs: Sequence[Need], scan: ScanConfig, device: str
+    dataset: Dataset, needs: Sequence[Need], scan: ScanConfig, captions: Mapping[str, int], device: str
 ) -> Callable[[list[Piece]], list[ClipBatch]]:
-    return lambda pieces: [read_piece(dataset, piece, needs, scan) for piece in pieces]
+    return lambda pieces: [read_piece(dataset, piece, needs, scan, captions) for piece in pieces]
 
 
-def read_piece(dataset: Dataset, piece: Piece, needs: Sequence[Need], scan: ScanConfig) -> ClipBatch:
+def read_piece(
+    dataset: Dataset, piece: Piece, needs: Sequence[Need], scan: ScanConfig, captions: Mapping[str, int]
+) -> ClipBatch:
     """The rows of some clips and what is needed of them. Raises UserError if a file of the dataset is damaged."""
     decodes = "thumbnails" in needs or any(map(is_footage, needs))
     named = (need for need in needs if isinstance(need, str) and need in CLIPS.names)
-    columns = dict.fromkeys((*_IDENTITY, *named, *(FOOTAGE_COLUMNS if decodes else ())))
+    captions_of = ("source_captions",) if "captions" in needs else ()
+    columns = dict.fromkeys((*_IDENTITY, *named, *captions_of, *(FOOTAGE_COLUMNS if decodes else ())))
     rows = dataset.read_part("clips", piece.part, list(columns), piece.rows).to_pylist()
     previews = _previews(dataset, piece, [row["clip_id"] for row in rows]) if "previews" in needs else []
+    if "captions" in needs:
+        _add_captions(dataset, piece.part, rows, captions)
     batch = ClipBatch(rows, previews=previews, part=piece.part)
     if "thumbnails" in needs:
         remake_thumbnails(batch, scan.thumbnail_long_side_px, scan.limits)
     read_footage(batch, needs, scan.limits)
     return batch
+
+
+def _add_captions(dataset: Dataset, part: str, rows: list[dict[str, Any]], captions: Mapping[str, int]) -> None:
+    """Add to rows of the clips table the captions that came with their sources, and those of captioners in the order of
+    `captions`."""
+    sources = dataset.read_part("sources", part, ["source_id", "captions"]).to_pylist()
+    of_source = {source["source_id"]: source["captions"] or [] for source in sources}
+    for row in rows:
+        row["captions"] = [of_source[row["source_id"]][i] for i in row.pop("source_captions") or ()]
+        row[GENERATED] = []
+    for captioner, version in captions.items():
+        try:
+            table = dataset.read_part(table_of(f"{CAPTIONS}/{captioner}", version), part)
+        except FileNotFoundError:
+            continue
+        of_clip = {row["clip_id"]: row for row in table.to_pylist()}
+        for row in rows:
+            if row["clip_id"] in of_clip:
+                row[GENERATED].append(generated_caption(captioner, of_clip[row["clip_id"]]))
 
 
 def _previews(dataset: Dataset, piece: Piece, clip_ids: Sequence[str]) -> list[Jpegs]:

@@ -5,23 +5,22 @@ They process the three thumbnails of each clip from the scan, several dozen clip
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
-
-import cv2
 
 from clipmill.config import Config
 from clipmill.errors import SourceError
 from clipmill.pipeline import Need, Resources, Stage
+from curation.captioners import Captioner
 from curation.scan.one_pass import Scan
-from curation.scores.base import Captioner, ClipView, Embeddings, Scorer
-from curation.scores.clip_embedder import ClipEmbedder, ClipEmbedderConfig, embedding_columns
+from curation.scores.base import ClipView, Embeddings, Scorer, needs_clip
+from curation.scores.clip_embedder import ClipEmbedder, ClipEmbedderConfig, embedding_columns, stored_mean
 from curation.scores.columns import LEFT_OUT, SCORE_COLUMNS
 from curation.scores.registry import ScorerSpec
 from curation.scores.rows import failed_row, score_columns, score_rows
 from curation.video.decode import Limits
-from pipelines.clip_batch import ClipBatch, decode_jpeg
+from pipelines.clip_batch import GENERATED, ClipBatch
 from pipelines.config import CurateConfig
 from pipelines.footage import clips_at_once, is_footage, read_footage
 from pipelines.model_specs import AskedModels, asked_models, load_model, make_model
@@ -31,6 +30,7 @@ _CLIPS_AT_ONCE = 64
 SOURCES_PER_BATCH = 4
 """Number of sources whose clips a worker captions and scores at a time."""
 _NOTHING = Resources(num_cpus=0)
+_CAPTION = {"text": "caption", "error_kind": "error_kind", "error": "error"}
 Loading = Callable[[str], Callable[[ClipBatch], None]]
 """Takes the device, loads a model, and returns its work on some clips."""
 
@@ -49,21 +49,21 @@ def clip_stages(config: CurateConfig, resources: Mapping[str, Resources] | None 
             needs=tuple(need for need in model.needs if not is_footage(need)),
             gives=_gives(model),
             load=load,
-            resources=replace(takes, num_cpus=0) if "embeddings" in model.needs else takes,
+            resources=replace(takes, num_cpus=0) if needs_clip(model.needs) else takes,
         )
 
     asked = asked_models(config)
-    captioners = [stage(partial(_load_work, _caption, *spec), *spec) for spec in asked.captioners]
+    limits = config.scan.limits
+    captioners = [stage(partial(_load_caption, spec, limits), spec, None) for spec in asked.captioners]
     embedder = [stage(partial(load_embed, asked.clip), ClipEmbedder, asked.clip)] if asked.clip else []
-    scorers = [stage(partial(_load_score, spec, config.scan.limits), spec, None) for spec in asked.scorers]
+    scorers = [stage(partial(_load_score, spec, limits), spec, None) for spec in asked.scorers]
     # Embeddings do not leave the worker that makes them: scorers that need them come first, and run there.
-    scorers.sort(key=lambda scorer: ("previews" in scorer.needs, "embeddings" not in scorer.needs))
-    on_thumbnails = [scorer for scorer in scorers if "previews" not in scorer.needs]
+    scorers.sort(key=lambda scorer: not needs_clip(scorer.needs))
     previews = _on_clips(
         "previews", needs=("thumbnails",), gives=("previews",), load=_load_previews, resources=_NOTHING
     )
     left_out = _left_out(config, asked)
-    return [*captioners, *embedder, *on_thumbnails, *left_out, previews, *scorers[len(on_thumbnails) :]]
+    return [*captioners, *embedder, *scorers, *left_out, previews]
 
 
 def divide_clips(scans: Sequence[Scan]) -> Iterator[ClipBatch]:
@@ -105,8 +105,8 @@ def _left_out(config: CurateConfig, asked: AskedModels) -> list[Stage]:
     """The stage that marks skipped scores as skipped; none if no score is skipped."""
     columns: dict[str, str | None] = {}
     if not asked.clip:
-        columns |= {"embedding": None, "embedding_error": "left out: no score of this run needs it"}
-        columns |= {"embedding_error_kind": LEFT_OUT}
+        columns |= {"embedding": None, "embedding_norm": None}
+        columns |= {"embedding_error": "left out: no score of this run needs it", "embedding_error_kind": LEFT_OUT}
     for name in config.without:
         columns |= {column.name: None for column in SCORE_COLUMNS[name]}
         columns |= {f"{name}_error": f"left out: --without {name}", f"{name}_error_kind": LEFT_OUT}
@@ -116,15 +116,21 @@ def _left_out(config: CurateConfig, asked: AskedModels) -> list[Stage]:
     return [_on_clips("left_out", needs=(), gives=tuple(columns), load=load, resources=_NOTHING)]
 
 
-def _gives(model: Captioner | ClipEmbedder | Scorer) -> tuple[str, ...]:
+def _gives(model: ClipEmbedder | Scorer) -> tuple[str, ...]:
     if isinstance(model, ClipEmbedder):
         return model.gives
-    return score_columns(model) if isinstance(model, Scorer) else ("captions",)
+    seen = [f"{model.name}_captions_seen"] if "captions" in model.needs else []
+    return (*score_columns(model), *seen, *(["captions"] if isinstance(model, Captioner) else []))
 
 
 def load_embed(settings: ClipEmbedderConfig, device: str) -> Callable[[ClipBatch], None]:
     """Load CLIP; the function that is returned embeds clips in place."""
     return _load_work(_embed, ClipEmbedder, settings, device)
+
+
+def load_embed_captions(settings: ClipEmbedderConfig, device: str) -> Callable[[ClipBatch], None]:
+    """Load CLIP; the function that is returned embeds captions, and takes the clips' own embeddings from their rows."""
+    return _load_work(_embed_captions, ClipEmbedder, settings, device)
 
 
 def load_score(spec: ScorerSpec, device: str) -> Callable[[ClipBatch], None]:
@@ -144,11 +150,22 @@ def _load_work(
     return partial(work, load_model(kind, settings, device))
 
 
-def _caption(captioner: Captioner, clips: ClipBatch) -> None:
-    """Run captioners in order; later ones see the captions of earlier ones."""
-    views = [view for view in clips.views() if isinstance(view, ClipView)]
-    for row, caption in zip(clips.rows, captioner.caption(views), strict=True):
-        row["captions"].append(asdict(caption))
+def _load_caption(spec: ScorerSpec, limits: Limits, device: str) -> Callable[[ClipBatch], None]:
+    """As `_load_score`; later captioners, CLIP and scorers see the captions of earlier ones."""
+    name, score = spec().name, _load_score(spec, limits, device)
+
+    def caption(clips: ClipBatch) -> None:
+        score(clips)
+        for row in clips.rows:
+            row.setdefault(GENERATED, []).append(generated_caption(name, row))
+
+    return caption
+
+
+def generated_caption(captioner: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A caption, as in the column `captions`, from a row with the captioner's columns."""
+    values = {key: row[f"{captioner}_{name}"] for key, name in _CAPTION.items()}
+    return {"source": captioner, **values}
 
 
 def _embed(model: ClipEmbedder, clips: ClipBatch) -> None:
@@ -158,6 +175,16 @@ def _embed(model: ClipEmbedder, clips: ClipBatch) -> None:
         embeddings = next(embedded) if isinstance(view, ClipView) else Embeddings(error=_reason(view))
         clips.embeddings[i] = embeddings
         row.update(embedding_columns(embeddings))
+
+
+def _embed_captions(model: ClipEmbedder, clips: ClipBatch) -> None:
+    captions = model.embed_captions([view.captions for view in clips.views(["captions"]) if isinstance(view, ClipView)])
+    for i, (row, captions_CD) in enumerate(zip(clips.rows, captions, strict=True)):
+        if row["embedding"] is None or row["embedding_norm"] is None:
+            clips.embeddings[i] = Embeddings(error=row["embedding_error"] or "the dataset has none of the clip")
+            continue
+        mean_D = stored_mean(row["embedding"], row["embedding_norm"])
+        clips.embeddings[i] = Embeddings(mean_D=mean_D, captions_CD=captions_CD)
 
 
 def _embedded(model: ClipEmbedder, views: Sequence[ClipView]) -> list[Embeddings]:
@@ -174,11 +201,15 @@ def _score(scorer: Scorer, clips: ClipBatch) -> None:
     scored = iter(score_rows(scorer, [view for view in views if isinstance(view, ClipView)]))
     for row, view in zip(clips.rows, views, strict=True):
         row.update(next(scored) if isinstance(view, ClipView) else failed_row(scorer, _reason(view)))
+        if "captions" in scorer.needs:
+            captions = (*row["captions"], *row.get(GENERATED, ()))
+            seen = sum(caption["text"] is not None and caption["source"] != scorer.name for caption in captions)
+            row[f"{scorer.name}_captions_seen"] = seen
 
 
 def _score_footage(limits: Limits, scorer: Scorer, clips: ClipBatch) -> None:
     """Score clips whose footage is read first, as many at a time as fit into memory."""
-    for some in clips.divided(clips_at_once(scorer.needs)):
+    for some in clips.divided(clips_at_once(scorer.needs, scorer.clips_at_least)):
         read_footage(some, scorer.needs, limits)
         _score(scorer, some)
 
@@ -201,10 +232,5 @@ def _load_previews(device: str) -> Callable[[ClipBatch], None]:
 
 
 def _shrink(clips: ClipBatch) -> None:
-    """Halve the thumbnails for previews: no later stage needs the large ones."""
-    clips.previews = clips.thumbnails = [tuple(map(_preview, jpegs)) for jpegs in clips.thumbnails]
-
-
-def _preview(jpeg: bytes) -> bytes:
-    small = decode_jpeg(jpeg, cv2.IMREAD_REDUCED_COLOR_2)
-    return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1])
+    """Keep the previews instead of the thumbnails. No later stage needs the large ones."""
+    clips.thumbnails = [clips.preview(i) for i in range(len(clips.rows))]

@@ -17,7 +17,8 @@ from clipmill.formats import SHARDS
 from clipmill.pipeline import Stage
 from clipmill.resume import deciding
 from clipmill.shard_folder import FailedClip, ShardRecord, read_index, remove_index, write_index
-from curation.dataset.joined import joined_columns, listed_columns
+from curation.dataset.joined import COMPUTED, joined_columns, listed_columns
+from curation.dataset.joined_captions import is_bookkeeping
 from curation.dataset.schemas import SIGNAL_COLUMNS, SOURCES
 from curation.dataset.tables import Dataset
 from curation.scan.isolation import Isolated
@@ -32,7 +33,7 @@ from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.progress import Reporter
 
 _NOT_OF_THE_CLIP = {
-    *("scan_cpu_s", "score_cpu_s", "transitions", "refused_cuts", "note", "embedding", "text_boxes"),
+    *("scan_cpu_s", "score_cpu_s", "transitions", "refused_cuts", "note", "embedding", "text_boxes", "source_captions"),
     *SIGNAL_COLUMNS,
 }
 """Columns of the joined view that are not stored in shards; timings would make equal shards differ."""
@@ -121,8 +122,10 @@ def _selected(data: Dataset, selection: str) -> tuple[pa.Table, list[FailedClip]
     with data.connect() as connection:
         columns = [
             name
-            for name, (view, *_) in listed_columns(joined_columns(connection)).items()
-            if name not in _NOT_OF_THE_CLIP and (view != "sources" or name in SOURCES.names)
+            for name, (view, original, _) in listed_columns(joined_columns(connection)).items()
+            if name not in _NOT_OF_THE_CLIP
+            and (view != "sources" or name in SOURCES.names or (view, original) in COMPUTED)
+            and not is_bookkeeping(view, original)
         ]
     batches = list(selected_clips(data, selection, columns))
     chosen = selected_ids(data, selection)["clip_id"].to_pylist()

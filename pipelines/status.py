@@ -8,7 +8,7 @@ import duckdb
 from clipmill import storage
 from clipmill.formats import SHARDS
 from clipmill.shard_folder import read_index
-from curation.dataset.failed_captions import count_failed_captions
+from curation.dataset.caption_counts import CaptionCount, caption_counts, count_failed_captions
 from curation.dataset.score_counts import VersionCount, commonest_reason, unscored_clips, version_counts
 from curation.dataset.tables import Dataset
 from curation.dataset.totals import source_totals
@@ -64,8 +64,11 @@ class Status:
     """Scores that were skipped (`--without`)."""
     versions: tuple[VersionCount, ...] = ()
     """Of scores with a version outside the clips table."""
+    captions: tuple[CaptionCount, ...] = ()
+    """Of captioners."""
     captions_failed: dict[str, int] = field(default_factory=dict)
-    """Caption source -> number of failed captions."""
+    """Caption source -> number of failed captions: those that came with the videos, and of captioners the version that
+    counts."""
     notices: tuple[str, ...] = ()
     """Notices about the models that scored the dataset."""
     rejected_sources: tuple[Rejected, ...] = ()
@@ -87,6 +90,7 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
         totals = source_totals(connection)
         extractions = _counts(connection, "SELECT extraction::VARCHAR, count(*) FROM clips GROUP BY 1 ORDER BY 1")
         unscored, versions = unscored_clips(connection), version_counts(connection)
+        captions = caption_counts(connection)
         scored_later = {count.scorer for count in versions}
         return Status(
             dataset=dataset.url,
@@ -106,7 +110,9 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
             },
             versions=versions,
             left_out=tuple(str(name) for name in config.get("without") or () if name not in scored_later),
-            captions_failed=count_failed_captions(dataset),
+            captions=captions,
+            captions_failed=count_failed_captions(dataset)
+            | {each.captioner: each.failed for each in captions if each.counted and each.failed},
             notices=tuple(map(str, models_of(dataset).get("notices") or ())),
             rejected_sources=_rejected_sources(connection, list_rejected),
             marks=dataset_marks(dataset).counts(),
@@ -121,7 +127,7 @@ def models_of(dataset: Dataset) -> dict[str, Any]:
 
 
 def _checked_models(values: dict[str, Any]) -> dict[str, Any]:
-    for key, kind in {"notices": list, "duplicates": dict, "digests": dict, "scorers": dict}.items():
+    for key, kind in {"notices": list, "duplicates": dict, "digests": dict, "scorers": dict, "captions": dict}.items():
         if not isinstance(values.get(key), kind | None):
             raise TypeError(f"expected {key} to be of type {kind.__name__}, got {type(values[key]).__name__}")
     return values

@@ -11,24 +11,33 @@ from typing import Any
 from curation.dataset.score_names import check_names
 from curation.dataset.score_versions import RecordedVersion, ScoreVersion, scores_of_clips
 from curation.dataset.tables import Dataset
-from curation.scores.base import Scorer
+from curation.scores.base import Scorer, needs_clip
+from curation.scores.columns import SCORES
 from curation.scores.registry import ScorerSpec
 from pipelines.models import CheckedModels
 from pipelines.status import models_of
 
 
 def version_of_run(
-    dataset: Dataset, spec: ScorerSpec, scorer: Scorer, models: CheckedModels
+    dataset: Dataset,
+    spec: ScorerSpec,
+    scorer: Scorer,
+    models: CheckedModels,
+    captions: Mapping[str, int],
+    *,
+    without_clips: bool = False,
 ) -> tuple[RecordedVersion, tuple[str, ...]]:
     """The version that a run with this scorer writes, and what it has otherwise than the one before if it is new.
+    `captions`: captioner -> version, of those that a scorer sees that needs captions. `without_clips`: the columns of
+    the clips table are out of date.
 
     A new one is not recorded yet. Version 1 of a score of clipmill may be the clips table: see `in_clips`.
     """
-    made_with = _made_with(scorer, spec.values(), models.digests)
+    made_with = _made_with(scorer, spec.values(), models.digests, captions)
     of_clips = _version_of_clips(dataset, scorer)
-    known = [*([of_clips] if of_clips else []), *dataset.begun_versions(scorer.name)]
+    known = [*([of_clips] if of_clips else []), *dataset.begun_versions(scorer.root)]
     for each in known:
-        if each.made_with == made_with:
+        if each.made_with == made_with and not (each is of_clips and without_clips):
             return each, ()
     version = RecordedVersion(
         version=max((each.version for each in known), default=0) + 1,
@@ -37,7 +46,9 @@ def version_of_run(
         source_sha256=source_digest(spec),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return version, tuple(known[-1].made_with.differences(made_with)) if known else ()
+    if not known:
+        return version, ()
+    return version, tuple(known[-1].made_with.differences(made_with)) or ("captions: some came later",)
 
 
 def source_digest(spec: ScorerSpec) -> str | None:
@@ -48,29 +59,30 @@ def source_digest(spec: ScorerSpec) -> str | None:
 
 def in_clips(dataset: Dataset, scorer: Scorer, version: int) -> bool:
     """Whether the rows of a version are columns of the clips table."""
-    return version == 1 and scorer.name in scores_of_clips(dataset.description())
+    return version == 1 and scorer.folder == SCORES and scorer.name in scores_of_clips(dataset.description())
 
 
-def record_version(dataset: Dataset, scorer: str, version: RecordedVersion, *, finished: bool = False) -> None:
+def record_version(dataset: Dataset, root: str, version: RecordedVersion, *, finished: bool = False) -> None:
     """Add a version to the record, or mark it as finished. Call it only when this run owns the dataset."""
-    recorded = dataset.recorded_versions(scorer)
+    recorded = dataset.recorded_versions(root)
     version = replace(version, finished=version.finished or finished)
     if version not in recorded:
         others = [each for each in recorded if each.version != version.version]
-        dataset.record_versions(scorer, [*others, version])
+        dataset.record_versions(root, [*others, version])
 
 
 def digest_of(scorer: Scorer, models: CheckedModels) -> str | None:
     """Of the scorer's weights; those of CLIP if it has none of its own and needs embeddings."""
-    of_clip = models.digests.get("clip") if "embeddings" in scorer.needs else None
+    of_clip = models.digests.get("clip") if needs_clip(scorer.needs) else None
     return models.digests.get(scorer.name, of_clip)
 
 
 def check_all_names(dataset: Dataset, scorers: Sequence[Scorer]) -> None:
-    """Raise UserError if a scorer takes a name of the dataset, of another score, or of one of the others."""
+    """Raise UserError if a scorer or captioner takes a name of the dataset, of another score, or of one of the
+    others."""
     for scorer in scorers:
-        others = {other.name: other.columns for other in scorers if other is not scorer}
-        check_names(dataset, scorer.name, scorer.columns, others)
+        others = {other.root: other.columns for other in scorers if other is not scorer}
+        check_names(dataset, scorer.root, scorer.columns, others)
 
 
 def _version_of_clips(dataset: Dataset, scorer: Scorer) -> RecordedVersion | None:
@@ -78,18 +90,21 @@ def _version_of_clips(dataset: Dataset, scorer: Scorer) -> RecordedVersion | Non
         return None
     settings, models = dataset.description()["config"].get(scorer.name) or {}, models_of(dataset)
     versions = models.get("scorers") or {}
-    made_with = _made_with(scorer, settings, models.get("digests") or {})
+    made_with = _made_with(scorer, settings, models.get("digests") or {}, models.get("captions") or {})
     made_with = replace(made_with, scorer_version=versions.get(scorer.name, 1))
     return RecordedVersion(version=1, made_with=made_with, target="", finished=True)
 
 
-def _made_with(scorer: Scorer, settings: Mapping[str, Any], digests: Mapping[str, str]) -> ScoreVersion:
-    weights = {scorer.name, *(["clip"] if "embeddings" in scorer.needs else [])}
+def _made_with(
+    scorer: Scorer, settings: Mapping[str, Any], digests: Mapping[str, str], captions: Mapping[str, int]
+) -> ScoreVersion:
+    weights = {scorer.name, *(["clip"] if needs_clip(scorer.needs) else [])}
     return ScoreVersion(
         scorer_version=scorer.version,
         settings={name: _named(value) for name, value in settings.items() if name not in scorer.may_change},
         weights={name: digest for name, digest in digests.items() if name in weights},
         columns={field.name: str(field.type) for field in scorer.columns},
+        captions=dict(captions) if "captions" in scorer.needs else {},
     )
 
 

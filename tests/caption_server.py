@@ -25,19 +25,29 @@ class Reply:
     """Between one byte of a header without end and the next; nothing comes after it."""
     early_hints_s: float = 0.0
     """Between one interim answer `103 Early Hints` and the next, without end."""
+    sent_share: float = 1.0
+    """Of the body; less than 1: the connection is closed before its end."""
+    followed_by: "Reply | None" = None
+    """A second response on the same connection, in the same packet, which nobody asked for."""
 
 
 def says(text: str | None, **more: Any) -> Reply:
-    """A chat completion with this content; `finish_reason`, `refusal` or fields of Reply besides."""
+    """A chat completion with this content; `finish_reason`, `refusal`, `usage` or fields of Reply besides."""
     message = {"role": "assistant", "content": text, "refusal": more.pop("refusal", None)}
     choice = {"index": 0, "message": message, "finish_reason": more.pop("finish_reason", "stop")}
     completion = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+    completion |= {"usage": more.pop("usage", None)}
     return Reply(body=json.dumps(completion).encode(), **more)
 
 
 def refuses(status: int, message: str = "no", **more: Any) -> Reply:
     """An error in the shape that OpenAI and vLLM give it."""
     return Reply(status=status, body=json.dumps({"error": {"message": message}}).encode(), **more)
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that close a connection before a response ends are what some tests are about."""
 
 
 class CaptionServer:
@@ -60,7 +70,7 @@ class CaptionServer:
         self._at_once = 0
         self._replies = replies
         self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http = _Server(("127.0.0.1", 0), self._handler())
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
 
@@ -122,7 +132,9 @@ class CaptionServer:
                     self.send_header(name, value)
                 self.end_headers()
                 if not reply.trickle_s:
-                    self.wfile.write(reply.body)
+                    sent = reply.body[: int(len(reply.body) * reply.sent_share)]
+                    self.wfile.write(sent + (_raw(reply.followed_by) if reply.followed_by else b""))
+                    self.close_connection |= reply.sent_share < 1
                     return
                 for byte in reply.body:
                     time.sleep(reply.trickle_s)
@@ -142,6 +154,12 @@ class CaptionServer:
                 pass
 
         return Handler
+
+
+def _raw(reply: Reply) -> bytes:
+    """A whole response as it goes over the wire."""
+    head = f"HTTP/1.1 {reply.status} OK\r\ncontent-type: application/json\r\ncontent-length: {len(reply.body)}\r\n\r\n"
+    return head.encode() + reply.body
 
 
 def refused_url() -> str:

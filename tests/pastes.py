@@ -303,4 +303,6 @@ ABSENT = {
     "RUN/lora.safetensors": "only a LoRA stage leaves it",
     "scores/NAME/versions.json": "`clipmill score` leaves it, which the demo does not run",
     "scores/NAME/vN/PART.parquet": "the same",
+    "captions/NAME/versions.json": "`clipmill caption` leaves it, which the demo does not run",
+    "captions/NAME/vN/PART.parquet": "the same",
 }

@@ -103,10 +103,14 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
     ],
     "docs/captions.md": [
         ('{"caption": "A black cat', parse_each_line),
+        ("$ clipmill caption", parsed("needs an endpoint; tests/pipelines/test_caption.py has one")),
+        ("captioners:", read_by(CurateConfig)),
         ("captioners:", read_by(CurateConfig)),
         ("pip install vllm", shown("another project's server, for a GPU")),
         ("ollama pull", shown("another project's server")),
         ("captioners:", read_by(CurateConfig)),
+        ('"""Length', saved("length.py")),
+        ("$ clipmill caption", transcript),
     ],
     "docs/cluster.md": [
         ("pip install -c constraints.txt", shown("needs a network; test_the_extras_that_are_named_exist checks it")),
@@ -136,6 +140,7 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
         ("DATASET/", tree("DATASET")),
         *[("from pathlib import Path", dataset_python)] * 2,
         *[("import duckdb", dataset_python)] * 3,
+        ("import clipmill", shown("the demo's model is in another place; tests/pipelines/test_embed.py calls both")),
         ("plan.json", tree("DATASET/shards/svd-paper")),
     ],
     "docs/inputs.md": [

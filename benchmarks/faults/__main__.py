@@ -1,4 +1,4 @@
-"""Curate, select, shard and cache under injected faults, resumed until done, and compare with an undisturbed run.
+"""Curate, score, caption, select, shard and cache under faults, resumed until done, compared with an undisturbed run.
 
     python -m benchmarks.faults --seconds N [--kills K] [--seed S]
 
@@ -29,7 +29,7 @@ _MOST_ATTEMPTS, _ATTEMPT_S = 25, 600.0
 _VICTIM_S, _POLL_S = 5.0, 0.05
 _CALM_FROM = 12
 """From this attempt at a phase on nothing is disturbed, so that it completes."""
-_KILLS_PER_RUN = {"curate": 8.0, "select": 0.5, "shard": 5.0, "cache": 5.0}
+_KILLS_PER_RUN = {"curate": 8.0, "score": 4.0, "caption": 4.0, "select": 0.5, "shard": 5.0, "cache": 5.0}
 """Mean number of kills in the time that the phase takes undisturbed."""
 _VICTIMS = ("driver", "worker", "worker", "worker", "child", "child")
 

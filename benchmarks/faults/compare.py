@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from curation.dataset.sql import quoted
 from curation.dataset.tables import Dataset
 
 Contents = dict[str, list[tuple[str, str]]]
@@ -26,10 +27,12 @@ class Differences:
 
 
 def contents(dataset: Path, latents: Path) -> Contents:
-    """Sources, clips with all scores, selected clips, shard samples and latents, without timings."""
+    """Sources, clips with all scores and captions, selected clips, shard samples and latents, without timings."""
     content: Contents = {}
-    with Dataset(str(dataset)).connect() as connection:
-        for table, key in (("sources", "source_id"), ("clips", "clip_id")):
+    opened = Dataset(str(dataset))
+    with opened.connect() as connection:
+        versions = {quoted(view): "clip_id" for view in opened.views() if "@" in view}
+        for table, key in ({"sources": "source_id", "clips": "clip_id"} | versions).items():
             columns = [row[0] for row in connection.execute(f"DESCRIBE {table}").fetchall()]
             lasting = [column for column in columns if not column.endswith("_cpu_s")]
             listed = ", ".join(f'"{column}"' for column in (key, *lasting))

@@ -19,6 +19,12 @@ from tests.media import panning, write_video
 
 SOURCES = 60
 _BUCKET = "faults"
+_TESTS = Path(__file__).parents[2] / "tests" / "pipelines"
+_PLUGINS = (
+    ("score", "--scorer", f"{_TESTS / 'scorers.py'}:SlowLuma"),
+    ("caption", "--captioner", f"{_TESTS / 'captioners.py'}:SlowLevels"),
+)
+_TABLES = {"score": "scores/slow_luma", "caption": "captions/slow_levels"}
 _RULES = {"name": "all", "rules": {"motion": {"drop_lowest": "10%"}}}
 
 
@@ -43,7 +49,7 @@ class Pipeline:
         self._write_inputs()
 
     def phases(self, out: Path) -> list[Phase]:
-        """Curate, select, shard and cache, in this order, into OUT/dataset and OUT/latents."""
+        """Curate, score, caption, select, shard and cache, in this order, into OUT/dataset and OUT/latents."""
         dataset, latents = out / "dataset", out / "latents"
         shards = dataset / "shards" / "all"
         stage = ("--stage", "tiny-image-to-video", "--init", str(self._originals / "model"), *originals.settings())
@@ -54,6 +60,7 @@ class Pipeline:
                 arguments=("curate", str(self._on_disk), f"s3://{_BUCKET}/videos", "--out", str(dataset), *without),
                 done=lambda: self._all_curated(dataset),
             ),
+            *(self._adding(dataset, command, option, address) for command, option, address in _PLUGINS),
             Phase(
                 name="select",
                 arguments=("select", str(dataset), "--config", str(self._rules)),
@@ -79,6 +86,15 @@ class Pipeline:
                 [sys.executable, "-m", "pipelines.cli", *phase.arguments],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True,
             )  # fmt: skip
+
+    def _adding(self, dataset: Path, command: str, option: str, address: str) -> Phase:
+        """A phase that adds a plug-in's table to the dataset."""
+        versions = dataset / _TABLES[command] / "versions.json"
+        return Phase(
+            name=command,
+            arguments=(command, str(dataset), option, address),
+            done=lambda: '"finished": true' in (versions.read_text() if versions.is_file() else ""),
+        )
 
     def _all_curated(self, dataset: Path) -> bool:
         statuses = Dataset(str(dataset)).statuses() if (dataset / "dataset.json").is_file() else {}

@@ -43,7 +43,8 @@ def curate_all(case: Path, originals: Path) -> int:
     with Dataset(str(dataset)).connect() as connection:
         sources = connection.execute("SELECT uri, source_id, error_kind, error FROM sources").fetchall()
         captions = connection.execute(
-            "SELECT source_id, c.error FROM (SELECT source_id, unnest(captions) AS c FROM clips) WHERE c.error NOT NULL"
+            "SELECT source_id, c.error FROM (SELECT source_id, unnest(captions) AS c FROM sources) "
+            "WHERE c.error NOT NULL"
         ).fetchall()
     failed = [
         clip for index in (dataset / "shards").glob("*/index.json") for clip in json.loads(index.read_text())["failed"]

@@ -1,65 +1,122 @@
-"""What captioners that ask an endpoint have in common: how to reach it, and why there is no caption."""
+"""What a captioner is: a scorer whose score is a text, in a table of its own."""
 
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypedDict, Unpack
 
-from pydantic import Field, JsonValue, field_validator
+import pyarrow as pa
 
-from clipmill.config import Config
-from curation.inputs.caption import CaptionError
+from clipmill.columns import column
+from clipmill.errors import UserError
+from curation.inputs.caption import CaptionError, clean
+from curation.scores.base import ClipView, Scorer
+from curation.scores.columns import CAPTIONS
+
+MAX_CHARS = 20_000
+_TOKENS = ("prompt_tokens", "completion_tokens", "price")
+
+
+class Tokens(TypedDict, total=False):
+    """What a caption took."""
+
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedCaption:
+    """What a captioner says about a clip: a text, or the error for which there is none."""
+
+    text: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the captioner's `fields`; those that are missing are null."""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    """Tokens spent on it, also if it failed."""
+    error_kind: CaptionError | None = None
+    error: str | None = None
+
+    @classmethod
+    def failed(cls, error: str, kind: CaptionError = "failed", **tokens: Unpack[Tokens]) -> "GeneratedCaption":
+        """A failed caption with its reason."""
+        return cls(error=error, error_kind=kind, **tokens)
 
 
 class NoCaption(Exception):
-    """Why one clip gets no caption; becomes the error of that caption, and `kind` its `error_kind`."""
+    """Why one clip gets no caption, and how many tokens that took."""
 
-    def __init__(self, reason: str, kind: CaptionError = "failed") -> None:
+    def __init__(self, reason: str, kind: CaptionError = "failed", **tokens: Unpack[Tokens]) -> None:
         super().__init__(reason)
-        self.kind = kind
+        self.kind, self.tokens = kind, tokens
 
 
-class EndpointConfig(Config):
-    """Endpoint, model and request settings. API keys are never settings: `api_key_env` names the environment
-    variable."""
+class Captioner(Scorer):
+    """Base of captioners: a captioner is one file with a subclass, found by its address or entry point.
 
-    base_url: str | None = None
-    """Base URL of the endpoint including the version, such as http://localhost:8000/v1. Required."""
-    model: str | None = None
-    """Model name at the endpoint. Required."""
-    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9_]*_API_KEY$")
-    """Environment variable with the API key; its name must end in _API_KEY, so that a configuration cannot send other
-    secrets. If unset, OPENAI_API_KEY is sent to OpenAI's own hosts, and no key to others."""
-    timeout_s: float = Field(60.0, gt=0)
-    """Timeout of a whole request, from its start to the last byte of the response."""
-    retries: int = Field(3, ge=0, le=100)
-    """Number of retries of a failed request, with exponential backoff."""
-    max_in_flight: int = Field(8, gt=0, le=1024)
-    """Maximum number of concurrent requests over the whole run. Set it to what the endpoint serves in parallel."""
-    give_up_after: int = Field(5, gt=0)
-    """Number of consecutive connection failures after which requests pause for `pause_s`."""
-    pause_s: float = Field(60.0, ge=0)
-    """Pause after `give_up_after` failures; then one request probes the endpoint."""
-    max_tokens: int | None = Field(256, gt=0)
-    """Maximum length of a response. null omits the parameter, for models that reject it."""
-    temperature: float | None = Field(0.0, ge=0)
-    """Sampling temperature; 0 is as deterministic as the endpoint allows. null omits the parameter, for models that
-    reject it."""
-    extra_body: dict[str, JsonValue] = Field(default_factory=dict)
-    """Additional request fields, sent unchanged."""
+    docs/captions.md has a complete one. `name` is the source of its captions and the prefix of its columns; `needs`,
+    `resources`, `Config`, `may_change`, `load` and `version` are those of a scorer. `columns` follow from `fields`.
+    """
 
-    @field_validator("base_url")
-    @classmethod
-    def _check_base_url(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("expected an address such as http://localhost:8000/v1")
-        if parts.username or parts.password or parts.query:
-            raise ValueError("must not contain a user, password or query: the configuration is saved with the dataset")
-        return value
+    folder = CAPTIONS
+    fields: tuple[pa.Field, ...] = ()
+    """Further columns, made by `clipmill.column`, without the captioner's name: it is put in front."""
+    counts_tokens: ClassVar[bool] = False
+    """Whether its captions have tokens, and a price if the settings name one."""
 
-    def key_variable(self) -> str | None:
-        """The environment variable whose value is sent, if any is."""
-        parts = urlsplit(self.base_url or "")
-        host = parts.hostname or ""
-        openai = parts.scheme == "https" and (host == "openai.com" or host.endswith(".openai.com"))
-        return self.api_key_env or ("OPENAI_API_KEY" if openai else None)
+    def __init__(self, config: Any = None, fields: Sequence[pa.Field] | None = None) -> None:
+        super().__init__(config)
+        self.fields = tuple(self.fields if fields is None else fields)
+        self.columns = tuple(self._columns())
+        self.kept_on_error = tuple(f"{self.name}_{name}" for name in _TOKENS) if self.counts_tokens else ()
+
+    def caption(self, batch: Sequence[ClipView]) -> Sequence[GeneratedCaption | str]:
+        """One caption per clip, in order: a text, or with fields, tokens or an error.
+
+        An exception costs the clip that raises it its caption, as with a scorer.
+        """
+        raise NotImplementedError
+
+    def score(self, batch: Sequence[ClipView]) -> list[dict[str, Any]]:
+        """The captions as rows of the table."""
+        captions = self.caption(batch)
+        if not isinstance(captions, Sequence) or isinstance(captions, str):
+            raise UserError(f"captioner {self.name}: expected a list of captions, got {type(captions).__name__}")
+        return [self._row(GeneratedCaption(text=each) if isinstance(each, str) else each) for each in captions]
+
+    def price(self, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """Of tokens, in the currency of the settings; None if they name no price."""
+        return None
+
+    def _columns(self) -> Iterator[pa.Field]:
+        yield column(f"{self.name}_caption", pa.string(), f"caption by {self.name}")
+        for each in self.fields:
+            if each.name in ("caption", "error", "error_kind", *_TOKENS):
+                raise UserError(f"captioner {self.name}: a field cannot be called {each.name!r}; rename it")
+            yield each.with_name(f"{self.name}_{each.name}")
+        if self.counts_tokens:
+            yield column(f"{self.name}_prompt_tokens", pa.int32(), "tokens of the request", unit="tokens")
+            yield column(f"{self.name}_completion_tokens", pa.int32(), "tokens of the answer", unit="tokens")
+            yield column(f"{self.name}_price", pa.float64(), "price of the tokens, in the currency of the settings")
+
+    def _row(self, caption: GeneratedCaption) -> dict[str, Any]:
+        if not isinstance(caption, GeneratedCaption):
+            raise UserError(
+                f"captioner {self.name}: expected a text or a GeneratedCaption, got {type(caption).__name__}"
+            )
+        names = [each.name for each in self.fields]
+        if unknown := sorted(caption.fields.keys() - set(names)):
+            raise UserError(f"captioner {self.name} returned the field {unknown[0]!r}; it declares {names} (`fields`)")
+        text = clean(caption.text or "")
+        error, kind = caption.error, caption.error_kind or "failed"
+        if error is None and (text is None or len(text) > MAX_CHARS):
+            error = "the caption is empty" if text is None else f"the caption has more than {MAX_CHARS:,} characters"
+        values = {"caption": text} | {name: caption.fields.get(name) for name in names} | self._tokens(caption)
+        row = {f"{self.name}_{name}": value for name, value in values.items()}
+        return row if error is None else row | {f"{self.name}_error": error, f"{self.name}_error_kind": kind}
+
+    def _tokens(self, caption: GeneratedCaption) -> dict[str, Any]:
+        if not self.counts_tokens:
+            return {}
+        spent = caption.prompt_tokens, caption.completion_tokens
+        price = None if spent == (None, None) else self.price(spent[0] or 0, spent[1] or 0)
+        return dict(zip(_TOKENS, (*spent, price), strict=True))

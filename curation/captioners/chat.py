@@ -12,15 +12,18 @@ from typing import Any
 
 import openai
 
-from curation.captioners.base import EndpointConfig, NoCaption
+from curation.captioners.base import GeneratedCaption, NoCaption, Tokens
 from curation.captioners.breaker import Breaker
+from curation.captioners.endpoint_config import EndpointConfig
+from curation.captioners.structured import Structure
 from curation.captioners.transport import DeadlineTransport
-from curation.inputs.caption import Caption, clean
+from curation.inputs.caption import clean
 from curation.scores.base import ClipView
 
 _MAX_ANSWER_BYTES = 1 << 20
 _MAX_CAPTION_CHARS = 2000
 _MAX_ERROR_CHARS = 200
+_MAX_TOKENS = 1 << 30
 _DOWN = (401, 403, 404, 502, 503, 504)
 """HTTP statuses that concern the endpoint, not a single request: no access, no such model, unavailable."""
 
@@ -28,13 +31,13 @@ _DOWN = (401, 403, 404, 502, 503, 504)
 class Chat:
     """An endpoint and its model. Connects on the first request."""
 
-    def __init__(self, config: EndpointConfig, key: str) -> None:
-        self._config, self._key = config, key
+    def __init__(self, config: EndpointConfig, key: str, structure: Structure | None = None) -> None:
+        self._config, self._key, self._structure = config, key, structure
         self._client = openai.OpenAI(
             base_url=config.base_url,
             api_key=key or "none",  # servers that want no key ignore it
             max_retries=config.retries,
-            default_headers={"Accept-Encoding": "identity"},
+            default_headers={"Accept-Encoding": "identity", "Connection": "close"},
             http_client=openai.DefaultHttpx2Client(
                 timeout=None,  # the transport has one deadline for everything
                 follow_redirects=False,
@@ -49,17 +52,17 @@ class Chat:
         self._breaker = Breaker(config.give_up_after, config.pause_s)
 
     def captions(
-        self, source: str, batch: Sequence[ClipView], question: Callable[[ClipView], list[dict[str, Any]]]
-    ) -> list[Caption]:
+        self, batch: Sequence[ClipView], question: Callable[[ClipView], list[dict[str, Any]]]
+    ) -> list[GeneratedCaption]:
         """One caption per clip, in order. `question` builds the message content, or raises NoCaption."""
 
-        def caption(clip: ClipView) -> Caption:
+        def caption(clip: ClipView) -> GeneratedCaption:
             try:
-                return Caption(source=source, text=self._ask(question(clip)))
+                return self._ask(question(clip))
             except NoCaption as reason:
-                return Caption.failed(source, self._presentable(str(reason)), reason.kind)
+                return GeneratedCaption.failed(self._presentable(str(reason)), reason.kind, **reason.tokens)
             except Exception as error:  # whatever an image or an answer does to a library is this clip's alone
-                return Caption.failed(source, self._presentable(f"{type(error).__name__}: {error}"))
+                return GeneratedCaption.failed(self._presentable(f"{type(error).__name__}: {error}"))
 
         with ThreadPoolExecutor(self._config.max_in_flight) as pool:
             return list(pool.map(caption, batch))
@@ -79,23 +82,24 @@ class Chat:
             return None
         return self._presentable(f"expected the model {self._config.model}, but it serves {', '.join(served[:10])}")
 
-    def _ask(self, message: list[dict[str, Any]]) -> str:
+    def _ask(self, message: list[dict[str, Any]]) -> GeneratedCaption:
         """The response as a caption. Raises NoCaption."""
         config, breaker = self._config, self._breaker
         client = self._client.with_options(max_retries=0) if breaker.check() else self._client
-        limits = {"max_tokens": config.max_tokens, "temperature": config.temperature}
+        asked: dict[str, Any] = {"max_tokens": config.max_tokens, "temperature": config.temperature}
+        asked |= {"response_format": self._structure.request()} if self._structure else {}
         messages: Any = [{"role": "user", "content": message}]
         try:
             answer = client.chat.completions.with_raw_response.create(
                 model=config.model or "",
                 messages=messages,
-                extra_body={**{key: value for key, value in limits.items() if value is not None}, **config.extra_body},
+                extra_body={**{key: value for key, value in asked.items() if value is not None}, **config.extra_body},
             )
         except openai.OpenAIError as error:
             reason, down = self._reason(error)
             raise breaker.failed(reason, down=down) from error
         breaker.reached()
-        return read_answer(answer.content)
+        return read_answer(answer.content, self._structure)
 
     def _reason(self, error: openai.OpenAIError) -> tuple[str, bool]:
         """Why a request failed, and whether that concerns the endpoint rather than this request."""
@@ -115,25 +119,44 @@ class Chat:
         return line if len(line) <= _MAX_ERROR_CHARS else f"{line[:_MAX_ERROR_CHARS]} ..."
 
 
-def read_answer(body: bytes) -> str:
+def read_answer(body: bytes, structure: Structure | None = None) -> GeneratedCaption:
     """The caption in the body of a chat completion. Raises NoCaption."""
     try:
-        choice = json.loads(body)["choices"][0]
+        completion = json.loads(body)
+        choice = completion["choices"][0]
         text, ended = choice["message"]["content"], choice.get("finish_reason")
         refusal = choice["message"].get("refusal")
     except (ValueError, RecursionError) as error:
         raise NoCaption("the response is not JSON") from error
     except (LookupError, TypeError, AttributeError) as error:
         raise NoCaption("the response is not a chat completion: it has no choices[0].message.content") from error
+    tokens = _tokens(completion.get("usage"))
     if refusal or ended == "content_filter":
-        raise NoCaption(f"the model refused: {refusal or ended}")
+        raise NoCaption(f"the model refused: {refusal or ended}", **tokens)
     if not isinstance(text, str | None):
-        raise NoCaption("the response is not a chat completion: its content is not text")
-    caption = tidy(text or "", cut=ended == "length")
-    if caption is None:
-        reason = ": max_tokens was reached before any text" if ended == "length" else ""
-        raise NoCaption(f"the response is empty{reason}")
-    return caption
+        raise NoCaption("the response is not a chat completion: its content is not text", **tokens)
+    cut = ended == "length"
+    fields: dict[str, Any] = {}
+    if structure is not None:
+        try:
+            caption, fields = structure.read(text or "", cut=cut)
+        except NoCaption as reason:
+            raise NoCaption(str(reason), reason.kind, **tokens) from reason
+    elif (found := tidy(text or "", cut=cut)) is None:
+        raise NoCaption(f"the response is empty{': max_tokens was reached before any text' if cut else ''}", **tokens)
+    else:
+        caption = found
+    return GeneratedCaption(text=caption, fields=fields, **tokens)
+
+
+def _tokens(usage: Any) -> Tokens:
+    """What the endpoint says that an answer took; None where it says nothing plausible."""
+    counts = usage if isinstance(usage, Mapping) else {}
+    prompt, completion = (
+        n if type(n) is int and 0 <= n <= _MAX_TOKENS else None
+        for n in (counts.get("prompt_tokens"), counts.get("completion_tokens"))
+    )
+    return Tokens(prompt_tokens=prompt, completion_tokens=completion)
 
 
 def tidy(answer: str, *, cut: bool = False) -> str | None:

@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 from clipmill.config import Config
 from clipmill.errors import UserError
 from clipmill.pipeline import Resources
-from curation.inputs.caption import Caption, clean
+from curation.captioners.base import Captioner, GeneratedCaption
+from curation.inputs.caption import clean
 from curation.scores import openclip
 from curation.scores.base import ClipView
 from curation.video.resize import Image
@@ -44,17 +45,19 @@ class CocaConfig(Config):
         return self
 
 
-class Coca:
+class Coca(Captioner):
     """Captioner `coca`: what the middle frame shows, in one short English sentence."""
 
     name = "coca"
-    needs: tuple[str, ...] = ("thumbnails",)
+    needs = ("thumbnails",)
+    Config = CocaConfig
+    may_change = ("batch_size",)
 
     def __init__(self, config: CocaConfig | None = None) -> None:
-        self._config = config or CocaConfig()
+        super().__init__(config)
+        self._config: CocaConfig = self.config
         self._device = "cpu"
         self._loaded: Any = None
-        self.weights_digest: str | None = None
         self.resources = Resources(num_gpus=1, max_cpus=4)
 
     def load(self, device: str = "cpu") -> None:
@@ -74,12 +77,12 @@ class Coca:
         self.weights_digest = loaded.weights.digest()
         self.resources = replace(self.resources, memory_bytes=loaded.weights.size_bytes)
 
-    def caption(self, batch: Sequence[ClipView]) -> list[Caption]:
+    def caption(self, batch: Sequence[ClipView]) -> list[GeneratedCaption]:
         """One caption per clip, in order. What a caption says does not depend on the other clips."""
         size = self._config.batch_size
         return [caption for i in range(0, len(batch), size) for caption in self._caption(batch[i : i + size])]
 
-    def _caption(self, batch: Sequence[ClipView]) -> list[Caption]:
+    def _caption(self, batch: Sequence[ClipView]) -> list[GeneratedCaption]:
         """One pass of the model. A failure on it is told by every clip of it."""
         import torch
 
@@ -91,21 +94,21 @@ class Coca:
         try:
             captions = self._write(torch.stack([answers[i] for i in ready]).to(self._device))
         except Exception as error:  # of a device, most often
-            captions = [Caption.failed(self.name, f"{type(error).__name__}: {error}")] * len(ready)
+            captions = [GeneratedCaption.failed(f"{type(error).__name__}: {error}")] * len(ready)
         for i, caption in zip(ready, captions, strict=True):
             answers[i] = caption
         return answers
 
-    def _prepare(self, clip: ClipView) -> "torch.Tensor | Caption":
+    def _prepare(self, clip: ClipView) -> "torch.Tensor | GeneratedCaption":
         """The middle frame as the model wants it (channel, height, width), or why there is none."""
         if not clip.thumbnails:
-            return Caption.failed(self.name, "the clip has no thumbnails")
+            return GeneratedCaption.failed("the clip has no thumbnails")
         try:
             return self._loaded.preprocess(_to_pil(clip.thumbnails[len(clip.thumbnails) // 2]))
         except Exception as error:
-            return Caption.failed(self.name, f"{type(error).__name__}: {error}")
+            return GeneratedCaption.failed(f"{type(error).__name__}: {error}")
 
-    def _write(self, images_BCHW: "torch.Tensor") -> list[Caption]:
+    def _write(self, images_BCHW: "torch.Tensor") -> list[GeneratedCaption]:
         tokenizer, captions = self._loaded.tokenizer, []
         tokens_BT = greedy(
             self._loaded.model,
@@ -118,8 +121,8 @@ class Coca:
         for tokens in tokens_BT.tolist():
             before_end = tokens[: tokens.index(tokenizer.eot_token_id)]
             text = clean(tokenizer.decode([token for token in before_end if token != tokenizer.sot_token_id]))
-            written = Caption(source=self.name, text=text)
-            captions.append(written if text else Caption.failed(self.name, "the model returned an empty caption"))
+            empty = GeneratedCaption.failed("the model returned an empty caption")
+            captions.append(GeneratedCaption(text=text) if text else empty)
         return captions
 
 

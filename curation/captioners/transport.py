@@ -1,7 +1,8 @@
-"""HTTP with a single deadline for a whole request: connection, headers and body.
+"""HTTP with a single deadline for a whole request: connection, headers and body. A connection per request.
 
 Timeouts of HTTP clients apply to each socket read. A server that sends one header byte now and then, or endless interim
-responses, would block such a client forever.
+responses, would block such a client forever. And if a server or a proxy sends a response twice, the second one would be
+read as the answer to the next request on that connection: another clip's.
 """
 
 import math
@@ -38,6 +39,7 @@ class DeadlineTransport(httpx2.BaseTransport):
             ssl_context=httpx2.create_ssl_context(),
             proxy=_proxy(url),
             max_connections=connections,
+            max_keepalive_connections=0,
             network_backend=_Backend(self._deadline),
         )
 

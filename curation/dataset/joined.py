@@ -1,19 +1,24 @@
-"""The joined view: a row per clip with the columns of clips, sources and scores.
+"""The joined view: a row per clip with the columns of clips, sources, scores and captioners.
 
-A score stands under its name, in the version that counts; `NAME@N` is version N of it, whichever counts.
+A score stands under its name, in the version that counts; `NAME@N` is version N of it, whichever counts. `captions` has
+all captions of a clip, `caption` the text of the newest.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
 
 import duckdb
 
+from curation.dataset.joined_captions import Generated, all_captions, generated, newest_caption
 from curation.dataset.sql import literal, quoted
-from curation.scores.columns import NOT_SCORED, SCORE_COLUMNS, error_kind_column
+from curation.scores.columns import CAPTIONS, NOT_SCORED, SCORE_COLUMNS, SCORES, error_kind_column
 
-SCORES = "scores"
-"""The folder of added scores; their views are called `scores_NAME`, those of versions `scores_NAME@N`."""
 VERSIONS = "score_versions"
-"""The view of the versions: scorer, version, view, counted."""
+"""The view of the versions: scorer, version, view, counted, created."""
+COMPUTED: Mapping[tuple[str, str], Callable[[Iterable[Generated]], str]] = MappingProxyType(
+    {("sources", CAPTIONS): all_captions, ("sources", "caption"): newest_caption}
+)
+"""View and name of columns that are not read as they are -> their SQL."""
 
 JoinedColumn = tuple[str, str, str]
 """View it comes from, its name there, its DuckDB type."""
@@ -50,9 +55,8 @@ def joined_columns(connection: duckdb.DuckDBPyConnection) -> dict[str, JoinedCol
     its scorer's name in front for scores. A score that counts in another version than that of the clips table
     replaces its columns there.
     """
-    views = {row[0] for row in connection.execute("SELECT view_name FROM duckdb_views()").fetchall()}
-    versions = _versions(connection, views)
-    versioned = {view for _, _, view, _ in versions}
+    views, versions = _views(connection), _versions(connection)
+    versioned = {version[2] for version in versions}
     added = sorted(view for view in views - versioned if view.startswith(f"{SCORES}_"))
     columns: dict[str, JoinedColumn] = {}
     taken: set[str] = set()  # SQL names do not tell upper from lower case
@@ -61,13 +65,15 @@ def joined_columns(connection: duckdb.DuckDBPyConnection) -> dict[str, JoinedCol
             if name.lower() not in taken:
                 columns[name] = (view, name, kind)
             elif view in added and name.lower() != "clip_id":
-                columns[f"{view.removeprefix(f'{SCORES}_')}_{name}"] = (view, name, kind)
+                columns[f"{score_of(view)}_{name}"] = (view, name, kind)
+            if (view, name) == ("sources", CAPTIONS):
+                columns["caption"] = (view, "caption", "VARCHAR")
         taken |= {column.lower() for column in columns}
     pinned: dict[str, JoinedColumn] = {}
-    for scorer, version, view, counted in versions:
+    for scorer, version, view, counted, _ in versions:
         own = own_columns(scorer)
         for name, kind in _described(connection, view):
-            if name in _OF_THE_ROW or (view == "clips" and name not in own):
+            if name in (*_OF_THE_ROW, f"{scorer}_captions_seen") or (view == "clips" and name not in own):
                 continue
             if counted:
                 free = name in own or name.lower() not in taken
@@ -97,7 +103,7 @@ def error_columns(known: Mapping[str, JoinedColumn], name: str) -> tuple[str, st
     if name not in known:
         return None
     view, original, _ = known[name]
-    scorer = view.removeprefix(f"{SCORES}_").partition("@")[0] if "@" in view else original
+    scorer = score_of(view) if "@" in view else original
     at = name[len(original) :] if is_pinned(name, known[name]) else ""
     error, kind = f"{scorer}_error{at}", f"{scorer}_error_kind{at}"
     return (error, kind) if {error, kind} <= known.keys() else None
@@ -110,29 +116,47 @@ def joined_query(connection: duckdb.DuckDBPyConnection, columns: Iterable[str] |
     """
     known = joined_columns(connection)
     wanted = list(listed_columns(known)) if columns is None else list(dict.fromkeys(columns))
-    selected = ", ".join(f"{_value(*known[c][:2])} AS {quoted(c)}" for c in wanted)
+    captioners = generated(_versions(connection)) if any(known[c][:2] in COMPUTED for c in wanted) else []
+    sql = {(view, name): compute(captioners) for (view, name), compute in COMPUTED.items()}
+    selected = ", ".join(f"{sql.get(known[c][:2]) or _value(*known[c][:2])} AS {quoted(c)}" for c in wanted)
+    views = dict.fromkeys([*(known[c][0] for c in wanted), *(view for _, view, _ in captioners)])
     joins = "".join(
         f" LEFT JOIN {quoted(view)} USING ({'source_id' if view == 'sources' else 'clip_id'})"
-        for view in dict.fromkeys(known[c][0] for c in wanted)
+        for view in views
         if view != "clips"
     )
     return f"SELECT {selected} FROM clips{joins}"
 
 
+def score_of(view: str) -> str:
+    """The scorer or captioner of a view `scores_NAME`, `scores_NAME@N` or `captions_NAME@N`."""
+    return view.partition("_")[2].partition("@")[0]
+
+
+def view_of(root: str, version: int) -> str:
+    """The view of a version of `scores/NAME` or `captions/NAME`."""
+    return f"{root.replace('/', '_', 1)}@{version}"
+
+
 def _value(view: str, name: str) -> str:
     """SQL for a column. Of a clip that a version does not cover, its error says so."""
     value = f"{quoted(view)}.{quoted(name)}"
-    scorer, at, version = view.removeprefix(f"{SCORES}_").rpartition("@")
+    scorer, (_, at, version) = score_of(view), view.partition("@")
     missing = {f"{scorer}_error": f"not scored by version {version}", f"{scorer}_error_kind": NOT_SCORED}
     if not at or name not in missing:
         return value
     return f"CASE WHEN {quoted(view)}.clip_id IS NULL THEN {literal(missing[name])} ELSE {value} END"
 
 
-def _versions(connection: duckdb.DuckDBPyConnection, views: Collection[str]) -> list[tuple[str, int, str, bool]]:
-    if VERSIONS not in views:
+def _versions(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, int, str, bool, str]]:
+    if VERSIONS not in _views(connection):
         return []
-    return connection.execute(f"SELECT scorer, version, view, counted FROM {VERSIONS} ORDER BY 1, 2").fetchall()
+    query = f"SELECT scorer, version, view, counted, created FROM {VERSIONS} ORDER BY 1, 2"
+    return connection.execute(query).fetchall()
+
+
+def _views(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    return {row[0] for row in connection.execute("SELECT view_name FROM duckdb_views()").fetchall()}
 
 
 def _described(connection: duckdb.DuckDBPyConnection, view: str) -> list[tuple[str, str]]:

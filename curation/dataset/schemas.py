@@ -64,6 +64,12 @@ SOURCES = pa.schema(
             "what came with the video beside its captions: license, author, id, tags, ... from a list or a sidecar. In "
             "the joined view, each name is a column",
         ),
+        column(
+            "captions",
+            pa.list_(_CAPTION),
+            "captions that came with the video, each once, whichever clips it describes; one that could not be read "
+            "has no text, but error_kind and error. In the joined view, `captions` are those of the clip",
+        ),
         column("container", pa.string(), "FFmpeg's name of the container format"),
         column("stream_index", pa.int32(), "index of the video stream that was read, among all streams of the file"),
         column(
@@ -203,9 +209,9 @@ CLIPS = pa.schema(
         column("codec", pa.string(), "FFmpeg's name of the source's video codec"),
         column("interlaced", pa.string(), f"{_INTERLACED}; all but progressive is deinterlaced and transcoded"),
         column(
-            "captions",
-            pa.list_(_CAPTION),
-            "captions, each with its source; a failed caption has no text, but error_kind and error",
+            "source_captions",
+            pa.list_(pa.int32()),
+            "those of its source's `captions` that describe the clip, by their position, from 0",
         ),
         column(
             "motion",

@@ -8,7 +8,7 @@ import duckdb
 from curation.dataset.joined import VERSIONS, joined_columns, joined_query, listed_columns, own_columns
 from curation.dataset.schemas import CLIPS
 from curation.dataset.sql import quoted
-from curation.scores.columns import FAILED, LEFT_OUT, NOT_SCORED
+from curation.scores.columns import FAILED, LEFT_OUT, NOT_SCORED, SCORES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ def unscored_clips(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
     kinds = [
         name
         for name, (view, original, _) in known.items()
-        if name.endswith("_error_kind") and ((view == "clips" and original in CLIPS.names) or "@" in view)
+        if name.endswith("_error_kind") and (original in CLIPS.names if view == "clips" else _is_version(view))
     ]
     if not kinds:
         return {}
@@ -51,6 +51,11 @@ def unscored_clips(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
     }
 
 
+def _is_version(view: str) -> bool:
+    """Whether a view is of a version of a score."""
+    return view.startswith(f"{SCORES}_") and "@" in view
+
+
 def commonest_reason(connection: duckdb.DuckDBPyConnection, score: str) -> tuple[str, int]:
     """The most common error of the clips that `unscored_clips` counts, of which there must be one, and its clips."""
     error, kind = f"{score}_error", f"{score}_error_kind"
@@ -66,7 +71,7 @@ def version_counts(connection: duckdb.DuckDBPyConnection) -> tuple[VersionCount,
     """Every version of every score that has one outside the clips table, oldest first."""
     versions = connection.execute(
         f"SELECT scorer, version, view, counted FROM {VERSIONS} WHERE scorer IN "
-        f"(SELECT scorer FROM {VERSIONS} WHERE view <> 'clips') ORDER BY scorer, version"
+        f"(SELECT scorer FROM {VERSIONS} WHERE starts_with(view, '{SCORES}_')) ORDER BY scorer, version"
     ).fetchall()
     counts = []
     for scorer, version, view, counted in versions:

@@ -2,6 +2,7 @@
 
     scores/NAME/versions.json      what made each version
     scores/NAME/vN/PART.parquet    its rows: those of the clips in clips/PART.parquet, as far as they are scored
+    captions/NAME/...              the same of a captioner
 
 Clipmill's own scores start as columns of the clips table, which is their version 1.
 """
@@ -16,7 +17,6 @@ from pydantic import TypeAdapter
 
 from clipmill import storage
 from clipmill.columns import column
-from curation.dataset.joined import SCORES
 from curation.scores.columns import SCORE_COLUMNS, error_kind_column
 
 VERSIONS_FILE = "versions.json"
@@ -34,6 +34,8 @@ class ScoreVersion:
     """Model -> digest of its weights."""
     columns: dict[str, str] = field(default_factory=dict)
     """Name -> type."""
+    captions: dict[str, int] = field(default_factory=dict)
+    """Captioner -> version of the captions that it was computed from, of a scorer that needs captions."""
 
     def differences(self, other: "ScoreVersion") -> list[str]:
         """What `other` has otherwise, one per entry: `settings.size: was 3, now 4`."""
@@ -87,20 +89,22 @@ def counted_version(versions: Iterable[RecordedVersion], *, in_clips: bool) -> i
     return max(finished or [recorded.version for recorded in listed], default=None)
 
 
-def table_of(scorer: str, version: int) -> str:
-    """The table of a version outside the clips table."""
-    return f"{SCORES}/{scorer}/v{version}"
+def table_of(root: str, version: int) -> str:
+    """The table of a version of `root`, such as scores/NAME."""
+    return f"{root}/v{version}"
 
 
-def score_schema(name: str, columns: Iterable[pa.Field]) -> pa.Schema:
+def score_schema(name: str, columns: Iterable[pa.Field], *, sees_captions: bool = False) -> pa.Schema:
     """The table of a score: clip_id, its columns, why they are null, and what made them."""
     error = f"{name}_error"
+    seen = column(f"{name}_captions_seen", pa.int32(), "captions with text that the clip had when it was scored")
     return pa.schema(
         [
             column("clip_id", pa.string(), "the clip"),
             *(field for field in columns if field.name != error),
             column(error, pa.string(), f"error message if {name} is null"),
             error_kind_column(name),
+            *([seen] if sees_captions else []),
             column("version", pa.int32(), "version of the score"),
             column("weights_digest", pa.string(), "digest of the scorer's weights; null without weights"),
         ]

@@ -20,7 +20,8 @@ from clipmill import storage
 from clipmill.errors import UserError
 from clipmill.formats import DATASET
 from curation.dataset.description import check_config, checked_description, describe
-from curation.dataset.joined import SCORES, VERSIONS, joined_query
+from curation.dataset.joined import VERSIONS, joined_query, view_of
+from curation.dataset.joined_captions import run_order
 from curation.dataset.metadata import add_metadata_columns
 from curation.dataset.schemas import SCHEMAS
 from curation.dataset.score_versions import (
@@ -33,6 +34,7 @@ from curation.dataset.score_versions import (
     write_versions,
 )
 from curation.dataset.sql import open_connection, sentence
+from curation.scores.columns import CAPTIONS, SCORES
 
 _DESCRIPTION = "dataset.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -41,7 +43,13 @@ _ROWS_PER_GROUP = {"previews": 256}
 _VERSION = re.compile(r"v[1-9][0-9]{0,8}")
 
 _VERSION_ROWS = pa.schema(
-    [("scorer", pa.string()), ("version", pa.int32()), ("view", pa.string()), ("counted", pa.bool_())]
+    [
+        ("scorer", pa.string()),
+        ("version", pa.int32()),
+        ("view", pa.string()),
+        ("counted", pa.bool_()),
+        ("created", pa.string()),
+    ]
 )
 
 
@@ -99,8 +107,8 @@ class Dataset:
         """Write one Parquet part atomically; an existing part of the same name is replaced.
 
         `table_name` is "previews", "clips", "sources" (write them in this order: the sources part commits the three),
-        "scores/NAME", or "scores/NAME/vN" for a version of a score, with a `clip_id` column. Raises ValueError for a
-        table that does not match its schema.
+        "scores/NAME", or "scores/NAME/vN" and "captions/NAME/vN" for a version of a score or a captioner, with a
+        `clip_id` column. Raises ValueError for a table that does not match its schema.
         """
         if table_name in SCHEMAS:
             table = _fitted(table, SCHEMAS[table_name])
@@ -175,40 +183,42 @@ class Dataset:
         """Names of the tables without versions in scores/."""
         return [name for name in self._folders(SCORES, _NAME) if self.parts(f"{SCORES}/{name}")]
 
-    def versioned_scores(self) -> list[str]:
-        """Names of the scores with versions in scores/."""
-        versions = (path for name in self._folders(SCORES, _NAME) for path in [self.file(SCORES, name, VERSIONS_FILE)])
-        return [path.split("/")[-2] for path in versions if storage.exists(self.fs, path)]
+    def versioned(self) -> list[str]:
+        """The scores and captioners with versions, as scores/NAME and captions/NAME."""
+        roots = (f"{folder}/{name}" for folder in (SCORES, CAPTIONS) for name in self._folders(folder, _NAME))
+        return [root for root in roots if storage.exists(self.fs, self.file(root, VERSIONS_FILE))]
 
-    def recorded_versions(self, scorer: str) -> list[RecordedVersion]:
-        """The versions of a score in scores/, oldest first. Raises UserError if their record is damaged."""
-        return read_versions(self.fs, self.file(SCORES, scorer, VERSIONS_FILE))
+    def recorded_versions(self, root: str) -> list[RecordedVersion]:
+        """The versions of `root`, such as scores/NAME, oldest first. Raises UserError if their record is damaged."""
+        return read_versions(self.fs, self.file(root, VERSIONS_FILE))
 
-    def begun_versions(self, scorer: str) -> list[RecordedVersion]:
+    def begun_versions(self, root: str) -> list[RecordedVersion]:
         """The recorded versions, without those whose run failed before its first row."""
-        return [v for v in self.recorded_versions(scorer) if v.finished or self.parts(table_of(scorer, v.version))]
+        return [v for v in self.recorded_versions(root) if v.finished or self.parts(table_of(root, v.version))]
 
-    def record_versions(self, scorer: str, versions: Sequence[RecordedVersion]) -> None:
-        """Replace the record of a score's versions. Call it only when no other run writes into the dataset."""
-        write_versions(self.fs, self.file(SCORES, scorer, VERSIONS_FILE), versions)
+    def record_versions(self, root: str, versions: Sequence[RecordedVersion]) -> None:
+        """Replace the record of the versions of `root`. Call it only when no other run writes into the dataset."""
+        write_versions(self.fs, self.file(root, VERSIONS_FILE), versions)
 
     def version_tables(self) -> list[str]:
-        """The tables of all versions of scores, with or without rows."""
-        return [
-            f"{SCORES}/{name}/{v}"
-            for name in self.versioned_scores()
-            for v in self._folders(f"{SCORES}/{name}", _VERSION)
-        ]
+        """The tables of all versions of scores and captioners, with or without rows."""
+        return [f"{root}/{v}" for root in self.versioned() for v in self._folders(root, _VERSION)]
+
+    def counted_captions(self) -> dict[str, int]:
+        """Captioner -> version that counts, of those with captions, in the order in which they run."""
+        versions = self._versions(self.views()).to_pylist()
+        counted = {v["scorer"]: v["version"] for v in versions if v["counted"] and v["view"].startswith(CAPTIONS)}
+        return dict(sorted(counted.items(), key=lambda each: run_order(each[0])))
 
     @contextmanager
     def connect(self, *, memory: str = "1GiB") -> Iterator[duckdb.DuckDBPyConnection]:
         """A DuckDB connection that sees the committed parts as views, for a `with` block.
 
         Views: `sources` with a column per metadata name, `clips`, one `scores_NAME` per added table, one
-        `scores_NAME@N` per version of a score, listed in `score_versions`, and `joined`, a row per clip with every
-        column of them (see `joined_query`). It reads these tables and nothing else (see
-        `curation.dataset.sql`); larger queries than `memory` spill to disk. Errors of DuckDB's in the block leave it as
-        UserError.
+        `scores_NAME@N` or `captions_NAME@N` per version of a score or captioner, listed in `score_versions`, and
+        `joined`, a row per clip with every column of them (see `joined_query`). It reads these tables and nothing else
+        (see `curation.dataset.sql`); larger queries than `memory` spill to disk. Errors of DuckDB's in the block leave
+        it as UserError.
         """
         tables: dict[str, list[str] | pa.Table] = {
             view: self._part_files(name) or _empty(name) for view, name in self.views().items()
@@ -227,22 +237,23 @@ class Dataset:
         views = {name: name for name in ("sources", "clips")}
         views |= {f"{SCORES}_{name}": f"{SCORES}/{name}" for name in self.score_names()}
         for table in self.version_tables():
-            _, name, version = table.split("/")
+            root, _, version = table.rpartition("/")
             if self.parts(table):
-                views[f"{SCORES}_{name}@{version[1:]}"] = table
+                views[view_of(root, int(version[1:]))] = table
         return views
 
     def _versions(self, views: Collection[str]) -> pa.Table:
         """The view `score_versions`, of the versions that have rows."""
         rows = []
-        in_clips = scores_of_clips(self._read_description() or {})
-        for scorer in sorted({*in_clips, *self.versioned_scores()}):
-            recorded = [v for v in self.recorded_versions(scorer) if f"{SCORES}_{scorer}@{v.version}" in views]
-            counted = counted_version(recorded, in_clips=scorer in in_clips)
-            numbers = sorted({*(v.version for v in recorded), *([1] if scorer in in_clips else [])})
-            for version in numbers:
-                view = f"{SCORES}_{scorer}@{version}" if any(v.version == version for v in recorded) else "clips"
-                rows.append({"scorer": scorer, "version": version, "view": view, "counted": version == counted})
+        in_clips = [f"{SCORES}/{name}" for name in scores_of_clips(self._read_description() or {})]
+        for root in sorted({*in_clips, *self.versioned()}):
+            recorded = {v.version: v for v in self.recorded_versions(root) if view_of(root, v.version) in views}
+            counted = counted_version(recorded.values(), in_clips=root in in_clips)
+            for version in sorted({*recorded, *([1] if root in in_clips else [])}):
+                view = view_of(root, version) if version in recorded else "clips"
+                created = recorded[version].created if version in recorded else ""
+                values = (root.partition("/")[2], version, view, version == counted, created)
+                rows.append(dict(zip(_VERSION_ROWS.names, values, strict=True)))
         return pa.Table.from_pylist(rows, _VERSION_ROWS)
 
     def _folders(self, folder: str, names: re.Pattern[str]) -> list[str]:
@@ -285,8 +296,9 @@ def part_name(source_ids: Iterable[str]) -> str:
 
 def _is_score_table(table_name: str) -> bool:
     folder, *names = table_name.split("/")
-    forms = (_NAME, _VERSION)[: len(names)]
-    return folder == SCORES and 1 <= len(names) <= 2 and all(f.fullmatch(n) for f, n in zip(forms, names, strict=True))
+    if len(names) not in {SCORES: (1, 2), CAPTIONS: (2,)}.get(folder, ()):
+        return False
+    return all(form.fullmatch(name) for form, name in zip((_NAME, _VERSION), names, strict=False))
 
 
 def _empty(table_name: str) -> pa.Table:

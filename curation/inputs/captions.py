@@ -28,7 +28,7 @@ from curation.inputs.source_metadata import (
 from curation.inputs.stats import Source
 
 MAX_CHARS = 20_000
-"""Maximum length of a caption. Every clip of a video carries the captions of the whole video."""
+"""Maximum length of a caption. In the joined view every clip of a video has the captions of the whole video."""
 MAX_PER_CLIP = 32
 MAX_CLIP_BYTES = 64 << 10
 """Maximum bytes of all captions of a clip. DuckDB reads 2,048 rows at a time with all their captions."""
@@ -116,8 +116,8 @@ def read_supplied(source: Source, tags: Mapping[str, str]) -> Supplied:
 def captions_of_clips(captions: Sequence[TimedCaption], clips_s: Sequence[tuple[float, float]]) -> list[list[Caption]]:
     """The captions of each clip of a source, given its start and end; at most MAX_SOURCE_BYTES in total.
 
-    Every clip row stores its captions, so a long caption is repeated for each clip. Beyond the limit, each clip gets an
-    equal share, and an error for what did not fit.
+    A source stores each caption once, but a long one is repeated for each clip in the joined view and in shards. Beyond
+    the limit, each clip gets an equal share, and an error for what did not fit.
     """
     timeline = _Timeline(captions)
     chosen = [timeline.between(start_s, end_s) for start_s, end_s in clips_s]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipmill.columns import bounds_of
-from curation.dataset.joined import SCORES, is_number, is_pinned, joined_columns
+from curation.dataset.joined import COMPUTED, is_number, is_pinned, joined_columns, score_of
 from curation.dataset.schemas import SCHEMAS
 from curation.dataset.sql import quoted
 from curation.dataset.tables import Dataset
@@ -64,7 +64,7 @@ def report_columns(
         columns.append(
             ReportColumn(
                 name=name,
-                table=view.removeprefix(f"{SCORES}_").partition("@")[0] if added else view,
+                table=score_of(view) if added else view,
                 meaning=metadata.get("meaning", ""),
                 unit=metadata.get("unit", ""),
                 better=better if better in ("higher", "lower") else "",
@@ -114,7 +114,11 @@ def _long_lists(connection: duckdb.DuckDBPyConnection, known: Mapping[str, tuple
     source for each of its clips."""
     long: set[str] = set()
     for view in dict.fromkeys(view for view, _, _ in known.values()):
-        lists = {name: original for name, (of, original, kind) in known.items() if of == view and kind.endswith("[]")}
+        lists = {
+            name: original
+            for name, (of, original, kind) in known.items()
+            if of == view and kind.endswith("[]") and (of, original) not in COMPUTED
+        }
         if lists:
             longest = ", ".join(f"max(len({quoted(original)}))" for original in lists.values())
             [lengths] = connection.execute(f"SELECT {longest} FROM {quoted(view)}").fetchall()

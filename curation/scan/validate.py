@@ -19,6 +19,8 @@ from curation.scan.one_pass import Scan
 from curation.scan.rows import identity
 
 _LONGEST_SIDE_PX = 4096
+_SCANNED = CLIPS.append(SOURCES.field("captions"))
+"""A clip comes with its captions; its source stores them."""
 _EXACT_BITS = 53
 """Largest integer that a floating-point column accepts."""
 
@@ -37,7 +39,8 @@ def check_scan(scanned: Scan, source: Source) -> None:
         _check(times_s is None or len(times_s) == scanned.source["frames"], "frame_times_s")
         _check(len(scanned.clips) == len(scanned.thumbnails), "thumbnails")
         for clip, thumbnails in zip(scanned.clips, scanned.thumbnails, strict=True):
-            _check_row(clip, CLIPS)
+            _check_row(clip, _SCANNED)
+            _check(isinstance(clip["captions"], list), "captions")
             _check(clip["source_id"] == source.source_id and clip["uri"] == source.uri, "source_id")
             _check(clip["clip_id"].startswith(f"{source.source_id}-") and clip["clip_id"].isascii(), "clip_id")
             _check(len(thumbnails) in (0, 3) and len(clip["thumbnail_pts"]) == len(thumbnails), "thumbnails")

@@ -1,12 +1,12 @@
-"""What scorers and captioners are, and what they see of a clip.
+"""What scorers are, and what they see of a clip.
 
 A scorer computes columns from pictures, embeddings or frames of a clip. Scorers are independent of Ray and of
-thresholds; `curation.selection` filters. A captioner sees the same views and returns a caption.
+thresholds; `curation.selection` filters. A captioner is a scorer too: see `curation.captioners.base`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from clipmill import config as configuration
 from clipmill.pipeline import Need, Resources
 from curation.inputs.caption import Caption
+from curation.scores.columns import SCORES
 from curation.video.resize import Image
 
 
@@ -26,6 +27,8 @@ class Embeddings:
     """One row per thumbnail: first, middle and last frame."""
     captions_CD: NDArray[np.float32] | None = None
     """One row per caption; of NaN where the caption has no text."""
+    mean_D: NDArray[np.float32] | None = None
+    """Mean of the thumbnails' rows, as exactly as the dataset stores it; not of length 1."""
     error: str | None = None
 
 
@@ -51,6 +54,11 @@ class ClipView:
     """The columns of the clip that were asked for."""
 
 
+def needs_clip(needs: Sequence[Need]) -> bool:
+    """Whether the CLIP model has to run."""
+    return "embeddings" in needs or "mean_embedding" in needs
+
+
 class NoSettings(configuration.Config):
     """Of a scorer without settings."""
 
@@ -65,12 +73,13 @@ class Scorer:
     """Name in commands and configurations, and of its table."""
     version: ClassVar[int] = 1
     """Incremented when the same clips, settings and weights would give other values: a new version of the score."""
-    columns: ClassVar[tuple[pa.Field, ...]]
+    columns: tuple[pa.Field, ...]
     """Its columns, with meaning, unit and polarity in their metadata (see `clipmill.columns.column`)."""
     needs: tuple[Need, ...] = ("previews",)
     """Inputs, which decide the cost. "previews": the stored pictures. "thumbnails": the same frames at the size of the
-    scan. "embeddings": of CLIP, which runs once for all scorers that need them. "captions". A `Frames`, or "file":
-    decoded from the span. Or a column of the clips."""
+    scan. "embeddings": of CLIP, which runs once for all scorers that need them. "mean_embedding": those of captions,
+    and the mean of the frames' that a dataset stores. "captions". A `Frames`, or "file": decoded from the span. Or a
+    column of the clips."""
     resources: Resources = Resources()
     """Resources of one worker; they determine the placement on a cluster."""
     Config: ClassVar[type[configuration.Config]] = NoSettings
@@ -81,9 +90,20 @@ class Scorer:
     """Required width of the embeddings, set by `load`; None for any."""
     weights_digest: str | None = None
     """Digest of its weights, set by `load`; other weights are another version. None without weights."""
+    folder: ClassVar[str] = SCORES
+    """Of its tables in a dataset."""
+    kept_on_error: tuple[str, ...] = ()
+    """Columns whose values a failed row keeps, such as what the attempt cost."""
+    clips_at_least: int = 1
+    """Clips per call, as far as there are: as many as it can work on at a time."""
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = config if config is not None else self.Config()
+
+    @property
+    def root(self) -> str:
+        """Where a dataset has its versions."""
+        return f"{self.folder}/{self.name}"
 
     def load(self, device: str = "cpu") -> None:
         """Load models onto `device` ("cpu", "cuda"), once per process, before the first `score`.
@@ -99,22 +119,3 @@ class Scorer:
         gets null and the message. `{name}_error` in the mapping does the same.
         """
         raise NotImplementedError
-
-
-class Captioner(Protocol):
-    """The protocol of a captioner: one file, one line of the registry in `curation.captioners`, and a test."""
-
-    name: str
-    """The source that its captions carry."""
-    needs: tuple[str, ...]
-    """As a scorer's."""
-    resources: Resources
-    """As a scorer's; what depends on its weights is known once it is loaded."""
-    weights_digest: str | None
-    """As a scorer's."""
-
-    def load(self, device: str) -> None:
-        """As a scorer's."""
-
-    def caption(self, batch: Sequence[ClipView]) -> list[Caption]:
-        """One caption per clip, in order; without text and with the reason where it failed. It never ends the batch."""

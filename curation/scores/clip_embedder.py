@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 
 from clipmill.config import Config
 from clipmill.pipeline import Resources
+from curation.inputs.caption import Caption
 from curation.scores import openclip
 from curation.scores.base import ClipView, Embeddings
 from curation.scores.columns import EMBEDDING_COLUMNS, FAILED
@@ -47,7 +48,7 @@ class ClipEmbedder:
 
     name = "clip_embedder"
     needs: tuple[str, ...] = ("thumbnails", "captions")
-    gives = ("embeddings", *(column.name for column in EMBEDDING_COLUMNS))
+    gives = ("embeddings", "mean_embedding", *(column.name for column in EMBEDDING_COLUMNS))
 
     def __init__(self, config: ClipEmbedderConfig | None = None) -> None:
         self._config = config or ClipEmbedderConfig()
@@ -77,11 +78,10 @@ class ClipEmbedder:
 
     def embed(self, batch: Sequence[ClipView]) -> list[Embeddings]:
         """Embeddings of every clip, in order, whatever the sizes of the batch and of its clips."""
-        texts = list(dict.fromkeys(c.text for view in batch for c in view.captions if c.text))
-        captions = dict(zip(texts, self.embed_texts(texts), strict=True))
+        captions = self.embed_captions([view.captions for view in batch])
         image_rows = iter(self.embed_images([image for view in batch for image in view.thumbnails]))
         embedded = []
-        for view in batch:
+        for view, captions_CD in zip(batch, captions, strict=True):
             if not view.thumbnails:
                 embedded.append(Embeddings(error="the clip has no thumbnails"))
                 continue
@@ -89,10 +89,20 @@ class ClipEmbedder:
             if not np.isfinite(rows_FD).all():
                 embedded.append(Embeddings(error="the model returned non-finite values"))
                 continue
-            unknown_D = np.full(rows_FD.shape[1], np.nan, np.float32)
-            rows_CD = [captions[c.text] if c.text else unknown_D for c in view.captions]
-            embedded.append(Embeddings(frames_FD=rows_FD, captions_CD=np.array(rows_CD, np.float32)))
+            mean_D = stored_mean(*mean_embedding(rows_FD))
+            embedded.append(Embeddings(frames_FD=rows_FD, captions_CD=captions_CD, mean_D=mean_D))
         return embedded
+
+    def embed_captions(self, batch: Sequence[Sequence[Caption]]) -> list[NDArray[np.float32]]:
+        """(caption, width) rows of each clip; of NaN for captions without text. Each text runs once."""
+        texts = list(dict.fromkeys(c.text for captions in batch for c in captions if c.text))
+        rows_ND = self.embed_texts(texts)
+        row_of, width = dict(zip(texts, rows_ND, strict=True)), rows_ND.shape[1] if texts else self.width
+        unknown_D = np.full(width, np.nan, np.float32)
+        return [
+            np.array([row_of.get(c.text or "", unknown_D) for c in captions], np.float32).reshape(len(captions), width)
+            for captions in batch
+        ]
 
     def embed_images(self, images: Sequence[Image]) -> NDArray[np.float32]:
         """(image, width) float32 rows of length 1, of (height, width, 3) uint8 BGR images of any sizes."""
@@ -151,21 +161,26 @@ def encode_text(model: Any, tokens_NL: Any) -> Any:
     return projection(pooled_ND) if isinstance(projection, torch.nn.Linear) else pooled_ND @ projection
 
 
-def mean_embedding(frames_FD: NDArray[np.float32]) -> NDArray[np.float16]:
-    """The clip's embedding: the mean of its thumbnails' rows, scaled to length 1."""
+def mean_embedding(frames_FD: NDArray[np.float32]) -> tuple[NDArray[np.float16], float]:
+    """The clip's embedding: the mean of its thumbnails' rows, scaled to length 1, and the length that it had."""
     mean_D = frames_FD.mean(axis=0)
-    return (mean_D / max(float(np.linalg.norm(mean_D)), 1e-12)).astype(np.float16)
+    norm = float(np.float32(np.linalg.norm(mean_D)))
+    return (mean_D / max(norm, 1e-12)).astype(np.float16), norm
+
+
+def stored_mean(embedding_D: Any, norm: float) -> NDArray[np.float32]:
+    """The mean of the thumbnails' rows from the columns embedding and embedding_norm."""
+    return np.asarray(embedding_D, np.float16).astype(np.float32) * np.float32(norm)
 
 
 def embedding_columns(embeddings: Embeddings) -> dict[str, Any]:
-    """Columns embedding, embedding_error and embedding_error_kind of one clip."""
+    """Columns of the embedding of one clip."""
     if embeddings.frames_FD is None:
-        return {"embedding": None, "embedding_error": embeddings.error, "embedding_error_kind": FAILED}
-    return {
-        "embedding": mean_embedding(embeddings.frames_FD),
-        "embedding_error": None,
-        "embedding_error_kind": None,
-    }
+        nothing = {"embedding": None, "embedding_norm": None}
+        return nothing | {"embedding_error": embeddings.error, "embedding_error_kind": FAILED}
+    embedding_D, norm = mean_embedding(embeddings.frames_FD)
+    values = {"embedding": embedding_D, "embedding_norm": norm}
+    return values | {"embedding_error": None, "embedding_error_kind": None}
 
 
 def _unit_rows(features_ND: Any) -> NDArray[np.float32]:

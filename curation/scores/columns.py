@@ -7,6 +7,8 @@ import pyarrow as pa
 
 from clipmill.columns import column
 
+SCORES, CAPTIONS = "scores", "captions"
+"""Folders of a dataset with tables of scorers and of captioners, each in NAME/vN."""
 FAILED, LEFT_OUT, NOT_SCORED = "failed", "left_out", "not_scored"
 """Why a score is null: scoring the clip failed, the dataset was curated without the score, or the version that counts
 does not cover the clip."""
@@ -22,6 +24,13 @@ EMBEDDING_COLUMNS = (
         "embedding",
         pa.list_(pa.float16()),
         "mean of the L2-normalized CLIP embeddings of the first, middle and last frame, L2-normalized",
+    ),
+    column(
+        "embedding_norm",
+        pa.float32(),
+        "length of that mean before it is normalized, 1 if the three frames are alike: times the cosine of a text to "
+        "embedding, it is the mean cosine to the frames",
+        bounds=(0, 1),
     ),
     column("embedding_error", pa.string(), "error message if embedding is null"),
     error_kind_column("embedding"),

@@ -47,30 +47,48 @@ class ScorerSpec:
 
 def scorer_spec(asked: str, settings: Config | Mapping[str, Any] | None = None) -> ScorerSpec:
     """Find a scorer by name or address and check its settings. Raises UserError."""
-    plugin = find_plugin(asked, group=GROUP, built_in=SCORERS)
-    kind = plugin.load()
-    _check(kind, asked)
-    if SCORERS.get(kind.name, plugin.target) != plugin.target:
-        raise UserError(f"{asked}: the name {kind.name!r} is taken by a score of clipmill: give the scorer another one")
+    return plugin_spec(asked, settings, group=GROUP, built_in=SCORERS, base=Scorer)
+
+
+def plugin_spec(
+    asked: str,
+    settings: Config | Mapping[str, Any] | None,
+    *,
+    group: str,
+    built_in: Mapping[str, str],
+    base: type[Scorer],
+) -> ScorerSpec:
+    """Find a subclass of `base` and check its settings. Raises UserError."""
+    plugin = find_plugin(asked, group=group, built_in=built_in)
+    kind, what = plugin.load(), group.rpartition(".")[2].removesuffix("s")
+    _check(kind, asked, base, what)
+    if built_in.get(kind.name, plugin.target) != plugin.target:
+        raise UserError(f"{asked}: the name {kind.name!r} is taken by a {what} of clipmill: give yours another one")
     if ":" not in asked and kind.name != asked:
-        raise UserError(f"the entry point {asked!r} is a scorer of the name {kind.name!r}: give both the same name")
+        raise UserError(f"the entry point {asked!r} is a {what} of the name {kind.name!r}: give both the same name")
     if not isinstance(settings, Config):
-        settings = kind.Config.from_values(settings or {}, origin=f"scorers.{asked}")
+        settings = kind.Config.from_values(settings or {}, origin=f"{what}s.{asked}")
     assert isinstance(settings, Config)
+    _check_columns(getattr(kind(settings), "columns", None), asked)
     return ScorerSpec(plugin, settings.model_dump_json())
 
 
-def _check(kind: type, asked: str) -> None:
-    """Raise UserError for a class that is not a complete scorer."""
-    if not issubclass(kind, Scorer):
-        raise UserError(f"{asked}: expected a subclass of clipmill.Scorer, got {kind.__qualname__}")
-    columns, version = getattr(kind, "columns", None), kind.version
-    if not isinstance(getattr(kind, "name", None), str):
-        raise UserError(f"{asked}: expected a text as `name` of the scorer, got {getattr(kind, 'name', None)!r}")
+def _check_columns(columns: object, asked: str) -> None:
     if not isinstance(columns, tuple) or not columns or not all(isinstance(each, pa.Field) for each in columns):
         raise UserError(f"{asked}: expected `columns` to be a tuple of clipmill.column(...), got {columns!r}")
+
+
+def _check(kind: type, asked: str, base: type[Scorer], what: str) -> None:
+    """Raise UserError for a class that is not a complete scorer or captioner."""
+    if not issubclass(kind, base):
+        raise UserError(f"{asked}: expected a subclass of clipmill.{base.__name__}, got {kind.__qualname__}")
+    if kind.folder != base.folder:
+        raise UserError(f"{asked}: {kind.__qualname__} is not a {what}, but has {kind.folder}: see `clipmill --help`")
+    if not isinstance(getattr(kind, "name", None), str):
+        raise UserError(f"{asked}: expected a text as `name` of the {what}, got {getattr(kind, 'name', None)!r}")
+    version = kind.version
     if not isinstance(version, int) or version < 1:
-        raise UserError(f"{asked}: expected an integer from 1 as `version` of the scorer, got {version!r}")
+        raise UserError(f"{asked}: expected an integer from 1 as `version` of the {what}, got {version!r}")
     if not issubclass(kind.Config, Config):
         raise UserError(f"{asked}: expected `Config` to be a subclass of clipmill.Config, got {kind.Config!r}")
     if unknown := [name for name in kind.may_change if name not in kind.Config.model_fields]:

@@ -46,12 +46,13 @@ def _checked(scorer: Scorer, row: Any) -> dict[str, Any]:
     if not isinstance(row, Mapping):
         raise UserError(f"scorer {scorer.name}: expected a mapping of column to value, got {type(row).__name__}")
     error, fields = f"{scorer.name}_error", _values_of(scorer)
-    if unknown := sorted(map(str, row.keys() - {*fields, error})):
+    if unknown := sorted(map(str, row.keys() - {*fields, error, f"{error}_kind"})):
         raise UserError(
             f"scorer {scorer.name} returned the column {unknown[0]!r}; it declares {', '.join(fields)} (`columns`)"
         )
     if row.get(error) is not None:
-        return failed_row(scorer, str(row[error]))
+        kept = {name: _plain(row[name]) for name in scorer.kept_on_error if name in row}
+        return failed_row(scorer, str(row[error])) | kept | {f"{error}_kind": row.get(f"{error}_kind") or FAILED}
     if missing := [name for name in fields if name not in row]:
         raise UserError(f"scorer {scorer.name} returned no {missing[0]!r}, which it declares (`columns`)")
     return {name: _plain(row[name]) for name in fields} | {error: None, f"{error}_kind": None}
@@ -67,7 +68,8 @@ def _fitted(scorer: Scorer, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 return [fitted for row in rows for fitted in _fitted(scorer, [row])]
             reason = str(error).partition("\n")[0]
             value = str(rows[0][name])[:_LONGEST_VALUE]
-            return [failed_row(scorer, f"column {name} is {field.type}, got {value!r}: {reason}")]
+            kept = {name: rows[0][name] for name in scorer.kept_on_error}
+            return [failed_row(scorer, f"column {name} is {field.type}, got {value!r}: {reason}") | kept]
         for row, value in zip(rows, values, strict=True):
             row[name] = value
     return rows

@@ -15,7 +15,7 @@ class Similarity(Scorer):
 
     name = "similarity"
     columns = SIMILARITY_COLUMNS
-    needs = ("embeddings", "captions")
+    needs = ("mean_embedding", "captions")
     resources = Resources(num_cpus=0)
 
     def score(self, batch: Sequence[ClipView]) -> list[dict[str, Any]]:
@@ -25,13 +25,13 @@ class Similarity(Scorer):
 
 def _score_clip(clip: ClipView) -> dict[str, Any]:
     embeddings = clip.embeddings
-    if embeddings is None or embeddings.frames_FD is None:
+    if embeddings is None or embeddings.mean_D is None:
         return _unscored(f"no embedding: {embeddings.error if embeddings else 'the CLIP model did not run'}")
     if not any(caption.text for caption in clip.captions):
         reasons = [caption.error for caption in clip.captions if caption.error]
         return _unscored(f"no caption has text: {reasons[0]}" if reasons else "the clip has no caption")
     assert embeddings.captions_CD is not None, "there are captions"
-    cosines_C = (embeddings.captions_CD @ embeddings.frames_FD.T).mean(axis=1)
+    cosines_C = embeddings.captions_CD @ embeddings.mean_D  # the mean of the frames' cosines
     known_C = np.isfinite(cosines_C)
     if not known_C.any():
         return _unscored("the model returned non-finite values")

@@ -35,7 +35,7 @@ PLACE = pa.schema(
 """The columns that say where a sample lies; those of the dataset's clip follow."""
 _TEXT = ("txt", "json")
 _NOT_PUBLIC = ("uri", "error", "note")
-_OWN = {*CLIPS.names, *SOURCES.names, "root", "path"}
+_OWN = {*CLIPS.names, *SOURCES.names, "root", "path", "caption"}
 """Columns whose texts are clipmill's own words, or public already."""
 
 
@@ -79,9 +79,9 @@ def check_catalog(folder_url: str) -> None:
 
 def _places(record: ShardRecord, clips: pa.Table) -> pa.Table:
     assert record.members is not None
-    captions = clips["captions"].to_pylist() if "captions" in clips.column_names else [None] * clips.num_rows
+    texts = clips.select([name for name in ("caption", "captions") if name in clips.column_names])
     rows = []
-    for i, caption_list in enumerate(captions):
+    for i, captions in enumerate(texts.to_pylist() or [{}] * clips.num_rows):
         ranges = {extension: found[i] for extension, found in record.members.ranges.items()}
         files = [(extension, *found) for extension, found in sorted(ranges.items()) if found is not None]
         extension, offset, size = next(file for file in files if file[0] not in _TEXT)
@@ -93,7 +93,7 @@ def _places(record: ShardRecord, clips: pa.Table) -> pa.Table:
                 "offset": offset,
                 "size": size,
                 "files": [dict(zip(("extension", "offset", "size"), file, strict=True)) for file in files],
-                "caption": caption_of(caption_list),
+                "caption": caption_of(captions),
             }
         )
     return pa.Table.from_pylist(rows, PLACE)

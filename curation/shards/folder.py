@@ -9,6 +9,7 @@ from clipmill import shard_folder, storage
 from clipmill.formats import SHARDS
 from clipmill.resume import check_same
 from clipmill.shard_folder import FailedClip, ShardRecord
+from curation.shards.sample import caption_of
 from curation.shards.write import ShardPlan
 
 
@@ -58,12 +59,25 @@ def index_of(
     index = shard_folder.index_of(
         _plan(plans, selection, settings),
         ordered,
-        totals={"duration_s": duration_s, "selected": selected, "gone": len(gone)},
+        totals={
+            "duration_s": duration_s,
+            "selected": selected,
+            "gone": len(gone),
+            "uncaptioned": sum(_uncaptioned(plan, by_name[plan.name]) for plan in plans),
+        },
         gone=[asdict(clip) for clip in gone],
     )
     totals = index["totals"]
     assert selected == totals["samples"] + totals["failed"] + len(gone), "every planned clip is written or has failed"
     return index
+
+
+def _uncaptioned(plan: ShardPlan, record: ShardRecord) -> int:
+    """Samples of a shard whose .txt is empty."""
+    failed = {clip.clip_id for clip in record.failed}
+    names = [name for name in ("clip_id", "caption", "captions") if name in plan.clips.column_names]
+    rows = plan.clips.select(names).to_pylist()
+    return sum(not caption_of(row) for row in rows if row["clip_id"] not in failed)
 
 
 def _plan(plans: Sequence[ShardPlan], selection: str, settings: Mapping[str, Any]) -> dict[str, Any]:

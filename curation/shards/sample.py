@@ -39,7 +39,7 @@ _CONDITIONING = ("fps_id", "motion_bucket")
 _MEASURED = ("psnr_db",)
 """What is known of some files only; among the scores."""
 _SCORES = {"motion", *(column.name for columns in SCORE_COLUMNS.values() for column in columns)}
-_NO_SCORES = {*CLIPS.names, *SOURCES.names, "root", "path"} - _SCORES
+_NO_SCORES = {*CLIPS.names, *SOURCES.names, "root", "path", "caption"} - _SCORES
 
 
 def sample_type(suffix: str) -> pa.StructType:
@@ -100,9 +100,12 @@ def sample_json(row: ClipRow, extracted: ExtractedClip, selection: str) -> dict[
     }
 
 
-def caption_of(captions: Sequence[Mapping[str, Any]] | None) -> str:
-    """The first caption that has text; empty if there is none."""
-    return next((caption["text"] for caption in captions or () if caption["text"]), "")
+def caption_of(row: ClipRow) -> str:
+    """The newest caption of a row of the joined view; of another row, the first that has text. Empty if there is
+    none."""
+    if "caption" in row:
+        return row["caption"] or ""
+    return next((caption["text"] for caption in row.get("captions") or () if caption["text"]), "")
 
 
 def _bound_type(name: str) -> pa.DataType:

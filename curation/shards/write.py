@@ -1,6 +1,6 @@
 """Selected spans -> WebDataset tar files: the division into shards, the writing of one, the check on a rerun.
 
-A sample is `{clip_id}.mp4` (or `.jpg`), `.txt` (the first caption that has text) and `.json` (see
+A sample is `{clip_id}.mp4` (or `.jpg`), `.txt` (the newest caption) and `.json` (see
 `curation.shards.sample`). Each shard has a small record beside it, `clips-000000.json`, written after it: the tar's
 checksum is known to a rerun from there, and shards can be written on many machines that share nothing but the folder.
 """
@@ -259,7 +259,7 @@ def _sample(row: ClipRow, extracted: ExtractedClip, selection: str) -> dict[str,
     return {
         "__key__": row["clip_id"],
         extracted.suffix: extracted.content,
-        "txt": caption_of(row.get("captions")).encode(),
+        "txt": caption_of(row).encode(),
         "json": metadata.encode(),
     }
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from clipmill import storage
 from clipmill.errors import UserError
-from curation.captioners import CAPTIONERS
+from curation.captioners import captioner_spec
 from curation.scores.weight_fetch import WeightsMissing, check_answers
 from pipelines.config import CurateConfig
 from pipelines.machine import SHARED_MEMORY, cpu_quota, free_bytes, usable_memory_bytes
@@ -274,7 +274,7 @@ def _models(config: CurateConfig) -> _Models:
                     if isinstance(error, WeightsMissing):
                         models.missing.append(name)
             # Models that fail by themselves are known by now; this is whether they fit together.
-            captioners = config.captioners.model_copy(update={"video": None, "merged": None})
+            captioners = config.captioners.model_copy(update={"video": None, "merged": None, "others": {}})
             if not models.errors:
                 unfit = _error_of(load_models, asked_models(config.model_copy(update={"captioners": captioners})))
                 models.errors |= {"models": unfit} if unfit else {}
@@ -296,7 +296,7 @@ def _endpoints(config: CurateConfig) -> dict[str, str | None]:
     for name in ("video", "merged"):
         settings = getattr(config.captioners, name)
         if settings is not None:
-            captioner: Any = CAPTIONERS[name](settings.model_copy(update={"timeout_s": _ENDPOINT_TIMEOUT_S}))
+            captioner: Any = captioner_spec(name, settings.model_copy(update={"timeout_s": _ENDPOINT_TIMEOUT_S}))()
             errors[name] = _error_of(captioner.load) or captioner.unavailable()
     return errors
 

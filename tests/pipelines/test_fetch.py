@@ -43,7 +43,7 @@ def extracted(function: Any, uri: str, clips: Any, kind: str, config: Any) -> li
 
 
 def write_shards(folder: str) -> pa.Table:
-    fields = [*CLIPS, SOURCES.field("metadata")]
+    fields = [*CLIPS, SOURCES.field("metadata"), SOURCES.field("captions")]
     clips = pa.Table.from_pylist(rows(), pa.schema(fields)).drop_columns(["embedding"])
     plans = plan_shards(clips, kind="clips", config=ShardConfig(clips_per_shard=6))
     records = {plan.name: write_shard(plan, folder, selection="s", run=extracted) for plan in plans}

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from clipmill import curate, score, select, shard
+from clipmill import caption, curate, score, select, shard
+from curation.dataset.joined import view_of
 from curation.dataset.tables import Dataset
 from curation.selection.rules import Rules
 from tests.pipelines.corpora import WITHOUT_CLIP, WITHOUT_CLIP_OPTION, content, many_small, shard_content
@@ -120,53 +121,62 @@ def test_kill_9_the_driver_at_random_moments(videos: Path, calm: Path, tmp_path:
     assert not [path for path in out.rglob("*") if path.name.endswith(".tmp")]
 
 
-def test_kill_9_while_scores_are_added(calm: Path, tmp_path: Path):
+SLOW = {
+    "score": (f"{Path(__file__).with_name('scorers.py')}:SlowLuma", "scores/slow_luma"),
+    "caption": (f"{Path(__file__).with_name('captioners.py')}:SlowLevels", "captions/slow_levels"),
+}
+"""Command -> a plug-in that takes its time, and its tables."""
+
+
+@pytest.mark.parametrize("command", SLOW)
+def test_kill_9_while_scores_or_captions_are_added(command: str, calm: Path, tmp_path: Path):
     """The driver, of a Ray of its own and on a cluster, and workers; each clip has one row in the end."""
     chance, out = random.Random(5), shutil.copytree(calm, tmp_path / "out", ignore=shutil.ignore_patterns("shards"))
-    scorer, table = f"{Path(__file__).with_name('scorers.py')}:SlowLuma", out / "scores" / "slow_luma" / "v1"
-    scoring, cluster = ("score", out, "--scorer", scorer), ray.get_runtime_context().gcs_address
-    killed = 0
+    plugin, root = SLOW[command]
+    table, versions = out / root / "v1", out / root / "versions.json"
+    adding = (command, out, "--scorer" if command == "score" else "--captioner", plugin)
+    killed, cluster = 0, ray.get_runtime_context().gcs_address
     for parts, address in {
         0: None,
         2: None,
         chance.randrange(5, 10): cluster,
         chance.randrange(14, 20): cluster,
     }.items():
-        run = start(*scoring, address=address)
+        run = start(*adding, address=address)
         wait_for(run, table, ".parquet", parts)
         time.sleep(chance.uniform(0, 0.2 if parts else 8.0))
         killed += run.poll() is None
         kill(run.pid)
         run.wait()
-        assert not counts_twice(out, "slow_luma"), "a clip is there twice"
+        assert not counts_twice(out, root), "a clip is there twice"
     assert killed >= 3
-    assert '"finished": false' in (out / "scores" / "slow_luma" / "versions.json").read_text()
-    run = start(*scoring)
+    assert '"finished": false' in versions.read_text()
+    run = start(*adding)
     wait_for(run, table, ".parquet", len(list(table.glob("[!.]*.parquet"))) + 2)
     found = sorted(workers(run.pid))
     if found and run.poll() is None:
         kill(chance.choice(found)[0])
     assert run.wait(180) == 0
-    assert '"finished": true' in (out / "scores" / "slow_luma" / "versions.json").read_text()
+    assert '"finished": true' in versions.read_text()
     assert not [path for path in out.rglob("*") if path.name.endswith(".tmp")]
 
     undisturbed = shutil.copytree(calm, tmp_path / "undisturbed", ignore=shutil.ignore_patterns("shards"))
-    score(str(undisturbed), scorer, quiet=True)
-    assert scored(out) == scored(undisturbed)
+    {"score": score, "caption": caption}[command](str(undisturbed), plugin, quiet=True)
+    assert added(out, root) == added(undisturbed, root)
     assert content(str(out)) == content(str(calm))
 
 
-def counts_twice(out: Path, scorer: str) -> list[str]:
-    """Clips with several rows in the first version of a score."""
-    query = f'SELECT clip_id FROM "scores_{scorer}@1" GROUP BY 1 HAVING count(*) > 1'
+def counts_twice(out: Path, root: str) -> list[str]:
+    """Clips with several rows in the first version of a score or captioner."""
+    query = f'SELECT clip_id FROM "{view_of(root, 1)}" GROUP BY 1 HAVING count(*) > 1'
     with Dataset(str(out)).connect() as connection:
         there = connection.execute("SELECT count(*) FROM score_versions WHERE view <> 'clips'").fetchone()
         return [clip_id for (clip_id,) in connection.execute(query).fetchall()] if there != (0,) else []
 
 
-def scored(out: Path) -> list[tuple]:
+def added(out: Path, root: str) -> list[tuple]:
     with Dataset(str(out)).connect() as connection:
-        return connection.execute('SELECT * FROM "scores_slow_luma@1" ORDER BY clip_id').fetchall()
+        return connection.execute(f'SELECT * FROM "{view_of(root, 1)}" ORDER BY clip_id').fetchall()
 
 
 def test_kill_9_workers_and_scanning_children(videos: Path, calm: Path, tmp_path: Path):

@@ -1,7 +1,6 @@
 """Models in a run: checked before it starts, placed in workers or pools, captions through an endpoint that fails."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pipelines.config import CaptionersConfig
 from pipelines.graph import Node
 from tests.caption_server import CaptionServer, refused_url, says
 from tests.curation.models import tiny_clip
-from tests.pipelines.corpora import WITHOUT_CLIP, content, many_small
+from tests.pipelines.corpora import content, many_small
 
 pytestmark = pytest.mark.slow
 
@@ -115,14 +114,14 @@ def test_an_endpoint_that_is_down_costs_captions_only_and_has_its_own_exit_code(
 ):
     out = tmp_path / "out"
 
-    def run(url: str, *more: str) -> int:
+    def run(url: str, *command: str) -> int:
         settings = {"base_url": url, "model": "any", "retries": 0, "timeout_s": 20}
         captioners = {"video": settings, "merged": settings}
         (tmp_path / "config.yaml").write_text(
             json.dumps({"captioners": captioners, "without": ["aesthetic", "similarity"]})
         )
-        monkeypatch.setattr("sys.argv", ["clipmill", "curate", str(videos), "--out", str(out), *more,
-                                         "--config", str(tmp_path / "config.yaml")])  # fmt: skip
+        command = command or ("curate", str(videos), "--out", str(out))
+        monkeypatch.setattr("sys.argv", ["clipmill", *command, "--config", str(tmp_path / "config.yaml")])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         return int(stop.value.code or 0)
@@ -134,33 +133,17 @@ def test_an_endpoint_that_is_down_costs_captions_only_and_has_its_own_exit_code(
     assert all(clip["text_area"] is not None for clip in rows)
     assert [[c["source"] for c in clip["captions"]][-2:] for clip in rows] == [["video", "merged"]] * 3
     assert all(c["text"] is None and c["error"] for clip in rows for c in clip["captions"][-2:])
+    tables = content(str(out))
     with CaptionServer([says("a texture that drifts")]) as server:
         assert run(server.url) == cli.CAPTIONS_FAILED, "nothing is tried again unasked"
-        assert run(server.url, "--retry-captions") == 0, "what has nothing to merge has not failed"
+        again = ("caption", str(out), "--captioner", "video")
+        assert run(server.url, *again) == 0
+        assert server.requests == []
+        assert run(server.url, *again, "--retry-failed") == 0
         captions = [{c["source"]: c["text"] for c in clip["captions"]} for clip in clips(out)]
         assert [c["video"] for c in captions] == ["a texture that drifts"] * 3
-
-
-def test_retried_captions_take_back_nothing_else(
-    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], local_ray: None
-):
-    other, out = many_small(tmp_path / "other", 1), str(tmp_path / "out")
-
-    def config(url: str | None, key: str | None = None) -> CurateConfig:
-        settings = VideoConfig(base_url=url, model="any", retries=0, api_key_env=key)
-        return WITHOUT_CLIP.model_copy(update={"captioners": CaptionersConfig(video=settings)})
-
-    shutil.copy(next(videos.glob("*.mp4")), tmp_path / "beside.mp4")
-    for inputs in ([str(videos)], [str(other), str(tmp_path / "beside.mp4")]):
-        curate(inputs, out, config=config(refused_url()), quiet=True)
-    with pytest.raises(UserError, match="NO_SUCH_API_KEY"):
-        curate([str(other)], out, config=config(refused_url(), "NO_SUCH_API_KEY"), retry_captions=True, quiet=True)
-    assert len(clips(out)) == 5, "a mistake in the configuration costs nothing"
-    with CaptionServer([says("a texture")]) as server:
-        result = curate([str(other)], out, config=config(server.url), retry_captions=True, quiet=True)
-    assert (result.sources_done_now, len(clips(out))) == (1, 5)
-    assert result.status.captions_failed == {"sidecar": 1, "video": 4}
-    assert "captions of 4 other sources also failed" in capsys.readouterr().err
+        assert run(server.url) == 0, "what has nothing to merge has not failed"
+    assert content(str(out)) == tables, "clips are left alone"
 
 
 def test_a_head_of_another_weight_does_not_mix(videos: Path, tmp_path: Path, local_ray: None):

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from curation.captioners.base import GeneratedCaption
 from curation.captioners.endpoint import MergedCaptioner, MergedConfig, VideoCaptioner, VideoConfig
 from curation.inputs.caption import Caption
 from curation.scores.base import ClipView
@@ -22,7 +23,7 @@ def clips(number: int) -> list[ClipView]:
 
 
 def video(url: str | None, **settings: Any) -> VideoCaptioner:
-    defaults = {"model": "m", "timeout_s": 5, "retries": 0}
+    defaults = {"model": "m", "timeout_s": 5, "retries": 0, "frames": None}
     captioner = VideoCaptioner(VideoConfig(base_url=url, **(defaults | settings)))
     captioner.load("cpu")
     return captioner
@@ -34,6 +35,6 @@ def merged(url: str) -> MergedCaptioner:
     return captioner
 
 
-def one(server: CaptionServer, **settings: Any) -> Caption:
+def one(server: CaptionServer, **settings: Any) -> GeneratedCaption:
     (caption,) = video(server.url, **settings).caption(clips(1))
     return caption

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from curation.captioners import CAPTIONERS
-from curation.captioners.base import NoCaption
+from curation.captioners import CAPTIONERS, captioner_spec
+from curation.captioners.base import GeneratedCaption, NoCaption
 from curation.captioners.chat import read_answer
 from curation.captioners.endpoint import MergedConfig, VideoConfig
 from curation.inputs.caption import Caption
@@ -62,7 +62,7 @@ def test_an_endpoint_that_is_not_there_is_unavailable():
 def test_video_sends_the_three_frames_in_order_and_the_prompt():
     with CaptionServer([says("A cat walks.")]) as server:
         (caption,) = video(server.url, model="some/model", max_tokens=99).caption([view(30, 120, 220)])
-    assert caption == Caption(source="video", text="A cat walks.")
+    assert caption == GeneratedCaption(text="A cat walks.")
     (request,) = server.requests
     assert request["path"] == "/v1/chat/completions"
     assert (request["model"], request["temperature"], request["max_tokens"]) == ("some/model", 0.0, 99)
@@ -94,7 +94,7 @@ def test_merged_sends_what_coca_and_video_say_whatever_else_there_is():
     )
     with CaptionServer([says('"A man surfs on a board."')]) as server:
         (caption,) = merged(server.url).caption([view(1, captions=captions)])
-    assert caption == Caption(source="merged", text="A man surfs on a board.")
+    assert caption == GeneratedCaption(text="A man surfs on a board.")
     (part,) = server.requests[0]["messages"][0]["content"]
     assert part["text"] == MergedConfig().prompt + '\n\n"a man on a board"\n"A man \\"surfs\\" 🏄."'
 
@@ -134,7 +134,7 @@ def test_a_clip_without_thumbnails_or_with_a_broken_one_is_its_own_failure():
     with CaptionServer([says("fine")]) as server:
         captions = video(server.url).caption([ClipView(thumbnails=()), broken, view(1)])
     assert [c.text for c in captions] == [None, None, "fine"]
-    assert captions[0].error == "the clip has no thumbnails"
+    assert captions[0].error == "the clip has no frames"
     assert captions[1].error
 
 
@@ -156,7 +156,7 @@ def test_a_failure_that_may_pass_is_tried_again(bad: Reply, monkeypatch: pytest.
 def test_a_failure_that_stays_is_told_with_status_and_reason(status: int):
     with CaptionServer([refuses(status, "too many of you")]) as server:
         caption = one(server, retries=1)
-    assert caption == Caption.failed("video", f"HTTP {status}: too many of you")
+    assert caption == GeneratedCaption.failed(f"HTTP {status}: too many of you")
     assert len(server.requests) == 2
 
 
@@ -225,11 +225,11 @@ def test_an_answer_that_trickles_in_is_not_waited_for(slow: Reply):
     assert len(server.requests) == 1
 
 
-def test_connections_are_kept_and_a_later_request_has_a_time_of_its_own():
+def test_each_request_has_a_connection_and_a_time_of_its_own():
     with CaptionServer([says(str(i), delay_s=0.3) for i in range(4)]) as server:
         captions = video(server.url, timeout_s=1.0, max_in_flight=1).caption(clips(4))
     assert [c.text for c in captions] == ["0", "1", "2", "3"]
-    assert server.connections == 1
+    assert server.connections == 4
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -260,7 +260,7 @@ def test_loading_does_not_contact_the_endpoint():
 
 @pytest.mark.slow
 def test_captioners_travel_to_a_worker_and_the_client_is_imported_only_there():
-    names = [pickle.loads(pickle.dumps(make(None))).name for make in CAPTIONERS.values()]
+    names = [pickle.loads(pickle.dumps(captioner_spec(name)))().name for name in CAPTIONERS]
     assert names == list(CAPTIONERS) == ["coca", "video", "merged"]
     program = "import sys, curation.captioners; print({'openai', 'torch', 'open_clip'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from clipmill.errors import UserError
+from curation.captioners.base import GeneratedCaption
 from curation.captioners.coca import Coca, CocaConfig, greedy
-from curation.inputs.caption import Caption
 from curation.scores.base import ClipView
 
 TINY = {
@@ -100,7 +100,7 @@ def test_coca_says_what_open_clip_says_of_the_middle_frame(tiny_coca: Path, monk
     pictures = [noise(i) for i in range(5)]
     batch = [ClipView(thumbnails=(noise(100), picture, noise(200))) for picture in pictures]
     captions = coca(tiny_coca, batch_size=2).caption(batch)
-    assert {(c.source, c.error) for c in captions} == {("coca", None)}
+    assert {c.error for c in captions} == {None}
     assert [c.text for c in captions] == oracle(tiny_coca, pictures, monkeypatch, seq_len=12, min_seq_len=5)
     assert len({c.text for c in captions}) > 1
 
@@ -156,7 +156,7 @@ def test_coca_takes_a_clip_it_cannot_look_at_for_that_clips_failure(tiny_coca: P
     broken = ClipView(thumbnails=(np.zeros((0, 10, 3), np.uint8),) * 3)
     captioner = coca(tiny_coca)
     captions = captioner.caption([ClipView(thumbnails=()), good, broken])
-    assert captions[0] == Caption.failed("coca", "the clip has no thumbnails")
+    assert captions[0] == GeneratedCaption.failed("the clip has no thumbnails")
     assert captions[1] == captioner.caption([good])[0]
     assert captions[2].text is None
     assert captions[2].error

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from clipmill.errors import UserError
-from curation.captioners import CAPTIONERS
-from curation.captioners.base import EndpointConfig
+from curation.captioners import captioner_spec
 from curation.captioners.endpoint import VideoCaptioner, VideoConfig
+from curation.captioners.endpoint_config import EndpointConfig
 from tests.caption_server import CaptionServer, refuses, says
 from tests.curation.captioners.endpoints import KEY, clips, one, video
 
@@ -97,6 +97,6 @@ def test_settings_that_cannot_be_meant_are_refused_without_repeating_a_key(setti
 @pytest.mark.parametrize("name", ["video", "merged"])
 def test_an_endpoint_without_address_or_model_is_an_error_before_work_starts(name: str):
     with pytest.raises(UserError, match=f"captioner {name}: base_url and model not set"):
-        CAPTIONERS[name](None).load("cpu")
+        captioner_spec(name)().load("cpu")
     with pytest.raises(UserError, match="model not set"):
         VideoCaptioner(VideoConfig(base_url="http://localhost:8000/v1")).load()

@@ -31,7 +31,7 @@ def write_source(dataset: Dataset, source_id: str, clips: int = 2, *, commit: bo
             "duration_s": 1.0,
             "width": 640,
             "motion": float(i * 10),
-            "captions": [{"source": "sidecar", "text": "a red circle"}],
+            "source_captions": [0],
         }
         for i in range(clips)
     ]
@@ -39,6 +39,7 @@ def write_source(dataset: Dataset, source_id: str, clips: int = 2, *, commit: bo
     dataset.write_part("clips", part, pa.Table.from_pylist(rows, schema=CLIPS))
     if commit:
         source = {"source_id": source_id, "audio": True, "width": 1920, "container": "mov"}
+        source |= {"captions": [{"source": "sidecar", "text": "a red circle"}]}
         dataset.write_part("sources", part, pa.Table.from_pylist([source], schema=SOURCES))
 
 

@@ -38,7 +38,6 @@ def make(
     rows: list[dict[str, Any]] = []
     for i in range(count):
         motion = np.float32(random.choice([random.gamma(2, 3), round(random.gamma(2, 3)), 0.1]))
-        text = HOSTILE[i % len(HOSTILE)]
         rows.append(
             {
                 "clip_id": f"{i % 5:016x}-{i * 1000}-{i * 1000 + 900}",
@@ -55,7 +54,7 @@ def make(
                 "text_area": float(np.float32(random.choice([0, 0, 0.07, random.uniform(0, 0.3)]))),
                 "text_area_frames": [0.0, 0.07, 0.01],
                 "text_boxes": [{"frame": 1, "corners": [0.1, 0.1, 0.4, 0.1, 0.4, 0.3, 0.1, 0.3]}],
-                "captions": [{"source": text[:20], "text": text, "error_kind": None, "error": None}],
+                "source_captions": [i % len(HOSTILE)],
             }
         )
     for part in range(parts):
@@ -80,6 +79,7 @@ def _source(i: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
     columns |= {"refused_cuts": [refused | {"reason": HOSTILE[3]}]}
     columns |= {"hdr": i == 4, "bit_depth": 10 if i == 4 else 8, "audio": False}
     columns |= {"metadata": [("license", "CC0" if i < 3 else "CC BY 4.0"), ("author", HOSTILE[i]), (HOSTILE[3], "tag")]}
+    columns |= {"captions": [{"source": t[:20], "text": t, "error_kind": None, "error": None} for t in HOSTILE]}
     columns |= {"frame_changes": [1] * 25 + [60] + [1] * 74, "frame_brightness": [100] * 100}
     return {"source_id": f"{i:016x}", "uri": rows[i]["uri"], "codec": "h264", "transitions": transitions} | columns
 

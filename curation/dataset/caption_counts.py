@@ -1,0 +1,87 @@
+"""Counts of captions: those that came with the videos, and those of captioners with what they cost."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation.dataset.joined import VERSIONS, view_of
+from curation.dataset.sql import quoted
+from curation.dataset.tables import Dataset
+from curation.scores.columns import CAPTIONS, FAILED
+
+_LEAVES = [f"captions.list.element.{name}" for name in ("source", "error_kind")]
+"""No text is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionCount:
+    """A version of a captioner."""
+
+    captioner: str
+    version: int
+    counted: bool
+    """Whether its captions are those of the captioner: in `captions`, in shards."""
+    clips: int
+    """Clips that it has a row for."""
+    failed: int
+    tokens: int
+    """Of requests and answers, of failed ones too; 0 of a captioner that counts none."""
+    price: float | None
+    """Of the tokens, in the currency of the settings; None without prices."""
+
+
+def caption_counts(connection: duckdb.DuckDBPyConnection) -> tuple[CaptionCount, ...]:
+    """Every version of every captioner, oldest first."""
+    versions = connection.execute(
+        f"SELECT scorer, version, view, counted FROM {VERSIONS} WHERE starts_with(view, '{CAPTIONS}_') ORDER BY 1, 2"
+    ).fetchall()
+    counts = []
+    for captioner, version, view, counted in versions:
+        [(clips, failed)] = connection.execute(
+            f"SELECT count(*), count(*) FILTER ({quoted(f'{captioner}_error_kind')} = '{FAILED}') FROM {quoted(view)} "
+            "SEMI JOIN clips USING (clip_id)"
+        ).fetchall()
+        tokens, price = spent_on(connection, captioner, version)
+        counts.append(
+            CaptionCount(
+                captioner=captioner,
+                version=version,
+                counted=counted,
+                clips=clips,
+                failed=failed,
+                tokens=tokens,
+                price=price,
+            )
+        )
+    return tuple(counts)
+
+
+def spent_on(connection: duckdb.DuckDBPyConnection, captioner: str, version: int) -> tuple[int, float | None]:
+    """Tokens of a version of a captioner, and their price; (0, None) of one that counts none or has no rows."""
+    view, prefix = view_of(f"{CAPTIONS}/{captioner}", version), f"{captioner}_"
+    names = connection.execute("SELECT column_name FROM duckdb_columns() WHERE table_name = ?", [view]).fetchall()
+    if (f"{prefix}price",) not in names:
+        return 0, None
+    tokens = " + ".join(f"coalesce({quoted(f'{prefix}{name}_tokens')}, 0)" for name in ("prompt", "completion"))
+    [(count, price)] = connection.execute(
+        f"SELECT coalesce(sum({tokens}), 0)::BIGINT, sum({quoted(f'{prefix}price')}) FROM {quoted(view)}"
+    ).fetchall()
+    return count, price
+
+
+def count_failed_captions(dataset: Dataset) -> dict[str, int]:
+    """Source of captions that came with the videos -> those that could not be read, by name."""
+    counts: Counter[str] = Counter()
+    for part in dataset.parts("sources"):
+        captions = dataset.read_part("sources", part, _LEAVES)["captions"].combine_chunks()
+        failed = pc.fill_null(pc.equal(_flat(captions, "error_kind"), FAILED), False)
+        counts.update(_flat(captions, "source").filter(failed).to_pylist())
+    return dict(sorted(counts.items()))
+
+
+def _flat(captions: pa.ListArray, name: str) -> pa.Array:
+    """A field of every caption, source after source."""
+    return pc.struct_field(pc.list_flatten(captions), name)

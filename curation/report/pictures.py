@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from random import Random
 
 import numpy as np
 import pyarrow as pa
@@ -82,9 +83,10 @@ def strip(jpegs: Jpegs, long_side_px: int, quality: int) -> bytes:
 
 
 def _previews(dataset: Dataset, place: Mapping[str, int]) -> Iterator[list[tuple[int, Jpegs]]]:
-    """Batches of (place of the clip, its JPEGs) from at most `READ_BYTES` of files."""
-    read_bytes = 0
-    for part in dataset.parts("previews"):
+    """Batches of (place of the clip, its JPEGs) from at most `READ_BYTES` of files, in an order that favors no source:
+    of a dataset too large to be read, the clips with pictures are a random sample."""
+    read_bytes, parts = 0, dataset.parts("previews")
+    for part in Random(0).sample(parts, len(parts)):
         path = dataset.file("previews", f"{part}.parquet")
         ids = dataset.read_part("previews", part, ["clip_id"])["clip_id"].to_pylist()
         if not any(clip_id in place for clip_id in ids):

@@ -184,6 +184,21 @@ def test_few_clips_of_many_find_their_pictures(tmp_path: Path) -> None:
     assert (report.shown, report.with_pictures) == (2, 2)
 
 
+def test_pictures_of_a_dataset_too_large_to_read_are_from_all_over_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make(tmp_path / "dataset", 40, parts=20)
+    parts = dataset.parts("previews")
+    ids = {part: dataset.read_part("previews", part, ["clip_id"])["clip_id"].to_pylist() for part in parts}
+    sizes = [dataset.fs.size(dataset.file("previews", f"{part}.parquet")) for part in parts]
+    monkeypatch.setattr("curation.report.pictures.READ_BYTES", sum(sizes) // 2)
+    offsets = pictures(dataset, [clip_id for part in parts for clip_id in ids[part]]).offsets
+    shown = [part for i, part in enumerate(parts) if offsets[2 * i] < offsets[2 * i + 1]]
+    assert 8 <= len(shown) <= 11
+    assert shown[0] in parts[:4]
+    assert shown[-1] in parts[-4:]
+
+
 def test_a_table_with_two_rows_for_a_clip_is_refused(tmp_path: Path) -> None:
     dataset = make(tmp_path / "dataset")
     with dataset.connect() as connection:

@@ -17,27 +17,11 @@ from pydantic import Field
 
 from clipmill.config import Config
 from curation.shots.cut_spans import FrameSpan, merged
-from curation.shots.ends import gradual_bounds
 from curation.shots.fades import BlankRun, BlankRuns, fade_bounds
-from curation.shots.gradual import (
-    Candidate,
-    Luma,
-    Sample,
-    changed_share,
-    comes_back,
-    dissolve_bounds,
-    distance,
-    find_gradual,
-    measure,
-    rms_distance,
-    same_scene,
-    sample_size,
-    thumb,
-    wiped,
-)
+from curation.shots.gradual import Sample, comes_back, distance, measure, rms_distance, sample_size
+from curation.shots.gradual_search import GradualSearch, why_same_shot
 from curation.shots.proposals import AdaptiveLuma, ContentLuma, SlowDetector, timecode
 from curation.shots.refused import RefusedCuts
-from curation.shots.wipes import Sweep, find_sweeps, wipe_bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +83,6 @@ class CutConfig(Config):
 
 _WINDOW_S = 7.0
 _LOOK_AHEAD_S = 3.5
-_SETTLED_S = 1.2
-_SAMPLES_PER_S = 12.0
-_LEAST_SAMPLES = 6
 _FLASH_FRAMES = 2
 _KEPT_BEFORE = 4
 """Frames before a proposed cut that are kept until it is decided, however long ago they were."""
@@ -110,7 +91,6 @@ _HELD_S = 1.0
 _REPEATED = 0.5
 """Two frames closer than this many levels are one frame shown twice (24 fps in a 60 fps file, a still slide)."""
 _REPEATED_S = 0.2
-_BESIDE_WIPE_S = 0.5
 
 
 class CutDetector:
@@ -146,10 +126,8 @@ class CutDetector:
         self._search_due_s: float | None = None
         self._cuts: set[int] = set()
         self._fades: list[FrameSpan] = []
-        self._dissolves: list[FrameSpan] = []
-        self._recent: list[FrameSpan] = []
-        self._unsettled: list[FrameSpan] = []
         self.refused = RefusedCuts()
+        self._gradual = GradualSearch(c, self.refused)
 
     def push(self, index: int, pts: int, time_s: float, luma_HW: NDArray[np.uint8]) -> None:
         """Take the next frame: its pts, its time in seconds and its brightness as a small frame, (H, W) uint8.
@@ -213,7 +191,7 @@ class CutDetector:
                 end_pts=pts(span.end),
                 blank=span.blank,
             )
-            for span in merged(self._fades, self._dissolves, self._cuts)
+            for span in merged(self._fades, self._gradual.found, self._cuts)
         ]
 
     def _propose(self, sample: Sample) -> None:
@@ -268,122 +246,28 @@ class CutDetector:
             near = window[place : place + _FLASH_FRAMES + 1]
             after = [s.luma for s in near if s.time_s < time_s + _HELD_S] or [window[place].luma]
         old, new = before[-1], after[0]
-        reason = self._why_same_shot(old, new)
+        reason = why_same_shot(old, new, self._config.changed_share)
         if reason is None and comes_back(before, after, distance(old, new)):
             return f"a flash: the earlier picture returns within {flash_s:g} s"
         return reason
 
-    def _why_same_shot(self, old_HW: Luma, new_HW: Luma) -> str | None:
-        reason = self._too_little(changed_share(old_HW, new_HW))
-        if reason is None and same_scene(old_HW, new_HW):
-            return "camera motion: the earlier picture reappears, shifted"
-        return reason
-
-    def _too_little(self, share: float) -> str | None:
-        least = self._config.changed_share
-        return f"{share:.0%} of the frame changed, less than {least:.0%}" if share < least else None
-
     def _search(self, until_s: float) -> None:
-        """Look for gradual changes in the window up to this time, between hard cuts and blank frames."""
+        """Search the window up to this time for gradual changes, between hard cuts and blank frames."""
         self._search_due_s = None
-        self._recent = [span for span in self._recent if span.end >= self._window[0].index]
-        self._unsettled.clear()
+        self._gradual.begin(self._window[0].index)
         stretch: list[Sample] = []
         for sample in self._window:
             blank = self._blanks.is_blank(sample)
             if sample.time_s > until_s:
                 break
             if blank or sample.index in self._cuts:
-                self._search_stretch(stretch, np.inf)
+                self._gradual.search(stretch)
                 stretch = []
             if not blank:
                 stretch.append(sample)
-        self._search_stretch(stretch, until_s)
-
-    def _search_stretch(self, stretch: list[Sample], until_s: float) -> None:
-        """Look for gradual changes in consecutive samples, to which later ones may be added if `until_s` is finite."""
-        c = self._config
-        if len(stretch) < _LEAST_SAMPLES or stretch[-1].time_s - stretch[0].time_s < c.gradual_min_s:
-            return
-        times = np.array([sample.time_s for sample in stretch])
-        wanted = np.arange(times[0], times[-1], 1 / _SAMPLES_PER_S)
-        picks = np.unique(np.searchsorted(times, wanted).clip(0, len(times) - 1))
-        if len(picks) < _LEAST_SAMPLES:
-            return
-        thumbs = np.stack([thumb(stretch[pick].luma) for pick in picks])
-        limits = {"min_s": c.gradual_min_s, "max_s": c.gradual_max_s, "min_change": c.gradual_change}
-        self._search_wipes(stretch, times, until_s, find_sweeps(thumbs, times[picks], **limits))
-        detail = np.array([stretch[pick].detail for pick in picks]).T
-        candidates = find_gradual(thumbs, times[picks], detail, **limits)
-        step = int(np.median(np.diff(picks)))
-        refused: list[tuple[int, int]] = []
-        for candidate in candidates:
-            old, new = int(picks[candidate.old]), int(picks[candidate.new])
-            known = self._is_known(stretch[old].index, stretch[new].index)
-            if known or any(abs(old - a) <= 2 * step and abs(new - b) <= 2 * step for a, b in refused):
-                continue
-            reason = self._why_not_gradual(stretch, old, new, candidate)
-            if reason is not None:
-                refused.append((old, new))
-                self.refused.add("dissolve", stretch[old].index, stretch[new].index, reason)
-                continue
-            if candidate.dips:
-                old, new = dissolve_bounds(stretch, old, new, reach=2 * step)
-            self._add_gradual(stretch, old, new, until_s, certain="dissolve" if candidate.dips else "")
-
-    def _search_wipes(
-        self, stretch: list[Sample], times: NDArray[np.float64], until_s: float, sweeps: list[Sweep]
-    ) -> None:
-        refused: list[Sweep] = []
-        for sweep in sweeps:
-            start, end = np.searchsorted(times, (sweep.start_s, sweep.end_s)).clip(0, len(times) - 1)
-            known = self._is_known(stretch[start].index, stretch[end].index)
-            if known or any(sweep.resembles(other) for other in refused):
-                continue
-            refused.append(sweep)
-            found = self._wipe(stretch, times, sweep, int(start), int(end))
-            if isinstance(found, str):
-                self.refused.add("dissolve", stretch[start].index, stretch[end].index, found)
-            else:
-                self._add_gradual(stretch, *found, until_s, certain="wipe")
-
-    def _wipe(
-        self, stretch: list[Sample], times: NDArray[np.float64], sweep: Sweep, start: int, end: int
-    ) -> tuple[int, int] | str:
-        """The last old and the first new frame of a wipe, as places in the stretch, or why there is none."""
-        reason = self._too_little(changed_share(stretch[start].luma, stretch[end].luma))
-        if reason is not None:
-            return reason
-        first, last = np.searchsorted(times, (sweep.start_s - _BESIDE_WIPE_S, sweep.end_s + _BESIDE_WIPE_S))
-        around = stretch[first:last]
-        bounds = wipe_bounds([sample.luma for sample in around], times[first:last], sweep)
-        if bounds is None:
-            return "no edge moves across the whole frame, as in a wipe"
-        old, new = (int(first) + i for i in bounds)
-        return self._why_same_shot(stretch[old].luma, stretch[new].luma) or (old, new)
-
-    def _why_not_gradual(self, stretch: list[Sample], old: int, new: int, candidate: Candidate) -> str | None:
-        """Why a proposed gradual change is none; None for a dissolve or wipe."""
-        first, middle, last = (stretch[i].luma for i in (old, (old + new) // 2, new))
-        if not (candidate.dips or wiped(first, middle, last)):
-            return "the frames between are no mix of both pictures"
-        return self._why_same_shot(first, last)
-
-    def _add_gradual(self, stretch: list[Sample], old: int, new: int, until_s: float, *, certain: str) -> None:
-        """Add a gradual change between the places `old` and `new` of the stretch (see `gradual_bounds`), or search
-        again once enough of the new shot has been seen to tell its end."""
-        settled_s = stretch[new].time_s + _SETTLED_S
-        if settled_s > until_s:
-            self._search_due_s = settled_s + self._config.flash_s
-            self._unsettled.append(FrameSpan("dissolve", stretch[old].index, stretch[new].index))
-            return
-        start, end = gradual_bounds(stretch, old, new, certain=certain)
-        self._dissolves.append(FrameSpan("dissolve", stretch[start].index, stretch[end].index))
-        self._recent.append(self._dissolves[-1])
-
-    def _is_known(self, start: int, end: int) -> bool:
-        """Whether a gradual change that touches these frames of the window was found already."""
-        return any(span.touches(start, end) for span in (*self._recent, *self._unsettled))
+        due_s = self._gradual.search(stretch, until_s)
+        if due_s is not None:
+            self._search_due_s = due_s + self._config.flash_s
 
     def _add_fade(self, run: BlankRun) -> None:
         bounds = fade_bounds(run, self._cuts, flash_s=self._config.flash_s)

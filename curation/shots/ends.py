@@ -33,7 +33,8 @@ _RISE = 0.25
 """and this share of the median within the change: motion in the shot may grow slowly towards it."""
 _PAUSE, _PAUSE_PART = 2, 6
 """Pairs in a row that may not stand out within a change; a sixth of a long one."""
-_MUCH_SHORTER = 0.35
+_MUCH_SHORTER, _EXTENDED_PART = 0.35, 4
+"""Share of a dissolve below which the ends found are not believed, and part of a wipe by which it may be extended."""
 _MARGIN, _MARGIN_PART = 3, 6
 """Frames left out at either end, as the first and last mixed frames hardly differ from clean ones; plus a sixth."""
 
@@ -50,7 +51,7 @@ def gradual_bounds(samples: Sequence[Sample], old: int, new: int, *, certain: st
     around = [sample.luma for sample in samples[first:last]]
     start, end = (int(first) + place for place in find_ends(around, times[first:last], old - first, new - first))
     if certain == "wipe":
-        most = _MARGIN + (new - old) // _MARGIN_PART
+        most = _MARGIN + (new - old) // _EXTENDED_PART
         return max(min(start, old + 1), old + 1 - most), min(max(end, new), new + most)
     if certain == "dissolve" and end - start < _MUCH_SHORTER * (new - old):
         start, end = old + 1, new
@@ -68,7 +69,7 @@ def find_ends(lumas: Sequence[Luma], times_N: NDArray[np.float64], old: int, new
     lag = max(2, round(_LAG_S / float(np.median(np.diff(times_N)))), (new - old) // _LAG_PART)
     if len(lumas) < lag + _FEWEST:
         return old + 1, new
-    residuals_NB = np.stack([_residuals(a, b) for a, b in zip(lumas, lumas[lag:], strict=False)])
+    residuals_NB = np.stack([residuals(a, b) for a, b in zip(lumas, lumas[lag:], strict=False)])
     pairs, middle = np.arange(len(residuals_NB)), (old + new) // 2
     pause = max(_PAUSE, (new - old) // _PAUSE_PART)
     first = _edge(residuals_NB, pairs[: middle - lag + 1], pairs[middle - lag + 1 :][: new - middle], lag, pause)
@@ -92,7 +93,7 @@ def _edge(
     few = min(blocks, max(_FEWEST, int(_FEW * blocks)))
     order = np.concatenate([outside, inside])
     above_NB = (residuals_NB[order] - median_B) / spread_B
-    above_N = _opened(np.partition(above_NB, -few, axis=1)[:, -few:].mean(1), lag + 2)
+    above_N = opened(np.partition(above_NB, -few, axis=1)[:, -few:].mean(1), lag + 2)
     least = _TIMES * np.quantile(above_N[: len(usual)], _USUAL) + _PLUS
     if len(inside):
         least = max(least, _RISE * np.median(above_N[len(outside) :]))
@@ -106,19 +107,19 @@ def _edge(
     return int(order[edge])
 
 
-def _opened(values_N: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+def opened(values_N: NDArray[np.float32], width: int) -> NDArray[np.float32]:
     """Without peaks narrower than `width`: a caption that appears stands out from as many pairs as the lag."""
     kernel = np.ones((1, width), np.uint8)
     return cv2.morphologyEx(values_N[None].astype(np.float32), cv2.MORPH_OPEN, kernel)[0]
 
 
-def _residuals(a_HW: Luma, b_HW: Luma) -> NDArray[np.float32]:
+def residuals(a_HW: Luma, b_HW: Luma, *, block_px: int = _BLOCK_PX, move_px: int = _MOVE_PX) -> NDArray[np.float32]:
     """(B,) mean difference of each block of `a` from the best place near by in `b`, in 8-bit levels."""
     height, width = a_HW.shape
-    rows, columns = (max(1, n // _BLOCK_PX) for n in (height, width))
-    inside = a_HW[: rows * _BLOCK_PX, : columns * _BLOCK_PX]
-    padded = np.pad(b_HW, _MOVE_PX, mode="edge")
-    moves = range(2 * _MOVE_PX + 1)
+    rows, columns = (max(1, n // block_px) for n in (height, width))
+    inside = a_HW[: rows * block_px, : columns * block_px]
+    padded = cv2.copyMakeBorder(b_HW, move_px, move_px, move_px, move_px, cv2.BORDER_REPLICATE)
+    moves = range(2 * move_px + 1)
     best: NDArray[np.uint8] | None = None
     for down in moves:
         for right in moves:

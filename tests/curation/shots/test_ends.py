@@ -51,7 +51,7 @@ def visibly_mixed(old: Picture, mixed: Picture, new: Picture) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("kind", "speed_px_per_s"), [*((kind, 0) for kind in KINDS), ("dissolve", 20), ("dissolve", 40)]
+    ("kind", "speed_px_per_s"), [*((kind, speed) for kind in KINDS for speed in (0, 20)), ("dissolve", 40)]
 )
 @pytest.mark.parametrize("fps", [12, 25, 50])
 @pytest.mark.parametrize("duration_s", [0.8, 1.6])

@@ -14,7 +14,9 @@ MAY_CHANGE = frozenset({
     # Stages, for runs and for latents.
     "description",
     # How samples are read and computed; does not affect the result.
-    "data.workers", "data.prefetch", "data.reader", "model.checkpointing", "run.compile", "run.strategy",
+    "data.workers", "data.prefetch", "data.reader",
+    "data.read_ahead_mib", "data.cache_gib", "data.cache_folder", "data.retry_s",
+    "model.checkpointing", "run.compile", "run.strategy",
     # Limits on broken data.
     "data.max_broken_share",
     # Locations of frozen parts: their digests tell whether the content is the same.

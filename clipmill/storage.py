@@ -382,9 +382,14 @@ def explained(action: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterator
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) or type(error).__module__.startswith(_CLIENT_LIBRARIES):
+        if is_of_store(error):
             raise _cannot(action, shown(fs, path), error) from error
         raise
+
+
+def is_of_store(error: BaseException) -> bool:
+    """Whether a disk, a store or its client raised an error."""
+    return isinstance(error, OSError) or type(error).__module__.startswith(_CLIENT_LIBRARIES)
 
 
 def reason_of(error: BaseException) -> str:

@@ -1,6 +1,8 @@
 """`clipmill cache-latents`: precompute latent shards from clip shards, one shard per Ray task."""
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmill import pipeline, storage
+from clipmill.addresses import without_credentials
 from clipmill.errors import UserError
 from clipmill.formats import LATENTS
 from clipmill.resume import check_same, deciding, shortened
@@ -34,13 +37,14 @@ from training.stages import Stage
 
 _OF_TRAINING = ("data.batch_size",)
 """Frame settings that only affect how a model trains on the latents, not the latents themselves."""
+_THREADS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentCache:
     """Totals of a folder of latent shards."""
 
-    folder: Path
+    folder: str
     shards: int
     samples: int
     bytes: int
@@ -56,14 +60,15 @@ class _Job:
     init: Path
     digests: dict[str, str]
     """Of the weights of the networks in `init`."""
-    out: Path
+    out: str
+    """Independent of the working directory: local paths are absolute."""
     augmentations_per_clip: int
 
 
 def cache_latents(
     stage: Stage,
     data: str,
-    out: Path,
+    out: str | Path,
     *,
     init: Path,
     augmentations_per_clip: int = 1,
@@ -77,17 +82,20 @@ def cache_latents(
     autoencoder and encoder that the stage trains with; `augmentations_per_clip` random draws per clip. Rerunning does
     only what is missing.
 
-    On a cluster, `data`, `init` and `out` must be on a file system that all nodes share. With `take_over`, a live run
-    that owns `out` is stopped. Raises UserError, also if `out` was started with different settings; RunStopped.
+    `data` and `out` may be fsspec URLs. On a cluster, local ones, and `init`, must be on a file system that all nodes
+    share. With `take_over`, a live run that owns `out` is stopped. Raises UserError, also if `out` was started with
+    different settings; RunStopped.
     """
-    folder = str(out.absolute())
+    out = str(out)
+    folder = out if "://" in out else os.path.abspath(out)
     with Reporter("cache-latents", unit="samples", quiet=quiet) as report:
         report.waiting("reading the shards and the model")
         index, plan = _inputs(stage, data, init, augmentations_per_clip)
         _check_plan(out, plan)
         _check_shards(out, index, data)
-        missing = [shard for shard in index.shards if cached(out, shard) is None]
-        content = _content(index, out, plan)
+        records = _records(index, out)
+        missing = [shard for shard, record in zip(index.shards, records, strict=True) if record is None]
+        content = _content(records, plan)
         complete = not missing and read_index(folder, LATENTS) == content
         if not complete and not take_over:
             refuse_if_running(folder)
@@ -105,13 +113,13 @@ def cache_latents(
                         stage=stage,
                         init=init.absolute(),
                         digests=plan["models"],
-                        out=out.absolute(),
+                        out=folder,
                         augmentations_per_clip=augmentations_per_clip,
                     )
                     latents = partial(latents_stage, job, fence, gpu=device != "cpu")
                     for _ in stream_shards(latents, missing, [len(shard) for shard in missing], report):
                         pass
-                    content = _content(index, out, plan)
+                    content = _content(_records(index, out), plan)
                 write_index(folder, content)
     return _result(content, out)
 
@@ -130,30 +138,31 @@ def _inputs(stage: Stage, data: str, init: Path, augmentations_per_clip: int) ->
     return index, LATENTS.describe({"data": settings}, models=models)
 
 
-def _check_plan(out: Path, plan: dict[str, Any]) -> None:
+def _check_plan(out: str, plan: dict[str, Any]) -> None:
     """Raise UserError if `out` was started with different frame settings or weights. Read-only."""
-    before = read_plan(str(out), LATENTS)
+    before = read_plan(out, LATENTS)
     if before is not None:
         if not isinstance(before.get("config"), dict) or not isinstance(before.get("models"), dict):
-            raise UserError(f"{out / PLAN} is damaged: expected the keys 'config' and 'models'. Choose another folder")
+            raise UserError(f"{out}/{PLAN} is damaged: expected the keys 'config' and 'models'. Choose another folder")
         old, new = (content["config"] | {"models": content["models"]} for content in (before, plan))
         check_same(out, old, new, ignored=_OF_TRAINING, new_keys=True)
 
 
-def _check_shards(out: Path, index: ShardIndex, data: str) -> None:
+def _check_shards(out: str, index: ShardIndex, data: str) -> None:
     """Raise UserError if `out` contains latents of shards that are not in `data`: training would read them too."""
     known = {f"{shard.name}.tar" for shard in index.shards}
-    others = sorted(path.name for path in out.glob("*.tar") if path.name not in known)
+    there = [path.rpartition("/")[2] for path in storage.list_files(*storage.filesystem(out), ".tar")]
+    others = [name for name in there if name not in known]
     if others:
         raise UserError(
-            f"{out} contains latents of shards that are not in {data} ({shortened(others)}): remove them or choose "
-            "another folder"
+            f"{out} contains latents of shards that are not in {without_credentials(data)} ({shortened(others)}): "
+            "remove them or choose another folder"
         )
 
 
 def _start(folder: str, plan: dict[str, Any]) -> None:
     """Prepare the folder for this run, which owns it."""
-    _check_plan(Path(folder), plan)
+    _check_plan(folder, plan)
     write_plan(folder, plan)
     remove_index(folder)
     storage.remove_leftovers(*storage.filesystem(folder))
@@ -207,12 +216,18 @@ def cache_planned(
         raise UserError(f"caching stopped: {error}") from error
 
 
-def _content(index: ShardIndex, out: Path, plan: dict[str, Any]) -> dict[str, Any]:
+def _records(index: ShardIndex, out: str) -> list[ShardRecord | None]:
+    """The record of each shard's latents; None if they have to be written."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(partial(cached, out), index.shards))
+
+
+def _content(records: list[ShardRecord | None], plan: dict[str, Any]) -> dict[str, Any]:
     """The content of index.json."""
-    return index_of(plan, [record for shard in index.shards if (record := cached(out, shard)) is not None])
+    return index_of(plan, [record for record in records if record is not None])
 
 
-def _result(content: dict[str, Any], out: Path) -> LatentCache:
+def _result(content: dict[str, Any], out: str) -> LatentCache:
     totals = content["totals"]
     failed = {
         f"{clip['shard'].removesuffix('.tar')}/{clip['clip_id']}": f"{clip['error_kind']}: {clip['error']}"

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from clipmill.errors import UserError
-from pipelines.cli_shared import EXIT_CODES, PARTIAL, Address, NumCpus, TakeOver, console, say
+from pipelines.cli_shared import EXIT_CODES, PARTIAL, Address, NumCpus, TakeOver, console, location, say
 
 app = typer.Typer()
 
@@ -26,8 +26,10 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda; defaults to cuda 
 
 @app.command(epilog=EXIT_CODES)
 def cache_latents(
-    data: Annotated[str, typer.Option(help="Folder, tar or glob of clip or image shards.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Output folder for the latent shards.", show_default=False)],
+    data: Annotated[
+        str, typer.Option(help="Folder, tar or glob of clip or image shards, or its URL.", show_default=False)
+    ],
+    out: Annotated[str, typer.Option(help="Output folder or URL for the latent shards.", show_default=False)],
     stage: Annotated[str, typer.Option(help="Training stage whose frames and encoders to use.", show_default=False)],
     init: Annotated[Path, typer.Option(help="Model to take the autoencoder and encoder from.", show_default=False)],
     augmentations_per_clip: Annotated[
@@ -66,15 +68,19 @@ def cache_latents(
 @app.command(epilog=EXIT_CODES)
 def train(
     out: Annotated[
-        Path | None, typer.Option(help="Run folder; rerun the same command to resume.", show_default=False)
+        str | None, typer.Option(help="Run folder or URL; rerun the same command to resume.", show_default=False)
     ] = None,
     stage: Annotated[
         str | None, typer.Option(help="Training stage, such as image-to-video or tiny-video.", show_default=False)
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Folder, tar or glob of shards.", show_default=False)] = None,
-    images: Annotated[str | None, typer.Option(help="Image shards for joint training.", show_default=False)] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folder, tar or glob of shards, or its URL.", show_default=False)
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Image shards for joint training, or their URL.", show_default=False)
+    ] = None,
     init: Annotated[
-        Path | None, typer.Option(help="Model or finished run to initialize from.", show_default=False)
+        str | None, typer.Option(help="Model or finished run to initialize from, or its URL.", show_default=False)
     ] = None,
     config: PresetConfig = None,
     change: Changes = None,
@@ -102,7 +108,7 @@ def train(
         ignored = ", ".join(name for name, value in stage_options.items() if value)
         if ignored:
             raise UserError(f"--recipe cannot be combined with {ignored}: set these in the recipe file")
-        _train_recipe(recipe, out, gpus=gpus if dry_run else None, device=device)
+        _train_recipe(recipe, None if out is None else location(out), gpus=gpus if dry_run else None, device=device)
         return
     if stage is None:
         raise UserError("pass either --stage or --recipe")
@@ -115,18 +121,20 @@ def train(
         return
     if data is None or out is None:
         raise UserError("--stage requires --data (the shards to train on) and --out (the run folder)")
+    folder, initial = location(out), None if init is None else location(init)
+    model: Path | str
     if ray_workers is not None:
         from pipelines.train_on_ray import train_on_ray
 
         model = train_on_ray(
-            chosen, data, out, workers=ray_workers, images=images, init=init, address=address, device=device
+            chosen, data, folder, workers=ray_workers, images=images, init=initial, address=address, device=device
         )
     else:
-        model = training.train(chosen, data, out, images=images, init=init, device=device)
+        model = training.train(chosen, data, folder, images=images, init=initial, device=device)
     say(f"trained: {model}")
 
 
-def _train_recipe(recipe: Path, out: Path | None, *, gpus: int | None, device: str | None) -> None:
+def _train_recipe(recipe: Path, out: Path | str | None, *, gpus: int | None, device: str | None) -> None:
     """Train the stages of a recipe; with `gpus`, print what each would cost on so many instead."""
     from pipelines.recipe import read_recipe, train_recipe
     from pipelines.render import estimate_table

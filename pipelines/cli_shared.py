@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -95,3 +96,8 @@ def complain(sentence: str) -> None:
     """Print an error to stderr."""
     text = "\n".join(printable(line) for line in sentence.splitlines())
     Console(stderr=True).print(f"clipmill: {text}", style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+def location(text: str) -> Path | str:
+    """A local path, or an fsspec URL, which is no path."""
+    return text if "://" in text else Path(text)

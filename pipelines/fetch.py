@@ -4,7 +4,7 @@ What is read grows with the samples that are wanted, not with the shards that ho
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from fsspec import AbstractFileSystem
 
 from clipmill import storage
 from clipmill.atomic import atomic_path
-from clipmill.errors import UserError
+from clipmill.errors import RunStopped, UserError
+from clipmill.range_reader import Pieces, RangeReader
+from clipmill.ranges import StoredObject, find_object
 from curation.dataset.metadata import add_metadata_columns
 from curation.dataset.sql import literal, open_connection, quoted, sentence
 from curation.selection.condition import read_condition
@@ -24,9 +26,10 @@ from curation.shards.catalog import CATALOG, PLACE, check_catalog
 from pipelines.progress import Reporter
 
 _AT_ONCE_BYTES = 256 << 20
-"""Bytes requested together: object stores answer many ranges at a time."""
 _AT_ONCE_FILES = 256
 _SAMPLES = "samples"
+_RETRY_S = 60.0
+"""How long to repeat a request that a store does not answer, before its samples fail."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,7 @@ def fetch(
     .json, and clips.parquet with their rows. Files that are there with their size are not read again.
 
     Raises UserError if the folder has no clips.parquet, if `where` is not a condition on its columns, or if nothing
-    matches.
+    matches; RunStopped if the store does not answer.
     """
     check_catalog(shards)
     with Reporter("fetch", unit="clips", quiet=quiet) as report:
@@ -72,9 +75,10 @@ def fetch(
         rows = samples.select(["clip_id", "shard", "shard_bytes", "files"]).to_pylist()
         missing = [row for row in rows if not _is_there(target, row)]
         report.begin(len(missing))
-        read_bytes, failed = 0, _changed_shards(fs, folder, missing)
+        stored, failed = _stored_shards(fs, folder, missing)
+        reader = RangeReader(retry_s=_RETRY_S)
         for batch in _batches([row for row in missing if row["clip_id"] not in failed]):
-            read_bytes += _fetch_batch(fs, folder, batch, target, failed)
+            _fetch_batch(reader, stored, batch, target, failed)
             report.advance(len(batch))
         with atomic_path(target / CATALOG) as temporary:
             pq.write_table(samples, temporary, compression="zstd")
@@ -83,7 +87,7 @@ def fetch(
         wanted=len(rows),
         fetched=len(missing) - len(failed),
         there_before=len(rows) - len(missing),
-        bytes=read_bytes,
+        bytes=reader.read_bytes,
         failed=failed,
     )
 
@@ -153,19 +157,26 @@ def _is_there(target: Path, row: dict[str, Any]) -> bool:
         return False
 
 
-def _changed_shards(fs: AbstractFileSystem, folder: str, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Clip id -> reason, of samples whose tar is missing or was replaced since clips.parquet was written."""
+def _stored_shards(
+    fs: AbstractFileSystem, folder: str, rows: Sequence[dict[str, Any]]
+) -> tuple[dict[str, StoredObject], dict[str, str]]:
+    """The tars by name; and clip id -> reason, of samples whose tar is missing or was replaced since clips.parquet was
+    written."""
+    stored: dict[str, StoredObject] = {}
     reasons: dict[str, str] = {}
     for shard, size in {row["shard"]: row["shard_bytes"] for row in rows}.items():
-        path = f"{folder}/{shard}"
+        if "/" in shard or shard in {"", ".", ".."}:
+            reasons[shard] = f"{shard!r} is not the name of a tar"
+            continue
         try:
-            if "/" in shard or shard in {"", ".", ".."}:
-                reasons[shard] = f"{shard!r} is not the name of a tar"
-            elif (there := int(fs.size(path) or 0)) != size:
+            stored[shard] = find_object(storage.address(fs, f"{folder}/{shard}"), retry_s=_RETRY_S)
+            if (there := stored[shard].size_bytes) != size:
                 reasons[shard] = f"{shard} has {there:,} bytes, expected {size:,}: it was replaced or truncated"
-        except OSError as error:
-            reasons[shard] = f"{shard}: {storage.reason_of(error)}"
-    return {row["clip_id"]: reasons[row["shard"]] for row in rows if row["shard"] in reasons}
+        except RunStopped:
+            raise
+        except (OSError, UserError) as error:
+            reasons[shard] = f"{shard}: {error}"
+    return stored, {row["clip_id"]: reasons[row["shard"]] for row in rows if row["shard"] in reasons}
 
 
 def _batches(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -183,33 +194,29 @@ def _batches(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _fetch_batch(
-    fs: AbstractFileSystem, folder: str, batch: Sequence[dict[str, Any]], target: Path, failed: dict[str, str]
-) -> int:
-    """Read and write the files of some samples; returns the bytes read. Failures are added to `failed`."""
-    wanted = [(row, file) for row in batch for file in row["files"]]
-    contents = fs.cat_ranges(
-        [f"{folder}/{row['shard']}" for row, _ in wanted],
-        [file["offset"] for _, file in wanted],
-        [file["offset"] + file["size"] for _, file in wanted],
-        on_error="return",
-    )
-    read = 0
-    for (row, file), content in zip(wanted, contents, strict=True):
-        if isinstance(content, Exception):
-            failed[row["clip_id"]] = f"{row['shard']}: {storage.reason_of(content)}"
-            continue
-        read += len(content)
-        if len(content) != file["size"]:
-            failed[row["clip_id"]] = f"{row['shard']} ended after {len(content):,} of {file['size']:,} bytes"
-            continue
+    reader: RangeReader,
+    stored: Mapping[str, StoredObject],
+    batch: Sequence[dict[str, Any]],
+    target: Path,
+    failed: dict[str, str],
+) -> None:
+    """Read and write the files of some samples. Failures are added to `failed`."""
+    wanted = [
+        Pieces(stored=stored[row["shard"]], ranges=tuple((file["offset"], file["size"]) for file in row["files"]))
+        for row in batch
+    ]
+    for row, future in zip(batch, reader.submit(wanted), strict=True):
         try:
-            path = _path(target, row["clip_id"], file["extension"])
-        except ValueError as error:
-            failed[row["clip_id"]] = str(error)
+            contents = future.result()
+            paths = [_path(target, row["clip_id"], file["extension"]) for file in row["files"]]
+        except RunStopped:
+            raise
+        except (OSError, ValueError) as error:
+            failed[row["clip_id"]] = f"{row['shard']}: {error}"
             continue
-        try:
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(content)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    return read
+        for path, content in zip(paths, contents, strict=True):
+            try:
+                with atomic_path(path) as temporary:
+                    temporary.write_bytes(content)
+            except OSError as error:
+                raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -17,6 +17,7 @@ from typing import Any
 from clipmill.config import read_yaml, unknown_name
 from clipmill.errors import UserError
 from pipelines.train import train
+from training.run_folder import Location, below
 from training.run_stage import check_settings, finished, read_settings
 from training.stages import Stage, overlay
 
@@ -32,15 +33,16 @@ class RecipeStage:
     folder: str
     """Run folder, relative to the folder of all runs: NUMBER-NAME."""
     stage: Stage
-    data: Path
-    images: Path | None
+    data: str
+    images: str | None
+    """Local paths or fsspec URLs of shards."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A validated recipe."""
 
-    init: Path | None
+    init: Path | str | None
     stages: tuple[RecipeStage, ...]
 
 
@@ -54,31 +56,37 @@ def read_recipe(path: Path) -> Recipe:
             f"{', '.join(map(str, content)) or 'none'}"
         )
     return Recipe(
-        init=None if init is None else path.parent / init,
+        init=None if init is None else (init if "://" in init else path.parent / init),
         stages=tuple(_recipe_stage(path, number, entry) for number, entry in enumerate(stages, 1)),
     )
 
 
-def train_recipe(path: Path, out: Path, *, device: str | None = None, quiet: bool = False) -> Iterator[Path]:
+def train_recipe(path: Path, out: Location, *, device: str | None = None, quiet: bool = False) -> Iterator[Location]:
     """Train the stages of the recipe at `path`, each in its own folder below `out`; yields their models.
 
     Finished stages are skipped, unless the recipe gives them more steps. Raises UserError before training starts if a
     stage was started with different settings.
     """
     recipe = read_recipe(path)
-    done = [finished_model(out / entry.folder, entry.stage) for entry in recipe.stages]
+    done = [finished_model(below(out, entry.folder), entry.stage) for entry in recipe.stages]
     _check_order(recipe, out, done)
-    init = recipe.init
+    init: Path | str | None = recipe.init
     for entry, trained in zip(recipe.stages, done, strict=True):
-        images = None if entry.images is None else str(entry.images)
-        folder, data = out / entry.folder, str(entry.data)
-        model = trained or train(entry.stage, data, folder, images=images, init=init, device=device, quiet=quiet)
+        model = trained or train(
+            entry.stage,
+            entry.data,
+            below(out, entry.folder),
+            images=entry.images,
+            init=init,
+            device=device,
+            quiet=quiet,
+        )
         yield model
         if entry.stage.model.trainable != "lora":  # adapters are not a model to start from
             init = model
 
 
-def finished_model(folder: Path, stage: Stage) -> Path | None:
+def finished_model(folder: Location, stage: Stage) -> Location | None:
     """The model of a run that has completed all steps of `stage`; None if it has not. Raises UserError if the run was
     started with different settings.
     """
@@ -87,9 +95,9 @@ def finished_model(folder: Path, stage: Stage) -> Path | None:
     return finished(folder) if steps is None or steps >= stage.run.steps else None
 
 
-def _check_order(recipe: Recipe, out: Path, done: list[Path | None]) -> None:
+def _check_order(recipe: Recipe, out: Location, done: list[Location | None]) -> None:
     """Raise UserError if a stage would be trained further although a later stage has already started from its model."""
-    folders = [out / entry.folder for entry in recipe.stages]
+    folders = [below(out, entry.folder) for entry in recipe.stages]
     for i, (folder, model) in enumerate(zip(folders, done, strict=True)):
         later = [folder for folder in folders[i + 1 :] if read_settings(folder) is not None]
         if model is None and finished(folder) is not None and later:
@@ -123,6 +131,11 @@ def _recipe_stage(path: Path, number: int, entry: Any) -> RecipeStage:
     return RecipeStage(
         folder=f"{number}-{name}",
         stage=stage,
-        data=path.parent / entry["data"],
-        images=None if images is None else path.parent / images,
+        data=_beside(path, entry["data"]),
+        images=None if images is None else _beside(path, images),
     )
+
+
+def _beside(path: Path, shards: str) -> str:
+    """A path in the recipe file is relative to it."""
+    return shards if "://" in shards else str(path.parent / shards)

@@ -3,15 +3,16 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from clipmill.addresses import without_credentials
 from clipmill.config import read_yaml
 from clipmill.errors import RunStopped, UserError
 from pipelines.printable import log_to_stderr
 from pipelines.progress import Reporter, note
-from training.checkpoint import CHECKPOINTS, complete_checkpoints, describe_latest
 from training.estimate import ASSUMED_MFU, estimate
 from training.loop import gradient_accumulation_steps
+from training.run_folder import Location, describe_latest, latest_step
 from training.run_stage import run_stage
 from training.stages import Stage, overlay, parse_setting
 from training.stopping import Stopped
@@ -30,25 +31,26 @@ def resolve_stage(name: str, config: Path | None = None, settings: Sequence[str]
 def train(
     stage: Stage,
     data: str,
-    out: Path,
+    out: Location,
     *,
     images: str | None = None,
-    init: Path | None = None,
+    init: Path | str | None = None,
     device: str | None = None,
     quiet: bool = False,
-) -> Path:
-    """Train or resume one stage; returns its model.
+) -> Location:
+    """Train or resume one stage; returns its model. `data`, `images`, `out` and `init` may be fsspec URLs.
 
     Raises UserError for invalid inputs, RunStopped (a UserError) for failures during the run, and KeyboardInterrupt if
     Ctrl-C or SIGTERM ended it after a checkpoint.
     """
     log_to_stderr()
     quiet = quiet or int(os.environ.get("RANK", "0")) > 0
-    announce(stage, out, quiet=quiet)
     try:
+        announce(stage, out, quiet=quiet)
         with Reporter(stage.name, stage.run.steps, unit="steps", quiet=quiet) as reporter:
             reporter.waiting("loading the model and reading the shards")
-            return run_stage(stage, data, out, images=images, init=init, device=device, on_log=Progress(reporter)).model
+            run = run_stage(stage, data, out, images=images, init=init, device=device, on_log=Progress(reporter))
+            return cast("Location", run.model)
     except Stopped as stopped:
         if not quiet:
             note(str(stopped))
@@ -57,12 +59,11 @@ def train(
         raise user_error(error, out) from error
 
 
-def announce(stage: Stage, out: Path, *, quiet: bool) -> None:
+def announce(stage: Stage, out: Path | str, *, quiet: bool) -> None:
     """Print the step from which a run is resumed."""
-    checkpoints = complete_checkpoints(out / CHECKPOINTS)
-    if checkpoints and not quiet:
-        step = int(checkpoints[-1].name.removeprefix("step-"))
-        note(f"resuming {out} from step {step:,} of {stage.run.steps:,}")
+    step = None if quiet else latest_step(out)
+    if step is not None:
+        note(f"resuming {without_credentials(str(out))} from step {step:,} of {stage.run.steps:,}")
 
 
 def dry_run(stage: Stage, gpus: int) -> list[tuple[str, str]]:
@@ -105,13 +106,13 @@ def _duration(days: float) -> str:
     return f"{days * 24:,.1f} hours" if days * 24 >= 1 else f"{days * 86400:,.0f} seconds"
 
 
-def user_error(error: Exception, out: Path) -> UserError:
+def user_error(error: Exception, out: Path | str) -> UserError:
     """User-facing message for a failed run in `out`; for an OSError (full disk) it names the last checkpoint."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, ValueError | FileNotFoundError):
         return UserError(str(error))
-    left = f"; {describe_latest(out / CHECKPOINTS)}" if isinstance(error, OSError) else ""
+    left = f"; {describe_latest(out)}" if isinstance(error, OSError) else ""
     return RunStopped(f"{error}{left}")
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from clipmill.addresses import without_credentials
 from clipmill.errors import RunStopped, UserError
 from pipelines.cluster import connected, usual_device
 from pipelines.progress import Reporter, note
@@ -32,23 +33,28 @@ _LINE_BYTES = 1 << 16
 def train_on_ray(
     stage: Stage,
     data: str,
-    out: Path,
+    out: Path | str,
     *,
     workers: int,
     images: str | None = None,
-    init: Path | None = None,
+    init: Path | str | None = None,
     address: str | None = None,
     device: str | None = None,
     quiet: bool = False,
 ) -> Path:
     """Train or resume one stage on Ray workers, one per GPU, or per CPU with `device` cpu.
 
-    `out`, `data` and `init` must be on a file system shared by all workers. A failed group is restarted from the newest
-    checkpoint unless the failure is permanent.
+    `out`, `init` and local `data` must be on a file system shared by all workers. A failed group is restarted from the
+    newest checkpoint unless the failure is permanent.
 
     Ctrl-C and SIGTERM are forwarded to the workers as a file, RUN/stop. Raises UserError, RunStopped and
     KeyboardInterrupt as `train`.
     """
+    if isinstance(out, str):
+        raise UserError(
+            f"--ray-workers expects a run folder that all workers share, got --out {without_credentials(out)}. Use "
+            "torchrun to train into an object store"
+        )
     gradient_accumulation_steps(stage, workers)  # raises if the batch size is not divisible among workers
     with Reporter(stage.name, stage.run.steps, unit="steps", quiet=quiet) as reporter, ExitStack() as stack:
         reporter.connecting(address)
@@ -57,10 +63,10 @@ def train_on_ray(
         _check_room(workers, _RESOURCES[device], local=not (address or os.environ.get("RAY_ADDRESS")))
         settings = {
             "stage": stage,
-            "data": os.path.abspath(data),
+            "data": _absolute(data),
             "out": out.absolute(),
-            "init": None if init is None else init.absolute(),
-            "images": None if images is None else os.path.abspath(images),
+            "init": init.absolute() if isinstance(init, Path) else init,
+            "images": None if images is None else _absolute(images),
             "device": device,
         }
         trainer = _trainer(settings, workers)
@@ -79,6 +85,11 @@ def train_on_ray(
     model = finished(out)
     assert model is not None
     return model
+
+
+def _absolute(shards: str) -> str:
+    """Workers have another working directory."""
+    return shards if "://" in shards else os.path.abspath(shards)
 
 
 def _trainer(settings: Mapping[str, Any], workers: int) -> Any:

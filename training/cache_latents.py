@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -16,23 +18,28 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from clipmill import storage
 from clipmill.atomic import atomic_path
 from clipmill.errors import UserError
-from clipmill.shard_folder import FailedClip, ShardRecord, read_record, write_record
+from clipmill.shard_folder import FailedClip, Members, ShardRecord, read_record, write_record
+from clipmill.transfers import upload
 from svd.model import Model
 from training.data_config import DataConfig
 from training.encoding import encode_frames, signed
 from training.latents import latent_members
+from training.read_ahead import read_ahead
 from training.sample_error import SampleError
 from training.samples import read_sample
 from training.seeds import seed_of
 from training.shard_index import INCOMPLETE
 from training.shards import Shard, ShardIndex
 
+_VERSION, _MTIME = ", version ", ", mtime "
+
 
 def cache_shard(
     shard: Shard,
-    out: Path,
+    out: Path | str,
     model: Model,
     config: DataConfig,
     *,
@@ -41,8 +48,9 @@ def cache_shard(
     commit: Callable[[], None] = lambda: None,
     on_sample: Callable[[int], None] = lambda row: None,
 ) -> ShardRecord:
-    """Write OUT/SHARD.tar with the latents of `shard`, then its record OUT/SHARD.json. A complete one from an earlier
-    process is kept if the source is unchanged. Broken samples are skipped and listed in the record.
+    """Write OUT/SHARD.tar with the latents of `shard`, then its record OUT/SHARD.json; `out` is a local path or an
+    fsspec URL. A complete one from an earlier process is kept if the source is unchanged. Broken samples are skipped
+    and listed in the record.
 
     Each sample gets `augmentations_per_clip` draws of frames, rate and crop: KEY, then KEY_1, KEY_2 and so on.
     `digests` are the model's, if known (`weight_digests`). `commit` is called before the shard is renamed to its final
@@ -51,17 +59,14 @@ def cache_shard(
     done = cached(out, shard)
     if done is not None:
         return done
-    fingerprint, samples = _fingerprint(shard), 0
+    fingerprint = _fingerprint(shard)
     encode = partial(_encode_sample, model, config, digests or weight_digests(model))
     failed = [FailedClip(clip_id=key, error_kind=INCOMPLETE, error=reason) for key, reason in shard.broken]
-    with atomic_path(out / f"{shard.name}.tar") as temporary:
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for key, members in _latent_samples(shard, encode, failed, augmentations_per_clip, on_sample):
-                samples += 1
-                for extension, content in members.items():
-                    entry = tarfile.TarInfo(f"{key}.{extension}")
-                    entry.size = len(content)
-                    tar.addfile(entry, BytesIO(content))
+    contents = read_ahead(((shard, row) for row in range(len(shard))), config)
+    with _written(str(out), f"{shard.name}.tar") as temporary:
+        members = _write_tar(
+            temporary, _latent_samples(shard, contents, encode, failed, augmentations_per_clip, on_sample)
+        )
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())  # the rename that follows `commit` syncs again; here it delays nothing
@@ -69,24 +74,56 @@ def cache_shard(
         commit()
     record = ShardRecord(
         name=f"{shard.name}.tar",
-        samples=samples,
+        samples=len(members.keys),
         bytes=size,
         sha256=digest,
         fingerprint=fingerprint,
         problem=shard.problem,
         failed=tuple(failed),
+        members=members,
     )
     write_record(str(out), record)
     return record
 
 
-def cached(out: Path, shard: Shard) -> ShardRecord | None:
+@contextmanager
+def _written(out: str, name: str) -> Iterator[Path]:
+    """A temporary file on the local disk, which appears as OUT/NAME when the block ends."""
+    fs, folder = storage.filesystem(out)
+    if storage.is_local(fs):
+        with atomic_path(Path(folder) / name) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory(prefix="clipmill-") as scratch:
+        yield Path(scratch) / name
+        upload(Path(scratch) / name, f"{out.rstrip('/')}/{name}")
+
+
+def _write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> Members:
+    """Write (key, files by extension) to a tar; returns where each file lies in it."""
+    keys: list[str] = []
+    ranges: dict[str, list[tuple[int, int]]] = {}
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, files in samples:
+            keys.append(key)
+            for extension, content in files.items():
+                entry = tarfile.TarInfo(f"{key}.{extension}")
+                entry.size = len(content)
+                tar.addfile(entry, BytesIO(content))
+                padded = -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                ranges.setdefault(extension, []).append((tar.offset - padded, entry.size))
+    return Members(keys=tuple(keys), ranges={extension: tuple(places) for extension, places in ranges.items()})
+
+
+def cached(out: Path | str, shard: Shard) -> ShardRecord | None:
     """The record of the latents of `shard`; None if they are missing, truncated, or stale."""
+    fs, folder = storage.filesystem(str(out))
     try:
         record = read_record(str(out), f"{shard.name}.tar")
-        if record is None or record.fingerprint != _fingerprint(shard):
+        if record is None or not _is_of(record.fingerprint, shard):
             return None
-        return record if (out / record.name).stat().st_size == record.bytes else None
+        fs.invalidate_cache(folder)
+        return record if fs.size(f"{folder}/{record.name}") == record.bytes else None
     except (OSError, ValueError):
         return None
 
@@ -103,12 +140,23 @@ def check_names(index: ShardIndex) -> None:
 
 
 def _fingerprint(shard: Shard) -> str:
+    if shard.stored is not None:
+        return f"{shard.stored.size_bytes} bytes{_VERSION}{shard.stored.version}"
     stat = os.stat(shard.path)
-    return f"{stat.st_size} bytes, mtime {stat.st_mtime_ns} ns"
+    return f"{stat.st_size} bytes{_MTIME}{stat.st_mtime_ns} ns"
+
+
+def _is_of(fingerprint: str | None, shard: Shard) -> bool:
+    """Whether latents with this fingerprint are those of the shard. For one that was moved between a disk and a store,
+    whose versions cannot be compared, its size decides, as when a run is resumed."""
+    now, before = _fingerprint(shard), fingerprint or ""
+    moved = (_VERSION in now) != (_VERSION in before)
+    return before.partition(",")[0] == now.partition(",")[0] if moved else before == now
 
 
 def _latent_samples(
     shard: Shard,
+    contents: Iterator[Callable[[], Mapping[str, bytes]]],
     encode: Callable[[str, Mapping[str, bytes], int], dict[str, bytes]],
     failed: list[FailedClip],
     augmentations_per_clip: int,
@@ -119,7 +167,7 @@ def _latent_samples(
         key = shard.key(row)
         name = key.partition("/")[2]
         try:
-            members = shard.read(row)
+            members = next(contents)()
             for draw in range(augmentations_per_clip):
                 yield f"{name}_{draw}" if draw else name, encode(key, members, draw)
         except SampleError as error:

@@ -12,7 +12,7 @@ safetensors.
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,14 +25,14 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from clipmill.errors import RunStopped
+from clipmill.errors import RunStopped, UserError
 from training.checkpoint_index import INDEX, IndexReader, read_index
 from training.distributed import Process
 from training.ema import Ema
 
 CHECKPOINTS = "checkpoints"
 """Checkpoint subfolder of a run."""
-_METADATA = "checkpoint.json"
+METADATA = "checkpoint.json"
 _LOG = logging.getLogger("clipmill.training")
 
 
@@ -85,6 +85,18 @@ class Checkpoints:
         """The newest complete checkpoint."""
         return next(reversed(complete_checkpoints(self.folder)), None)
 
+    def fetched(self, path: Path) -> Path:
+        """Where this rank reads the first rank's `latest`."""
+        return path
+
+    def latest_address(self) -> str:
+        """Where the newest complete checkpoint is, for users."""
+        return str(self.latest())
+
+    def describe_latest(self) -> str:
+        """Describe the newest complete checkpoint, as part of a sentence."""
+        return describe_latest(self.folder)
+
     def save(self, step: int, state: State, rank_state: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
         """Start writing the state after `step` steps, and this rank's `own` state; returns immediately.
 
@@ -93,18 +105,28 @@ class Checkpoints:
         self.wait()
         temporary = self._temporary(step)
         try:
-            if self.process.is_main:
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir(parents=True)
-                (temporary / _METADATA).write_text(
-                    json.dumps({"step": step, "world_size": self.process.world_size, **metadata})
-                )
+            self._prepare(step, metadata)
             dist.barrier(group=self._group)
-            torch.save(dict(rank_state), temporary / f"rank-{self.process.rank}.pt")
+            torch.save(dict(rank_state), temporary / rank_file(self.process.rank))
             future = dcp.async_save(state.tensors(), checkpoint_id=temporary, process_group=self._group)
-        except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+        except (OSError, RuntimeError, UserError) as error:  # torch.save raises RuntimeError on a full disk
             raise self._failed(step, error) from error
-        self._pending = step, cast("Future[Any]", future)
+        self._pending = step, self._published(step, cast("Future[Any]", future))
+
+    def _prepare(self, step: int, metadata: Mapping[str, Any]) -> None:
+        """Create the folder that all ranks write into."""
+        if self.process.is_main:
+            shutil.rmtree(self._temporary(step), ignore_errors=True)
+            self._temporary(step).mkdir(parents=True)
+            self._write_metadata(step, metadata)
+
+    def _write_metadata(self, step: int, metadata: Mapping[str, Any]) -> None:
+        values = {"step": step, "world_size": self.process.world_size, **metadata}
+        (self._temporary(step) / METADATA).write_text(json.dumps(values))
+
+    def _published(self, step: int, written: Future[Any]) -> Future[Any]:
+        """Completes when this rank's part is where it belongs."""
+        return written
 
     def wait(self) -> None:
         """Wait until the pending checkpoint is complete. Raises CheckpointError if it failed."""
@@ -114,7 +136,7 @@ class Checkpoints:
         try:
             self._finish_pending()
             dist.barrier(group=self._group)
-        except (OSError, dcp.api.CheckpointException, RuntimeError) as error:
+        except (OSError, dcp.api.CheckpointException, RuntimeError, UserError) as error:
             raise self._failed(step, error) from error
 
     def finish_if_done(self) -> None:
@@ -170,14 +192,15 @@ class Checkpoints:
         try:
             metadata = read_metadata(path)
             _compare(path, read_index(path).state_dict_metadata, tensors)
-            dcp.load(tensors, storage_reader=IndexReader(path), process_group=self._group)
-            rank_file = path / f"rank-{self.process.rank}.pt"
+            dcp.load(tensors, storage_reader=self._index_reader(path), process_group=self._group)
             same_world = metadata["world_size"] == self.process.world_size
-            rank_state = torch.load(rank_file, weights_only=True) if same_world else None
-        except CheckpointError:
+            own = path / rank_file(self.process.rank)
+            rank_state = torch.load(own, weights_only=True) if same_world else None
+        except UserError:
             raise
         except (Exception, dcp.api.CheckpointException) as error:
-            raise _damaged(path, error) from error
+            reason = _reason(error)
+            raise reason if isinstance(reason, UserError) else _damaged(path, error) from error
         state.network.load_state_dict(tensors["weights"])
         return metadata, rank_state
 
@@ -186,11 +209,18 @@ class Checkpoints:
 
     def _thin_out(self) -> None:
         """Delete checkpoints that `keep_last` and `keep_every` do not retain, and leftovers of killed runs."""
-        for path in complete_checkpoints(self.folder)[: -self.keep_last]:
-            if not (self.keep_every and int(path.name.removeprefix("step-")) % self.keep_every == 0):
-                shutil.rmtree(path, ignore_errors=True)
+        for name in self._too_old([path.name for path in complete_checkpoints(self.folder)]):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
         for path in self.folder.glob("step-*.tmp"):
             shutil.rmtree(path, ignore_errors=True)
+
+    def _too_old(self, names: Sequence[str]) -> list[str]:
+        """Those of the complete checkpoints, oldest first, that are not retained."""
+        every = self.keep_every
+        return [name for name in names[: -self.keep_last] if not every or int(name.removeprefix("step-")) % every]
+
+    def _index_reader(self, path: Path) -> IndexReader:
+        return IndexReader(path)
 
     def _failed(self, step: int, error: BaseException) -> CheckpointError:
         free_mib = shutil.disk_usage(self.folder).free // 2**20 if self.folder.is_dir() else 0
@@ -198,8 +228,13 @@ class Checkpoints:
             shutil.rmtree(self._temporary(step), ignore_errors=True)
         return CheckpointError(
             f"failed to write the checkpoint after step {step} ({free_mib:,} MiB free): "
-            f"{_reason(error)}; {describe_latest(self.folder)}"
+            f"{_reason(error)}; {self.describe_latest()}"
         )
+
+
+def rank_file(rank: int) -> str:
+    """File with what a rank alone has: its data position and pending metrics."""
+    return f"rank-{rank}.pt"
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -212,7 +247,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     CheckpointError if it is damaged.
     """
     try:
-        metadata = json.loads((path / _METADATA).read_text())
+        metadata = json.loads((path / METADATA).read_text())
         return dict(metadata) | {"step": int(metadata["step"]), "world_size": int(metadata["world_size"])}
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise _damaged(path, error) from error

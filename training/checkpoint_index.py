@@ -7,6 +7,7 @@ writes, requires every entry to be a tensor, and its data to be in the checkpoin
 import pathlib
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorStorageMetadata
+from torch.futures import Future
 
 INDEX = ".metadata"
 _MAX_BYTES = 256 << 20
@@ -35,11 +37,25 @@ _ALLOWED = {
 class IndexReader(dcp.FileSystemReader):
     """DCP's file system reader with a validated index."""
 
+    def __init__(
+        self, folder: Path, *, data: Path | None = None, fetch: Callable[[str], None] = lambda file: None
+    ) -> None:
+        """`data` is the folder of the data files, if it is not that of the index; `fetch` is called with the name of
+        each file before it is read."""
+        super().__init__(data or folder)
+        self._folder, self._fetch = folder, fetch
+
     def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
         """Raises ValueError for an index that is damaged or was not written by our trainer."""
-        index = read_index(Path(self.path))
+        index = read_index(self._folder)
         index.storage_meta = StorageMeta(load_id=self.load_id)
         return index
+
+    def read_data(self, plan: dcp.LoadPlan, planner: dcp.LoadPlanner) -> Future[None]:
+        """As DCP's; raises what `fetch` does."""
+        for file in sorted({self.storage_data[item.storage_index].relative_path for item in plan.items}):
+            self._fetch(file)
+        return super().read_data(plan, planner)
 
 
 def read_index(folder: Path) -> Metadata:

@@ -27,16 +27,16 @@ def write_contents(out: Path, contents: Contents) -> None:
     write_index(str(out), index_of(RUN.describe(), records))
 
 
-def check_contents(out: Path, before: str | None, contents: Contents) -> None:
+def check_contents(out: Path, before: str | None, contents: Contents, *, address: str | None = None) -> None:
     """Raise UserError, naming the changed shards, if `contents` does not match the checkpoint's digest `before`.
-    Checkpoints without a digest are not checked.
+    Checkpoints without a digest are not checked. `address` is that of the run for the error, by default `out`.
     """
     if before is None or before == digest(contents):
         return
     named = shortened(_changes(_read_contents(out, before), contents)) or "names, sizes or their order differ"
     raise UserError(
-        f"{out} was trained on different shards ({named}): resume with the original ones. To train on others, finish "
-        "this run (run.steps) and start a new one from it (--init)"
+        f"{address or out} was trained on different shards ({named}): resume with the original ones. To train on "
+        "others, finish this run (run.steps) and start a new one from it (--init)"
     )
 
 

@@ -3,12 +3,13 @@
 Shards are read by offset, not streamed: see docs/decisions.md.
 """
 
+import itertools
 import logging
 import math
 import signal
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from training.contents import Contents
 from training.data_config import DataConfig
 from training.latents import LatentShape
 from training.order import Order
+from training.read_ahead import Members, read_ahead
 from training.sample_error import SampleError
 from training.samples import LATENT, Sample, collate, read_sample
 from training.seeds import seed_of
 from training.shard_index import index_shards
-from training.shards import ShardIndex
+from training.shards import Shard, ShardIndex
 
 _LOG = logging.getLogger("clipmill.data")
 _JUDGED_FROM = 20
@@ -92,26 +94,34 @@ class ShardData(IterableDataset[Batch | Exception]):
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
         readers, reader = workers * self.world_size, number * self.world_size + self.rank
         buckets: dict[tuple[Any, ...], list[tuple[int, Sample]]] = {}
+        coming = itertools.count(self.start + reader + self._turn * readers, readers)
+        contents = read_ahead(map(self._place, itertools.chain(self._waiting, coming)), self.config)
         for position in self._waiting:
-            self._put(buckets, position)
+            self._put(buckets, position, next(contents))
         while True:
             position = self.start + reader + self._turn * readers
             self._turn += 1
-            full = self._put(buckets, position)
+            full = self._put(buckets, position, next(contents))
             if full is not None:
                 self._waiting = [place for bucket in buckets.values() for place, _ in bucket]
                 yield collate(full)
 
-    def _put(self, buckets: dict[tuple[Any, ...], list[tuple[int, Sample]]], position: int) -> list[Sample] | None:
+    def _place(self, position: int) -> tuple[Shard, int]:
+        _, number, row = self.order.at(position)
+        return self.index.shards[number], row
+
+    def _put(
+        self, buckets: dict[tuple[Any, ...], list[tuple[int, Sample]]], position: int, read: Callable[[], Members]
+    ) -> list[Sample] | None:
         """Read the sample at `position` into its bucket; return the bucket if that fills it."""
-        sample = self._read(position)
+        sample = self._read(position, read)
         if sample is None:
             return None
         bucket = buckets.setdefault(sample.shape, [])
         bucket.append((position, sample))
         return [sample for _, sample in buckets.pop(sample.shape)] if len(bucket) == self.config.batch_size else None
 
-    def _read(self, position: int) -> Sample | None:
+    def _read(self, position: int, read: Callable[[], Members]) -> Sample | None:
         """Return the sample, or None for a broken one, which is counted and logged. Raises BrokenDataError for too
         many.
         """
@@ -120,7 +130,7 @@ class ShardData(IterableDataset[Batch | Exception]):
         key = shard.key(row)
         try:
             seed = seed_of(self.config.seed, epoch, key)
-            sample = read_sample(key, shard.read(row), self.config, seed=seed, latent_shape=self.latent_shape)
+            sample = read_sample(key, read(), self.config, seed=seed, latent_shape=self.latent_shape)
         except (SampleError, EOFError) as error:
             kind = error.kind if isinstance(error, SampleError) else "shard_changed"
             self._broken[kind] += 1

@@ -54,6 +54,18 @@ class DataConfig(StrictConfig):
     """
     prefetch: Count = 2
     """Batches prefetched by each worker."""
+    read_ahead_mib: Annotated[float, Field(gt=0)] = 64.0
+    """MiB of samples that each worker requests ahead of their use from an object store or web server."""
+    cache_gib: Annotated[float, Field(ge=0)] = 10.0
+    """GiB of samples from there to keep on the local disk for later epochs and restarts, for all processes of a machine
+    together; the least recently used ones are removed. 0: none.
+    """
+    cache_folder: str | None = None
+    """Folder for these samples; null: `clipmill/ranges` in `XDG_CACHE_HOME` or `~/.cache`."""
+    retry_s: Annotated[float, Field(ge=0)] = 300.0
+    """Seconds to repeat a request that an object store or web server does not answer, with growing pauses, before the
+    run stops.
+    """
     reader: Reader = "pyav"
     """Library for decoding clips: `pyav`, or `decord` if installed."""
     max_broken_share: Share = 0.05

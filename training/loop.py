@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from clipmill.errors import RunStopped, UserError
 from svd.model import Model
 from training.batch import Batch, without_waiting
-from training.checkpoint import CHECKPOINTS, Checkpoints, State, read_metadata
+from training.checkpoint import State, read_metadata
 from training.contents import Contents, check_contents, digest, write_contents
 from training.distributed import Process, accumulating, distribute, full_tensor, gather, reshard, resolve
 from training.ema import Ema
 from training.metrics import Log, Meter, by_noise_level, memory_bytes, peak_flops
 from training.objective import Losses, Objective
 from training.optimizer import build_optimizer, lr_factor, set_lr
+from training.run_folder import RunFolder
 from training.seeds import seed_of
 from training.stages import Stage
 from training.stopping import Stopped, StopRequest
@@ -73,7 +74,13 @@ class LoopResult:
 
 
 def run_loop(
-    stage: Stage, model: Model, loader: Loader, out: Path, process: Process, *, hooks: Hooks | None = None
+    stage: Stage,
+    model: Model,
+    loader: Loader,
+    out: Path | RunFolder,
+    process: Process,
+    *,
+    hooks: Hooks | None = None,
 ) -> LoopResult:
     """Train `model.unet` in place up to `stage.run.steps`, resuming from the newest checkpoint in `out` if any.
 
@@ -83,7 +90,8 @@ def run_loop(
     and UserError if stage, model and number of ranks are incompatible.
     """
     hooks = hooks or Hooks()
-    trainer, run = _Trainer(stage, model, out, process, hooks), stage.run
+    folder = out if isinstance(out, RunFolder) else RunFolder(out, process)
+    trainer, run = _Trainer(stage, model, folder, process, hooks), stage.run
     first = trainer.resume(loader)
     batches = iter(loader) if first < run.steps else iter(())
     with (
@@ -113,8 +121,8 @@ def run_loop(
 class _Trainer:
     """Components of a run, built once."""
 
-    def __init__(self, stage: Stage, model: Model, out: Path, process: Process, hooks: Hooks) -> None:
-        self.stage, self.model, self.out, self.process, self.hooks = stage, model, out, process, hooks
+    def __init__(self, stage: Stage, model: Model, folder: RunFolder, process: Process, hooks: Hooks) -> None:
+        self.stage, self.model, self.folder, self.process, self.hooks = stage, model, folder, process, hooks
         run, unet = stage.run, model.unet.to(process.device)
         self.accumulation_steps = gradient_accumulation_steps(stage, process.world_size)
         freeze_untrained(unet, stage)
@@ -127,7 +135,7 @@ class _Trainer:
         self.trained = {name: parameter for name, parameter in unet.named_parameters() if parameter.requires_grad}
         self.ema = Ema(self.trained, stage.optimizer.ema) if stage.optimizer.ema is not None else None
         self.state = State(network=unet, trained=self.trained, optimizer=self.optimizer, ema=self.ema)
-        self.checkpoints = Checkpoints(out / CHECKPOINTS, process, keep_last=run.keep_last, keep_every=run.keep_every)
+        self.checkpoints = folder.checkpoints(keep_last=run.keep_last, keep_every=run.keep_every)
         self.objective, self.meter = Objective(model, stage), Meter(process.device)
         self.lr_factor, self.norm = 0.0, torch.zeros(())
         self.metadata: dict[str, Any] = {}
@@ -143,9 +151,11 @@ class _Trainer:
         self.metadata = {"stage": self.stage.name, "data": digest(contents), "workers": workers}
         if latest is None:
             if self.process.is_main:
-                write_contents(self.out, contents)
+                write_contents(self.folder.path, contents)
             return 0
-        check_contents(self.out, read_metadata(latest).get("data"), contents)
+        latest = self.checkpoints.fetched(latest)
+        before = read_metadata(latest).get("data")
+        check_contents(self.folder.path, before, contents, address=self.folder.address)
         metadata, rank_state = self.checkpoints.load(latest, self.state)
         step = int(metadata["step"])
         if rank_state is not None:
@@ -187,13 +197,13 @@ class _Trainer:
         self.checkpoints.wait()
         raise Stopped(
             f"stopped after step {done} of {self.stage.run.steps}; the same command resumes from its checkpoint, "
-            f"{self.checkpoints.latest()}"
+            f"{self.checkpoints.latest_address()}"
         )
 
     @contextmanager
     def log(self, first: int) -> Iterator[Log | None]:
         """Open the log of a run that has done `first` steps, on the first rank only."""
-        log = Log(self.out, first) if self.process.is_main else None
+        log = Log(self.folder.path, first) if self.process.is_main else None
         try:
             yield log
         finally:

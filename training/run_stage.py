@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from clipmill import storage
+from clipmill.addresses import without_credentials
 from clipmill.atomic import write_text
 from clipmill.errors import UserError
 from clipmill.formats import RUN
@@ -39,14 +40,13 @@ from training.estimate import estimate
 from training.init_model import MODEL, init_model, with_unet
 from training.loop import Hooks, Loader, run_loop
 from training.preview import preview
+from training.run_folder import LORA, SETTINGS, Location, below, local_model, opened_run
 from training.shard_index import index_shards
 from training.shards import ShardIndex
 from training.stages import Stage
 from training.stopping import StopRequest
 from training.validate_shards import latent_shape, validate_shards
 
-LORA = "lora.safetensors"
-_SETTINGS = "stage.json"
 _PACKAGES = ("torch", "torchdata", "safetensors", "av", "numpy", "open-clip-torch", "ray")
 
 
@@ -54,8 +54,8 @@ _PACKAGES = ("torch", "torchdata", "safetensors", "av", "numpy", "open-clip-torc
 class StageResult:
     """Result of a finished run."""
 
-    model: Path
-    """RUN/model, or the adapters of a LoRA stage."""
+    model: Path | str
+    """RUN/model, or the adapters of a LoRA stage; an address if the run is in a store."""
     steps: int
     resumed_at: int
 
@@ -63,16 +63,17 @@ class StageResult:
 def run_stage(
     stage: Stage,
     shards: Shards,
-    out: Path,
+    out: Path | str,
     *,
     images: Shards | None = None,
-    init: Path | None = None,
+    init: Path | str | None = None,
     model: Model | None = None,
     device: str | None = None,
     on_log: Callable[[Mapping[str, Any]], None] | None = None,
     stop: StopRequest | None = None,
 ) -> StageResult:
-    """Train `stage` on `shards` to its last step, resuming an earlier run in `out`.
+    """Train `stage` on `shards` to its last step, resuming an earlier run in `out`. `shards`, `out` and `init` may be
+    fsspec URLs.
 
     `images` are image shards for joint training (`run.image_share`); `model` is the initial model, instead of `init`.
     Raises UserError, OSError, CheckpointError and NonFinite for failures; checkpoints are kept. Raises Stopped if
@@ -80,24 +81,35 @@ def run_stage(
     """
     process = join(device)
     torch.manual_seed(stage.run.seed)
-    settings = check_settings(stage, out)
-    model = model or init_model(stage, init)
-    models = _check_models(model, out, settings or {})
-    for network in model.networks().values():
-        network.to(process.device)
-    batches = open_loader(stage, model, shards, images, process, out, digests=models)
-    if process.is_main:
-        init_path = str(init) if init else None
-        _write_settings(stage, out, shards=str(shards), init=init_path, world_size=process.world_size, models=models)
-    hooks = Hooks(
-        on_log=on_log,
-        preview=partial(preview, out / "samples"),
-        stop=stop or StopRequest(),
-        flops_per_step=_flops(stage, model, latents=batches.latents) if process.device.type == "cuda" else None,
-    )
-    result = run_loop(stage, model, cast("Loader", batches), out, process, hooks=hooks)
-    exported = _export(stage, model, out, process)
-    dist.barrier()  # other ranks may read the model next
+    with opened_run(out, process) as run:
+        settings = check_settings(stage, run.path, address=run.address)
+        if model is None:
+            with local_model(init) as path:
+                model = init_model(stage, path)
+        models = _check_models(model, run.address, settings or {})
+        for network in model.networks().values():
+            network.to(process.device)
+        batches = open_loader(stage, model, shards, images, process, run.path, digests=models)
+        if process.is_main:
+            _write_settings(
+                stage,
+                run.path,
+                shards=_shown(shards),
+                init=None if init is None else _shown(init),
+                world_size=process.world_size,
+                models=models,
+            )
+        run.publish()
+        hooks = Hooks(
+            on_log=on_log,
+            preview=partial(preview, run.path / "samples"),
+            stop=stop or StopRequest(),
+            flops_per_step=_flops(stage, model, latents=batches.latents) if process.device.type == "cuda" else None,
+        )
+        result = run_loop(stage, model, cast("Loader", batches), run, process, hooks=hooks)
+        exported = run.publish_model(_export(stage, model, run.path, process), CONFIG)
+        run.publish()
+        dist.barrier()  # other ranks may read the model next
     return StageResult(model=exported, steps=result.steps, resumed_at=result.resumed_at)
 
 
@@ -141,11 +153,12 @@ def open_loader(
     return videos if images is None else Joint(videos, opened("images", images), share=share)
 
 
-def finished(out: Path) -> Path | None:
+def finished(out: Location) -> Location | None:
     """The model of a finished run; None otherwise."""
-    candidates = [out / MODEL / CONFIG, out / LORA]
-    path = next((path for path in candidates if path.is_file()), None)
-    return path.parent if path is not None and path.name == CONFIG else path
+    for model, file in ((MODEL, f"{MODEL}/{CONFIG}"), (LORA, LORA)):
+        if storage.exists(*storage.filesystem(f"{out}/{file}")):
+            return below(out, model)
+    return None
 
 
 def _export(stage: Stage, model: Model, out: Path, process: Process) -> Path:
@@ -182,28 +195,29 @@ def _flops(stage: Stage, model: Model, *, latents: bool) -> float:
     return costs.model_flops + (0 if latents else stage.run.batch_size * costs.encode_flops)
 
 
-def check_settings(stage: Stage, out: Path) -> dict[str, Any] | None:
+def check_settings(stage: Stage, out: Path | str, *, address: str | None = None) -> dict[str, Any] | None:
     """RUN/stage.json; None if missing. Raises UserError if `out` contains a run of another stage, or one with settings
-    that differ beyond `clipmill.resume.MAY_CHANGE`.
+    that differ beyond `clipmill.resume.MAY_CHANGE`; it names `address`, by default `out`.
     """
+    address = address or without_credentials(str(out))
     settings = read_settings(out)
     if settings is None:
         return None
     before, now = settings["config"], stage.model_dump(mode="json")
     if before["name"] != now["name"]:
         raise UserError(
-            f"{out} contains a run of stage {before['name']!r}, expected {now['name']!r}: choose another --out"
+            f"{address} contains a run of stage {before['name']!r}, expected {now['name']!r}: choose another --out"
         )
-    check_same(out, before, now, new_keys=True)
+    check_same(address, before, now, new_keys=True)
     return settings
 
 
-def read_settings(out: Path) -> dict[str, Any] | None:
+def read_settings(out: Path | str) -> dict[str, Any] | None:
     """RUN/stage.json; None if missing. Raises UserError if it is damaged, or of another format version."""
-    fs, path = storage.filesystem(str(out / _SETTINGS))
+    fs, path = storage.filesystem(f"{out}/{SETTINGS}")
 
     def parse(settings: dict[str, Any]) -> dict[str, Any]:
-        RUN.check(settings, str(out))
+        RUN.check(settings, without_credentials(str(out)))
         if not isinstance(settings["config"]["name"], str):
             raise TypeError("expected the name of a stage")
         return settings
@@ -211,14 +225,14 @@ def read_settings(out: Path) -> dict[str, Any] | None:
     return storage.read_json_if_exists(fs, path, parse)
 
 
-def _check_models(model: Model, out: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+def _check_models(model: Model, address: str, settings: Mapping[str, Any]) -> dict[str, str]:
     """Digests of the frozen parts. Raises UserError if they differ from the original ones: their paths may change,
     their weights must not.
     """
     models = weight_digests(model)
     before = settings.get("models")
     if isinstance(before, dict):
-        check_same(out, {"models": before}, {"models": models}, new_keys=True)
+        check_same(address, {"models": before}, {"models": models}, new_keys=True)
     return models
 
 
@@ -231,7 +245,13 @@ def _write_settings(stage: Stage, out: Path, **more: Any) -> None:
             continue
     config, python = stage.model_dump(mode="json"), sys.version.split()[0]
     content = RUN.describe(config, **more, git=_git(), versions=versions, python=python)
-    write_text(out / _SETTINGS, json.dumps(content, indent=2) + "\n")
+    write_text(out / SETTINGS, json.dumps(content, indent=2) + "\n")
+
+
+def _shown(shards: Shards) -> str:
+    """The addresses of shards without credentials."""
+    entries = [shards] if isinstance(shards, str | Path) else list(shards)
+    return ", ".join(without_credentials(str(entry)) for entry in entries)
 
 
 def _git() -> str | None:

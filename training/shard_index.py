@@ -1,4 +1,4 @@
-"""Byte offset index of the samples in local tar shards, built by reading the tar headers.
+"""Byte offset index of the samples in tar shards, from the tar headers or, in a store, from an index.json beside them.
 
 Reading by offset instead of streaming lets training resume in the middle of a shard, split few shards among many ranks,
 and visit every sample exactly once per epoch. Shards are untrusted: the memory of the index depends only on the number
@@ -11,16 +11,20 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import blake2b
-from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import numpy as np
 
+from clipmill import storage
 from clipmill.atomic import atomic_path
 from clipmill.errors import UserError
+from clipmill.ranges import StoredObject
 from clipmill.shard_folder import FailedClip, Members, ShardRecord, check_shard_format, parse_record, record_json
+from training.remote_shards import RemoteHeaders, find_remote_shards, is_remote
 from training.shards import Keys, Range, Shard, ShardIndex
 
 MEDIA = ("mp4", "jpg", "latent.safetensors")
@@ -40,96 +44,145 @@ _BLOCK_BYTES = 512
 _THREADS = 8
 INCOMPLETE = "incomplete"
 """Error kind of samples whose files are missing or unusable."""
-_CACHE_FORMAT = b"clipmill shard index 3"
+_CACHE_FORMAT = b"clipmill shard index 4"
 
-Stamp = tuple[int, int]
-"""Size in bytes and mtime in ns of a tar."""
+Stamp = tuple[int, str]
+"""Size in bytes of a tar, and its mtime in ns or, in a store, its version."""
 
 
 def index_shards(shards: str | Path | Iterable[str | Path], *, cache: str | Path | None = None) -> ShardIndex:
-    """Index `shards`: a folder, a tar, a glob pattern, or several of these.
+    """Index `shards`: a folder, a tar, a glob pattern, or several of these, local or as fsspec URLs.
 
-    `cache` is a file that stores the index across runs; shards whose size or mtime changed are indexed again. Damage
-    inside a tar is recorded, not raised. Raises UserError if no shard is found, or if an older or newer clipmill wrote
-    them in a format that this one does not read.
+    `cache` is a file that stores the index across runs; shards whose size, mtime or version changed are indexed again.
+    Damage inside a tar is recorded, not raised. Raises UserError if no shard is found, or if an older or newer clipmill
+    wrote them in a format that this one does not read; for a store, the errors of
+    `training.remote_shards.find_remote_shards`.
     """
-    paths = find_shards(shards)
-    for folder in dict.fromkeys(map(os.path.dirname, paths)):
+    found = _find(shards)
+    for folder in dict.fromkeys(map(os.path.dirname, found)):
         check_shard_format(folder)
     known = _read_cache(cache)
     with ThreadPoolExecutor(_THREADS) as pool:
-        stats = list(pool.map(os.stat, paths))
-        stamps = {path: (stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True)}
-        fresh = [path for path in paths if path not in known or known[path][0] != stamps[path]]
-        read = dict(zip(fresh, pool.map(index_shard, fresh), strict=True))
-    indexed = [read[path] if path in read else known[path][1] for path in paths]
+        stamps = dict(zip(found, pool.map(_stamp, found, (stored for stored, _ in found.values())), strict=True))
+        fresh = [path for path in found if path not in known or known[path][0] != stamps[path]]
+        read = dict(zip(fresh, pool.map(lambda path: index_shard(path, *found[path]), fresh), strict=True))
+    indexed = [read[path] if path in read else replace(known[path][1], stored=found[path][0]) for path in found]
     if cache is not None and read:
         _write_cache(Path(cache), known | {path: (stamps[path], shard) for path, shard in read.items()})
     return ShardIndex(shards=tuple(indexed))
 
 
 def find_shards(shards: str | Path | Iterable[str | Path]) -> list[str]:
-    """Paths of the requested tars, without duplicates. Raises UserError, naming the searched location, if none."""
+    """Paths, or addresses without credentials, of the requested tars, without duplicates. Raises UserError, naming the
+    searched location, if none."""
+    return list(_find(shards))
+
+
+def _find(shards: str | Path | Iterable[str | Path]) -> dict[str, tuple[StoredObject | None, ShardRecord | None]]:
+    """By path: where a tar lies if in a store, and its record there."""
     wanted = [str(shards)] if isinstance(shards, str | Path) else [str(entry) for entry in shards]
     if not wanted:
         raise UserError(
             "no shards: expected a folder, tar files or a pattern such as 'shards/*.tar', got an empty list"
         )
-    paths: dict[str, None] = {}
+    found: dict[str, tuple[StoredObject | None, ShardRecord | None]] = {}
     for entry in wanted:
-        if "://" in entry:
-            raise UserError(f"{entry}: training requires shards on a local disk; copy them first")
-        if os.path.isdir(entry):
-            matches, sought = sorted(str(path) for path in Path(entry).glob("[!.]*.tar")), "no *.tar in the folder"
-        elif os.path.isfile(entry):
-            matches, sought = [entry], ""
+        if is_remote(entry):
+            found |= find_remote_shards(entry)
         else:
-            matches, sought = sorted(filter(os.path.isfile, glob.glob(entry))), "no file, folder or match for"
-        if not matches:
-            raise UserError(f"no shards: {sought} {entry} (current directory: {os.getcwd()})")
-        paths |= dict.fromkeys(os.path.abspath(match) for match in matches)
-    return list(paths)
+            found |= dict.fromkeys(_find_local(storage.filesystem(entry)[1] if "://" in entry else entry), (None, None))
+    return found
 
 
-class _Headers(FileIO):
+def _find_local(entry: str) -> list[str]:
+    if os.path.isdir(entry):
+        matches, sought = sorted(str(path) for path in Path(entry).glob("[!.]*.tar")), "no *.tar in the folder"
+    elif os.path.isfile(entry):
+        matches, sought = [entry], ""
+    else:
+        matches, sought = sorted(filter(os.path.isfile, glob.glob(entry))), "no file, folder or match for"
+    if not matches:
+        raise UserError(f"no shards: {sought} {entry} (current directory: {os.getcwd()})")
+    return [os.path.abspath(match) for match in matches]
+
+
+def _stamp(path: str, stored: StoredObject | None) -> Stamp:
+    if stored is not None:
+        return stored.size_bytes, stored.version
+    stat = os.stat(path)
+    return stat.st_size, str(stat.st_mtime_ns)
+
+
+class _Headers:
     """A tar read header by header; raises ReadError for a member with oversized headers before loading them."""
 
-    left_bytes = 0
-    """Remaining budget for the headers of the next member."""
+    def __init__(self, file: BinaryIO | RemoteHeaders) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+        self.left_bytes = MAX_HEADER_BYTES
+        """Remaining budget for the headers of the next member."""
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= self.left_bytes:
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self.left_bytes:
             raise tarfile.ReadError(f"headers exceed {MAX_HEADER_BYTES:,} bytes")
         self.left_bytes -= size
-        return super().read(size)
+        return self._file.read(size)
 
 
-def index_shard(path: str) -> Shard:
-    """Index one tar. Damage is recorded in `problem`, and the samples before it are kept. Raises OSError."""
+def index_shard(path: str, stored: StoredObject | None = None, record: ShardRecord | None = None) -> Shard:
+    """Index one tar, in a store by its `record` if there is one. Damage is recorded in `problem`, and the samples
+    before it are kept. Raises OSError; for a store, the errors of `clipmill.ranges.read_range`."""
+    if stored is not None:
+        indexed = _of_members(path, stored, record) if record is not None else None
+        return indexed or _index_headers(path, stored.size_bytes, RemoteHeaders(stored), stored)
+    with open(path, "rb", buffering=0) as file:
+        return _index_headers(path, os.path.getsize(path), file)
+
+
+def _index_headers(
+    path: str, size_bytes: int, tar_file: BinaryIO | RemoteHeaders, stored: StoredObject | None = None
+) -> Shard:
     samples = _Samples()
     problem, end = None, 0
-    size_bytes = os.path.getsize(path)
     try:
-        with _Headers(path) as file:
-            file.left_bytes = MAX_HEADER_BYTES
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                while (member := tar.next()) is not None:
-                    if member.isreg() and member.offset_data + member.size > size_bytes and not member.issparse():
-                        problem = f"truncated inside {_shown(member.name)}, at {size_bytes:,} bytes"
-                        break
-                    if tar.offset <= end:
-                        problem = f"damaged header at byte {end:,} of {size_bytes:,}"
-                        break
-                    problem = samples.add(member) or problem
-                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header that it has read
-                    end, file.left_bytes = tar.offset, MAX_HEADER_BYTES
-        problem = problem or _end_problem(path, end, size_bytes)
-    except OSError:
+        file = _Headers(tar_file)
+        with tarfile.open(fileobj=file, mode="r:") as tar:  # type: ignore[call-overload]
+            while (member := tar.next()) is not None:
+                if member.isreg() and member.offset_data + member.size > size_bytes and not member.issparse():
+                    problem = f"truncated inside {_shown(member.name)}, at {size_bytes:,} bytes"
+                    break
+                if tar.offset <= end:
+                    problem = f"damaged header at byte {end:,} of {size_bytes:,}"
+                    break
+                problem = samples.add(member) or problem
+                tar.members.clear()  # tarfile keeps every header that it has read
+                end, file.left_bytes = tar.offset, MAX_HEADER_BYTES
+        problem = problem or _end_problem(tar_file, end, size_bytes)
+    except (OSError, UserError):
         raise
     except Exception as error:  # tarfile lets through whatever its parsing of damaged fields raises
         where = f"damaged header at byte {end:,} of {size_bytes:,}" if end else "no readable tar"
         problem = f"{where}: {_shown(str(error) or type(error).__name__)}"
-    return _shard(path, size_bytes, samples, problem)
+    return replace(_shard(path, size_bytes, samples, problem), stored=stored)
+
+
+def _of_members(path: str, stored: StoredObject, record: ShardRecord) -> Shard | None:
+    """The samples of a tar as its record lists them, in the order of the tar; None if the record cannot be right."""
+    assert record.members is not None
+    samples = _Samples()
+    files_in_tar = [
+        (key, extension, place)
+        for extension, places in record.members.ranges.items()
+        for key, place in zip(record.members.keys, places, strict=True)
+        if place is not None
+    ]
+    for key, extension, (offset, size) in sorted(files_in_tar, key=lambda file: file[2]):
+        if offset + size > stored.size_bytes or _unusable(key) is not None:
+            return None
+        files = samples.members.setdefault(key, {})
+        if extension in MAX_FILE_BYTES and files.setdefault(extension, (offset, size)) != (offset, size):
+            return None
+    return replace(_shard(path, stored.size_bytes, samples, None), stored=stored)
 
 
 class _Samples:
@@ -186,11 +239,10 @@ def _shown(text: str) -> str:
     return f"{printable[:_SHOWN_CHARACTERS]}...{digest}"
 
 
-def _end_problem(path: str, end: int, size_bytes: int) -> str | None:
+def _end_problem(file: BinaryIO | RemoteHeaders, end: int, size_bytes: int) -> str | None:
     """Check that the archive ends in a block of zeros, since tarfile treats a damaged header as the end."""
-    with open(path, "rb") as file:
-        file.seek(end)
-        block = file.read(_BLOCK_BYTES)
+    file.seek(end)
+    block = file.read(_BLOCK_BYTES)
     if any(block):
         return f"damaged header at byte {end:,} of {size_bytes:,}"
     return None if len(block) == _BLOCK_BYTES else f"truncated after a file, at {size_bytes:,} bytes: no end of archive"
@@ -238,19 +290,19 @@ def _read_cache(cache: str | Path | None) -> dict[str, tuple[Stamp, Shard]]:
         for line in lines:
             record = parse_record(line)
             shard = _of_record(record)
-            known[shard.path] = (record.bytes, int(record.fingerprint or 0)), shard
+            known[shard.path] = (record.bytes, record.fingerprint or ""), shard
     return known
 
 
 def _write_cache(cache: Path, known: Mapping[str, tuple[Stamp, Shard]]) -> None:
-    """Write atomically: a record per shard with its mtime as fingerprint."""
+    """Write atomically: a record per shard with its mtime or version as fingerprint."""
     with atomic_path(cache) as temporary, temporary.open("wb") as file:
         file.write(_CACHE_FORMAT + b"\n")
-        for (_, mtime_ns), shard in known.values():
-            file.write(record_json(_record_of(shard, mtime_ns)) + b"\n")
+        for (_, version), shard in known.values():
+            file.write(record_json(_record_of(shard, version)) + b"\n")
 
 
-def _record_of(shard: Shard, mtime_ns: int) -> ShardRecord:
+def _record_of(shard: Shard, version: str) -> ShardRecord:
     ranges = {
         extension: tuple(None if offset < 0 else (offset, size) for offset, size in ranges_N2.tolist())
         for extension, ranges_N2 in zip(shard.extensions, shard.ranges_NE2.transpose(1, 0, 2), strict=True)
@@ -259,7 +311,7 @@ def _record_of(shard: Shard, mtime_ns: int) -> ShardRecord:
         name=quote_from_bytes(os.fsencode(shard.path)),  # names of files need not be UTF-8
         samples=len(shard),
         bytes=shard.size_bytes,
-        fingerprint=str(mtime_ns),
+        fingerprint=version,
         problem=shard.problem,
         failed=tuple(FailedClip(clip_id=key, error_kind=INCOMPLETE, error=reason) for key, reason in shard.broken),
         members=Members(keys=tuple(shard.keys[row] for row in range(len(shard))), ranges=ranges),

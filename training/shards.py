@@ -3,13 +3,12 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-Range = tuple[int, int]
-"""Offset and size in bytes."""
+from clipmill.ranges import Range, StoredObject, name_of
+from training.remote_shards import read_pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,7 @@ class Shard:
     """Complete samples of one tar, in arrays, because every worker process gets an index of millions of samples."""
 
     path: str
+    """In a store: the address without credentials."""
     size_bytes: int
     keys: Keys
     extensions: tuple[str, ...]
@@ -51,10 +51,12 @@ class Shard:
     """Reason if the tar could not be read to its end; samples before the damage are indexed."""
     broken: tuple[tuple[str, str], ...] = ()
     """(key, reason) of incomplete or unusable samples."""
+    stored: StoredObject | None = None
+    """In a store."""
 
     @property
     def name(self) -> str:
-        return Path(self.path).name.removesuffix(".tar")
+        return name_of(self.path).removesuffix(".tar")
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -63,17 +65,23 @@ class Shard:
         """SHARD/CLIP_ID."""
         return f"{self.name}/{self.keys[row]}"
 
+    def ranges(self, row: int) -> dict[str, Range]:
+        """Offset and size of the sample's files by extension."""
+        ranges = zip(self.extensions, self.ranges_NE2[row].tolist(), strict=True)
+        return {extension: (offset, size) for extension, (offset, size) in ranges if offset >= 0}
+
     def read(self, row: int) -> dict[str, bytes]:
-        """Read the sample's files by extension. Raises OSError; EOFError if the tar has been truncated since."""
+        """Read the sample's files by extension. Raises OSError; EOFError if the tar has been truncated since; in a
+        store, the errors of `clipmill.ranges.read_range`."""
+        ranges = self.ranges(row)
+        if self.stored is not None:
+            return dict(zip(ranges, read_pieces(self.stored, tuple(ranges.values())), strict=True))
         members = {}
         with open(self.path, "rb", buffering=0) as file:
-            for extension, (offset, size) in zip(self.extensions, self.ranges_NE2[row].tolist(), strict=True):
-                if offset >= 0:
-                    members[extension] = os.pread(file.fileno(), size, offset)
-                    if len(members[extension]) != size:
-                        raise EOFError(
-                            f"{self.path} ends before byte {offset + size:,}: truncated since it was indexed"
-                        )
+            for extension, (offset, size) in ranges.items():
+                members[extension] = os.pread(file.fileno(), size, offset)
+                if len(members[extension]) != size:
+                    raise EOFError(f"{self.path} ends before byte {offset + size:,}: truncated since it was indexed")
         return members
 
 

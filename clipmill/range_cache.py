@@ -1,0 +1,142 @@
+"""Ranges that were read from a store, kept on a local disk for the processes of a machine, up to a size.
+
+A file per entry, named by the digest of its key, whole or absent: it is renamed to its name when it is complete, and a
+checksum tells what a power failure left. Of the least recently used ones as many are removed as it takes.
+"""
+
+import fcntl
+import logging
+import os
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from pathlib import Path
+
+from clipmill.atomic import is_temporary, temporary_name
+from clipmill.errors import UserError
+
+_CHECKSUM = struct.Struct("<I")
+_SIZE = struct.Struct("<q")
+_USAGE = "usage"
+"""File with the size of all entries, and the lock on it."""
+_KEPT = 0.9
+"""Share of the size that a clean-up leaves, so that not every write needs one."""
+_LEFTOVER_AFTER_S = 3600.0
+"""Age of a temporary file whose writer must be dead."""
+_LOG = logging.getLogger("clipmill.data")
+
+
+def default_folder() -> Path:
+    """Where ranges are kept unless a setting says otherwise: XDG_CACHE_HOME/clipmill/ranges, else below ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipmill" / "ranges"
+
+
+class RangeCache:
+    """At most `max_bytes` of entries in `folder`, shared with other processes. Raises UserError for a folder that
+    cannot be used. A disk that fails later costs the cache, not the run."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder, self._max_bytes, self._failed = folder, max_bytes, False
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if folder.stat().st_uid != os.getuid():
+                raise UserError(f"{folder} belongs to another user: choose another folder (data.cache_folder)")
+            with self._usage(0):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"cannot use {folder} as a cache: {error.strerror or error}. Choose another folder "
+                "(data.cache_folder), or no cache (data.cache_gib=0)"
+            ) from error
+
+    def has(self, key: str) -> bool:
+        """Whether there is an entry. It may be gone a moment later."""
+        return self._path(key).exists()
+
+    def get(self, key: str) -> bytes | None:
+        """The content of an entry; None if there is none, or a damaged one."""
+        path = self._path(key)
+        with suppress(OSError):
+            content = path.read_bytes()
+            whole, checksum = content[: -_CHECKSUM.size], content[-_CHECKSUM.size :]
+            if checksum == _checksum(whole):
+                os.utime(path)
+                return whole
+            path.unlink()
+        return None
+
+    def put(self, key: str, content: bytes) -> None:
+        """Keep an entry, and remove old ones beyond the limit. Entries larger than a tenth of it are not kept."""
+        size = len(content) + _CHECKSUM.size
+        if self._failed or size > self._max_bytes / 10:
+            return
+        path = self._path(key)
+        temporary = path.with_name(temporary_name(path.name))
+        try:
+            with self._usage(size) as usage:
+                if usage > self._max_bytes:
+                    self._clean_up(size)
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            temporary.write_bytes(content + _checksum(content))
+            os.replace(temporary, path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            self._failed = True
+            _LOG.warning("%s: %s; going on without a cache", self._folder, error.strerror or error)
+
+    @contextmanager
+    def _usage(self, added_bytes: int) -> Iterator[int]:
+        """The size of all entries with that of a new one, under a lock."""
+        with open(self._folder / _USAGE, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            content = file.read()
+            usage = added_bytes + (_SIZE.unpack(content)[0] if len(content) == _SIZE.size else self._measured())
+            self._write_usage(usage)
+            yield usage
+
+    def _write_usage(self, usage: int) -> None:
+        with open(self._folder / _USAGE, "r+b") as file:
+            file.write(_SIZE.pack(usage))
+
+    def _clean_up(self, coming_bytes: int) -> None:
+        """Remove the least recently used entries, and leftovers of killed writers. Holds the lock."""
+        entries = sorted(self._entries(), key=lambda entry: entry[2])
+        usage, kept = sum(size for _, size, _ in entries) + coming_bytes, _KEPT * self._max_bytes
+        for path, size, _ in entries:
+            if usage <= kept:
+                break
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            usage -= size
+        self._write_usage(usage)
+
+    def _measured(self) -> int:
+        return sum(size for _, size, _ in self._entries())
+
+    def _entries(self) -> Iterator[tuple[str, int, int]]:
+        """(path, size, time of last use in ns) of each entry; removes old temporary files."""
+        with os.scandir(self._folder) as folders:
+            for folder in folders:
+                if not folder.is_dir(follow_symlinks=False):
+                    continue
+                with os.scandir(folder.path) as files:
+                    for file in files:
+                        with suppress(FileNotFoundError):
+                            stat = file.stat(follow_symlinks=False)
+                            if not is_temporary(file.name):
+                                yield file.path, stat.st_size, stat.st_mtime_ns
+                            elif time.time() - stat.st_mtime > _LEFTOVER_AFTER_S:
+                                os.unlink(file.path)
+
+    def _path(self, key: str) -> Path:
+        name = blake2b(key.encode(), digest_size=20).hexdigest()
+        return self._folder / name[:2] / name[2:]
+
+
+def _checksum(content: bytes) -> bytes:
+    return _CHECKSUM.pack(zlib.crc32(content))

@@ -1,0 +1,99 @@
+"""Repeat what failed at a store for a reason that can pass: unreachable, overloaded, a broken connection."""
+
+import itertools
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from clipmill import storage
+from clipmill.errors import RunStopped, UserError
+
+T = TypeVar("T")
+
+RETRY_S = 300.0
+"""How long a failing request is repeated, unless a caller says otherwise."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 20.0
+_WARN_AFTER_S = 5.0
+_PASSING = {408, 425, 429}
+"""HTTP statuses below 500 after which a retry can succeed."""
+_CHANGED = {412, 416}
+_REFUSED = {401, 403}
+_LASTING = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "ProfileNotFound"}
+"""botocore's errors about the configuration."""
+_LOG = logging.getLogger("clipmill.data")
+
+
+class ChangedObject(UserError):
+    """An object is no longer the one that was found."""
+
+
+def retried(attempt: Callable[[], T], address: str, retry_s: float, *, action: str = "read") -> T:
+    """The result of `attempt`, which is repeated with growing pauses after errors that can pass.
+
+    Raises FileNotFoundError; UserError for an error that would stay; RunStopped after `retry_s` seconds of errors.
+    """
+    started_s, pause_s, warned = time.monotonic(), _FIRST_PAUSE_S, False
+    for tries in itertools.count(1):
+        try:
+            return attempt()
+        except Exception as error:
+            if not _may_pass(error):
+                raise _lasting(error, address, action) from error
+            reason, spent_s = storage.reason_of(error), time.monotonic() - started_s
+            if spent_s >= retry_s:
+                raise RunStopped(
+                    f"cannot {action} {address}: {reason} ({tries} attempts in {spent_s:.0f} s). Check that the store "
+                    "is reachable, then rerun the same command"
+                ) from error
+        if spent_s > _WARN_AFTER_S and not warned:
+            _LOG.warning("%s: %s; retrying for up to %.0f s", address, reason, retry_s)
+            warned = True
+        # Not Python's global generator, whose state belongs to the run.
+        time.sleep(min(pause_s * random.SystemRandom().uniform(0.5, 1.0), retry_s - spent_s))
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+    raise AssertionError
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a retry can succeed."""
+    if isinstance(error, UserError | FileNotFoundError | PermissionError) or type(error).__name__ in _LASTING:
+        return False
+    status = _status(error)
+    if status is not None and status >= 300:
+        return status >= 500 or status in _PASSING
+    return storage.is_of_store(error)
+
+
+def _lasting(error: Exception, address: str, action: str) -> Exception:
+    """The error to raise instead of one that would stay."""
+    status, reason = _status(error), storage.reason_of(error)
+    if isinstance(error, UserError) or not (storage.is_of_store(error) or status):
+        return error
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return FileNotFoundError(f"{address}: no such file, object or bucket. Check the address")
+    if status in _CHANGED:
+        return ChangedObject(
+            f"{address} changed since it was indexed: {reason}. Rerun the same command to index it again"
+        )
+    if isinstance(error, PermissionError) or status in _REFUSED:
+        reason = (
+            f"permission denied ({reason}). Check that the credentials in the environment allow to list and {action}"
+        )
+    elif type(error).__name__ in _LASTING:
+        reason += ". Set the credentials in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    return UserError(f"cannot {action} {address}: {reason}")
+
+
+def _status(error: BaseException) -> int | None:
+    """HTTP status of an error of boto, aiohttp or gcsfs."""
+    for one in (error, error.__cause__):
+        answer = getattr(one, "response", None)
+        if isinstance(answer, Mapping):
+            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:
+            status = getattr(one, "status", None) or getattr(one, "code", None)
+        if isinstance(status, int):
+            return status
+    return None

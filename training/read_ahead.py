@@ -1,0 +1,74 @@
+"""Read the files of samples in a store before a reader needs them; those on a local disk when it does."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from functools import partial
+
+from clipmill.range_reader import Pieces
+from training.data_config import DataConfig
+from training.remote_shards import reader_for
+from training.shards import Shard
+
+Members = dict[str, bytes]
+"""Content of a sample's files by extension."""
+
+_LEAST_BYTES = 64 << 10
+"""Counted for smaller samples, of which there would be too many."""
+
+
+def read_ahead(places: Iterable[tuple[Shard, int]], config: DataConfig) -> Iterator[Callable[[], Members]]:
+    """For each (shard, row) a function that returns the sample's files, or raises what `Shard.read` does.
+
+    Those in a store are requested up to `config.read_ahead_mib` ahead, half of it at a time: neighbours in a shard
+    share a request. `places` may be infinite. The position in the data does not depend on what was requested.
+    """
+    ahead: deque[tuple[Callable[[], Members], int]] = deque()
+    budget_bytes, ahead_bytes = config.read_ahead_mib * 2**20, 0
+    places = iter(places)
+    while True:
+        if not ahead or ahead_bytes < budget_bytes / 2:
+            new = list(_up_to(places, budget_bytes - ahead_bytes))
+            ahead.extend(_requested(new, config))
+            ahead_bytes += sum(_bytes(shard, row) for shard, row in new)
+        if not ahead:
+            return
+        read, size_bytes = ahead.popleft()
+        ahead_bytes -= size_bytes
+        yield read
+
+
+def _up_to(places: Iterator[tuple[Shard, int]], budget_bytes: float) -> Iterator[tuple[Shard, int]]:
+    """The next places of `budget_bytes` together, at least one; one only if it is on a disk."""
+    while budget_bytes > 0:
+        place = next(places, None)
+        if place is None:
+            return
+        yield place
+        if place[0].stored is None:
+            return
+        budget_bytes -= _bytes(*place)
+
+
+def _requested(places: list[tuple[Shard, int]], config: DataConfig) -> Iterator[tuple[Callable[[], Members], int]]:
+    """Start to read; (function that returns the files, their bytes) of each place."""
+    wanted = [
+        Pieces(stored=shard.stored, ranges=tuple(shard.ranges(row).values()))
+        for shard, row in places
+        if shard.stored is not None
+    ]
+    futures = iter(reader_for(config).submit(wanted) if wanted else ())
+    for shard, row in places:
+        if shard.stored is None:
+            yield partial(shard.read, row), 0
+        else:
+            yield partial(_members, shard, row, next(futures)), _bytes(shard, row)
+
+
+def _members(shard: Shard, row: int, future: Future[list[bytes]]) -> Members:
+    return dict(zip(shard.ranges(row), future.result(), strict=True))
+
+
+def _bytes(shard: Shard, row: int) -> int:
+    """What a sample takes of the budget."""
+    return 0 if shard.stored is None else max(_LEAST_BYTES, sum(size for _, size in shard.ranges(row).values()))

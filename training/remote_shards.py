@@ -1,0 +1,155 @@
+"""Shards in an object store or on a web server: found by listing or by their index.json."""
+
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from clipmill import storage
+from clipmill.addresses import without_credentials
+from clipmill.errors import UserError
+from clipmill.range_cache import RangeCache, default_folder
+from clipmill.range_reader import Pieces, RangeReader
+from clipmill.ranges import StoredObject, find_object, name_of, object_of, read_range
+from clipmill.retries import ChangedObject, retried
+from clipmill.shard_folder import INDEX, ShardRecord, records_in
+from training.data_config import DataConfig
+
+STARTUP_RETRY_S = 30.0
+"""How long to wait for a store before the first step: a wrong endpoint should not take minutes to be noticed."""
+_THREADS = 8
+_HEADER_BYTES = 16 << 10
+"""Read at once from a tar without an index: its headers are a few hundred bytes each, and lie between the files."""
+
+
+def is_remote(entry: str) -> bool:
+    """Whether an address is not one of a local file. Raises UserError for an unknown protocol."""
+    return "://" in entry and not storage.is_local(storage.filesystem(entry)[0])
+
+
+def find_remote_shards(entry: str) -> dict[str, tuple[StoredObject, ShardRecord | None]]:
+    """The tars that a folder, a tar or a glob pattern names, by address without credentials and in the order of their
+    names; each with its record if an index.json beside it has the byte ranges of its samples.
+
+    Raises UserError for none, without permission, for a web server without range requests, or if a tar has another size
+    than its index.json says; RunStopped if the store does not answer.
+    """
+    try:
+        found, records = _found(entry)
+    except FileNotFoundError as error:
+        raise UserError(f"no shards: {error}") from error
+    if not found:
+        raise UserError(f"no shards: no *.tar in the folder or match for {without_credentials(entry)}")
+    shards = {}
+    for stored in sorted(found, key=lambda stored: (stored.address.rpartition("/")[0], name_of(stored.url))):
+        record = records.get(name_of(stored.url))
+        if record is not None and record.bytes != stored.size_bytes:
+            raise ChangedObject(
+                f"{stored.address} changed since its {INDEX} was written: expected {record.bytes:,} bytes, got "
+                f"{stored.size_bytes:,}. Write the shards again (`clipmill shard`), or remove {INDEX} to read the "
+                "headers of the tars instead"
+            )
+        shards[stored.address] = stored, record
+    return shards
+
+
+def _found(entry: str) -> tuple[list[StoredObject], dict[str, ShardRecord]]:
+    fs, path = storage.filesystem(entry)
+    web = entry.startswith(("http://", "https://"))
+    if any(sign in entry for sign in "*[") or (not web and "?" in entry):
+        names = retried(lambda: fs.glob(path), without_credentials(entry), STARTUP_RETRY_S)
+        return _objects_at([str(fs.unstrip_protocol(name)) for name in names]), {}
+    if name_of(entry).endswith(".tar"):
+        return _objects_at([entry]), _records(entry.partition("?")[0].rpartition("/")[0])
+    folder = entry.rstrip("/")
+    records = _records(folder)
+    if web and records:  # web servers need not list their folders
+        return _objects_at([f"{folder}/{quote(name)}" for name in records]), records
+    entries = retried(lambda: _listed(folder), without_credentials(entry), STARTUP_RETRY_S)
+    tars = [each for each in entries if each["type"] == "file" and _is_shard(name_of(each["name"]))]
+    urls = [str(fs.unstrip_protocol(each["name"])) for each in tars]
+    if web:
+        return _objects_at(urls), records
+    return [object_of(url, each) for url, each in zip(urls, tars, strict=True)], records
+
+
+def _listed(folder: str) -> list[dict[str, Any]]:
+    fs, path = storage.filesystem(folder)
+    fs.invalidate_cache(path)
+    entries: list[dict[str, Any]] = fs.ls(path, detail=True)
+    return entries
+
+
+def _is_shard(name: str) -> bool:
+    return name.endswith(".tar") and not name.startswith(".")
+
+
+def _objects_at(urls: Sequence[str]) -> list[StoredObject]:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(partial(find_object, retry_s=STARTUP_RETRY_S), urls))
+
+
+def _records(folder: str) -> dict[str, ShardRecord]:
+    """Records with byte ranges from FOLDER/index.json by file name; none if it is missing, of another program, or not
+    to be read with the signature of a single tar."""
+    fs, path = storage.filesystem(f"{folder}/{INDEX}")
+    try:
+        index = storage.read_json_if_exists(fs, path, lambda values: {"shards": records_in(values)})
+    except UserError:
+        return {}
+    records = [] if index is None else index["shards"]
+    return {record.name: record for record in records if record.members is not None}
+
+
+class RemoteHeaders(io.RawIOBase):
+    """A tar in a store as a file, for its headers: reads blocks of 16 KiB."""
+
+    def __init__(self, stored: StoredObject) -> None:
+        self._stored, self._position, self._start, self._block = stored, 0, 0, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._stored.size_bytes}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = self._stored.size_bytes - self._position
+        size = max(0, left if size is None or size < 0 else min(size, left))
+        first = self._position - self._start
+        if first < 0 or first + size > len(self._block):
+            end = min(self._stored.size_bytes, self._position + max(size, _HEADER_BYTES))
+            self._block = read_range(self._stored, self._position, end, retry_s=STARTUP_RETRY_S) if size else b""
+            self._start, first = self._position, 0
+        self._position += size
+        return self._block[first : first + size]
+
+
+def reader_for(config: DataConfig) -> RangeReader:
+    """The reader of this process with these settings."""
+    folder = Path(config.cache_folder).expanduser() if config.cache_folder else default_folder()
+    return _reader(os.getpid(), config.retry_s, folder, round(config.cache_gib * 2**30))
+
+
+@lru_cache(maxsize=8)
+def _reader(_pid: int, retry_s: float, folder: Path, cache_bytes: int) -> RangeReader:
+    cache = RangeCache(folder, cache_bytes) if cache_bytes else None
+    return RangeReader(retry_s=retry_s, cache=cache)
+
+
+def read_pieces(stored: StoredObject, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The contents of ranges of an object, for a single sample: `training.read_ahead` reads many."""
+    pieces = Pieces(stored=stored, ranges=tuple(ranges))
+    return _reader(os.getpid(), STARTUP_RETRY_S, Path(), 0).submit([pieces])[0].result()

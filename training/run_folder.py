@@ -1,0 +1,208 @@
+"""Where a run lives: a folder that all ranks share, or the URL of one in a store and a working copy per rank."""
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch.distributed as dist
+
+from clipmill import storage
+from clipmill.addresses import without_credentials
+from clipmill.errors import UserError
+from clipmill.range_cache import default_folder
+from clipmill.ranges import StoredObject, object_of
+from clipmill.retries import retried
+from clipmill.shard_folder import INDEX
+from clipmill.transfers import download, upload
+from training import checkpoint, checkpoint_store
+from training.checkpoint import CHECKPOINTS, Checkpoints, complete_checkpoints
+from training.checkpoint_store import CheckpointStore, StoredCheckpoints
+from training.distributed import Process
+from training.init_model import MODEL
+from training.metrics import METRICS
+from training.remote_shards import STARTUP_RETRY_S
+
+SETTINGS, LORA = "stage.json", "lora.safetensors"
+Location = TypeVar("Location", bound=Path | str)
+"""A local path, or an fsspec URL as text."""
+_NEEDED = (SETTINGS, INDEX)
+"""Read by every rank when a run is resumed."""
+_APART = (CHECKPOINTS, MODEL, LORA)
+"""Published by themselves."""
+_NEEDED_BY_FIRST = (METRICS, "shards.index", "images.index")
+
+
+def below(folder: Location, name: str) -> Location:
+    """A path or URL in a folder or below a URL."""
+    return cast("Location", folder / name if isinstance(folder, Path) else f"{folder.rstrip('/')}/{name}")
+
+
+def latest_step(out: Path | str) -> int | None:
+    """Step of the newest complete checkpoint of a run; None if there is none."""
+    if is_stored(out):
+        names = CheckpointStore(str(out)).complete()
+    else:
+        names = [path.name for path in complete_checkpoints(Path(out) / CHECKPOINTS)]
+    return int(names[-1].removeprefix("step-")) if names else None
+
+
+def describe_latest(out: Path | str) -> str:
+    """Describe the newest complete checkpoint of a run, as part of a sentence."""
+    if is_stored(out):
+        return checkpoint_store.describe_latest(CheckpointStore(str(out)))
+    return checkpoint.describe_latest(Path(out) / CHECKPOINTS)
+
+
+class RunFolder:
+    """A run on a disk: nothing is copied."""
+
+    def __init__(self, path: Path, process: Process) -> None:
+        self.path, self.process = path, process
+
+    @property
+    def address(self) -> str:
+        """The run, for users: without credentials."""
+        return str(self.path)
+
+    def checkpoints(self, **kept: int | None) -> Checkpoints:
+        """The checkpoints of the run; `kept` as in `Checkpoints`."""
+        return Checkpoints(self.path / CHECKPOINTS, self.process, **kept)  # type: ignore[arg-type]
+
+    def publish(self) -> None:
+        """Bring what the first rank has written to where the run lives, except checkpoints and the model."""
+
+    def publish_model(self, path: Path, last: str) -> Path | str:
+        """Bring the model, a file or folder, to where the run lives; its file `last` appears last. Returns its path."""
+        return path
+
+
+class StoredRun(RunFolder):
+    """A run in a store, and the working copy of this rank."""
+
+    def __init__(self, url: str, path: Path, restored: Path, process: Process) -> None:
+        super().__init__(path, process)
+        self._url, self._restored = url.rstrip("/"), restored
+        self._published: dict[Path, tuple[int, int]] = {}
+
+    @property
+    def address(self) -> str:
+        return without_credentials(self._url)
+
+    def pull(self) -> None:
+        """Download what a resumed run reads, except its checkpoint."""
+        for name in (*_NEEDED, *(_NEEDED_BY_FIRST if self.process.is_main else ())):
+            try:
+                download(f"{self._url}/{name}", self.path / name)
+            except FileNotFoundError:
+                continue
+
+    def checkpoints(self, **kept: int | None) -> Checkpoints:
+        store, folder = CheckpointStore(self._url), self.path / CHECKPOINTS
+        return StoredCheckpoints(store, self._restored, self.publish, folder, self.process, **kept)
+
+    def publish(self) -> None:
+        if not self.process.is_main:
+            return
+        for path in sorted(self.path.rglob("*")):
+            name = path.relative_to(self.path)
+            if name.parts[0] in _APART or any(part.endswith(".tmp") for part in name.parts) or not path.is_file():
+                continue
+            stat = path.stat()
+            if self._published.get(path) != (stat.st_size, stat.st_mtime_ns):
+                upload(path, f"{self._url}/{name.as_posix()}")
+                self._published[path] = stat.st_size, stat.st_mtime_ns
+
+    def publish_model(self, path: Path, last: str) -> str:
+        url = f"{self._url}/{path.name}"
+        if self.process.is_main and path.is_file():
+            upload(path, url)
+        elif self.process.is_main:
+            storage.remove(*storage.filesystem(f"{url}/{last}"))  # of an earlier end, with fewer steps
+            files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+            for name in sorted(files, key=lambda name: (name == last, name)):
+                upload(path / name, f"{url}/{name}")
+        return without_credentials(url)
+
+
+@contextmanager
+def opened_run(out: Path | str, process: Process) -> Iterator[RunFolder]:
+    """The run in `out`, a path or an fsspec URL; a working copy is removed when the block ends.
+
+    Raises UserError without permission for the store, RunStopped if it does not answer.
+    """
+    if not is_stored(out):
+        yield RunFolder(Path(out), process)
+        return
+    name = blake2b(without_credentials(str(out)).encode(), digest_size=8).hexdigest()
+    base = default_folder().with_name("runs") / name
+    path = base / f"rank-{process.rank}"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    try:
+        run = StoredRun(str(out), path, base / "restored", process)
+        run.pull()
+        try:
+            yield run
+        except Exception:
+            with suppress(Exception):  # the error that ended the run takes precedence
+                run.publish()
+            raise
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def is_stored(out: Path | str) -> bool:
+    """Whether a run lives in a store. Raises UserError for an unknown protocol, or for one that cannot be written."""
+    if isinstance(out, Path) or "://" not in out:
+        return False
+    if out.startswith(("http://", "https://")):
+        raise UserError(f"{without_credentials(out)}: a web server cannot be written to: use an object store or a disk")
+    return not storage.is_local(storage.filesystem(out)[0])
+
+
+@contextmanager
+def local_model(init: Path | str | None) -> Iterator[Path | None]:
+    """The initial model on the local disk: one in a store is downloaded once per machine, and removed when the block
+    ends on all ranks. A finished run stands for its model.
+
+    Raises FileNotFoundError, UserError and RunStopped as `clipmill.retries.retried`.
+    """
+    if init is None or not is_stored(init):
+        yield None if init is None else Path(init)
+        return
+    url = str(init).rstrip("/")
+    objects = _objects_below(f"{url}/{MODEL}") or _objects_below(url)
+    if not objects:
+        raise FileNotFoundError(f"{without_credentials(url)}: no model there. Check the address")
+    versions = repr([(name, stored.address, stored.size_bytes, stored.version) for name, stored in objects.items()])
+    folder = default_folder().with_name("models") / blake2b(versions.encode(), digest_size=8).hexdigest()
+    for name, stored in objects.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(f"{path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                download(stored.url, path)
+    yield folder
+    dist.barrier()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _objects_below(url: str) -> dict[str, StoredObject]:
+    """The files below a folder by their name relative to it."""
+    fs, folder = storage.filesystem(url)
+
+    def find() -> dict[str, Any]:
+        fs.invalidate_cache()
+        return dict(fs.find(folder, detail=True))
+
+    found = retried(find, without_credentials(url), STARTUP_RETRY_S)
+    return {
+        path.removeprefix(folder).lstrip("/"): object_of(str(fs.unstrip_protocol(path)), info)
+        for path, info in sorted(found.items())
+        if path != folder
+    }

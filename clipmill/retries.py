@@ -87,13 +87,11 @@ def _lasting(error: Exception, address: str, action: str) -> Exception:
 
 
 def _status(error: BaseException) -> int | None:
-    """HTTP status of an error of boto, aiohttp or gcsfs."""
-    for one in (error, error.__cause__):
-        answer = getattr(one, "response", None)
-        if isinstance(answer, Mapping):
-            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        else:
-            status = getattr(one, "status", None) or getattr(one, "code", None)
-        if isinstance(status, int):
-            return status
-    return None
+    """HTTP status of an error of boto, aiohttp or gcsfs. Not that of a cause: aiohttp gives a broken answer a status of
+    its own making."""
+    answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    if isinstance(answer, Mapping):
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        status = getattr(error, "status", None) or getattr(error, "code", None)
+    return status if isinstance(status, int) else None

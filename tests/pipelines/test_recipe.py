@@ -26,8 +26,8 @@ def test_paths_are_seen_from_the_file_and_settings_laid_over_the_preset(tmp_path
     read = read_recipe(recipe(tmp_path, {"init": "a/model", "stages": [GOOD, joint]}))
     assert read.init == tmp_path / "a/model"
     assert [entry.folder for entry in read.stages] == ["1-tiny-image", "2-my.video-1"]
-    assert [entry.data for entry in read.stages] == [tmp_path / "shards", Path("/absolute")]
-    assert [entry.images for entry in read.stages] == [None, tmp_path / "pictures"]
+    assert [entry.data for entry in read.stages] == [str(tmp_path / "shards"), "/absolute"]
+    assert [entry.images for entry in read.stages] == [None, str(tmp_path / "pictures")]
     assert [entry.stage.run.steps for entry in read.stages] == [200, 3]
     absent = {**GOOD, "images": None, "set": None, "name": None}
     assert read_recipe(recipe(tmp_path, {"stages": [absent]})).stages[0].folder == "1-tiny-image"

@@ -71,11 +71,6 @@ def test_no_shards_is_an_error_that_says_what_was_looked_for(
     assert not wanted or (wanted in str(caught.value) and str(tmp_path) in str(caught.value))
 
 
-def test_a_bucket_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="local"):
-        index_shards("s3://bucket/shards")
-
-
 @pytest.mark.parametrize("cut", range(0, 4 * 5120, 700))
 def test_a_truncated_tar_keeps_the_samples_before_the_cut(tmp_path: Path, cut: int) -> None:
     path = _shard(tmp_path / "a.tar")

@@ -1,6 +1,7 @@
 """CPU time of a training batch of frames, compared with plain decoding and with webdataset and decord.
 
     python -m benchmarks.loader [--runs N] [--samples N]
+    python -m benchmarks.loader --remote [--delay-ms N]    the same clips on a web server: benchmarks/loader_remote.py
 
 Clips are 3 s of real footage, H.264 with a keyframe every second as the shard writer encodes them; of each, 14 frames
 at one of three rates, resized to 320 x 576. CPU seconds of one process and one thread, in turn. The loader can be
@@ -28,6 +29,7 @@ import torch
 import webdataset
 
 from benchmarks.common import interleaved, real_videos, report
+from benchmarks.loader_remote import compare
 from clipmill.video_writer import Encoding, write_video
 from svd.config import UNetConfig
 from svd.model import Model, ModelConfig
@@ -164,6 +166,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3, help="runs of each loader; the median is reported")
     parser.add_argument("--samples", type=int, default=60, help="samples per run")
+    parser.add_argument("--remote", action="store_true", help="compare a web server with the local disk instead")
+    parser.add_argument("--delay-ms", type=float, default=20.0, help="wait of the server before each answer")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -171,6 +175,9 @@ def main() -> None:
         shards = Path(folder) / "shards"
         shards.mkdir()
         write_shards(shards, 40)
+        if arguments.remote:
+            compare(shards, CONFIG, runs=arguments.runs, samples=arguments.samples, delay_ms=arguments.delay_ms)
+            return
         seconds = interleaved(
             arguments.runs,
             limit=lambda: decode_alone(shards, arguments.samples),

@@ -67,8 +67,8 @@ class RangeReader:
     def __init__(
         self, *, retry_s: float = RETRY_S, cache: RangeCache | None = None, connections: int = _CONNECTIONS
     ) -> None:
-        self.requests, self.read_bytes = 0, 0
-        """What was asked of stores so far."""
+        self.requests, self.read_bytes, self.wanted_bytes, self.wanted = 0, 0, 0, 0
+        """What was asked of stores so far, and how many bytes of how many `Pieces` that was for."""
         self._retry_s, self._cache, self._connections = retry_s, cache, connections
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -114,9 +114,11 @@ class RangeReader:
             self.read_bytes += len(content)
             for i, j in request.parts:
                 offset, size = wanted[i].ranges[j]
+                self.wanted_bytes += size
                 contents[i][j] = content[offset - request.start : offset - request.start + size]
                 if len(contents[i]) == len(wanted[i].ranges) and not futures[i].done():
                     complete.append(i)
+            self.wanted += len(complete)
         for i in complete:
             ordered = [contents[i].pop(j) for j in range(len(wanted[i].ranges))]
             futures[i].set_result(ordered)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from curation.captioners.base import Captioner, GeneratedCaption
     from curation.dataset.tables import Dataset
     from curation.dedup.duplicates import DuplicatesConfig, DuplicatesResult, find_duplicates
+    from curation.publish.plan import PublishConfig
     from curation.scores.base import ClipView, Scorer
     from curation.selection.rules import Rule, Rules
     from curation.selection.saved import Selection
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pipelines.export import export
     from pipelines.fetch import FetchRun, fetch
     from pipelines.inspect import Inspection, inspect
+    from pipelines.publish import PublishRun, publish
     from pipelines.report import WrittenReport, report
     from pipelines.sample import Sample, SampleRequest, sample
     from pipelines.score import ScoreResult, score
@@ -60,6 +62,8 @@ _MODULES = {
     "Frames": "clipmill.pipeline",
     "Inspection": "pipelines.inspect",
     "LatentCache": "pipelines.cache_latents",
+    "PublishConfig": "curation.publish.plan",
+    "PublishRun": "pipelines.publish",
     "Resources": "clipmill.pipeline",
     "Rule": "curation.selection.rules",
     "Rules": "curation.selection.rules",
@@ -84,6 +88,7 @@ _MODULES = {
     "fetch": "pipelines.fetch",
     "find_duplicates": "curation.dedup.duplicates",
     "inspect": "pipelines.inspect",
+    "publish": "pipelines.publish",
     "report": "pipelines.report",
     "sample": "pipelines.sample",
     "score": "pipelines.score",
@@ -110,6 +115,8 @@ __all__ = [
     "GeneratedCaption",
     "Inspection",
     "LatentCache",
+    "PublishConfig",
+    "PublishRun",
     "Resources",
     "Rule",
     "Rules",
@@ -137,6 +144,7 @@ __all__ = [
     "fetch",
     "find_duplicates",
     "inspect",
+    "publish",
     "report",
     "sample",
     "score",

@@ -52,4 +52,5 @@ SHARDS = Format(
 LATENTS = Format(
     kind="latents", version=2, if_older="remove the folder and rerun `clipmill cache-latents`, or choose another folder"
 )
+PUBLICATION = Format(kind="publication", version=1, if_older="publish into a new folder")
 RUN = Format(kind="run", version=1, if_older="choose another --out")

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from clipmill.errors import UserError
-from pipelines import cli_caption, cli_doctor, cli_model, cli_score
+from pipelines import cli_caption, cli_doctor, cli_model, cli_publish, cli_score
 from pipelines.cli_shared import (
     CAPTIONS_FAILED,
     EXIT_CODES,
@@ -396,6 +396,7 @@ def inspect(
 app.add_typer(cli_doctor.app)
 app.add_typer(cli_score.app)
 app.add_typer(cli_caption.app)
+app.add_typer(cli_publish.app)
 app.add_typer(cli_model.app)
 
 

@@ -20,6 +20,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from curation.publish.plan import PublishConfig
 from curation.selection.rules import Rule, Rules
 from curation.shards.write import ShardConfig
 from pipelines.config import CurateConfig
@@ -100,6 +101,13 @@ CHAPTERS = (
         more=(("rules.COLUMN", Rule),),
     ),
     Chapter(command="shard", title="clipmill shard", summary="A YAML file for `--config`.", config=ShardConfig),
+    Chapter(
+        command="publish",
+        title="clipmill publish",
+        summary="A YAML file for `--config`. Its group `shards` is that of `clipmill shard`. See "
+        "[Publishing](publishing.md).",
+        config=PublishConfig,
+    ),
     Chapter(
         command="train",
         title="clipmill train, cache-latents",

@@ -24,7 +24,7 @@ from curation.dataset.tables import Dataset
 from curation.scan.isolation import Isolated
 from curation.selection.saved import load_selection, selected_clips, selected_ids
 from curation.shards.catalog import catalog, has_catalog, write_catalog
-from curation.shards.extract import ClipRow
+from curation.shards.extract import ClipRow, ExtractionConfig
 from curation.shards.folder import check_plan, index_of, start_shards
 from curation.shards.write import ShardConfig, ShardPlan, check_shard, plan_shards, write_shard
 from pipelines.cluster import connected
@@ -80,12 +80,12 @@ def shard(
     folder = f"{dataset.rstrip('/')}/shards/{selection}{'-images' if images else ''}"
     with Reporter("shard", unit="clips", quiet=quiet) as report:
         report.waiting("reading the selection")
-        rows, gone = _selected(Dataset(dataset).open(), selection)
+        rows, gone = selected_rows(Dataset(dataset).open(), selection)
         plans = plan_shards(rows, kind="images" if images else "clips", config=config)
         settings = deciding(config.model_dump(mode="json"))
         check_plan(folder, plans, selection=selection, settings=settings)
         report.waiting("checking existing shards")
-        records = _in_place(plans, folder)
+        records = shards_in_place(plans, folder)
         todo = [plan for plan in plans if plan.name not in records]
 
         def index() -> dict[str, Any]:
@@ -115,7 +115,7 @@ def shard(
     )
 
 
-def _selected(data: Dataset, selection: str) -> tuple[pa.Table, list[FailedClip]]:
+def selected_rows(data: Dataset, selection: str) -> tuple[pa.Table, list[FailedClip]]:
     """Rows of the selected clips, and the clips that are no longer in the dataset."""
     if load_selection(data, selection).empty:
         raise UserError(f"the selection {selection!r} is empty; there is nothing to shard")
@@ -144,7 +144,7 @@ def _selected(data: Dataset, selection: str) -> tuple[pa.Table, list[FailedClip]
     return pa.Table.from_batches(batches), gone
 
 
-def _in_place(plans: Sequence[ShardPlan], folder: str) -> dict[str, ShardRecord]:
+def shards_in_place(plans: Sequence[ShardPlan], folder: str) -> dict[str, ShardRecord]:
     """Name -> record of each complete shard. Shards with failed clips are not among them: those clips are retried."""
 
     def checked(plan: ShardPlan) -> ShardRecord | None:
@@ -182,7 +182,7 @@ def write_planned(
 ) -> ShardRecord:
     """Write one planned shard. Videos are read in a child process with limits."""
     numbers = {clip_id: first + i for i, clip_id in enumerate(plan.clips["clip_id"].to_pylist())}
-    run = partial(_run_isolated, config, numbers, counter)
+    run = partial(run_isolated, config.extraction, numbers, counter)
     fence.check()
     try:
         return write_shard(plan, fence.url, selection=selection, config=config, run=run)
@@ -191,8 +191,8 @@ def write_planned(
         raise
 
 
-def _run_isolated(
-    config: ShardConfig,
+def run_isolated(
+    config: ExtractionConfig,
     numbers: Mapping[str, int],
     counter: Any,
     function: Callable[..., Any],
@@ -209,5 +209,5 @@ def _run_isolated(
 
 
 @lru_cache(maxsize=1)
-def _child(config: ShardConfig) -> Isolated:
-    return Isolated(config.extraction.limits)
+def _child(config: ExtractionConfig) -> Isolated:
+    return Isolated(config.limits)

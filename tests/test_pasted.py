@@ -163,6 +163,10 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
             Instead("import torch\n", "import torch\nfrom tests.pastes import SMALL\n", TINY),
         )),
     ],
+    "docs/publishing.md": [
+        ("clipmill publish dataset", parsed("tests/pipelines/test_publish.py publishes in every layout")),
+        ("hf upload", parsed("needs a network and an account")),
+    ],
     "docs/reference/clipmill.md": [
         ("import clipmill", python(
             Instead('"dataset")\n    selection', '"dataset", config=demo_config())\n    selection', NO_WEIGHTS),

@@ -50,9 +50,23 @@ def catalog(plans: Sequence[ShardPlan], records: Mapping[str, ShardRecord]) -> p
         if record.members is None:
             raise ValueError(f"the record of {plan.name} has no byte ranges")
         row_of = {clip_id: row for row, clip_id in enumerate(plan.clips["clip_id"].to_pylist())}
-        clips = _public(plan.clips.take(pa.array([row_of[key] for key in record.members.keys], pa.int64())))
+        clips = public_columns(plan.clips.take(pa.array([row_of[key] for key in record.members.keys], pa.int64())))
         tables.append(_beside(clips, _places(record, clips)))
     return pa.concat_tables(tables, promote_options="permissive") if tables else PLACE.empty_table()
+
+
+def public_columns(clips: pa.Table) -> pa.Table:
+    """Without what belongs to the machine that curated: absolute addresses, sentences of errors, paths in texts."""
+    clips = clips.drop_columns([name for name in clips.column_names if name in _NOT_PUBLIC or name.endswith("_error")])
+    for at, name in enumerate(clips.column_names):
+        if name == "metadata" or (name not in _OWN and pa.types.is_string(clips.schema.field(name).type)):
+            values = [_public_value(value) for value in clips[name].to_pylist()]
+            clips = clips.set_column(at, clips.schema.field(name), pa.array(values, clips.schema.field(name).type))
+    if "captions" in clips.column_names:
+        without = [[caption | {"error": None} for caption in row or ()] for row in clips["captions"].to_pylist()]
+        at, field = clips.column_names.index("captions"), clips.schema.field("captions")
+        clips = clips.set_column(at, field, pa.array(without, field.type))
+    return clips
 
 
 def write_catalog(folder_url: str, table: pa.Table) -> None:
@@ -97,20 +111,6 @@ def _places(record: ShardRecord, clips: pa.Table) -> pa.Table:
             }
         )
     return pa.Table.from_pylist(rows, PLACE)
-
-
-def _public(clips: pa.Table) -> pa.Table:
-    """Without what belongs to the machine that curated: absolute addresses, sentences of errors, paths in texts."""
-    clips = clips.drop_columns([name for name in clips.column_names if name in _NOT_PUBLIC or name.endswith("_error")])
-    for at, name in enumerate(clips.column_names):
-        if name == "metadata" or (name not in _OWN and pa.types.is_string(clips.schema.field(name).type)):
-            values = [_public_value(value) for value in clips[name].to_pylist()]
-            clips = clips.set_column(at, clips.schema.field(name), pa.array(values, clips.schema.field(name).type))
-    if "captions" in clips.column_names:
-        without = [[caption | {"error": None} for caption in row or ()] for row in clips["captions"].to_pylist()]
-        at, field = clips.column_names.index("captions"), clips.schema.field("captions")
-        clips = clips.set_column(at, field, pa.array(without, field.type))
-    return clips
 
 
 def _public_value(value: Any) -> Any:

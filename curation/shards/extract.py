@@ -23,6 +23,7 @@ from clipmill.errors import SourceError
 from clipmill.hdr import BRIGHT_NITS_TAG
 from curation.inputs.stats import open_source, stat_source
 from curation.shards.mux import mux, open_mp4
+from curation.shards.resample import Resampler, needs_resampling
 from curation.shots.spans import remuxed_packets
 from curation.video.decode import Limits, Video
 from curation.video.display import DisplayTransform
@@ -72,18 +73,19 @@ class ExtractedClip:
 
 
 def extract_clips(
-    uri: str, clips: Sequence[ClipRow], kind: Kind, config: ExtractionConfig
+    uri: str, clips: Sequence[ClipRow], kind: Kind, config: ExtractionConfig, fps: Fraction | None = None
 ) -> list[ExtractedClip | SourceError]:
     """Extract clips of one source, in the order given; a clip that cannot be extracted is a SourceError in its place.
 
-    "clips" yields MP4 files, remuxed or transcoded according to each row's `extraction`; "images" the middle frame,
-    upright, as JPEG. If the source is missing or has changed since the scan (size or version), all clips fail. Runs
-    native code on untrusted bytes: call it through `curation.scan.isolation.Isolated`.
+    "clips" yields MP4 files, remuxed or transcoded according to each row's `extraction`, the latter at the rate `fps`
+    if one is given; "images" the middle frame, upright, as JPEG. If the source is missing or has changed since the scan
+    (size or version), all clips fail. Runs native code on untrusted bytes: call it through
+    `curation.scan.isolation.Isolated`.
     """
     try:
         check_unchanged(uri, clips[0]["source_id"])
         with open_source(uri, max_copy_bytes=config.limits.spool_bytes) as file, Video(file, config.limits) as video:
-            return _extract_all(video, clips, kind, config)
+            return _extract_all(video, clips, kind, config, fps)
     except SourceError as error:
         return [error] * len(clips)
 
@@ -98,7 +100,7 @@ def check_unchanged(uri: str, source_id: str) -> None:
 
 
 def _extract_all(
-    video: Video, clips: Sequence[ClipRow], kind: Kind, config: ExtractionConfig
+    video: Video, clips: Sequence[ClipRow], kind: Kind, config: ExtractionConfig, fps: Fraction | None
 ) -> list[ExtractedClip | SourceError]:
     extracted: dict[str, ExtractedClip | SourceError] = {}
     to_transcode = []
@@ -114,7 +116,7 @@ def _extract_all(
             extracted[clip["clip_id"]] = error
         except av.FFmpegError as error:
             extracted[clip["clip_id"]] = decode_failure(error)
-    extracted.update(_transcode(video, to_transcode, config))
+    extracted.update(_transcode(video, to_transcode, config, fps))
     return [extracted[clip["clip_id"]] for clip in clips]
 
 
@@ -246,14 +248,14 @@ def decode_passes(video: Video, clips: Iterable[ClipRow]) -> Iterator[list[ClipR
 
 
 def _transcode(
-    video: Video, clips: Sequence[ClipRow], config: ExtractionConfig
+    video: Video, clips: Sequence[ClipRow], config: ExtractionConfig, fps: Fraction | None
 ) -> dict[str, ExtractedClip | SourceError]:
     extracted: dict[str, ExtractedClip | SourceError] = {}
     crf = {clip["clip_id"]: config.crf for clip in clips}
     while clips:
         again: list[ClipRow] = []
         for group in decode_passes(video, clips):
-            for clip, encoder, failure in _transcode_in_one_pass(video, group, crf, config):
+            for clip, encoder, failure in _transcode_in_one_pass(video, group, crf, config, fps):
                 clip_id = clip["clip_id"]
                 if failure and clip["resume"] is not None:
                     again.append({**clip, "resume": None})
@@ -269,12 +271,14 @@ def _transcode(
 
 
 def _transcode_in_one_pass(
-    video: Video, clips: list[ClipRow], crf: Mapping[str, int], config: ExtractionConfig
+    video: Video, clips: list[ClipRow], crf: Mapping[str, int], config: ExtractionConfig, fps: Fraction | None
 ) -> Iterator[tuple[ClipRow, "_Encoder", SourceError | None]]:
     frames = clip_frames(video, clips[0], clips[0]["start_pts"], clips[-1]["end_pts"])
     frame = next(frames, None)
     for clip in clips:
-        encoder, failure = _Encoder(video, clip, crf[clip["clip_id"]], config.preset), None
+        resampler = Resampler(clip, fps) if fps and needs_resampling(clip, fps) else None
+        row, failure = resampler.row if resampler else clip, None
+        encoder = _Encoder(video, row, crf[clip["clip_id"]], config.preset, resampler)
         while frame is not None and frame.pts < clip["end_pts"]:
             if frame.pts >= clip["start_pts"] and failure is None:
                 failure = _attempt(encoder.push, frame)
@@ -295,8 +299,8 @@ def _attempt(step: Callable[..., None], *args: Any) -> SourceError | None:
 class _Encoder:
     """Frames of one clip in, an H.264 file out: 8-bit 4:2:0, upright, square pixels, a keyframe every second."""
 
-    def __init__(self, video: Video, clip: ClipRow, crf: int, preset: str) -> None:
-        self._clip, self._crf, self._preset = clip, crf, preset
+    def __init__(self, video: Video, clip: ClipRow, crf: int, preset: str, resampler: Resampler | None = None) -> None:
+        self._clip, self._crf, self._preset, self._resampler = clip, crf, preset, resampler
         self.psnr_db = math.inf
         """Of the worst frame, in luma or RGB, whichever is lower."""
         self._display: DisplayTransform | None = None
@@ -309,6 +313,10 @@ class _Encoder:
         self._last_second = -1
 
     def push(self, frame: Frame) -> None:
+        for each in self._resampler.push(frame) if self._resampler else [frame]:
+            self._encode(each)
+
+    def _encode(self, frame: Frame) -> None:
         if self._frames == 0 and frame.pts != self._first_pts:
             raise SourceError(
                 "decode_error", f"no frame with timestamp {self._first_pts}: the file differs from the scan"
@@ -329,6 +337,8 @@ class _Encoder:
         self._frames += 1
 
     def finish(self) -> None:
+        for each in self._resampler.end() if self._resampler else []:
+            self._encode(each)
         if self._frames != self._clip["frames"]:
             raise SourceError(
                 "decode_error",

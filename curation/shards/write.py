@@ -12,6 +12,7 @@ import operator
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -121,7 +122,7 @@ def write_shard(
     with storage.atomic_write(fs, f"{folder}/{plan.name}") as file:
         summed = _Summed(file)
         with TarWriter(summed, encoder=False, mtime=0, user="clipmill", group="clipmill") as tar:
-            for row, extracted in _extracted_in_order(plan, config.extraction, run):
+            for row, extracted in extracted_in_order(plan, config.extraction, run):
                 if isinstance(extracted, SourceError):
                     failed.append(_failed(row["clip_id"], extracted))
                     continue
@@ -189,10 +190,13 @@ def _hash(seed: int, text: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}\0{text}".encode(), digest_size=8).digest(), "big")
 
 
-def _extracted_in_order(
-    plan: ShardPlan, config: ExtractionConfig, run: Run
+def extracted_in_order(
+    plan: ShardPlan, config: ExtractionConfig, run: Run, fps: Fraction | None = None
 ) -> Iterator[tuple[ClipRow, ExtractedClip | SourceError]]:
-    """Every row with its file. Clips of one source are extracted together, and wait on disk until it is their turn."""
+    """Every row with its file, at the rate `fps` if one is given and it is transcoded.
+
+    Clips of one source are extracted together, and wait on disk until it is their turn.
+    """
     rows = plan.clips.to_pylist()
     calls = _calls(rows)
     waiting: dict[str, Any] = {}
@@ -201,7 +205,7 @@ def _extracted_in_order(
             clip_id = row["clip_id"]
             if clip_id not in waiting:
                 together = calls[clip_id]
-                results = _extract_together(row["uri"], together, plan.kind, config, run)
+                results = _extract_together(row["uri"], together, plan.kind, config, run, fps)
                 for other, extracted in zip(together, results, strict=True):
                     waits = other is not row and isinstance(extracted, ExtractedClip)
                     waiting[other["clip_id"]] = _Spooled.put(spool, extracted) if waits else extracted
@@ -210,14 +214,18 @@ def _extracted_in_order(
 
 
 def _extract_together(
-    uri: str, together: Sequence[ClipRow], kind: Kind, config: ExtractionConfig, run: Run
+    uri: str, together: Sequence[ClipRow], kind: Kind, config: ExtractionConfig, run: Run, fps: Fraction | None
 ) -> list[ExtractedClip | SourceError]:
     """Clips of one source. Where their files together are too large for one answer, each is extracted by itself."""
+    rate = () if fps is None else (fps,)
     try:
-        extracted: list[ExtractedClip | SourceError] = run(extract_clips, signed_address(uri), together, kind, config)
+        extracted: list[ExtractedClip | SourceError] = run(
+            extract_clips, signed_address(uri), together, kind, config, *rate
+        )
     except SourceError as error:  # the child that should have extracted them hung or died
         if error.kind == "too_large" and len(together) > 1:
-            return [result for clip in together for result in _extract_together(uri, [clip], kind, config, run)]
+            alone = (_extract_together(uri, [clip], kind, config, run, fps) for clip in together)
+            return [result for results in alone for result in results]
         return [error] * len(together)
     return extracted
 

@@ -1,0 +1,321 @@
+"""Publications: read by the readers they are for, without a trace of this machine, and whole after any interruption."""
+
+import csv
+import getpass
+import json
+import os
+import socket
+import tarfile
+import tomllib
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from clipmill import PublishConfig, curate, fetch, publish, select
+from clipmill.errors import UserError
+from curation.publish.layouts import Target
+from curation.selection.rules import Rules
+from pipelines.publish import PublishRun
+from tests.media import panning, write_video
+from tests.pipelines.corpora import WITHOUT_CLIP
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+
+SECRETS = ("SECRETTOKEN", "hf_" + "a" * 24)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> str:
+    """Remuxed and transcoded clips of 24 and 30 frames/s, one of them with wide pixels, one in another codec."""
+    folder = tmp_path_factory.mktemp("home") / "alice" / "videos"
+    folder.mkdir(parents=True)
+    kinds: dict[str, dict[str, Any]] = {
+        "a": {"fps": 24},
+        "b": {"fps": 30},
+        "wide": {"fps": 24, "sample_aspect_ratio": Fraction(4, 3)},
+        "mpeg4": {"fps": 24, "codec": "mpeg4"},
+    }
+    for i, (name, options) in enumerate(kinds.items()):
+        frames = panning(height=90, pixels_per_frame=1 + i, frames=66, seed=i)
+        write_video(folder / f"{name}.mp4", frames, **options)
+    license_of = {"a": "CC0", "b": "CC0", "wide": "CC-BY-4.0"}
+    for name, license_name in license_of.items():
+        sidecar = {
+            "license": license_name,
+            "author": "Zoë | <b>",
+            "page": f"https://example.org/{name}?token={SECRETS[0]}",
+            "saved_as": f"{folder}/{name}.mp4",
+            "key": SECRETS[1],
+            "captions": [{"text": f"a texture, {name}"}, {"source": "human", "text": f"moving, {name}"}],
+        }
+        (folder / f"{name}.json").write_text(json.dumps(sidecar))
+    out = str(folder.parent / "dataset")
+    curate([str(folder)], out, config=WITHOUT_CLIP, quiet=True)
+    where = f"uri NOT LIKE '{folder}/none%' AND duration_s > 1"
+    select(out, Rules(name="best", rules={"motion": {"min": 0.1}}, where=where))
+    return out
+
+
+_runs: dict[Target, tuple[Path, PublishRun]] = {}
+
+
+@pytest.fixture(params=["hf", "files", "finetrainers", "diffusion-pipe", "musubi"])
+def published(request: pytest.FixtureRequest, dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return _published(request.param, dataset, tmp_path_factory)
+
+
+def _published(to: Target, dataset: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Target, Path, PublishRun]:
+    if to not in _runs:
+        out = tmp_path_factory.mktemp(to) / "best"
+        config = PublishConfig(lengths=(9, 17, 33), resolution_px=128, captions=("human", "sidecar"))
+        _runs[to] = out, publish(dataset, "best", str(out), to=to, config=config, quiet=True)
+    return to, *_runs[to]
+
+
+def videos(out: Path) -> dict[str, bytes]:
+    """Clip id -> its MP4, wherever it lies."""
+    found = {path.stem: path.read_bytes() for path in out.glob("data/**/*.mp4")}
+    for path in out.glob("data/*.tar"):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.endswith(".mp4"):
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    found[member.name.removesuffix(".mp4")] = file.read()
+    return found
+
+
+def decoded(path: Path) -> tuple[int, int, int, float]:
+    """Frames, width, height, rate."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = list(container.decode(stream))
+        assert stream.average_rate is not None
+        return len(frames), frames[0].width, frames[0].height, float(stream.average_rate)
+
+
+def test_every_selected_clip_is_there_with_its_description(published: Any) -> None:
+    to, out, run = published
+    found = videos(out)
+    assert len(found) == run.clips == run.written == 4
+    assert run.left_out == {}
+    assert run.without_caption == 1
+    table = pq.read_table(out / ("data/clips.parquet" if to == "hf" else "clips.parquet")).to_pylist()
+    assert {row["clip_id"] for row in table} == found.keys()
+    assert sorted(row["caption"] for row in table) == ["", "moving, a", "moving, b", "moving, wide"]
+    if to != "hf":
+        assert all((out / row["file"]).is_file() for row in table)
+        texts = {path.stem: path.read_text() for path in out.glob("data/**/*.txt")}
+        assert texts == {row["clip_id"]: row["caption"] for row in table}
+    with (out / "sources.csv").open(newline="") as file:
+        sources = list(csv.DictReader(file))
+    assert {(row["path"], row["license"]) for row in sources} == {
+        ("a.mp4", "CC0"),
+        ("b.mp4", "CC0"),
+        ("wide.mp4", "CC-BY-4.0"),
+        ("mpeg4.mp4", ""),
+    }
+
+
+def test_the_card_says_what_it_is(published: Any) -> None:
+    to, out, _ = published
+    text = (out / "README.md").read_text()
+    _, head, body = text.split("---\n", 2)
+    values = yaml.safe_load(head)
+    assert values["license"] == "other"
+    assert values["size_categories"] == ["n<1K"]
+    for part in ("4 clips", "from 4 sources", "| CC0 | 2 |", "| not stated | 1 |", "motion", "min: 0.1", "hf upload"):
+        assert part in body, part
+    assert "![Frames of the clips](contact-sheet.jpg)" in body
+    assert (out / "contact-sheet.jpg").read_bytes().startswith(b"\xff\xd8")
+    if to == "musubi":
+        assert "16 frames/s" in body
+
+
+def test_nothing_tells_of_the_machine(published: Any, dataset: str) -> None:
+    _, out, _ = published
+    home = os.path.expanduser("~") + "/"
+    names = [name for name in (socket.gethostname(), getpass.getuser()) if len(name) > 4]  # shorter ones are syllables
+    secrets = [*SECRETS, "alice", str(Path(dataset).parent), "/tmp/", home, *names]
+    texts: dict[str, str] = {}
+    for path in out.rglob("*"):
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+            texts[path.name] = f"{table.to_pylist()} {table.schema.metadata} {pq.read_metadata(path).metadata}"
+        elif path.suffix == ".tar":
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    if not member.name.endswith(".mp4"):
+                        file = tar.extractfile(member)
+                        assert file is not None
+                        texts[f"{path.name}/{member.name}"] = f"{member.get_info()} {file.read().decode()}"
+        elif path.is_file() and path.suffix not in (".mp4", ".jpg"):
+            texts[str(path.relative_to(out))] = path.read_text()
+    assert len(texts) > 5
+    found = [(name, secret) for name, text in texts.items() for secret in secrets if secret in text]
+    assert not found
+
+
+def test_a_rerun_writes_what_is_missing_and_nothing_else(
+    dataset: str, published: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    to, out, _ = published
+    config = PublishConfig(lengths=(9, 17, 33), resolution_px=128, captions=("human", "sidecar"))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    again = publish(dataset, "best", str(out), to=to, config=config, quiet=True)
+    assert again.written == 0
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    lost = sorted(out.glob("data/**/*.tar" if to == "hf" else "data/**/*.mp4"))[0]
+    lost.write_bytes(b"half")
+    (lost.parent / ".half.mp4.tmp").write_bytes(b"")
+    (out / "README.md").unlink()
+    assert publish(dataset, "best", str(out), to=to, config=config, quiet=True).written > 0
+    after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and not path.name.endswith(".tmp")}
+    assert after == before
+    with pytest.raises(UserError, match="captions"):
+        publish(dataset, "best", str(out), to=to, config=config.replace(captions=()), quiet=True)
+    _runs.pop(to, None)
+
+
+def test_a_foreign_folder_is_left_alone(dataset: str, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"contains other files \('thesis.txt'\)"):
+        publish(dataset, "best", str(tmp_path), to="files", quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(UserError, match=r"source of captions 'coca'.*sidecar"):
+        publish(dataset, "best", str(tmp_path / "new"), config=PublishConfig(captions=("coca",)), quiet=True)
+    with pytest.raises(UserError, match="every clip is too short"):
+        publish(dataset, "best", str(tmp_path / "new"), to="musubi", config=PublishConfig(lengths=(999,)), quiet=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_hub_layout_is_read_by_datasets_and_by_fetch(
+    dataset: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    _, out, _ = _published("hf", dataset, tmp_path_factory)
+    for streaming in (False, True):
+        loaded = datasets.load_dataset(str(out), split="train", streaming=streaming, cache_dir=str(tmp_path / "cache"))
+        assert set(loaded.features) == {"json", "mp4", "txt", "__key__", "__url__"}
+        rows = list(loaded.cast_column("mp4", datasets.Video(decode=False)))
+        assert {row["__key__"]: row["mp4"]["bytes"] for row in rows} == videos(out)
+    card = datasets.load_dataset_builder(str(out), cache_dir=str(tmp_path / "cache2")).info.features
+    bare = datasets.load_dataset(
+        "webdataset", data_files=str(out / "data/*.tar"), split="train", cache_dir=str(tmp_path / "cache3")
+    )
+    assert card == bare.features
+    run = fetch(str(out / "data"), str(tmp_path / "some"), where="license = 'CC0'", quiet=True)
+    assert run.fetched == 2
+
+
+def test_the_croissant_is_valid_and_reads_the_clips(published: Any) -> None:
+    mlc = pytest.importorskip("mlcroissant")
+    _, out, run = published
+    loaded = mlc.Dataset(jsonld=str(out / "croissant.json"))
+    assert not loaded.metadata.ctx.issues.errors
+    rows = list(loaded.records("clips"))
+    assert len(rows) == run.clips
+    assert {row["clips/clip_id"].decode() for row in rows} == videos(out).keys()
+
+
+def test_files_are_a_video_folder(dataset: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    datasets = pytest.importorskip("datasets")
+    _, out, _ = _published("files", dataset, tmp_path_factory)
+    loaded = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    rows = list(loaded.cast_column("video", datasets.Video(decode=False)))
+    texts = {Path(row["video"]["path"]).stem: row["text"] for row in rows}
+    assert texts == {path.stem: path.read_text() for path in out.glob("data/*.txt")}
+
+
+def test_files_need_no_metadata_to_be_read(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Wide pixels became square, MPEG-4 became H.264; a clip that is plain already keeps its packets."""
+    _, out, _ = _published("files", dataset, tmp_path_factory)
+    rows = {Path(row["path"]).stem: row for row in pq.read_table(out / "clips.parquet").to_pylist()}
+    for name, row in rows.items():
+        with av.open(str(out / row["file"])) as container:
+            stream = container.streams.video[0]
+            assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p"), name
+            assert stream.sample_aspect_ratio in (None, 0, 1), name
+            assert (stream.width, stream.height) == (row["width"] // 2 * 2, row["height"] // 2 * 2), name
+    assert rows["wide"]["width"] > 200
+
+
+def test_finetrainers_reads_pairs(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """As its documentation says: the captions of `data_root`/*.txt and the videos of the same names; a bucket is the
+    longest that the clip fills."""
+    _, out, run = _published("finetrainers", dataset, tmp_path_factory)
+    (config,) = json.loads((out / "training.json").read_text())["datasets"]
+    root = out / config["data_root"]
+    assert not [path for path in root.rglob("*") if path.suffix in (".tar", ".parquet") or "metadata" in path.name]
+    pairs = [(path, path.with_suffix(".mp4")) for path in sorted(root.glob("*.txt"))]
+    assert len(pairs) == run.clips
+    assert all(video.is_file() for _, video in pairs)
+    buckets = config["video_resolution_buckets"]
+    used = set()
+    for _, video in pairs:
+        frames, width, height, _ = decoded(video)
+        longest = max(bucket[0] for bucket in buckets if bucket[0] <= frames)
+        nearest = min((b for b in buckets if b[0] == longest), key=lambda b: abs(b[2] / b[1] - width / height))
+        used.add(tuple(nearest))
+    assert used == {tuple(bucket) for bucket in buckets}
+
+
+def test_diffusion_pipe_finds_a_bucket_for_every_clip(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """As its dataset code: every file of a directory that is no text is a video, with its caption beside it; the size
+    bucket of the nearest aspect ratio must not be longer than the file."""
+    _, out, run = _published("diffusion-pipe", dataset, tmp_path_factory)
+    config = tomllib.loads((out / "dataset.toml").read_text())
+    assert config["resolutions"] == [128]
+    clips = 0
+    for directory in config["directory"]:
+        ((width, height, frames),) = directory["size_buckets"]
+        files = sorted((out / directory["path"]).iterdir())
+        found = [path for path in files if path.suffix != ".txt"]
+        assert len(found) * 2 == len(files)
+        for path in found:
+            count, found_width, found_height, fps = decoded(path)
+            assert path.suffix == ".mp4"
+            assert path.with_suffix(".txt").is_file()
+            assert count >= frames > 1
+            assert abs(found_width / found_height - width / height) < 0.45
+            assert fps == 16
+        clips += len(found)
+    assert clips == run.clips
+    assert len({path.parent for path in out.glob("data/**/*.mp4")}) == len(config["directory"])
+
+
+def test_musubi_takes_its_frames_from_every_clip(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """As its documentation says: a video directory with captions beside the videos, target_frames of N * 4 + 1 from the
+    head, one cache directory each, paths from the working directory."""
+    _, out, run = _published("musubi", dataset, tmp_path_factory)
+    config = tomllib.loads((out / "dataset.toml").read_text())
+    assert config.keys() == {"general", "datasets"}
+    assert config["general"].keys() == {
+        *("resolution", "caption_extension", "batch_size", "enable_bucket", "bucket_no_upscale")
+    }
+    caches = [each["cache_directory"] for each in config["datasets"]]
+    assert len(set(caches)) == len(caches)
+    clips = 0
+    for each in config["datasets"]:
+        assert each["frame_extraction"] == "head"
+        (frames,) = each["target_frames"]
+        assert frames % 4 == 1
+        for path in (out / each["video_directory"]).glob("*.mp4"):
+            count, *_, fps = decoded(path)
+            assert count >= frames
+            assert fps == 16
+            assert path.with_suffix(config["general"]["caption_extension"]).is_file()
+            clips += 1
+    assert clips == run.clips
+
+
+def test_a_clip_lasts_as_long_at_another_rate(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    _, out, _ = _published("musubi", dataset, tmp_path_factory)
+    for row in pq.read_table(out / "clips.parquet").to_pylist():
+        frames, *_ = decoded(out / row["file"])
+        assert frames == row["file_frames"] == pytest.approx(row["duration_s"] * 16, abs=1)

@@ -29,6 +29,9 @@ Size = tuple[int, int]
 _SHRINK = Interpolation.AREA | Interpolation.FULL_CHR_H_INT
 _ENLARGE = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 
+_BLOCK_PX = 16
+"""Width that swscale converts at a time."""
+
 
 class Fit:
     """Scales displayed frames to the target size; size and crop are fixed by the first frame."""
@@ -46,6 +49,7 @@ class Fit:
         self._reformatter = VideoReformatter()
         self._tone_map = ToneMap(bright_nits)
         self._cropper = Cropper(margins)
+        self._to_last_block: Cropper | None = None
         self.size: Size = (0, 0)
         self._resized: Size = (0, 0)
         self._corner: Size = (0, 0)
@@ -84,18 +88,39 @@ class Fit:
         width, height = orientation.shown_size(picture.width, picture.height)
         self._fix_geometry(height, width, sideways=orientation.sideways)
         new_width, new_height = orientation.shown_size(*self._resized[::-1])
-        filters = _SHRINK if self._shrinks else _ENLARGE
-        if self._shrinks and (new_width, new_height) == (picture.width, picture.height) and 0 < new_width % 16 <= 8:
-            filters = _ENLARGE  # without ACCURATE_RND, swscale leaves the right-most pixels of such an image black
-        if is_hdr(picture):
-            gbr = self._tone_map.frame(picture, new_width, new_height, filters).planes
-        else:
-            colour = {} if picture.format.is_rgb else _colour(picture)
-            gbr = self._reformatter.reformat(
-                picture, new_width, new_height, "gbrp", interpolation=filters, threads=1, **colour
-            ).planes
-        planes = [np.frombuffer(memoryview(gbr[i]), np.uint8).reshape(new_height, -1)[:, :new_width] for i in (2, 0, 1)]
+        planes = self._rgb(picture, new_width, new_height)
         return self._cropped([orientation.upright(plane) for plane in planes])
+
+    def _rgb(self, picture: av.VideoFrame, width: int, height: int) -> Planes:
+        """The frame as red, green and blue, scaled to (width, height)."""
+        filters = _SHRINK if self._shrinks else _ENLARGE
+        if is_hdr(picture):
+            return _planes(self._tone_map.frame(picture, width, height, filters))
+        if (width, height) != (picture.width, picture.height) or not 0 < width % _BLOCK_PX <= _BLOCK_PX // 2:
+            return self._converted(picture, width, height, filters)
+        # Such a frame is converted without scaling in whole blocks; what remains at the right is left black.
+        last = self._last_block(picture)
+        if last is None or last.width != _BLOCK_PX:
+            return self._converted(picture, width, height, _ENLARGE)
+        planes = [plane.copy() for plane in self._converted(picture, width, height, _SHRINK)]
+        for plane, right in zip(planes, self._converted(last, _BLOCK_PX, height, _SHRINK), strict=True):
+            plane[:, -_BLOCK_PX:] = right
+        return planes
+
+    def _last_block(self, picture: av.VideoFrame) -> av.VideoFrame | None:
+        """The right-most block of a frame, or a little more where chroma does not allow it."""
+        if picture.width < _BLOCK_PX:
+            return None
+        margins = Margins(left=picture.width - _BLOCK_PX)
+        if self._to_last_block is None or self._to_last_block.margins != margins:
+            self._to_last_block = Cropper(margins)
+        return self._to_last_block(picture)
+
+    def _converted(self, picture: av.VideoFrame, width: int, height: int, filters: Interpolation) -> Planes:
+        colour = {} if picture.format.is_rgb else _colour(picture)
+        return _planes(
+            self._reformatter.reformat(picture, width, height, "gbrp", interpolation=filters, threads=1, **colour)
+        )
 
     def array(self, image: NDArray[Any], orientation: Orientation = UPRIGHT) -> Planes:
         """Resize an upright RGB array (H, W, 3) that was decoded in this orientation."""
@@ -111,6 +136,12 @@ class Fit:
     def _cropped(self, planes: Planes) -> Planes:
         (top, left), (height, width) = self._corner, self.size
         return [plane[top : top + height, left : left + width] for plane in planes]
+
+
+def _planes(gbr: av.VideoFrame) -> Planes:
+    """Red, green and blue of a frame in the format gbrp."""
+    pixels = [np.frombuffer(memoryview(gbr.planes[i]), np.uint8).reshape(gbr.height, -1) for i in (2, 0, 1)]
+    return [plane[:, : gbr.width] for plane in pixels]
 
 
 def _colour(picture: av.VideoFrame) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Which frames are taken, by their timestamps, and that they are the ones, upright and of the size."""
 
+import io
 import random
 import struct
 import tracemalloc
@@ -8,6 +9,7 @@ from fractions import Fraction
 from functools import partial
 from itertools import pairwise
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -92,6 +94,19 @@ def test_every_column_is_there_without_resizing(width: int) -> None:
     size_for = partial(nearest_size, ((64, width),))
     sampled = sample_video(content, lengths=(2,), rates=(12.0,), size_for=size_for, crop="center", rng=random.Random(0))
     assert sampled.frames_TCHW.min() > 190
+
+
+@pytest.mark.parametrize("width", [8, 16, 66, 98, 104, 130, 136, 138])
+def test_without_resizing_frames_are_those_of_ffmpeg(width: int) -> None:
+    """Also where neighbouring pixels have other colours, as the width does not decide how chroma is interpolated."""
+    picture = np.random.default_rng(0).choice(np.array([30, 220], np.uint8), (64, width, 3))
+    content = video([picture] * 8)
+    size_for = partial(nearest_size, ((64, width),))
+    sampled = sample_video(content, lengths=(1,), rates=(12.0,), size_for=size_for, crop="center", rng=random.Random(0))
+    shown = sampled.frames_TCHW[0].transpose(1, 2, 0).astype(float)
+    with av.open(io.BytesIO(content)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert min(np.abs(shown - frame).mean() for frame in frames) < (0.5 if width >= 16 else 20)
 
 
 def test_the_middle_is_cut_out_or_a_part_by_chance() -> None:

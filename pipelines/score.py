@@ -273,7 +273,8 @@ def _run(job: _Job, plan: _Plan, fence: Fence, report: Reporter) -> int:
     if plan.pieces:
         report.begin(plan.missing)
         digest, table = digest_of(job.scorer, job.models), table_of(root, version.version)
-        with stopped_by_errors(), PartWriter(job.dataset, table, fence, plan.pieces) as writer:
+        writing = PartWriter(job.dataset, table, fence, plan.pieces, summed=job.scorer.kept_on_error)
+        with stopped_by_errors(), writing as writer:
             for scored in run(job.stages(), plan.pieces, _GIVEN):
                 writer.add(scored, version=version.version, weights_digest=digest)
                 report.advance(scored.table.num_rows)

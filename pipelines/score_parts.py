@@ -19,10 +19,13 @@ _FLUSH_S = 60.0
 
 
 class PartWriter:
-    """A context manager. Rows of a part that is there already are kept, but for clips that are scored again."""
+    """A context manager. Rows of a part that is there already are kept, but for clips that are scored again; in the
+    columns `summed` those count on."""
 
-    def __init__(self, dataset: Dataset, table_name: str, fence: Fence, pieces: Sequence[Piece]) -> None:
-        self._dataset, self._table_name, self._fence = dataset, table_name, fence
+    def __init__(
+        self, dataset: Dataset, table_name: str, fence: Fence, pieces: Sequence[Piece], summed: Sequence[str] = ()
+    ) -> None:
+        self._dataset, self._table_name, self._fence, self._summed = dataset, table_name, fence, summed
         self._missing: dict[str, int] = {}
         for piece in pieces:
             self._missing[piece.part] = self._missing.get(piece.part, 0) + len(piece.rows)
@@ -74,6 +77,18 @@ class PartWriter:
         if storage.exists(self._dataset.fs, path):
             old = self._dataset.read_part(self._table_name, part)
             kept = old.filter(pc.invert(pc.is_in(old["clip_id"], new["clip_id"].combine_chunks())))
-            new = pa.concat_tables([kept, new])
+            new = pa.concat_tables([kept, _counting_on(new, old, self._summed)])
         self._fence.check()
         self._dataset.write_part(self._table_name, part, new.sort_by("clip_id"))
+
+
+def _counting_on(new: pa.Table, old: pa.Table, summed: Sequence[str]) -> pa.Table:
+    """The new rows, with the values of older rows of the same clips added in some columns."""
+    before = {row["clip_id"]: row for row in old.select(["clip_id", *summed]).to_pylist()}
+    earlier = [before.get(clip_id) or {} for clip_id in new["clip_id"].to_pylist()]
+    for name in summed:
+        pairs = zip(new[name].to_pylist(), (row.get(name) for row in earlier), strict=True)
+        values = [None if (now, then) == (None, None) else (now or 0) + (then or 0) for now, then in pairs]
+        at = new.schema.get_field_index(name)
+        new = new.set_column(at, new.schema.field(name), pa.array(values, new.schema.field(name).type))
+    return new

@@ -94,8 +94,8 @@ class Captioner(Scorer):
                 raise UserError(f"captioner {self.name}: a field cannot be called {each.name!r}; rename it")
             yield each.with_name(f"{self.name}_{each.name}")
         if self.counts_tokens:
-            yield column(f"{self.name}_prompt_tokens", pa.int32(), "tokens of the request", unit="tokens")
-            yield column(f"{self.name}_completion_tokens", pa.int32(), "tokens of the answer", unit="tokens")
+            yield column(f"{self.name}_prompt_tokens", pa.int64(), "tokens of all requests for the clip", unit="tokens")
+            yield column(f"{self.name}_completion_tokens", pa.int64(), "tokens of all answers for it", unit="tokens")
             yield column(f"{self.name}_price", pa.float64(), "price of the tokens, in the currency of the settings")
 
     def _row(self, caption: GeneratedCaption) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Scorer:
     folder: ClassVar[str] = SCORES
     """Of its tables in a dataset."""
     kept_on_error: tuple[str, ...] = ()
-    """Columns whose values a failed row keeps, such as what the attempt cost."""
+    """Columns of what an attempt costs: a failed row keeps their values, and those of another attempt are added."""
     clips_at_least: int = 1
     """Clips per call, as far as there are: as many as it can work on at a time."""
 

@@ -13,7 +13,7 @@ from curation.dataset.joined import joined_query
 from curation.dataset.tables import Dataset
 from curation.selection.rules import Rules
 from pipelines.config import CurateConfig
-from tests.caption_server import CaptionServer, Reply, refuses, says
+from tests.caption_server import CaptionServer, Reply, says
 from tests.pipelines.corpora import WITHOUT_CLIP, content, many_small
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -203,16 +203,20 @@ def test_failed_captions_are_asked_for_again_when_wanted(dataset: Dataset):
         for name in ("clips", "previews", "sources")
         for path in Path(dataset.file(name)).iterdir()
     }
-    with CaptionServer(lambda _: refuses(400, "not now") if len(server.requests) % 2 else says("a texture")) as server:
+    usage = {"prompt_tokens": 7, "completion_tokens": 2}
+    no, yes = says(None, refusal="not now", usage=usage), says("a texture", usage=usage)
+    with CaptionServer(lambda _: no if len(server.requests) % 2 else yes) as server:
         settings = {"base_url": server.url, "model": "m", "send": "file", "retries": 0}
         first = caption(dataset.url, "video", config=captioners(video=settings), quiet=True)
     assert 0 < first.failed_now < first.clips
     kept = {i: row for i, row in rows(dataset, "video_caption", "video_error").items() if row["video_caption"]}
-    with CaptionServer([says("another texture")]) as server:
+    assert first.tokens == 9 * first.clips
+    with CaptionServer([says("another texture", usage=usage)]) as server:
         config = captioners(video=settings | {"base_url": server.url})
         assert caption(dataset.url, "video", config=config, quiet=True).captioned_now == 0
         again = caption(dataset.url, "video", config=config, retry_failed=True, quiet=True)
     assert (again.version, again.captioned_now, len(server.requests)) == (1, first.failed_now, first.failed_now)
+    assert again.tokens == 9 * (first.clips + first.failed_now), "what failed has cost something, too"
     found = rows(dataset, "video_caption", "video_error")
     assert {i: row for i, row in found.items() if i in kept} == kept
     assert {row["video_caption"] for i, row in found.items() if i not in kept} == {"another texture"}

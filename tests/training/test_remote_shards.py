@@ -49,8 +49,8 @@ def web() -> Iterator[WebServer]:
 
 def upload(folder: Path, url: str) -> None:
     fs, target = fsspec.url_to_fs(url)
-    for path in sorted(folder.iterdir()):
-        fs.pipe_file(f"{target}/{path.name}", path.read_bytes())
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        fs.pipe_file(f"{target}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
 
 def write_records(folder: Path, url: str, **changes: Any) -> None:

@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import struct
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -30,8 +31,12 @@ _LOG = logging.getLogger("clipmill.data")
 
 
 def default_folder() -> Path:
-    """Where ranges are kept unless a setting says otherwise: XDG_CACHE_HOME/clipmill/ranges, else below ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipmill" / "ranges"
+    """Where ranges are kept unless a setting says otherwise: XDG_CACHE_HOME/clipmill/ranges, else below ~/.cache, or
+    for a user without a home below the temporary folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        base = os.path.join(tempfile.gettempdir(), f"cache-{os.getuid()}")
+    return Path(base) / "clipmill" / "ranges"
 
 
 class RangeCache:

@@ -1,6 +1,7 @@
 """Shards in an object store or on a web server: found by listing or by their index.json."""
 
 import io
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from training.data_config import DataConfig
 STARTUP_RETRY_S = 30.0
 """How long to wait for a store before the first step: a wrong endpoint should not take minutes to be noticed."""
 _THREADS = 8
+_LOG = logging.getLogger("clipmill.data")
 _HEADER_BYTES = 16 << 10
 """Read at once from a tar without an index: its headers are a few hundred bytes each, and lie between the files."""
 
@@ -139,17 +141,26 @@ class RemoteHeaders(io.RawIOBase):
 
 def reader_for(config: DataConfig) -> RangeReader:
     """The reader of this process with these settings."""
-    folder = Path(config.cache_folder).expanduser() if config.cache_folder else default_folder()
-    return _reader(os.getpid(), config.retry_s, folder, round(config.cache_gib * 2**30))
+    return _reader(os.getpid(), config.retry_s, config.cache_folder, round(config.cache_gib * 2**30))
 
 
 @lru_cache(maxsize=8)
-def _reader(_pid: int, retry_s: float, folder: Path, cache_bytes: int) -> RangeReader:
-    cache = RangeCache(folder, cache_bytes) if cache_bytes else None
-    return RangeReader(retry_s=retry_s, cache=cache)
+def _reader(_pid: int, retry_s: float, cache_folder: str | None, cache_bytes: int) -> RangeReader:
+    return RangeReader(retry_s=retry_s, cache=_cache(cache_folder, cache_bytes) if cache_bytes else None)
+
+
+def _cache(folder: str | None, size_bytes: int) -> RangeCache | None:
+    """Raises UserError for a folder that was set and cannot be used; without the default one, there is no cache."""
+    if folder is not None:
+        return RangeCache(Path(folder).expanduser(), size_bytes)
+    try:
+        return RangeCache(default_folder(), size_bytes)
+    except UserError as error:
+        _LOG.warning("training without a cache: %s", error)
+        return None
 
 
 def read_pieces(stored: StoredObject, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """The contents of ranges of an object, for a single sample: `training.read_ahead` reads many."""
     pieces = Pieces(stored=stored, ranges=tuple(ranges))
-    return _reader(os.getpid(), STARTUP_RETRY_S, Path(), 0).submit([pieces])[0].result()
+    return _reader(os.getpid(), STARTUP_RETRY_S, None, 0).submit([pieces])[0].result()

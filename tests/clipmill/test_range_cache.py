@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -123,3 +124,8 @@ def test_it_is_where_caches_belong(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
     assert default_folder() == Path("/home/someone/.cache/clipmill/ranges")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # a container's user without an entry
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert default_folder() == tmp_path / f"cache-{os.getuid()}" / "clipmill" / "ranges"

@@ -159,6 +159,17 @@ def test_what_is_in_the_cache_is_not_asked_for_again(shards: Path, web: WebServe
     assert all(map(equal, first(index, 6, config), expected))
 
 
+def test_a_home_that_cannot_be_written_costs_the_cache_only(
+    shards: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    config = CONFIG.replace(cache_gib=1)
+    assert all(map(equal, first(bucket, 6, config), first(shards, 6)))
+    with pytest.raises(UserError, match=r"data\.cache_folder"):
+        first(bucket, 1, config.replace(cache_folder=str(tmp_path / "file" / "cache")))
+
+
 def test_videos_come_from_a_web_server_by_their_index(tmp_path: Path, web: WebServer) -> None:
     write_shard(tmp_path / "clips 0.tar", [sample(f"{i}", video(24)) for i in range(3)])
     write_records(tmp_path, str(tmp_path))

@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import socket
-import sys
 import time
 from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
@@ -81,7 +80,7 @@ def run(
             result = run_loop(stage, model, batches, folder, process, hooks=Hooks(on_log=log))  # type: ignore[arg-type]
             folder.publish()
     except Stopped:
-        sys.exit(STOPPED)
+        os._exit(STOPPED)  # a child of multiprocessing would wait for the loader's workers, which outlive one SIGTERM
     if stage.run.strategy != "fsdp" and process.is_main:
         torch.save(model.unet.state_dict(), out / "weights.pt")
         (out / "resumed.json").write_text(json.dumps(result.resumed_at))

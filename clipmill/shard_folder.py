@@ -58,6 +58,8 @@ class ShardRecord:
     samples: Count
     bytes: Count
     """Size of the tar."""
+    clips: Count | None = None
+    """Clips that its samples are of: fewer, where a clip has several pictures."""
     sha256: str | None = None
     """Of the tar, in hex."""
     duration_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
@@ -67,6 +69,8 @@ class ShardRecord:
     problem: str | None = None
     """Reason if the shard that it was written from could not be read to its end."""
     failed: tuple[FailedClip, ...] = ()
+    noted: Mapping[str, Count] | None = None
+    """Of shards of other tools: what was noted about their samples -> for how many."""
     members: Members | None = None
 
 
@@ -130,17 +134,19 @@ def read_plan(folder_url: str, expected: Format) -> dict[str, Any] | None:
     return _read(folder_url, PLAN, expected, dict)
 
 
-def check_shard_format(folder_url: str) -> None:
-    """Raise UserError if clipmill wrote the shards or latents in this folder in a version that it no longer reads, or
-    does not read yet. Folders without plan.json, or with that of another program, pass."""
+def check_shard_format(folder_url: str) -> bool:
+    """Whether clipmill wrote the shards or latents in this folder, by its plan.json. Raises UserError if it did in a
+    version that it no longer reads, or does not read yet."""
     fs, folder = storage.filesystem(folder_url)
     try:
         plan = storage.read_json_if_exists(fs, f"{folder}/{PLAN}", dict) or {}
     except UserError:  # damaged, or not ours: the tars alone are read
-        return
+        return False
     for known in (SHARDS, LATENTS):
         if plan.get("format") == known.describe()["format"] and isinstance(plan.get("format_version"), int):
             known.check(plan, folder_url)
+            return True
+    return False
 
 
 def write_record(folder_url: str, record: ShardRecord) -> None:

@@ -27,10 +27,11 @@ from clipmill.shard_folder import (
 from pipelines.cluster import connected, usual_device
 from pipelines.counting import stream_shards
 from pipelines.fence import Fence, owned, refuse_if_running
-from pipelines.progress import Reporter
+from pipelines.progress import Reporter, note
 from svd.model import Model
 from training.cache_latents import cache_shard, cached, check_names, weight_digests
 from training.init_model import init_model
+from training.notes import sentences
 from training.shard_index import index_shards
 from training.shards import Shard, ShardIndex
 from training.stages import Stage
@@ -129,6 +130,8 @@ def _inputs(stage: Stage, data: str, init: Path, augmentations_per_clip: int) ->
     try:
         index = index_shards(data)
         check_names(index)
+        for sentence in sentences(index, stage.data):
+            note(sentence)
         models = weight_digests(_model(stage, init, "cpu"))
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error

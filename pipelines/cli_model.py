@@ -27,7 +27,8 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda; defaults to cuda 
 @app.command(epilog=EXIT_CODES)
 def cache_latents(
     data: Annotated[
-        str, typer.Option(help="Folder, tar or glob of clip or image shards, or its URL.", show_default=False)
+        str,
+        typer.Option(help="Shards of clips or images, their URL, or other data, as for train.", show_default=False),
     ],
     out: Annotated[str, typer.Option(help="Output folder or URL for the latent shards.", show_default=False)],
     stage: Annotated[str, typer.Option(help="Training stage whose frames and encoders to use.", show_default=False)],
@@ -74,7 +75,11 @@ def train(
         str | None, typer.Option(help="Training stage, such as image-to-video or tiny-video.", show_default=False)
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Folder, tar or glob of shards, or its URL.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Folder, tar or glob of shards, or its URL; folder of videos; list (.jsonl, .csv) of paths.",
+            show_default=False,
+        ),
     ] = None,
     images: Annotated[
         str | None, typer.Option(help="Image shards for joint training, or their URL.", show_default=False)

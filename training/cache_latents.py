@@ -5,7 +5,6 @@ and crop per clip.
 """
 
 import hashlib
-import json
 import os
 import tarfile
 import tempfile
@@ -26,15 +25,14 @@ from clipmill.transfers import upload
 from svd.model import Model
 from training.data_config import DataConfig
 from training.encoding import encode_frames, signed
+from training.index_cache import INCOMPLETE
 from training.latents import latent_members
+from training.metadata import sample_metadata
 from training.read_ahead import read_ahead
 from training.sample_error import SampleError
 from training.samples import read_sample
 from training.seeds import seed_of
-from training.shard_index import INCOMPLETE
-from training.shards import Shard, ShardIndex
-
-_VERSION, _MTIME = ", version ", ", mtime "
+from training.shards import VERSION_MARK, Shard, ShardIndex
 
 
 def cache_shard(
@@ -59,7 +57,7 @@ def cache_shard(
     done = cached(out, shard)
     if done is not None:
         return done
-    fingerprint = _fingerprint(shard)
+    fingerprint = shard.fingerprint
     encode = partial(_encode_sample, model, config, digests or weight_digests(model))
     failed = [FailedClip(clip_id=key, error_kind=INCOMPLETE, error=reason) for key, reason in shard.broken]
     contents = read_ahead(((shard, row) for row in range(len(shard))), config)
@@ -103,7 +101,7 @@ def _write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -
     """Write (key, files by extension) to a tar; returns where each file lies in it."""
     keys: list[str] = []
     ranges: dict[str, list[tuple[int, int]]] = {}
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
         for key, files in samples:
             keys.append(key)
             for extension, content in files.items():
@@ -139,18 +137,11 @@ def check_names(index: ShardIndex) -> None:
             )
 
 
-def _fingerprint(shard: Shard) -> str:
-    if shard.stored is not None:
-        return f"{shard.stored.size_bytes} bytes{_VERSION}{shard.stored.version}"
-    stat = os.stat(shard.path)
-    return f"{stat.st_size} bytes{_MTIME}{stat.st_mtime_ns} ns"
-
-
 def _is_of(fingerprint: str | None, shard: Shard) -> bool:
     """Whether latents with this fingerprint are those of the shard. For one that was moved between a disk and a store,
     whose versions cannot be compared, its size decides, as when a run is resumed."""
-    now, before = _fingerprint(shard), fingerprint or ""
-    moved = (_VERSION in now) != (_VERSION in before)
+    now, before = shard.fingerprint, fingerprint or ""
+    moved = (VERSION_MARK in now) != (VERSION_MARK in before)
     return before.partition(",")[0] == now.partition(",")[0] if moved else before == now
 
 
@@ -184,7 +175,8 @@ def _encode_sample(
     sample = read_sample(key, members, config, seed=seed_of(config.seed, draw, key))
     if sample.frames_TCHW is None:
         raise SampleError("latent", "already contains latents")
-    metadata = json.loads(members["json"])
+    metadata = sample_metadata(members)
+    metadata["conditioning"] = {**metadata["conditioning"], "motion_bucket": sample.motion_bucket}
     frames_TCHW = sample.frames_TCHW.to(model.autoencoder.quant_conv.weight.device)
     posterior = encode_frames(model.autoencoder, frames_TCHW[None])
     embeddings = None if model.image_encoder is None else model.image_encoder(signed(frames_TCHW[[0, -1]]))

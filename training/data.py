@@ -22,6 +22,7 @@ from training.batch import Batch
 from training.contents import Contents
 from training.data_config import DataConfig
 from training.latents import LatentShape
+from training.notes import required_but_missing, sentences
 from training.order import Order
 from training.read_ahead import Members, read_ahead
 from training.sample_error import SampleError
@@ -141,9 +142,10 @@ class ShardData(IterableDataset[Batch | Exception]):
             too_many = self._too_many(broken)
             if too_many:
                 kinds = ", ".join(f"{count} {kind}" for kind, count in self._broken.most_common())
+                total, turns = len(self.order), self._turn
+                reads = f"{turns} samples are" if turns <= total else f"{turns} reads of {total:,} samples were"
                 raise BrokenDataError(
-                    f"aborting: {broken} of {self._turn} samples are unreadable ({too_many}; {kinds}); last: {key}: "
-                    f"{error}"
+                    f"aborting: {broken} of {reads} unreadable ({too_many}; {kinds}); last: {key}: {error}"
                 ) from error
             return None
         self._in_a_row = 0
@@ -219,16 +221,7 @@ def loader(
     damage.
     """
     index = shards if isinstance(shards, ShardIndex) else index_shards(shards, cache=cache)
-    damage = [*index.problems, *index.broken]
-    for name, reason in damage[: _NAMED if rank == 0 else 0]:
-        _LOG.warning("%s: %s", name, reason)
-    lost = len(index.broken)
-    if lost > config.max_broken_share * (len(index) + lost):
-        name, reason = index.broken[0]
-        raise BrokenDataError(
-            f"aborting: {lost} of {len(index) + lost} samples are incomplete (limit "
-            f"data.max_broken_share={config.max_broken_share:g}); first: {name}: {reason}"
-        )
+    _check_index(index, config, log=rank == 0)
     data = ShardData(index, config, rank=rank, world_size=world_size, latent_shape=latent_shape)
     ahead: dict[str, Any] = {}
     if config.workers:
@@ -237,6 +230,30 @@ def loader(
         # torchdata 0.11 calls a function that PyTorch 2.15 deprecates.
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
         return Batches(data, batch_size=None, num_workers=config.workers, pin_memory=pin_memory, **ahead)
+
+
+def _check_index(index: ShardIndex, config: DataConfig, *, log: bool) -> None:
+    """Log damage and what samples lack; raise UserError without samples, BrokenDataError beyond the allowed share."""
+    damage = [*index.problems, *index.broken]
+    for name, reason in damage[: _NAMED if log else 0]:
+        _LOG.warning("%s: %s", name, reason)
+    for sentence in sentences(index, config) if log else ():
+        _LOG.warning("%s", sentence)
+    lost, limit = len(index.broken), f"limit data.max_broken_share={config.max_broken_share:g}"
+    if not len(index) and not lost:
+        first = f"; first: {': '.join(damage[0])}" if damage else ""
+        raise UserError(f"{len(index.shards)} shards contain no usable samples{first}")
+    if lost > config.max_broken_share * (len(index) + lost):
+        name, reason = index.broken[0]
+        raise BrokenDataError(
+            f"aborting: {lost} of {len(index) + lost} samples are incomplete ({limit}); first: {name}: {reason}"
+        )
+    missing = required_but_missing(index, config)
+    if missing is not None and missing[1] > config.max_broken_share * len(index):
+        key, count = missing
+        raise BrokenDataError(
+            f"aborting: {count} of {len(index)} samples have no {key}, which this stage needs ({limit})"
+        )
 
 
 def _outlive_signals(_: int) -> None:

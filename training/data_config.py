@@ -44,8 +44,8 @@ class DataConfig(StrictConfig):
     """Numbers of frames to choose from: each sample gets the largest its clip is long enough for. Empty: always
     `frames`.
     """
-    motion_default: float | None = 127.0
-    """Motion bucket for clips without a motion score; null: such clips count as broken."""
+    motion_default: Annotated[float, Field(ge=0, le=255)] | None = None
+    """Motion bucket for samples without one; null: it is measured from the sampled frames, and 0 for a single one."""
     elevation: bool = False
     """Whether samples must have a camera elevation, for multi-view."""
     workers: Annotated[int, Field(ge=0)] = 2

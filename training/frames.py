@@ -17,11 +17,14 @@ import av
 import cv2
 import numpy as np
 from av.codec.context import Flags
+from av.stream import Disposition
 from numpy.typing import NDArray
 from PIL import Image
 
 from clipmill.cropping import NO_MARGINS, Margins
+from clipmill.errors import SourceError
 from clipmill.hdr import bright_nits_of_packets, stated_bright_nits
+from clipmill.tracks import candidate_streams
 from clipmill.video import (
     CONTAINERS,
     HDR_TRANSFERS,
@@ -81,9 +84,8 @@ def sample_video(
     bad_field; too_large, too_long and timeout for this module's limits).
     """
     try:
-        file = io.BytesIO(content)
-        with av.open(file, options=_OPTIONS, buffer_size=_BUFFER_BYTES, metadata_errors="replace") as container:
-            video = _Video(container, time.thread_time() + MAX_SAMPLE_S)
+        with _opened(content) as container:
+            video = _Video(container, _footage_index(container, content), time.thread_time() + MAX_SAMPLE_S)
             choice = _choice(video.times_s, lengths, rates, rng, distinct)
             fit = Fit(video.pixel_aspect, size_for, crop, rng, video.bright_nits(), margins)
             if reader == "decord":
@@ -94,6 +96,24 @@ def sample_video(
         raise SampleError("decode_error", f"FFmpeg could not read it: {error.strerror or error}") from error
     frames_TCHW = _stacked([pictures[index] for index in choice.frame_indices], fit.size)
     return SampledFrames(frames_TCHW=frames_TCHW, fps=choice.fps)
+
+
+def _opened(content: bytes) -> Any:
+    return av.open(io.BytesIO(content), options=_OPTIONS, buffer_size=_BUFFER_BYTES, metadata_errors="replace")
+
+
+def _footage_index(container: Any, content: bytes) -> int:
+    """Index of the stream with the footage; other tools' files also have covers, thumbnails and stills."""
+    if len(container.streams) > MAX_STREAMS:
+        raise SampleError("too_large", f"{len(container.streams):,} streams, more than {MAX_STREAMS}")
+    videos = container.streams.video
+    if len(videos) == 1 and not videos[0].disposition & Disposition.attached_pic:
+        return int(videos[0].index)
+    try:
+        with _opened(content) as peeked:  # choosing may read packets, which `container` must still give
+            return int(candidate_streams(peeked)[0].index)
+    except SourceError as error:
+        raise SampleError("decode_error", error.message) from error
 
 
 def _choice(
@@ -151,13 +171,10 @@ def _stacked(pictures: Sequence[Planes], size: Size) -> NDArray[Any]:
 class _Video:
     """An open video: all packets in decode order, and the frame timestamps in display order."""
 
-    def __init__(self, container: Any, ends_s: float) -> None:
-        if not container.streams.video:
-            raise SampleError("decode_error", "no video stream")
-        if len(container.streams) > MAX_STREAMS:
-            raise SampleError("too_large", f"{len(container.streams):,} streams, more than {MAX_STREAMS}")
+    def __init__(self, container: Any, stream_index: int, ends_s: float) -> None:
         self.format, self._metadata, self._ends_s = container.format.name, container.metadata, ends_s
-        self.stream = container.streams.video[0]
+        self.stream = container.streams[stream_index]
+        self.video_streams = len(container.streams.video)
         self.stream.thread_count = 1
         self.context = self.stream.codec_context
         if self.context is None:
@@ -261,6 +278,8 @@ def _by_decord(content: bytes, video: _Video, frame_indices: Sequence[int], fit:
 
     if int(video.context.color_trc) in HDR_TRANSFERS:
         raise SampleError("decode_error", "decord returns HDR video without tone mapping; use data.reader=pyav")
+    if video.video_streams > 1:
+        raise SampleError("decode_error", "decord may read another of several video streams; use data.reader=pyav")
     _check_for_decord(content, video, frame_indices)
     try:
         reader = decord.VideoReader(io.BytesIO(content), num_threads=1)

@@ -1,12 +1,11 @@
 """Decode one sample of a shard to frames or latents, a caption, and conditioning values (section 4)."""
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +17,8 @@ from training.data_config import DataConfig
 from training.frame_choice import Distinct
 from training.frames import sample_picture, sample_video
 from training.latents import LatentShape, read_latent
+from training.metadata import sample_metadata
+from training.motion import measure_motion_bucket
 from training.sample_error import SampleError
 
 LATENT = "latent.safetensors"
@@ -63,13 +64,14 @@ def read_sample(
     Raises SampleError for unusable samples. Latents are validated against `latent_shape`, and against the frames and
     sizes of `config`, if given.
     """
-    rng, metadata = random.Random(seed), _metadata(members["json"])
+    rng, metadata = random.Random(seed), sample_metadata(members)
     choice = choose_caption(metadata["captions"], config.captions, rng)
     if choice is None and config.caption_required:
-        raise SampleError("no_caption", f"all {len(metadata['captions'])} captions are empty")
+        empty = f"all {len(metadata['captions'])} captions are empty" if metadata["captions"] else "no caption"
+        raise SampleError("no_caption", empty)
     caption = metadata["captions"][choice]["text"] if choice is not None else ""
     motion_bucket, elevation = _conditioning(metadata["conditioning"], config)
-    make_sample = partial(Sample, key=key, caption=caption, motion_bucket=motion_bucket, elevation=elevation)
+    make_sample = partial(Sample, key=key, caption=caption, elevation=elevation)
     if LATENT in members:
         latent_metadata = _field(metadata, "latent", dict)
         fps, picture = _number(latent_metadata, "fps", 0, 1e6), _field(latent_metadata, "picture", bool)
@@ -78,7 +80,9 @@ def read_sample(
         latent = read_latent(members[LATENT], choice, latent_shape)
         if latent_shape is not None:
             _check_size(latent, config, picture=picture)
-        return make_sample(fps=fps, picture=picture, latent=latent)
+        if motion_bucket is None:
+            motion_bucket = _unmeasured(picture=picture)
+        return make_sample(fps=fps, motion_bucket=motion_bucket, picture=picture, latent=latent)
     size_for = partial(nearest_size, sizes_px(config))
     if "jpg" in members:
         frames_TCHW = sample_picture(members["jpg"], size_for=size_for, crop=config.crop, rng=rng)
@@ -96,7 +100,11 @@ def read_sample(
             margins=_margins(metadata),
         )
         frames_TCHW, fps = video.frames_TCHW, video.fps
-    return make_sample(fps=fps, picture="jpg" in members, frames_TCHW=torch.from_numpy(frames_TCHW))
+    if motion_bucket is None:
+        motion_bucket = measure_motion_bucket(frames_TCHW, fps) or 0.0
+    return make_sample(
+        fps=fps, motion_bucket=motion_bucket, picture="jpg" in members, frames_TCHW=torch.from_numpy(frames_TCHW)
+    )
 
 
 def choose_caption(
@@ -156,36 +164,20 @@ def _check_size(latent: Mapping[str, Tensor], config: DataConfig, *, picture: bo
         )
 
 
-def _metadata(content: bytes) -> dict[str, Any]:
-    """Parse the sample's JSON. Raises SampleError if it is invalid or lacks a required key."""
-    try:
-        metadata = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise SampleError("bad_json", str(error)) from error
-    for caption in _field(metadata, "captions", list):
-        if not isinstance(caption, dict) or not isinstance(caption.get("text"), str | None):
-            raise SampleError("bad_field", f"expected a caption with a text or null, got {caption!r:.200}")
-    metadata["conditioning"] = _by_name(metadata.get("conditioning"))
-    return cast("dict[str, Any]", metadata)
-
-
-def _by_name(values: Any) -> dict[str, Any]:
-    """Numbers as an object, or as the list of names and values that clipmill writes."""
-    if isinstance(values, list) and all(isinstance(entry, dict) and "value" in entry for entry in values):
-        return {str(entry.get("name")): entry["value"] for entry in values}
-    return _field({"conditioning": values}, "conditioning", dict)
-
-
-def _conditioning(conditioning: Mapping[str, Any], config: DataConfig) -> tuple[float, float]:
-    """Motion bucket and elevation."""
+def _conditioning(conditioning: Mapping[str, Any], config: DataConfig) -> tuple[float | None, float]:
+    """Motion bucket, None if it is to be measured, and elevation."""
     motion = _number(conditioning, "motion_bucket", 0, 255)
-    motion = config.motion_default if motion is None else motion
-    if motion is None:
-        raise SampleError("missing_field", "no motion bucket; set data.motion_default to use such clips")
     elevation = _number(conditioning, "elevation", -90, 90)
     if elevation is None and config.elevation:
         raise SampleError("missing_field", "missing conditioning.elevation in its JSON")
-    return motion, elevation or 0.0
+    return config.motion_default if motion is None else motion, elevation or 0.0
+
+
+def _unmeasured(*, picture: bool) -> float:
+    """The motion bucket of latents that were cached without one."""
+    if not picture:
+        raise SampleError("missing_field", "no motion bucket: cache the latents again, or set data.motion_default")
+    return 0.0
 
 
 def _distinct(metadata: Mapping[str, Any]) -> Distinct | None:

@@ -10,66 +10,63 @@ import os
 import tarfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import numpy as np
 
 from clipmill import storage
-from clipmill.atomic import atomic_path
 from clipmill.errors import UserError
-from clipmill.ranges import StoredObject
-from clipmill.shard_folder import FailedClip, Members, ShardRecord, check_shard_format, parse_record, record_json
+from clipmill.ranges import Range, StoredObject
+from clipmill.shard_folder import ShardRecord, check_shard_format
+from training.file_samples import index_files, is_files
+from training.folder_layouts import COMPRESSED_TARS, check_not_compressed, tars_in
+from training.index_cache import Stamp, read_index, write_index
+from training.notes import Notes
 from training.remote_shards import RemoteHeaders, find_remote_shards, is_remote
-from training.shards import Keys, Range, Shard, ShardIndex
+from training.shards import MAX_FILE_BYTES, MAX_NAME_BYTES, MEDIA, MEDIUM_OF, Keys, Shard, ShardIndex
 
-MEDIA = ("mp4", "jpg", "latent.safetensors")
-"""A sample needs one of these, and always `json`."""
-MAX_FILE_BYTES: Mapping[str, int] = {
-    "json": 16 << 20,
-    "mp4": 1 << 30,
-    "jpg": 256 << 20,
-    "latent.safetensors": 1 << 30,
-}
-"""Maximum file size by extension; a sample with a larger one is broken. Other extensions are ignored."""
-MAX_NAME_BYTES = 255
 MAX_HEADER_BYTES = 1 << 20
 """Limit for one member: its header and the preceding pax and GNU headers."""
 _SHOWN_CHARACTERS = 60
 _BLOCK_BYTES = 512
 _THREADS = 8
-INCOMPLETE = "incomplete"
-"""Error kind of samples whose files are missing or unusable."""
-_CACHE_FORMAT = b"clipmill shard index 4"
-
-Stamp = tuple[int, str]
-"""Size in bytes of a tar, and its mtime in ns or, in a store, its version."""
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+"""First bytes of compressed files."""
 
 
 def index_shards(shards: str | Path | Iterable[str | Path], *, cache: str | Path | None = None) -> ShardIndex:
-    """Index `shards`: a folder, a tar, a glob pattern, or several of these, local or as fsspec URLs.
+    """Index `shards`: a folder, a tar, a glob pattern, or several of these, local or as fsspec URLs; a local folder of
+    videos, or a list of paths and captions.
 
-    `cache` is a file that stores the index across runs; shards whose size, mtime or version changed are indexed again.
-    Damage inside a tar is recorded, not raised. Raises UserError if no shard is found, or if an older or newer clipmill
-    wrote them in a format that this one does not read; for a store, the errors of
-    `training.remote_shards.find_remote_shards`.
+    `cache` is a file that stores the index across runs; that of other tools' tars is kept beside them, where their
+    folder can be written. Shards whose size, mtime or version changed are indexed again. Damage inside a tar is
+    recorded, not raised. Raises UserError if no shard is found, or if an older or newer clipmill wrote them in a format
+    that this one does not read; for a store, the errors of `training.remote_shards.find_remote_shards`.
     """
-    found = _find(shards)
-    for folder in dict.fromkeys(map(os.path.dirname, found)):
-        check_shard_format(folder)
-    known = _read_cache(cache)
+    entries = [str(shards)] if isinstance(shards, str | Path) else [str(entry) for entry in shards]
+    of_files = [entry for entry in entries if not _has_tars(entry) and is_files(entry)]
+    tars = [entry for entry in entries if entry not in of_files]
+    found, file = _find(tars) if tars or not of_files else {}, Path(cache) if cache is not None else None
+    ours = {folder: check_shard_format(folder) for folder in dict.fromkeys(map(os.path.dirname, found))}
+    local = {os.path.dirname(path) for path, (stored, _) in found.items() if stored is None}
+    foreign = [folder for folder, by_clipmill in ours.items() if not by_clipmill and folder in local]
+    known = read_index(file, foreign)
     with ThreadPoolExecutor(_THREADS) as pool:
         stamps = dict(zip(found, pool.map(_stamp, found, (stored for stored, _ in found.values())), strict=True))
         fresh = [path for path in found if path not in known or known[path][0] != stamps[path]]
-        read = dict(zip(fresh, pool.map(lambda path: index_shard(path, *found[path]), fresh), strict=True))
-    indexed = [read[path] if path in read else replace(known[path][1], stored=found[path][0]) for path in found]
-    if cache is not None and read:
-        _write_cache(Path(cache), known | {path: (stamps[path], shard) for path, shard in read.items()})
-    return ShardIndex(shards=tuple(indexed))
+        read = pool.map(lambda path: index_shard(path, *found[path], ours=ours[os.path.dirname(path)]), fresh)
+        known |= {path: (stamps[path], shard) for path, shard in zip(fresh, read, strict=True)}
+    if fresh:
+        write_index(file, foreign, known, fresh)
+    files = [shard for entry in dict.fromkeys(of_files) for shard in index_files(entry)]
+    return ShardIndex(shards=(*(replace(known[path][1], stored=found[path][0]) for path in found), *files))
+
+
+def _has_tars(entry: str) -> bool:
+    return os.path.isdir(entry) and bool(tars_in(entry))
 
 
 def find_shards(shards: str | Path | Iterable[str | Path]) -> list[str]:
@@ -96,11 +93,13 @@ def _find(shards: str | Path | Iterable[str | Path]) -> dict[str, tuple[StoredOb
 
 def _find_local(entry: str) -> list[str]:
     if os.path.isdir(entry):
-        matches, sought = sorted(str(path) for path in Path(entry).glob("[!.]*.tar")), "no *.tar in the folder"
+        matches, sought = tars_in(entry), "no *.tar in the folder"
     elif os.path.isfile(entry):
         matches, sought = [entry], ""
     else:
         matches, sought = sorted(filter(os.path.isfile, glob.glob(entry))), "no file, folder or match for"
+    if not matches or entry.endswith(COMPRESSED_TARS):
+        check_not_compressed(entry)
     if not matches:
         raise UserError(f"no shards: {sought} {entry} (current directory: {os.getcwd()})")
     return [os.path.abspath(match) for match in matches]
@@ -129,20 +128,28 @@ class _Headers:
         return self._file.read(size)
 
 
-def index_shard(path: str, stored: StoredObject | None = None, record: ShardRecord | None = None) -> Shard:
+def index_shard(
+    path: str, stored: StoredObject | None = None, record: ShardRecord | None = None, *, ours: bool = False
+) -> Shard:
     """Index one tar, in a store by its `record` if there is one. Damage is recorded in `problem`, and the samples
-    before it are kept. Raises OSError; for a store, the errors of `clipmill.ranges.read_range`."""
+    before it are kept. Of a tar that clipmill did not write (`ours`), the .txt and .json are read, too, to note what they
+    lack. Raises OSError; for a store, the errors of `clipmill.ranges.read_range`."""
     if stored is not None:
         indexed = _of_members(path, stored, record) if record is not None else None
-        return indexed or _index_headers(path, stored.size_bytes, RemoteHeaders(stored), stored)
+        return indexed or _index_headers(path, stored.size_bytes, RemoteHeaders(stored), stored, ours=ours)
     with open(path, "rb", buffering=0) as file:
-        return _index_headers(path, os.path.getsize(path), file)
+        return _index_headers(path, os.path.getsize(path), file, ours=ours)
 
 
 def _index_headers(
-    path: str, size_bytes: int, tar_file: BinaryIO | RemoteHeaders, stored: StoredObject | None = None
+    path: str,
+    size_bytes: int,
+    tar_file: BinaryIO | RemoteHeaders,
+    stored: StoredObject | None = None,
+    *,
+    ours: bool,
 ) -> Shard:
-    samples = _Samples()
+    samples = _Samples(ours=ours)
     problem, end = None, 0
     try:
         file = _Headers(tar_file)
@@ -154,7 +161,7 @@ def _index_headers(
                 if tar.offset <= end:
                     problem = f"damaged header at byte {end:,} of {size_bytes:,}"
                     break
-                problem = samples.add(member) or problem
+                problem = samples.add(member, tar_file) or problem
                 tar.members.clear()  # tarfile keeps every header that it has read
                 end, file.left_bytes = tar.offset, MAX_HEADER_BYTES
         problem = problem or _end_problem(tar_file, end, size_bytes)
@@ -162,14 +169,16 @@ def _index_headers(
         raise
     except Exception as error:  # tarfile lets through whatever its parsing of damaged fields raises
         where = f"damaged header at byte {end:,} of {size_bytes:,}" if end else "no readable tar"
-        problem = f"{where}: {_shown(str(error) or type(error).__name__)}"
+        problem = _compression(tar_file) or f"{where}: {_shown(str(error) or type(error).__name__)}"
+    if problem:
+        samples.drop_unfinished()
     return replace(_shard(path, size_bytes, samples, problem), stored=stored)
 
 
 def _of_members(path: str, stored: StoredObject, record: ShardRecord) -> Shard | None:
     """The samples of a tar as its record lists them, in the order of the tar; None if the record cannot be right."""
     assert record.members is not None
-    samples = _Samples()
+    samples = _Samples(ours=True)
     files_in_tar = [
         (key, extension, place)
         for extension, places in record.members.ranges.items()
@@ -180,43 +189,75 @@ def _of_members(path: str, stored: StoredObject, record: ShardRecord) -> Shard |
         if offset + size > stored.size_bytes or _unusable(key) is not None:
             return None
         files = samples.members.setdefault(key, {})
-        if extension in MAX_FILE_BYTES and files.setdefault(extension, (offset, size)) != (offset, size):
+        if (
+            extension in MAX_FILE_BYTES
+            and extension != "txt"
+            and files.setdefault(extension, (offset, size)) != (offset, size)
+        ):
             return None
     return replace(_shard(path, stored.size_bytes, samples, None), stored=stored)
+
+
+def _compression(file: BinaryIO | RemoteHeaders) -> str | None:
+    file.seek(0)
+    head = file.read(8)
+    kind = next((kind for magic, kind in _COMPRESSED.items() if head.startswith(magic)), None)
+    return kind and f"compressed with {kind}; samples are read at their offset in a plain tar: decompress it first"
 
 
 class _Samples:
     """Groups the members of a tar by sample."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ours: bool) -> None:
+        self.ours = ours
         self.members: dict[str, dict[str, Range]] = {}
         self.broken: dict[str, str] = {}
         """Printable key -> reason."""
+        self.notes = Notes()
+        self._names: dict[tuple[str, str], str] = {}
+        """Key and extension -> the extension in the tar, where that is another one."""
 
-    def add(self, member: tarfile.TarInfo) -> str | None:
+    def add(self, member: tarfile.TarInfo, file: BinaryIO | RemoteHeaders) -> str | None:
         """Split names as webdataset does: the key ends at the first dot of the basename. Returns a problem with the
         tar, if any.
         """
         folder, _, name = member.name.rpartition("/")
-        stem, dot, extension = name.partition(".")
+        stem, dot, suffix = name.partition(".")
         if not (member.isreg() and stem and dot):
             return None
         key = f"{folder}/{stem}" if folder else stem
         reason = _unusable(key)
         if reason is None and member.issparse():
-            reason = f"{_shown(extension)} is a sparse file, which is not supported"
+            reason = f"{_shown(suffix)} is a sparse file, which is not supported"
         if reason is not None:
             self.broken[_shown(key)] = reason
             return None
-        extension = extension.lower()
-        if extension not in MAX_FILE_BYTES:
-            self.members.setdefault(key, {})
-            return None
+        suffix = suffix.lower()
+        extension = suffix if self.ours else MEDIUM_OF.get(suffix, suffix)
         files = self.members.setdefault(key, {})
+        if extension not in MAX_FILE_BYTES or (self.ours and extension == "txt"):
+            return None
         if extension in files:
-            return f"{_shown(member.name)} is duplicated; using the first one"
+            if suffix == self._names.get((key, extension), extension):
+                return f"{_shown(member.name)} is duplicated; using the first one"
+            self.notes.several.add(key)
+            return None
+        if suffix != extension:
+            self._names[key, extension] = suffix
         files[extension] = member.offset_data, member.size
+        if not self.ours and extension in ("txt", "json") and member.size <= MAX_FILE_BYTES[extension]:
+            file.seek(member.offset_data)
+            self.notes.look(key, {extension: file.read(member.size)})
         return None
+
+    def drop_unfinished(self) -> None:
+        """Count the last sample of a damaged tar as broken if it lacks what describes all others."""
+        *others, last = self.members or ("",)
+        for extension in ("json", "txt"):
+            if others and all(extension in self.members[key] for key in others if self.members[key]):
+                if extension not in self.members[last]:
+                    self.broken[last] = f"missing {extension}, at the end of a damaged tar"
+                return
 
 
 def _unusable(key: str) -> str | None:
@@ -249,9 +290,14 @@ def _end_problem(file: BinaryIO | RemoteHeaders, end: int, size_bytes: int) -> s
 
 
 def _shard(path: str, size_bytes: int, samples: _Samples, problem: str | None) -> Shard:
-    reasons = {key: _lacking(files) for key, files in samples.members.items()}
+    if not samples.ours:
+        samples.members = samples.notes.without_failures(samples.members)
+    reasons = {key: _lacking(files, ours=samples.ours) for key, files in samples.members.items()}
     broken = {key: reason for key, reason in reasons.items() if reason is not None} | samples.broken
     whole = [key for key, reason in reasons.items() if reason is None and key not in samples.broken]
+    for key in whole:
+        if "mp4" in samples.members[key]:
+            samples.members[key].pop("jpg", None)  # a thumbnail
     occurring = {extension for key in whole for extension in samples.members[key]}
     extensions = tuple(extension for extension in MAX_FILE_BYTES if extension in occurring)
     ranges_NE2 = np.full((len(whole), len(extensions), 2), -1, np.int64)
@@ -266,11 +312,12 @@ def _shard(path: str, size_bytes: int, samples: _Samples, problem: str | None) -
         ranges_NE2=ranges_NE2,
         problem=problem,
         broken=tuple(broken.items()),
+        noted={} if samples.ours else samples.notes.counts(whole),
     )
 
 
-def _lacking(files: Mapping[str, Range]) -> str | None:
-    if "json" not in files:
+def _lacking(files: Mapping[str, Range], *, ours: bool) -> str | None:
+    if "json" not in files and (ours or "latent.safetensors" in files):
         return "missing json"
     if not any(medium in files for medium in MEDIA):
         return f"missing {', '.join(MEDIA)}"
@@ -278,59 +325,3 @@ def _lacking(files: Mapping[str, Range]) -> str | None:
         if size > MAX_FILE_BYTES[extension]:
             return f"its {extension} has {size:,} bytes, more than {MAX_FILE_BYTES[extension]:,}"
     return None
-
-
-def _read_cache(cache: str | Path | None) -> dict[str, tuple[Stamp, Shard]]:
-    """Read the cache file; empty if missing or damaged, since it can be rebuilt."""
-    known: dict[str, tuple[Stamp, Shard]] = {}
-    with suppress(FileNotFoundError, ValueError, RecursionError, OverflowError):
-        header, *lines = Path(cache).read_bytes().splitlines() if cache is not None else [b""]
-        if header != _CACHE_FORMAT:
-            return {}
-        for line in lines:
-            record = parse_record(line)
-            shard = _of_record(record)
-            known[shard.path] = (record.bytes, record.fingerprint or ""), shard
-    return known
-
-
-def _write_cache(cache: Path, known: Mapping[str, tuple[Stamp, Shard]]) -> None:
-    """Write atomically: a record per shard with its mtime or version as fingerprint."""
-    with atomic_path(cache) as temporary, temporary.open("wb") as file:
-        file.write(_CACHE_FORMAT + b"\n")
-        for (_, version), shard in known.values():
-            file.write(record_json(_record_of(shard, version)) + b"\n")
-
-
-def _record_of(shard: Shard, version: str) -> ShardRecord:
-    ranges = {
-        extension: tuple(None if offset < 0 else (offset, size) for offset, size in ranges_N2.tolist())
-        for extension, ranges_N2 in zip(shard.extensions, shard.ranges_NE2.transpose(1, 0, 2), strict=True)
-    }
-    return ShardRecord(
-        name=quote_from_bytes(os.fsencode(shard.path)),  # names of files need not be UTF-8
-        samples=len(shard),
-        bytes=shard.size_bytes,
-        fingerprint=version,
-        problem=shard.problem,
-        failed=tuple(FailedClip(clip_id=key, error_kind=INCOMPLETE, error=reason) for key, reason in shard.broken),
-        members=Members(keys=tuple(shard.keys[row] for row in range(len(shard))), ranges=ranges),
-    )
-
-
-def _of_record(record: ShardRecord) -> Shard:
-    """Build the shard of a cached record. Raises ValueError for a record without members."""
-    if record.members is None:
-        raise ValueError("expected members")
-    ranges_NE2 = np.full((len(record.members.keys), len(record.members.ranges), 2), -1, np.int64)
-    for e, ranges in enumerate(record.members.ranges.values()):
-        ranges_NE2[:, e] = [(-1, -1) if place is None else place for place in ranges]
-    return Shard(
-        path=os.fsdecode(unquote_to_bytes(record.name)),
-        size_bytes=record.bytes,
-        keys=Keys.of(record.members.keys),
-        extensions=tuple(record.members.ranges),
-        ranges_NE2=ranges_NE2,
-        problem=record.problem,
-        broken=tuple((clip.clip_id, clip.error) for clip in record.failed),
-    )

@@ -1,14 +1,34 @@
 """An index of samples in arrays, because every worker process gets one of millions of samples."""
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.ranges import Range, StoredObject, name_of
 from training.remote_shards import read_pieces
+
+MEDIA = ("mp4", "jpg", "latent.safetensors")
+"""A sample has one of these: a video in any container, a picture in any format, or latents."""
+MAX_FILE_BYTES: Mapping[str, int] = {
+    "json": 16 << 20,
+    "txt": 1 << 20,
+    "mp4": 1 << 30,
+    "jpg": 256 << 20,
+    "latent.safetensors": 1 << 30,
+}
+"""Maximum file size by extension; a sample with a larger one is broken. Other extensions are ignored."""
+MEDIUM_OF = {
+    **dict.fromkeys(("m4v", "mov", "webm", "mkv", "avi", "mpg", "mpeg", "ts"), "mp4"),
+    **dict.fromkeys(("jpeg", "png", "webp"), "jpg"),
+}
+"""Extensions of other tools -> the extension under which their files are read, whatever their container or format."""
+VERSION_MARK, MTIME_MARK = ", version ", ", mtime "
+"""In fingerprints of shards in a store and on a disk."""
+MAX_NAME_BYTES = 255
+"""Of a sample's key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +73,20 @@ class Shard:
     """(key, reason) of incomplete or unusable samples."""
     stored: StoredObject | None = None
     """In a store."""
+    noted: Mapping[str, int] = field(default_factory=dict)
+    """Of shards of other tools: what there is to say about its samples (`training.notes`) -> for how many."""
 
     @property
     def name(self) -> str:
         return name_of(self.path).removesuffix(".tar")
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the shard does. Raises OSError."""
+        if self.stored is not None:
+            return f"{self.stored.size_bytes} bytes{VERSION_MARK}{self.stored.version}"
+        stat = os.stat(self.path)
+        return f"{stat.st_size} bytes{MTIME_MARK}{stat.st_mtime_ns} ns"
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -54,7 +54,7 @@ def _check_media(index: ShardIndex, *, pictures: bool) -> None:
 
 def _first_latent(shard: Shard, stage: Stage) -> tuple[Sample, dict[str, str]] | None:
     """The first readable latent sample and the digests of the networks that computed it."""
-    for row in range(len(shard)):
+    for row in range(len(shard) if LATENT in shard.extensions else 0):
         members = shard.read(row)
         if LATENT not in members:
             return None

@@ -1,5 +1,6 @@
 """Shards to batches: exactly once, the same whatever happens in between, and what is broken is left out and named."""
 
+import json
 import logging
 from collections import Counter
 from itertools import islice, pairwise
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clipmill.formats import SHARDS
 from tests.training.shards import number_of, sample, video, write_shard
 from training.batch import Batch
 from training.data import BrokenDataError, Joint, loader
@@ -182,7 +184,7 @@ def test_broken_samples_are_left_out_counted_and_named(
 ) -> None:
     broken = [
         sample("short", video(3)),
-        sample("field", clip, conditioning=None),
+        sample("field", clip, conditioning={"motion_bucket": "high"}),
         sample("noise", b"nothing of a video"),
     ]
     write_shard(tmp_path / "one.tar", [sample("good", clip), *broken])
@@ -190,9 +192,9 @@ def test_broken_samples_are_left_out_counted_and_named(
     with caplog.at_level(logging.WARNING, "clipmill.data"):
         batches = list(islice(iter(data), 2))
     assert {key for batch in batches for key in batch.keys} == {"one/good"}
-    for key, reason in (("short", "too_short"), ("field", "missing_field"), ("noise", "decode_error")):
+    for key, reason in (("short", "too_short"), ("field", "bad_field"), ("noise", "decode_error")):
         assert any(f"one/{key}: {reason}" in message for message in caplog.messages)
-    with pytest.raises(BrokenDataError, match=r"of 20 samples are unreadable .*max_broken_share=0.05"):
+    with pytest.raises(BrokenDataError, match=r"of 20 reads of 4 samples were unreadable .*max_broken_share=0.05"):
         first(tmp_path, 10)
 
 
@@ -203,13 +205,17 @@ def test_the_broken_share_is_judged_beyond_chance(tmp_path: Path, clip: bytes) -
     config = changed(batch_size=10, frames=1)
     assert len(first(tmp_path / "some", 9, config)) == 9
     write_shard(tmp_path / "none" / "a.tar", [sample("x", b"")])
-    with pytest.raises(BrokenDataError, match=r"of 103 samples are unreadable .*103 in a row"):
+    with pytest.raises(BrokenDataError, match=r"of 103 reads of 1 samples were unreadable .*103 in a row"):
         first(tmp_path / "none", 1, changed(max_broken_share=1.0))
 
 
 def test_a_missing_caption_is_broken_only_where_one_is_needed(tmp_path: Path, clip: bytes) -> None:
-    write_shard(tmp_path / "one.tar", [sample("a", clip, captions=[{"source": "coca", "text": None, "error": "x"}])])
+    failed = sample("a", clip, captions=[{"source": "coca", "text": None, "error": "x"}])
+    write_shard(tmp_path / "one.tar", [failed | {"txt": b""}])
     assert first(tmp_path, 1)[0].captions == ["", ""]
+    with pytest.raises(BrokenDataError, match="1 of 1 samples have no caption, which this stage needs"):
+        first(tmp_path, 1, changed(caption_required=True))
+    (tmp_path / "plan.json").write_text(json.dumps(SHARDS.describe()))  # whose captions are not looked at before
     with pytest.raises(BrokenDataError, match="no_caption"):
         first(tmp_path, 1, changed(caption_required=True))
 

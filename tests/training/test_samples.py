@@ -51,9 +51,10 @@ def test_any_json_gives_a_sample_that_can_be_trained_on_or_a_reason(content: Any
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"conditioning": None}, "missing_field: expected 'conditioning' of type dict in its JSON, got None"),
-        ({"captions": {}}, "missing_field: expected 'captions' of type list in its JSON"),
-        ({"captions": ["a text"]}, "bad_field: expected a caption with a text"),
+        ({"conditioning": 5}, "bad_field: conditioning must be an object, a list or null, got 5"),
+        ({"captions": 5}, "bad_field: captions must be a list, an object or a text, got 5"),
+        ({"captions": [5]}, "bad_field: expected a caption with a text or null, got 5"),
+        ({"captions": {"coca": 5}}, "bad_field: expected a caption with a text or null"),
         ({"conditioning": {"motion_bucket": float("nan")}}, "motion_bucket must be a number between 0 and 255"),
         ({"conditioning": {"elevation": 100}}, "elevation must be a number between -90 and 90, got 100"),
     ],
@@ -113,7 +114,7 @@ def latent_files(**changes: Any) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"captions": ["text"]},
+        {"captions": [["text"]]},
         {"captions": [{"source": "coca", "text": 3}]},
         *({"conditioning": {"motion_bucket": value}} for value in ("high", [1], math.nan, 300, -1)),
         *({"conditioning": {"motion_bucket": 1, "elevation": value}} for value in (91, "up", [])),
@@ -247,8 +248,8 @@ NO_CAPTION = [{"source": "coca", "text": None}]
     ("config", "changes", "reason"),
     [
         ({"caption_required": True}, {"captions": NO_CAPTION}, "no_caption: all 1 captions are empty"),
-        ({"motion_default": None}, {"conditioning": {}},
-         "missing_field: no motion bucket; set data.motion_default to use such clips"),
+        ({}, {"conditioning": {}},
+         "missing_field: no motion bucket: cache the latents again, or set data.motion_default"),
         ({"elevation": True}, {"conditioning": {}},
          "missing_field: missing conditioning.elevation in its JSON"),
         ({}, {"latent": {"fps": 0, "picture": False}}, "missing_field: expected latent.fps above 0 in its JSON"),
@@ -272,8 +273,13 @@ def test_what_is_known_of_a_sample_goes_with_it() -> None:
     sample = read_sample("k", files, config, seed=0)
     assert (sample.key, sample.caption, sample.motion_bucket) == ("k", "a bar code", 255)
     assert (sample.fps, sample.elevation, sample.picture) == (0.5, -90, False)
-    minimal = read_sample("k", latent_files(captions=NO_CAPTION, conditioning={}), CLIPS, seed=0)
-    assert (minimal.caption, minimal.motion_bucket, minimal.elevation) == ("", 127.0, 0.0)
+    minimal = read_sample(
+        "k",
+        latent_files(captions=NO_CAPTION, conditioning={}),
+        config.replace(elevation=False, caption_required=False),
+        seed=0,
+    )
+    assert (minimal.caption, minimal.motion_bucket, minimal.elevation) == ("", 3.0, 0.0)
     edge = latent_files(conditioning={"motion_bucket": 0, "elevation": 90}, latent={"fps": 1e6, "picture": False})
     assert read_sample("k", edge, CLIPS, seed=0).motion_bucket == 0
     beyond = latent_files(latent={"fps": 1000000.5, "picture": False})

@@ -1,6 +1,7 @@
 """Index of tar shards: whole ones, broken ones, the cache."""
 
 import io
+import json
 import os
 import tarfile
 import tracemalloc
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 
 from clipmill.errors import UserError
+from clipmill.formats import SHARDS
 from tests.training.shards import about, sample, write_shard
-from training import shard_index
+from training import shards
 from training.shard_index import find_shards, index_shard, index_shards
 from training.shards import Shard
 
@@ -29,7 +31,7 @@ def test_files_are_read_as_tarfile_reads_them(tmp_path: Path) -> None:
     with tarfile.open(path) as tar:
         for row in range(4):
             members = shard.read(row)
-            assert sorted(members) == ["json", "mp4"]
+            assert sorted(members) == ["json", "mp4", "txt"]
             for extension, content in members.items():
                 file = tar.extractfile(f"clips-0-{row}.{extension}")
                 assert file is not None
@@ -47,7 +49,7 @@ def test_long_names_of_pax_headers_are_whole(tmp_path: Path) -> None:
 def test_extensions_may_have_dots_and_samples_may_differ(tmp_path: Path) -> None:
     samples = [sample("a", b"1", "latent.safetensors"), {"__key__": "b", "jpg": b"22", "json": about()}]
     (shard,) = index_shards(write_shard(tmp_path / "a.tar", samples)).shards
-    assert set(shard.read(0)) == {"latent.safetensors", "json"}
+    assert set(shard.read(0)) == {"latent.safetensors", "json", "txt"}
     assert {extension: len(content) for extension, content in shard.read(1).items()}["jpg"] == 2
 
 
@@ -110,9 +112,15 @@ def test_a_file_that_is_not_a_tar_is_recorded(tmp_path: Path, content: bytes) ->
 
 def test_incomplete_samples_are_named(tmp_path: Path) -> None:
     samples = [sample("a", b"1"), {"__key__": "b", "mp4": b"1"}, {"__key__": "c", "json": about()}]
-    index = index_shards(write_shard(tmp_path / "x.tar", samples))
-    assert index.broken == [("x/b", "missing json"), ("x/c", "missing mp4, jpg, latent.safetensors")]
-    assert len(index) == 1
+    tar = write_shard(tmp_path / "x.tar", [*samples, {"__key__": "d", "latent.safetensors": b"1"}])
+    index = index_shards(tar)
+    assert index.broken == [("x/c", "missing mp4, jpg, latent.safetensors"), ("x/d", "missing json")]
+    assert len(index) == 2
+    (tmp_path / "plan.json").write_text(json.dumps(SHARDS.describe()))  # clipmill's own always have a JSON
+    ours = index_shards(tar)
+    assert [name for name, reason in ours.broken if reason == "missing json"] == ["x/b", "x/d"]
+    assert len(ours) == 1
+    assert "txt" not in ours.shards[0].extensions  # its captions are in the JSON
 
 
 def test_a_repeated_file_is_a_problem(tmp_path: Path) -> None:
@@ -128,6 +136,7 @@ def test_a_repeated_file_is_a_problem(tmp_path: Path) -> None:
 
 def test_the_cache_is_used_until_a_shard_changes(tmp_path: Path) -> None:
     folder, cache = tmp_path / "shards", tmp_path / "cache" / "index"
+    _by_clipmill(folder)
     first, second = _shard(folder / "a.tar"), _shard(folder / "b.tar")
     before = index_shards(folder, cache=cache)
     cache.write_text(cache.read_text().replace("a-0", "A-0"))
@@ -151,6 +160,7 @@ def test_shards_of_another_format_are_rejected_before_they_are_read(tmp_path: Pa
 
 def test_the_cache_knows_every_sample_again(tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff %20"))
+    _by_clipmill(folder)
     samples = [sample("a", b"1"), sample("ü\u2028", b"1"), {"__key__": "b", "jpg": b"1", "json": about()}]
     write_shard(folder / "a.tar", [*samples, {"__key__": "c", "json": about()}])
     (before,) = index_shards(folder, cache=tmp_path / "index").shards
@@ -163,11 +173,18 @@ def test_the_cache_knows_every_sample_again(tmp_path: Path) -> None:
 
 
 def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
+    _by_clipmill(tmp_path)
     _shard(tmp_path / "a.tar")
     cache = tmp_path / "index"
     index_shards(tmp_path, cache=cache)
     cache.write_text(cache.read_text()[:-200])
     assert len(index_shards(tmp_path, cache=cache)) == 4
+
+
+def _by_clipmill(folder: Path) -> None:
+    """Its index is kept in the cache of a run, not beside the tars."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plan.json").write_text(json.dumps(SHARDS.describe()))
 
 
 def _tar(path: Path, members: Iterable[tuple[str, bytes]], kind: int = tarfile.PAX_FORMAT) -> Path:
@@ -295,7 +312,7 @@ def test_a_sparse_file_breaks_its_sample(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_too_large_breaks_its_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(shard_index.MAX_FILE_BYTES, "json", 10)
+    monkeypatch.setitem(shards.MAX_FILE_BYTES, "json", 10)
     path = _tar(tmp_path / "a.tar", [("a.mp4", b""), ("a.json", b"{" * 11), ("b.mp4", b""), ("b.json", b"{" * 10)])
     shard = index_shard(str(path))
     assert _keys(shard) == ["b"]
@@ -304,6 +321,7 @@ def test_a_file_that_is_too_large_breaks_its_sample(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("line", ["[]", "5", "null", '{"path": 5}', '{"path": "a", "keys": 5}', "[" * 100_000])
 def test_a_cache_of_any_content_is_made_again(tmp_path: Path, line: str) -> None:
+    _by_clipmill(tmp_path)
     _shard(tmp_path / "a.tar")
-    (tmp_path / "index").write_text(f"clipmill shard index 3\n{line}\n")
+    (tmp_path / "index").write_text(f"clipmill shard index 5\n{line}\n")
     assert len(index_shards(tmp_path, cache=tmp_path / "index")) == 4

@@ -1,0 +1,255 @@
+"""Samples that lie as files: a folder of videos with a .txt or .json beside each, or a list of paths and captions.
+
+Names, links and lists are untrusted: only regular files are opened, captions only below the folder, and a row or file
+that cannot be used breaks its sample alone.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from clipmill.errors import UserError
+from clipmill.local_files import open_regular, path_of
+from training.list_rows import LIST_SUFFIXES, Row, read_list
+from training.metadata import sample_metadata
+from training.notes import OUTSIDE, REPEATED, SEVERAL, lacking
+from training.sample_error import SampleError
+from training.shards import MAX_FILE_BYTES, MAX_NAME_BYTES, MEDIUM_OF, Keys, Shard
+
+PER_SHARD = 1000
+_THREADS = 8
+_LISTS = ("metadata.jsonl", "metadata.csv")
+"""Lists of the Hub's folders of videos (VideoFolder, ImageFolder)."""
+_LIST_FOLDERS = ("", "data", "train", "data/train")
+_MAX_CAPTIONS = 100
+_SIDECARS = ("json", "txt")
+_KEPT = ("captions", "conditioning", "shape")
+"""Keys of a JSON beside a video that training reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileShard(Shard):
+    """A thousand samples that lie as files. `path` is none of a file; it names the shard."""
+
+    folder: str
+    """Folder of the paths."""
+    paths: Keys
+    """Of the videos and pictures, relative to the folder or absolute."""
+    texts: Keys
+    """JSON of each sample: captions and conditioning."""
+    version: str
+    """Digest of the names, sizes, modification times and texts."""
+
+    @property
+    def fingerprint(self) -> str:
+        return self.version
+
+    def read(self, row: int) -> dict[str, bytes]:
+        """As `Shard.read`; EOFError also for a file that is gone or has another size than when it was indexed."""
+        path = os.path.join(self.folder, self.paths[row])
+        column = int((self.ranges_NE2[row, :, 0] >= 0).argmax())
+        size = int(self.ranges_NE2[row, column, 1])
+        try:
+            with open_regular(path) as file:
+                content = file.read(size + 1)
+        except (FileNotFoundError, UserError) as error:
+            raise EOFError(f"{path}: {error}") from error
+        if len(content) != size:
+            raise EOFError(f"{path} had {size:,} bytes when it was indexed: it has changed")
+        return {self.extensions[column]: content, "json": self.texts[row].encode()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """A video or picture with its captions, and why it cannot be used, if so."""
+
+    key: str
+    path: str
+    text: str = "{}"
+    size: int = 0
+    mtime_ns: int = 0
+    problem: str | None = None
+    notes: Sequence[str] = ()
+
+    @property
+    def extension(self) -> str:
+        return _extension(self.path)
+
+
+def is_files(entry: str) -> bool:
+    """Whether `entry` is a list, or a folder of files rather than of tars."""
+    if os.path.isfile(entry):
+        return entry.lower().endswith(LIST_SUFFIXES)
+    return os.path.isdir(entry) and (_list_in(entry) is not None or next(_media_in(entry), None) is not None)
+
+
+def index_files(entry: str) -> list[FileShard]:
+    """The samples of a list or a folder, by key, a thousand to a shard.
+
+    Raises UserError for a list without paths, or that cannot be read.
+    """
+    entry = os.path.abspath(entry)
+    file = entry if os.path.isfile(entry) else _list_in(entry)
+    folder = os.path.dirname(file) if file else entry
+    samples, broken = _listed(file, folder) if file else (list(_in_folder(folder)), [])
+    with ThreadPoolExecutor(_THREADS) as pool:
+        samples = list(pool.map(partial(_looked_at, folder, captions_beside=file is None), samples))
+    name = Path(file or entry).stem or "files"
+    broken += [(sample.key, sample.problem) for sample in samples if sample.problem]
+    whole = sorted((sample for sample in samples if not sample.problem), key=lambda sample: sample.key)
+    parts = [whole[i : i + PER_SHARD] for i in range(0, len(whole), PER_SHARD)] or [[]]
+    shards = [_shard(f"{folder}/{name}-{i:06d}", folder, part) for i, part in enumerate(parts)]
+    return [replace(shards[0], broken=tuple(broken)), *shards[1:]]
+
+
+def _shard(path: str, folder: str, samples: Sequence[_Sample]) -> FileShard:
+    extensions = tuple(sorted({sample.extension for sample in samples}))
+    ranges_NE2 = np.full((len(samples), len(extensions), 2), -1, np.int64)
+    digest = blake2b(digest_size=16)
+    for row, sample in enumerate(samples):
+        ranges_NE2[row, extensions.index(sample.extension)] = 0, sample.size
+        digest.update(repr((sample.key, sample.path, sample.size, sample.mtime_ns, sample.text)).encode())
+    noted: dict[str, int] = {}
+    for note in (note for sample in samples for note in sample.notes):
+        noted[note] = noted.get(note, 0) + 1
+    return FileShard(
+        path=path,
+        size_bytes=sum(sample.size for sample in samples),
+        keys=Keys.of(sample.key for sample in samples),
+        extensions=extensions,
+        ranges_NE2=ranges_NE2,
+        noted=noted,
+        folder=folder,
+        paths=Keys.of(sample.path for sample in samples),
+        texts=Keys.of(sample.text for sample in samples),
+        version=digest.hexdigest(),
+    )
+
+
+def _listed(file: str, folder: str) -> tuple[list[_Sample], list[tuple[str, str]]]:
+    """The samples of a list, and (row, reason) of rows that cannot be used. A file named again adds its captions."""
+    rows: dict[str, list[Row]] = {}
+    broken = []
+    for row in read_list(file):
+        if row.problem:
+            broken.append((f"line {row.line}", row.problem))
+        else:
+            rows.setdefault(os.path.normpath(row.path), []).append(row)
+    samples, keys = [], set[str]()
+    for path, same in rows.items():
+        key = _free(_key(path), path, keys)
+        keys.add(key)
+        notes = [REPEATED] if len(same) > 1 else []
+        captions = [caption for row in same for caption in row.metadata["captions"]]
+        text = json.dumps({**same[0].metadata, "captions": captions[:_MAX_CAPTIONS]})
+        samples.append(_Sample(key=key, path=same[0].path, text=text, notes=notes))
+    return samples, broken
+
+
+def _in_folder(folder: str) -> Iterator[_Sample]:
+    """The videos and pictures of a folder; of several with the same name, the first: mp4, other videos, pictures."""
+    by_stem: dict[str, list[str]] = {}
+    for path in _media_in(folder):
+        by_stem.setdefault(os.path.splitext(path)[0], []).append(path)
+    for stem, paths in by_stem.items():
+        first, *others = sorted(paths, key=lambda path: (_extension(path) != "mp4", not path.endswith(".mp4"), path))
+        same_medium = any(_extension(path) == _extension(first) for path in others)
+        try:
+            first.encode()
+        except UnicodeEncodeError:
+            shown = stem.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            yield _Sample(key=shown, path="", problem="name is not UTF-8")
+            continue
+        yield _Sample(key=_key(first), path=first, notes=[SEVERAL] if same_medium else [])
+
+
+def _media_in(folder: str) -> Iterator[str]:
+    """Relative paths of videos and pictures, by name; links to folders and hidden names are not followed."""
+    for where, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and _extension(name) in ("mp4", "jpg"):
+                yield os.path.relpath(os.path.join(where, name), folder)
+
+
+def _list_in(folder: str) -> str | None:
+    paths = (os.path.join(folder, where, name) for where in _LIST_FOLDERS for name in _LISTS)
+    return next(filter(os.path.isfile, paths), None)
+
+
+def _extension(path: str) -> str:
+    """The extension under which samples name a file: of a video, a picture, or another, as a list may have it."""
+    suffix = os.path.splitext(path)[1][1:].lower()
+    return MEDIUM_OF.get(suffix, suffix)
+
+
+def _key(path: str) -> str:
+    """A path without suffix as the key of a sample: as webdataset splits names, without a dot in its last part."""
+    *folders, name = [part for part in os.path.splitext(path)[0].split("/") if part not in ("", ".", "..")] or ["file"]
+    folder = "/".join(folders)
+    name = name.replace("%", "%25").replace(".", "%2E")
+    key = f"{folder}/{name}" if folder else name
+    return key if len(key.encode()) <= MAX_NAME_BYTES else f"{_digest(key)}/{name}"[: MAX_NAME_BYTES // 4]
+
+
+def _free(key: str, path: str, taken: set[str]) -> str:
+    return key if key not in taken else f"{key[: MAX_NAME_BYTES // 4]}_{_digest(path)}"
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _is_outside(path: str, folder: str) -> bool:
+    return not os.path.realpath(path).startswith(f"{os.path.realpath(folder).rstrip('/')}/")
+
+
+def _looked_at(folder: str, sample: _Sample, *, captions_beside: bool) -> _Sample:
+    """With size, captions and notes, or with the reason why it cannot be used."""
+    if sample.problem:
+        return sample
+    path = os.path.join(folder, sample.path)
+    try:
+        text = sample.text
+        if captions_beside:
+            members = {
+                suffix: content for suffix in _SIDECARS if (content := _sidecar(path, suffix, folder)) is not None
+            }
+            text = json.dumps(sample_metadata(members))
+        with open_regular(path) as file:
+            stat = os.fstat(file.fileno())
+        limit = MAX_FILE_BYTES.get(sample.extension)
+        if limit is None:
+            return replace(sample, problem=f"{os.path.basename(path)} is named like neither a video nor a picture")
+        if stat.st_size > limit:
+            return replace(sample, problem=f"{stat.st_size:,} bytes, more than {limit:,}")
+        outside = [] if captions_beside or not _is_outside(path, folder) else [OUTSIDE]
+        notes = [*sample.notes, *outside, *lacking(json.loads(text))]
+        return replace(sample, text=text, size=stat.st_size, mtime_ns=stat.st_mtime_ns, notes=notes)
+    except SampleError as error:
+        return replace(sample, problem=error.message)
+    except (OSError, UserError, ValueError) as error:
+        return replace(sample, problem=getattr(error, "strerror", None) or str(error))
+
+
+def _sidecar(path: str, suffix: str, folder: str) -> bytes | None:
+    """The .txt or .json beside a video; None if there is none. Raises UserError for a link to somewhere else."""
+    beside = f"{os.path.splitext(path)[0]}.{suffix}"
+    try:
+        with open_regular(beside) as file:
+            allowed = (os.path.realpath(folder), os.path.dirname(os.path.realpath(path)))
+            if not path_of(file.fileno(), beside).startswith(tuple(f"{root.rstrip('/')}/" for root in allowed)):
+                raise UserError(f"its {suffix} is a link to a file outside {folder}")
+            content = file.read(MAX_FILE_BYTES[suffix] + 1)
+    except FileNotFoundError:
+        return None
+    if len(content) > MAX_FILE_BYTES[suffix]:
+        raise UserError(f"its {suffix} has more than {MAX_FILE_BYTES[suffix]:,} bytes")
+    return content

@@ -1,0 +1,62 @@
+"""Where the tars lie in folders of other tools: in the folder itself, or as the Hugging Face Hub arranges them."""
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from clipmill.errors import UserError
+
+_LOG = logging.getLogger("clipmill.data")
+COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test",
+           "evaluation": "test", "validation": "validation", "valid": "validation", "val": "validation",
+           "dev": "validation"}  # fmt: skip
+"""Words in names of files and folders that the Hub takes for splits."""
+_PATTERNS = ("*", "data/*", "train/*", "data/train/*")
+_WORD = re.compile(r"[a-z]+")
+
+
+def tars_in(folder: str) -> list[str]:
+    """The tars in a folder, in its `data/`, `train/` or `data/train/`, whichever has some first; sorted.
+
+    Of tars of several splits, as the Hub names them (data/train-00000.tar, test/0.tar), those of `train` are taken, and
+    the others are said.
+    """
+    return next((_training_split(tars, folder) for tars in _levels(folder, (".tar",)) if tars), [])
+
+
+def check_not_compressed(entry: str) -> None:
+    """Raise UserError for a compressed tar, and for a folder with some: samples cannot be read at their offset."""
+    is_packed = entry.endswith(COMPRESSED_TARS) and os.path.isfile(entry)
+    packed = [entry] if is_packed else next((tars for tars in _levels(entry, COMPRESSED_TARS) if tars), [])
+    if packed:
+        raise UserError(
+            f"{packed[0]} is compressed, and samples are read at their offset in a plain tar: decompress it first (for "
+            "example, gunzip)"
+        )
+
+
+def _levels(folder: str, suffixes: tuple[str, ...]) -> Iterator[list[str]]:
+    for pattern in _PATTERNS:
+        paths = sorted(path for path in Path(folder).glob(pattern) if path.name.endswith(suffixes))
+        yield [str(path) for path in paths if not path.name.startswith(".") and path.is_file()]
+
+
+def _training_split(tars: Sequence[str], folder: str) -> list[str]:
+    splits = {path: _split_of(os.path.relpath(path, folder)) for path in tars}
+    if "train" not in splits.values():
+        return list(tars)
+    others = Counter(split for split in splits.values() if split not in ("train", None))
+    if others:
+        counts = ", ".join(f"{count} of {split}" for split, count in sorted(others.items()))
+        _LOG.warning("%s: reading the tars of the split train; not those of others (%s)", folder, counts)
+    return [path for path, split in splits.items() if split in ("train", None)]
+
+
+def _split_of(path: str) -> str | None:
+    """The split that a relative path names, by its last word that is one."""
+    words = [_SPLITS[word] for word in _WORD.findall(path.lower().removesuffix(".tar")) if word in _SPLITS]
+    return words[-1] if words else None

@@ -6,7 +6,7 @@ Each command imports its dependencies when it runs, so that `clipmill --help` re
 import json
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -253,6 +253,10 @@ def shard(
     images: Annotated[
         bool, typer.Option("--images", help="Write the middle frame of each clip as JPEG, for image pretraining.")
     ] = False,
+    frames: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="With --images: evenly spaced frames of each clip.", show_default=False),
+    ] = None,
     config: Annotated[
         str | None,
         typer.Option(
@@ -262,6 +266,10 @@ def shard(
     ] = None,
     clips_per_shard: Annotated[
         int | None, typer.Option(min=1, help="Samples per clip shard; 100 by default.", show_default=False)
+    ] = None,
+    audio: Annotated[
+        Literal["drop", "keep"] | None,
+        typer.Option(help="keep: write the sound of clips, too, as AAC. Dropped by default.", show_default=False),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Shuffle seed; 0 by default.", show_default=False)] = None,
     take_over: TakeOver = False,
@@ -277,9 +285,17 @@ def shard(
         raise UserError(
             "--clips-per-shard applies to clip shards; with --images, set images_per_shard in a --config file"
         )
+    if frames is not None and not images:
+        raise UserError("--frames applies to --images; clip shards have all frames")
+    if images and audio == "keep":
+        raise UserError("--audio keep applies to clip shards; images have no sound")
     given = {"clips_per_shard": clips_per_shard, "seed": seed}
     changes = {name: value for name, value in given.items() if value is not None}
     settings = (ShardConfig.from_file(config) if config else ShardConfig()).model_copy(update=changes)
+    extraction = {"audio": audio, "frames_per_clip": frames}
+    settings = settings.replace(
+        extraction=settings.extraction.replace(**{name: v for name, v in extraction.items() if v is not None})
+    )
     result = run(
         dataset,
         selection,
@@ -295,7 +311,7 @@ def shard(
         _nothing_came_out("no clips were written; index.json has the reason for each")
     if result.partial:
         complain(
-            f"{totals['samples']:,} of {totals['selected']:,} selected clips were written: {totals['failed']:,} "
+            f"{totals['clips']:,} of {totals['selected']:,} selected clips were written: {totals['failed']:,} "
             f"failed, {totals['gone']:,} are no longer in the dataset. {result.folder}/index.json lists the reasons."
         )
         raise typer.Exit(PARTIAL)

@@ -58,7 +58,7 @@ def fetch(
     """Read the samples of a shard folder (any fsspec URL) that match, into the local folder `out`.
 
     `where` is a condition on the columns of its clips.parquet, as in a selection; `clip_ids` names clips; given both,
-    both must hold. At most `limit` samples: a random choice, the same on every run. Writes CLIP_ID.mp4 (or .jpg), .txt,
+    both must hold. At most `limit` samples: a random choice, the same on every run. Writes KEY.mp4 (or .jpg), .txt,
     .json, and clips.parquet with their rows. Files that are there with their size are not read again.
 
     Raises UserError if the folder has no clips.parquet, if `where` is not a condition on its columns, or if nothing
@@ -72,12 +72,12 @@ def fetch(
         if not samples.num_rows:
             raise UserError(f"no sample of {shards} matches: see its columns and values in {CATALOG}")
         target = _made_folder(out)
-        rows = samples.select(["clip_id", "shard", "shard_bytes", "files"]).to_pylist()
+        rows = samples.select(["key", "shard", "shard_bytes", "files"]).to_pylist()
         missing = [row for row in rows if not _is_there(target, row)]
         report.begin(len(missing))
         stored, failed = _stored_shards(fs, folder, missing)
         reader = RangeReader(retry_s=_RETRY_S)
-        for batch in _batches([row for row in missing if row["clip_id"] not in failed]):
+        for batch in _batches([row for row in missing if row["key"] not in failed]):
             _fetch_batch(reader, stored, batch, target, failed)
             report.advance(len(batch))
         with atomic_path(target / CATALOG) as temporary:
@@ -112,7 +112,7 @@ def _matching(
             chosen = f"SELECT clip_id FROM joined WHERE {' AND '.join(conditions) or 'true'}"
             if limit is not None:
                 chosen += f" ORDER BY md5(clip_id), clip_id LIMIT {limit}"
-            query = f"SELECT {given} FROM joined WHERE clip_id IN ({chosen}) ORDER BY clip_id"
+            query = f"SELECT {given} FROM joined WHERE clip_id IN ({chosen}) ORDER BY clip_id, key"
             return connection.sql(query).to_arrow_table()
     except duckdb.Error as error:
         raise UserError(f"the query over {storage.shown(fs, path)} failed: {sentence(error)}") from error
@@ -141,17 +141,17 @@ def _made_folder(out: str) -> Path:
     return target
 
 
-def _path(target: Path, clip_id: str, extension: str) -> Path:
-    name = f"{clip_id}.{extension}"
+def _path(target: Path, key: str, extension: str) -> Path:
+    name = f"{key}.{extension}"
     if name in {".", ".."} or os.sep in name or "\0" in name:
-        raise ValueError(f"expected a clip id and an extension, got {name!r}")
+        raise ValueError(f"expected a key and an extension, got {name!r}")
     return target / name
 
 
 def _is_there(target: Path, row: dict[str, Any]) -> bool:
     """Whether all files of a sample are there with their sizes. Files are written whole."""
     try:
-        paths = [(_path(target, row["clip_id"], file["extension"]), file["size"]) for file in row["files"]]
+        paths = [(_path(target, row["key"], file["extension"]), file["size"]) for file in row["files"]]
         return all(path.stat().st_size == size for path, size in paths)
     except (OSError, ValueError):
         return False
@@ -160,7 +160,7 @@ def _is_there(target: Path, row: dict[str, Any]) -> bool:
 def _stored_shards(
     fs: AbstractFileSystem, folder: str, rows: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, StoredObject], dict[str, str]]:
-    """The tars by name; and clip id -> reason, of samples whose tar is missing or was replaced since clips.parquet was
+    """The tars by name; and key -> reason, of samples whose tar is missing or was replaced since clips.parquet was
     written."""
     stored: dict[str, StoredObject] = {}
     reasons: dict[str, str] = {}
@@ -176,7 +176,7 @@ def _stored_shards(
             raise
         except (OSError, UserError) as error:
             reasons[shard] = f"{shard}: {error}"
-    return stored, {row["clip_id"]: reasons[row["shard"]] for row in rows if row["shard"] in reasons}
+    return stored, {row["key"]: reasons[row["shard"]] for row in rows if row["shard"] in reasons}
 
 
 def _batches(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -208,11 +208,11 @@ def _fetch_batch(
     for row, future in zip(batch, reader.submit(wanted), strict=True):
         try:
             contents = future.result()
-            paths = [_path(target, row["clip_id"], file["extension"]) for file in row["files"]]
+            paths = [_path(target, row["key"], file["extension"]) for file in row["files"]]
         except RunStopped:
             raise
         except (OSError, ValueError) as error:
-            failed[row["clip_id"]] = f"{row['shard']}: {error}"
+            failed[row["key"]] = f"{row['shard']}: {error}"
             continue
         for path, content in zip(paths, contents, strict=True):
             try:

@@ -10,7 +10,8 @@ from clipmill.pipeline import Frames, Need
 from curation.dataset.schemas import SCAN_COLUMNS
 from curation.inputs.signed import signed_address
 from curation.scan.isolation import Isolated
-from curation.shards.extract import ClipRow, ExtractionConfig, extract_clips
+from curation.shards.clip_row import ClipRow
+from curation.shards.extract import ExtractionConfig, extract_clips
 from curation.shards.frames import read_frames, read_thumbnails
 from curation.video.decode import Limits
 from pipelines.clip_batch import ClipBatch

@@ -406,7 +406,7 @@ def _missing(index: Mapping[str, Any]) -> str:
     """How many of the selected clips are missing from the shards."""
     totals = index["totals"]
     selected = totals.get("selected", totals["samples"] + totals["failed"])  # earlier releases counted only these
-    missing = selected - totals["samples"]
+    missing = selected - totals.get("clips", totals["samples"])
     if missing <= 0:
         return ""
     counts = ", ".join(f"{totals[key]:,} {key}" for key in ("failed", "gone") if totals.get(key))

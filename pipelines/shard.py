@@ -24,7 +24,8 @@ from curation.dataset.tables import Dataset
 from curation.scan.isolation import Isolated
 from curation.selection.saved import load_selection, selected_clips, selected_ids
 from curation.shards.catalog import catalog, has_catalog, write_catalog
-from curation.shards.extract import ClipRow, ExtractionConfig
+from curation.shards.clip_row import ClipRow
+from curation.shards.extract import ExtractionConfig
 from curation.shards.folder import check_plan, index_of, start_shards
 from curation.shards.write import ShardConfig, ShardPlan, check_shard, plan_shards, write_shard
 from pipelines.cluster import connected
@@ -54,7 +55,7 @@ class ShardRun:
     def partial(self) -> bool:
         """Whether some selected clips are missing from the shards; the index lists them with their reasons."""
         totals = self.index["totals"]
-        return bool(totals["samples"] < totals["selected"])
+        return bool(totals["clips"] < totals["selected"])
 
 
 def shard(
@@ -68,16 +69,18 @@ def shard(
     num_cpus: int | None = None,
     quiet: bool = False,
 ) -> ShardRun:
-    """Write the selected clips (or, with `images`, their middle frames) to `shards/SELECTION[-images]/`.
+    """Write the selected clips to `shards/SELECTION/`; with `images` their middle frames to `shards/SELECTION-images/`,
+    or several frames per clip to `shards/SELECTION-frames/`.
 
     Clips that can no longer be extracted, or are no longer in the dataset, are listed in the index with their reason:
-    selected = samples + failed + gone. With `take_over`, a live run that writes there is stopped.
+    selected = clips + failed + gone. With `take_over`, a live run that writes there is stopped.
 
     Raises UserError if there is no such selection or it is empty, or if the folder contains other shards, is in use or
     not writable; RunStopped if the disk is full or another run takes over.
     """
     config, started_s = config or ShardConfig(), time.monotonic()
-    folder = f"{dataset.rstrip('/')}/shards/{selection}{'-images' if images else ''}"
+    of_images = "-frames" if config.extraction.frames_per_clip > 1 else "-images"
+    folder = f"{dataset.rstrip('/')}/shards/{selection}{of_images if images else ''}"
     with Reporter("shard", unit="clips", quiet=quiet) as report:
         report.waiting("reading the selection")
         rows, gone = selected_rows(Dataset(dataset).open(), selection)

@@ -132,8 +132,8 @@ def index_shard(
     path: str, stored: StoredObject | None = None, record: ShardRecord | None = None, *, ours: bool = False
 ) -> Shard:
     """Index one tar, in a store by its `record` if there is one. Damage is recorded in `problem`, and the samples
-    before it are kept. Of a tar that clipmill did not write (`ours`), the .txt and .json are read, too, to note what they
-    lack. Raises OSError; for a store, the errors of `clipmill.ranges.read_range`."""
+    before it are kept. Of a tar that clipmill did not write (`ours`), the .txt and .json are read, too, to note what
+    they lack. Raises OSError; for a store, the errors of `clipmill.ranges.read_range`."""
     if stored is not None:
         indexed = _of_members(path, stored, record) if record is not None else None
         return indexed or _index_headers(path, stored.size_bytes, RemoteHeaders(stored), stored, ours=ours)

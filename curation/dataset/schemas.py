@@ -109,6 +109,13 @@ SOURCES = pa.schema(
             "number of frames at which decoding can start, by packet flag and decoder",
         ),
         column("audio", pa.bool_(), "whether there is an audio stream"),
+        column(
+            "audio_codec",
+            pa.string(),
+            "codec of the audio stream that `shard --audio keep` takes: no commentary, the container's default",
+        ),
+        column("audio_channels", pa.int32(), "channels of that stream"),
+        column("audio_rate_hz", pa.int32(), "sample rate of that stream", unit="Hz"),
         column("alpha", pa.bool_(), "whether frames have an alpha channel: what is transparent is shown on black"),
         column("status", pa.string(), "ok or rejected"),
         column("error_kind", pa.string(), "kind of error that rejected the source, from a fixed set"),

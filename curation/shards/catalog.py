@@ -16,13 +16,14 @@ from clipmill.public import public_text
 from clipmill.shard_folder import ShardRecord
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.shards.sample import caption_of
-from curation.shards.write import ShardPlan
+from curation.shards.write import ShardPlan, clip_of
 
 CATALOG = "clips.parquet"
 
 _FILE = pa.struct([("extension", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 PLACE = pa.schema(
     [
+        column("key", pa.string(), "name of the sample: the clip id; of several pictures of a clip also their number"),
         column("shard", pa.string(), "file name of the tar"),
         column("shard_bytes", pa.int64(), "size of the tar", unit="bytes"),
         column("extension", pa.string(), "extension of the video or picture"),
@@ -50,7 +51,9 @@ def catalog(plans: Sequence[ShardPlan], records: Mapping[str, ShardRecord]) -> p
         if record.members is None:
             raise ValueError(f"the record of {plan.name} has no byte ranges")
         row_of = {clip_id: row for row, clip_id in enumerate(plan.clips["clip_id"].to_pylist())}
-        clips = public_columns(plan.clips.take(pa.array([row_of[key] for key in record.members.keys], pa.int64())))
+        clips = public_columns(
+            plan.clips.take(pa.array([row_of[clip_of(key)] for key in record.members.keys], pa.int64()))
+        )
         tables.append(_beside(clips, _places(record, clips)))
     return pa.concat_tables(tables, promote_options="permissive") if tables else PLACE.empty_table()
 
@@ -101,6 +104,7 @@ def _places(record: ShardRecord, clips: pa.Table) -> pa.Table:
         extension, offset, size = next(file for file in files if file[0] not in _TEXT)
         rows.append(
             {
+                "key": record.members.keys[i],
                 "shard": record.name,
                 "shard_bytes": record.bytes,
                 "extension": extension,

@@ -5,44 +5,36 @@ The paper cuts its clips in the same keyframe-aware way (section 3.1, App. C). N
 
 import io
 import math
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any, Literal
 
 import av
-import cv2
 import numpy as np
 from pydantic import Field
 
 from clipmill.config import Config
-from clipmill.cropping import NO_MARGINS, Cropper, Margins
 from clipmill.errors import SourceError
 from clipmill.hdr import BRIGHT_NITS_TAG
 from curation.inputs.stats import open_source, stat_source
+from curation.shards.audio import ClipAudio, NoAudio, audio_columns, read_audio
+from curation.shards.clip_row import ClipRow, ExtractedClip, clip_bars, clip_frames
+from curation.shards.encoder import Encoder
 from curation.shards.mux import mux, open_mp4
+from curation.shards.pictures import FrameChoice, PictureChoice, clip_pictures
 from curation.shards.resample import Resampler, needs_resampling
 from curation.shots.spans import remuxed_packets
 from curation.video.decode import Limits, Video
-from curation.video.display import DisplayTransform
-from curation.video.fields import PROGRESSIVE, deinterlaced
-from curation.video.info import VideoInfo
-from curation.video.resize import FrameResizer
-from curation.video.timed import Frame
 
 Kind = Literal["clips", "images"]
-ClipRow = Mapping[str, Any]
-"""A row of the `clips` table; may include other columns of the joined view."""
+Audio = Mapping[str, ClipAudio | NoAudio]
+"""clip_id -> its sound, or why it has none; empty if no clip is to have one."""
 
 _KEPT_TAGS = ("avc1", "avc3", "hvc1", "hev1")
 """Sample entries that say where parameter sets are; remuxing keeps them. Others are left to the muxer."""
 
 _DB_PER_CRF = 0.8
 """PSNR gain per step of the rate factor, slightly below the value measured on grainy footage."""
-_RGB_GAIN = (1.36, 1.51, 1.17)
-"""Mean squared error in RGB per error in Y, U and V: BT.709, limited range, the largest of the usual ones."""
 
 
 class ExtractionConfig(Config):
@@ -55,21 +47,22 @@ class ExtractionConfig(Config):
     factor."""
     preset: Literal["veryfast", "faster", "fast", "medium", "slow", "slower"] = "fast"
     """Preset of x264; slower presets give smaller files and use more CPU time."""
+    audio: Literal["drop", "keep"] = "drop"
+    """`keep`: clips have their sound, encoded as AAC, from the start of the first frame to the end of the last one."""
+    frames_per_clip: int = Field(1, ge=1, le=64)
+    """Frames of each clip written by `--images`. A clip with fewer frames gives all of them."""
+    frame_choice: FrameChoice = "even"
+    """`even`: the frames in the middle of equal parts of the clip. `sharpest`: the sharpest frame of each part, which
+    decodes the whole clip."""
     jpeg_quality: int = Field(95, ge=1, le=100)
-    """JPEG quality of the middle frames written by `--images`."""
+    """JPEG quality of the frames written by `--images`."""
     limits: Limits = Field(default_factory=Limits)
     """Resource limits for reading a source, as in the scan."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractedClip:
-    """The file of one clip, and its stream parameters."""
-
-    content: bytes
-    suffix: Literal["mp4", "jpg"]
-    shape: dict[str, Any] = field(default_factory=dict)
-    """codec, pixel_format, width, height, rotation, mirrored, sample_aspect_ratio as they are in the file; crop: what
-    is still to be cut off at the left, top, right and bottom of each decoded frame."""
+    @property
+    def pictures(self) -> PictureChoice:
+        """The pictures of each clip."""
+        return PictureChoice(per_clip=self.frames_per_clip, choice=self.frame_choice, jpeg_quality=self.jpeg_quality)
 
 
 def extract_clips(
@@ -78,14 +71,17 @@ def extract_clips(
     """Extract clips of one source, in the order given; a clip that cannot be extracted is a SourceError in its place.
 
     "clips" yields MP4 files, remuxed or transcoded according to each row's `extraction`, the latter at the rate `fps`
-    if one is given; "images" the middle frame, upright, as JPEG. If the source is missing or has changed since the scan
+    if one is given; "images" their pictures, upright, as JPEG. If the source is missing or has changed since the scan
     (size or version), all clips fail. Runs native code on untrusted bytes: call it through
     `curation.scan.isolation.Isolated`.
     """
     try:
         check_unchanged(uri, clips[0]["source_id"])
-        with open_source(uri, max_copy_bytes=config.limits.spool_bytes) as file, Video(file, config.limits) as video:
-            return _extract_all(video, clips, kind, config, fps)
+        with open_source(uri, max_copy_bytes=config.limits.spool_bytes) as file:
+            audio = read_audio(file, clips) if kind == "clips" and config.audio == "keep" else {}
+            file.seek(0)
+            with Video(file, config.limits) as video:
+                return _extract_all(video, clips, kind, config, fps, audio)
     except SourceError as error:
         return [error] * len(clips)
 
@@ -100,7 +96,12 @@ def check_unchanged(uri: str, source_id: str) -> None:
 
 
 def _extract_all(
-    video: Video, clips: Sequence[ClipRow], kind: Kind, config: ExtractionConfig, fps: Fraction | None
+    video: Video,
+    clips: Sequence[ClipRow],
+    kind: Kind,
+    config: ExtractionConfig,
+    fps: Fraction | None,
+    audio: Audio,
 ) -> list[ExtractedClip | SourceError]:
     extracted: dict[str, ExtractedClip | SourceError] = {}
     to_transcode = []
@@ -110,18 +111,21 @@ def _extract_all(
             continue
         try:
             extracted[clip["clip_id"]] = (
-                remux_clip(video, clip) if kind == "clips" else _middle_frame(video, clip, config)
+                remux_clip(video, clip, audio.get(clip["clip_id"]))
+                if kind == "clips"
+                else clip_pictures(video, clip, config.pictures)
             )
         except SourceError as error:
             extracted[clip["clip_id"]] = error
         except av.FFmpegError as error:
             extracted[clip["clip_id"]] = decode_failure(error)
-    extracted.update(_transcode(video, to_transcode, config, fps))
+    extracted.update(_transcode(video, to_transcode, config, fps, audio))
     return [extracted[clip["clip_id"]] for clip in clips]
 
 
-def remux_clip(video: Video, clip: ClipRow) -> ExtractedClip:
-    """MP4 with the source's packets, unchanged; timestamps start at 0 with the source's intervals.
+def remux_clip(video: Video, clip: ClipRow, audio: ClipAudio | NoAudio | None = None) -> ExtractedClip:
+    """MP4 with the source's packets, unchanged, and the clip's sound, if any; timestamps start at 0 with the source's
+    intervals.
 
     Orientation and pixel aspect stay metadata, and bars stay. Raises SourceError if the row's packets are not found.
     """
@@ -132,7 +136,9 @@ def remux_clip(video: Video, clip: ClipRow) -> ExtractedClip:
         )
     source, info = video.stream, video.info
     file = io.BytesIO()
-    with open_mp4(file, clip, len(source.codec_context.extradata or b"")) as mp4:
+    sound = audio if isinstance(audio, ClipAudio) else None
+    extra_bytes, audio_packets = len(source.codec_context.extradata or b""), len(sound.packets) if sound else 0
+    with open_mp4(file, clip, extra_bytes, audio_packets=audio_packets) as mp4:
         if info.bright_nits is not None:
             mp4.metadata[BRIGHT_NITS_TAG] = f"{info.bright_nits:.6g}"
         # opaque: from the decoder, for an encoder of the same name need not exist.
@@ -140,7 +146,8 @@ def remux_clip(video: Video, clip: ClipRow) -> ExtractedClip:
         stream.codec_context.sample_aspect_ratio = info.sample_aspect_ratio
         if source.codec_context.codec_tag in _KEPT_TAGS:
             stream.codec_context.codec_tag = source.codec_context.codec_tag
-        mux(mp4, stream, packets, clip, first_pts=clip["start_pts"], unit=clip["time_base_num"])
+        heard = sound.packets_of(sound.add_stream(mp4)) if sound else ()
+        mux(mp4, stream, packets, clip, first_pts=clip["start_pts"], unit=clip["time_base_num"], audio=heard)
     shape = {
         "codec": info.codec,
         "pixel_format": info.pixel_format,
@@ -151,54 +158,7 @@ def remux_clip(video: Video, clip: ClipRow) -> ExtractedClip:
         "sample_aspect_ratio": f"{info.sample_aspect_ratio.numerator}:{info.sample_aspect_ratio.denominator}",
         "crop": list(clip_bars(clip, info).plus(info.margins).sides),
     }
-    return ExtractedClip(content=file.getvalue(), suffix="mp4", shape=shape)
-
-
-def _middle_frame(video: Video, clip: ClipRow, config: ExtractionConfig) -> ExtractedClip:
-    try:
-        return middle_frame(video, clip, config)
-    except SourceError:
-        if clip["resume"] is None:
-            raise
-        return middle_frame(video, {**clip, "resume": None}, config)
-
-
-def middle_frame(video: Video, clip: ClipRow, config: ExtractionConfig) -> ExtractedClip:
-    """JPEG, full size and upright, of the clip's middle frame as seen by the scorers.
-
-    Raises SourceError if there is no frame with that timestamp.
-    """
-    if not clip["thumbnail_pts"]:
-        raise SourceError("decode_error", "the scan kept no thumbnail for this clip")
-    pts = clip["thumbnail_pts"][1]
-    frame = next((frame for frame in clip_frames(video, clip, pts, pts + 1) if frame.pts >= pts), None)
-    if frame is None or frame.pts != pts:
-        raise SourceError(
-            "decode_error", f"no frame with timestamp {pts} could be decoded: the file differs from the scan"
-        )
-    shown = Cropper(clip_bars(clip, frame.info))(frame.av_frame)
-    long_side_px = max(clip["width"], clip["height"])
-    bgr = FrameResizer(frame.info.bright_nits).upright_bgr(shown, frame.info, long_side_px=long_side_px)
-    _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality])
-    shape = {"codec": "jpeg", "width": bgr.shape[1], "height": bgr.shape[0], "pts": pts}
-    return ExtractedClip(content=jpeg.tobytes(), suffix="jpg", shape=shape)
-
-
-def clip_bars(clip: ClipRow, info: VideoInfo) -> Margins:
-    """The bars of a clip in pixels of the decoded frame, from its row, where they are of the displayed one; even."""
-    shown = Margins(**{side: clip[f"crop_{side}"] for side in ("left", "top", "right", "bottom")})
-    bars, aspect = shown.of_decoded(info.orientation), info.sample_aspect_ratio
-    left, right = (2 * math.ceil(px / aspect / 2 - Fraction(1, 4)) for px in (bars.left, bars.right))
-    return Margins(left=left, top=bars.top, right=right, bottom=bars.bottom)
-
-
-def clip_frames(video: Video, clip: ClipRow, start_pts: int, end_pts: int) -> Iterator[Frame]:
-    """Frames with start_pts <= pts < end_pts without combs, and of interlaced footage the neighbours."""
-    interlaced = clip["interlaced"] != PROGRESSIVE
-    frames = video.frames_between(
-        start_pts, end_pts, timestamps=clip["timestamps"], resume=clip["resume"], neighbors=interlaced
-    )
-    return deinterlaced(frames, clip["interlaced"])
+    return ExtractedClip(content=file.getvalue(), suffix="mp4", shape=shape, audio=audio_columns(audio))
 
 
 def _packets_between(video: Video, start_pts: int, end_pts: int) -> list[av.Packet]:
@@ -248,14 +208,14 @@ def decode_passes(video: Video, clips: Iterable[ClipRow]) -> Iterator[list[ClipR
 
 
 def _transcode(
-    video: Video, clips: Sequence[ClipRow], config: ExtractionConfig, fps: Fraction | None
+    video: Video, clips: Sequence[ClipRow], config: ExtractionConfig, fps: Fraction | None, audio: Audio
 ) -> dict[str, ExtractedClip | SourceError]:
     extracted: dict[str, ExtractedClip | SourceError] = {}
     crf = {clip["clip_id"]: config.crf for clip in clips}
     while clips:
         again: list[ClipRow] = []
         for group in decode_passes(video, clips):
-            for clip, encoder, failure in _transcode_in_one_pass(video, group, crf, config, fps):
+            for clip, encoder, failure in _transcode_in_one_pass(video, group, crf, config, fps, audio):
                 clip_id = clip["clip_id"]
                 if failure and clip["resume"] is not None:
                     again.append({**clip, "resume": None})
@@ -271,14 +231,20 @@ def _transcode(
 
 
 def _transcode_in_one_pass(
-    video: Video, clips: list[ClipRow], crf: Mapping[str, int], config: ExtractionConfig, fps: Fraction | None
-) -> Iterator[tuple[ClipRow, "_Encoder", SourceError | None]]:
+    video: Video,
+    clips: list[ClipRow],
+    crf: Mapping[str, int],
+    config: ExtractionConfig,
+    fps: Fraction | None,
+    audio: Audio,
+) -> Iterator[tuple[ClipRow, "Encoder", SourceError | None]]:
     frames = clip_frames(video, clips[0], clips[0]["start_pts"], clips[-1]["end_pts"])
     frame = next(frames, None)
     for clip in clips:
+        clip_id, failure = clip["clip_id"], None
         resampler = Resampler(clip, fps) if fps and needs_resampling(clip, fps) else None
-        row, failure = resampler.row if resampler else clip, None
-        encoder = _Encoder(video, row, crf[clip["clip_id"]], config.preset, resampler)
+        row = resampler.row if resampler else clip
+        encoder = Encoder(row, crf[clip_id], config.preset, audio.get(clip_id), resampler)
         while frame is not None and frame.pts < clip["end_pts"]:
             if frame.pts >= clip["start_pts"] and failure is None:
                 failure = _attempt(encoder.push, frame)
@@ -294,106 +260,6 @@ def _attempt(step: Callable[..., None], *args: Any) -> SourceError | None:
     except av.FFmpegError as error:
         return decode_failure(error)
     return None
-
-
-class _Encoder:
-    """Frames of one clip in, an H.264 file out: 8-bit 4:2:0, upright, square pixels, a keyframe every second."""
-
-    def __init__(self, video: Video, clip: ClipRow, crf: int, preset: str, resampler: Resampler | None = None) -> None:
-        self._clip, self._crf, self._preset, self._resampler = clip, crf, preset, resampler
-        self.psnr_db = math.inf
-        """Of the worst frame, in luma or RGB, whichever is lower."""
-        self._display: DisplayTransform | None = None
-        self._file = io.BytesIO()
-        self._mp4 = open_mp4(self._file, clip, 0)
-        self._stream: Any = None
-        self._packets: list[av.Packet] = []
-        self._frames = 0
-        self._first_pts = clip["start_pts"]
-        self._last_second = -1
-
-    def push(self, frame: Frame) -> None:
-        for each in self._resampler.push(frame) if self._resampler else [frame]:
-            self._encode(each)
-
-    def _encode(self, frame: Frame) -> None:
-        if self._frames == 0 and frame.pts != self._first_pts:
-            raise SourceError(
-                "decode_error", f"no frame with timestamp {self._first_pts}: the file differs from the scan"
-            )
-        if self._display is None:
-            self._display = DisplayTransform(frame.info, clip_bars(self._clip, frame.info))
-        displayed = self._display(frame.av_frame)
-        if self._stream is None:
-            self._open(displayed)
-        elapsed = (frame.pts - self._first_pts) * self._clip["time_base_num"]
-        second = elapsed // self._clip["time_base_den"]
-        displayed.pts, displayed.time_base = elapsed, Fraction(1, self._clip["time_base_den"])
-        # What the source's encoder made of the frame must not steer ours.
-        starts_second = second > self._last_second
-        displayed.pict_type = av.video.frame.PictureType.I if starts_second else av.video.frame.PictureType.NONE
-        self._last_second = second
-        self._keep(self._stream.encode(displayed))
-        self._frames += 1
-
-    def finish(self) -> None:
-        for each in self._resampler.end() if self._resampler else []:
-            self._encode(each)
-        if self._frames != self._clip["frames"]:
-            raise SourceError(
-                "decode_error",
-                f"{self._frames} frames decoded, expected {self._clip['frames']}: the file differs from the scan",
-            )
-        self._keep(self._stream.encode(None))
-        with self._mp4:
-            mux(self._mp4, self._stream, self._packets, self._clip, first_pts=0, unit=1)
-
-    def result(self) -> ExtractedClip:
-        context = self._stream.codec_context
-        shape = {
-            "codec": "h264",
-            "pixel_format": context.pix_fmt,
-            "width": context.width,
-            "height": context.height,
-            "rotation": 0,
-            "mirrored": False,
-            "sample_aspect_ratio": "1:1",
-            "crop": list(NO_MARGINS.sides),
-            "psnr_db": round(self.psnr_db, 2),
-        }
-        return ExtractedClip(content=self._file.getvalue(), suffix="mp4", shape=shape)
-
-    def _keep(self, packets: list[av.Packet]) -> None:
-        pixels = self._stream.codec_context.width * self._stream.codec_context.height
-        for packet in packets:
-            *_, y, u, v = struct.unpack("=IBBHQQQ", bytes(packet.get_sidedata("quality_stats")))
-            mse = max(
-                y / pixels, sum(gain * sse / pixels for gain, sse in zip(_RGB_GAIN, (y, 4 * u, 4 * v), strict=True))
-            )
-            self.psnr_db = min(self.psnr_db, 10 * math.log10(255**2 / max(mse, 1e-6)))
-            self._packets.append(packet)
-
-    def _open(self, displayed: av.VideoFrame) -> None:
-        options = {
-            "preset": self._preset,
-            "crf": str(self._crf),
-            "flags": "+psnr",  # each packet tells how far it is from its frame
-            "mbtree": "0",  # x264's AVX-512 code for it reads stray memory: other bytes on every run
-            "forced-idr": "1",
-            "sc_threshold": "0",
-        }
-        rate = Fraction(self._clip["fps"] or 25).limit_denominator(1001)
-        base = Fraction(1, self._clip["time_base_den"])
-        stream = self._mp4.add_stream(
-            "libx264", rate, options=options, width=displayed.width, height=displayed.height, time_base=base
-        )
-        context = stream.codec_context
-        context.thread_count = 1
-        context.pix_fmt = displayed.format.name
-        context.sample_aspect_ratio = Fraction(1)
-        context.colorspace, context.color_range = displayed.colorspace, displayed.color_range
-        context.color_primaries, context.color_trc = displayed.color_primaries, displayed.color_trc
-        self._stream = stream
 
 
 def decode_failure(error: av.FFmpegError) -> SourceError:

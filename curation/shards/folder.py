@@ -46,7 +46,7 @@ def index_of(
 ) -> dict[str, Any]:
     """Content of index.json: the plan, each shard, totals, and every selected clip that is not in the shards.
 
-    `gone` are selected clips that are in no plan. selected = samples + failed + gone. Raises ValueError if a planned
+    `gone` are selected clips that are in no plan. selected = clips + failed + gone. Raises ValueError if a planned
     shard has no record.
     """
     by_name = {record.name: record for record in records}
@@ -55,6 +55,7 @@ def index_of(
         raise ValueError(f"{len(missing)} shards have no record, among them {missing[0]}")
     ordered = [by_name[plan.name] for plan in plans]
     selected = sum(plan.clips.num_rows for plan in plans) + len(gone)
+    clips = sum(record.samples if record.clips is None else record.clips for record in ordered)
     duration_s = round(sum(record.duration_s or 0.0 for record in ordered), 6)
     index = shard_folder.index_of(
         _plan(plans, selection, settings),
@@ -62,13 +63,14 @@ def index_of(
         totals={
             "duration_s": duration_s,
             "selected": selected,
+            "clips": clips,
             "gone": len(gone),
             "uncaptioned": sum(_uncaptioned(plan, by_name[plan.name]) for plan in plans),
         },
         gone=[asdict(clip) for clip in gone],
     )
-    totals = index["totals"]
-    assert selected == totals["samples"] + totals["failed"] + len(gone), "every planned clip is written or has failed"
+    failed = index["totals"]["failed"]
+    assert selected == clips + failed + len(gone), "every planned clip is written or has failed"
     return index
 
 

@@ -12,7 +12,8 @@ from clipmill.cropping import Cropper
 from clipmill.errors import SourceError
 from curation.inputs.stats import open_source
 from curation.scan.thumbnail_spool import compressed
-from curation.shards.extract import ClipRow, check_unchanged, clip_bars, clip_frames, decode_failure, decode_passes
+from curation.shards.clip_row import ClipRow, clip_bars, clip_frames
+from curation.shards.extract import check_unchanged, decode_failure, decode_passes
 from curation.video.decode import Limits, Video
 from curation.video.resize import FrameResizer, Image
 from curation.video.timed import Frame

@@ -1,7 +1,8 @@
 """The MP4 of a clip: its index in front, its clock the source's, its timestamps from 0 on."""
 
+import heapq
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -9,14 +10,15 @@ import av
 
 _INDEX_BYTES = 4096
 _INDEX_BYTES_PER_FRAME = 48
-"""Room for the index (moov) in front of the media: at most 44 bytes per frame in stts, ctts, stss, stsz, stsc, stco."""
+"""Room for the index (moov) in front of the media: at most 44 bytes per frame in stts, ctts, stss, stsz, stsc, stco. An
+audio packet takes no more."""
 
 
-def open_mp4(file: io.BytesIO, clip: Mapping[str, Any], extra_bytes: int) -> Any:
+def open_mp4(file: io.BytesIO, clip: Mapping[str, Any], extra_bytes: int, *, audio_packets: int = 0) -> Any:
     """An MP4 to write into `file`: its index in front, its clock the source's, its bytes the same on every run."""
     clock = str(clip["time_base_den"])
     options = {
-        "moov_size": str(_INDEX_BYTES + extra_bytes + _INDEX_BYTES_PER_FRAME * clip["frames"]),
+        "moov_size": str(_INDEX_BYTES + extra_bytes + _INDEX_BYTES_PER_FRAME * (clip["frames"] + audio_packets)),
         "video_track_timescale": clock,
         "movie_timescale": clock,
         "fflags": "+bitexact",
@@ -25,8 +27,20 @@ def open_mp4(file: io.BytesIO, clip: Mapping[str, Any], extra_bytes: int) -> Any
     return av.open(file, "w", format="mp4", container_options=options)
 
 
-def mux(mp4: Any, stream: Any, packets: list[av.Packet], clip: Mapping[str, Any], *, first_pts: int, unit: int) -> None:
-    """Write packets with timestamps from 0 on; `unit` is how many ticks of the MP4's clock make one of their pts."""
+def mux(
+    mp4: Any,
+    stream: Any,
+    packets: list[av.Packet],
+    clip: Mapping[str, Any],
+    *,
+    first_pts: int,
+    unit: int,
+    audio: Iterable[av.Packet] = (),
+) -> None:
+    """Write packets with timestamps from 0 on; `unit` is how many ticks of the MP4's clock make one of their pts.
+
+    `audio` packets have their own stream and clock, with timestamps from 0 on, or before for what is not to be heard.
+    """
     pts = [packet.pts for packet in packets if packet.pts is not None]
     assert len(pts) == len(packets)
     shown = sorted(pts)
@@ -42,4 +56,11 @@ def mux(mp4: Any, stream: Any, packets: list[av.Packet], clip: Mapping[str, Any]
         packet.pts = (pts[place] - first_pts) * unit
         packet.duration = duration * unit
         packet.time_base = Fraction(1, clip["time_base_den"])
+    for packet in heapq.merge(packets, audio, key=_decoded_at_s):
         mp4.mux_one(packet)
+
+
+def _decoded_at_s(packet: av.Packet) -> Fraction:
+    assert packet.dts is not None
+    assert packet.time_base is not None
+    return packet.dts * packet.time_base

@@ -15,7 +15,7 @@ import pyarrow as pa
 from clipmill.public import public_text
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.scores.columns import SCORE_COLUMNS
-from curation.shards.extract import ClipRow, ExtractedClip
+from curation.shards.clip_row import ClipRow, ExtractedClip
 
 _NUMBERS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())]))
 _TEXTS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
@@ -23,6 +23,7 @@ _SPAN = ("start_pts", "end_pts", "start_s", "end_s", "duration_s", "start_frame"
 _CUTS = ("cut_start_pts", "cut_end_pts", "cut_start_s", "cut_end_s")
 _INTEGERS = {"start_pts", "end_pts", "start_frame", "cut_start_pts", "cut_end_pts"}
 _PICTURE = [("codec", pa.string()), ("width", pa.int64()), ("height", pa.int64())]
+_FRAME = [("pts", pa.int64()), ("picture", pa.int64()), ("pictures", pa.int64())]
 _VIDEO = [
     ("pixel_format", pa.string()),
     ("rotation", pa.int64()),
@@ -35,6 +36,16 @@ _VIDEO = [
     ("distinct_fps", pa.float64()),
     ("distinct_frames", pa.list_(pa.int64())),
 ]
+_AUDIO = [
+    ("present", pa.bool_()),
+    ("codec", pa.string()),
+    ("channels", pa.int64()),
+    ("rate", pa.int64()),
+    ("error_kind", pa.string()),
+    ("source_codec", pa.string()),
+    ("source_channels", pa.int64()),
+    ("source_rate", pa.int64()),
+]
 _CONDITIONING = ("fps_id", "motion_bucket")
 _MEASURED = ("psnr_db",)
 """What is known of some files only; among the scores."""
@@ -44,7 +55,7 @@ _NO_SCORES = {*CLIPS.names, *SOURCES.names, "root", "path", "caption"} - _SCORES
 
 def sample_type(suffix: str) -> pa.StructType:
     """The type of the JSON beside a video ("mp4") or a picture ("jpg")."""
-    shape = [*_PICTURE, *_VIDEO] if suffix == "mp4" else [*_PICTURE, ("pts", pa.int64())]
+    shape = [*_PICTURE, *_VIDEO] if suffix == "mp4" else [*_PICTURE, *_FRAME]
     return pa.struct(
         [
             ("clip_id", pa.string()),
@@ -57,6 +68,7 @@ def sample_type(suffix: str) -> pa.StructType:
             ),
             ("cuts", pa.struct([(name, _bound_type(name)) for name in _CUTS])),
             ("shape", pa.struct(shape)),
+            *([("audio", pa.struct(_AUDIO))] if suffix == "mp4" else []),
             (
                 "captions",
                 pa.list_(pa.struct([("source", pa.string()), ("text", pa.string()), ("error_kind", pa.string())])),
@@ -84,6 +96,7 @@ def sample_json(row: ClipRow, extracted: ExtractedClip, selection: str) -> dict[
         "span": {"time_base": [row["time_base_num"], row["time_base_den"]]} | _bounds(row, _SPAN),
         "cuts": _bounds(row, _CUTS),
         "shape": _shape(row, extracted),
+        **({"audio": _audio(row, extracted)} if extracted.suffix == "mp4" else {}),
         "captions": _captions(row.get("captions")),
         "metadata": _texts(dict(row.get("metadata") or [])),
         "conditioning": _numbers({name: row[name] for name in _CONDITIONING}),
@@ -119,7 +132,7 @@ def _bounds(row: ClipRow, names: Iterable[str]) -> dict[str, Any]:
 def _shape(row: ClipRow, extracted: ExtractedClip) -> dict[str, Any]:
     """What is in the file. Of a clip of one frame, the rate is that at which it would be shown as long."""
     if extracted.suffix != "mp4":
-        return {name: extracted.shape[name] for name in ("codec", "width", "height", "pts")}
+        return {name: extracted.shape[name] for name, _ in (*_PICTURE, *_FRAME)}
     fps = row["fps"] or 1 / row["duration_s"]
     timing = {
         "frames": row["frames"],
@@ -130,6 +143,14 @@ def _shape(row: ClipRow, extracted: ExtractedClip) -> dict[str, Any]:
     }
     known = extracted.shape | timing
     return {name: known[name] for name, _ in (*_PICTURE, *_VIDEO)}
+
+
+def _audio(row: ClipRow, extracted: ExtractedClip) -> dict[str, Any]:
+    return extracted.audio | {
+        "source_codec": row.get("audio_codec") or "",
+        "source_channels": row.get("audio_channels") or 0,
+        "source_rate": row.get("audio_rate_hz") or 0,
+    }
 
 
 def _captions(captions: Sequence[Mapping[str, Any]] | None) -> list[dict[str, str]]:

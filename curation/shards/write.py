@@ -11,7 +11,7 @@ import math
 import operator
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, BinaryIO
 
@@ -25,12 +25,16 @@ from clipmill.public import public_addresses, public_text
 from clipmill.shard_folder import FailedClip, Members, ShardRecord, read_record, write_record
 from clipmill.spool import Spool
 from curation.inputs.signed import signed_address
-from curation.shards.extract import ClipRow, ExtractedClip, ExtractionConfig, Kind, extract_clips
+from curation.shards.clip_row import ClipRow, ExtractedClip
+from curation.shards.extract import ExtractionConfig, Kind, extract_clips
 from curation.shards.sample import caption_of, sample_json
 
 _FOOTAGE_PER_CALL_S = 60.0
 _SPOOL_IN_MEMORY_BYTES = 64 << 20
 _COPY_BYTES = 1 << 20
+
+PICTURE_MARK = "_"
+"""Between the clip id, which has none, and the number of a picture, in the keys of several pictures of a clip."""
 
 
 class ShardConfig(Config):
@@ -93,7 +97,8 @@ def plan_shards(
         raise UserError("duplicate clip_id in the rows to shard: check the tables in scores/ for repeated clip_ids")
     rank = {clip_id: _hash(config.seed, clip_id) for clip_id in ids}
     order = _spread(ids, sources, rank, config.seed)
-    per_shard = config.clips_per_shard if kind == "clips" else config.images_per_shard
+    clips_of_images = max(1, config.images_per_shard // config.extraction.frames_per_clip)
+    per_shard = config.clips_per_shard if kind == "clips" else clips_of_images
     shards = math.ceil(len(order) / per_shard)
     bounds = [len(order) * i // shards for i in range(shards + 1)]
     plans = []
@@ -116,7 +121,7 @@ def write_shard(
 
     config = config or ShardConfig()
     fs, folder = storage.filesystem(folder_url)
-    duration_s, failed = 0.0, []
+    duration_s, clips, failed = 0.0, 0, []
     keys: list[str] = []
     ranges: dict[str, list[tuple[int, int] | None]] = {}
     with storage.atomic_write(fs, f"{folder}/{plan.name}") as file:
@@ -126,14 +131,16 @@ def write_shard(
                 if isinstance(extracted, SourceError):
                     failed.append(_failed(row["clip_id"], extracted))
                     continue
-                tar.write(_sample(row, extracted, selection))
-                keys.append(row["clip_id"])
-                for extension, found in _ranges(row["clip_id"], tar.tarstream).items():
-                    ranges.setdefault(extension, []).append(found)
-                duration_s += row["duration_s"]
+                for sample in _samples(row, extracted, selection):
+                    tar.write(sample)
+                    keys.append(sample["__key__"])
+                    for extension, found in _ranges(keys[-1], tar.tarstream).items():
+                        ranges.setdefault(extension, []).append(found)
+                clips, duration_s = clips + 1, duration_s + row["duration_s"]
     record = ShardRecord(
         name=plan.name,
         samples=len(keys),
+        clips=clips,
         bytes=summed.bytes,
         sha256=summed.digest.hexdigest(),
         duration_s=duration_s,
@@ -255,17 +262,28 @@ class _Spooled:
     @classmethod
     def put(cls, spool: Spool, clip: Any) -> "_Spooled":
         start = spool.put(clip.content)
-        bare = ExtractedClip(content=b"", suffix=clip.suffix, shape=clip.shape)
-        return cls(clip=bare, start=start, size=len(clip.content))
+        return cls(clip=replace(clip, content=b""), start=start, size=len(clip.content))
 
     def get(self, spool: Spool) -> ExtractedClip:
-        return ExtractedClip(content=spool.get(self.start, self.size), suffix=self.clip.suffix, shape=self.clip.shape)
+        return replace(self.clip, content=spool.get(self.start, self.size))
 
 
-def _sample(row: ClipRow, extracted: ExtractedClip, selection: str) -> dict[str, Any]:
+def _samples(row: ClipRow, extracted: ExtractedClip, selection: str) -> Iterator[dict[str, Any]]:
+    """The clip as a sample, or several pictures of it as one each."""
+    for i, (content, shape) in enumerate(extracted.files()):
+        key = row["clip_id"] if not extracted.pictures else f"{row['clip_id']}{PICTURE_MARK}{i}"
+        yield _sample(key, row, replace(extracted, content=content, shape=shape), selection)
+
+
+def clip_of(key: str) -> str:
+    """The clip id of a sample's key."""
+    return key.partition(PICTURE_MARK)[0]
+
+
+def _sample(key: str, row: ClipRow, extracted: ExtractedClip, selection: str) -> dict[str, Any]:
     metadata = json.dumps(sample_json(row, extracted, selection), ensure_ascii=False)
     return {
-        "__key__": row["clip_id"],
+        "__key__": key,
         extracted.suffix: extracted.content,
         "txt": caption_of(row).encode(),
         "json": metadata.encode(),
@@ -276,12 +294,12 @@ def _failed(clip_id: str, error: SourceError) -> FailedClip:
     return FailedClip(clip_id=clip_id, error_kind=error.kind, error=public_text(error.message))
 
 
-def _ranges(clip_id: str, tar: tarfile.TarFile) -> dict[str, tuple[int, int]]:
+def _ranges(written_key: str, tar: tarfile.TarFile) -> dict[str, tuple[int, int]]:
     """Extension -> offset and size of each file of the sample that was written last. Files fill whole blocks."""
     ranges, end = {}, tar.offset
     for member in reversed(tar.getmembers()):
         key, _, extension = member.name.partition(".")
-        if key != clip_id:
+        if key != written_key:
             break
         start = end - math.ceil(member.size / tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         ranges[extension] = start, member.size

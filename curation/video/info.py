@@ -10,6 +10,7 @@ import av
 from clipmill.cropping import NO_MARGINS, Margins
 from clipmill.errors import SourceError
 from clipmill.video import Orientation
+from curation.video.audio import AudioInfo, describe_audio
 from curation.video.color import ColorTags
 from curation.video.geometry import Geometry
 
@@ -38,7 +39,8 @@ class VideoInfo:
     """Average rate stated by the container; None if it states none."""
     duration_s: float | None
     time_base: Fraction
-    audio: bool
+    audio: AudioInfo | None
+    """The stream that goes with the footage."""
     margins: Margins = NO_MARGINS
     """What the container says is not to be shown, of frames as coded; frames come without it."""
     alpha: bool = False
@@ -78,7 +80,7 @@ def describe(
         fps=float(stream.average_rate) if stream.average_rate else None,
         duration_s=duration_s,
         time_base=stream.time_base,
-        audio=bool(container.streams.audio),
+        audio=describe_audio(container),
         color=ColorTags.of(first, int(stream.codec_context.colorspace)),
         metadata=dict(container.metadata),
     )

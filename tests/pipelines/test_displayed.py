@@ -14,7 +14,8 @@ from clipmill.cropping import Margins
 from clipmill.errors import SourceError
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import Scan, ScanConfig, scan
-from curation.shards.extract import ExtractedClip, ExtractionConfig, extract_clips
+from curation.shards.clip_row import ExtractedClip
+from curation.shards.extract import ExtractionConfig, extract_clips
 from curation.shots.spans import SpanConfig
 from curation.video.decode import Video
 from tests.ffmpeg import ffmpeg, first_picture

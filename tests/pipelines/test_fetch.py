@@ -14,7 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from clipmill.errors import UserError
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.shards.catalog import CATALOG, catalog, write_catalog
-from curation.shards.extract import ExtractedClip
+from curation.shards.clip_row import ExtractedClip
 from curation.shards.write import ShardConfig, plan_shards, write_shard
 from pipelines.fetch import fetch
 from tests.curation.shards.rows import SHAPE, clip_row
@@ -162,7 +162,9 @@ def test_a_hostile_catalog_writes_nothing_outside(shards: str, tmp_path: Path):
     path = Path(shards) / CATALOG
     table = pq.read_table(path)
     names = ["../../outside"] * table.num_rows
-    pq.write_table(table.set_column(0, "clip_id", pa.array(names)), path)
+    for name in ("clip_id", "key"):
+        table = table.set_column(table.column_names.index(name), name, pa.array(names))
+    pq.write_table(table, path)
     run = fetch(shards, str(tmp_path / "deep" / "out"), quiet=True)
     assert set(run.failed) == {"../../outside"}
     assert not (tmp_path / "outside.mp4").exists()

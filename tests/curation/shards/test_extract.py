@@ -18,7 +18,8 @@ from clipmill.errors import SourceError
 from clipmill.video import UPRIGHT
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import ScanConfig, scan
-from curation.shards.extract import ExtractedClip, ExtractionConfig, decode_passes, extract_clips
+from curation.shards.clip_row import ExtractedClip
+from curation.shards.extract import ExtractionConfig, decode_passes, extract_clips
 from curation.shots.spans import SpanConfig
 from curation.video.decode import Video
 from curation.video.display import DisplayTransform

@@ -15,7 +15,7 @@ import pytest
 import webdataset as wds
 
 from curation.shards.catalog import CATALOG, catalog, write_catalog
-from curation.shards.extract import ExtractedClip
+from curation.shards.clip_row import ExtractedClip
 from curation.shards.sample import sample_json, sample_type
 from curation.shards.write import ShardConfig, plan_shards, write_shard
 from tests.curation.shards.rows import SHAPE, clip_row
@@ -51,7 +51,7 @@ OTHER = FULL | {"metadata": [("url", "https://example.org/a?token=secret")], "lu
 
 def content(clip_id: str, suffix: str = "mp4") -> ExtractedClip:
     if suffix == "jpg":
-        shape = {"codec": "jpeg", "width": 64, "height": 48, "pts": 3}
+        shape = {"codec": "jpeg", "width": 64, "height": 48, "pts": 3, "picture": 0, "pictures": 1}
         return ExtractedClip(content=clip_id.encode(), suffix="jpg", shape=shape)
     shape = SHAPE | ({"psnr_db": 44.5} if clip_id.startswith("s1") else {})
     return ExtractedClip(content=clip_id.encode(), suffix="mp4", shape=shape)

@@ -13,7 +13,8 @@ from clipmill.cropping import Margins
 from clipmill.video import Orientation
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import Scan, ScanConfig, scan
-from curation.shards.extract import ExtractedClip, ExtractionConfig, clip_bars, extract_clips
+from curation.shards.clip_row import ExtractedClip, clip_bars
+from curation.shards.extract import ExtractionConfig, extract_clips
 from curation.shots.spans import SpanConfig
 from curation.video.decode import Video
 from tests.media import panning, write_video

@@ -12,7 +12,8 @@ import pytest
 
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import Scan, ScanConfig, scan
-from curation.shards.extract import ExtractedClip, ExtractionConfig, extract_clips
+from curation.shards.clip_row import ExtractedClip
+from curation.shards.extract import ExtractionConfig, extract_clips
 from curation.shots.spans import SpanConfig
 from curation.video.decode import Video
 from curation.video.fields import PROGRESSIVE, FieldMeter, Fields, deinterlaced, deinterlaced_one

@@ -7,7 +7,8 @@ import pytest
 from clipmill.errors import SourceError
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import ScanConfig, scan
-from curation.shards.extract import ExtractedClip, ExtractionConfig, extract_clips
+from curation.shards.clip_row import ExtractedClip
+from curation.shards.extract import ExtractionConfig, extract_clips
 from curation.shots.spans import SpanConfig
 from curation.video.decode import Video
 from tests.ffmpeg import ffmpeg

@@ -286,7 +286,8 @@ def test_an_image_is_the_frame_that_the_scorers_took_for_the_middle(tmp_path: Pa
         height, width = (96, 170) if name == "b_frames" else (96, 228)  # 170 * 4 / 3, made even
         middle_pts = clip["thumbnail_pts"][1]
         assert clip_file.suffix == "jpg"
-        assert clip_file.shape == {"codec": "jpeg", "width": width, "height": height, "pts": middle_pts}
+        size = {"width": width, "height": height}
+        assert clip_file.shape == {"codec": "jpeg", **size, "pts": middle_pts, "picture": 0, "pictures": 1}
         image = cv2.imdecode(np.frombuffer(clip_file.content, np.uint8), cv2.IMREAD_COLOR)
         base = Fraction(clip["time_base_num"], clip["time_base_den"])
         original = dict(wanted(path, clip))[(middle_pts - clip["start_pts"]) * base].to_ndarray(format="bgr24")

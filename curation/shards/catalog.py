@@ -51,9 +51,8 @@ def catalog(plans: Sequence[ShardPlan], records: Mapping[str, ShardRecord]) -> p
         if record.members is None:
             raise ValueError(f"the record of {plan.name} has no byte ranges")
         row_of = {clip_id: row for row, clip_id in enumerate(plan.clips["clip_id"].to_pylist())}
-        clips = public_columns(
-            plan.clips.take(pa.array([row_of[clip_of(key)] for key in record.members.keys], pa.int64()))
-        )
+        rows = pa.array([row_of[clip_of(key)] for key in record.members.keys], pa.int64())
+        clips = public_columns(plan.clips.take(rows))
         tables.append(_beside(clips, _places(record, clips)))
     return pa.concat_tables(tables, promote_options="permissive") if tables else PLACE.empty_table()
 

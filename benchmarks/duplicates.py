@@ -1,10 +1,12 @@
-"""`find_duplicates` on growing datasets: seconds, CPU seconds, memory and recall of planted copies.
+"""`find_duplicates` on growing datasets: seconds, CPU seconds, memory and recall of planted copies, and their slopes.
 
-    python -m benchmarks.duplicates [--clips N N ...]
+    python -m benchmarks.duplicates [--clips N N ...] [--ray]
 
 Embeddings have 768 dimensions and, like CLIP's, form clusters of many sizes; a tenth of the clips are copies with
-cosines of 0.955 to 0.99. Each search runs in its own process and prints its figures to stderr immediately. The last
-line is JSON.
+cosines of 0.955 to 0.99. Each dataset is searched, then searched again after 1 % more clips; with --ray also from a
+driver whose kept clips are held by Ray actors. Each search runs in its own process and prints its figures to stderr
+immediately. The last line is JSON: the figures, and per search the exponent e of CPU seconds = a clips^e, the bytes per
+clip, and both at ten million clips.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import json
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,72 +24,115 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from benchmarks.common import cpu_s, in_child, memory_bytes, report
+from benchmarks.common import in_child, memory_bytes, report
+from benchmarks.scale import tree_cpu_s
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.dataset.tables import Dataset
 from curation.dedup.duplicates import DuplicatesConfig, find_duplicates
+from curation.dedup.kept import LocalIndex
+from pipelines.cluster import connected
+from pipelines.duplicates import RayIndex
 
-_CLIPS = (10_000, 100_000, 1_000_000)
+_CLIPS = (10_000, 30_000, 100_000, 300_000)
 _COMPARED = 100_000
 """Up to this many clips, both searches run."""
+_LATE = "late"
+_LATE_SHARE = 0.01
+"""Of the clips, added after the first search."""
+_ON_PAPER = 10_000_000
 _WIDTH = 768
 _PART_CLIPS = 50_000
 _SUBJECTS = 1000
 _COPIES_PER_CLIP = 0.1
 
 
-def measure(clips: int) -> list[dict[str, Any]]:
+def measure(clips: int, *, ray: bool) -> list[dict[str, Any]]:
     """Build a dataset in a temporary folder and search it: exactly if it is small enough, and approximately."""
-    searches = {"exact": clips, "approximate": 0} if clips <= _COMPARED else {"approximate": 0}
-    with tempfile.TemporaryDirectory(prefix="clipmill-duplicates-") as folder:
-        copies = _build(folder, clips)
-        figures = []
-        for search, exact_up_to in searches.items():
-            measured = in_child("benchmarks.duplicates", "--search", folder, str(exact_up_to))
-            figures.append({"clips": clips, "search": search, **measured, "planted": len(copies)})
-            figures[-1].update(_compared(folder, copies))
-            print(json.dumps(figures[-1]), file=sys.stderr, flush=True)
-        return figures
+    searches = {"exact": 2 * clips, "approximate": 0} if clips <= _COMPARED else {"approximate": 0}
+    figures = []
+    for search, exact_up_to in searches.items():
+        for where in ("here", "ray") if ray else ("here",):
+            with tempfile.TemporaryDirectory(prefix="clipmill-duplicates-") as folder:
+                copies = _build(folder, clips)
+                late = Path(folder, "sources", f"{_LATE}.parquet")
+                hidden = late.rename(Path(folder, "late.parquet"))
+                for what in ("all", "1 % more"):
+                    measured = in_child("benchmarks.duplicates", "--search", folder, str(exact_up_to), where)
+                    row = {"clips": measured["searched"], "search": search, "where": where, "what": what}
+                    figures.append(row | measured | _compared(folder, copies))
+                    print(json.dumps(figures[-1]), file=sys.stderr, flush=True)
+                    if hidden.exists():
+                        hidden.rename(late)  # which commits the part
+    return figures
+
+
+def slopes(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per kind of search: the exponent of CPU seconds, bytes per clip, and both at ten million clips."""
+    kinds = dict.fromkeys((row["search"], row["where"], row["what"]) for row in figures)
+    fitted = []
+    for kind in kinds:
+        rows = [row for row in figures if (row["search"], row["where"], row["what"]) == kind]
+        if len(rows) < 2:
+            continue
+        clips = np.array([row["clips"] for row in rows], float)
+        exponent, intercept = np.polyfit(np.log(clips), np.log([row["cpu_s"] for row in rows]), 1)
+        bytes_per_clip, base = np.polyfit(clips, [row["peak_mib"] * 2**20 for row in rows], 1)
+        fitted.append(
+            dict(zip(("search", "where", "what"), kind, strict=True))
+            | {
+                "exponent": round(float(exponent), 2),
+                "cpu_h_at_10m": float(np.exp(intercept) * _ON_PAPER**exponent) / 3600,
+                "bytes_per_clip": round(float(bytes_per_clip)),
+                "gib_at_10m": float(base + bytes_per_clip * _ON_PAPER) / 2**30,
+            }
+        )
+    return fitted
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, nargs="+", default=_CLIPS)
-    parser.add_argument("--search", nargs=2, metavar=("DATASET", "EXACT_UP_TO"), help=argparse.SUPPRESS)
+    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--search", nargs=3, metavar=("DATASET", "EXACT_UP_TO", "WHERE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.search:
-        print(json.dumps(_search(options.search[0], int(options.search[1]))))
+        print(json.dumps(_search(options.search[0], int(options.search[1]), options.search[2])))
         return
-    rows = [row for clips in options.clips for row in measure(clips)]
+    rows = [row for clips in options.clips for row in measure(clips, ray=options.ray)]
     report(
         f"find_duplicates, embeddings of {_WIDTH} numbers, a tenth of them copies",
-        ("clips", "search", "seconds", "CPU s", "peak MiB", "bytes/clip", "copies found", "false"),
+        ("clips", "search", "index", "compared", "seconds", "CPU s", "peak MiB", "copies found", "false"),
         (
             (
                 f"{row['clips']:,}",
                 row["search"],
+                row["where"],
+                f"{row['what']}: {row['compared']:,}",
                 f"{row['seconds']:.1f}",
                 f"{row['cpu_s']:.1f}",
                 f"{row['peak_mib']:.0f}",
-                f"{row['bytes_per_clip']:.0f}",
                 f"{row['found'] / max(1, row['planted']):.2%}",
                 str(row["false"]),
             )
             for row in rows
         ),
-        {"duplicates": rows},
+        {"duplicates": rows, "slopes": slopes(rows)},
     )
 
 
-def _search(folder: str, exact_up_to: int) -> dict[str, Any]:
-    before_bytes, before_cpu_s, start = memory_bytes("VmRSS"), cpu_s(), time.perf_counter()
-    result = find_duplicates(Dataset(folder), DuplicatesConfig(exact_up_to=exact_up_to))
-    seconds, peak_bytes = time.perf_counter() - start, memory_bytes("VmHWM")
+def _search(folder: str, exact_up_to: int, where: str) -> dict[str, Any]:
+    """Search, in this process or with an index on Ray, whose CPU time is that of all processes under this one."""
+    with connected() if where == "ray" else nullcontext():
+        before_cpu_s, start = tree_cpu_s(), time.perf_counter()
+        settings = DuplicatesConfig(exact_up_to=exact_up_to)
+        result = find_duplicates(Dataset(folder), settings, make_index=RayIndex if where == "ray" else LocalIndex)
+        seconds, used_cpu_s = time.perf_counter() - start, tree_cpu_s() - before_cpu_s
     return {
+        "searched": result.clips,
+        "compared": result.compared,
         "seconds": seconds,
-        "cpu_s": cpu_s() - before_cpu_s,
-        "peak_mib": peak_bytes / 2**20,
-        "bytes_per_clip": (peak_bytes - before_bytes) / result.clips,
+        "cpu_s": used_cpu_s,
+        "peak_mib": memory_bytes("VmHWM") / 2**20,
     }
 
 
@@ -95,8 +141,10 @@ def _compared(folder: str, copies: dict[str, str]) -> dict[str, int]:
     path = Path(folder, "scores", "duplicates", "duplicates.parquet")
     table = pq.read_table(path, columns=["clip_id", "duplicate_of"])
     of = {c: k for c, k in zip(*(column.to_pylist() for column in table.columns), strict=True) if k is not None}
+    ids = set(table["clip_id"].to_pylist())
     joined = sum(of.get(copy) == original or of.get(original) == copy for copy, original in copies.items())
-    return {"found": joined, "false": len(of) - joined}
+    planted = sum(copy in ids and original in ids for copy, original in copies.items())
+    return {"planted": planted, "found": joined, "false": len(of) - joined}
 
 
 def _build(folder: str, clips: int) -> dict[str, str]:
@@ -106,8 +154,9 @@ def _build(folder: str, clips: int) -> dict[str, str]:
     subjects = _unit(rng.standard_normal((_SUBJECTS, _WIDTH), np.float32))
     common = _unit(rng.standard_normal(_WIDTH, np.float32))
     copies: dict[str, str] = {}
-    bounds = np.linspace(0, clips, max(1, clips // _PART_CLIPS) + 1).astype(int)
-    for part, (first, last) in enumerate(pairwise(bounds.tolist())):
+    bounds = np.linspace(0, clips, max(1, clips // _PART_CLIPS) + 1).astype(int).tolist()
+    bounds.append(clips + round(_LATE_SHARE * clips))
+    for part, (first, last) in enumerate(pairwise(bounds)):
         originals = round((last - first) / (1 + _COPIES_PER_CLIP))
         crowd = (rng.random(originals) ** 2 * _SUBJECTS).astype(int)
         offset = rng.uniform(0.6, 1.2, (originals, 1)).astype(np.float32)
@@ -121,7 +170,8 @@ def _build(folder: str, clips: int) -> dict[str, str]:
         again = cosine * rows[chosen] + np.sqrt(1 - cosine**2) * aside
         ids = [f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}-0-48" for number in range(first + 1, last + 1)]
         copies |= {ids[originals + i]: ids[original] for i, original in enumerate(chosen.tolist())}
-        _write(dataset, f"{part:04d}", ids, np.concatenate([rows, again]), rng)
+        name = _LATE if part == len(bounds) - 2 else f"{part:04d}"
+        _write(dataset, name, ids, np.concatenate([rows, again]), rng)
     return copies
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clipmill.config import unknown_name
+from clipmill.costs import measured
 from clipmill.errors import UserError
 
 _LARGE_BYTES = 256 << 20
@@ -100,19 +101,21 @@ def _missing(need: Need, stage: Stage, from_here: Sequence[Stage], there: Collec
     return f"{sentence}, nor any other: {unknown_name('column', str(need), sorted(names))}"
 
 
-def loaded(stages: Sequence[Stage], device: str) -> Callable[[list[Any]], list[Any]]:
-    """The work of stages that share a worker, applied in order."""
-    works = [stage.load(device) for stage in stages]
+def loaded(stages: Sequence[Stage], device: str, gpus: float = 0.0) -> Callable[[list[Any]], list[Any]]:
+    """The work of stages that share a worker, and its `gpus`, applied in order. What each costs is counted."""
+    works = [(stage.name, stage.load(device)) for stage in stages]
     divide = stages[0].divide
 
     def work(items: list[Any]) -> list[Any]:
         if divide is None:
-            for each in works:
-                items = each(items)
+            for name, each in works:
+                with measured(name, items=len(items), gpus=gpus):
+                    items = each(items)
             return items
         for piece in divide(items):
-            for each in works:
-                each(piece)
+            for name, each in works:
+                with measured(name, items=1, gpus=gpus):
+                    each(piece)
         return items
 
     return work

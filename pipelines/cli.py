@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from clipmill.errors import UserError
-from pipelines import cli_caption, cli_doctor, cli_model, cli_publish, cli_score
+from pipelines import cli_caption, cli_doctor, cli_duplicates, cli_model, cli_plan, cli_publish, cli_score
 from pipelines.cli_shared import (
     CAPTIONS_FAILED,
     EXIT_CODES,
@@ -20,8 +20,14 @@ from pipelines.cli_shared import (
     Address,
     AsJson,
     ConfigFile,
+    CpuPrice,
+    GpuPrice,
+    Inputs,
     NumCpus,
+    StoragePrice,
     TakeOver,
+    TokenInPrice,
+    TokenOutPrice,
     Without,
     complain,
     console,
@@ -38,16 +44,6 @@ app = typer.Typer(
     help="Curate raw videos into scored clips and WebDataset shards; train Stable Video Diffusion on them.",
     epilog=EXIT_CODES,
 )
-
-Inputs = Annotated[
-    list[str],
-    typer.Argument(
-        help="Files, folders, globs, s3:// or any fsspec URL, or a list (.csv, .tsv, .jsonl, .json, .parquet, .txt) "
-        "with an address column (path, url, file_name, ...), an optional caption column, and metadata.",
-        show_default=False,
-    ),
-]
-
 
 DatasetFolder = Annotated[
     str, typer.Argument(help="Dataset folder: a local path or any fsspec URL.", show_default=False)
@@ -119,42 +115,6 @@ def curate(
             f"the cause, then run `clipmill caption {out} --captioner NAME --retry-failed` with the same --config."
         )
         raise typer.Exit(CAPTIONS_FAILED)
-
-
-@app.command(epilog=EXIT_CODES)
-def duplicates(
-    dataset: DatasetFolder,
-    min_cosine: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Minimum cosine similarity of duplicates; defaults to that of the last search.",
-            show_default=False,
-        ),
-    ] = None,
-    config: ConfigFile = None,
-) -> None:
-    """Find near-duplicate clips (re-uploads, re-encodings) and write duplicate_rank: 0 for the best clip of each group.
-
-    `clipmill curate` already does this at the end of each run. Use this command to search again with different
-    settings or after merging tables. Settings that are not given default to those of the last search.
-    """
-    from curation.dataset.tables import Dataset
-    from curation.dedup.duplicates import DuplicatesConfig, find_duplicates, last_config
-    from pipelines import render
-    from pipelines.config import CurateConfig
-    from pipelines.status import models_of
-
-    opened = Dataset(dataset).open()
-    recorded = last_config(opened)
-    values = recorded.model_dump() if recorded else dict(models_of(opened).get("duplicates") or {})
-    if config:
-        values = (CurateConfig.from_file(config).duplicates or DuplicatesConfig()).model_dump()
-    if min_cosine is not None:
-        values["min_cosine"] = min_cosine
-    settings = DuplicatesConfig.from_values(values, origin="duplicates")
-    render.print_duplicates(console(), dataset, find_duplicates(opened, settings))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -358,11 +318,18 @@ def fetch(
 def status(
     dataset: DatasetFolder,
     rejected: Annotated[bool, typer.Option("--rejected", help="List every rejected source and the reason.")] = False,
+    price_per_cpu_hour: CpuPrice = 0,
+    price_per_gpu_hour: GpuPrice = 0,
+    price_per_million_tokens_in: TokenInPrice = 0,
+    price_per_million_tokens_out: TokenOutPrice = 0,
+    price_per_gb_month: StoragePrice = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Show the contents of a dataset: sources, clips, selections and shards."""
+    """Show the contents of a dataset, sources, clips, selections and shards, and what each stage cost."""
     from curation.dataset.tables import Dataset
     from pipelines import render
+    from pipelines.costs import Prices
+    from pipelines.render_costs import print_costs
     from pipelines.status import FIRST_REJECTED
     from pipelines.status import status as run
 
@@ -371,6 +338,14 @@ def status(
         print(json.dumps(asdict(summary)))
         return
     render.print_status(console(), summary)
+    prices = Prices(
+        cpu_hour=price_per_cpu_hour,
+        gpu_hour=price_per_gpu_hour,
+        million_tokens_in=price_per_million_tokens_in,
+        million_tokens_out=price_per_million_tokens_out,
+        gb_month=price_per_gb_month,
+    )
+    print_costs(console(), summary.costs, summary.runs, prices, stored_bytes=summary.stored_bytes)
     if rejected:
         render.print_rejected(console(), summary)
 
@@ -410,6 +385,8 @@ def inspect(
 
 
 app.add_typer(cli_doctor.app)
+app.add_typer(cli_duplicates.app)
+app.add_typer(cli_plan.app)
 app.add_typer(cli_score.app)
 app.add_typer(cli_caption.app)
 app.add_typer(cli_publish.app)

@@ -24,6 +24,14 @@ EXIT_CODES = (
     "written; 130 interrupted."
 )
 
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        help="Files, folders, globs, s3:// or any fsspec URL, or a list (.csv, .tsv, .jsonl, .json, .parquet, .txt) "
+        "with an address column (path, url, file_name, ...), an optional caption column, and metadata.",
+        show_default=False,
+    ),
+]
 Address = Annotated[
     str | None,
     typer.Option(
@@ -47,6 +55,32 @@ TakeOver = Annotated[
     typer.Option(
         "--take-over", help="Stop a live run that owns the output folder at its next commit, and continue from there."
     ),
+]
+
+
+CpuPrice = Annotated[
+    float, typer.Option("--price-per-cpu-hour", min=0, help="Price of a CPU for an hour.", show_default=False)
+]
+GpuPrice = Annotated[
+    float, typer.Option("--price-per-gpu-hour", min=0, help="Price of a GPU for an hour.", show_default=False)
+]
+TokenInPrice = Annotated[
+    float,
+    typer.Option(
+        "--price-per-million-tokens-in",
+        min=0,
+        help="Price of a million tokens that captioners' endpoints read.",
+        show_default=False,
+    ),
+]
+TokenOutPrice = Annotated[
+    float,
+    typer.Option(
+        "--price-per-million-tokens-out", min=0, help="Price of a million tokens that they write.", show_default=False
+    ),
+]
+StoragePrice = Annotated[
+    float, typer.Option("--price-per-gb-month", min=0, help="Price of 1 GB stored for a month.", show_default=False)
 ]
 
 

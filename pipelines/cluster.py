@@ -32,7 +32,7 @@ def connected(address: str | None = None, *, num_cpus: int | None = None) -> Ite
         _settle()
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(address)
     if address and num_cpus:
         raise UserError(f"--num-cpus applies to a local Ray only; omit it for the cluster at {address}")
     with _quiet_log(), private_ray(num_cpus or usable_cpus()) if not address else _cluster(address) as settings:
@@ -42,6 +42,12 @@ def connected(address: str | None = None, *, num_cpus: int | None = None) -> Ite
             yield
         finally:
             ray.shutdown()
+
+
+def cluster_address(address: str | None) -> str | None:
+    """The address of the cluster to use, by default that of the environment variable RAY_ADDRESS; None: there is
+    none."""
+    return address or os.environ.get("RAY_ADDRESS")
 
 
 def _start(settings: dict[str, Any], action: str) -> None:

@@ -19,12 +19,15 @@ from clipmill.pipeline import Stage
 from clipmill.resume import check_same
 from curation.dataset.score_versions import score_schema, table_of
 from curation.dataset.tables import Dataset
-from curation.dedup.duplicates import DuplicatesResult, find_duplicates
+from curation.dedup.duplicates import DuplicatesResult
+from curation.dedup.hashes import HASH
 from curation.inputs.sources import InputsConfig, Source, list_sources
 from curation.scores.columns import CAPTIONS, SCORE_COLUMNS
 from pipelines.cluster import connected
 from pipelines.config import CurateConfig
+from pipelines.costs import recorded_costs
 from pipelines.counting import counted_on
+from pipelines.duplicates import search_duplicates
 from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.graph import check, run
 from pipelines.model_specs import asked_models
@@ -104,7 +107,7 @@ def curate(
         summary = status(dataset)
         _check_usable(sources, dataset, summary)
         report.waiting("searching for near-duplicates")
-        duplicates = _duplicates(dataset, config, summary)
+        duplicates = _duplicates(dataset, config, summary, address)
     return CurateResult(
         dataset=out,
         sources_given=len(sources),
@@ -141,7 +144,7 @@ def _do(
     check(_stages(config, checked, dataset, Fence(url=dataset.url, run="")), _GIVEN)
     dataset.create_or_open(config.described())
     _check_models_are_the_same(dataset, checked)
-    with owned(dataset.url, take_over=take_over) as fence:
+    with owned(dataset.url, take_over=take_over) as fence, recorded_costs(dataset, "curate"):
         plan = planned()  # again, now that this run owns the folder: another run may have committed parts since
         scores = _prepare(dataset, plan, checked, config)
         done = _run(plan.todo, dataset, config, fence, checked, report, scores)
@@ -258,11 +261,15 @@ def _part_size(todo: Sequence[Source]) -> int:
     return sources if sources < SOURCES_PER_BATCH else sources - sources % SOURCES_PER_BATCH
 
 
-def _duplicates(dataset: Dataset, config: CurateConfig, state: Status) -> DuplicatesResult | None:
+def _duplicates(dataset: Dataset, config: CurateConfig, state: Status, address: str | None) -> DuplicatesResult | None:
     """Search for near-duplicates, and record the settings used."""
-    if config.duplicates is None or state.unscored.get("embedding", state.clips) >= state.clips:
+    if config.duplicates is None:
         return None
-    result, settings = find_duplicates(dataset, config.duplicates), config.duplicates.model_dump(mode="json")
+    compared = [config.duplicates.by] if config.duplicates.by else ["embedding", HASH]
+    if all(state.unscored.get(name, state.clips) >= state.clips for name in compared):
+        return None
+    result = search_duplicates(dataset, config.duplicates, address=address)
+    settings = config.duplicates.model_dump(mode="json")
     models = models_of(dataset)
     if models.get("duplicates") != settings:
         _write_models(dataset, models | {"duplicates": settings})

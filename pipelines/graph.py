@@ -16,6 +16,7 @@ from functools import partial
 from itertools import groupby, pairwise
 from typing import Any
 
+from clipmill.costs import charge_all, take
 from clipmill.errors import RunStopped, UserError
 from clipmill.pipeline import Need, Stage, check_stages, is_large, loaded
 
@@ -62,11 +63,13 @@ def run(stages: Sequence[Stage], items: Sequence[Any], given: Collection[Need]) 
     import ray
 
     operators = check(stages, given)
-    rows = [{"item": pickle.dumps(item), "error": ""} for item in items]
+    rows = [{"item": pickle.dumps(item), "error": "", "costs": b""} for item in items]
     data = ray.data.from_items(rows, override_num_blocks=min(len(rows), TASKS_AT_MOST))
     for operator in operators:
         data = _through(data, operator)
     for row in data.iter_rows():
+        if row["costs"]:
+            charge_all(pickle.loads(row["costs"]))
         if row["error"]:
             raise RunStopped(row["error"])
         yield pickle.loads(row["item"])
@@ -226,7 +229,7 @@ def _through(data: Any, operator: Operator) -> Any:
     arguments: dict[str, Any] = {name: value for name, value in takes.items() if value}
     if operator.pool:
         arguments["compute"] = ActorPoolStrategy(min_size=1, max_size=operator.workers)
-        arguments["fn_constructor_args"] = (operator.stages,)
+        arguments["fn_constructor_args"] = (operator.stages, operator.num_gpus)
         return data.map_batches(_Actor, batch_size=operator.batch_size, **arguments)
     arguments["compute"] = TaskPoolStrategy(size=operator.workers)
     if operator.batch_size == 1:
@@ -235,8 +238,8 @@ def _through(data: Any, operator: Operator) -> Any:
 
 
 class _Actor:
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self._work = loaded(stages, _device())
+    def __init__(self, stages: Sequence[Stage], num_gpus: float) -> None:
+        self._work = loaded(stages, _device(), num_gpus)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         return _answer(self._work, batch)
@@ -251,19 +254,23 @@ def _run_batch(batch: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]
 
 def _run_row(row: dict[str, Any], stages: Sequence[Stage]) -> list[dict[str, Any]]:
     answer = _run_batch({name: [value] for name, value in row.items()}, stages)
-    return [{"item": item, "error": error} for item, error in zip(answer["item"], answer["error"], strict=True)]
+    return [dict(zip(answer, values, strict=True)) for values in zip(*answer.values(), strict=True)]
 
 
 def _answer(work: Callable[[list[Any]], list[Any]], batch: dict[str, Any]) -> dict[str, Any]:
-    """Run an operator on a batch. A message that stops the run is passed on in the column `error`."""
-    error = next(filter(None, batch["error"]), None)
+    """Run an operator on a batch. A message that stops the run is passed on in the column `error`; what the batch cost
+    so far, in the first row of the column `costs`."""
+    error, items = next(filter(None, batch["error"]), None), [b""]
+    take()  # of a task that this process did not finish
     if error is None:
         try:
-            items = work([pickle.loads(item) for item in batch["item"]])
-            return {"item": [pickle.dumps(item) for item in items], "error": [""] * len(items)}
+            items = [pickle.dumps(item) for item in work([pickle.loads(item) for item in batch["item"]])]
         except UserError as raised:
             error = str(raised)
-    return {"item": [b""], "error": [error]}
+    for costs in filter(None, batch["costs"]):
+        charge_all(pickle.loads(costs))
+    first = [pickle.dumps(take()), *[b""] * (len(items) - 1)]
+    return {"item": items, "error": [error or ""] * len(items), "costs": first[: len(items)]}
 
 
 def _device() -> str:

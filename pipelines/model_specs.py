@@ -10,6 +10,7 @@ from clipmill.errors import UserError
 from clipmill.pipeline import Resources
 from curation.captioners import Captioner, captioner_spec
 from curation.captioners.endpoint import EndpointCaptioner
+from curation.dedup.hashes import HASH
 from curation.scores.base import Scorer, needs_clip
 from curation.scores.clip_embedder import ClipEmbedder, ClipEmbedderConfig
 from curation.scores.registry import SCORERS, ScorerSpec, scorer_spec
@@ -66,7 +67,7 @@ def asked_models(config: CurateConfig) -> AskedModels:
             *(asked_scorer(name, config) for name in config.scorers),
         ),
     )
-    return _with_clip(asked, config)
+    return _with_hashes(_with_clip(asked, config), config)
 
 
 def models_of_scorer(scorer: str, config: CurateConfig) -> AskedModels:
@@ -147,6 +148,14 @@ def _loaded(kind: Callable[..., Any], settings: Any, values: str | None, device:
 def _load_and_digest(kind: Callable[..., Any], settings: Config | None) -> str:
     model = load_model(kind, settings, "cpu")
     return model.weights.digest() if isinstance(model, ClipEmbedder) else model.weights_digest or ""
+
+
+def _with_hashes(asked: AskedModels, config: CurateConfig) -> AskedModels:
+    """With picture hashes, if near-duplicates are found by them: if asked for, or if there are no embeddings."""
+    compared = config.duplicates.by or ("embedding" if asked.clip else HASH) if config.duplicates else None
+    if compared != HASH or any(spec().name == HASH for spec in asked.scorers):
+        return asked
+    return replace(asked, scorers=(*asked.scorers, asked_scorer(HASH, config)))
 
 
 def _with_clip(asked: AskedModels, config: CurateConfig) -> AskedModels:

@@ -133,7 +133,7 @@ _UNWRITABLE = (pa.ArrowException, OverflowError, ValueError, TypeError)
 
 
 def _write(dataset: Dataset, scans: Sequence[Scan], fence: Fence, scores: Sequence[ScoreTable]) -> None:
-    tables, part = _tables(scans, scores), part_name(scan.source["source_id"] for scan in scans)
+    tables, part = tables_of(scans, scores), part_name(scan.source["source_id"] for scan in scans)
     sources = tables.pop("sources")
     fence.check()
     for name, table in tables.items():
@@ -142,8 +142,8 @@ def _write(dataset: Dataset, scans: Sequence[Scan], fence: Fence, scores: Sequen
     dataset.write_part("sources", part, sources)
 
 
-def _tables(scans: Sequence[Scan], scores: Sequence[ScoreTable]) -> dict[str, pa.Table]:
-    """In the order in which they are written."""
+def tables_of(scans: Sequence[Scan], scores: Sequence[ScoreTable] = ()) -> dict[str, pa.Table]:
+    """The rows of scans by table, in the order in which they are written."""
     scans = [_with_captions_once(scan) for scan in scans]
     clips = [clip for scan in scans for clip in scan.clips]
     previews = [
@@ -177,7 +177,7 @@ def _values(caption: Mapping[str, Any]) -> tuple[Any, ...]:
 def _writable(scan: Scan, scores: Sequence[ScoreTable]) -> Scan:
     """The scan, or a rejected one if its rows cannot be written."""
     try:
-        for table in _tables([scan], scores).values():
+        for table in tables_of([scan], scores).values():
             pq.write_table(table, pa.BufferOutputStream(), compression="zstd")
     except _UNWRITABLE as error:
         reason = str(error).partition("\n")[0][:200]

@@ -6,6 +6,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pipelines.metrics import export_progress
 from pipelines.printable import printable
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -22,7 +23,7 @@ class Reporter:
         self._title, self._total, self._unit = printable(title), total, unit
         self._done, self._detail = 0, ""
         self._console = Console(stderr=True)
-        self._started_s = self._last_line_s = time.monotonic()
+        self._started_s = self._last_line_s = self._begun_s = time.monotonic()
         self._bar: Progress | None = None
         self._printed: tuple[int, str] | None = None
         """The count and the detail that were printed last."""
@@ -36,11 +37,12 @@ class Reporter:
                 TextColumn(self._unit, markup=False),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[end]}", markup=False),
                 TextColumn("{task.fields[detail]}", markup=False),
                 console=self._console,
             )
             self._bar.start()
-            self._task = self._bar.add_task(self._title, total=self._total, detail="")
+            self._task = self._bar.add_task(self._title, total=self._total, detail="", end="")
         elif not self.quiet and self._total is not None:
             self._line()
         return self
@@ -68,8 +70,9 @@ class Reporter:
     def begin(self, total: int) -> None:
         """Start counting `total` units."""
         self._total, self._done, self._detail = total, 0, ""
+        self._begun_s = time.monotonic()
         if self._bar is not None:
-            self._bar.reset(self._task, total=total, detail="")
+            self._bar.reset(self._task, total=total, detail="", end="")
         elif not self.quiet:
             self._line()
 
@@ -81,6 +84,8 @@ class Reporter:
     def reached(self, done: int) -> None:
         """Set the number of finished units."""
         self._done = max(done, self._done)
+        if self._total is not None:
+            export_progress(self._title, done=self._done, total=self._total, end_time_s=self.end_time_s())
         self._show()
 
     def detail(self, detail: str) -> None:
@@ -94,9 +99,24 @@ class Reporter:
 
     def _show(self) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, detail=printable(self._detail))
+            self._bar.update(self._task, completed=self._done, detail=printable(self._detail), end=self._end())
         elif not self.quiet and time.monotonic() - self._last_line_s > _SECONDS_BETWEEN_LINES:
             self._line()
+
+    def end_time_s(self) -> float | None:
+        """When the run will end at its present speed, in seconds since 1970; None while that is not known."""
+        if not self._total or not 0 < self._done < self._total:
+            return None
+        return time.time() + (time.monotonic() - self._begun_s) * (self._total - self._done) / self._done
+
+    def _end(self) -> str:
+        end_s = self.end_time_s()
+        if end_s is None:
+            return ""
+        today = time.localtime().tm_yday, time.localtime().tm_year
+        end = time.localtime(end_s)
+        same_day = (end.tm_yday, end.tm_year) == today
+        return time.strftime("ends about %H:%M" if same_day else "ends about %Y-%m-%d %H:%M", end)
 
     def _line_if_new(self) -> None:
         """Print the current count unless it was already printed or nothing has been counted."""
@@ -108,7 +128,8 @@ class Reporter:
         self._last_line_s = time.monotonic()
         elapsed_s = self._last_line_s - self._started_s
         detail = f", {self._detail}" if self._detail else ""
-        self._print(f"{self._title}: {self._done}/{self._total} {self._unit} after {elapsed_s:.0f} s{detail}")
+        end = f", {self._end()}" if self._end() else ""
+        self._print(f"{self._title}: {self._done}/{self._total} {self._unit} after {elapsed_s:.0f} s{end}{detail}")
 
     def _print(self, line: str) -> None:
         self._console.print(printable(line), highlight=False, markup=False, soft_wrap=True)

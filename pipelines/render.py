@@ -12,6 +12,7 @@ from rich.text import Text
 
 from clipmill.errors import ERROR_KINDS
 from curation.dataset.caption_counts import CaptionCount
+from curation.dedup.against import AgainstResult
 from curation.dedup.duplicates import DuplicatesResult
 from curation.scores.columns import SCORE_COLUMNS
 from curation.selection.difference import Difference
@@ -179,13 +180,31 @@ def print_duplicates(console: Console, dataset: str, result: DuplicatesResult) -
             f"duplicates in {printable(dataset)}" + (" (unchanged since the last search)" if result.reused else ""),
             ("", "count", ""),
             [
-                ("clips", result.clips, "approximate search" if result.approximate else "exact search"),
+                ("clips", result.clips, f"{'approximate' if result.approximate else 'exact'} search by {result.by}"),
+                ("  compared with all", result.compared, "the others are known from the last search"),
                 (
                     "kept",
                     result.kept,
                     f"{result.groups:,} have duplicates, at most {max(0, result.largest_group - 1):,} each",
                 ),
                 ("duplicates", result.duplicates, "duplicate_rank 1 or higher"),
+                ("  without embedding", result.without_embedding, "not compared"),
+            ],
+        )
+    )
+
+
+def print_against(console: Console, other: str, result: AgainstResult) -> None:
+    """Print the result of a search in another dataset."""
+    note = f"{result.score} of at least {result.threshold:g}"
+    console.print(
+        table(
+            f"clips that are in {printable(other)} too"
+            + (" (unchanged since the last search)" if result.reused else ""),
+            ("", "count", ""),
+            [
+                ("clips", result.clips, f"exact search by {result.by} among {result.other_clips:,} clips"),
+                ("duplicates", result.duplicates, f"{note}; drop them with the rule {result.score}: {{max: ...}}"),
                 ("  without embedding", result.without_embedding, "not compared"),
             ],
         )

@@ -22,6 +22,7 @@ from curation.scores.columns import CAPTIONS
 from curation.selection.saved import load_selection, selected_ids
 from pipelines.cluster import connected, stopped_by_errors
 from pipelines.config import CurateConfig
+from pipelines.costs import recorded_costs
 from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.footage import clips_at_once
 from pipelines.graph import check, run
@@ -152,8 +153,8 @@ def add_scores(
     check_all_names(opened, [made])
     if selection is not None:
         load_selection(opened, selection)
-    failed = 0
-    with Reporter("caption" if made.folder == CAPTIONS else "score", unit="clips", quiet=quiet) as report:
+    failed, command = 0, "caption" if made.folder == CAPTIONS else "score"
+    with Reporter(command, unit="clips", quiet=quiet) as report:
         if not take_over:
             refuse_if_running(opened.url)
         report.connecting(address)
@@ -179,7 +180,7 @@ def add_scores(
             plan = _plan(job, selection, retry_failed=retry_failed)
             _note_changed_source(job, plan.version)
             if not dry_run:
-                with owned(opened.url, take_over=take_over) as fence:
+                with owned(opened.url, take_over=take_over) as fence, recorded_costs(opened, command):
                     opened.remove_unfinished()
                     plan = _plan(
                         job, selection, retry_failed=retry_failed

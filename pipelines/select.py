@@ -5,6 +5,8 @@ from pathlib import Path
 from clipmill.errors import UserError
 from curation.dataset.joined import joined_columns, joined_query
 from curation.dataset.tables import Dataset
+from curation.dedup.duplicates import last_source
+from curation.dedup.hashes import HASH
 from curation.selection.difference import Difference, difference
 from curation.selection.marks import load_marks
 from curation.selection.rules import Rules, load_preset, load_rules
@@ -70,8 +72,12 @@ def _assure_compared(dataset: Dataset) -> None:
     with dataset.connect() as connection:
         if "duplicate_rank" not in joined_columns(connection):
             return  # the rule itself reports the missing column
-        rows = joined_query(connection, ["embedding_error", "duplicate_rank"])
-        query = f"SELECT count(*) FROM ({rows}) WHERE embedding_error IS NULL AND duplicate_rank IS NULL"
+        by_hash = last_source(dataset) == HASH and HASH in joined_columns(connection)
+        column, compared = (
+            (HASH, f"list_count({HASH}) > 0") if by_hash else ("embedding_error", "embedding_error IS NULL")
+        )
+        rows = joined_query(connection, [column, "duplicate_rank"])
+        query = f"SELECT count(*) FROM ({rows}) WHERE {compared} AND duplicate_rank IS NULL"
         (late,) = connection.execute(query).fetchone() or (0,)
     if late:
         raise UserError(

@@ -29,12 +29,14 @@ from curation.shards.extract import ExtractionConfig
 from curation.shards.folder import check_plan, index_of, start_shards
 from curation.shards.write import ShardConfig, ShardPlan, check_shard, plan_shards, write_shard
 from pipelines.cluster import connected
+from pipelines.costs import recorded_costs
 from pipelines.counting import stream_shards
 from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.progress import Reporter
 
 _NOT_OF_THE_CLIP = {
-    *("scan_cpu_s", "score_cpu_s", "transitions", "refused_cuts", "note", "embedding", "text_boxes", "source_captions"),
+    *("scan_cpu_s", "scan_parts_cpu_s", "score_cpu_s", "transitions", "refused_cuts", "note"),
+    *("embedding", "text_boxes", "source_captions"),
     *SIGNAL_COLUMNS,
 }
 """Columns of the joined view that are not stored in shards; timings would make equal shards differ."""
@@ -103,6 +105,7 @@ def shard(
                 stack.enter_context(connected(address, num_cpus=num_cpus))
             if not complete:
                 fence = stack.enter_context(owned(folder, take_over=take_over))
+                stack.enter_context(recorded_costs(Dataset(dataset), "shard"))
                 start_shards(folder, plans, selection=selection, settings=settings)
                 remove_index(folder)
                 for record in _stream(todo, fence, selection, config, report):

@@ -14,6 +14,7 @@ from curation.dataset.tables import Dataset
 from curation.dataset.totals import source_totals
 from curation.selection.marks import dataset_marks
 from curation.selection.saved import Selection, load_selection, selection_names
+from pipelines.costs import RunCosts, StageCost, read_costs, stage_costs
 
 FIRST_REJECTED = 10
 """Number of rejected sources that a run prints at its end."""
@@ -58,6 +59,12 @@ class Status:
     score_cpu_s: float
     unscored: dict[str, int]
     """Score column -> number of clips without it; scores that were skipped (`--without`) are not listed."""
+    costs: tuple[StageCost, ...] = ()
+    """What each stage used, in all runs."""
+    runs: tuple[RunCosts, ...] = ()
+    """Their records, oldest first."""
+    stored_bytes: int = 0
+    """Size of all files of the dataset, its shards included."""
     unscored_reasons: dict[str, Reason] = field(default_factory=dict)
     """Score column -> most common reason, for each column in `unscored`."""
     left_out: tuple[str, ...] = ()
@@ -92,6 +99,8 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
         unscored, versions = unscored_clips(connection), version_counts(connection)
         captions = caption_counts(connection)
         scored_later = {count.scorer for count in versions}
+        runs, shards = read_costs(dataset), _shards(dataset)
+        shard_bytes = sum(int(index["totals"]["bytes"]) for index in shards.values())
         return Status(
             dataset=dataset.url,
             sources=totals.sources,
@@ -104,6 +113,9 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
             lost_s={name.removeprefix("lost_").removesuffix("_s"): lost_s for name, lost_s in totals.lost_s.items()},
             scan_cpu_s=totals.cpu_s.get("scan_cpu_s", 0.0),
             score_cpu_s=totals.cpu_s.get("score_cpu_s", 0.0),
+            costs=stage_costs(runs, connection, source_bytes=int(totals.size_bytes), shard_bytes=shard_bytes),
+            stored_bytes=_stored_bytes(dataset),
+            runs=tuple(runs),
             unscored=unscored,
             unscored_reasons={
                 name: Reason(*commonest_reason(connection, name)) for name, count in unscored.items() if count
@@ -117,7 +129,7 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
             rejected_sources=_rejected_sources(connection, list_rejected),
             marks=dataset_marks(dataset).counts(),
             selections=[load_selection(dataset, name) for name in selection_names(dataset)],
-            shards=_shards(dataset),
+            shards=shards,
         )
 
 
@@ -131,6 +143,11 @@ def _checked_models(values: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(values.get(key), kind | None):
             raise TypeError(f"expected {key} to be of type {kind.__name__}, got {type(values[key]).__name__}")
     return values
+
+
+def _stored_bytes(dataset: Dataset) -> int:
+    with storage.explained("list", dataset.fs, dataset.path):
+        return int(dataset.fs.du(dataset.path, total=True))
 
 
 def _counts(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, int]:

@@ -305,4 +305,5 @@ ABSENT = {
     "scores/NAME/vN/PART.parquet": "the same",
     "captions/NAME/versions.json": "`clipmill caption` leaves it, which the demo does not run",
     "captions/NAME/vN/PART.parquet": "the same",
+    "scores/against_NAME/": "`clipmill duplicates --against` leaves it, which the demo does not run",
 }

@@ -115,6 +115,8 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
     "docs/cluster.md": [
         ("pip install -c constraints.txt", shown("needs a network; test_the_extras_that_are_named_exist checks it")),
         ("export AWS_ENDPOINT_URL", parsed("starts a cluster that outlives the shell")),
+        ("clipmill plan s3://", parsed("needs a bucket; tests/pipelines/test_plan.py plans for files")),
+        ("clipmill status s3://", parsed("needs a bucket; tests/pipelines/test_costs.py reads the costs of a run")),
         ("clipmill doctor", parsed("needs a cluster; tests/pipelines/doctor has one of two nodes")),
         ("clipmill curate s3://", parsed("needs a cluster; tests/pipelines/test_curate.py has S3 and Ray")),
         ("# limits.yaml", defaults),
@@ -124,6 +126,7 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
     "docs/duplicates.md": [
         ("clipmill duplicates DATASET", usage),
         ("duplicate_rank: {max: 0}", rule),
+        ("clipmill duplicates DATASET --against", shell(Instead("OTHER", "DATASET", "there is one dataset"))),
         ("SELECT round(duplicate_cosine", sql),
     ],
     "docs/choosing-thresholds.md": [

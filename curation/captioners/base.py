@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypedDict, Unpack
 import pyarrow as pa
 
 from clipmill.columns import column
+from clipmill.costs import Cost, charge
 from clipmill.errors import UserError
 from curation.inputs.caption import CaptionError, clean
 from curation.scores.base import ClipView, Scorer
@@ -118,5 +119,6 @@ class Captioner(Scorer):
         if not self.counts_tokens:
             return {}
         spent = caption.prompt_tokens, caption.completion_tokens
+        charge(self.name, Cost(tokens_in=spent[0] or 0, tokens_out=spent[1] or 0))
         price = None if spent == (None, None) else self.price(spent[0] or 0, spent[1] or 0)
         return dict(zip(_TOKENS, (*spent, price), strict=True))

@@ -15,6 +15,8 @@ from curation.scores.columns import EMBEDDING_COLUMNS, SCORE_COLUMNS, error_kind
 
 SIGNAL_COLUMNS = ("frame_changes", "frame_brightness")
 """Columns of a source with a number per frame: what the cut detectors look at."""
+SCAN_PARTS = ("decode", "cuts", "motion", "thumbnails")
+"""Parts of a scan whose CPU time is counted."""
 _TRANSITION = pa.struct(
     [
         ("kind", pa.string()),
@@ -157,6 +159,12 @@ SOURCES = pa.schema(
         column("frame_brightness", pa.list_(pa.int16()), "mean brightness per frame", unit="8-bit levels"),
         column(
             "scan_cpu_s", pa.float64(), "CPU time of the scan: probing, cut detection, motion, thumbnails", unit="s"
+        ),
+        column(
+            "scan_parts_cpu_s",
+            pa.struct([(part, pa.float64()) for part in SCAN_PARTS]),
+            "of scan_cpu_s, what decoding, cut detection, motion and thumbnails took",
+            unit="s",
         ),
         column("score_cpu_s", pa.float64(), "CPU time of captioners and scorers", unit="s"),
     ]

@@ -36,6 +36,8 @@ from curation.dataset.score_versions import (
 from curation.dataset.sql import open_connection, sentence
 from curation.scores.columns import CAPTIONS, SCORES
 
+COSTS = "costs"
+"""The folder of records of what runs cost."""
 _DESCRIPTION = "dataset.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _ROWS_PER_GROUP = {"previews": 256}
@@ -153,6 +155,7 @@ class Dataset:
                 removed.append(self.file(table_name, f"{part}.parquet"))
                 storage.remove(self.fs, removed[-1])
             removed += storage.remove_leftovers(self.fs, self.file(table_name))
+        removed += storage.remove_leftovers(self.fs, self.file(COSTS))
         return removed + storage.remove_leftovers(self.fs, self.path)
 
     def forget_rejected(self, source_ids: Collection[str]) -> int:

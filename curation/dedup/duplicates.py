@@ -9,6 +9,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
 
 import duckdb
 import numpy as np
@@ -23,7 +24,12 @@ from curation.dataset.description import fingerprint
 from curation.dataset.joined import joined_columns, joined_query
 from curation.dataset.sql import batches
 from curation.dataset.tables import Dataset
-from curation.dedup.groups import CLIP_COLUMNS, DuplicatesConfig, RankedClips, keepers, read_ranked
+from curation.dedup.config import DuplicatesConfig
+from curation.dedup.groups import Groups, find_groups
+from curation.dedup.hashes import HASH, hash_vectors
+from curation.dedup.kept import LocalIndex, MakeIndex
+from curation.dedup.known import keep_known, read_known
+from curation.dedup.ranked import CLIP_COLUMNS, RankedClips, read_ranked
 
 __all__ = [
     "DUPLICATES",
@@ -48,20 +54,21 @@ DUPLICATES = pa.schema(
         column(
             "duplicate_cosine",
             pa.float32(),
-            "cosine similarity to the clip of rank 0; null for rank 0",
+            "cosine similarity to the clip of rank 0, of embeddings or of picture hashes as 1 and -1; null for rank 0",
             unit="cosine, -1 to 1",
         ),
     ]
 )
 """The table `scores/duplicates`."""
 
-_METHOD = 1
+_METHOD = 2
 """Incremented when the same clips and settings would give another table."""
 
 _TABLE, _PART = "scores/duplicates", "duplicates"
 _VERSION_KEYS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated")
 _INPUTS, _RESULT, _CONFIG = b"clipmill.inputs", b"clipmill.result", b"clipmill.config"
 _BATCH_ROWS = 8192
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,36 +85,52 @@ class DuplicatesResult:
     without_embedding: int
     """Null, not finite, or zero."""
     approximate: bool
+    compared: int
+    """Clips that were compared with all kept ones; what the others are was known from the search before."""
+    by: str = "embedding"
+    """What was compared: embedding or picture_hash."""
     reused: bool = False
     """The table was already current; nothing was computed."""
 
 
-def find_duplicates(dataset: Dataset, config: DuplicatesConfig | None = None) -> DuplicatesResult:
+def find_duplicates(
+    dataset: Dataset, config: DuplicatesConfig | None = None, *, make_index: MakeIndex = LocalIndex
+) -> DuplicatesResult:
     """Write `scores/duplicates/duplicates.parquet`, see `DUPLICATES`, for all committed clips.
 
-    The file is replaced atomically; if it is current, nothing is done. Raises UserError if no clip has an embedding, if
-    the dataset has no embedding column, or if embeddings have two widths.
+    The file is replaced atomically; if it is current, nothing is done. After clips were added or removed, only those
+    that are new, and those whose kept clip is gone, are compared with all; the result is the same as from scratch.
+    `make_index` decides where kept clips are held. Raises UserError if no clip has an embedding, if the dataset has no
+    embedding column, or if embeddings have two widths.
     """
-    config = config or DuplicatesConfig()
-    inputs = _inputs(dataset, config)
-    known = _written(dataset, inputs)
-    if known is not None:
-        return replace(known, reused=True)
-    with dataset.connect() as connection:
-        table, result = rank_duplicates(_batches(dataset, connection), config)
-    if result.without_embedding and not result.clips:
-        raise UserError(
-            f"no clip of {dataset.url} has an embedding to compare: it was curated without CLIP. Remove the rule on "
-            "duplicate_rank, or curate with CLIP into a new folder."
-        )
-    metadata = {_INPUTS: inputs, _RESULT: json.dumps(asdict(result)), _CONFIG: config.model_dump_json()}
+    given = config or DuplicatesConfig()
+    config = with_source(dataset, given)
+    inputs = inputs_digest(dataset, config)
+    recorded = _written(dataset, inputs)
+    if recorded is not None:
+        return replace(recorded, reused=True)
+    with tempfile.TemporaryFile(prefix="clipmill-duplicates-") as file:
+        with dataset.connect() as connection:
+            clips = read_ranked(clip_batches(dataset, connection, config), file, config)
+        if clips.without_embedding and not len(clips.clip_id):
+            raise UserError(
+                f"no clip of {dataset.url} has an embedding to compare: it was curated without CLIP. Add picture "
+                "hashes with `clipmill score DATASET --scorer picture_hash`, remove the rule on duplicate_rank, or "
+                "curate with CLIP into a new folder."
+            )
+        known = read_known(dataset, clips, config, _METHOD)
+        groups = find_groups(clips, config, make_index=make_index, known=known)
+        table, result = _table(clips, groups.keeper_N), _result(clips, groups, config)
+        keep_known(dataset, clips, groups, config, _METHOD)
+    metadata = {_INPUTS: inputs, _RESULT: json.dumps(asdict(result)), _CONFIG: given.model_dump_json()}
     dataset.write_part(_TABLE, _PART, table.replace_schema_metadata(metadata))
     return result
 
 
 def is_current(dataset: Dataset, config: DuplicatesConfig | None = None) -> bool:
     """Whether the table exists and was computed from the current clips with these settings."""
-    return _written(dataset, _inputs(dataset, config or DuplicatesConfig())) is not None
+    config = with_source(dataset, config or DuplicatesConfig())
+    return _written(dataset, inputs_digest(dataset, config)) is not None
 
 
 def last_config(dataset: Dataset) -> DuplicatesConfig | None:
@@ -117,6 +140,34 @@ def last_config(dataset: Dataset) -> DuplicatesConfig | None:
         return DuplicatesConfig.model_validate_json(metadata[_CONFIG]) if _CONFIG in metadata else None
     except ValueError:
         return None
+
+
+def last_source(dataset: Dataset) -> str | None:
+    """What the last search compared: embedding or picture_hash; None without one."""
+    try:
+        return str(json.loads(_metadata(dataset)[_RESULT])["by"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def with_source(dataset: Dataset, config: DuplicatesConfig) -> DuplicatesConfig:
+    """The settings with what is compared: embeddings if any clip has one, else picture hashes if there are some."""
+    if config.by is not None:
+        return config
+    with dataset.connect() as connection:
+        known = joined_columns(connection)
+        by = "picture_hash" if HASH in known and not _has_embeddings(connection) else "embedding"
+    return DuplicatesConfig.from_values(config.model_dump() | {"by": by}, origin="duplicates")
+
+
+def _has_embeddings(connection: duckdb.DuckDBPyConnection) -> bool:
+    known = joined_columns(connection)
+    if "embedding" not in known:
+        return False
+    reason = "embedding_error" if "embedding_error" in known else "embedding"
+    missing = "IS NULL" if reason == "embedding_error" else "IS NOT NULL"
+    rows = joined_query(connection, [reason])
+    return connection.execute(f"SELECT 1 FROM ({rows}) WHERE {reason} {missing} LIMIT 1").fetchone() is not None
 
 
 def rank_duplicates(
@@ -130,20 +181,25 @@ def rank_duplicates(
     config = config or DuplicatesConfig()
     with tempfile.TemporaryFile(prefix="clipmill-duplicates-") as file:
         clips = read_ranked(batches, file, config)
-        keeper_N, approximate = keepers(clips, config)
-        table = _table(clips, keeper_N)
+        groups = find_groups(clips, config)
+        return _table(clips, groups.keeper_N), _result(clips, groups, config)
+
+
+def _result(clips: RankedClips, groups: Groups, config: DuplicatesConfig) -> DuplicatesResult:
+    keeper_N = groups.keeper_N
     members_N = np.bincount(keeper_N, minlength=len(keeper_N))
     keeper_count = int((members_N > 0).sum())
-    result = DuplicatesResult(
+    return DuplicatesResult(
         clips=len(keeper_N),
         kept=keeper_count,
         duplicates=len(keeper_N) - keeper_count,
         groups=int((members_N > 1).sum()),
         largest_group=int(members_N.max(initial=0)),
         without_embedding=clips.without_embedding,
-        approximate=approximate,
+        approximate=groups.centroids_CD is not None,
+        compared=groups.compared_with_all,
+        by=config.by or "embedding",
     )
-    return table, result
 
 
 def _table(clips: RankedClips, keeper_N: NDArray[np.int64]) -> pa.Table:
@@ -162,20 +218,37 @@ def _table(clips: RankedClips, keeper_N: NDArray[np.int64]) -> pa.Table:
     return pa.table(columns, schema=DUPLICATES).sort_by("clip_id")
 
 
-def _batches(dataset: Dataset, connection: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatch]:
-    known = joined_columns(connection)
-    if "embedding" not in known:
+def clip_batches(
+    dataset: Dataset, connection: duckdb.DuckDBPyConnection, config: DuplicatesConfig
+) -> Iterator[pa.RecordBatch]:
+    """The columns `CLIP_COLUMNS` of all clips, in batches; with `by: picture_hash`, its vectors as `embedding`."""
+    known, vectors = joined_columns(connection), _vectors(config)
+    if vectors not in known:
         raise UserError(
-            f"{dataset.url} has no column 'embedding': it was written by a release without CLIP scores. Create a new "
-            "dataset, or add embeddings: Parquet files with clip_id and embedding in its folder scores/clip/."
+            f"{dataset.url} has no column {HASH!r}: add it with `clipmill score DATASET --scorer picture_hash`"
+            if vectors == HASH
+            else f"{dataset.url} has no column 'embedding': it was written by a release without CLIP scores. Create a "
+            "new dataset, or add embeddings: Parquet files with clip_id and embedding in its folder scores/clip/."
         )
+    columns = _read_columns(config)
     aesthetic = "CASE WHEN isfinite(aesthetic::FLOAT) THEN aesthetic::FLOAT END" if "aesthetic" in known else "NULL"
-    chosen = ", ".join(f"{aesthetic}::FLOAT AS aesthetic" if name == "aesthetic" else name for name in CLIP_COLUMNS)
-    rows = joined_query(connection, [name for name in CLIP_COLUMNS if name in known])
-    return batches(connection, f"SELECT {chosen} FROM ({rows})", _BATCH_ROWS)
+    expressions = {"aesthetic": f"{aesthetic}::FLOAT AS aesthetic", HASH: f"{HASH} AS embedding"}
+    chosen = ", ".join(expressions.get(name, name) for name in columns)
+    rows = joined_query(connection, [name for name in columns if name in known])
+    read = batches(connection, f"SELECT {chosen} FROM ({rows})", _BATCH_ROWS)
+    return map(hash_vectors, read) if vectors == HASH else read
 
 
-def _inputs(dataset: Dataset, config: DuplicatesConfig) -> str:
+def _vectors(config: DuplicatesConfig) -> str:
+    """The column that is compared."""
+    return HASH if config.by == "picture_hash" else "embedding"
+
+
+def _read_columns(config: DuplicatesConfig) -> tuple[str, ...]:
+    return (*CLIP_COLUMNS[:-1], _vectors(config))
+
+
+def inputs_digest(dataset: Dataset, config: DuplicatesConfig) -> str:
     """Digest of the settings and input files.
 
     Taken before the files are read, so that a part committed meanwhile makes the table outdated.
@@ -183,7 +256,7 @@ def _inputs(dataset: Dataset, config: DuplicatesConfig) -> str:
     with dataset.connect() as connection:
         known = joined_columns(connection)
     table_of = dataset.views()
-    tables = sorted({table_of[known[name][0]] for name in CLIP_COLUMNS if name in known})
+    tables = sorted({table_of[known[name][0]] for name in _read_columns(config) if name in known})
     files = {table: _file_versions(dataset, table) for table in tables}
     return fingerprint({"method": _METHOD, "config": config.model_dump(mode="json"), "files": files})
 
@@ -203,20 +276,24 @@ def _file_versions(dataset: Dataset, table: str) -> dict[str, str]:
     return versions
 
 
-def _written(dataset: Dataset, inputs: str) -> DuplicatesResult | None:
-    """The recorded totals, if the table was computed from these inputs."""
-    metadata = _metadata(dataset)
+def recorded_result(dataset: Dataset, table: str, part: str, inputs: str, kind: type[Result]) -> Result | None:
+    """The recorded totals of a table, if it was computed from these inputs."""
+    metadata = _metadata(dataset, table, part)
     try:
         if metadata.get(_INPUTS, b"").decode() == inputs:
-            return DuplicatesResult(**json.loads(metadata[_RESULT]))
+            return kind(**json.loads(metadata[_RESULT]))
     except (ValueError, TypeError, KeyError, RecursionError):
         return None  # damaged: it is made anew
     return None
 
 
-def _metadata(dataset: Dataset) -> dict[bytes, bytes]:
-    """Metadata of the file; empty if it is missing or damaged."""
-    path = dataset.file(_TABLE, f"{_PART}.parquet")
+def _written(dataset: Dataset, inputs: str) -> DuplicatesResult | None:
+    return recorded_result(dataset, _TABLE, _PART, inputs, DuplicatesResult)
+
+
+def _metadata(dataset: Dataset, table: str = _TABLE, part: str = _PART) -> dict[bytes, bytes]:
+    """Metadata of a file; empty if it is missing or damaged."""
+    path = dataset.file(table, f"{part}.parquet")
     if not storage.exists(dataset.fs, path):
         return {}
     with storage.explained("read", dataset.fs, path), dataset.fs.open(path, "rb") as file:

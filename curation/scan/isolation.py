@@ -24,6 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import cv2
 
+from clipmill.costs import unwatch, watch
 from clipmill.errors import RunStopped, SourceError, UserError, raise_if_stopped
 from curation.scan import wire
 from curation.scan.credentials import child_environment, store_of
@@ -148,6 +149,7 @@ class _Child:
             except OSError as error:
                 self._connection.close()
                 raise RunStopped(f"cannot start a child process for decoding: {error.strerror}") from error
+        watch(self._process.pid)
         self.kill = weakref.finalize(self, _end, self._connection, self._process)
         """Ends the process and its group; also called when this object is collected and at interpreter exit."""
 
@@ -183,6 +185,7 @@ def _end(connection: socket.socket, process: "subprocess.Popen[bytes]") -> None:
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.wait()
+    unwatch(process.pid)
 
 
 def _interpreter_flags() -> list[str]:

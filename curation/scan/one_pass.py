@@ -23,6 +23,7 @@ from clipmill.motion_bucket import motion_bucket
 from curation.dataset.schemas import SIGNAL_COLUMNS
 from curation.inputs.captions import captions_of_clips, read_supplied
 from curation.inputs.stats import Source, open_source
+from curation.scan.part_times import PartTimes
 from curation.scan.restarts import NO_PTS, Restarts
 from curation.scan.rows import (
     clip_columns,
@@ -107,11 +108,13 @@ def scan(source: Source, config: ScanConfig | None = None, frame_times: bool = F
     ):
         one_pass = OnePass(video.info, config, spool, remuxable=fits_mp4(video))
         for frame in video.frames():
+            one_pass.times.lap("decode")
             one_pass.push(frame, video.packets)
         result = one_pass.describe(source, video.packets)
         if frame_times:
             result = replace(result, frame_times_s=one_pass.frame_times_s())
     result.source["scan_cpu_s"] = time.process_time() - started_s
+    result.source["scan_parts_cpu_s"] = one_pass.times.seconds
     return result
 
 
@@ -163,6 +166,7 @@ class OnePass:
         """The container's timestamps of all frames."""
         self._joints: set[int] = set()
         self._last_duration = 0
+        self.times = PartTimes()
 
     def push(self, frame: Frame, packets: PacketIndex) -> None:
         """Process the next frame; `packets` are those read so far."""
@@ -170,9 +174,12 @@ class OnePass:
         small = self._resizer.small_luma(av_frame)
         self._cuts.push(frame.index, frame.pts, time_s, small)
         barred = self._bars.push(small)
+        self.times.lap("cuts")
         if self._motion.wants(time_s):
             self._measure_motion(frame, time_s, barred=barred)
+            self.times.lap("motion")
         self._keep_thumbnail(self._before, self._previous, frame, time_s)
+        self.times.lap("thumbnails")
         self._before, self._previous = self._previous, frame
         shape = frame.info, (av_frame.width, av_frame.height)
         if not self._shapes or self._shapes[-1][1:] != shape:

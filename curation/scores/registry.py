@@ -25,6 +25,9 @@ SCORERS: Mapping[str, str] = MappingProxyType(
 )
 """Clipmill's own, whose columns are those of the clips table."""
 
+ON_REQUEST: Mapping[str, str] = MappingProxyType({"picture_hash": "curation.scores.picture_hash:PictureHash"})
+"""Clipmill's own, which have tables of their own, as plug-ins have."""
+
 
 @dataclass(frozen=True)
 class ScorerSpec:
@@ -47,7 +50,7 @@ class ScorerSpec:
 
 def scorer_spec(asked: str, settings: Config | Mapping[str, Any] | None = None) -> ScorerSpec:
     """Find a scorer by name or address and check its settings. Raises UserError."""
-    return plugin_spec(asked, settings, group=GROUP, built_in=SCORERS, base=Scorer)
+    return plugin_spec(asked, settings, group=GROUP, built_in={**SCORERS, **ON_REQUEST}, base=Scorer)
 
 
 def plugin_spec(

@@ -52,7 +52,8 @@ def good_and_bad(folder: Path) -> dict[str, str | None]:
 def content(dataset: str) -> dict[str, Any]:
     """What a dataset holds, without what may differ between two runs (timings, part names)."""
     with Dataset(dataset).connect() as connection:
-        sources = connection.execute("SELECT * EXCLUDE (scan_cpu_s, score_cpu_s) FROM sources ORDER BY uri").fetchall()
+        timings = "scan_cpu_s, scan_parts_cpu_s, score_cpu_s"
+        sources = connection.execute(f"SELECT * EXCLUDE ({timings}) FROM sources ORDER BY uri").fetchall()
         clips = connection.execute("SELECT * FROM clips ORDER BY clip_id").fetchall()
     return {"sources": sources, "clips": clips}
 

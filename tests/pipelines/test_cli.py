@@ -44,7 +44,7 @@ def test_the_whole_way(videos: Path, tmp_path: Path, monkeypatch, capsys, local_
     assert "1 empty" not in printed
     assert "rejected: the file is empty" in printed
     assert run(monkeypatch, "select", out) == 2
-    assert "clipmill duplicates" in capsys.readouterr().err
+    assert "(left out: --without aesthetic)" in capsys.readouterr().err
     assert run(monkeypatch, "select", out, "--allow-missing") == 0
     assert "1 of 1 clips" in capsys.readouterr().out
     assert run(monkeypatch, "shard", out, "--selection", "svd-paper") == 0

@@ -1,15 +1,19 @@
 """What a run says while it works: what it waits for, how much is done, which nodes are gone."""
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from clipmill import inspect
+from pipelines import progress
 from pipelines.counting import counted
 from pipelines.progress import Reporter
 from tests.media import panning, write_video
 from tests.pipelines.corpora import WITHOUT_CLIP
+
+REAL_LOCALTIME = time.localtime
 
 
 def test_a_log_names_what_is_waited_for_and_each_count_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,3 +71,27 @@ def test_work_that_is_done_twice_counts_once(local_ray: None) -> None:
         counter.add.remote(1, 8)
         assert all_seen.wait(60)
     assert max(seen) == 4
+
+
+def test_a_line_says_when_the_run_will_end(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter is done after ten minutes of work, which began later than the run."""
+    now = {"monotonic": 100.0, "time": time.mktime((2026, 3, 1, 9, 0, 0, 0, 0, -1))}
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now["monotonic"])
+    monkeypatch.setattr(progress.time, "time", lambda: now["time"])
+    monkeypatch.setattr(progress.time, "localtime", lambda s=None: REAL_LOCALTIME(now["time"] if s is None else s))
+    with Reporter("curate", unit="sources") as report:
+        now["monotonic"] += 500
+        report.begin(80)
+        now["monotonic"], now["time"] = now["monotonic"] + 600, now["time"] + 600
+        report.reached(20)
+        assert report.end_time_s() == now["time"] + 1800
+        now["monotonic"] += 11
+        report.detail("much slower")
+        now["monotonic"] += 86_400
+        report.reached(21)
+        report.reached(80)
+        assert report.end_time_s() is None
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1] == "curate: 20/80 sources after 1100 s, ends about 09:40"
+    assert ", ends about 2026-03-" in lines[-2]
+    assert "ends" not in lines[-1]

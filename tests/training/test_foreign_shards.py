@@ -21,6 +21,7 @@ from clipmill.motion_bucket import motion_bucket
 from tests.curation.video.test_tracks import inputs, joined
 from tests.media import panning
 from tests.training.shards import numbered, video
+from tests.web_server import web_server
 from training.batch import Batch
 from training.data import BrokenDataError, loader
 from training.data_config import DataConfig
@@ -283,3 +284,21 @@ def test_an_index_that_lies_is_made_again(tmp_path: Path, clip: bytes, old: str,
     beside.write_text(text.replace(old, new))
     got = index_shards(tmp_path).shards[0]
     assert (got.path, got.key(0), got.read(0)) == (expected.path, expected.key(0), expected.read(0))
+
+
+def test_shards_of_other_tools_train_from_a_web_server(tmp_path: Path, clip: bytes) -> None:
+    tars = [write_tar(tmp_path / f"{shard:05d}.tar", video2dataset(clip, 8)) for shard in range(2)]
+    config = CONFIG.replace(fps=(6.0, 12.0), crop="random", cache_gib=0)
+    with web_server() as web:
+        web.files = {f"/{tar.name}": tar.read_bytes() for tar in tars}
+        urls, cache = [f"{web.url}/{tar.name}" for tar in tars], tmp_path / "run" / "shards.index"
+        remote = [shard.noted for shard in index_shards(urls, cache=cache).shards]
+        headers = len(web.asked)
+        index = index_shards(urls, cache=cache)
+        assert {asked for _, asked in web.asked[headers:]} == {"bytes=0-0"}  # indexed once: this asks for sizes
+        served = batches(index, 8, config)
+    local = index_shards(tmp_path)
+    assert remote == [shard.noted for shard in local.shards] == [shard.noted for shard in index.shards]
+    for got, expected in zip(served, batches(local, 8, config), strict=True):
+        assert (got.keys, got.captions) == (expected.keys, expected.captions)
+        assert torch.equal(got.frames_BTCHW, expected.frames_BTCHW)  # type: ignore[arg-type]

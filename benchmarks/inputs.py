@@ -103,7 +103,7 @@ class Outcome:
             yield from (f"{row.get('error_kind')}: {row.get('error')}", "", "")
         else:
             named = (f"{name} {row[name]}" for name in _FEATURES if row[name] and row[name] not in _USUAL)
-            yield ", ".join((f"{row['frames']} frames, {row['fps']:.4g} fps", *named))
+            yield ", ".join((f"{row['frames']} frames, {row['fps'] or 0:.4g} fps", *named))
             counts = Counter(clip.row["extraction"] for clip in self.clips)
             yield ", ".join(f"{count} {extraction}" for extraction, count in sorted(counts.items())) or "no clip"
             yield "; ".join(f"{levels:.1f}" for levels in self.levels)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import yaml
@@ -11,8 +11,10 @@ import yaml
 from clipmill.public import public_text
 from curation.publish.facts import NOT_STATED, Facts
 from curation.publish.layouts import DATA, Target
-from curation.publish.plan import PublishConfig
 from curation.shards.sample import sample_type
+
+if TYPE_CHECKING:
+    from curation.publish.plan import PublishConfig
 
 CARD, SHEET, SOURCES_FILE, CLIPS_FILE = "README.md", "contact-sheet.jpg", "sources.csv", "clips.parquet"
 
@@ -57,7 +59,7 @@ clip with captions, scores and metadata.""",
 }
 
 
-def card(facts: Facts, *, to: Target, config: PublishConfig, has_sheet: bool) -> str:
+def card(facts: Facts, *, to: Target, config: "PublishConfig", has_sheet: bool) -> str:
     """The text of README.md."""
     name = facts.selection.name
     head = yaml.safe_dump(_head(facts, to), sort_keys=False, allow_unicode=True, width=120)
@@ -133,7 +135,7 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
     return {"dtype": {"double": "float64"}.get(str(kind), str(kind))}
 
 
-def _summary(facts: Facts, to: Target, config: PublishConfig) -> str:
+def _summary(facts: Facts, to: Target, config: "PublishConfig") -> str:
     rate = config.rate(to)
     sentences = [
         f"{facts.clips:,} clips, {_hours(facts.seconds)} of video from {facts.sources:,} "

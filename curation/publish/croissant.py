@@ -4,14 +4,16 @@ It describes the table of clips, field by field, and the files with the videos.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from curation.dataset.schemas import CLIPS, SOURCES
-from curation.publish.facts import Facts
 from curation.publish.layouts import DATA, Target
 from curation.shards.catalog import PLACE
+
+if TYPE_CHECKING:
+    from curation.publish.facts import Facts
 
 CROISSANT = "croissant.json"
 
@@ -62,7 +64,7 @@ _MEANINGS = {
 
 
 def croissant(
-    facts: Facts,
+    facts: "Facts",
     *,
     to: Target,
     table: pa.Schema,

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -15,22 +15,24 @@ from curation.dataset.tables import Dataset
 from curation.publish.card import CARD, CLIPS_FILE, SHEET, SOURCES_FILE, card
 from curation.publish.croissant import CROISSANT, croissant
 from curation.publish.facts import Facts, collect_facts
-from curation.publish.files import path_of
-from curation.publish.layouts import DATA, Bucket, trainer_files
+from curation.publish.layouts import DATA, Bucket, path_of, trainer_files
 from curation.publish.picture import contact_sheet
-from curation.publish.plan import PublishConfig, PublishPlan
+from curation.selection.saved import load_selection
 from curation.shards.catalog import CATALOG, catalog, public_columns
 from curation.shards.sample import caption_of
+
+if TYPE_CHECKING:
+    from curation.publish.plan import PublishConfig, PublishPlan
 
 
 def describe_publication(
     dataset: Dataset,
-    plan: PublishPlan,
+    plan: "PublishPlan",
     records: Mapping[str, ShardRecord],
     folder_url: str,
     *,
     selection: str,
-    config: PublishConfig,
+    config: "PublishConfig",
     models: Mapping[str, Any],
 ) -> Facts:
     """Write the descriptions of what `records` (by plan) say was written; each file whole, the card last.
@@ -42,7 +44,7 @@ def describe_publication(
     failed = [clip for each in plan.plans for clip in records[each.name].failed]
     facts = collect_facts(
         dataset,
-        selection,
+        load_selection(dataset, selection),
         written,
         left_out=[*plan.left_out, *failed],
         models=models,
@@ -73,7 +75,7 @@ def describe_publication(
     return facts
 
 
-def _written(plan: PublishPlan, records: Mapping[str, ShardRecord]) -> pa.Table:
+def _written(plan: "PublishPlan", records: Mapping[str, ShardRecord]) -> pa.Table:
     """The rows of the clips that were written, by clip id."""
     clips = plan.clips
     keys = {key for record in records.values() if record.members for key in record.members.keys}
@@ -90,7 +92,7 @@ def _files(written: pa.Table) -> pa.Table:
     return clips.add_column(at, "file", paths).add_column(at + 1, "caption", captions)
 
 
-def _buckets(plan: PublishPlan, written: pa.Table) -> dict[Bucket, int]:
+def _buckets(plan: "PublishPlan", written: pa.Table) -> dict[Bucket, int]:
     """The buckets that have clips, with their number."""
     if "bucket" not in written.column_names:
         return {}

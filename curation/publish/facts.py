@@ -4,7 +4,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -12,8 +12,10 @@ from clipmill.public import public_text
 from clipmill.shard_folder import FailedClip
 from curation.dataset.joined import VERSIONS
 from curation.dataset.tables import Dataset
-from curation.selection.saved import Selection, load_selection
 from curation.shards.sample import caption_of
+
+if TYPE_CHECKING:
+    from curation.selection.saved import Selection
 
 _LICENSE_NAMES = ("license", "licence", "license_name", "licence_name", "rights")
 _AUTHOR_NAMES = ("author", "creator", "uploader", "channel", "artist", "attribution", "credit")
@@ -56,7 +58,7 @@ class Scorer:
 class Facts:
     """Of the clips that were written."""
 
-    selection: Selection
+    selection: "Selection"
     clips: int
     seconds: float
     bytes: int
@@ -82,7 +84,7 @@ class Facts:
 
 def collect_facts(
     dataset: Dataset,
-    selection: str,
+    selection: "Selection",
     clips: pa.Table,
     *,
     left_out: Sequence[FailedClip],
@@ -96,7 +98,7 @@ def collect_facts(
     sources = _sources(rows)
     description = dataset.description()
     return Facts(
-        selection=load_selection(dataset, selection),
+        selection=selection,
         clips=len(rows),
         seconds=sum(durations),
         bytes=size_bytes,

@@ -16,6 +16,7 @@ from clipmill.errors import SourceError
 from clipmill.public import public_text
 from clipmill.shard_folder import FailedClip, Members, ShardRecord, read_record, write_record
 from curation.inputs.signed import signed_address
+from curation.publish.layouts import path_of
 from curation.shards.extract import ClipRow, ExtractedClip, ExtractionConfig, extract_clips
 from curation.shards.resample import needs_resampling
 from curation.shards.sample import caption_of
@@ -85,12 +86,6 @@ def check_files(plan: ShardPlan, records_url: str, sizes: Mapping[str, int]) -> 
             if clip_id not in rows or not place or sizes.get(path_of(rows[clip_id], extension)) != place[1]:
                 return None
     return record
-
-
-def path_of(row: ClipRow, extension: str) -> str:
-    """The path of a clip's file below `data`."""
-    name = f"{row['clip_id']}.{extension}"
-    return f"{row['folder']}/{name}" if row["folder"] else name
 
 
 def _plain_clips(

@@ -55,6 +55,12 @@ def folder_of(to: Target, bucket: Bucket) -> str:
     return str(bucket.frames) if to == "musubi" else ""
 
 
+def path_of(row: Mapping[str, Any], extension: str) -> str:
+    """The path of a clip's file below `data`."""
+    name = f"{row['clip_id']}.{extension}"
+    return f"{row['folder']}/{name}" if row["folder"] else name
+
+
 def trainer_files(
     to: Target, buckets: Mapping[Bucket, int], captions: Mapping[str, str], resolution_px: int
 ) -> dict[str, str]:

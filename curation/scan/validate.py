@@ -6,7 +6,7 @@ another source's id would replace that source.
 
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from PIL import Image
@@ -15,8 +15,10 @@ from clipmill.errors import SourceError
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.inputs.list_cells import MAX_METADATA_NAMES
 from curation.inputs.stats import Source
-from curation.scan.one_pass import Scan
 from curation.scan.rows import identity
+
+if TYPE_CHECKING:
+    from curation.scan.one_pass import Scan
 
 _LONGEST_SIDE_PX = 4096
 _SCANNED = CLIPS.append(SOURCES.field("captions"))
@@ -25,7 +27,7 @@ _EXACT_BITS = 53
 """Largest integer that a floating-point column accepts."""
 
 
-def check_scan(scanned: Scan, source: Source) -> None:
+def check_scan(scanned: "Scan", source: Source) -> None:
     """Raises SourceError (crashed) if a row does not match a scan of `source`."""
     expected = identity(source)
     try:

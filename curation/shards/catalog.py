@@ -4,7 +4,7 @@ With it a few clips are read out of terabytes by range, and no tar is opened to 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,8 +15,10 @@ from clipmill.errors import UserError
 from clipmill.public import public_text
 from clipmill.shard_folder import ShardRecord
 from curation.dataset.schemas import CLIPS, SOURCES
-from curation.shards.sample import caption_of
-from curation.shards.write import ShardPlan, clip_of
+from curation.shards.sample import caption_of, clip_of
+
+if TYPE_CHECKING:
+    from curation.shards.write import ShardPlan
 
 CATALOG = "clips.parquet"
 
@@ -40,7 +42,7 @@ _OWN = {*CLIPS.names, *SOURCES.names, "root", "path", "caption"}
 """Columns whose texts are clipmill's own words, or public already."""
 
 
-def catalog(plans: Sequence[ShardPlan], records: Mapping[str, ShardRecord]) -> pa.Table:
+def catalog(plans: "Sequence[ShardPlan]", records: Mapping[str, ShardRecord]) -> pa.Table:
     """The samples in the order of the shards: `PLACE`, and every column that the plans have.
 
     `records` by the name of their shard. Raises ValueError for a record without byte ranges.

@@ -4,14 +4,16 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from clipmill.cropping import Margins
 from curation.shards.audio import audio_columns
-from curation.video.decode import Video
 from curation.video.fields import PROGRESSIVE, deinterlaced
-from curation.video.info import VideoInfo
-from curation.video.timed import Frame
+
+if TYPE_CHECKING:
+    from curation.video.decode import Video
+    from curation.video.info import VideoInfo
+    from curation.video.timed import Frame
 
 ClipRow = Mapping[str, Any]
 """A row of the `clips` table; may include other columns of the joined view."""
@@ -42,7 +44,7 @@ class ExtractedClip:
             yield self.content[start:end], {name: value for name, value in shape.items() if name != "bytes"}
 
 
-def clip_bars(clip: ClipRow, info: VideoInfo) -> Margins:
+def clip_bars(clip: ClipRow, info: "VideoInfo") -> Margins:
     """The bars of a clip in pixels of the decoded frame, from its row, where they are of the displayed one; even."""
     shown = Margins(**{side: clip[f"crop_{side}"] for side in ("left", "top", "right", "bottom")})
     bars, aspect = shown.of_decoded(info.orientation), info.sample_aspect_ratio
@@ -50,7 +52,7 @@ def clip_bars(clip: ClipRow, info: VideoInfo) -> Margins:
     return Margins(left=left, top=bars.top, right=right, bottom=bars.bottom)
 
 
-def clip_frames(video: Video, clip: ClipRow, start_pts: int, end_pts: int) -> Iterator[Frame]:
+def clip_frames(video: "Video", clip: ClipRow, start_pts: int, end_pts: int) -> "Iterator[Frame]":
     """Frames with start_pts <= pts < end_pts without combs, and of interlaced footage the neighbours."""
     interlaced = clip["interlaced"] != PROGRESSIVE
     frames = video.frames_between(

@@ -3,17 +3,19 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipmill import shard_folder, storage
 from clipmill.formats import SHARDS
 from clipmill.resume import check_same
 from clipmill.shard_folder import FailedClip, ShardRecord
 from curation.shards.sample import caption_of
-from curation.shards.write import ShardPlan
+
+if TYPE_CHECKING:
+    from curation.shards.write import ShardPlan
 
 
-def check_plan(folder_url: str, plans: Sequence[ShardPlan], *, selection: str, settings: Mapping[str, Any]) -> bool:
+def check_plan(folder_url: str, plans: "Sequence[ShardPlan]", *, selection: str, settings: Mapping[str, Any]) -> bool:
     """Whether the folder contains these shards, or was started with them. `settings` are those that affect their
     content. Read-only.
 
@@ -26,7 +28,7 @@ def check_plan(folder_url: str, plans: Sequence[ShardPlan], *, selection: str, s
     return True
 
 
-def start_shards(folder_url: str, plans: Sequence[ShardPlan], *, selection: str, settings: Mapping[str, Any]) -> None:
+def start_shards(folder_url: str, plans: "Sequence[ShardPlan]", *, selection: str, settings: Mapping[str, Any]) -> None:
     """Write plan.json, or check that the existing one is the same, and remove what a killed run left behind.
 
     Raises UserError as `check_plan`. No other run may write there.
@@ -37,7 +39,7 @@ def start_shards(folder_url: str, plans: Sequence[ShardPlan], *, selection: str,
 
 
 def index_of(
-    plans: Sequence[ShardPlan],
+    plans: "Sequence[ShardPlan]",
     records: Iterable[ShardRecord],
     *,
     selection: str,
@@ -74,7 +76,7 @@ def index_of(
     return index
 
 
-def _uncaptioned(plan: ShardPlan, record: ShardRecord) -> int:
+def _uncaptioned(plan: "ShardPlan", record: ShardRecord) -> int:
     """Samples of a shard whose .txt is empty."""
     failed = {clip.clip_id for clip in record.failed}
     names = [name for name in ("clip_id", "caption", "captions") if name in plan.clips.column_names]
@@ -82,7 +84,7 @@ def _uncaptioned(plan: ShardPlan, record: ShardRecord) -> int:
     return sum(not caption_of(row) for row in rows if row["clip_id"] not in failed)
 
 
-def _plan(plans: Sequence[ShardPlan], selection: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _plan(plans: "Sequence[ShardPlan]", selection: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     ids = hashlib.sha256()
     for plan in plans:
         ids.update("\n".join([plan.name, *plan.clips["clip_id"].to_pylist(), ""]).encode())

@@ -4,16 +4,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, pairwise
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 
 from clipmill.cropping import Cropper
 from clipmill.errors import SourceError
 from curation.shards.clip_row import ClipRow, ExtractedClip, clip_bars, clip_frames
-from curation.video.decode import Video
 from curation.video.resize import FrameResizer
-from curation.video.timed import Frame
+
+if TYPE_CHECKING:
+    from curation.video.decode import Video
+    from curation.video.timed import Frame
 
 _SHARPNESS_SIDE_PX = 320
 """Longer side of the images whose sharpness is compared: that of noise and of compression is not counted."""
@@ -31,7 +33,7 @@ class PictureChoice:
     jpeg_quality: int
 
 
-def clip_pictures(video: Video, clip: ClipRow, wanted: PictureChoice) -> ExtractedClip:
+def clip_pictures(video: "Video", clip: ClipRow, wanted: PictureChoice) -> ExtractedClip:
     """The pictures of a clip. A single one without a choice is the middle frame that the scorers saw.
 
     Raises SourceError if a frame cannot be decoded, or if the file differs from the scan.
@@ -44,7 +46,7 @@ def clip_pictures(video: Video, clip: ClipRow, wanted: PictureChoice) -> Extract
         return _pictures(video, {**clip, "resume": None}, wanted)
 
 
-def _pictures(video: Video, clip: ClipRow, wanted: PictureChoice) -> ExtractedClip:
+def _pictures(video: "Video", clip: ClipRow, wanted: PictureChoice) -> ExtractedClip:
     if wanted.choice == "sharpest":
         chosen = _sharpest(video, clip, wanted.per_clip)
     elif wanted.per_clip == 1:
@@ -63,7 +65,7 @@ def _pictures(video: Video, clip: ClipRow, wanted: PictureChoice) -> ExtractedCl
     )
 
 
-def _jpeg(frame: Frame, clip: ClipRow, wanted: PictureChoice) -> tuple[bytes, dict[str, Any]]:
+def _jpeg(frame: "Frame", clip: ClipRow, wanted: PictureChoice) -> tuple[bytes, dict[str, Any]]:
     shown = Cropper(clip_bars(clip, frame.info))(frame.av_frame)
     long_side_px = max(clip["width"], clip["height"])
     bgr = FrameResizer(frame.info.bright_nits).upright_bgr(shown, frame.info, long_side_px=long_side_px)
@@ -73,7 +75,7 @@ def _jpeg(frame: Frame, clip: ClipRow, wanted: PictureChoice) -> tuple[bytes, di
     return content, shape | ({"bytes": len(content)} if wanted.per_clip > 1 else {})
 
 
-def _middle(video: Video, clip: ClipRow) -> Iterator[Frame]:
+def _middle(video: "Video", clip: ClipRow) -> "Iterator[Frame]":
     if not clip["thumbnail_pts"]:
         raise SourceError("decode_error", "the scan kept no thumbnail for this clip")
     pts = clip["thumbnail_pts"][1]
@@ -85,7 +87,7 @@ def _middle(video: Video, clip: ClipRow) -> Iterator[Frame]:
     yield frame
 
 
-def _frames(video: Video, clip: ClipRow) -> Iterator[Frame]:
+def _frames(video: "Video", clip: ClipRow) -> "Iterator[Frame]":
     """All frames of the clip."""
     frames, count = clip_frames(video, clip, clip["start_pts"], clip["end_pts"]), 0
     for frame in frames:
@@ -105,7 +107,7 @@ def _frames(video: Video, clip: ClipRow) -> Iterator[Frame]:
         )
 
 
-def _shown_at(video: Video, clip: ClipRow, count: int) -> Iterator[Frame]:
+def _shown_at(video: "Video", clip: ClipRow, count: int) -> "Iterator[Frame]":
     """The frames shown in the middle of `count` equal parts; a frame that is shown in several of them once."""
     length = clip["end_pts"] - clip["start_pts"]
     moments = [clip["start_pts"] + Fraction((2 * i + 1) * length, 2 * count) for i in range(count)]
@@ -116,7 +118,7 @@ def _shown_at(video: Video, clip: ClipRow, count: int) -> Iterator[Frame]:
             yield frame
 
 
-def _sharpest(video: Video, clip: ClipRow, count: int) -> Iterator[Frame]:
+def _sharpest(video: "Video", clip: ClipRow, count: int) -> "Iterator[Frame]":
     """The sharpest frame of each of `count` equal parts that has frames, by the variance of the Laplacian."""
     length, part = clip["end_pts"] - clip["start_pts"], 0
     best: tuple[float, Frame] | None = None

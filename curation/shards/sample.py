@@ -8,14 +8,16 @@ name.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from clipmill.public import public_text
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.scores.columns import SCORE_COLUMNS
-from curation.shards.clip_row import ClipRow, ExtractedClip
+
+if TYPE_CHECKING:
+    from curation.shards.clip_row import ClipRow, ExtractedClip
 
 _NUMBERS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())]))
 _TEXTS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
@@ -53,6 +55,10 @@ _SCORES = {"motion", *(column.name for columns in SCORE_COLUMNS.values() for col
 _NO_SCORES = {*CLIPS.names, *SOURCES.names, "root", "path", "caption"} - _SCORES
 
 
+PICTURE_MARK = "_"
+"""Between the clip id, which has none, and the number of a picture, in the keys of several pictures of a clip."""
+
+
 def sample_type(suffix: str) -> pa.StructType:
     """The type of the JSON beside a video ("mp4") or a picture ("jpg")."""
     shape = [*_PICTURE, *_VIDEO] if suffix == "mp4" else [*_PICTURE, *_FRAME]
@@ -87,7 +93,7 @@ def sample_type(suffix: str) -> pa.StructType:
     )
 
 
-def sample_json(row: ClipRow, extracted: ExtractedClip, selection: str) -> dict[str, Any]:
+def sample_json(row: "ClipRow", extracted: "ExtractedClip", selection: str) -> dict[str, Any]:
     """The JSON of a clip or picture, of the type `sample_type`. `row` has the columns `root` and `path`, too."""
     scores = {key: value for key, value in row.items() if key not in _NO_SCORES}
     return {
@@ -113,7 +119,7 @@ def sample_json(row: ClipRow, extracted: ExtractedClip, selection: str) -> dict[
     }
 
 
-def caption_of(row: ClipRow) -> str:
+def caption_of(row: "ClipRow") -> str:
     """The newest caption of a row of the joined view; of another row, the first that has text. Empty if there is
     none."""
     if "caption" in row:
@@ -121,15 +127,20 @@ def caption_of(row: ClipRow) -> str:
     return next((caption["text"] for caption in row.get("captions") or () if caption["text"]), "")
 
 
+def clip_of(key: str) -> str:
+    """The clip id of a sample's key."""
+    return key.partition(PICTURE_MARK)[0]
+
+
 def _bound_type(name: str) -> pa.DataType:
     return pa.int64() if name in _INTEGERS else pa.float64()
 
 
-def _bounds(row: ClipRow, names: Iterable[str]) -> dict[str, Any]:
+def _bounds(row: "ClipRow", names: Iterable[str]) -> dict[str, Any]:
     return {name: row[name] if name in _INTEGERS else float(row[name]) for name in names}
 
 
-def _shape(row: ClipRow, extracted: ExtractedClip) -> dict[str, Any]:
+def _shape(row: "ClipRow", extracted: "ExtractedClip") -> dict[str, Any]:
     """What is in the file. Of a clip of one frame, the rate is that at which it would be shown as long."""
     if extracted.suffix != "mp4":
         return {name: extracted.shape[name] for name, _ in (*_PICTURE, *_FRAME)}
@@ -145,7 +156,7 @@ def _shape(row: ClipRow, extracted: ExtractedClip) -> dict[str, Any]:
     return {name: known[name] for name, _ in (*_PICTURE, *_VIDEO)}
 
 
-def _audio(row: ClipRow, extracted: ExtractedClip) -> dict[str, Any]:
+def _audio(row: "ClipRow", extracted: "ExtractedClip") -> dict[str, Any]:
     return extracted.audio | {
         "source_codec": row.get("audio_codec") or "",
         "source_channels": row.get("audio_channels") or 0,

@@ -27,14 +27,11 @@ from clipmill.spool import Spool
 from curation.inputs.signed import signed_address
 from curation.shards.clip_row import ClipRow, ExtractedClip
 from curation.shards.extract import ExtractionConfig, Kind, extract_clips
-from curation.shards.sample import caption_of, sample_json
+from curation.shards.sample import PICTURE_MARK, caption_of, sample_json
 
 _FOOTAGE_PER_CALL_S = 60.0
 _SPOOL_IN_MEMORY_BYTES = 64 << 20
 _COPY_BYTES = 1 << 20
-
-PICTURE_MARK = "_"
-"""Between the clip id, which has none, and the number of a picture, in the keys of several pictures of a clip."""
 
 
 class ShardConfig(Config):
@@ -273,11 +270,6 @@ def _samples(row: ClipRow, extracted: ExtractedClip, selection: str) -> Iterator
     for i, (content, shape) in enumerate(extracted.files()):
         key = row["clip_id"] if not extracted.pictures else f"{row['clip_id']}{PICTURE_MARK}{i}"
         yield _sample(key, row, replace(extracted, content=content, shape=shape), selection)
-
-
-def clip_of(key: str) -> str:
-    """The clip id of a sample's key."""
-    return key.partition(PICTURE_MARK)[0]
 
 
 def _sample(key: str, row: ClipRow, extracted: ExtractedClip, selection: str) -> dict[str, Any]:

@@ -9,14 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from clipmill.config import Config
-from curation.shots.cuts import Transition
+
+if TYPE_CHECKING:
+    from curation.shots.cuts import Transition
 
 REMUX_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 """Containers whose packets go into MP4 byte for byte (transport streams and AVI would have to be rewritten)."""
@@ -124,7 +126,7 @@ class SpanPlan:
 
 def plan_spans(
     timeline: Timeline,
-    transitions: Sequence[Transition],
+    transitions: "Sequence[Transition]",
     config: SpanConfig | None = None,
     *,
     changes: Callable[[int, int], bool] = lambda first, last: False,
@@ -146,7 +148,7 @@ def plan_spans(
 
 
 def _shots(
-    timeline: Timeline, transitions: Sequence[Transition], config: SpanConfig, plan: SpanPlan
+    timeline: Timeline, transitions: "Sequence[Transition]", config: SpanConfig, plan: SpanPlan
 ) -> list[tuple[int, int]]:
     """Frame ranges [first, last) between transitions; what the transitions take away is booked in `plan`."""
     frames = len(timeline.frame_pts)

@@ -1,6 +1,6 @@
 """A decoded frame as it is displayed: upright, square pixels, even size, planar 4:2:0 with 8 bits, for an encoder."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from clipmill.cropping import NO_MARGINS, Cropper, Margins
 from clipmill.hdr import ToneMap, is_hdr
 from clipmill.video import UPRIGHT, color_range_of
-from curation.video.info import VideoInfo
 from curation.video.resize import PLANAR_420, turn_upright
+
+if TYPE_CHECKING:
+    from curation.video.info import VideoInfo
 
 _SCALING = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
@@ -22,7 +24,7 @@ class DisplayTransform:
     Odd sizes lose their last row or column: 4:2:0 has none, and resampling all for one column would blur all.
     """
 
-    def __init__(self, info: VideoInfo, bars: Margins = NO_MARGINS) -> None:
+    def __init__(self, info: "VideoInfo", bars: Margins = NO_MARGINS) -> None:
         """`bars` are cut off, in pixels of the decoded frame."""
         self._orientation, self._aspect = info.orientation, info.sample_aspect_ratio
         self._crop = Cropper(bars)

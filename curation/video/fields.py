@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import av
 import cv2
@@ -22,7 +22,8 @@ import numpy as np
 from av.filter import Graph
 from numpy.typing import NDArray
 
-from curation.video.timed import Frame
+if TYPE_CHECKING:
+    from curation.video.timed import Frame
 
 Fields = Literal["progressive", "tff", "bff", "telecine_tff", "telecine_bff"]
 """How the frames of a video are made of fields: not at all; of two times, the top or the bottom field first; or of
@@ -144,7 +145,7 @@ class FieldMeter:
         return _verdict(self._looks[first:last])
 
 
-def deinterlaced(frames: Iterable[Frame], fields: Fields) -> Iterator[Frame]:
+def deinterlaced(frames: "Iterable[Frame]", fields: Fields) -> "Iterator[Frame]":
     """The same frames, with the same pts, without combs; frames before and after help and are returned, too.
 
     bwdif keeps the first field of each frame and fills in the second from the neighbours; film is first put together
@@ -233,7 +234,7 @@ class _Deinterlacer:
             yield made
 
 
-def _replaced(held: deque[Frame], made: Iterable[av.VideoFrame]) -> Iterator[Frame]:
+def _replaced(held: "deque[Frame]", made: Iterable[av.VideoFrame]) -> "Iterator[Frame]":
     for av_frame in made:
         combed = held.popleft()
         yield replace(combed, av_frame=av_frame)

@@ -1,6 +1,6 @@
 """Decoded frames made smaller: for cut detection, for optical flow, and for the scorers that look at clips."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import cv2
@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from clipmill.hdr import ToneMap, is_hdr
 from clipmill.video import Orientation, color_of
-from curation.video.info import VideoInfo
+
+if TYPE_CHECKING:
+    from curation.video.info import VideoInfo
 
 PLANAR_420 = ("yuv420p", "yuvj420p")
 """Pixel formats whose planes can be read as they are: 8 bits, chroma at half size both ways."""
@@ -65,7 +67,7 @@ class FrameResizer:
             bits = luma.bits
         return (_plane(frame, 0), 8) if bits == 8 else (_plane(frame, 0, np.uint16), bits)
 
-    def luma(self, frame: av.VideoFrame, info: VideoInfo, *, short_side_px: int) -> Image:
+    def luma(self, frame: av.VideoFrame, info: "VideoInfo", *, short_side_px: int) -> Image:
         """(height, width) uint8 luma with square pixels, in coded orientation, properly filtered: for optical flow.
 
         The longer side has at most 16 times `short_side_px`: of thinner frames the shorter side has less.
@@ -81,7 +83,7 @@ class FrameResizer:
         luma = cv2.resize(luma, (size[0] * factor, size[1] * factor), interpolation=cv2.INTER_LINEAR)
         return self._sdr(cv2.resize(luma, size, interpolation=cv2.INTER_AREA), frame)
 
-    def upright_bgr(self, frame: av.VideoFrame, info: VideoInfo, *, long_side_px: int) -> Image:
+    def upright_bgr(self, frame: av.VideoFrame, info: "VideoInfo", *, long_side_px: int) -> Image:
         """(height, width, 3) uint8 BGR as displayed: turned upright, square pixels, matrix and range respected."""
         width = max(1, round(frame.width * info.sample_aspect_ratio))
         width, height = even_size(width, frame.height, long_side_px=long_side_px)
@@ -112,7 +114,7 @@ class FrameResizer:
         )
 
 
-def _color(frame: av.VideoFrame, info: VideoInfo) -> dict[str, int]:
+def _color(frame: av.VideoFrame, info: "VideoInfo") -> dict[str, int]:
     """Matrix and range of YUV, as arguments of `reformat`."""
     matrix, color_range = color_of(frame, min(info.width, info.height))
     return {"src_colorspace": matrix, "src_color_range": color_range}

@@ -3,12 +3,14 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 
 from curation.video.clock import Clock, Stamp, Tick
-from curation.video.info import VideoInfo
+
+if TYPE_CHECKING:
+    from curation.video.info import VideoInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,15 +20,15 @@ class Frame:
     index: int
     pts: int
     av_frame: av.VideoFrame
-    info: VideoInfo
+    info: "VideoInfo"
     """Of this frame: its geometry may differ from that of the first."""
     joint: bool = False
     """Whether another recording starts here, joined end to end."""
 
 
 def timed(
-    decoding: Iterable[tuple[av.VideoFrame, VideoInfo]], clock: Clock
-) -> Iterator[tuple[av.VideoFrame, VideoInfo, Tick]]:
+    decoding: "Iterable[tuple[av.VideoFrame, VideoInfo]]", clock: Clock
+) -> "Iterator[tuple[av.VideoFrame, VideoInfo, Tick]]":
     """Every frame with its geometry and its place on the time line."""
     held: deque[tuple[av.VideoFrame, VideoInfo]] = deque()
     for av_frame, info in decoding:
@@ -38,8 +40,8 @@ def timed(
 
 
 def matched(
-    decoding: Iterable[tuple[av.VideoFrame, VideoInfo]], resume: Mapping[str, Any], end_pts: int
-) -> Iterator[tuple[int, av.VideoFrame, VideoInfo]]:
+    decoding: "Iterable[tuple[av.VideoFrame, VideoInfo]]", resume: Mapping[str, Any], end_pts: int
+) -> "Iterator[tuple[int, av.VideoFrame, VideoInfo]]":
     """The frames of a clip by the column `resume` of its row, as far as they have the timestamps listed there, and the
     frames before and after them. Joined recordings may have the same timestamps: so many frames come before.
     """
@@ -63,7 +65,7 @@ def matched(
 
 
 def between(
-    frames: Iterable[tuple[int, av.VideoFrame, VideoInfo]], start_pts: int, end_pts: int, neighbors: bool
+    frames: "Iterable[tuple[int, av.VideoFrame, VideoInfo]]", start_pts: int, end_pts: int, neighbors: bool
 ) -> Iterator[Frame]:
     """Those with start_pts <= pts < end_pts; with `neighbors`, the ones before (index -1) and after, too."""
     index, last_pts, before = 0, start_pts - 1, None

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pipelines.render import table
+from pipelines.grid import table
 
 
 def real_videos() -> Path:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipelines.fetch import FetchRun, fetch
     from pipelines.inspect import Inspection, inspect
     from pipelines.publish import PublishRun, publish
+    from pipelines.remove import RemoveResult, remove
     from pipelines.report import WrittenReport, report
     from pipelines.sample import Sample, SampleRequest, sample
     from pipelines.score import ScoreResult, score
@@ -67,6 +68,7 @@ _MODULES = {
     "Resources": "clipmill.pipeline",
     "Rule": "curation.selection.rules",
     "Rules": "curation.selection.rules",
+    "RemoveResult": "pipelines.remove",
     "RunStopped": "clipmill.errors",
     "Sample": "pipelines.sample",
     "SampleRequest": "pipelines.sample",
@@ -89,6 +91,7 @@ _MODULES = {
     "find_duplicates": "curation.dedup.duplicates",
     "inspect": "pipelines.inspect",
     "publish": "pipelines.publish",
+    "remove": "pipelines.remove",
     "report": "pipelines.report",
     "sample": "pipelines.sample",
     "score": "pipelines.score",
@@ -117,6 +120,7 @@ __all__ = [
     "LatentCache",
     "PublishConfig",
     "PublishRun",
+    "RemoveResult",
     "Resources",
     "Rule",
     "Rules",
@@ -145,6 +149,7 @@ __all__ = [
     "find_duplicates",
     "inspect",
     "publish",
+    "remove",
     "report",
     "sample",
     "score",

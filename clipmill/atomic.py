@@ -3,7 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _SUFFIX = ".tmp"
@@ -19,14 +19,30 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(_SUFFIX)
 
 
+def create_file(path: str | Path, content: bytes) -> None:
+    """Write a small file whole, unless there is one: of several writers, one succeeds. Creates the folder.
+
+    Raises FileExistsError; OSError.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, temporary_name(name))
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+        _sync_folder(folder)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
 def rename(source: str | Path, target: str | Path) -> None:
     """Rename a file and sync its folder, so that the rename survives a power failure."""
     os.replace(source, target)
-    folder = os.open(os.path.dirname(os.path.abspath(target)), os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    _sync_folder(os.path.dirname(os.path.abspath(target)))
 
 
 @contextmanager
@@ -51,3 +67,11 @@ def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically. Raises OSError."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _sync_folder(path: str) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -3,11 +3,13 @@
 plan.json     what the folder was started with
 NAME.json     record of NAME.tar, written after it
 index.json    all records; written last, so it marks a complete folder
+latents.json  folders with latents of these shards
 
 A record may contain the byte range of every file in its tar, to read samples without reading the tar's headers.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -19,6 +21,8 @@ from clipmill.errors import UserError
 from clipmill.formats import LATENTS, SHARDS, Format
 
 PLAN, INDEX = "plan.json", "index.json"
+_LATENTS = "latents.json"
+_STORES = tuple(f"{name}://" for name in ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "r2"))
 
 Count = Annotated[int, Field(ge=0)]
 Range = tuple[Count, Count]
@@ -165,6 +169,23 @@ def read_record(folder_url: str, shard: str) -> ShardRecord | None:
     return parse_record(content)
 
 
+def latent_folders(folder_url: str) -> list[str]:
+    """Folders with latents of these shards, as `add_latent_folder` noted them. Raises UserError if the note is
+    damaged."""
+    fs, folder = storage.filesystem(folder_url)
+    return (
+        storage.read_json_if_exists(fs, f"{folder}/{_LATENTS}", lambda values: list(map(str, values["folders"]))) or []
+    )
+
+
+def add_latent_folder(folder_url: str, latents: str) -> None:
+    """Note beside shards that `latents` has latents of them: whoever removes a clip must know. Raises UserError if that
+    fails."""
+    folders = latent_folders(folder_url)
+    if latents not in folders:
+        _write(folder_url, _LATENTS, {"folders": [*folders, latents]})
+
+
 def parse_record(content: bytes | str | Mapping[str, Any]) -> ShardRecord:
     """Parse a record from its JSON or its values. Raises ValueError that names the first invalid value."""
     try:
@@ -188,6 +209,15 @@ def _values(record: ShardRecord) -> dict[str, Any]:
 
 def _record_name(shard: str) -> str:
     return f"{shard.removesuffix('.tar')}.json"
+
+
+def _checked_folders(values: dict[str, Any]) -> list[str]:
+    """Each will be asked for a tar: a folder from elsewhere must not name any server."""
+    folders = values["folders"]
+    for folder in folders:
+        if not isinstance(folder, str) or "::" in folder or not (os.path.isabs(folder) or folder.startswith(_STORES)):
+            raise ValueError(f"expected absolute paths or addresses in an object store, got {folder!r}")
+    return list(folders)
 
 
 def _read(

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from clipmill.addresses import redacted, without_credentials
 from clipmill.archives import ArchiveFileSystem, split_link
-from clipmill.atomic import is_temporary, rename, temporary_name
+from clipmill.atomic import create_file, is_temporary, rename, temporary_name
 from clipmill.errors import UserError
 from clipmill.local_files import open_regular
 from clipmill.parquet_rows import rows_of
@@ -38,6 +38,7 @@ _TYPE_ARGUMENT = {"s3": "ContentType", "s3a": "ContentType", "gs": "content_type
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLIENT_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs")
 _READ_DEADLINE_S = 60.0
+_MARK_KEYS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated")
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -128,6 +129,23 @@ def write_bytes(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> Non
     """Write a small file atomically. Raises UserError if that fails."""
     with atomic_write(fs, path) as file:
         file.write(content)
+
+
+def create_bytes(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
+    """Write a small file atomically, unless there is one at `path`: of several writers, one succeeds.
+
+    Stores without conditional writes only check first. Raises FileExistsError, or UserError if writing fails.
+    """
+    if not is_local(fs) and _protocols(fs).isdisjoint(_WHOLE_OBJECT_STORES):
+        if exists(fs, path):
+            raise FileExistsError(path)
+        write_bytes(fs, path, content)
+        return
+    with explained("create", fs, path):
+        if is_local(fs):
+            create_file(path, content)
+        else:
+            fs.pipe_file(path, content, mode="create")
 
 
 def json_bytes(value: Any) -> bytes:
@@ -272,6 +290,20 @@ def list_files(fs: fsspec.AbstractFileSystem, folder: str, suffix: str = "") -> 
     return [path for path in _entries(fs, folder, kind="file") if path.endswith(suffix) and not _is_temporary(path)]
 
 
+def file_marks(fs: fsspec.AbstractFileSystem, folder: str, suffix: str = "") -> dict[str, str]:
+    """The files of `list_files`, each with its size and the store's mark of its content (etag, modification time).
+
+    A file that is replaced has another mark; so has a copy.
+    """
+    marks = {}
+    for entry in _listed(fs, folder):
+        path = entry["name"].rstrip("/")
+        if entry["type"] == "file" and path.endswith(suffix) and not _is_temporary(path):
+            mark = next((str(entry[key]) for key in _MARK_KEYS if entry.get(key)), "")
+            marks[path] = f"{entry['size']} {mark}"
+    return dict(sorted(marks.items()))
+
+
 def list_folders(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
     """Sorted paths of the folders directly in `folder`; [] if it does not exist."""
     return _entries(fs, folder, kind="directory")
@@ -314,6 +346,10 @@ def _damaged(fs: fsspec.AbstractFileSystem, path: str, reason: str) -> UserError
 
 
 def _entries(fs: fsspec.AbstractFileSystem, folder: str, *, kind: str) -> list[str]:
+    return sorted(entry["name"].rstrip("/") for entry in _listed(fs, folder) if entry["type"] == kind)
+
+
+def _listed(fs: fsspec.AbstractFileSystem, folder: str) -> list[dict[str, Any]]:
     with explained("read", fs, folder):
         fs.invalidate_cache(folder)
         try:
@@ -321,9 +357,7 @@ def _entries(fs: fsspec.AbstractFileSystem, folder: str, *, kind: str) -> list[s
         except FileNotFoundError:
             return []
     # An object store may list an empty marker object with the folder's own name.
-    return sorted(
-        e["name"].rstrip("/") for e in entries if e["type"] == kind and e["name"].strip("/") != folder.strip("/")
-    )
+    return [entry for entry in entries if entry["name"].strip("/") != folder.strip("/")]
 
 
 def _protocols(fs: fsspec.AbstractFileSystem) -> set[str]:
@@ -379,6 +413,10 @@ def explained(action: str, fs: fsspec.AbstractFileSystem, path: str) -> Iterator
         if action == "read":
             raise
         raise _cannot(action, shown(fs, path), error) from error
+    except FileExistsError as error:
+        if action == "create":
+            raise
+        raise _cannot(action, shown(fs, path), error) from error
     except UserError:
         raise
     except Exception as error:
@@ -404,5 +442,5 @@ def _cannot(action: str, path: str, error: Exception) -> UserError:
     if number in _NO_ROOM:
         advice = " No partial file was left. Free some space, then rerun the same command."
     else:
-        advice = " Check the address and the permissions." if action == "write" else ""
+        advice = " Check the address and the permissions." if action in ("write", "create") else ""
     return UserError(f"cannot {action} {path}: {reason.rstrip('.')}.{advice}")

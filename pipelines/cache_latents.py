@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import Any
 from clipmill import pipeline, storage
 from clipmill.addresses import without_credentials
 from clipmill.errors import UserError
-from clipmill.formats import LATENTS
+from clipmill.formats import LATENTS, SHARDS
 from clipmill.resume import check_same, deciding, shortened
 from clipmill.shard_folder import (
     PLAN,
     ShardRecord,
+    add_latent_folder,
     index_of,
     read_index,
     read_plan,
@@ -109,6 +110,7 @@ def cache_latents(
             if not complete:
                 fence = stack.enter_context(owned(folder, take_over=take_over))
                 _start(folder, plan)
+                _tell_shards(index, folder)
                 if missing:
                     job = _Job(
                         stage=stage,
@@ -169,6 +171,15 @@ def _start(folder: str, plan: dict[str, Any]) -> None:
     write_plan(folder, plan)
     remove_index(folder)
     storage.remove_leftovers(*storage.filesystem(folder))
+
+
+def _tell_shards(index: ShardIndex, folder: str) -> None:
+    """Note the folder of latents beside the shards, for `clipmill remove`; shards may be read-only."""
+    paths = (shard.path if "://" in shard.path else os.path.abspath(shard.path) for shard in index.shards)
+    for shards in dict.fromkeys(path.rpartition("/")[0] for path in paths):
+        with suppress(UserError):
+            if read_plan(shards, SHARDS) is not None:
+                add_latent_folder(shards, without_credentials(folder))
 
 
 def latents_stage(job: _Job, fence: Fence, counter: Any = None, *, gpu: bool = True) -> pipeline.Stage:

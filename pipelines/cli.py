@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from clipmill.errors import UserError
-from pipelines import cli_caption, cli_doctor, cli_duplicates, cli_model, cli_plan, cli_publish, cli_score
+from pipelines import cli_caption, cli_dataset, cli_doctor, cli_duplicates, cli_model, cli_plan, cli_publish, cli_score
 from pipelines.cli_shared import (
     CAPTIONS_FAILED,
     EXIT_CODES,
@@ -79,6 +79,9 @@ def curate(
     retry_rejected: Annotated[
         bool, typer.Option("--retry-rejected", help="Retry sources that an earlier run rejected.")
     ] = False,
+    restore: Annotated[
+        bool, typer.Option("--restore", help="Scan inputs again that `clipmill remove` took out of the dataset.")
+    ] = False,
     take_over: TakeOver = False,
     address: Address = None,
     num_cpus: NumCpus = None,
@@ -99,6 +102,7 @@ def curate(
         config=settings,
         limit=limit,
         retry_rejected=retry_rejected,
+        restore=restore,
         take_over=take_over,
         address=address,
         num_cpus=num_cpus,
@@ -301,7 +305,7 @@ def fetch(
     resume.
     """
     from pipelines.fetch import fetch as run
-    from pipelines.render import size
+    from pipelines.render_outdated import size
 
     result = run(shards, out, where=where, clip_ids=clip or (), limit=limit)
     say(
@@ -384,6 +388,7 @@ def inspect(
         raise UserError("no usable input; see the reasons above")
 
 
+app.add_typer(cli_dataset.app)
 app.add_typer(cli_doctor.app)
 app.add_typer(cli_duplicates.app)
 app.add_typer(cli_plan.app)

@@ -46,7 +46,7 @@ def doctor(
 
 
 def _print(listed: "Sequence[Finding]") -> None:
-    from pipelines.render import table
+    from pipelines.grid import table
 
     rows: list[tuple[str, ...]] = []
     for finding in listed:

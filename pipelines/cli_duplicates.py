@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from clipmill.errors import UserError
-from pipelines.cli_shared import EXIT_CODES, Address, ConfigFile, console
+from pipelines.cli_shared import EXIT_CODES, Address, ConfigFile, TakeOver, console
 
 app = typer.Typer()
 
@@ -45,6 +45,7 @@ def duplicates(
         ),
     ] = None,
     config: ConfigFile = None,
+    take_over: TakeOver = False,
     address: Address = None,
 ) -> None:
     """Find near-duplicate clips (re-uploads, re-encodings) and write duplicate_rank: 0 for the best clip of each group.
@@ -53,8 +54,10 @@ def duplicates(
     settings or after merging tables. Settings that are not given default to those of the last search. With --address
     the kept clips are held by the cluster.
     """
+    from curation.dataset.commits import Change
     from curation.dataset.tables import Dataset
     from pipelines import render
+    from pipelines.changes import changing
     from pipelines.duplicates import search_against, search_duplicates, settings_of
 
     opened = Dataset(dataset).open()
@@ -62,9 +65,10 @@ def duplicates(
         raise UserError("--name names the score of --against; pass both, or neither")
     given = {key: value for key, value in {"min_cosine": min_cosine, "by": by}.items() if value is not None}
     settings = settings_of(opened, config, given)
-    if against:
-        render.print_against(
-            console(), against, search_against(opened, Dataset(against).open(), settings, name=name, address=address)
-        )
-    else:
-        render.print_duplicates(console(), dataset, search_duplicates(opened, settings, address=address))
+    with changing(opened, Change(command="duplicates"), take_over=take_over):
+        if against:
+            other = Dataset(against).open()
+            result = search_against(opened, other, settings, name=name, address=address)
+            render.print_against(console(), against, result)
+        else:
+            render.print_duplicates(console(), dataset, search_duplicates(opened, settings, address=address))

@@ -16,19 +16,22 @@ from clipmill import storage
 from clipmill.addresses import redacted
 from clipmill.errors import UserError
 from clipmill.pipeline import Stage
-from clipmill.resume import check_same
+from clipmill.resume import check_same, shortened
+from curation.dataset.commits import Change, current_version
+from curation.dataset.removed import forget_removed, removed_sources
 from curation.dataset.score_versions import score_schema, table_of
+from curation.dataset.superseded import remove_superseded, superseded_sources
 from curation.dataset.tables import Dataset
-from curation.dedup.duplicates import DuplicatesResult
-from curation.dedup.hashes import HASH
+from curation.dedup.duplicates import DuplicatesResult, has_embeddings, is_current
 from curation.inputs.sources import InputsConfig, Source, list_sources
 from curation.scores.columns import CAPTIONS, SCORE_COLUMNS
+from pipelines.changes import changing
 from pipelines.cluster import connected
 from pipelines.config import CurateConfig
 from pipelines.costs import recorded_costs
 from pipelines.counting import counted_on
 from pipelines.duplicates import search_duplicates
-from pipelines.fence import Fence, owned, refuse_if_running
+from pipelines.fence import Fence, refuse_if_running
 from pipelines.graph import check, run
 from pipelines.model_specs import asked_models
 from pipelines.models import CheckedModels, check_models
@@ -53,6 +56,8 @@ class CurateResult:
     sources_given: int
     sources_done_before: int
     sources_done_now: int
+    sources_removed: int
+    """Inputs that `clipmill remove` took out of the dataset: they are not scanned again."""
     wall_s: float
     duplicates: DuplicatesResult | None
     """None without embeddings or if the search is disabled."""
@@ -66,6 +71,12 @@ class _Plan:
     todo: list[Source]
     rejected: set[str] = field(default_factory=set)
     """Source ids that were rejected before and are retried."""
+    superseded: set[str] = field(default_factory=set)
+    """Sources whose file was replaced: the inputs have another one at the same address."""
+    removed: int = 0
+    """Inputs to skip, because they were removed from the dataset."""
+    restored: list[Source] = field(default_factory=list)
+    """Inputs that were removed, and are scanned again."""
 
 
 def curate(
@@ -75,6 +86,7 @@ def curate(
     config: CurateConfig | None = None,
     limit: int | None = None,
     retry_rejected: bool = False,
+    restore: bool = False,
     take_over: bool = False,
     address: str | None = None,
     num_cpus: int | None = None,
@@ -84,35 +96,42 @@ def curate(
 
     `inputs` as in `curation.inputs.list_sources`, at most `limit` of them; `address` of a Ray cluster, or `num_cpus` of
     a local one. `retry_rejected` retries sources that an earlier run rejected (a limit that was too low); unreadable
-    ones are always retried. `take_over` stops a live run that owns `out`. The near-duplicate search runs last. Raises
-    UserError: no usable input, a different configuration, `out` not writable or in use; RunStopped: disk full, another
-    run took over.
+    ones are always retried. Of a file that was replaced since, the older rows go. `restore` scans sources that
+    `clipmill remove` took out. `take_over` stops a live run that owns `out`. The near-duplicate search runs last.
+    Raises UserError: no usable input, a different configuration, `out` not writable or in use; RunStopped: disk full,
+    another run took over.
     """
     config, started_s = config or CurateConfig(), time.monotonic()
     dataset = Dataset(out)
     with Reporter("curate", unit="sources", quiet=quiet) as report:
         report.waiting("listing the inputs")
         sources = _listed(inputs, config.inputs, limit, quiet=quiet)
-        planned = partial(_plan, sources, dataset, retry_rejected=retry_rejected)
+        planned = partial(_plan, sources, dataset, retry_rejected=retry_rejected, restore=restore)
         if dataset.exists():
             dataset.create_or_open(config.described())
-        plan, done_now = planned(), 0
-        if plan.todo:
+        plan, done_now, change = planned(), 0, Change(command="curate", what=_named(inputs))
+        if plan.removed:
+            note(
+                f"{plan.removed:,} of the inputs were removed from the dataset by `clipmill remove` and are skipped; "
+                "pass --restore to scan them again"
+            )
+        if plan.todo or plan.superseded:
             if not take_over:
                 refuse_if_running(dataset.url)
             report.connecting(address)
             with connected(address, num_cpus=num_cpus):
-                done_now = _do(planned, dataset, config, report, take_over=take_over)
+                done_now = _do(planned, dataset, config, report, change, address, take_over=take_over)
+        report.waiting("searching for near-duplicates")
+        duplicates = _duplicates(dataset, config, change, address, take_over=take_over)
         report.waiting("reading the tables")
         summary = status(dataset)
-        _check_usable(sources, dataset, summary)
-        report.waiting("searching for near-duplicates")
-        duplicates = _duplicates(dataset, config, summary, address)
+        _check_usable(sources, dataset, summary, removed=plan.removed)
     return CurateResult(
         dataset=out,
         sources_given=len(sources),
-        sources_done_before=len(sources) - done_now,
+        sources_done_before=len(sources) - done_now - plan.removed,
         sources_done_now=done_now,
+        sources_removed=plan.removed,
         wall_s=time.monotonic() - started_s,
         duplicates=duplicates,
         status=summary,
@@ -132,8 +151,20 @@ def _listed(inputs: Sequence[str], config: InputsConfig, limit: int | None, *, q
     return sources
 
 
+def _named(inputs: Sequence[str]) -> str:
+    """The inputs for the record of versions, without credentials."""
+    return shortened([redacted(given) for given in inputs])
+
+
 def _do(
-    planned: Callable[[], _Plan], dataset: Dataset, config: CurateConfig, report: Reporter, *, take_over: bool
+    planned: Callable[[], _Plan],
+    dataset: Dataset,
+    config: CurateConfig,
+    report: Reporter,
+    change: Change,
+    address: str | None,
+    *,
+    take_over: bool,
 ) -> int:
     """Do what is missing on Ray; returns the number of sources done. Creates the dataset if needed."""
     report.waiting("loading the models")
@@ -144,16 +175,23 @@ def _do(
     check(_stages(config, checked, dataset, Fence(url=dataset.url, run="")), _GIVEN)
     dataset.create_or_open(config.described())
     _check_models_are_the_same(dataset, checked)
-    with owned(dataset.url, take_over=take_over) as fence, recorded_costs(dataset, "curate"):
+    with changing(dataset, change, take_over=take_over) as fence, recorded_costs(dataset, "curate"):
         plan = planned()  # again, now that this run owns the folder: another run may have committed parts since
-        scores = _prepare(dataset, plan, checked, config)
+        scores = _prepare(dataset, plan, checked, config, fence)
         done = _run(plan.todo, dataset, config, fence, checked, report, scores)
         dataset.remove_unfinished()
+        report.waiting("searching for near-duplicates")
+        _search_duplicates(dataset, config, address)
     return done
 
 
-def _check_usable(sources: Sequence[Source], dataset: Dataset, summary: Status) -> None:
-    """Raise UserError if every source was rejected."""
+def _check_usable(sources: Sequence[Source], dataset: Dataset, summary: Status, *, removed: int) -> None:
+    """Raise UserError if every source was rejected, or removed before."""
+    if removed == len(sources):
+        raise UserError(
+            f"no usable input: all {removed:,} sources were removed from {dataset.url} by `clipmill remove`. Pass "
+            "--restore to scan them again"
+        )
     status_of = dataset.statuses()
     ids = {source.source_id for source in sources}
     if not any(status_of.get(i) == "ok" for i in ids):
@@ -161,10 +199,15 @@ def _check_usable(sources: Sequence[Source], dataset: Dataset, summary: Status) 
         raise UserError(f"no usable input: all {len(ids)} sources were rejected ({kinds}); see {dataset.url}")
 
 
-def _plan(sources: Sequence[Source], dataset: Dataset, *, retry_rejected: bool) -> _Plan:
+def _plan(sources: Sequence[Source], dataset: Dataset, *, retry_rejected: bool, restore: bool) -> _Plan:
     """What is missing, given what is committed. Read-only: another run may own the dataset."""
     if not dataset.exists():
         return _Plan(todo=list(sources))
+    removed = removed_sources(dataset)
+    out = [source for source in sources if removed.covers(source.source_id, source.uri)]
+    if not restore:
+        skipped = {source.source_id for source in out}
+        sources = [source for source in sources if source.source_id not in skipped]
     before = dataset.statuses()
     ids = {source.source_id for source in sources}
     # A store or a server that failed while a video was read may work now; what failed in the listing has failed again.
@@ -174,13 +217,22 @@ def _plan(sources: Sequence[Source], dataset: Dataset, *, retry_rejected: bool) 
     return _Plan(
         todo=[source for source in sources if source.source_id not in before or source.source_id in rejected],
         rejected=rejected,
+        superseded=superseded_sources(dataset, {s.uri: s.source_id for s in sources if s.error is None}),
+        removed=0 if restore else len(out),
+        restored=out if restore else [],
     )
 
 
-def _prepare(dataset: Dataset, plan: _Plan, checked: CheckedModels, config: CurateConfig) -> list[ScoreTable]:
+def _prepare(
+    dataset: Dataset, plan: _Plan, checked: CheckedModels, config: CurateConfig, fence: Fence
+) -> list[ScoreTable]:
     """Prepare the dataset for this run, which owns it; returns the tables of captioners and further scores."""
     tables, captions = _score_tables(dataset, config, checked)
     _keep_models(dataset, checked, config, captions)
+    remove_superseded(dataset, plan.superseded, fence.check)
+    if plan.restored:
+        uris, ids = ([getattr(s, name) for s in plan.restored] for name in ("uri", "source_id"))
+        forget_removed(dataset, uris, ids)
     dataset.remove_unfinished()
     if plan.rejected:
         dataset.forget_rejected(plan.rejected)
@@ -261,12 +313,21 @@ def _part_size(todo: Sequence[Source]) -> int:
     return sources if sources < SOURCES_PER_BATCH else sources - sources % SOURCES_PER_BATCH
 
 
-def _duplicates(dataset: Dataset, config: CurateConfig, state: Status, address: str | None) -> DuplicatesResult | None:
-    """Search for near-duplicates, and record the settings used."""
-    if config.duplicates is None:
-        return None
-    compared = [config.duplicates.by] if config.duplicates.by else ["embedding", HASH]
-    if all(state.unscored.get(name, state.clips) >= state.clips for name in compared):
+def _duplicates(
+    dataset: Dataset, config: CurateConfig, change: Change, address: str | None, *, take_over: bool
+) -> DuplicatesResult | None:
+    """The near-duplicates. Unless `_do` has just done so, search for them and record what a killed run changed."""
+    wanted = config.duplicates is not None and has_embeddings(dataset, config.duplicates)
+    due = wanted and not is_current(dataset, config.duplicates)
+    if due or current_version(dataset).changing:
+        with changing(dataset, change, take_over=take_over):
+            return _search_duplicates(dataset, config, address)
+    return _search_duplicates(dataset, config, address)
+
+
+def _search_duplicates(dataset: Dataset, config: CurateConfig, address: str | None) -> DuplicatesResult | None:
+    """Search for near-duplicates unless the table is current, and record the settings used."""
+    if config.duplicates is None or not has_embeddings(dataset, config.duplicates):
         return None
     result = search_duplicates(dataset, config.duplicates, address=address)
     settings = config.duplicates.model_dump(mode="json")

@@ -22,7 +22,7 @@ from clipmill.ranges import StoredObject, find_object
 from curation.dataset.metadata import add_metadata_columns
 from curation.dataset.sql import literal, open_connection, quoted, sentence
 from curation.selection.condition import read_condition
-from curation.shards.catalog import CATALOG, PLACE, check_catalog
+from curation.shards.places import CATALOG, PLACE, check_catalog
 from pipelines.progress import Reporter
 
 _AT_ONCE_BYTES = 256 << 20

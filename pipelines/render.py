@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,8 +17,10 @@ from curation.scores.columns import SCORE_COLUMNS
 from curation.selection.difference import Difference
 from curation.selection.saved import Selection, funnel_rows
 from pipelines.curate import CurateResult
+from pipelines.grid import table
 from pipelines.inspect import Inspection
 from pipelines.printable import printable
+from pipelines.render_outdated import outdated_note, shard_rows, size
 from pipelines.shard import ShardRun
 from pipelines.status import Status, VersionCount
 
@@ -34,39 +35,6 @@ LOSSES = {
     "keyframe": "keyframe alignment",
     "damage": "unreadable parts",
 }
-
-
-def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
-    """A table with right-aligned numeric columns; None is printed as a dash."""
-    cells = [list(row) for row in rows]
-    grid = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(columns):
-        numeric = all(isinstance(row[i], int | float | None) for row in cells) and bool(cells)
-        grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in cells:
-        grid.add_row(*(Text(_cell(value)) for value in row))
-    return grid
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
-    return printable(str(value))
-
-
-def size(count: float) -> str:
-    """A human-readable byte count."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def print_inspection(console: Console, seen: Inspection) -> None:
@@ -393,6 +361,7 @@ def _lost(index: dict[str, Any]) -> Counter[tuple[str, str]]:
 def print_status(console: Console, status: Status) -> None:
     """Print the contents of a dataset."""
     rows: list[tuple[str, Any, str]] = [
+        ("version", status.version, "a run is changing it, or died while it did" if status.changing else ""),
         ("sources", status.sources, f"{status.sources_ok} ok, {duration(status.video_s)}"),
         *((f"  {kind}", count, _kind(kind)) for kind, count in status.rejected.items()),
         ("clips", status.clips, duration(status.clip_s)),
@@ -402,15 +371,15 @@ def print_status(console: Console, status: Status) -> None:
         *_caption_rows(status),
         *(("note", None, notice) for notice in status.notices),
         *((f"marked {verdict}", clips, "") for verdict, clips in status.marks.items()),
-        *((f"selection {s.name}", s.clips, duration(s.seconds)) for s in status.selections),
         *(
             (
-                f"shards {name}",
-                index["totals"]["samples"],
-                f"{index['totals']['shards']} files, {size(index['totals']['bytes'])}{_missing(index)}",
+                f"selection {s.name}",
+                s.clips,
+                duration(s.seconds) + outdated_note(status.outdated_selections.get(s.name)),
             )
-            for name, index in status.shards.items()
+            for s in status.selections
         ),
+        *(row for name in status.shards for row in shard_rows(status, name, missing_clips(status.shards[name]))),
     ]
     console.print(table(printable(status.dataset), ("", "count", ""), rows))
 
@@ -421,7 +390,7 @@ def _version(count: VersionCount, clips: int) -> str:
     return "; ".join([f"the name {count.scorer} stands for it" if count.counted else "", *said]).removeprefix("; ")
 
 
-def _missing(index: Mapping[str, Any]) -> str:
+def missing_clips(index: Mapping[str, Any]) -> str:
     """How many of the selected clips are missing from the shards."""
     totals = index["totals"]
     selected = totals.get("selected", totals["samples"] + totals["failed"])  # earlier releases counted only these

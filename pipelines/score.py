@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from clipmill.pipeline import Stage
+from curation.dataset.commits import Change
 from curation.dataset.missing_scores import clips_are_outdated, clips_without
 from curation.dataset.score_versions import RecordedVersion, score_schema, table_of
 from curation.dataset.tables import Dataset
@@ -20,10 +21,11 @@ from curation.scan.one_pass import ScanConfig
 from curation.scores.base import Scorer
 from curation.scores.columns import CAPTIONS
 from curation.selection.saved import load_selection, selected_ids
+from pipelines.changes import changing
 from pipelines.cluster import connected, stopped_by_errors
 from pipelines.config import CurateConfig
 from pipelines.costs import recorded_costs
-from pipelines.fence import Fence, owned, refuse_if_running
+from pipelines.fence import Fence, refuse_if_running
 from pipelines.footage import clips_at_once
 from pipelines.graph import check, run
 from pipelines.model_specs import AskedModels, models_of_scorer
@@ -180,7 +182,8 @@ def add_scores(
             plan = _plan(job, selection, retry_failed=retry_failed)
             _note_changed_source(job, plan.version)
             if not dry_run:
-                with owned(opened.url, take_over=take_over) as fence, recorded_costs(opened, command):
+                change = Change(command=command, what=f"{made.name}, version {plan.version.version}")
+                with changing(opened, change, take_over=take_over) as fence, recorded_costs(opened, command):
                     opened.remove_unfinished()
                     plan = _plan(
                         job, selection, retry_failed=retry_failed

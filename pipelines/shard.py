@@ -17,16 +17,18 @@ from clipmill.formats import SHARDS
 from clipmill.pipeline import Stage
 from clipmill.resume import deciding
 from clipmill.shard_folder import FailedClip, ShardRecord, read_index, remove_index, write_index
+from curation.dataset.commits import current_version
 from curation.dataset.joined import COMPUTED, joined_columns, listed_columns
 from curation.dataset.joined_captions import is_bookkeeping
 from curation.dataset.schemas import SIGNAL_COLUMNS, SOURCES
 from curation.dataset.tables import Dataset
 from curation.scan.isolation import Isolated
 from curation.selection.saved import load_selection, selected_clips, selected_ids
-from curation.shards.catalog import catalog, has_catalog, write_catalog
+from curation.shards.catalog import catalog
 from curation.shards.clip_row import ClipRow
 from curation.shards.extract import ExtractionConfig
 from curation.shards.folder import check_plan, index_of, start_shards
+from curation.shards.places import has_catalog, write_catalog
 from curation.shards.write import ShardConfig, ShardPlan, check_shard, plan_shards, write_shard
 from pipelines.cluster import connected
 from pipelines.costs import recorded_costs
@@ -85,7 +87,9 @@ def shard(
     folder = f"{dataset.rstrip('/')}/shards/{selection}{of_images if images else ''}"
     with Reporter("shard", unit="clips", quiet=quiet) as report:
         report.waiting("reading the selection")
-        rows, gone = selected_rows(Dataset(dataset).open(), selection)
+        opened = Dataset(dataset).open()
+        version = current_version(opened).version
+        rows, gone = selected_rows(opened, selection)
         plans = plan_shards(rows, kind="images" if images else "clips", config=config)
         settings = deciding(config.model_dump(mode="json"))
         check_plan(folder, plans, selection=selection, settings=settings)
@@ -94,7 +98,9 @@ def shard(
         todo = [plan for plan in plans if plan.name not in records]
 
         def index() -> dict[str, Any]:
-            return index_of(plans, records.values(), selection=selection, settings=settings, gone=gone)
+            return index_of(
+                plans, records.values(), selection=selection, settings=settings, gone=gone, dataset_version=version
+            )
 
         complete = not todo and has_catalog(folder) and read_index(folder, SHARDS) == index()
         if not complete and not take_over:

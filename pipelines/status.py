@@ -9,12 +9,14 @@ from clipmill import storage
 from clipmill.formats import SHARDS
 from clipmill.shard_folder import read_index
 from curation.dataset.caption_counts import CaptionCount, caption_counts, count_failed_captions
+from curation.dataset.commits import current_version
 from curation.dataset.score_counts import VersionCount, commonest_reason, unscored_clips, version_counts
 from curation.dataset.tables import Dataset
 from curation.dataset.totals import source_totals
 from curation.selection.marks import dataset_marks
 from curation.selection.saved import Selection, load_selection, selection_names
 from pipelines.costs import RunCosts, StageCost, read_costs, stage_costs
+from pipelines.outdated import Outdated, outdated_selections, outdated_shards
 
 FIRST_REJECTED = 10
 """Number of rejected sources that a run prints at its end."""
@@ -84,7 +86,15 @@ class Status:
     """Verdict -> number of clips, of the marks that were passed to `select`."""
     selections: list[Selection] = field(default_factory=list)
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Shard folder -> kind, selection and totals of its index."""
+    """Shard folder -> kind, selection, dataset_version and totals of its index."""
+    version: int = 0
+    """Version of the dataset, see `clipmill log`; 0 before its first."""
+    changing: bool = False
+    """Whether a run is changing the dataset, or died while it did."""
+    outdated_selections: dict[str, Outdated] = field(default_factory=dict)
+    """Those that are older than the dataset or have clips that are gone, by name."""
+    outdated_shards: dict[str, Outdated] = field(default_factory=dict)
+    """The same of shard folders."""
 
 
 def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> Status:
@@ -93,13 +103,15 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
     Raises UserError if it is not a dataset or one of its files is damaged.
     """
     config = dataset.description()["config"]
+    now = current_version(dataset)
+    selections, shards = [load_selection(dataset, name) for name in selection_names(dataset)], _shards(dataset)
     with dataset.connect() as connection:
         totals = source_totals(connection)
         extractions = _counts(connection, "SELECT extraction::VARCHAR, count(*) FROM clips GROUP BY 1 ORDER BY 1")
         unscored, versions = unscored_clips(connection), version_counts(connection)
         captions = caption_counts(connection)
         scored_later = {count.scorer for count in versions}
-        runs, shards = read_costs(dataset), _shards(dataset)
+        runs = read_costs(dataset)
         shard_bytes = sum(int(index["totals"]["bytes"]) for index in shards.values())
         return Status(
             dataset=dataset.url,
@@ -128,8 +140,12 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
             notices=tuple(map(str, models_of(dataset).get("notices") or ())),
             rejected_sources=_rejected_sources(connection, list_rejected),
             marks=dataset_marks(dataset).counts(),
-            selections=[load_selection(dataset, name) for name in selection_names(dataset)],
+            selections=selections,
             shards=shards,
+            version=now.version,
+            changing=now.changing,
+            outdated_selections=outdated_selections(dataset, connection, selections, now),
+            outdated_shards=outdated_shards(dataset, connection, shards, now),
         )
 
 
@@ -175,7 +191,9 @@ def _shard_totals(index: dict[str, Any]) -> dict[str, Any]:
     totals = {key: _number(value) for key, value in index["totals"].items()}
     for key in ("shards", "samples", "bytes", "failed"):
         totals[key]  # a KeyError says which is missing
-    return {"kind": str(index["kind"]), "selection": str(index["selection"]), "totals": totals}
+    version = int(_number(index.get("dataset_version", 0)))
+    names = {"kind": str(index["kind"]), "selection": str(index["selection"])}
+    return {**names, "dataset_version": version, "totals": totals}
 
 
 def _number(value: Any) -> float:

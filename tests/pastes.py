@@ -209,6 +209,12 @@ def rules_file(name: str) -> Paste:
     return paste
 
 
+def write_takedown(reader: Reader, _: Block) -> None:
+    """The list of one source of the dataset."""
+    uri = next(iter(Dataset(str(reader.folder / "DATASET")).uris().values()))
+    reader.write("takedown.txt", f"{uri}\n")
+
+
 def usage(reader: Reader, block: Block) -> None:
     """A command with options in brackets: without them and with them."""
     reader.paste(re.sub(r"\[.*?\]", "", block.text))
@@ -301,6 +307,9 @@ def notebook(reader: Reader, block: Block) -> None:
 
 ABSENT = {
     "RUN/lora.safetensors": "only a LoRA stage leaves it",
+    "latents.json": "`clipmill cache-latents` leaves it, on these shards",
+    "removal.json": "it is there while `clipmill remove` runs",
+    "removed/*.parquet": "`clipmill remove` leaves it",
     "scores/NAME/versions.json": "`clipmill score` leaves it, which the demo does not run",
     "scores/NAME/vN/PART.parquet": "the same",
     "captions/NAME/versions.json": "`clipmill caption` leaves it, which the demo does not run",

@@ -48,6 +48,7 @@ from tests.pastes import (
     tree,
     usage,
     write_demo_yaml,
+    write_takedown,
 )
 from tests.svd.models import tiny_model
 
@@ -184,6 +185,12 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
         ("sources", prints),
         ("selection svd-paper: 14 of 93 clips", prints),
         ("clipmill train --recipe demo-output/recipe.yaml", shell()),
+    ],
+    "docs/removal.md": [
+        ("clipmill log DATASET", shell()),
+        ("clipmill remove DATASET", in_turn(write_takedown, shell(
+            Instead("license = 'CC-BY-NC'", "uri LIKE '%/003-%'", "the demo's footage comes without licences")
+        ))),
     ],
     "docs/sampling.md": [
         ("clipmill sample CHECKPOINT", sample_each),

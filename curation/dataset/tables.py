@@ -39,6 +39,10 @@ from curation.scores.columns import CAPTIONS, SCORES
 COSTS = "costs"
 """The folder of records of what runs cost."""
 _DESCRIPTION = "dataset.json"
+REMOVAL = "removal.json"
+"""The note of a removal in progress, see `curation.dataset.removal`."""
+_NOT_TABLES = {"commits", "removed", "report", "selections", "shards"}
+"""Folders without tables."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _ROWS_PER_GROUP = {"previews": 256}
 """Pictures are read some at a time; other tables have one group per part."""
@@ -56,10 +60,14 @@ _VERSION_ROWS = pa.schema(
 
 
 class Dataset:
-    """One dataset folder, local or in an object store. Constructing the object does no I/O; it can be pickled."""
+    """One dataset folder, local or in an object store. Constructing the object does no I/O; it can be pickled.
 
-    def __init__(self, url: str) -> None:
+    `while_removing`: open it even if a removal of sources was not finished. Only the removal itself does so.
+    """
+
+    def __init__(self, url: str, *, while_removing: bool = False) -> None:
         self.url = url
+        self._while_removing = while_removing
         self.fs, self.path = storage.filesystem(url)
         try:
             self.path.encode()
@@ -140,6 +148,26 @@ class Dataset:
             return sorted(committed if table_name == "sources" else committed & self._present(table_name))
         return sorted(self._present(table_name))
 
+    def part_marks(self, table_name: str) -> dict[str, str]:
+        """Committed part of a table -> size of its file and the store's mark of its content."""
+        committed = set(self.parts(table_name))
+        marks = storage.file_marks(self.fs, self.file(table_name), ".parquet")
+        parts = {path.rpartition("/")[2].removesuffix(".parquet"): mark for path, mark in marks.items()}
+        return {part: mark for part, mark in parts.items() if part in committed}
+
+    def tables(self) -> list[str]:
+        """Every table of rows, whoever wrote it: the folders with Parquet files, such as "clips" or "scores/NAME/v1".
+
+        Selections, shards and the history of the dataset are no tables.
+        """
+        found, folders = [], [path for path in storage.list_folders(self.fs, self.path) if _is_of_tables(path)]
+        while folders:
+            folder = folders.pop()
+            if storage.list_files(self.fs, folder, ".parquet"):
+                found.append(folder[len(self.path) + 1 :])
+            folders += storage.list_folders(self.fs, folder)
+        return sorted(found)
+
     def remove_unfinished(self) -> list[str]:
         """Remove uncommitted parts and temporary files; returns their names.
 
@@ -181,6 +209,14 @@ class Dataset:
             kinds = pc.coalesce(table["error_kind"], table["status"])
             status_of |= zip(table["source_id"].to_pylist(), kinds.to_pylist(), strict=True)
         return status_of
+
+    def uris(self) -> dict[str, str]:
+        """source_id -> uri of every committed source."""
+        uri_of: dict[str, str] = {}
+        for part in self.parts("sources"):
+            table = self.read_part("sources", part, ["source_id", "uri"])
+            uri_of |= zip(table["source_id"].to_pylist(), table["uri"].to_pylist(), strict=True)
+        return uri_of
 
     def score_names(self) -> list[str]:
         """Names of the tables without versions in scores/."""
@@ -268,6 +304,11 @@ class Dataset:
         description = storage.read_json_if_exists(self.fs, self.file(_DESCRIPTION), checked_description)
         if description is not None:
             DATASET.check(description, self.url)
+            if not self._while_removing and storage.exists(self.fs, self.file(REMOVAL)):
+                raise UserError(
+                    f"sources are being removed from {self.url}, or their removal was interrupted: wait for it to "
+                    f"finish, or rerun `clipmill remove {self.url}` to complete it."
+                )
         return description
 
     def _create(self, config: Mapping[str, Any]) -> None:
@@ -295,6 +336,11 @@ class Dataset:
 def part_name(source_ids: Iterable[str]) -> str:
     """Name of the part for these sources, independent of their order."""
     return hashlib.sha256("\n".join(sorted(source_ids)).encode()).hexdigest()[:16]
+
+
+def _is_of_tables(folder: str) -> bool:
+    name = folder.rpartition("/")[2]
+    return name not in _NOT_TABLES and not name.startswith(".")
 
 
 def _is_score_table(table_name: str) -> bool:

@@ -36,9 +36,12 @@ __all__ = [
     "DuplicatesConfig",
     "DuplicatesResult",
     "find_duplicates",
+    "forget_search",
+    "has_embeddings",
     "is_current",
     "last_config",
     "rank_duplicates",
+    "refresh_duplicates",
 ]
 
 DUPLICATES = pa.schema(
@@ -65,7 +68,6 @@ _METHOD = 2
 """Incremented when the same clips and settings would give another table."""
 
 _TABLE, _PART = "scores/duplicates", "duplicates"
-_VERSION_KEYS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated")
 _INPUTS, _RESULT, _CONFIG = b"clipmill.inputs", b"clipmill.result", b"clipmill.config"
 _BATCH_ROWS = 8192
 Result = TypeVar("Result")
@@ -125,6 +127,35 @@ def find_duplicates(
     metadata = {_INPUTS: inputs, _RESULT: json.dumps(asdict(result)), _CONFIG: given.model_dump_json()}
     dataset.write_part(_TABLE, _PART, table.replace_schema_metadata(metadata))
     return result
+
+
+def forget_search(dataset: Dataset) -> None:
+    """Delete what the last search kept for the next one: it names clips by their number among those it compared."""
+    for path in storage.list_files(dataset.fs, dataset.file(_TABLE, "last")):
+        storage.remove(dataset.fs, path)
+
+
+def refresh_duplicates(dataset: Dataset) -> None:
+    """Search again with the settings of the last search, if there was one and clips have changed since.
+
+    Without any embedding left, the table goes.
+    """
+    if not dataset.parts(_TABLE):
+        return
+    if has_embeddings(dataset):
+        find_duplicates(dataset, last_config(dataset))
+    else:
+        storage.remove(dataset.fs, dataset.file(_TABLE, f"{_PART}.parquet"))
+
+
+def has_embeddings(dataset: Dataset, config: DuplicatesConfig | None = None) -> bool:
+    """Whether any clip has what a search with these settings compares: an embedding, or picture hashes."""
+    vectors = _vectors(with_source(dataset, config or DuplicatesConfig()))
+    with dataset.connect() as connection:
+        if vectors not in joined_columns(connection):
+            return False
+        rows = joined_query(connection, [vectors])
+        return bool(connection.execute(f"SELECT 1 FROM ({rows}) WHERE {vectors} IS NOT NULL LIMIT 1").fetchall())
 
 
 def is_current(dataset: Dataset, config: DuplicatesConfig | None = None) -> bool:
@@ -257,23 +288,8 @@ def inputs_digest(dataset: Dataset, config: DuplicatesConfig) -> str:
         known = joined_columns(connection)
     table_of = dataset.views()
     tables = sorted({table_of[known[name][0]] for name in _read_columns(config) if name in known})
-    files = {table: _file_versions(dataset, table) for table in tables}
+    files = {table: dataset.part_marks(table) for table in tables}
     return fingerprint({"method": _METHOD, "config": config.model_dump(mode="json"), "files": files})
-
-
-def _file_versions(dataset: Dataset, table: str) -> dict[str, str]:
-    """Committed part -> size and version of its file."""
-    folder = dataset.file(table)
-    parts = set(dataset.parts(table))
-    with storage.explained("read", dataset.fs, folder):
-        entries = dataset.fs.ls(folder, detail=True) if parts else []
-    versions = {}
-    for entry in entries:
-        part = entry["name"].rpartition("/")[2].removesuffix(".parquet")
-        if part in parts:
-            version = next((str(entry[key]) for key in _VERSION_KEYS if entry.get(key)), "")
-            versions[part] = f"{entry['size']} {version}"
-    return versions
 
 
 def recorded_result(dataset: Dataset, table: str, part: str, inputs: str, kind: type[Result]) -> Result | None:

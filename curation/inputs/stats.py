@@ -128,7 +128,7 @@ def open_source(location: str, *, max_copy_bytes: int = COPY_BYTES) -> BinaryIO:
 
 def stat_candidate(candidate: Candidate, patience: Patience) -> Source:
     """Size and version of one candidate. Errors are set on the Source."""
-    fs, path, uri = candidate.fs, candidate.path, _uri(candidate)
+    fs, path, uri = candidate.fs, candidate.path, stored_uri(candidate)
     source = Source(
         uri=uri,
         captions=candidate.captions,
@@ -207,7 +207,7 @@ def locate(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return filesystem(uri)
 
 
-def _uri(candidate: Candidate) -> str:
+def stored_uri(candidate: Candidate) -> str:
     """The address to store; for an invalid row, the part that can be shown."""
     fs, path = candidate.fs, candidate.path
     if candidate.error is not None and not posixpath.isabs(path):

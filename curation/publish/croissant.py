@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.publish.layouts import DATA, Target
-from curation.shards.catalog import PLACE
+from curation.shards.places import PLACE
 
 if TYPE_CHECKING:
     from curation.publish.facts import Facts

@@ -18,7 +18,8 @@ from curation.publish.facts import Facts, collect_facts
 from curation.publish.layouts import DATA, Bucket, path_of, trainer_files
 from curation.publish.picture import contact_sheet
 from curation.selection.saved import load_selection
-from curation.shards.catalog import CATALOG, catalog, public_columns
+from curation.shards.catalog import catalog, public_columns
+from curation.shards.places import CATALOG
 from curation.shards.sample import caption_of
 
 if TYPE_CHECKING:

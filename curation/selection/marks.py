@@ -60,9 +60,14 @@ def dataset_marks(dataset: Dataset) -> Marks:
 def keep_marks(dataset: Dataset, marks: Marks) -> None:
     """Add marks to those of the dataset. A new mark replaces the older one of the same clip."""
     merged = {mark.clip_id: mark for known in (dataset_marks(dataset), marks) for mark in known.marks}
+    write_marks(dataset, replace(marks, marks=tuple(merged.values())))
+
+
+def write_marks(dataset: Dataset, marks: Marks) -> None:
+    """Replace the marks of the dataset."""
     rows = [
         {"clip_id": mark.clip_id, "verdict": mark.verdict} | ({"score": mark.score} if mark.score else {})
-        for mark in sorted(merged.values(), key=lambda mark: mark.clip_id)
+        for mark in sorted(marks.marks, key=lambda mark: mark.clip_id)
     ]
     content = {"format": _FORMAT, "dataset_fingerprint": marks.dataset_fingerprint, "marks": rows}
     storage.write_json(dataset.fs, dataset.file(_FILE), content)

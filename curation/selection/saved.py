@@ -20,7 +20,7 @@ _FOLDER = "selections"
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """A selection as written: total_clips = clips + removed and unscored_dropped of every step."""
+    """A selection as written: total_clips = clips + removed_clips + removed and unscored_dropped of every step."""
 
     name: str
     clips: int
@@ -38,6 +38,13 @@ class Selection:
     """Verdict -> clips, of the marks that were applied; `resolved` does not include them."""
     versions: dict[str, int] = field(default_factory=dict)
     """Column of a rule or of `where` -> the version of the score that it was."""
+    removed_clips: int = 0
+    """Selected clips whose sources were removed from the dataset later; `clips`, `seconds` and the digest are without
+    them."""
+    dataset_version: int = 0
+    """Version of the dataset that the clips were selected from; 0: before its first."""
+    dataset_changing: bool = False
+    """Whether a run was changing the dataset meanwhile: then its tables held more or less than that version."""
 
     @property
     def empty(self) -> bool:

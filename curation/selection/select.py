@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from clipmill import storage
 from clipmill.errors import UserError
+from curation.dataset.commits import current_version
 from curation.dataset.score_counts import versions_of
 from curation.dataset.sql import batches
 from curation.dataset.tables import Dataset
@@ -47,6 +48,7 @@ def select_clips(
         check_marks(marks, description["fingerprint"], dataset.url)
     path = selection_file(dataset, rules.name, "json")
     older = storage.read_json_if_exists(dataset.fs, path, SELECTION.validate_python)
+    seen = current_version(dataset)
     with dataset.connect() as connection:
         rules = with_full_names(connection, rules)
         tests, skipped = tests_of(connection, rules, allow_missing=allow_missing)
@@ -74,6 +76,8 @@ def select_clips(
         clips_sha256=digest,
         marks=marks.counts() if marks else {},
         versions=versions,
+        dataset_version=seen.version,
+        dataset_changing=seen.changing or current_version(dataset) != seen,
     )
     if not dry_run:
         if marks:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from clipmill import shard_folder, storage
+from clipmill.errors import UserError
 from clipmill.formats import SHARDS
 from clipmill.resume import check_same
 from clipmill.shard_folder import FailedClip, ShardRecord
@@ -24,6 +25,11 @@ def check_plan(folder_url: str, plans: "Sequence[ShardPlan]", *, selection: str,
     plan = shard_folder.read_plan(folder_url, SHARDS)
     if plan is None:
         return False
+    if plan.get("removed"):
+        raise UserError(
+            f"clips were removed from the shards in {folder_url} after they were written (`clipmill remove`): they are "
+            "complete as they are. To write them again, give the selection a new name"
+        )
     check_same(folder_url, plan, _plan(plans, selection, settings), otherwise="give the selection a new name")
     return True
 
@@ -45,11 +51,12 @@ def index_of(
     selection: str,
     settings: Mapping[str, Any],
     gone: Sequence[FailedClip] = (),
+    dataset_version: int = 0,
 ) -> dict[str, Any]:
     """Content of index.json: the plan, each shard, totals, and every selected clip that is not in the shards.
 
-    `gone` are selected clips that are in no plan. selected = clips + failed + gone. Raises ValueError if a planned
-    shard has no record.
+    `gone` are selected clips that are in no plan; `dataset_version` is that of the rows of the plans. selected = clips
+    + failed + gone. Raises ValueError if a planned shard has no record.
     """
     by_name = {record.name: record for record in records}
     missing = [plan.name for plan in plans if plan.name not in by_name]
@@ -69,6 +76,7 @@ def index_of(
             "gone": len(gone),
             "uncaptioned": sum(_uncaptioned(plan, by_name[plan.name]) for plan in plans),
         },
+        dataset_version=dataset_version,
         gone=[asdict(clip) for clip in gone],
     )
     failed = index["totals"]["failed"]

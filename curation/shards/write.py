@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 from pydantic import Field
@@ -28,6 +28,7 @@ from curation.inputs.signed import signed_address
 from curation.shards.clip_row import ClipRow, ExtractedClip
 from curation.shards.extract import ExtractionConfig, Kind, extract_clips
 from curation.shards.sample import PICTURE_MARK, caption_of, sample_json
+from curation.shards.summed import Summed
 
 _FOOTAGE_PER_CALL_S = 60.0
 _SPOOL_IN_MEMORY_BYTES = 64 << 20
@@ -122,7 +123,7 @@ def write_shard(
     keys: list[str] = []
     ranges: dict[str, list[tuple[int, int] | None]] = {}
     with storage.atomic_write(fs, f"{folder}/{plan.name}") as file:
-        summed = _Summed(file)
+        summed = Summed(file)
         with TarWriter(summed, encoder=False, mtime=0, user="clipmill", group="clipmill") as tar:
             for row, extracted in extracted_in_order(plan, config.extraction, run):
                 if isinstance(extracted, SourceError):
@@ -312,22 +313,10 @@ def _problem(folder_url: str, plan: ShardPlan, record: ShardRecord, *, read: boo
     if size != record.bytes:
         return f"its size is {size} bytes, expected {record.bytes}"
     if read:
-        summed = _Summed(None)
+        summed = Summed(None)
         with fs.open(path, "rb") as file:
             while block := file.read(_COPY_BYTES):
                 summed.write(block)
         if summed.digest.hexdigest() != record.sha256:
             return "checksum mismatch"
     return None
-
-
-class _Summed:
-    """Counts and sums up what is written, on its way into a file if there is one."""
-
-    def __init__(self, file: BinaryIO | None) -> None:
-        self._file, self.bytes, self.digest = file, 0, hashlib.sha256()
-
-    def write(self, content: bytes) -> int:
-        self.digest.update(content)
-        self.bytes += len(content)
-        return self._file.write(content) if self._file else len(content)

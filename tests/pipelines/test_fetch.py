@@ -13,8 +13,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from clipmill.errors import UserError
 from curation.dataset.schemas import CLIPS, SOURCES
-from curation.shards.catalog import CATALOG, catalog, write_catalog
+from curation.shards.catalog import catalog
 from curation.shards.clip_row import ExtractedClip
+from curation.shards.places import CATALOG, write_catalog
 from curation.shards.write import ShardConfig, plan_shards, write_shard
 from pipelines.fetch import fetch
 from tests.curation.shards.rows import SHAPE, clip_row

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
-from curation.shards.catalog import CATALOG, catalog, write_catalog
+from curation.shards.catalog import catalog
 from curation.shards.clip_row import ExtractedClip
+from curation.shards.places import CATALOG, write_catalog
 from curation.shards.sample import sample_json, sample_type
 from curation.shards.write import ShardConfig, plan_shards, write_shard
 from tests.curation.shards.rows import SHAPE, clip_row

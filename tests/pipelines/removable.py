@@ -104,7 +104,7 @@ def dataset_of(url: str, parts: Iterable[Sequence[int]]) -> Dataset:
         dataset.write_part("scores/theirs", "everything", pa.table({"clip_id": all_ids, "likes": range(len(all_ids))}))
         made_with = ScoreVersion(scorer_version=1, columns={"luma": "double"})
         dataset.record_versions(
-            "luma", [RecordedVersion(version=v, made_with=made_with, target="", finished=True) for v in (1, 2)]
+            "scores/luma", [RecordedVersion(version=v, made_with=made_with, target="", finished=True) for v in (1, 2)]
         )
         find_duplicates(dataset)
     return dataset

@@ -18,8 +18,9 @@ from demo.model import demo_config
 from demo.train import RECIPE, RUNS, WRITTEN, sample_held_back, train_stages
 from pipelines.cli import complain, console
 from pipelines.cluster import connected
+from pipelines.grid import table
 from pipelines.progress import note
-from pipelines.render import print_curation, print_selection, print_summary, table
+from pipelines.render import print_curation, print_selection, print_summary
 from pipelines.report import report_at_end
 
 RULES = Path(__file__).with_name("rules")

@@ -305,7 +305,7 @@ def fetch(
     resume.
     """
     from pipelines.fetch import fetch as run
-    from pipelines.render_outdated import size
+    from pipelines.grid import size
 
     result = run(shards, out, where=where, clip_ids=clip or (), limit=limit)
     say(

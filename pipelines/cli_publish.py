@@ -58,8 +58,8 @@ def publish(
     from clipmill.config import known_name
     from curation.publish.layouts import Target
     from curation.publish.plan import PublishConfig
+    from pipelines.grid import size
     from pipelines.publish import publish as run
-    from pipelines.render import size
 
     target = cast(Target, known_name("layout", to, get_args(Target)))
     names = tuple(name.strip() for name in (captions or "").split(",") if name.strip())

@@ -1,4 +1,4 @@
-"""Tables on a terminal."""
+"""Tables on a terminal, and numbers as text."""
 
 import math
 from collections.abc import Iterable
@@ -33,3 +33,22 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
     return printable(str(value))
+
+
+def size(count: float) -> str:
+    """A human-readable byte count."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """A human-readable duration; a dash if a damaged table yields a non-finite number."""
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"

@@ -1,6 +1,5 @@
 """Terminal output: small tables; text that comes from files is escaped."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,10 +16,10 @@ from curation.scores.columns import SCORE_COLUMNS
 from curation.selection.difference import Difference
 from curation.selection.saved import Selection, funnel_rows
 from pipelines.curate import CurateResult
-from pipelines.grid import table
+from pipelines.grid import duration, size, table
 from pipelines.inspect import Inspection
 from pipelines.printable import printable
-from pipelines.render_outdated import outdated_note, shard_rows, size
+from pipelines.render_outdated import outdated_note, shard_rows
 from pipelines.shard import ShardRun
 from pipelines.status import Status, VersionCount
 
@@ -399,16 +398,6 @@ def missing_clips(index: Mapping[str, Any]) -> str:
         return ""
     counts = ", ".join(f"{totals[key]:,} {key}" for key in ("failed", "gone") if totals.get(key))
     return f"; partial: {missing:,} of {selected:,} selected clips missing ({counts})"
-
-
-def duration(seconds: float) -> str:
-    """A human-readable duration; a dash if a damaged table yields a non-finite number."""
-    if not math.isfinite(seconds):
-        return "–"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
 
 
 def share(part: float, whole: float) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from pipelines.costs import Prices, RunCosts, StageCost
-from pipelines.render import duration, size, table
+from pipelines.grid import duration, size, table
 
 
 def print_costs(

@@ -2,20 +2,12 @@
 
 from typing import Any
 
+from pipelines.grid import size
 from pipelines.outdated import Outdated
 from pipelines.status import Status
 
 _SHOWN = 10
 """Tars printed per folder."""
-
-
-def size(count: float) -> str:
-    """A human-readable byte count."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def shard_rows(status: Status, name: str, missing: str) -> list[tuple[str, Any, str]]:

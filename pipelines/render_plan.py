@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.console import Console
 
+from pipelines.grid import duration, size, table
 from pipelines.plan import Estimate, Plan
-from pipelines.render import duration, size, table
 
 
 def print_plan(console: Console, plan: Plan) -> None:

@@ -53,7 +53,7 @@ def measure(clips: int, *, ray: bool) -> list[dict[str, Any]]:
     for search, exact_up_to in searches.items():
         for where in ("here", "ray") if ray else ("here",):
             with tempfile.TemporaryDirectory(prefix="clipmill-duplicates-") as folder:
-                copies = _build(folder, clips)
+                copies = build_dataset(folder, clips)
                 late = Path(folder, "sources", f"{_LATE}.parquet")
                 hidden = late.rename(Path(folder, "late.parquet"))
                 for what in ("all", "1 % more"):
@@ -147,7 +147,7 @@ def _compared(folder: str, copies: dict[str, str]) -> dict[str, int]:
     return {"planted": planted, "found": joined, "false": len(of) - joined}
 
 
-def _build(folder: str, clips: int) -> dict[str, str]:
+def build_dataset(folder: str, clips: int) -> dict[str, str]:
     """Write the dataset; returns copy -> original, as clip ids."""
     dataset = Dataset(folder).create_or_open({"benchmark": "duplicates", "clips": clips})
     rng = np.random.default_rng(clips)

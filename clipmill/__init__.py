@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clipmill.pipeline import Frames, Resources
     from curation.captioners.base import Captioner, GeneratedCaption
     from curation.dataset.tables import Dataset
+    from curation.dedup.clusters import ClusterConfig
     from curation.dedup.duplicates import DuplicatesConfig, DuplicatesResult, find_duplicates
     from curation.publish.plan import PublishConfig
     from curation.scores.base import ClipView, Scorer
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from curation.shards.write import ShardConfig
     from pipelines.cache_latents import LatentCache, cache_latents
     from pipelines.caption import CaptionResult, caption
+    from pipelines.clustering import ClusterResult, cluster
     from pipelines.config import CurateConfig
     from pipelines.curate import CurateResult, curate
     from pipelines.embed import embed_images, embed_texts
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from pipelines.report import WrittenReport, report
     from pipelines.sample import Sample, SampleRequest, sample
     from pipelines.score import ScoreResult, score
+    from pipelines.search import SearchResult, search
     from pipelines.select import select
     from pipelines.shard import ShardRun, shard
     from pipelines.status import Status, status
@@ -54,6 +57,8 @@ _MODULES = {
     "embed_images": "pipelines.embed",
     "embed_texts": "pipelines.embed",
     "ClipView": "curation.scores.base",
+    "ClusterConfig": "curation.dedup.clusters",
+    "ClusterResult": "pipelines.clustering",
     "Config": "clipmill.config",
     "CurateConfig": "pipelines.config",
     "CurateResult": "pipelines.curate",
@@ -84,6 +89,7 @@ _MODULES = {
     "WrittenReport": "pipelines.report",
     "curate": "pipelines.curate",
     "cache_latents": "pipelines.cache_latents",
+    "cluster": "pipelines.clustering",
     "column": "clipmill.columns",
     "export": "pipelines.export",
     "FetchRun": "pipelines.fetch",
@@ -95,6 +101,8 @@ _MODULES = {
     "report": "pipelines.report",
     "sample": "pipelines.sample",
     "score": "pipelines.score",
+    "search": "pipelines.search",
+    "SearchResult": "pipelines.search",
     "select": "pipelines.select",
     "shard": "pipelines.shard",
     "status": "pipelines.status",
@@ -107,6 +115,8 @@ __all__ = [
     "CaptionResult",
     "Captioner",
     "ClipView",
+    "ClusterConfig",
+    "ClusterResult",
     "Config",
     "CurateConfig",
     "CurateResult",
@@ -129,6 +139,7 @@ __all__ = [
     "SampleRequest",
     "ScoreResult",
     "Scorer",
+    "SearchResult",
     "Selection",
     "ShardConfig",
     "ShardRun",
@@ -140,6 +151,7 @@ __all__ = [
     "__version__",
     "cache_latents",
     "caption",
+    "cluster",
     "column",
     "curate",
     "embed_images",
@@ -153,6 +165,7 @@ __all__ = [
     "report",
     "sample",
     "score",
+    "search",
     "select",
     "shard",
     "status",

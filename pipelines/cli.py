@@ -11,7 +11,17 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from clipmill.errors import UserError
-from pipelines import cli_caption, cli_dataset, cli_doctor, cli_duplicates, cli_model, cli_plan, cli_publish, cli_score
+from pipelines import (
+    cli_caption,
+    cli_dataset,
+    cli_doctor,
+    cli_duplicates,
+    cli_model,
+    cli_plan,
+    cli_publish,
+    cli_score,
+    cli_search,
+)
 from pipelines.cli_shared import (
     CAPTIONS_FAILED,
     EXIT_CODES,
@@ -137,6 +147,14 @@ def select(
         str | None,
         typer.Option(help="Marks exported from the report: keep, drop, bad cut, wrong score.", show_default=False),
     ] = None,
+    clip_config: Annotated[
+        str | None,
+        typer.Option(
+            help="YAML file with the CLIP model's settings, as for `clipmill curate`, for the texts and pictures of "
+            "`like`; by default those of the dataset.",
+            show_default=False,
+        ),
+    ] = None,
     replace: Annotated[
         bool,
         typer.Option("--replace", help="Overwrite a selection of the same name that has different rules or clips."),
@@ -159,6 +177,7 @@ def select(
     """
     from curation.selection.rules import load_rules
     from pipelines import render
+    from pipelines.config import CurateConfig
     from pipelines.report import report_at_end
     from pipelines.select import DEFAULT_PRESET, compare
     from pipelines.select import select as run
@@ -166,10 +185,19 @@ def select(
     if preset and config:
         raise UserError("--preset and --config are mutually exclusive; pass one of them")
     rules = load_rules(config) if config else preset or DEFAULT_PRESET
-    # First, for the new selection may replace the one to compare with.
-    difference = compare(dataset, rules, against, marks=marks, allow_missing=allow_missing) if against else None
+    clip = CurateConfig.from_file(clip_config) if clip_config else None
+    difference = None
+    if against:  # first, for the new selection may replace the one to compare with
+        difference = compare(dataset, rules, against, marks=marks, clip_config=clip, allow_missing=allow_missing)
     selection = run(
-        dataset, rules, name=name, marks=marks, allow_missing=allow_missing, replace=replace, dry_run=dry_run
+        dataset,
+        rules,
+        name=name,
+        marks=marks,
+        clip_config=clip,
+        allow_missing=allow_missing,
+        replace=replace,
+        dry_run=dry_run,
     )
     render.print_selection(console(), selection, dry_run=dry_run)
     if difference:
@@ -395,6 +423,7 @@ app.add_typer(cli_plan.app)
 app.add_typer(cli_score.app)
 app.add_typer(cli_caption.app)
 app.add_typer(cli_publish.app)
+app.add_typer(cli_search.app)
 app.add_typer(cli_model.app)
 
 

@@ -134,7 +134,7 @@ def _remove(
         note_removal(dataset, removal)
         report.waiting("removing clips from selections")
         remove_from_selections(dataset, ids, fence.check)
-        for page in _pages(dataset):
+        for page in (*_pages(dataset), *_copies(dataset)):
             storage.remove(dataset.fs, page)
         if removal.shards == "rewrite":
             for folder in _shard_folders(dataset):
@@ -192,6 +192,11 @@ def _shard_folders(dataset: Dataset) -> list[str]:
 
 def _pages(dataset: Dataset) -> list[str]:
     return storage.list_files(dataset.fs, dataset.file("report"), ".html")
+
+
+def _copies(dataset: Dataset) -> list[str]:
+    """Files made from the tables for search, which the next search makes anew."""
+    return storage.list_files(dataset.fs, dataset.file("search"))
 
 
 def _result(dataset: Dataset, removal: Removal, version: int | None) -> RemoveResult:

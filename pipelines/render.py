@@ -14,6 +14,7 @@ from curation.dedup.against import AgainstResult
 from curation.dedup.duplicates import DuplicatesResult
 from curation.scores.columns import SCORE_COLUMNS
 from curation.selection.difference import Difference
+from curation.selection.groups import is_group_rule
 from curation.selection.saved import Selection, funnel_rows
 from pipelines.curate import CurateResult
 from pipelines.grid import duration, size, table
@@ -374,13 +375,18 @@ def print_status(console: Console, status: Status) -> None:
             (
                 f"selection {s.name}",
                 s.clips,
-                duration(s.seconds) + outdated_note(status.outdated_selections.get(s.name)),
+                "; ".join((duration(s.seconds), *_limits(s))) + outdated_note(status.outdated_selections.get(s.name)),
             )
             for s in status.selections
         ),
         *(row for name in status.shards for row in shard_rows(status, name, missing_clips(status.shards[name]))),
     ]
     console.print(table(printable(status.dataset), ("", "count", ""), rows))
+
+
+def _limits(selection: Selection) -> list[str]:
+    """The rules on groups of clips that a selection ran last."""
+    return [step.asked for step in selection.funnel if is_group_rule(step.rule) and step.skipped is None]
 
 
 def _version(count: VersionCount, clips: int) -> str:

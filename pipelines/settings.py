@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from curation.publish.plan import PublishConfig
-from curation.selection.rules import Rule, Rules
+from curation.selection.rules import Like, MaxPer, Rule, Rules
 from curation.shards.write import ShardConfig
 from pipelines.config import CurateConfig
 from svd.config import UNetConfig
@@ -98,7 +98,7 @@ CHAPTERS = (
         title="clipmill select",
         summary="A YAML file for `--config`.",
         config=Rules,
-        more=(("rules.COLUMN", Rule),),
+        more=(("rules.COLUMN", Rule), ("like", Like), ("max_per.COLUMN", MaxPer)),
     ),
     Chapter(command="shard", title="clipmill shard", summary="A YAML file for `--config`.", config=ShardConfig),
     Chapter(

@@ -315,4 +315,6 @@ ABSENT = {
     "captions/NAME/versions.json": "`clipmill caption` leaves it, which the demo does not run",
     "captions/NAME/vN/PART.parquet": "the same",
     "scores/against_NAME/": "`clipmill duplicates --against` leaves it, which the demo does not run",
+    "scores/cluster/vN/PART.parquet": "`clipmill cluster` leaves it, which the demo does not run",
+    "search/embeddings.arrow": "the same, or `clipmill search`",
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from curation.selection.rules import Rules
 from pipelines.config import CurateConfig
 from svd.checkpoint import save_original
 from tests.docs import (
@@ -56,6 +57,8 @@ NO_WEIGHTS = "the weights of ViT-L-14 have to be fetched: the demo's take their 
 
 
 NO_GPU = "there is no GPU"
+
+SELECT = "clipmill select DATASET --config"
 
 
 TINY = "the released network has 1.5 billion parameters: a small one of the same kind takes its place"
@@ -129,6 +132,13 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
         ("duplicate_rank: {max: 0}", rule),
         ("clipmill duplicates DATASET --against", shell(Instead("OTHER", "DATASET", "there is one dataset"))),
         ("SELECT round(duplicate_cosine", sql),
+    ],
+    "docs/search.md": [
+        ("clipmill search DATASET", parsed(f"{NO_WEIGHTS}; tests/pipelines/test_search.py searches")),
+        ("name: dogs", read_by(Rules)),
+        ("clipmill cluster DATASET", usage),
+        ("name: balanced", in_turn(saved("balanced.yaml"), lambda r, _: r.paste(f"{SELECT} balanced.yaml") and None)),
+        ("name: best-of-each", in_turn(saved("best.yaml"), lambda r, _: r.paste(f"{SELECT} best.yaml") and None)),
     ],
     "docs/choosing-thresholds.md": [
         ("clipmill report DATASET", parsed("--open starts a browser")),

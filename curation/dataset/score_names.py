@@ -11,7 +11,18 @@ from curation.dataset.tables import Dataset
 from curation.scores.columns import CAPTIONS, SCORE_COLUMNS, SCORES
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
-_OTHER_NAMES = {"duplicates", "embedding", "motion", "clip", "clip_embedder", "coca", "video", "merged"}
+_OTHER_NAMES = {
+    "cluster",
+    "duplicates",
+    "likeness",
+    "embedding",
+    "motion",
+    "clip",
+    "clip_embedder",
+    "coca",
+    "video",
+    "merged",
+}
 """Names of tables, scores and models that are not scorers."""
 _TABLE_COLUMNS = {*CLIPS.names, *SOURCES.names, *PREVIEWS.names, "version", "weights_digest"}
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipmill.errors import UserError
+from curation.dataset.unit_embeddings import unit_embeddings
 from curation.dedup.config import DuplicatesConfig
 
 CLIP_COLUMNS = ("clip_id", "source_id", "width", "height", "aesthetic", "duration_s", "embedding")
@@ -159,27 +159,6 @@ def read_ranked(batches: Iterable[pa.RecordBatch], file: BinaryIO, config: Dupli
         embeddings_ND=np.memmap(file, np.float16, "r", shape=(len(row_N), width)),
         without_embedding=seen - len(row_N),
     )
-
-
-def unit_embeddings(batch: pa.RecordBatch, width: int) -> tuple[pa.BooleanArray, NDArray[np.float16]]:
-    """Which clips of a batch have a usable embedding, and those, (clips, D), at length 1. `width` 0: not known yet.
-
-    Raises UserError for another width.
-    """
-    lengths = pc.fill_null(pc.list_value_length(batch["embedding"]), 0).to_numpy(zero_copy_only=False)
-    usable = lengths > 0
-    width = width or next(iter(lengths[usable]), 0)
-    for i in np.flatnonzero(usable & (lengths != width))[:1]:
-        raise UserError(
-            f"embeddings of different models cannot be compared: clip {batch['clip_id'][int(i)]} has "
-            f"{lengths[i]} dimensions, others have {width}. Score all clips with one CLIP model, in a new dataset."
-        )
-    numbers = batch["embedding"].filter(pa.array(usable)).flatten().to_numpy(zero_copy_only=False)
-    found_ND = numbers.astype(np.float32).reshape(int(usable.sum()), width)
-    length_N = np.linalg.norm(found_ND, axis=1)
-    finite_N = np.isfinite(length_N) & (length_N > 0)
-    usable[usable] = finite_N
-    return pa.array(usable), (found_ND[finite_N] / length_N[finite_N, None]).astype(np.float16)
 
 
 def _keys(

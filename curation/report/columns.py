@@ -46,15 +46,17 @@ class ReportColumn:
 
 
 def report_columns(
-    dataset: Dataset, connection: duckdb.DuckDBPyConnection, ruled: Iterable[str] = ()
+    dataset: Dataset, connection: duckdb.DuckDBPyConnection, ruled: Iterable[str] = (), needed: Iterable[str] = ()
 ) -> list[ReportColumn]:
-    """The columns of the joined view in order, without long lists. `ruled` names the columns that have a rule."""
+    """The columns of the joined view in order, without long lists. `ruled` names the columns that have a rule, `needed`
+    others that rules on groups read."""
     known, ruled = joined_columns(connection), set(ruled)
+    named = ruled | set(needed)
     fields = fields_of(dataset)
     long_lists = _long_lists(connection, known)
     columns = []
     for name, (view, original, sql_kind) in known.items():
-        if name in long_lists or (is_pinned(name, known[name]) and name not in ruled):
+        if name in long_lists or (is_pinned(name, known[name]) and name not in named):
             continue
         field = fields.get(view, {}).get(original)
         metadata = metadata_of(field)

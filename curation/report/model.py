@@ -1,7 +1,7 @@
 """A dataset -> the content of its page: clips as columns, sources, rules, marks."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import duckdb
@@ -16,6 +16,7 @@ from curation.dataset.joined import joined_columns, joined_query
 from curation.dataset.sql import quoted
 from curation.dataset.tables import Dataset
 from curation.report.columns import ReportColumn, report_columns
+from curation.report.group_rules import groups_of
 from curation.report.overview import overview, rejected_sources
 from curation.report.payload import Payload, Report
 from curation.report.pictures import BUDGET_BYTES, pictures
@@ -24,8 +25,10 @@ from curation.report.shards import shards_of
 from curation.report.sources import sources_of
 from curation.selection.condition import read_condition
 from curation.selection.funnel import judge
+from curation.selection.groups import columns_read
+from curation.selection.likeness import add_likes
 from curation.selection.marks import dataset_marks
-from curation.selection.rules import Rules
+from curation.selection.rules import Like, Rules
 from curation.selection.saved import Selection, load_selection, selected_ids
 from curation.selection.thresholds import condition_outcome
 
@@ -47,11 +50,12 @@ def build_report(
     description = dataset.description()
     chosen = load_selection(dataset, selection) if selection else None
     other = load_selection(dataset, against) if against else None
-    rules = Rules.from_values(chosen.rules, origin=chosen.name) if chosen else Rules(name="my-selection")
+    rules = _rules_of(chosen) if chosen else Rules(name="my-selection")
     payload = Payload()
     with dataset.connect() as connection:
         total, microseconds = judge(connection, ()).total()
-        columns = report_columns(dataset, connection, rules.rules)
+        ruled = add_likes(dataset, connection, rules)
+        columns = [_of_query(c, ruled) for c in report_columns(dataset, connection, ruled.rules, columns_read(rules))]
         clip_ids = _shown(connection, columns, total, most_clips)
         connection.register("shown_clips", pa.table({"clip_id": clip_ids, "place": np.arange(len(clip_ids))}))
         per_source = [column for column in columns if column.table == "sources" and column.kind == "other"]
@@ -77,6 +81,8 @@ def build_report(
             "sources": sources_of(connection, payload, per_source, rows["source_id"].to_pylist()),
             "shards": shards_of(dataset, payload, clip_ids),
             "rules": rules.as_given(),
+            "queries": {name: like.query for name, like in rules.likes().items()},
+            "groups": groups_of(payload, rules, clip_ids),
             "where": _where(connection, payload, rules.where, len(clip_ids)),
             "selection": _saved(chosen) if chosen else None,
             "marks": [asdict(mark) for mark in dataset_marks(dataset).marks],
@@ -96,6 +102,22 @@ def build_report(
         shown=len(clip_ids),
         with_pictures=strips.clips,
     )
+
+
+def _rules_of(selection: Selection) -> Rules:
+    """The rules as written, with the queries of `like` as numbers."""
+    rules = Rules.from_values(selection.rules, origin=selection.name)
+    recorded = Rules.from_values(selection.resolved, origin=selection.name).like
+    likes = (like.replace(embedding=known.embedding) for like, known in zip(rules.like, recorded, strict=True))
+    return rules.replace(like=tuple(likes))
+
+
+def _of_query(column: ReportColumn, rules: Rules) -> ReportColumn:
+    """The score of a `like`, which is in no table, with what it says; other columns as they are."""
+    rule = rules.rules.get(column.name)
+    if not isinstance(rule, Like):
+        return column
+    return replace(column, meaning=f"likeness to the {rule.query}", unit="cosine", bounds=(-1.0, 1.0))
 
 
 def _shown(connection: duckdb.DuckDBPyConnection, columns: Sequence[ReportColumn], total: int, most: int) -> list[str]:
@@ -207,9 +229,9 @@ def _against(
         return None
     ids = selected_ids(dataset, other.name)["clip_id"]
     member = pc.is_in(pa.array(clip_ids, pa.string()), ids.cast(pa.string()))
-    return {"name": other.name, "rules": other.rules, "clips": other.clips, "seconds": other.seconds} | {
-        "member": payload.numbers(member.to_numpy(zero_copy_only=False).astype(np.int32))
-    }
+    groups = groups_of(payload, Rules.from_values(other.rules, origin=other.name), clip_ids)
+    said = {"name": other.name, "rules": other.rules, "clips": other.clips, "seconds": other.seconds}
+    return said | {"groups": groups, "member": payload.numbers(member.to_numpy(zero_copy_only=False).astype(np.int32))}
 
 
 def _quantiles(

@@ -9,10 +9,12 @@ import pyarrow as pa
 from curation.dataset.sql import batches
 from curation.dataset.tables import Dataset
 from curation.selection.funnel import judge, judged_rows
-from curation.selection.marks import Marks, with_marks
+from curation.selection.groups import group_rules
+from curation.selection.likeness import with_queries
+from curation.selection.marks import Marks
+from curation.selection.plan import plan_tests
 from curation.selection.rules import Rules
 from curation.selection.saved import Selection, load_selection, selected_ids
-from curation.selection.thresholds import tests_of, with_full_names
 
 _BATCH_ROWS = 100_000
 _REASONS = pa.schema([("clip_id", pa.string()), ("duration_s", pa.float64()), ("reason", pa.int16())])
@@ -52,7 +54,7 @@ def difference(
     not hold was added to the dataset later. Raises UserError as `select_clips`, and if there is no such selection.
     """
     older = load_selection(dataset, other)
-    now, names = _reasons(dataset, rules, marks, allow_missing=allow_missing)
+    now, names = _reasons(dataset, with_queries(dataset, rules), marks, allow_missing=allow_missing)
     before, names_before = _reasons(dataset, _rules_of(older), None, allow_missing=True)
     with duckdb.connect(config={"enable_external_access": False}) as connection:
         connection.register("now", now)
@@ -66,7 +68,7 @@ def difference(
             "SELECT before.reason, now.duration_s FROM now LEFT JOIN before USING (clip_id) "
             "ANTI JOIN other USING (clip_id) WHERE now.reason IS NULL",
             names_before,
-            "dropped by marks" if older.marks else f"added to the dataset after {other}",
+            "dropped by marks" if older.marks else _added_since(older),
         )
         going = _changes(
             connection,
@@ -82,16 +84,22 @@ def _rules_of(selection: Selection) -> Rules:
     return Rules.from_values(selection.resolved, origin=f"selection {selection.name}")
 
 
+def _added_since(older: Selection) -> str:
+    """Why a selection lacks a clip that passes its rules today."""
+    groups = [
+        rule for rule in ("duplicate_rank", *group_rules(_rules_of(older))) if rule in {s.rule for s in older.funnel}
+    ]
+    changed = f", or not chosen by {' or '.join(groups)} among the clips of then" if groups else ""
+    return f"added to the dataset after {older.name}{changed}"
+
+
 def _reasons(
     dataset: Dataset, rules: Rules, marks: Marks | None, *, allow_missing: bool
 ) -> tuple[pa.Table, dict[int, str]]:
     """Every clip with the number of the first test that drops it, null where none does; and the tests' names."""
     with dataset.connect() as connection:
-        rules = with_full_names(connection, rules)
-        tests, _ = tests_of(connection, rules, allow_missing=allow_missing)
-        if marks:
-            tests = with_marks(connection, tests, marks)
-        ordered = judge(connection, tests).tests
+        plan = plan_tests(dataset, connection, rules, marks, allow_missing=allow_missing)
+        ordered = judge(connection, plan.tests).tests
         cases = " ".join(
             f"WHEN outcome_{i} NOT IN ({', '.join(map(str, test.kept_outcomes()))}) THEN {i}"
             for i, test in enumerate(ordered)

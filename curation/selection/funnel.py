@@ -1,7 +1,8 @@
 """Counts clips per rule outcome and builds the funnel of what each rule removed.
 
-Rules on single clips are evaluated on the unfiltered set. A rule that depends on other clips (the best clip of each
-group of near-duplicates) is evaluated last, on the clips that pass the others.
+Rules on single clips are evaluated on the unfiltered set. Rules that depend on other clips (the best clip of each
+group of near-duplicates, limits per group, balance between groups) are evaluated last, on the clips that pass the
+others.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,9 +13,11 @@ import duckdb
 
 from curation.dataset.joined import error_columns, joined_columns, joined_query
 from curation.dataset.sql import quoted
-from curation.selection.rules import Rule, Rules
+from curation.selection.groups import columns_of_groups, group_rules
+from curation.selection.outcomes import REMOVED, UNSCORED, Test
+from curation.selection.rules import Like, Rule, Rules
 from curation.selection.steps import FunnelStep
-from curation.selection.thresholds import PLACE, PLACES, REMOVED, UNSCORED, WHERE, Test
+from curation.selection.thresholds import WHERE
 
 Outcomes = tuple[int, ...]
 """Outcomes of one clip under all tests, in order: KEPT, REMOVED or UNSCORED."""
@@ -38,6 +41,8 @@ class Judged:
     counts: Mapping[Outcomes, Count]
     alone: Mapping[str, int]
     """For each test that depends on the others: clips that it would remove from the unfiltered set."""
+    notes: Mapping[str, str | None]
+    """For each of those: what is to be known of its groups."""
 
     def passes(self, outcomes: Outcomes) -> bool:
         """Whether a clip with these outcomes is selected."""
@@ -55,9 +60,12 @@ class Judged:
 def judge(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test]) -> Judged:
     """Count the clips per combination of outcomes; see `judged_rows` for the clips themselves."""
     ordered = tuple(sorted(tests, key=lambda test: test.last))
-    alone = {test.name: _removed_alone(connection, test) for test in ordered if test.last}
-    if alone:
-        _rank_survivors(connection, ordered)
+    alone: dict[str, int] = {}
+    notes: dict[str, str | None] = {}
+    for i, test in enumerate(ordered):
+        if test.last:
+            alone[test.name] = _removed_alone(connection, test)
+            notes[test.name] = _prepare(connection, test, ordered[:i], test.table)
     names = [_outcome(i) for i in range(len(ordered))]
     listed = "".join(f"{name}, " for name in names)
     rows = connection.execute(
@@ -65,7 +73,7 @@ def judge(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test]) -> Judge
         f"FROM ({judged_rows(connection, ordered, ['duration_s'])}) GROUP BY ALL"
     ).fetchall()
     counts = {tuple(outcomes): Count(int(clips), int(us)) for *outcomes, clips, us in rows if clips}
-    return Judged(tests=ordered, counts=counts, alone=alone)
+    return Judged(tests=ordered, counts=counts, alone=alone, notes=notes)
 
 
 def judged_rows(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test], columns: Sequence[str]) -> str:
@@ -83,34 +91,22 @@ def passing(tests: Sequence[Test]) -> str:
     return " AND ".join(conditions) or "true"
 
 
-def _rank_survivors(connection: duckdb.DuckDBPyConnection, tests: Sequence[Test]) -> None:
-    """Create the table `_places`: for each copy that passes the other tests, the number of better passing clips of its
-    group.
-
-    Only copies have a row, because the best clip of a group has place 0 whenever it passes.
-    """
-    others = [test for test in tests if not test.last]
-    rows = judged_rows(connection, others, ["clip_id", "duplicate_of", "duplicate_rank"])
-    survivors = f"SELECT clip_id, duplicate_of, duplicate_rank FROM ({rows}) WHERE {passing(others)}"
-    connection.execute(
-        f"CREATE TEMP TABLE copies AS SELECT clip_id, duplicate_of, row_number() OVER "
-        f"(PARTITION BY duplicate_of ORDER BY duplicate_rank, clip_id) - 1 AS better "
-        f"FROM ({survivors}) WHERE duplicate_rank > 0"
-    )
-    connection.execute(
-        f"CREATE TEMP TABLE best AS SELECT clip_id FROM ({survivors}) AS s WHERE duplicate_rank = 0 "
-        "AND clip_id IN (SELECT duplicate_of FROM copies)"
-    )
-    connection.execute(
-        f"CREATE TEMP TABLE {PLACES} AS SELECT clip_id, "
-        f"better + (duplicate_of IN (SELECT clip_id FROM best))::BIGINT AS {PLACE} FROM copies"
-    )
+def _prepare(connection: duckdb.DuckDBPyConnection, test: Test, earlier: Sequence[Test], table: str) -> str | None:
+    """Create the table of a test from the clips that pass the earlier ones."""
+    assert test.prepare is not None
+    rows = judged_rows(connection, earlier, ["clip_id", *test.reads])
+    columns = ", ".join(map(quoted, ("clip_id", *test.reads)))
+    return test.prepare(connection, f"SELECT {columns} FROM ({rows}) WHERE {passing(earlier)}", table)
 
 
 def _removed_alone(connection: duckdb.DuckDBPyConnection, test: Test) -> int:
-    alone = replace(test, outcome=test.outcome_alone, tables=test.tables - {PLACES})
+    alone = replace(test, outcome=test.outcome_alone, tables=test.tables - {test.table})
+    if not test.outcome_alone:
+        table = f"{test.table}_alone"
+        _prepare(connection, test, (), table)
+        alone = replace(test, tables=alone.tables | {table})
     rows = judged_rows(connection, [alone], [])
-    row = connection.execute(f"SELECT count_if({_outcome(0)} = {REMOVED}) FROM ({rows})").fetchone()
+    row = connection.execute(f"SELECT count(*) FILTER (WHERE {_outcome(0)} = {REMOVED}) FROM ({rows})").fetchone()
     assert row is not None
     return int(row[0])
 
@@ -129,9 +125,10 @@ def funnel(
     asked = {name: _asked(rule) for name, rule in rules.rules.items()}
     if rules.where is not None:
         asked[WHERE] = rules.where
-    asked |= marks or {}
+    groups = group_rules(rules)
+    asked |= {**(marks or {}), **groups}
     place = {test.name: i for i, test in enumerate(judged.tests)}
-    last = {test.name for test in judged.tests if test.last}
+    last = {test.name for test in judged.tests if test.last} | groups.keys()
     left, steps = dict(judged.counts), []
     for name in sorted(asked, key=lambda name: name in last):
         if name in skipped:
@@ -151,11 +148,22 @@ def funnel(
                 removed=_clips_with(before, i, REMOVED),
                 unscored=unscored,
                 unscored_dropped=0 if test.keeps_unscored else _clips_with(before, i, UNSCORED),
-                unscored_reason=_most_common_error(connection, name) if unscored else None,
-                note=_LAST_NOTE if test.last else test.note,
+                unscored_reason=_most_common_error(connection, _score_of(rules, name)) if unscored else None,
+                note=_last_note(judged, name) if test.last else test.note,
             )
         )
     return tuple(steps)
+
+
+def _score_of(rules: Rules, name: str) -> str:
+    """The score that a rule needs."""
+    if isinstance(rules.rules.get(name), Like):
+        return "embedding"
+    return columns_of_groups(rules).get(name, name)
+
+
+def _last_note(judged: Judged, name: str) -> str:
+    return "; ".join(filter(None, (_LAST_NOTE, judged.notes.get(name))))
 
 
 def _most_common_error(connection: duckdb.DuckDBPyConnection, name: str) -> str | None:
@@ -186,7 +194,8 @@ def _clips_with(counts: Mapping[Outcomes, Count], place: int, outcome: int) -> i
 
 def _asked(rule: Rule) -> str:
     bounds = [f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in rule.bounds().items()]
-    return ", ".join([*bounds, *(["unscored keep"] if rule.unscored == "keep" else [])])
+    query = [rule.query] if isinstance(rule, Like) else []
+    return ", ".join([*query, *bounds, *(["unscored keep"] if rule.unscored == "keep" else [])])
 
 
 def _outcome(i: int) -> str:

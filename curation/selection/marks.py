@@ -11,7 +11,7 @@ from clipmill import storage
 from clipmill.errors import UserError
 from curation.dataset.sql import literal
 from curation.dataset.tables import Dataset
-from curation.selection.thresholds import KEPT, REMOVED, UNSCORED, Test
+from curation.selection.outcomes import KEPT, REMOVED, UNSCORED, Test
 
 Verdict = Literal["keep", "drop", "bad cut", "wrong score"]
 MARKS = "--marks"

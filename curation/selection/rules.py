@@ -1,4 +1,5 @@
-"""Selection rules as a person writes them: bounds per column, by value or by percentile, and one SQL condition.
+"""Selection rules as a person writes them: bounds per column, by value or by percentile, likeness to a text or a
+picture, one SQL condition, and limits and balance between groups of clips.
 
 Percentages drop the worst share of the clips that have the score, as the paper does (3.3, App. E.2.2).
 """
@@ -65,6 +66,73 @@ class Rule(Config):
         return self.drop_lowest is not None or self.drop_highest is not None
 
 
+class Like(Rule):
+    """Bounds on the cosine similarity of the embeddings of clip and query, -1 to 1. The query is a text, a clip or a
+    picture."""
+
+    text: str | None = None
+    """What the clips show, such as "a dog on a beach"."""
+    clip: str | None = None
+    """A clip of the dataset, by its id."""
+    picture: str | None = None
+    """Address of a picture file."""
+    embedding: tuple[_Number, ...] | None = None
+    """The query as numbers. A selection records it; computed if not given."""
+
+    @model_validator(mode="after")
+    def _is_one_query(self) -> "Like":
+        queries = [name for name in ("text", "clip", "picture") if getattr(self, name) is not None]
+        if len(queries) > 1 or not (queries or self.embedding):
+            raise ValueError(f"expected one of text, clip and picture, got {' and '.join(queries) or 'none'}")
+        if self.embedding is not None and not any(self.embedding):
+            raise ValueError("expected an embedding with a direction, got zeros")
+        return self
+
+    def as_given(self) -> dict[str, Any]:
+        """As plain values without defaults, and without the embedding of a text, a clip or a picture."""
+        computed = {"embedding"} if self.text or self.clip or self.picture else set()
+        return self.model_dump(exclude_defaults=True, exclude=computed)
+
+    @property
+    def query(self) -> str:
+        """The query in words."""
+        if self.text is not None:
+            return f"text {self.text!r}"
+        return f"clip {self.clip}" if self.clip is not None else f"picture {self.picture or 'embedding'}"
+
+
+class Within(Config):
+    """Which clips of a group are taken first."""
+
+    best: dict[str, Literal["highest", "lowest"]] = Field(default_factory=dict)
+    """Columns of numbers, most important first, and which of their values is best. Missing values come last. Ties, and
+    all clips without it, are in random order."""
+    seed: int = Field(0, ge=0)
+    """Seed of the random order, which depends on nothing but the seed and the id of a clip."""
+    unscored: Literal["drop", "keep"] = "drop"
+    """Whether to drop or keep clips that belong to no group. Kept ones count for none."""
+
+
+class MaxPer(Within):
+    """Limit on the clips per value of a column, among the clips that pass the other rules. `{source: 5}` is short for
+    `{source: {clips: 5}}`."""
+
+    clips: int = Field(ge=1)
+    """Maximum number of clips per value."""
+
+
+class Balance(Within):
+    """Balance between groups, among the clips that pass all other rules: each group gives in proportion to
+    size ** power, and no more than it has."""
+
+    by: str
+    """Column that names the groups, such as `cluster`."""
+    power: float = Field(0.5, ge=0, le=1)
+    """1 keeps the proportions, 0 takes the same number from each group."""
+    clips: int = Field(ge=1)
+    """Number of clips that are left. If there are not more, all stay."""
+
+
 class Rules(Config):
     """A named set of rules. Their order affects the funnel, but not which clips are selected."""
 
@@ -72,8 +140,15 @@ class Rules(Config):
     """Name of the selection: letters, digits, '-' and '_'. Overridden by `--name`."""
     rules: dict[str, Rule] = Field(default_factory=dict)
     """Column of the joined view -> bounds."""
+    like: tuple[Like, ...] = ()
+    """Likeness to a text, a clip or a picture: one, or a list. Its score is the column `likeness`, which `where` may
+    use; that of the second one is `likeness_2`."""
     where: str | None = None
     """SQL condition on the joined view. A clip for which it is null counts as unscored and is dropped."""
+    max_per: dict[str, MaxPer] = Field(default_factory=dict)
+    """Column, or `source` -> limit on the clips per value. Runs after the rules above, and after `duplicate_rank`."""
+    balance: Balance | None = None
+    """Balance between groups. Runs last."""
 
     @field_validator("name")
     @classmethod
@@ -82,13 +157,35 @@ class Rules(Config):
             raise ValueError(f"expected a name of letters, digits, '-' and '_', got {name!r}")
         return name
 
+    @field_validator("like", mode="before")
+    @classmethod
+    def _is_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, dict | Like) else value
+
+    @field_validator("max_per", mode="before")
+    @classmethod
+    def _are_limits(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: {"clips": limit} if isinstance(limit, int) and not isinstance(limit, bool) else limit
+            for name, limit in value.items()
+        }
+
     def named(self, name: str) -> "Rules":
         """The same rules under another name. Raises UserError for a name that cannot be a file's."""
-        return Rules.from_values({**self.as_given(), "name": name}, origin="--name")
+        return Rules.from_values({**self.model_dump(exclude_defaults=True), "name": name}, origin="--name")
+
+    def likes(self) -> dict[str, Like]:
+        """Name of its score -> each of `like`."""
+        return {"likeness" if i == 1 else f"likeness_{i}": like for i, like in enumerate(self.like, 1)}
 
     def as_given(self) -> dict[str, Any]:
         """What was asked for, as plain values without defaults: what a rules file would hold."""
-        return self.model_dump(exclude_defaults=True)
+        values = self.model_dump(exclude_defaults=True)
+        if self.like:
+            values["like"] = [like.as_given() for like in self.like]
+        return values
 
 
 def share(percentage: str) -> Fraction:

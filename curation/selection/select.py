@@ -16,10 +16,13 @@ from curation.dataset.score_counts import versions_of
 from curation.dataset.sql import batches
 from curation.dataset.tables import Dataset
 from curation.selection.funnel import Judged, funnel, judge, judged_rows, passing
-from curation.selection.marks import MARKS, Marks, check_marks, keep_marks, with_marks
+from curation.selection.groups import BALANCE, MAX_PER
+from curation.selection.likeness import with_queries
+from curation.selection.marks import MARKS, Marks, check_marks, keep_marks
+from curation.selection.plan import Plan, plan_tests
 from curation.selection.rules import Rules
 from curation.selection.saved import SELECTION, Selection, selection_file
-from curation.selection.thresholds import WHERE, Test, tests_of, with_full_names
+from curation.selection.thresholds import WHERE
 
 _SELECTED = pa.schema([("clip_id", pa.string()), ("source_id", pa.string()), ("uri", pa.string())])
 _BATCH_ROWS = 100_000
@@ -35,7 +38,8 @@ def select_clips(
     replace: bool = False,
     dry_run: bool = False,
 ) -> Selection:
-    """Select clips and write `selections/NAME.parquet` (clip_id, source_id, uri; sorted by clip_id) and NAME.json.
+    """Select clips and write `selections/NAME.parquet` (clip_id, source_id, uri, scores of `like`; sorted by clip_id)
+    and NAME.json.
 
     Writes are atomic; the JSON is written last and marks the selection as complete. `marks` are verdicts on single
     clips, which the dataset keeps. `allow_missing` skips rules on missing columns, as the funnel notes; `dry_run`
@@ -47,23 +51,23 @@ def select_clips(
     if marks:
         check_marks(marks, description["fingerprint"], dataset.url)
     path = selection_file(dataset, rules.name, "json")
+    rules = with_queries(dataset, rules)
+    likes = list(rules.likes())
     older = storage.read_json_if_exists(dataset.fs, path, SELECTION.validate_python)
     seen = current_version(dataset)
     with dataset.connect() as connection:
-        rules = with_full_names(connection, rules)
-        tests, skipped = tests_of(connection, rules, allow_missing=allow_missing)
-        if marks:
-            tests = with_marks(connection, tests, marks)
-        judged = judge(connection, tests)
+        plan = plan_tests(dataset, connection, rules, marks, allow_missing=allow_missing)
+        rules = plan.rules.model_copy(update={"rules": {n: r for n, r in plan.rules.rules.items() if n not in likes}})
+        judged = judge(connection, plan.tests)
         chosen, total = judged.chosen(), judged.total()
-        versions = versions_of(connection, {column for test in tests for column in test.columns})
-        steps = funnel(connection, rules, judged, skipped, {MARKS: _asked_by(marks)} if marks else None)
-        clips = _chosen_clips(connection, judged, rules.where)
+        versions = versions_of(connection, {column for test in plan.tests for column in (*test.columns, *test.reads)})
+        steps = funnel(connection, plan.rules, judged, plan.skipped, {MARKS: _asked_by(marks)} if marks else None)
+        clips = _chosen_clips(connection, judged, rules.where, likes)
         if dry_run:
             digest = _digest_of(clips)
         else:
             protected = None if replace else older
-            digest = _write_clips(dataset, rules, clips, protected)
+            digest = _write_clips(dataset, rules, clips, protected, likes)
     selection = Selection(
         name=rules.name,
         clips=chosen.clips,
@@ -72,7 +76,7 @@ def select_clips(
         total_seconds=total.microseconds / 1e6,
         funnel=steps,
         rules=rules.as_given(),
-        resolved=_resolved_rules(rules, tests),
+        resolved=_resolved_rules(plan),
         clips_sha256=digest,
         marks=marks.counts() if marks else {},
         versions=versions,
@@ -87,10 +91,13 @@ def select_clips(
     return selection
 
 
-def _chosen_clips(connection: duckdb.DuckDBPyConnection, judged: Judged, where: str | None) -> Iterator[pa.RecordBatch]:
-    """The selected clips in order. Raises UserError at the end if their number differs from the count."""
-    columns = ", ".join(f"{name}::VARCHAR AS {name}" for name in _SELECTED.names)
-    rows = judged_rows(connection, judged.tests, _SELECTED.names)
+def _chosen_clips(
+    connection: duckdb.DuckDBPyConnection, judged: Judged, where: str | None, likes: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """The selected clips in order, with their scores of `like`. Raises UserError at the end if their number differs
+    from the count."""
+    columns = ", ".join([*(f"{name}::VARCHAR AS {name}" for name in _SELECTED.names), *likes])
+    rows = judged_rows(connection, judged.tests, [*_SELECTED.names, *likes])
     clips = 0
     query = f"SELECT {columns} FROM ({rows}) WHERE {passing(judged.tests)} ORDER BY clip_id"
     for batch in batches(connection, query, _BATCH_ROWS):
@@ -112,11 +119,14 @@ def _digest_of(clips: Iterable[pa.RecordBatch], write: Callable[[pa.RecordBatch]
     return digest.hexdigest()
 
 
-def _write_clips(dataset: Dataset, rules: Rules, clips: Iterable[pa.RecordBatch], older: Selection | None) -> str:
+def _write_clips(
+    dataset: Dataset, rules: Rules, clips: Iterable[pa.RecordBatch], older: Selection | None, likes: Sequence[str]
+) -> str:
     """Write the selected clips and return the digest of their ids. Raises UserError if `older` is a different
     selection."""
     with storage.atomic_write(dataset.fs, selection_file(dataset, rules.name, "parquet")) as file:
-        with pq.ParquetWriter(file, _SELECTED, compression="zstd") as writer:
+        schema = pa.schema([*_SELECTED, *((name, pa.float32()) for name in likes)])
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             digest = _digest_of(clips, writer.write_batch)
         if older is not None:
             _check_same(dataset, older, rules, digest)
@@ -142,11 +152,24 @@ def _asked_by(marks: Marks) -> str:
     return ", ".join(f"{verdict} {clips:,}" for verdict, clips in marks.counts().items())
 
 
-def _resolved_rules(rules: Rules, tests: Sequence[Test]) -> dict[str, Any]:
+def _resolved_rules(plan: Plan) -> dict[str, Any]:
+    """The rules that ran, with bounds and queries as numbers."""
+    rules, likes = plan.rules, plan.rules.likes()
     bounded = {
         test.name: test.resolved() | ({"unscored": "keep"} if test.keeps_unscored else {})
-        for test in tests
+        for test in plan.tests
         if test.name in rules.rules
     }
-    where = {WHERE: rules.where} if any(test.name == WHERE for test in tests) else {}
-    return {"name": rules.name, "rules": bounded} | where
+    ran = {test.name for test in plan.tests}
+    groups = rules.model_dump(include={"max_per", "balance"}, exclude_defaults=True)
+    limits = {name: limit for name, limit in groups.get(MAX_PER, {}).items() if f"{MAX_PER} {name}" in ran}
+    queries = {"text", "clip", "picture", "embedding"}
+    resolved: dict[str, Any] = {
+        "name": rules.name,
+        "rules": {name: bounds for name, bounds in bounded.items() if name not in likes},
+        "like": [like.model_dump(include=queries, exclude_none=True) | bounded[name] for name, like in likes.items()],
+        WHERE: rules.where if WHERE in ran else None,
+        MAX_PER: limits,
+        BALANCE: groups.get(BALANCE) if BALANCE in ran else None,
+    }
+    return {key: value for key, value in resolved.items() if value or key == "rules"}

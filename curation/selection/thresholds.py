@@ -5,7 +5,7 @@ Thresholds are percentiles of the clips with the score, on the unfiltered set (p
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -28,12 +28,8 @@ from curation.dataset.schemas import CLIPS
 from curation.dataset.sql import quoted
 from curation.scores.columns import LEFT_OUT
 from curation.selection.condition import Condition, read_condition
+from curation.selection.outcomes import KEPT, MADE_BY, REMOVED, UNSCORED, Test
 from curation.selection.rules import Rule, Rules, share
-
-MADE_BY: Mapping[str, str] = {
-    "duplicate_rank": "run `clipmill duplicates DATASET` to add it",
-}
-"""Columns that a command of their own adds to a dataset."""
 
 WHERE = "where"
 _COLUMN = "column of numbers"
@@ -41,48 +37,6 @@ RANK, GROUP = "duplicate_rank", "duplicate_of"
 PLACE = "_place_in_group"
 PLACES = "_places"
 """In a group of near-duplicates, among its clips that pass the other rules: 0 for the best of them."""
-KEPT, REMOVED, UNSCORED = 0, 1, 2
-"""What a test says of a clip."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Test:
-    """One rule, ready to run: `outcome` is SQL over the joined view that gives KEPT, REMOVED or UNSCORED.
-
-    A test with `last` depends on the other rules: its `outcome` also reads `PLACE`, which the funnel joins.
-    """
-
-    name: str
-    """The column, or "where"."""
-    columns: frozenset[str]
-    """The columns of the joined view that `outcome` reads."""
-    outcome: str
-    keeps_unscored: bool = False
-    thresholds: Mapping[str, float | None] = field(default_factory=dict)
-    """Each bound of the rule as a number; None where no clip has the score."""
-    note: str | None = None
-    """What is to be known of these thresholds."""
-    last: bool = False
-    tables: frozenset[str] = frozenset()
-    """Tables besides the joined view that `outcome` reads; the funnel joins them by clip_id."""
-    outcome_alone: str = ""
-    """For a test with `last`: the outcome were there no other rules."""
-
-    def keeps(self, outcome: int) -> bool:
-        """Whether a clip with this outcome goes on."""
-        return outcome in self.kept_outcomes()
-
-    def kept_outcomes(self) -> tuple[int, ...]:
-        """The outcomes with which a clip goes on."""
-        return (KEPT, UNSCORED) if self.keeps_unscored else (KEPT,)
-
-    def resolved(self) -> dict[str, float]:
-        """The strictest bounds, as `min` and `max`."""
-        lower, upper = self._bounds("drop_lowest", "min"), self._bounds("drop_highest", "max")
-        return ({"min": max(lower)} if lower else {}) | ({"max": min(upper)} if upper else {})
-
-    def _bounds(self, *names: str) -> list[float]:
-        return [bound for name in names if (bound := self.thresholds.get(name)) is not None]
 
 
 def with_full_names(connection: duckdb.DuckDBPyConnection, rules: Rules) -> Rules:
@@ -269,7 +223,30 @@ def _test(score: _Score, rule: Rule, values: NDArray[Any]) -> Test:
         outcome=_outcome(place, test.resolved()),
         outcome_alone=outcome,
         tables=frozenset({PLACES}),
-        last=True,
+        table=PLACES,
+        reads=(GROUP, RANK),
+        prepare=_place_survivors,
+        last=1,
+    )
+
+
+def _place_survivors(connection: duckdb.DuckDBPyConnection, survivors: str, table: str) -> None:
+    """Create the table of places: for each copy among the survivors, the number of better survivors of its group.
+
+    Only copies have a row, because the best clip of a group has place 0 whenever it passes.
+    """
+    connection.execute(
+        f"CREATE TEMP TABLE copies AS SELECT clip_id, duplicate_of, row_number() OVER "
+        f"(PARTITION BY duplicate_of ORDER BY duplicate_rank, clip_id) - 1 AS better "
+        f"FROM ({survivors}) WHERE duplicate_rank > 0"
+    )
+    connection.execute(
+        f"CREATE TEMP TABLE best AS SELECT clip_id FROM ({survivors}) AS s WHERE duplicate_rank = 0 "
+        "AND clip_id IN (SELECT duplicate_of FROM copies)"
+    )
+    connection.execute(
+        f"CREATE TEMP TABLE {table} AS SELECT clip_id, "
+        f"better + (duplicate_of IN (SELECT clip_id FROM best))::BIGINT AS {PLACE} FROM copies"
     )
 
 

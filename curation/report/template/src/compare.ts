@@ -90,7 +90,8 @@ export class Compare {
     const given = header.against!.rules;
     const rules = new Map<string, Rule>(Object.entries(given.rules ?? {}));
     const useWhere = given.where !== undefined && given.where === header.where?.sql;
-    return { rules, judged: judge.judge(rules, useWhere) };
+    const groups = given.like ? [] : header.against!.groups; // what its queries left is not known here
+    return { rules, judged: judge.judge(rules, useWhere, undefined, groups) };
   }
 
   private decided(title: string, clips: number[], by: (clip: number) => string): HTMLElement | null {

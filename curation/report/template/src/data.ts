@@ -26,10 +26,34 @@ export interface Rule {
   unscored?: "drop" | "keep";
 }
 
+/** A rule on the cosine to a query. */
+export interface Like extends Rule {
+  text?: string;
+  clip?: string;
+  picture?: string;
+  embedding?: number[];
+}
+
 export interface RuleSet {
   name: string;
   rules?: Record<string, Rule>;
+  like?: Like[];
   where?: string;
+  max_per?: Record<string, unknown>;
+  balance?: Record<string, unknown>;
+}
+
+/** A rule on groups of clips: a limit per group, or with `power` the balance between groups. */
+export interface GroupRule {
+  name: string;
+  column: string;
+  asked: string;
+  clips: number;
+  power: number | null;
+  best: [string, "highest" | "lowest"][];
+  unscored: "drop" | "keep";
+  /** Place of each clip in the random order. */
+  order: Int32Array;
 }
 
 export type Verdict = "bad cut" | "wrong score" | "keep" | "drop";
@@ -103,12 +127,23 @@ export interface Header {
   left_out: string[];
   microseconds: Float64Array;
   rules: RuleSet;
+  /** Score of each `like` -> its query in words. */
+  queries: Record<string, string>;
+  /** Rules on groups, in the order in which they run. */
+  groups: GroupRule[];
   where: { sql: string; outcomes: Int32Array } | null;
   /** The selection as written; `marked` is the number of marks that were applied to it. */
   selection: { name: string; clips: number; seconds: number; funnel: SavedStep[]; marked: number } | null;
   /** Marks that earlier selections of this dataset used. */
   marks: { clip_id: string; verdict: Verdict; score: string | null }[];
-  against: { name: string; rules: RuleSet; clips: number; seconds: number; member: Int32Array } | null;
+  against: {
+    name: string;
+    rules: RuleSet;
+    groups: GroupRule[];
+    clips: number;
+    seconds: number;
+    member: Int32Array;
+  } | null;
   overview: Overview;
   rejected: [string, string, string][];
   /** Folders of shards, or why they cannot be read. */

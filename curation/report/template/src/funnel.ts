@@ -54,7 +54,7 @@ export function funnelOf(state: State): HTMLElement {
 
 /** Check boxes for the `where` condition and the marks. */
 function switches(state: State): HTMLElement[] {
-  const box = (name: "useWhere" | "useMarks", label: string) => {
+  const box = (name: "useWhere" | "useMarks" | "useGroups", label: string) => {
     const input = h("input", {
       type: "checkbox",
       id: name,
@@ -70,6 +70,7 @@ function switches(state: State): HTMLElement[] {
   const { size } = state.marks;
   return [
     ...(where ? [box("useWhere", `where ${where.sql}`)] : []),
+    ...(state.header.groups.length ? [box("useGroups", "apply limits and balance between groups")] : []),
     ...(size ? [box("useMarks", `apply ${count(size)} marks (select ${MARKS})`)] : []),
   ];
 }
@@ -104,7 +105,9 @@ export function yamlBox(state: State): HTMLElement {
   const name = () => (/^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$/.test(state.header.name) ? state.header.name : "my-selection");
   const note = h("p", { class: "note" });
   const draw = () => {
-    text.value = yamlOf(name(), state.rules, state.useWhere ? state.header.where?.sql : undefined);
+    const { like, max_per, balance } = state.header.rules;
+    const given = state.useGroups ? { like, max_per, balance } : { like };
+    text.value = yamlOf(name(), state.rules, state.useWhere ? state.header.where?.sql : undefined, given);
     text.rows = Math.min(14, text.value.split("\n").length);
     told.textContent = "";
     const marks = state.useMarks && state.marks.size ? " --marks marks.json (export the marks)" : "";

@@ -1,5 +1,6 @@
 /** The page: tabs and their content. */
 
+import { Clusters } from "./clusters";
 import { Compare } from "./compare";
 import { Cuts } from "./cuts";
 import { readData } from "./data";
@@ -50,6 +51,7 @@ async function start(): Promise<void> {
   const unscored = state.sliders().filter((name) => !state.judge.scores(name).length);
   const none = unscored.length ? h("p", { class: "note" }, `No scores: ${unscored.join(", ")}`) : "";
   const duplicates = new Duplicates(state, detail.open);
+  const clusters = new Clusters(state, detail.open);
   const cuts = new Cuts(state, detail.open);
   const compare = new Compare(state, detail.open);
   const choose = h(
@@ -83,6 +85,7 @@ async function start(): Promise<void> {
   tabs.push({ title: "Overview", panel: overviewTab(header) }, chooseTab);
   tabs.push({ title: "Pairs", panel: pairs.element, shown: () => pairs.draw() });
   tabs.push({ title: "Duplicates", panel: duplicates.element, shown: () => duplicates.draw() });
+  tabs.push({ title: "Clusters", panel: clusters.element, shown: () => clusters.draw() });
   tabs.push({ title: "Cuts", panel: cuts.element, shown: () => cuts.draw() });
   if (header.against) tabs.push({ title: "Compare", panel: compare.element, shown: () => compare.draw() });
   const buttons = tabs.map((tab) =>

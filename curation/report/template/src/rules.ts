@@ -1,6 +1,7 @@
 /** Evaluates rules and marks exactly as `clipmill select`: curation/selection/thresholds.py, marks.py and funnel.py. */
 
-import { append, type Column, type Header, type Mark, type Rule, textOf } from "./data";
+import { append, type Column, type GroupRule, type Header, type Mark, type Rule, textOf } from "./data";
+import { keptBy, keysOf } from "./groups";
 
 export const KEPT = 0;
 export const REMOVED = 1;
@@ -18,6 +19,11 @@ export interface Test {
   removedAlone: number;
   unscored: number;
   ties: number;
+  /** Whether it depends on what the others left, and runs after them. */
+  last?: boolean;
+  asked?: string;
+  /** Why it drops a clip, in words. */
+  why?: (clip: number) => string;
 }
 
 export interface Step {
@@ -115,8 +121,8 @@ export class Judge {
     return { below: (first - 1 + within) / last, equal: 0 };
   }
 
-  /** Judge all clips by these rules, a `where` condition and marks. */
-  judge(rules: Map<string, Rule>, useWhere: boolean, marks: Marked = NO_MARKS): Judged {
+  /** Judge all clips by these rules, a `where` condition, marks, and rules on groups. */
+  judge(rules: Map<string, Rule>, useWhere: boolean, marks: Marked = NO_MARKS, groups: GroupRule[] = []): Judged {
     const tests: Test[] = [];
     for (const [name, rule] of rules) {
       if (name !== RANK && this.columns.get(name)?.numbers && isBounded(rule)) tests.push(this.test(name, rule, marks));
@@ -126,6 +132,7 @@ export class Judge {
     if (marks.size) tests.push(this.marksTest(marks));
     const rank = rules.get(RANK);
     if (rank && isBounded(rank) && this.columns.get(RANK)) tests.push(this.rankTest(rank, tests, marks));
+    for (const rule of groups) if (this.applies(rule)) tests.push(this.groupTest(rule, tests, marks));
     return this.funnel(tests, rules, marks);
   }
 
@@ -169,7 +176,36 @@ export class Judge {
     const outcomes = withMarks(RANK, Uint8Array.from(places, outcome), marks);
     const alone = withMarks(RANK, Uint8Array.from(ranks, outcome), marks);
     const test = counted(RANK, bounds, outcomes, rule.unscored === "keep");
-    return { ...test, removedAlone: countOf(alone, REMOVED) };
+    return { ...test, removedAlone: countOf(alone, REMOVED), last: true };
+  }
+
+  /** Whether the page can apply a rule on groups: a limit per group needs all clips, and its columns. */
+  applies(rule: GroupRule): boolean {
+    const whole = this.header.shown_clips === this.header.total_clips;
+    return (
+      (whole || rule.power !== null) &&
+      [rule.column, ...rule.best.map(([name]) => name)].every((name) => this.columns.has(name))
+    );
+  }
+
+  /** A limit per group, or the balance between groups, among the clips that pass the other tests. */
+  private groupTest(rule: GroupRule, others: Test[], marks: Marked): Test {
+    const { shown_clips: shownClips, total_clips: total } = this.header;
+    const limit = rule.power === null ? rule.clips : Math.round((rule.clips * shownClips) / total);
+    const keys = keysOf(this.columns.get(rule.column), shownClips);
+    const outcomes = (passed: Uint8Array) => {
+      const { kept, given } = keptBy(rule, limit, passed, this.columns);
+      const raw = keys.map((key, clip) => (key === undefined ? UNSCORED : kept[clip] ? KEPT : REMOVED));
+      return { given, outcomes: withMarks(rule.name, raw, marks) };
+    };
+    const { given, outcomes: found } = outcomes(passing(others, shownClips));
+    const alone = outcomes(new Uint8Array(shownClips).fill(1)).outcomes;
+    const why = (clip: number) => {
+      const [kept, size] = given.get(keys[clip]!) ?? [0, 0];
+      return `${count(kept)} of the ${count(size)} clips with ${rule.column} ${keys[clip]} are kept`;
+    };
+    const test = counted(rule.name, {}, found, rule.unscored === "keep");
+    return { ...test, removedAlone: countOf(alone, REMOVED), last: true, asked: rule.asked, why };
   }
 
   private funnel(tests: Test[], rules: Map<string, Rule>, marks: Marked): Judged {
@@ -192,7 +228,9 @@ export class Judge {
       }
       left -= removed + unscoredDropped;
       const rule = rules.get(test.name);
-      const asked = test.name === MARKS ? marksAsWords(marks) : rule ? asWords(rule) : (this.header.where?.sql ?? "");
+      const query = this.header.queries[test.name];
+      const words = rule && [...(query ? [query] : []), asWords(rule)].join(", ");
+      const asked = test.name === MARKS ? marksAsWords(marks) : (test.asked ?? words ?? this.header.where?.sql ?? "");
       const { name, removedAlone, unscored } = test;
       steps.push({ name, asked, removedAlone, removed, unscored, unscoredDropped, left, leftMicroseconds });
     });
@@ -207,6 +245,7 @@ export class Judge {
       return `dropped by ${test.name}: ${wrong ? "marked as a wrong score" : "no score"}`;
     }
     if (test.name === "where") return "dropped by where: the condition does not hold";
+    if (test.why) return `dropped by ${test.name}: ${test.why(clip)}`;
     const value = this.columns.get(test.name)!.numbers![clip];
     if (test.name === RANK) return `dropped by ${RANK}: a better copy is kept`;
     const { min, max } = test.bounds;
@@ -294,6 +333,10 @@ function marksAsWords(marks: Marked): string {
     .sort(([a], [b]) => (a < b ? -1 : 1))
     .map(([verdict, clips]) => `${verdict} ${clips.toLocaleString("en")}`)
     .join(", ");
+}
+
+function count(value: number): string {
+  return value.toLocaleString("en");
 }
 
 function countOf(outcomes: Uint8Array, wanted: number): number {

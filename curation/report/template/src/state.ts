@@ -1,7 +1,7 @@
 /** The rules and marks as set on the page, and the clips they keep. Other parts of the page listen for changes. */
 
 import type { Header, Mark, Rule, Verdict } from "./data";
-import { isBounded, Judge, type Judged, RANK, type Step } from "./rules";
+import { BOUNDS, isBounded, Judge, type Judged, type Step } from "./rules";
 
 /** Key -> verdict. */
 export const VERDICT_KEYS: Record<string, Verdict> = { b: "bad cut", w: "wrong score", k: "keep", d: "drop" };
@@ -14,6 +14,8 @@ export class State {
   useWhere: boolean;
   /** Whether the counts include the marks, as with `clipmill select --marks`. */
   useMarks: boolean;
+  /** Whether the rules on groups apply. */
+  useGroups = true;
   judged!: Judged;
   /** The same without marks, where the page holds a sample: a mark is about one clip, not about those it stands for. */
   private unmarked: Judged | undefined;
@@ -30,8 +32,13 @@ export class State {
     this.judge = new Judge(header);
     const steps = header.selection?.funnel ?? [];
     this.skipped = new Map(steps.filter((step) => step.skipped !== null).map((step) => [step.rule, step.skipped!]));
-    const rules = Object.entries(header.rules.rules ?? {}).filter(([name]) => !this.skipped.has(name));
-    this.rules = new Map(rules.map(([name, rule]) => [name, { ...rule }]));
+    for (const rule of header.groups) {
+      const why = "needs all clips, and the page has a sample or lacks a column; the selection applies it";
+      if (!this.skipped.has(rule.name) && !this.judge.applies(rule)) this.skipped.set(rule.name, why);
+    }
+    const likes = Object.keys(header.queries).map((name, i): [string, Rule] => [name, header.rules.like![i]]);
+    const rules = [...Object.entries(header.rules.rules ?? {}), ...likes].filter(([name]) => !this.skipped.has(name));
+    this.rules = new Map(rules.map(([name, rule]) => [name, boundsOf(rule)]));
     this.useWhere = header.where !== null;
     this.active = [...this.rules.keys()].find((name) => this.judge.columns.has(name)) ?? this.sliders()[0] ?? "";
     const ids = this.judge.columns.get("clip_id")!;
@@ -73,8 +80,10 @@ export class State {
       const clip = this.places.get(id);
       if (clip !== undefined) marked.set(clip, mark);
     }
-    this.judged = this.judge.judge(this.rules, this.useWhere, marked);
-    this.unmarked = !this.whole && marked.size ? this.judge.judge(this.rules, this.useWhere) : undefined;
+    const groups = this.useGroups ? this.header.groups.filter((rule) => !this.skipped.has(rule.name)) : [];
+    this.judged = this.judge.judge(this.rules, this.useWhere, marked, groups);
+    const sampled = !this.whole && marked.size;
+    this.unmarked = sampled ? this.judge.judge(this.rules, this.useWhere, undefined, groups) : undefined;
     this.notify();
   }
 
@@ -107,7 +116,7 @@ export class State {
       const at = judged.steps.findIndex((step) => step.name === name);
       if (at >= 0) return of(judged.steps[at]);
       // Without marks there is no such step: it removes nothing from what the rules on scores leave.
-      const before = judged.steps.filter((step) => step.name !== RANK).at(-1);
+      const before = judged.steps.filter((_, i) => !judged.tests[i].last).at(-1);
       const left = before?.left ?? this.header.shown_clips;
       const leftMicroseconds = before?.leftMicroseconds ?? sum(this.header.microseconds);
       return of({ ...NOTHING_REMOVED, name, left, leftMicroseconds });
@@ -169,6 +178,12 @@ export class State {
 }
 
 const NOTHING_REMOVED = { asked: "", removedAlone: 0, removed: 0, unscored: 0, unscoredDropped: 0 };
+
+/** The bounds of a rule alone, without the query of a `like`. */
+function boundsOf(rule: Rule): Rule {
+  const keys = [...BOUNDS, "unscored" as const].filter((key) => rule[key] !== undefined);
+  return Object.fromEntries(keys.map((key) => [key, rule[key]]));
+}
 
 function sum(values: Float64Array): number {
   return values.reduce((total, value) => total + value, 0);

@@ -1,0 +1,23 @@
+"""Rows of the joined view for a few clips."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from curation.dataset.joined import joined_columns, joined_query
+from curation.dataset.sql import literal, quoted
+
+if TYPE_CHECKING:
+    from curation.dataset.tables import Dataset
+
+
+def rows_of_clips(dataset: "Dataset", clip_ids: Sequence[str], columns: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """clip_id -> its row, of the clips that are there; a column that the dataset lacks is None."""
+    if not clip_ids:
+        return {}
+    with dataset.connect() as connection:
+        known = [name for name in columns if name in joined_columns(connection)]
+        wanted = ", ".join(map(literal, clip_ids))
+        query = f"SELECT {', '.join(map(quoted, known))} FROM ({joined_query(connection, ['clip_id', *known])}) "
+        rows = connection.execute(f"{query} WHERE clip_id IN ({wanted})").fetchall()
+    found = (dict.fromkeys(columns) | dict(zip(known, row, strict=True)) for row in rows)
+    return {str(row["clip_id"]): row for row in found}

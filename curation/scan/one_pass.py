@@ -114,7 +114,7 @@ def scan(source: Source, config: ScanConfig | None = None, frame_times: bool = F
         if frame_times:
             result = replace(result, frame_times_s=one_pass.frame_times_s())
     result.source["scan_cpu_s"] = time.process_time() - started_s
-    result.source["scan_parts_cpu_s"] = one_pass.times.seconds
+    result.source["scan_parts_cpu_s"] = one_pass.times.cpu_s()
     return result
 
 

@@ -74,7 +74,7 @@ def card(facts: Facts, *, to: Target, config: "PublishConfig", has_sheet: bool) 
         f'`hf upload USER/{_plain(name)} . --repo-type dataset --exclude ".clipmill/*"` (older: '
         "`huggingface-cli upload`). clipmill uploads nothing.",
         "## Content",
-        _content(facts),
+        _content(facts, keeps_sound=config.shards.extraction.audio == "keep"),
         "## Selection",
         _selection(facts),
         "## Licences",
@@ -150,7 +150,7 @@ def _summary(facts: Facts, to: Target, config: "PublishConfig") -> str:
     return " ".join(sentences)
 
 
-def _content(facts: Facts) -> str:
+def _content(facts: Facts, *, keeps_sound: bool) -> str:
     shortest, median, longest = facts.duration_s
     captions = ", ".join(f"{_plain(source)} ({count:,})" for source, count in facts.captions.items()) or "none"
     rows = [
@@ -160,7 +160,7 @@ def _content(facts: Facts) -> str:
         ("frames/s of the sources", _counted(facts.fps)),
         ("captions by", captions),
         ("clips without caption", f"{facts.without_caption:,}"),
-        ("sound", "none"),
+        ("sound", f"of the {facts.with_sound:,} clips whose sources have some" if keeps_sound else "none"),
     ]
     return _table(("", ""), rows)
 

@@ -67,6 +67,8 @@ class Facts:
     captions: Mapping[str, int]
     """Source of the captions in use -> clips."""
     without_caption: int
+    with_sound: int
+    """Clips of sources with sound."""
     sizes: Mapping[str, int]
     """Width x height -> clips, commonest first."""
     fps: Mapping[str, int]
@@ -106,6 +108,7 @@ def collect_facts(
         licenses=_licenses(sources),
         captions=dict(Counter(source for source in used if source).most_common()),
         without_caption=used.count(""),
+        with_sound=sum(bool(row.get("audio")) for row in rows),
         sizes=dict(Counter(f"{row['width']} x {row['height']}" for row in rows).most_common()),
         fps=dict(Counter(f"{row['fps'] or 0:.3g}" for row in rows).most_common()),
         duration_s=(min(durations), statistics.median(durations), max(durations)) if rows else (0.0, 0.0, 0.0),

@@ -33,6 +33,7 @@ FACTS = Facts(
     licenses=(Tally(name="CC BY 4.0", clips=36, sources=9, seconds=7200.0),),
     captions={"sidecar": 30},
     without_caption=6,
+    with_sound=11,
     sizes={"1920 x 1080": 36},
     fps={"24": 36},
     duration_s=(2.0, 3.5, 20.0),
@@ -112,3 +113,9 @@ def test_every_layout_says_how_to_use_it(to: Target) -> None:
     assert "{" not in body.split("## Selection")[0]
     assert ("16 frames/s" in body) == (to in ("diffusion-pipe", "musubi"))
     assert "24 frames/s" in parts(FACTS, to, fps=24)[1] or to == "hf"
+
+
+def test_the_card_says_whether_there_is_sound() -> None:
+    assert "| sound | none |" in parts(FACTS)[1]
+    kept = parts(FACTS, shards={"extraction": {"audio": "keep"}})[1]
+    assert "| sound | of the 11 clips whose sources have some |" in kept

@@ -66,3 +66,8 @@ def test_issue_templates_are_forms(name: str):
     ids = [field["id"] for field in form.get("body", [])]
     assert len(set(ids)) == len(ids)
     assert name == "config.yml" or {"name", "description", "body"} <= set(form)
+
+
+def test_decisions_are_numbered_in_order():
+    numbers = re.findall(r"^## (\d+)\. ", (ROOT / "docs" / "decisions.md").read_text(), re.MULTILINE)
+    assert numbers == [str(number + 1) for number in range(len(numbers))]

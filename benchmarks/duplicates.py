@@ -6,15 +6,18 @@ Embeddings have 768 dimensions and, like CLIP's, form clusters of many sizes; a 
 cosines of 0.955 to 0.99. Each dataset is searched, then searched again after 1 % more clips; with --ray also from a
 driver whose kept clips are held by Ray actors. Each search runs in its own process and prints its figures to stderr
 immediately. The last line is JSON: the figures, and per search the exponent e of CPU seconds = a clips^e, the bytes per
-clip, and both at ten million clips.
+clip that this process allocates (RssAnon; the rest of its memory are reclaimable pages of the temporary file), and both
+at ten million clips.
 """
 
 import argparse
 import json
 import sys
 import tempfile
+import threading
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -76,7 +79,7 @@ def slopes(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         clips = np.array([row["clips"] for row in rows], float)
         exponent, intercept = np.polyfit(np.log(clips), np.log([row["cpu_s"] for row in rows]), 1)
-        bytes_per_clip, base = np.polyfit(clips, [row["peak_mib"] * 2**20 for row in rows], 1)
+        bytes_per_clip, base = np.polyfit(clips, [row["anon_mib"] * 2**20 for row in rows], 1)
         fitted.append(
             dict(zip(("search", "where", "what"), kind, strict=True))
             | {
@@ -101,7 +104,7 @@ def main() -> None:
     rows = [row for clips in options.clips for row in measure(clips, ray=options.ray)]
     report(
         f"find_duplicates, embeddings of {_WIDTH} numbers, a tenth of them copies",
-        ("clips", "search", "index", "compared", "seconds", "CPU s", "peak MiB", "copies found", "false"),
+        ("clips", "search", "index", "compared", "seconds", "CPU s", "peak MiB", "of it own", "copies found", "false"),
         (
             (
                 f"{row['clips']:,}",
@@ -111,6 +114,7 @@ def main() -> None:
                 f"{row['seconds']:.1f}",
                 f"{row['cpu_s']:.1f}",
                 f"{row['peak_mib']:.0f}",
+                f"{row['anon_mib']:.0f}",
                 f"{row['found'] / max(1, row['planted']):.2%}",
                 str(row["false"]),
             )
@@ -125,7 +129,8 @@ def _search(folder: str, exact_up_to: int, where: str) -> dict[str, Any]:
     with connected() if where == "ray" else nullcontext():
         before_cpu_s, start = tree_cpu_s(), time.perf_counter()
         settings = DuplicatesConfig(exact_up_to=exact_up_to)
-        result = find_duplicates(Dataset(folder), settings, make_index=RayIndex if where == "ray" else LocalIndex)
+        with _peak("RssAnon") as anon_bytes:
+            result = find_duplicates(Dataset(folder), settings, make_index=RayIndex if where == "ray" else LocalIndex)
         seconds, used_cpu_s = time.perf_counter() - start, tree_cpu_s() - before_cpu_s
     return {
         "searched": result.clips,
@@ -133,7 +138,26 @@ def _search(folder: str, exact_up_to: int, where: str) -> dict[str, Any]:
         "seconds": seconds,
         "cpu_s": used_cpu_s,
         "peak_mib": memory_bytes("VmHWM") / 2**20,
+        "anon_mib": max(anon_bytes) / 2**20,
     }
+
+
+@contextmanager
+def _peak(field: str) -> Iterator[list[int]]:
+    """A field of /proc/self/status, sampled ten times a second until the end of the block."""
+    values, over = [memory_bytes(field)], threading.Event()
+
+    def sample() -> None:
+        while not over.wait(0.1):
+            values.append(memory_bytes(field))
+
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    try:
+        yield values
+    finally:
+        over.set()
+        sampler.join()
 
 
 def _compared(folder: str, copies: dict[str, str]) -> dict[str, int]:

@@ -26,6 +26,8 @@ from pipelines.machine import usable_cpus
 from pipelines.metrics import export_costs
 
 _FLUSH_S = 30.0
+_recording: list["Record"] = []
+"""The record under way in this process."""
 DRIVER = "driver"
 """The stage that stands for the driver: listing, reading tables, starting Ray."""
 
@@ -81,9 +83,14 @@ class RunCosts:
 
 @contextmanager
 def recorded_costs(dataset: Dataset, command: str) -> Iterator["Record"]:
-    """Record what the stages in this block cost, and the rest of the driver. Nothing is written if no stage ran."""
-    take()  # of an earlier run in this process
+    """Record what the stages in this block cost, and the rest of the driver. Nothing is written if no stage ran, nor
+    within the block of another record, which has these costs as well."""
     record = Record(dataset, command)
+    if _recording:
+        yield record
+        return
+    take()  # of an earlier run in this process
+    _recording.append(record)
     over = threading.Event()
 
     def follow() -> None:
@@ -98,6 +105,7 @@ def recorded_costs(dataset: Dataset, command: str) -> Iterator["Record"]:
         over.set()
         follower.join()
         record.write()
+        _recording.remove(record)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def test_every_stage_of_a_run_is_counted(tmp_path: Path, local_ray: None, monkey
     seen = status(dataset)
     spent = by_stage(seen)
     assert list(spent)[:5] == ["decode", "cuts", "motion", "thumbnails", "scan"]
-    assert {"text_area", "previews", "picture_hash", "write", DRIVER} <= spent.keys()
+    assert {"text_area", "previews", "picture_hash", "write", "duplicates", DRIVER} <= spent.keys()
     assert all(spent[stage] > 0 for stage in ("decode", "cuts", "motion", "thumbnails", "text_area", DRIVER))
     in_parts_s = sum(spent[part] for part in ("decode", "cuts", "motion", "thumbnails"))
     assert 0.5 * seen.scan_cpu_s < in_parts_s <= seen.scan_cpu_s
@@ -46,10 +46,10 @@ def test_every_stage_of_a_run_is_counted(tmp_path: Path, local_ray: None, monkey
     assert by_stage(after)["shard"] > 0
     written = sum(path.stat().st_size for path in (tmp_path / "out" / "shards" / "all").glob("*.tar"))
     assert next(cost.bytes for cost in after.costs if cost.stage == "shard") == written
-    assert [run.command for run in after.runs] == ["curate", "duplicates", "shard"]
+    assert [run.command for run in after.runs] == ["curate", "shard"]
     assert run_cli(monkeypatch, "status", out, "--price-per-cpu-hour", "3600", "--price-per-gb-month", "1000") == 0
     printed = capsys.readouterr().out
-    assert "costs of 3 runs" in printed
+    assert "costs of 2 runs" in printed
     cells = next(line for line in printed.splitlines() if line.strip().startswith("all ")).split()
     assert float(cells[-1].replace(",", "")) == pytest.approx(sum(by_stage(after).values()), rel=0.01)
     assert "if they are rented for the whole of each run" in printed
@@ -110,3 +110,16 @@ def test_a_record_outlives_a_failing_run_and_only_damage_is_an_error(tmp_path: P
         path.write_text(wrong)
         with pytest.raises(UserError, match="is damaged"):
             read_costs(dataset)
+
+
+def test_a_record_within_another_adds_to_it(tmp_path: Path) -> None:
+    """As the search for duplicates at the end of `curate`: what was counted before it is not lost."""
+    dataset = Dataset(str(tmp_path / "d")).create_or_open({})
+    with recorded_costs(dataset, "curate"):
+        charge("scan", Cost(cpu_s=3))
+        with recorded_costs(dataset, "duplicates") as inner:
+            charge("duplicates", Cost(cpu_s=2))
+            inner.discard()
+    (run,) = read_costs(dataset)
+    assert run.command == "curate"
+    assert {stage: cost.cpu_s for stage, cost in run.costs().items() if stage != DRIVER} == {"scan": 3, "duplicates": 2}

@@ -65,6 +65,8 @@ class Commit:
     """Table -> rows, such as "clips" or "scores/NAME/v1"."""
     changes: dict[str, int] = field(default_factory=dict)
     """Table that changed -> rows more than in the version before, negative if fewer. 0: rows were replaced."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Table -> digest of the names and marks of its files: the next version counts rows of other files only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +87,8 @@ class _Pending:
     change: Change
     clipmill: str
     started: str
-    before: dict[str, str]
-    """Table -> digest of its files before the change."""
+    before: dict[str, dict[str, str]]
+    """Table -> part -> mark of its file before the change; beside them, JSON by its name and content."""
 
 
 _COMMIT, _PENDING_CHANGE = TypeAdapter(Commit), TypeAdapter(_Pending)
@@ -134,7 +136,7 @@ def recorded(dataset: Dataset, change: Change, check: Callable[[], None] = lambd
         yield
     except BaseException:
         with suppress(Exception):  # the error that ended the block takes precedence
-            if _digests(dataset) == pending.before:
+            if _files(dataset) == pending.before:
                 check()
                 _forget(dataset)
         raise
@@ -153,7 +155,7 @@ def _begin(dataset: Dataset, change: Change, check: Callable[[], None]) -> _Pend
         change=change,
         clipmill=installed_version("clipmill"),
         started=_now(),
-        before=_digests(dataset),
+        before=_files(dataset),
     )
     check()
     storage.write_json(dataset.fs, dataset.file(_FOLDER, _PENDING), asdict(pending))
@@ -162,14 +164,14 @@ def _begin(dataset: Dataset, change: Change, check: Callable[[], None]) -> _Pend
 
 def _finish(dataset: Dataset, pending: _Pending, check: Callable[[], None], *, interrupted: bool = False) -> None:
     """Write the commit of a change unless it is there, or nothing has changed."""
-    after = _digests(dataset)
+    after = _files(dataset)
     if after != pending.before and not _is_committed(dataset, pending):
         latest = latest_commit(dataset)
         before = latest.rows if latest else {}
-        changed = {
-            table for table in pending.before.keys() | after.keys() if pending.before.get(table) != after.get(table)
-        }
-        rows = {t: before[t] if t in before and t not in changed else _rows(dataset, t) for t in after}
+        changed = {t for t in pending.before.keys() | after.keys() if pending.before.get(t) != after.get(t)}
+        counted = {t: _digest(files) for t, files in pending.before.items()} if latest else {}
+        known = {t: n for t, n in before.items() if latest and latest.files.get(t) == counted.get(t)}
+        rows = {t: _rows(dataset, t, known.get(t), pending.before.get(t, {}), files) for t, files in after.items()}
         commit = Commit(
             version=latest.version + 1 if latest else 1,
             id=pending.id,
@@ -179,6 +181,7 @@ def _finish(dataset: Dataset, pending: _Pending, check: Callable[[], None], *, i
             started=pending.started,
             finished=_now(),
             rows=rows,
+            files={table: _digest(files) for table, files in after.items()},
             changes={table: rows.get(table, 0) - before.get(table, 0) for table in sorted(changed)},
         )
         check()
@@ -201,22 +204,29 @@ def _is_committed(dataset: Dataset, pending: _Pending) -> bool:
     return latest is not None and latest.id == pending.id
 
 
-def _digests(dataset: Dataset) -> dict[str, str]:
-    """Table -> digest of its committed files: their names, sizes and marks; of JSON beside them, the content."""
-    digests = {}
+def _files(dataset: Dataset) -> dict[str, dict[str, str]]:
+    """Table -> committed part -> size and mark of its file; JSON beside them, by its name, with a digest."""
+    found = {}
     for table in (*dataset.tables(), "removed"):
-        marks: Mapping[str, str] = dataset.part_marks(table)
+        marks = dataset.part_marks(table)
         record = table.rpartition("/")[0]  # of scores with versions: which of them counts
-        notes = storage.list_files(dataset.fs, dataset.file(record), ".json") if record else []
-        contents = {path: hashlib.sha256(storage.read_bytes(dataset.fs, path)).hexdigest() for path in notes}
+        for path in storage.list_files(dataset.fs, dataset.file(record), ".json") if record and marks else ():
+            marks[path.rpartition("/")[2]] = hashlib.sha256(storage.read_bytes(dataset.fs, path)).hexdigest()
         if marks:
-            digests[table] = hashlib.sha256(json.dumps([marks, sorted(contents.values())]).encode()).hexdigest()
-    return digests
+            found[table] = marks
+    return found
 
 
-def _rows(dataset: Dataset, table: str) -> int:
+def _digest(files: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _rows(dataset: Dataset, table: str, known: int | None, before: Mapping[str, str], after: Mapping[str, str]) -> int:
+    """Rows of a table, of which `known` were in the files `before`. Only new files are read, if the others stayed."""
+    grew = known is not None and before.items() <= after.items()
+    parts = [part for part in dataset.parts(table) if not (grew and part in before)]
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        return sum(pool.map(lambda part: _rows_of_part(dataset, table, part), dataset.parts(table)))
+        return (known if grew and known else 0) + sum(pool.map(lambda p: _rows_of_part(dataset, table, p), parts))
 
 
 def _rows_of_part(dataset: Dataset, table: str, part: str) -> int:

@@ -75,6 +75,18 @@ def test_a_run_with_nothing_to_do_makes_no_commit(dataset: Dataset) -> None:
     assert storage.list_files(dataset.fs, dataset.file("commits")) == [dataset.file("commits", "000001.json")]
 
 
+def test_rows_are_counted_again_where_another_program_wrote_between_versions(dataset: Dataset) -> None:
+    with recorded(dataset, SCORE):
+        add_score(dataset)
+    dataset.write_part("scores/luma", "theirs", pa.table({"clip_id": ["b", "c"], "luma": [0.0, 0.0]}))
+    with recorded(dataset, CURATE):
+        add_source(dataset, "a")
+    assert read_commits(dataset)[1].rows == {"clips": 2, "scores/luma": 3, "sources": 1}
+    with recorded(dataset, CURATE):
+        add_source(dataset, "b", clips=3)
+    assert read_commits(dataset)[2].rows == {"clips": 5, "scores/luma": 3, "sources": 2}
+
+
 def test_rows_that_are_replaced_are_a_change(dataset: Dataset) -> None:
     with recorded(dataset, SCORE):
         add_score(dataset, 1.0)

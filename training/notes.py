@@ -5,12 +5,14 @@ What a stage needs is computed from the frames where it can be: their rate, thei
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from training.data_config import DataConfig
 from training.metadata import sample_metadata
 from training.sample_error import SampleError
-from training.shards import ShardIndex
+
+if TYPE_CHECKING:
+    from training.shards import ShardIndex
 
 CAPTION, MOTION, ELEVATION = "caption", "motion_bucket", "elevation"
 """Notes: samples that lack this key."""
@@ -71,7 +73,7 @@ def lacking(metadata: Mapping[str, Any]) -> list[str]:
     return missing if any(caption.get("text") for caption in metadata["captions"]) else [CAPTION, *missing]
 
 
-def sentences(index: ShardIndex, config: DataConfig) -> list[str]:
+def sentences(index: "ShardIndex", config: DataConfig) -> list[str]:
     """What to tell of the samples of other tools, one sentence per key."""
     motion = config.motion_default
     texts = {
@@ -100,7 +102,7 @@ def sentences(index: ShardIndex, config: DataConfig) -> list[str]:
     return said
 
 
-def required_but_missing(index: ShardIndex, config: DataConfig) -> tuple[str, int] | None:
+def required_but_missing(index: "ShardIndex", config: DataConfig) -> tuple[str, int] | None:
     """The key that most samples of other tools lack although the stage needs it, and how many do."""
     counts = _totals(index)
     required = {CAPTION: config.caption_required, ELEVATION: config.elevation}
@@ -109,7 +111,7 @@ def required_but_missing(index: ShardIndex, config: DataConfig) -> tuple[str, in
     return (name, count) if count else None
 
 
-def _totals(index: ShardIndex) -> Counter[str]:
+def _totals(index: "ShardIndex") -> Counter[str]:
     counts: Counter[str] = Counter()
     for shard in index.shards:
         counts.update(shard.noted)

@@ -163,7 +163,7 @@ def test_shards_in_the_hands_of_another_run_are_left_alone(dataset: str):
         assert half.exists()
         assert (Path(run.folder) / "index.json").exists()
         assert shard(dataset, "fenced", take_over=True, quiet=True).index == run.index
-        plan = stage.plan_shards(stage._selected(Dataset(dataset), "fenced")[0], kind="clips")[0]
+        plan = stage.plan_shards(stage.selected_rows(Dataset(dataset), "fenced")[0], kind="clips")[0]
         with pytest.raises(RunStopped, match="another run now owns"):
             stage.write_planned(plan, 0, fence, "fenced", stage.ShardConfig())
     (Path(run.folder) / "index.json").unlink()  # killed before the last write

@@ -218,6 +218,7 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
         ("model: {checkpointing: true", caption_shares),
         ("init: sd21", recipe),
         ("torchrun", parsed("8 GPUs and 64 workers; tests/pipelines/test_train.py runs both with few, on CPUs")),
+        ("clipmill cache-latents --data s3", parsed("needs a bucket; tests/pipelines/test_stored_runs.py has one")),
     ],
 }  # fmt: skip
 """Page -> for each of its blocks, in order, how its first line begins and what is done with it."""

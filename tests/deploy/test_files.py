@@ -159,7 +159,6 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_CPUS_PER_TASK": "1",
-        "RAY_TMPDIR": "",
     }
 
 

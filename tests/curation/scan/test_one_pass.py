@@ -448,7 +448,7 @@ def test_rows_of_any_timestamps_fit_the_tables(base: Fraction, start: int, steps
         fps=None,
         duration_s=None,
         time_base=base,
-        audio=False,
+        audio=None,
     )
     packets = PacketIndex(pts=list(pts), is_key=[True] * len(pts))
     source = Source(uri="/a.avi", size_bytes=1)

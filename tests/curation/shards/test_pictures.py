@@ -12,10 +12,11 @@ import webdataset as wds
 
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import ScanConfig, scan
-from curation.shards.catalog import CATALOG, catalog, write_catalog
+from curation.shards.catalog import catalog
 from curation.shards.clip_row import ExtractedClip
 from curation.shards.extract import ExtractionConfig, extract_clips
 from curation.shards.folder import index_of, start_shards
+from curation.shards.places import CATALOG, write_catalog
 from curation.shards.write import ShardConfig, plan_shards, write_shard
 from curation.shots.spans import SpanConfig
 from pipelines.fetch import fetch

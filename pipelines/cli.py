@@ -6,7 +6,7 @@ Each command imports its dependencies when it runs, so that `clipmill --help` re
 import json
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -21,16 +21,18 @@ from pipelines import (
     cli_publish,
     cli_score,
     cli_search,
+    cli_shard,
 )
 from pipelines.cli_shared import (
     CAPTIONS_FAILED,
+    DATASETS,
     EXIT_CODES,
-    NOTHING_CAME_OUT,
-    PARTIAL,
+    SELECTIONS,
     Address,
     AsJson,
     ConfigFile,
     CpuPrice,
+    DatasetFolder,
     GpuPrice,
     Inputs,
     NumCpus,
@@ -42,6 +44,7 @@ from pipelines.cli_shared import (
     complain,
     console,
     curate_config,
+    nothing_came_out,
     run_command,
     say,
 )
@@ -54,10 +57,6 @@ app = typer.Typer(
     help="Curate raw videos into scored clips and WebDataset shards; train Stable Video Diffusion on them.",
     epilog=EXIT_CODES,
 )
-
-DatasetFolder = Annotated[
-    str, typer.Argument(help="Dataset folder: a local path or any fsspec URL.", show_default=False)
-]
 
 
 def _print_version(asked: bool) -> None:
@@ -77,7 +76,7 @@ def _options(
     pass
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, rich_help_panel=DATASETS)
 def curate(
     inputs: Inputs,
     out: Annotated[str, typer.Option(help="Dataset folder: a local path or any fsspec URL.", show_default=False)],
@@ -120,7 +119,7 @@ def curate(
     render.print_curation(console(), result)
     report_at_end(out)
     if not result.status.clips:
-        _nothing_came_out("no clips were produced; see the reasons above")
+        nothing_came_out("no clips were produced; see the reasons above")
     failed = {each.captioner: each.failed for each in result.status.captions if each.counted and each.failed}
     if failed:
         counts = ", ".join(f"{count:,} of {name}" for name, count in failed.items())
@@ -131,7 +130,7 @@ def curate(
         raise typer.Exit(CAPTIONS_FAILED)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, rich_help_panel=SELECTIONS)
 def select(
     dataset: DatasetFolder,
     preset: Annotated[
@@ -205,10 +204,10 @@ def select(
     if not dry_run:
         report_at_end(dataset, selection.name)
     if warning := render.shortfall(selection):
-        _nothing_came_out(warning)
+        nothing_came_out(warning)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, rich_help_panel=SELECTIONS)
 def report(
     dataset: DatasetFolder,
     selection: Annotated[
@@ -238,115 +237,7 @@ def report(
             say(f"a browser cannot open {written.file}: download it, or open its https address")
 
 
-@app.command(epilog=EXIT_CODES)
-def shard(
-    dataset: DatasetFolder,
-    selection: Annotated[str, typer.Option(help="Name of the selection to write.", show_default=False)],
-    images: Annotated[
-        bool, typer.Option("--images", help="Write the middle frame of each clip as JPEG, for image pretraining.")
-    ] = False,
-    frames: Annotated[
-        int | None,
-        typer.Option(min=1, max=64, help="With --images: evenly spaced frames of each clip.", show_default=False),
-    ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option(
-            help="YAML file with shard settings: images_per_shard, extraction (crf, jpeg_quality, limits, ...).",
-            show_default=False,
-        ),
-    ] = None,
-    clips_per_shard: Annotated[
-        int | None, typer.Option(min=1, help="Samples per clip shard; 100 by default.", show_default=False)
-    ] = None,
-    audio: Annotated[
-        Literal["drop", "keep"] | None,
-        typer.Option(help="keep: write the sound of clips, too, as AAC. Dropped by default.", show_default=False),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Shuffle seed; 0 by default.", show_default=False)] = None,
-    take_over: TakeOver = False,
-    address: Address = None,
-    num_cpus: NumCpus = None,
-) -> None:
-    """Write the selected clips as WebDataset shards: DATASET/shards/SELECTION/*.tar and index.json."""
-    from curation.shards.write import ShardConfig
-    from pipelines import render
-    from pipelines.shard import shard as run
-
-    if images and clips_per_shard is not None:
-        raise UserError(
-            "--clips-per-shard applies to clip shards; with --images, set images_per_shard in a --config file"
-        )
-    if frames is not None and not images:
-        raise UserError("--frames applies to --images; clip shards have all frames")
-    if images and audio == "keep":
-        raise UserError("--audio keep applies to clip shards; images have no sound")
-    given = {"clips_per_shard": clips_per_shard, "seed": seed}
-    changes = {name: value for name, value in given.items() if value is not None}
-    settings = (ShardConfig.from_file(config) if config else ShardConfig()).model_copy(update=changes)
-    extraction = {"audio": audio, "frames_per_clip": frames}
-    settings = settings.replace(
-        extraction=settings.extraction.replace(**{name: v for name, v in extraction.items() if v is not None})
-    )
-    result = run(
-        dataset,
-        selection,
-        images=images,
-        config=settings,
-        take_over=take_over,
-        address=address,
-        num_cpus=num_cpus,
-    )
-    render.print_shards(console(), result)
-    totals = result.index["totals"]
-    if not totals["samples"]:
-        _nothing_came_out("no clips were written; index.json has the reason for each")
-    if result.partial:
-        complain(
-            f"{totals['clips']:,} of {totals['selected']:,} selected clips were written: {totals['failed']:,} "
-            f"failed, {totals['gone']:,} are no longer in the dataset. {result.folder}/index.json lists the reasons."
-        )
-        raise typer.Exit(PARTIAL)
-
-
-@app.command(epilog=EXIT_CODES)
-def fetch(
-    shards: Annotated[
-        str, typer.Argument(help="Folder of shards: a local path or any fsspec URL.", show_default=False)
-    ],
-    out: Annotated[str, typer.Option(help="Local folder for the samples.", show_default=False)],
-    where: Annotated[
-        str | None,
-        typer.Option(
-            help="SQL condition on the columns of clips.parquet, e.g. \"motion > 5 AND license = 'CC0'\".",
-            show_default=False,
-        ),
-    ] = None,
-    clip: Annotated[list[str] | None, typer.Option(help="Clip id; repeatable.", show_default=False)] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Maximum number of samples, chosen at random.", show_default=False)
-    ] = None,
-) -> None:
-    """Download some samples of shards by byte range, without downloading the shards.
-
-    Writes CLIP_ID.mp4 (or .jpg), .txt and .json, and clips.parquet with their captions, scores and metadata. Rerun to
-    resume.
-    """
-    from pipelines.fetch import fetch as run
-    from pipelines.grid import size
-
-    result = run(shards, out, where=where, clip_ids=clip or (), limit=limit)
-    say(
-        f"{result.out}: {result.wanted:,} samples, {result.fetched:,} fetched ({size(result.bytes)}), "
-        f"{result.there_before:,} already there"
-    )
-    if result.failed:
-        reasons = "; ".join(dict.fromkeys(result.failed.values()))
-        complain(f"{len(result.failed):,} of {result.wanted:,} samples could not be fetched: {reasons[:500]}")
-        raise typer.Exit(PARTIAL)
-
-
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, rich_help_panel=DATASETS)
 def status(
     dataset: DatasetFolder,
     rejected: Annotated[bool, typer.Option("--rejected", help="List every rejected source and the reason.")] = False,
@@ -382,7 +273,7 @@ def status(
         render.print_rejected(console(), summary)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, rich_help_panel=DATASETS)
 def inspect(
     videos: Inputs,
     config: ConfigFile = None,
@@ -422,14 +313,10 @@ app.add_typer(cli_duplicates.app)
 app.add_typer(cli_plan.app)
 app.add_typer(cli_score.app)
 app.add_typer(cli_caption.app)
+app.add_typer(cli_shard.app)
 app.add_typer(cli_publish.app)
 app.add_typer(cli_search.app)
 app.add_typer(cli_model.app)
-
-
-def _nothing_came_out(sentence: str) -> NoReturn:
-    complain(sentence)
-    raise typer.Exit(NOTHING_CAME_OUT)
 
 
 def main() -> None:

@@ -6,9 +6,11 @@ import typer
 
 from pipelines.cli_shared import (
     CAPTIONS_FAILED,
+    CLIPS,
     EXIT_CODES,
     NOTHING_CAME_OUT,
     Address,
+    DatasetFolder,
     NumCpus,
     TakeOver,
     complain,
@@ -21,9 +23,9 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, rich_help_panel=CLIPS)
 def caption(
-    dataset: Annotated[str, typer.Argument(help="Dataset folder: a local path or any fsspec URL.", show_default=False)],
+    dataset: DatasetFolder,
     captioner: Annotated[
         str,
         typer.Option(

@@ -7,13 +7,9 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli_shared import EXIT_CODES, AsJson, TakeOver, console, say
+from pipelines.cli_shared import DATASETS, EXIT_CODES, AsJson, DatasetFolder, TakeOver, console, say
 
 app = typer.Typer()
-
-DatasetFolder = Annotated[
-    str, typer.Argument(help="Dataset folder: a local path or any fsspec URL.", show_default=False)
-]
 
 
 class _Shards(StrEnum):
@@ -21,7 +17,7 @@ class _Shards(StrEnum):
     list = "list"
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, rich_help_panel=DATASETS)
 def log(dataset: DatasetFolder, as_json: AsJson = False) -> None:
     """List the versions of a dataset, newest first: what changed, when, and by which command."""
     from curation.dataset.commits import read_commits
@@ -37,7 +33,7 @@ def log(dataset: DatasetFolder, as_json: AsJson = False) -> None:
         say(f"{dataset} has no versions yet")
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, rich_help_panel=DATASETS)
 def remove(
     dataset: DatasetFolder,
     sources: Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.cli_shared import FAILED, Address, AsJson, ConfigFile, Without, console, curate_config, say
+from pipelines.cli_shared import DATASETS, FAILED, Address, AsJson, ConfigFile, Without, console, curate_config, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command(epilog="Exit codes: 0 no problem found, perhaps warnings; 1 a problem was found; 2 invalid request.")
+@app.command(
+    epilog="Exit codes: 0 no problem found, perhaps warnings; 1 a problem was found; 2 invalid request.",
+    rich_help_panel=DATASETS,
+)
 def doctor(
     out: Annotated[
         str | None, typer.Option(help="Dataset folder that the run will write to.", show_default=False)

@@ -5,14 +5,14 @@ from typing import Annotated
 import typer
 
 from clipmill.errors import UserError
-from pipelines.cli_shared import EXIT_CODES, Address, ConfigFile, TakeOver, console
+from pipelines.cli_shared import CLIPS, EXIT_CODES, Address, ConfigFile, DatasetFolder, TakeOver, console
 
 app = typer.Typer()
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, rich_help_panel=CLIPS)
 def duplicates(
-    dataset: Annotated[str, typer.Argument(help="Dataset folder: a local path or any fsspec URL.", show_default=False)],
+    dataset: DatasetFolder,
     min_cosine: Annotated[
         float | None,
         typer.Option(

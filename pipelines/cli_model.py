@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from clipmill.errors import UserError
-from pipelines.cli_shared import EXIT_CODES, PARTIAL, Address, NumCpus, TakeOver, console, location, say
+from pipelines.cli_shared import EXIT_CODES, MODELS, PARTIAL, Address, NumCpus, TakeOver, console, location, say
 
 app = typer.Typer()
 
@@ -24,7 +24,7 @@ Changes = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; defaults to cuda if available.", show_default=False)]
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, rich_help_panel=MODELS)
 def cache_latents(
     data: Annotated[
         str,
@@ -66,7 +66,7 @@ def cache_latents(
         raise typer.Exit(PARTIAL)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, rich_help_panel=MODELS)
 def train(
     out: Annotated[
         str | None, typer.Option(help="Run folder or URL; rerun the same command to resume.", show_default=False)
@@ -156,7 +156,7 @@ def _train_recipe(recipe: Path, out: Path | str | None, *, gpus: int | None, dev
         say(f"trained: {model}")
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, rich_help_panel=MODELS)
 def sample(
     checkpoint: Checkpoint,
     out: Annotated[
@@ -232,7 +232,7 @@ def sample(
     )
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, rich_help_panel=MODELS)
 def export(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option(help="Output folder; must be new or empty.", show_default=False)],

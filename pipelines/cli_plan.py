@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pipelines.cli_shared import (
+    DATASETS,
     EXIT_CODES,
     AsJson,
     ConfigFile,
@@ -23,7 +24,7 @@ from pipelines.cli_shared import (
 app = typer.Typer()
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, rich_help_panel=DATASETS)
 def plan(
     inputs: Inputs,
     config: ConfigFile = None,

@@ -8,7 +8,9 @@ from pipelines.cli_shared import (
     EXIT_CODES,
     NOTHING_CAME_OUT,
     PARTIAL,
+    SELECTIONS,
     Address,
+    DatasetFolder,
     NumCpus,
     TakeOver,
     complain,
@@ -18,9 +20,9 @@ from pipelines.cli_shared import (
 app = typer.Typer()
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, rich_help_panel=SELECTIONS)
 def publish(
-    dataset: Annotated[str, typer.Argument(help="Dataset folder: a local path or any fsspec URL.", show_default=False)],
+    dataset: DatasetFolder,
     out: Annotated[str, typer.Argument(help="New folder: a local path or any fsspec URL.", show_default=False)],
     selection: Annotated[str, typer.Option(help="Name of the selection to publish.", show_default=False)],
     to: Annotated[

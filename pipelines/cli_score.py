@@ -5,9 +5,11 @@ from typing import Annotated
 import typer
 
 from pipelines.cli_shared import (
+    CLIPS,
     EXIT_CODES,
     NOTHING_CAME_OUT,
     Address,
+    DatasetFolder,
     NumCpus,
     TakeOver,
     complain,
@@ -17,9 +19,9 @@ from pipelines.cli_shared import (
 app = typer.Typer()
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, rich_help_panel=CLIPS)
 def score(
-    dataset: Annotated[str, typer.Argument(help="Dataset folder: a local path or any fsspec URL.", show_default=False)],
+    dataset: DatasetFolder,
     scorer: Annotated[
         str,
         typer.Option(help="Name of a scorer, or its class: module:Class, path/file.py:Class.", show_default=False),

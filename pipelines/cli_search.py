@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli_shared import EXIT_CODES, AsJson, TakeOver, console, say
+from pipelines.cli_shared import CLIPS, EXIT_CODES, AsJson, DatasetFolder, TakeOver, console, say
 
 app = typer.Typer()
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, rich_help_panel=CLIPS)
 def search(
-    dataset: Annotated[str, typer.Argument(help="Dataset folder: a local path or any fsspec URL.", show_default=False)],
+    dataset: DatasetFolder,
     text: Annotated[
         str | None, typer.Argument(help='What the clips show, such as "a dog on a beach".', show_default=False)
     ] = None,
@@ -81,9 +81,9 @@ def search(
         say(f"contact sheet: {result.sheet}")
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(epilog=EXIT_CODES, rich_help_panel=CLIPS)
 def cluster(
-    dataset: Annotated[str, typer.Argument(help="Dataset folder: a local path or any fsspec URL.", show_default=False)],
+    dataset: DatasetFolder,
     clusters: Annotated[
         int | None,
         typer.Option(

@@ -4,7 +4,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -24,6 +24,12 @@ EXIT_CODES = (
     "written; 130 interrupted."
 )
 
+DATASETS, CLIPS, SELECTIONS, MODELS = "Datasets", "Scores and captions", "Selections and shards", "Models"
+"""Panels of `clipmill --help`."""
+
+DatasetFolder = Annotated[
+    str, typer.Argument(help="Dataset folder: a local path or any fsspec URL.", show_default=False)
+]
 Inputs = Annotated[
     list[str],
     typer.Argument(
@@ -135,3 +141,8 @@ def complain(sentence: str) -> None:
 def location(text: str) -> Path | str:
     """A local path, or an fsspec URL, which is no path."""
     return text if "://" in text else Path(text)
+
+
+def nothing_came_out(sentence: str) -> NoReturn:
+    complain(sentence)
+    raise typer.Exit(NOTHING_CAME_OUT)

@@ -116,11 +116,11 @@ def _write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -
 def cached(out: Path | str, shard: Shard) -> ShardRecord | None:
     """The record of the latents of `shard`; None if they are missing, truncated, or stale."""
     fs, folder = storage.filesystem(str(out))
+    fs.invalidate_cache(folder)  # other processes write there
     try:
         record = read_record(str(out), f"{shard.name}.tar")
         if record is None or not _is_of(record.fingerprint, shard):
             return None
-        fs.invalidate_cache(folder)
         return record if fs.size(f"{folder}/{record.name}") == record.bytes else None
     except (OSError, ValueError):
         return None

@@ -114,7 +114,7 @@ class Odd(Scorer):
 
 
 class Flaky(Scorer):
-    """Fails for short clips while a file is there; the value says how many pictures were bright."""
+    """Fails for the clips that a file names, while it is there; the value says whether it was."""
 
     name = "flaky"
     columns = (column("flaky", pa.float32(), "1, or 2 after a failure"),)
@@ -124,7 +124,7 @@ class Flaky(Scorer):
         """Settings."""
 
         fails: str
-        """File that makes it fail."""
+        """File with the clips that fail."""
 
     may_change = ("fails",)
 
@@ -132,10 +132,10 @@ class Flaky(Scorer):
         return [self.score_clip(clip) for clip in batch]
 
     def score_clip(self, clip: ClipView) -> dict[str, Any]:
-        even = sum(clip.columns["clip_id"].encode()) % 2 == 0
-        if Path(self.config.fails).exists():
-            return {"flaky_error": "not now"} if even else {"flaky": 1.0}
-        return {"flaky": 2.0}
+        fails = Path(self.config.fails)
+        if not fails.exists():
+            return {"flaky": 2.0}
+        return {"flaky_error": "not now"} if clip.columns["clip_id"] in fails.read_text() else {"flaky": 1.0}
 
 
 class TakesAColumn(Odd):

@@ -286,7 +286,7 @@ def test_a_disk_that_is_full_in_a_child_stops_the_run_with_its_sentence(tmp_path
 
 def through(config: CurateConfig, dataset: Dataset, fence: Fence, items: list[bytes], errors: list[str]) -> dict:
     """The answer of the last stage to a batch of sources."""
-    answer = {"item": items, "error": errors}
+    answer = {"item": items, "error": errors, "costs": [b""] * len(items)}
     for stages in ([scan_stage(config)], clip_stages(config), [write_stage(dataset, fence, sources=1)]):
         answer = _answer(loaded(stages, "cpu"), answer)
     return answer

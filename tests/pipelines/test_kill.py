@@ -170,7 +170,7 @@ def counts_twice(out: Path, root: str) -> list[str]:
     """Clips with several rows in the first version of a score or captioner."""
     query = f'SELECT clip_id FROM "{view_of(root, 1)}" GROUP BY 1 HAVING count(*) > 1'
     with Dataset(str(out)).connect() as connection:
-        there = connection.execute("SELECT count(*) FROM score_versions WHERE view <> 'clips'").fetchone()
+        there = connection.execute("SELECT count(*) FROM score_versions WHERE view = ?", [view_of(root, 1)]).fetchone()
         return [clip_id for (clip_id,) in connection.execute(query).fetchall()] if there != (0,) else []
 
 

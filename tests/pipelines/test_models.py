@@ -78,7 +78,9 @@ def test_missing_weights_stop_the_run_before_there_is_anything(videos: Path, tmp
     assert not (tmp_path / "out").exists()
     without = config.model_copy(update={"without": ("aesthetic", "similarity")})
     result = curate([str(videos)], str(tmp_path / "out"), config=without, quiet=True)
-    assert (result.status.clips, result.status.left_out, result.duplicates) == (3, ("aesthetic", "similarity"), None)
+    assert (result.status.clips, result.status.left_out) == (3, ("aesthetic", "similarity"))
+    assert result.duplicates is not None
+    assert result.duplicates.by == "picture_hash", "the duplicates that need no weights"
     assert {clip["similarity_error"] for clip in clips(tmp_path / "out")} == {"left out: --without similarity"}
 
 

@@ -77,7 +77,7 @@ def test_versions_stand_side_by_side_and_rules_may_name_one(dataset: Dataset):
     assert (both.clips, both.versions) == (len(first), {"luma": 2, "luma@1": 1})
     with pytest.raises(UserError, match=r"unknown column of numbers 'luma@3'"):
         chosen(dataset, {"luma@3": {"min": 0}})
-    counts = [(v.version, v.counted, v.clips, v.failed) for v in status(dataset).versions]
+    counts = [(v.version, v.counted, v.clips, v.failed) for v in status(dataset).versions if v.scorer == "luma"]
     assert counts == [(1, False, len(first), 0), (2, True, len(first), 0)]
 
 
@@ -111,9 +111,10 @@ def test_a_version_of_a_selection_leaves_the_other_clips_unscored(dataset: Datas
 
 def test_failed_clips_are_scored_again_when_asked(dataset: Dataset):
     odd = CurateConfig.from_values({"scorers": {f"{FILE}:Flaky": {"fails": str(dataset.file("fail"))}}}, origin="test")
-    Path(dataset.file("fail")).write_text("")
+    failing = sorted(column(dataset, "motion"))[:2]
+    Path(dataset.file("fail")).write_text("\n".join(failing))
     result = score(dataset.url, f"{FILE}:Flaky", config=odd, quiet=True)
-    assert 0 < result.failed_now < result.clips
+    assert result.failed_now == len(failing) < result.clips
     before = column(dataset, "flaky")
     Path(dataset.file("fail")).unlink()
     assert score(dataset.url, f"{FILE}:Flaky", config=odd, quiet=True).scored_now == 0

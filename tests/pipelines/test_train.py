@@ -322,7 +322,9 @@ def test_what_cannot_be_trained_on_says_why(data: Path, tmp_path: Path) -> None:
         train(stage, str(data), tmp_path / "d", init=tmp_path / "t2v", quiet=True)
     shards.write_shard(tmp_path / "noise" / "clips-0.tar", [shards.sample("a", b"no video")])
     reading_ahead = resolve_stage("tiny-video", None, [*SETTINGS, "data.workers=1"])
-    with pytest.raises(UserError, match=r"^aborting: 20 of 20 samples are unreadable .*20 decode_error.*; last: .*$"):
+    with pytest.raises(
+        UserError, match=r"^aborting: 20 of 20 reads of \d+ samples were unreadable .*20 decode_error.*; last: .*$"
+    ):
         train(reading_ahead, str(tmp_path / "noise"), tmp_path / "e", init=tmp_path / "t2v", quiet=True)
     other = resolve_stage("tiny-video", None, [*SETTINGS, "optimizer.lr=1"])
     with pytest.raises(UserError, match=r"was started with different settings \(optimizer.lr: was 0.0001, now 1.0\)"):

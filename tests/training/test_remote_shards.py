@@ -144,7 +144,7 @@ def test_a_position_on_a_disk_is_one_in_the_store(shards: Path, bucket: str) -> 
 def test_workers_read_from_the_store_too(shards: Path, bucket: str, workers: int, tmp_path: Path) -> None:
     config = CONFIG.replace(workers=workers, cache_gib=1, cache_folder=str(tmp_path))
     assert all(map(equal, first(bucket, 12, config), first(shards, 12, CONFIG.replace(workers=workers))))
-    assert len(list(tmp_path.glob("*/*"))) == 12  # shared: each sample once
+    assert 12 <= len(list(tmp_path.glob("*/*"))) <= 16  # shared: each sample once, and those read ahead
 
 
 def test_what_is_in_the_cache_is_not_asked_for_again(shards: Path, web: WebServer, tmp_path: Path) -> None:

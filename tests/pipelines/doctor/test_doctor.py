@@ -30,7 +30,7 @@ def test_facts_of_this_machine():
     assert {"av", "ray", "torch", "opencv-python-headless"} <= facts.versions.keys()
     assert facts.temporary_error is None
     assert min(facts.cpus, facts.memory_bytes, facts.shared_bytes, facts.temporary_bytes) > 0
-    assert facts.model_digests == {"text_area": ""}
+    assert facts.model_digests == {"text_area": "", "picture_hash": ""}
 
 
 def test_missing_codecs_and_filters_are_named(monkeypatch: pytest.MonkeyPatch):

@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +138,7 @@ def test_the_files_that_the_image_copies_make_a_whole_wheel(tmp_path: Path) -> N
 
 
 @pytest.fixture
-def slurm(tmp_path: Path) -> dict[str, str]:
+def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of a job of two nodes, which are both this machine."""
     commands = tmp_path / "bin"
     commands.mkdir()
@@ -150,16 +152,18 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         (commands / name).write_text(f"#!/bin/bash\n{script}\n")
         (commands / name).chmod(0o755)
     path = f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return os.environ | {
-        "PATH": path,
-        "CLIPMILL_BIN": "",
-        "CLIPMILL_PORT": "16391",
-        "CLIPMILL_SECRETS": str(tmp_path),
-        "SLURM_JOB_ID": "7",
-        "SLURM_JOB_NODELIST": "node[1-2]",
-        "SLURM_JOB_NUM_NODES": "2",
-        "SLURM_CPUS_PER_TASK": "1",
-    }
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as sessions:  # paths of sockets are short
+        yield os.environ | {
+            "RAY_TMPDIR": sessions,
+            "PATH": path,
+            "CLIPMILL_BIN": "",
+            "CLIPMILL_PORT": "26391",  # not one of Ray's worker ports, 10002 to 19999
+            "CLIPMILL_SECRETS": str(tmp_path),
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NODELIST": "node[1-2]",
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_CPUS_PER_TASK": "1",
+        }
 
 
 def test_the_slurm_script_is_bash_without_findings() -> None:

@@ -141,7 +141,7 @@ def _remove(
                 report.waiting(f"rewriting shards in {folder}")
                 _remove_from_shards(folder, ids, version, fence, take_over=take_over)
         report.waiting("removing rows from the tables")
-        forget_search(dataset)
+        forget_search(dataset, ids)
         remove_rows(dataset, ids, fence.check)
         report.waiting("searching for near-duplicates")
         refresh_duplicates(dataset)

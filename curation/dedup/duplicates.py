@@ -7,7 +7,7 @@ embedding width.
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from clipmill.columns import column
 from clipmill.errors import UserError
 from curation.dataset.description import fingerprint
 from curation.dataset.joined import joined_columns, joined_query
+from curation.dataset.source_rows import rows_in_file
 from curation.dataset.sql import batches
 from curation.dataset.tables import Dataset
 from curation.dedup.config import DuplicatesConfig
@@ -129,10 +130,22 @@ def find_duplicates(
     return result
 
 
-def forget_search(dataset: Dataset) -> None:
-    """Delete what the last search kept for the next one: it names clips by their number among those it compared."""
-    for path in storage.list_files(dataset.fs, dataset.file(_TABLE, "last")):
-        storage.remove(dataset.fs, path)
+def forget_search(dataset: Dataset, source_ids: Collection[str]) -> None:
+    """Delete what the last search kept for the next one if it has clips of these sources.
+
+    It refers to clips by their number among those it compared, so rows cannot be removed from it.
+    """
+    files = storage.list_files(dataset.fs, dataset.file(_TABLE, "last"))
+    if any(_has_rows(dataset, path, source_ids) for path in files):
+        for path in files:
+            storage.remove(dataset.fs, path)
+
+
+def _has_rows(dataset: Dataset, path: str, source_ids: Collection[str]) -> bool:
+    try:
+        return rows_in_file(dataset.fs, path, pa.array(source_ids, pa.string())) > 0
+    except UserError:
+        return True  # damaged: the next search starts from scratch in any case
 
 
 def refresh_duplicates(dataset: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks.faults.network import FaultyStore
+from clipmill.atomic import is_temporary
 from clipmill.errors import UserError
 from clipmill.formats import SHARDS
 from clipmill.retries import ChangedObject
@@ -83,6 +85,16 @@ def same(one: Shard, other: Shard) -> bool:
     ]
 
 
+def cached(folder: Path, count: int) -> int:
+    """The number of complete entries of a cache, once it has `count` of them."""
+    deadline_s = time.monotonic() + 60
+    while True:
+        entries = sum(not is_temporary(path.name) for path in folder.glob("*/*"))
+        if entries >= count or time.monotonic() > deadline_s:
+            return entries
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("indexed", [False, True])
 @pytest.mark.parametrize("entry", ["{}", "{}/", "{}/latents-*.tar", "{}/latents-2.tar"])
 def test_the_index_is_that_of_the_disk(shards: Path, bucket: str, entry: str, indexed: bool) -> None:
@@ -143,8 +155,9 @@ def test_a_position_on_a_disk_is_one_in_the_store(shards: Path, bucket: str) -> 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_read_from_the_store_too(shards: Path, bucket: str, workers: int, tmp_path: Path) -> None:
     config = CONFIG.replace(workers=workers, cache_gib=1, cache_folder=str(tmp_path))
-    assert all(map(equal, first(bucket, 12, config), first(shards, 12, CONFIG.replace(workers=workers))))
-    assert 12 <= len(list(tmp_path.glob("*/*"))) <= 16  # shared: each sample once, and those read ahead
+    batches = iter(loader(bucket, config))  # kept open: its workers are still writing to the cache
+    assert all(map(equal, islice(batches, 12), first(shards, 12, CONFIG.replace(workers=workers))))
+    assert cached(tmp_path, 12) == 12  # all samples of the epoch, each once for all workers
 
 
 def test_what_is_in_the_cache_is_not_asked_for_again(shards: Path, web: WebServer, tmp_path: Path) -> None:
@@ -153,8 +166,7 @@ def test_what_is_in_the_cache_is_not_asked_for_again(shards: Path, web: WebServe
     index = index_shards([f"{web.url}/{path.name}" for path in sorted(shards.glob("*.tar"))])
     expected = first(shards, 6)
     assert all(map(equal, first(index, 6, config), expected))
-    while len(list(tmp_path.glob("*/*"))) < 12:
-        pass
+    assert cached(tmp_path, 12) == 12
     web.files.clear()
     assert all(map(equal, first(index, 6, config), expected))
 

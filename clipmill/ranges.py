@@ -19,6 +19,7 @@ from clipmill import storage
 from clipmill.addresses import without_credentials
 from clipmill.errors import UserError
 from clipmill.retries import RETRY_S, ChangedObject, retried
+from clipmill.store_requests import call, http_range, within
 
 Range = tuple[int, int]
 """Offset and size in bytes."""
@@ -27,7 +28,7 @@ REQUEST_BYTES = 16 << 20
 """Maximum size of one request."""
 _ANSWER_S = 60.0
 """Longest wait for the answer to one request: 280 kB/s for the largest."""
-_TOTAL = re.compile(r"bytes \d+-\d+/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes \d+-\d+/(\d+)")
 _VERSIONS = ("ETag", "etag", "generation", "LastModified", "mtime", "updated", "last_modified", "created")
 """Keys of fsspec's `info` that change when an object is replaced, the most exact first."""
 
@@ -62,16 +63,15 @@ def find_object(url: str, *, retry_s: float = RETRY_S) -> StoredObject:
 
     def ask() -> StoredObject:
         if isinstance(fs, HTTPFileSystem):
-            found: StoredObject = storage.within(_ANSWER_S, fs, lambda: _http_object(fs, path, url))
+            found: StoredObject = within(_ANSWER_S, fs, lambda: _http_object(fs, path, url))
             return found
-        fs.invalidate_cache(path)
-        return object_of(url, storage.within(_ANSWER_S, fs, lambda: storage.call(fs, "info", path)))
+        return _object_now(fs, path, url)
 
     return retried(ask, without_credentials(url), retry_s)
 
 
 def object_of(url: str, info: Mapping[str, Any]) -> StoredObject:
-    """The object that an entry of fsspec's listing describes. Raises UserError if it is no file with a size."""
+    """The object that an entry of fsspec's listing describes. Raises UserError unless it is a file of known size."""
     if info.get("type") != "file" or not isinstance(info.get("size"), int):
         raise UserError(f"{without_credentials(url)}: expected a file, got a {info.get('type')} of unknown size")
     version = next((str(info[key]) for key in _VERSIONS if info.get(key) is not None), "")
@@ -101,12 +101,12 @@ def _filesystem(_pid: int, url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def _read_once(stored: StoredObject, start: int, end: int) -> bytes:
     fs, path = _filesystem(os.getpid(), stored.url)
     if isinstance(fs, HTTPFileSystem):
-        content: bytes = storage.within(_ANSWER_S, fs, lambda: _http_range(fs, path, stored, start, end))
+        content: bytes = within(_ANSWER_S, fs, lambda: _http_range(fs, path, stored, start, end))
     elif hasattr(fs, "_call_s3"):
-        content = storage.within(_ANSWER_S, fs, lambda: _s3_range(fs, path, stored, start, end))
+        content = within(_ANSWER_S, fs, lambda: _s3_range(fs, path, stored, start, end))
     else:
         _check_version(os.getpid(), stored)
-        content = storage.within(_ANSWER_S, fs, lambda: storage.call(fs, "cat_file", path, start=start, end=end))
+        content = within(_ANSWER_S, fs, lambda: call(fs, "cat_file", path, start=start, end=end))
     if len(content) != end - start:
         _check_version.cache_clear()
         raise OSError(f"the answer ended after {len(content):,} of {end - start:,} bytes")
@@ -118,22 +118,22 @@ def _check_version(_pid: int, stored: StoredObject) -> None:
     """Raise ChangedObject if an object was replaced. Once per process and object: not every store tells the version
     with each answer."""
     fs, path = _filesystem(os.getpid(), stored.url)
-    fs.invalidate_cache(path)
-    now = object_of(stored.url, storage.within(_ANSWER_S, fs, lambda: storage.call(fs, "info", path)))
+    now = _object_now(fs, path, stored.url)
     _check_same(stored, now.size_bytes, now.version)
+
+
+def _object_now(fs: fsspec.AbstractFileSystem, path: str, url: str) -> StoredObject:
+    fs.invalidate_cache(path)
+    return object_of(url, within(_ANSWER_S, fs, lambda: call(fs, "info", path)))
 
 
 def _check_same(stored: StoredObject, size_bytes: int, version: str) -> None:
     if size_bytes != stored.size_bytes or (version and stored.version and version != stored.version):
-        raise _changed(stored, f"{size_bytes:,} bytes, version {version or 'unknown'}")
-
-
-def _changed(stored: StoredObject, now: str) -> ChangedObject:
-    return ChangedObject(
-        f"{stored.address} changed since it was indexed: expected {stored.size_bytes:,} bytes, version "
-        f"{stored.version or 'unknown'}, got {now}. Do not replace shards that are in use; rerun the same command to "
-        "index it again"
-    )
+        raise ChangedObject(
+            f"{stored.address} changed since it was indexed: expected {stored.size_bytes:,} bytes, version "
+            f"{stored.version or 'unknown'}, got {size_bytes:,} bytes, version {version or 'unknown'}. Do not replace "
+            "shards that are in use; rerun the same command to index it again"
+        )
 
 
 async def _s3_range(fs: Any, path: str, stored: StoredObject, start: int, end: int) -> bytes:
@@ -141,51 +141,37 @@ async def _s3_range(fs: Any, path: str, stored: StoredObject, start: int, end: i
     of_version = {"VersionId": version} if version else {}
     answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", **of_version)
     async with answer["Body"] as body:
-        total = _TOTAL.match(answer.get("ContentRange", ""))
-        if total is None:
-            raise _without_ranges(stored.address)
-        _check_same(stored, int(total[1]), answer.get("ETag", ""))
+        size_bytes = _size_bytes(answer.get("ContentRange", ""), stored.address)
+        _check_same(stored, size_bytes, answer.get("ETag", ""))
         content: bytes = await body.read()
         return content
 
 
-async def _http_range(fs: HTTPFileSystem, url: str, stored: StoredObject, start: int, end: int) -> bytes:
-    async with await _http_get(fs, url, start, end) as response:
-        fs._raise_not_found_for_status(response, url)
-        total = _TOTAL.match(response.headers.get("Content-Range", ""))
-        if total is None:
-            raise _without_ranges(stored.address)
-        _check_same(stored, int(total[1]), _http_version(response.headers))
+async def _http_range(fs: HTTPFileSystem, path: str, stored: StoredObject, start: int, end: int) -> bytes:
+    async with http_range(fs, path, start, end) as response:
+        size_bytes = _size_bytes(response.headers.get("Content-Range", ""), stored.address)
+        _check_same(stored, size_bytes, _http_version(response.headers))
         content: bytes = await response.read()
         return content
 
 
 async def _http_object(fs: HTTPFileSystem, path: str, url: str) -> StoredObject:
     """From the answer to a request for the first byte: signed addresses often allow GET alone."""
-    async with await _http_get(fs, path, 0, 1) as response:
-        fs._raise_not_found_for_status(response, path)
-        total = _TOTAL.match(response.headers.get("Content-Range", ""))
-        if total is None:
-            raise _without_ranges(without_credentials(url))
-        return StoredObject(url=url, size_bytes=int(total[1]), version=_http_version(response.headers))
+    async with http_range(fs, path, 0, 1) as response:
+        size_bytes = _size_bytes(response.headers.get("Content-Range", ""), without_credentials(url))
+        return StoredObject(url=url, size_bytes=size_bytes, version=_http_version(response.headers))
 
 
-async def _http_get(fs: HTTPFileSystem, url: str, start: int, end: int) -> Any:
-    session = await fs.set_session()
-    headers = {
-        **fs.kwargs.get("headers", {}),
-        "Range": f"bytes={start}-{end - 1}",
-        "Accept-Encoding": "identity",
-    }
-    return await session.get(fs.encode_url(url), **{**fs.kwargs, "headers": headers})
+def _size_bytes(content_range: str, address: str) -> int:
+    """Size of an object by the Content-Range of an answer. Raises UserError if the answer is not a range."""
+    size_bytes = _CONTENT_RANGE.match(content_range)
+    if size_bytes is None:
+        raise UserError(
+            f"{address}: expected the part of the file that was asked for, got all of it: the server has no range "
+            "requests. Use one that has (nginx, Apache, an object store), or copy the files to a disk"
+        )
+    return int(size_bytes[1])
 
 
 def _http_version(headers: Mapping[str, str]) -> str:
     return headers.get("ETag") or headers.get("Last-Modified") or ""
-
-
-def _without_ranges(address: str) -> UserError:
-    return UserError(
-        f"{address}: expected the part of the file that was asked for, got all of it: the server has no range "
-        "requests. Use one that has (nginx, Apache, an object store), or copy the files to a disk"
-    )

@@ -1,13 +1,10 @@
 """Files on a local disk or in an object store, through fsspec; writes are atomic."""
 
-import asyncio
 import errno
 import json
 import mimetypes
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, TypeVar
 
@@ -21,12 +18,13 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from clipmill.addresses import redacted, without_credentials
-from clipmill.archives import ArchiveFileSystem, split_link
+from clipmill.archives import ArchiveFileSystem, split_link, version_of
 from clipmill.atomic import create_file, is_temporary, rename, temporary_name
 from clipmill.errors import UserError
 from clipmill.local_files import open_regular
 from clipmill.parquet_rows import rows_of
 from clipmill.proxies import proxy_for
+from clipmill.store_requests import call, http_head, within
 
 T = TypeVar("T")
 
@@ -38,7 +36,6 @@ _TYPE_ARGUMENT = {"s3": "ContentType", "s3a": "ContentType", "gs": "content_type
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLIENT_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs")
 _READ_DEADLINE_S = 60.0
-_MARK_KEYS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated")
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -179,7 +176,7 @@ def read_limited(
                 # read() allocates the requested size, not the file's
                 content = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
         elif isinstance(fs, HTTPFileSystem):
-            content = within(deadline_s, fs, lambda: _http_head(fs, path, max_bytes + 1))
+            content = within(deadline_s, fs, lambda: http_head(fs, path, max_bytes + 1))
         else:
             content = within(deadline_s, fs, lambda: call(fs, "cat_file", path, start=0, end=max_bytes + 1))
     if len(content) > max_bytes:
@@ -240,35 +237,6 @@ def read_parquet(
     return table
 
 
-def within(deadline_s: float, fs: fsspec.AbstractFileSystem, question: Callable[[], Any]) -> Any:
-    """Query a store; raises TimeoutError without an answer within `deadline_s`.
-
-    `question` returns the answer, or for an asynchronous file system the coroutine that does; the coroutine is
-    cancelled on timeout.
-    """
-    answer: Future[Any] = Future()
-    if fs.async_impl:
-        answer = asyncio.run_coroutine_threadsafe(asyncio.wait_for(question(), deadline_s), fs.loop)
-    else:
-
-        def ask() -> None:
-            try:
-                answer.set_result(question())
-            except BaseException as error:
-                answer.set_exception(error)
-
-        threading.Thread(target=ask, daemon=True).start()
-    try:
-        return answer.result(None if fs.async_impl else deadline_s)
-    except TimeoutError as error:
-        raise TimeoutError(f"no answer within {deadline_s:g} s") from error
-
-
-def call(fs: fsspec.AbstractFileSystem, method: str, *args: Any, **kwargs: Any) -> Any:
-    """A method's result, or its coroutine for an asynchronous file system; for `within`."""
-    return getattr(fs, f"_{method}" if fs.async_impl else method)(*args, **kwargs)
-
-
 def exists(fs: fsspec.AbstractFileSystem, path: str) -> bool:
     """Whether a file or folder exists at `path` now, bypassing listing caches."""
     with explained("read", fs, path):
@@ -291,16 +259,14 @@ def list_files(fs: fsspec.AbstractFileSystem, folder: str, suffix: str = "") -> 
 
 
 def file_marks(fs: fsspec.AbstractFileSystem, folder: str, suffix: str = "") -> dict[str, str]:
-    """The files of `list_files`, each with its size and the store's mark of its content (etag, modification time).
-
-    A file that is replaced has another mark; so has a copy.
+    """The files of `list_files`, each with a mark: its size and the version that the store gives it (etag, modification
+    time). A file that is replaced has another mark; so has a copy.
     """
     marks = {}
     for entry in _listed(fs, folder):
         path = entry["name"].rstrip("/")
         if entry["type"] == "file" and path.endswith(suffix) and not _is_temporary(path):
-            mark = next((str(entry[key]) for key in _MARK_KEYS if entry.get(key)), "")
-            marks[path] = f"{entry['size']} {mark}"
+            marks[path] = f"{entry['size']} {version_of(entry)}"
     return dict(sorted(marks.items()))
 
 
@@ -318,20 +284,6 @@ def remove_leftovers(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
     for path in leftovers:
         remove(fs, path)
     return leftovers
-
-
-async def _http_head(fs: HTTPFileSystem, url: str, size_bytes: int) -> bytes:
-    """The first bytes of a resource. fsspec's `cat_file` reads everything that a server sends, which may never end."""
-    session = await fs.set_session()
-    headers = {"Range": f"bytes=0-{size_bytes - 1}", "Accept-Encoding": "identity"}
-    async with session.get(fs.encode_url(url), **{**fs.kwargs, "headers": fs.kwargs.get("headers", {}) | headers}) as r:
-        fs._raise_not_found_for_status(r, url)
-        content = bytearray()
-        async for chunk in r.content.iter_chunked(1 << 16):
-            content += chunk
-            if len(content) >= size_bytes:
-                break
-        return bytes(content[:size_bytes])
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

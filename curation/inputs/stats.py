@@ -19,7 +19,8 @@ from clipmill.archives import ArchiveFileSystem, version_of
 from clipmill.copies import COPY_BYTES
 from clipmill.errors import SourceError, UserError, raise_if_stopped
 from clipmill.local_files import open_regular
-from clipmill.storage import address, call, filesystem, is_local, reason_of, within
+from clipmill.storage import address, filesystem, is_local, reason_of
+from clipmill.store_requests import call, within
 from clipmill.web_files import open_web_file
 from curation.inputs.folders import FOLDER_NOT_FILE
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from clipmill import storage
 from clipmill.errors import UserError
 from clipmill.local_files import open_regular
+from clipmill.store_requests import within
 
 
 class FullDisk(io.RawIOBase):
@@ -280,9 +281,9 @@ def test_a_store_that_cannot_be_cancelled_does_not_hold_us_up_either() -> None:
     fs, path = storage.filesystem("memory://slow")
     release = Event()
     with pytest.raises(TimeoutError, match="no answer within"):
-        storage.within(0.05, fs, release.wait)
+        within(0.05, fs, release.wait)
     release.set()
-    assert storage.within(10, fs, lambda: path) == path
+    assert within(10, fs, lambda: path) == path
 
 
 def test_no_credential_is_in_an_error() -> None:

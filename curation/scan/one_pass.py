@@ -247,7 +247,8 @@ class OnePass:
 
     def _elapsed_s(self, pts: int) -> float:
         """Seconds from the first frame to a timestamp."""
-        return float((pts - self._frame_pts[0]) * self._info.time_base) if self._frame_pts else 0.0
+        base = self._info.time_base
+        return (pts - self._frame_pts[0]) * base.numerator / base.denominator if self._frame_pts else 0.0
 
     def _keep_thumbnail(self, before: Frame | None, frame: Frame | None, after: Frame | None, next_s: float) -> None:
         """Keep a frame as thumbnail candidate if none is close enough to the next frame. The first one waits until its

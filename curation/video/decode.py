@@ -3,6 +3,7 @@
 Time is always pts times time base, never a frame index divided by a frame rate.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -181,12 +182,14 @@ class Video:
         """
         assert self._decoding is not None, "frames() comes first, and once"
         decoding, self._decoding = chain([self._first], self._decoding), None
-        last_pts, footage_s = None, Fraction(0)
+        base = self.stream.time_base
+        gap, most_footage = (math.floor(Fraction(limit_s) / base) for limit_s in (_GAP_S, self._limits.max_duration_s))
+        last_pts, footage = None, 0  # in ticks: a Fraction takes microseconds, for every frame
         for index, (av_frame, info, tick) in enumerate(self._timed(decoding)):
-            interval_s = (tick.pts - last_pts) * self.stream.time_base if last_pts is not None else Fraction(0)
-            footage_s, last_pts = footage_s + (interval_s if interval_s <= _GAP_S else 0), tick.pts
-            if footage_s > self._limits.max_duration_s or tick.pts > LARGEST_PTS:
-                raise too_long(footage_s, self._limits.max_duration_s)
+            interval = tick.pts - last_pts if last_pts is not None else 0
+            footage, last_pts = footage + (interval if interval <= gap else 0), tick.pts
+            if footage > most_footage or tick.pts > LARGEST_PTS:
+                raise too_long(footage * base, self._limits.max_duration_s)
             self.packets.rebuilt += tick.rebuilt
             yield Frame(index, tick.pts, av_frame, info, tick.joint)
 

@@ -4,9 +4,7 @@ Nothing is extracted under a name from the archive. Members that are not compres
 compressed one is copied to an anonymous temporary file, within limits. Archives are untrusted.
 """
 
-import errno
 import io
-import os
 import re
 import struct
 import tarfile
@@ -24,6 +22,7 @@ import fsspec
 from clipmill.addresses import without_credentials
 from clipmill.copies import COPY_BYTES, copied, too_large
 from clipmill.errors import UserError
+from clipmill.positioned import Positioned
 
 ARCHIVES = {".zip": "zip", ".tar": "tar"}
 """Suffix -> protocol."""
@@ -42,7 +41,8 @@ _BLOCK_BYTES = 1 << 20
 _INDEXES_KEPT = 8
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 1
-_COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"))
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+"""First bytes of compressed files."""
 _LINK = re.compile(r"::(?=/|[A-Za-z][A-Za-z0-9+.-]*://)|::(?!.*::)", re.DOTALL)
 
 
@@ -58,6 +58,11 @@ def split_link(address: str) -> tuple[str, str]:
 def archive_kind(path: str) -> str | None:
     """The protocol for the archive of this name; None if it is not one."""
     return next((kind for suffix, kind in ARCHIVES.items() if path.lower().endswith(suffix)), None)
+
+
+def compression_of(head: bytes) -> str | None:
+    """The compression of a file that begins with `head`; None if it is not compressed."""
+    return next((kind for magic, kind in _COMPRESSIONS.items() if head.startswith(magic)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,9 +250,8 @@ def _zip_index(file: BinaryIO, name: str, version: str) -> Index:
 
 def _tar_index(file: BinaryIO, name: str, version: str) -> Index:
     """A member's version is that of the archive: a tar has no checksums of contents."""
-    head = file.read(8)
+    kind = compression_of(file.read(8))
     file.seek(0)
-    kind = next((kind for magic, kind in _COMPRESSED if head.startswith(magic)), None)
     if kind:
         raise UserError(f"{name} is compressed ({kind}), which has no random access; decompress it to a plain .tar")
     index = Index()
@@ -288,36 +292,21 @@ class _Capped:
         raise UserError(f"{self._name} has a header or directory of more than {self._max_bytes:,} bytes")
 
 
-class _Window(io.RawIOBase):
+class _Window(Positioned):
     """A part of a file as a file; closing it closes the other."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self._file, self._start, self._size, self._position = file, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        self._position = base + offset
-        return self._position
+        super().__init__(size)
+        self._file, self._start = file, start
 
     def readinto(self, buffer: Any) -> int:
-        size = max(0, min(len(buffer), self._size - self._position))
+        size = max(0, min(len(buffer), self.size_bytes - self.position))
         if not size:
             return 0
-        self._file.seek(self._start + self._position)
+        self._file.seek(self._start + self.position)
         content = self._file.read(size)  # less, or nothing, in an archive that was cut off
         buffer[: len(content)] = content
-        self._position += len(content)
+        self.position += len(content)
         return len(content)
 
     def close(self) -> None:

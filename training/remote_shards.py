@@ -1,6 +1,5 @@
 """Shards in an object store or on a web server: found by listing or by their index.json."""
 
-import io
 import logging
 import os
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from urllib.parse import quote
 from clipmill import storage
 from clipmill.addresses import without_credentials
 from clipmill.errors import UserError
+from clipmill.positioned import Positioned
 from clipmill.range_cache import RangeCache, default_folder
 from clipmill.range_reader import Pieces, RangeReader
 from clipmill.ranges import StoredObject, find_object, name_of, object_of, read_range
@@ -107,35 +107,22 @@ def _records(folder: str) -> dict[str, ShardRecord]:
     return {record.name: record for record in records if record.members is not None}
 
 
-class RemoteHeaders(io.RawIOBase):
+class RemoteHeaders(Positioned):
     """A tar in a store as a file, for its headers: reads blocks of 16 KiB."""
 
     def __init__(self, stored: StoredObject) -> None:
-        self._stored, self._position, self._start, self._block = stored, 0, 0, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._stored.size_bytes}[whence]
-        self._position = max(0, base + offset)
-        return self._position
+        super().__init__(stored.size_bytes)
+        self._stored, self._start, self._block = stored, 0, b""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        left = self._stored.size_bytes - self._position
+        left = self.size_bytes - self.position
         size = max(0, left if size is None or size < 0 else min(size, left))
-        first = self._position - self._start
+        first = self.position - self._start
         if first < 0 or first + size > len(self._block):
-            end = min(self._stored.size_bytes, self._position + max(size, _HEADER_BYTES))
-            self._block = read_range(self._stored, self._position, end, retry_s=STARTUP_RETRY_S) if size else b""
-            self._start, first = self._position, 0
-        self._position += size
+            end = min(self.size_bytes, self.position + max(size, _HEADER_BYTES))
+            self._block = read_range(self._stored, self.position, end, retry_s=STARTUP_RETRY_S) if size else b""
+            self._start, first = self.position, 0
+        self.position += size
         return self._block[first : first + size]
 
 

@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from clipmill import storage
+from clipmill.archives import compression_of
 from clipmill.errors import UserError
 from clipmill.ranges import Range, StoredObject
 from clipmill.shard_folder import ShardRecord, check_shard_format
@@ -33,8 +34,6 @@ MAX_HEADER_BYTES = 1 << 20
 _SHOWN_CHARACTERS = 60
 _BLOCK_BYTES = 512
 _THREADS = 8
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
-"""First bytes of compressed files."""
 
 
 def index_shards(shards: str | Path | Iterable[str | Path], *, cache: str | Path | None = None) -> ShardIndex:
@@ -200,8 +199,7 @@ def _of_members(path: str, stored: StoredObject, record: ShardRecord) -> Shard |
 
 def _compression(file: BinaryIO | RemoteHeaders) -> str | None:
     file.seek(0)
-    head = file.read(8)
-    kind = next((kind for magic, kind in _COMPRESSED.items() if head.startswith(magic)), None)
+    kind = compression_of(file.read(8))
     return kind and f"compressed with {kind}; samples are read at their offset in a plain tar: decompress it first"
 
 

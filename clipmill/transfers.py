@@ -1,5 +1,6 @@
 """Copy whole files to and from a store: with retries, whole or absent at the target."""
 
+import fcntl
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -43,3 +44,12 @@ def download(url: str, path: Path, *, retry_s: float = RETRY_S) -> None:
 
         for _ in pool.map(copy, starts):
             pass
+
+
+def download_once(url: str, path: Path) -> None:
+    """As `download`, unless another process has already: of several, one downloads and the others wait for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            download(url, path)

@@ -4,7 +4,6 @@ URL/checkpoints/step-00000500/__0_0.distcp, rank-0.pt, checkpoint.json    upload
 URL/checkpoints/step-00000500/.metadata                                   last: without it there is no checkpoint
 """
 
-import fcntl
 import shutil
 import threading
 import time
@@ -21,7 +20,7 @@ from clipmill import storage
 from clipmill.addresses import without_credentials
 from clipmill.errors import UserError
 from clipmill.retries import RETRY_S, retried
-from clipmill.transfers import download, upload
+from clipmill.transfers import download_once, upload
 from training.checkpoint import CHECKPOINTS, METADATA, CheckpointError, Checkpoints, rank_file, read_metadata
 from training.checkpoint_index import INDEX, IndexReader
 
@@ -60,11 +59,7 @@ class CheckpointStore:
 
     def get(self, name: str, file: str, folder: Path) -> None:
         """Download a file of a checkpoint into a folder that the ranks of a machine share, once."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{file}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (folder / file).exists():
-                download(f"{self.url}/{name}/{file}", folder / file)
+        download_once(f"{self.url}/{name}/{file}", folder / file)
 
     def _files(self) -> list[str]:
         fs, path = storage.filesystem(self.url)

@@ -1,6 +1,5 @@
 """Where a run lives: a folder that all ranks share, or the URL of one in a store and a working copy per rank."""
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ from clipmill.range_cache import default_folder
 from clipmill.ranges import StoredObject, object_of
 from clipmill.retries import retried
 from clipmill.shard_folder import INDEX
-from clipmill.transfers import download, upload
+from clipmill.transfers import download, download_once, upload
 from training import checkpoint, checkpoint_store
 from training.checkpoint import CHECKPOINTS, Checkpoints, complete_checkpoints
 from training.checkpoint_store import CheckpointStore, StoredCheckpoints
@@ -181,12 +180,7 @@ def local_model(init: Path | str | None) -> Iterator[Path | None]:
     versions = repr([(name, stored.address, stored.size_bytes, stored.version) for name, stored in objects.items()])
     folder = default_folder().with_name("models") / blake2b(versions.encode(), digest_size=8).hexdigest()
     for name, stored in objects.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_name(f"{path.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                download(stored.url, path)
+        download_once(stored.url, folder / name)
     yield folder
     dist.barrier()
     shutil.rmtree(folder, ignore_errors=True)

@@ -36,7 +36,7 @@ class CheckpointStore:
 
     def __init__(self, run_url: str) -> None:
         self.url = f"{run_url.rstrip('/')}/{CHECKPOINTS}"
-        self._address = without_credentials(self.url)
+        self.address = without_credentials(self.url)
 
     def complete(self) -> list[str]:
         """Names of the complete checkpoints, oldest first. Raises UserError and RunStopped as `clipmill.retries`."""
@@ -68,7 +68,7 @@ class CheckpointStore:
             fs.invalidate_cache()
             return list(fs.find(path))
 
-        return retried(find, self._address, RETRY_S)
+        return retried(find, self.address, RETRY_S)
 
 
 class StoredCheckpoints(Checkpoints):
@@ -109,7 +109,7 @@ class StoredCheckpoints(Checkpoints):
     @contextmanager
     def _addressed(self, path: Path) -> Iterator[None]:
         """Let errors name the checkpoint in the store instead of its local copy."""
-        address = f"{without_credentials(self._store.url)}/{path.name}"
+        address = f"{self._store.address}/{path.name}"
         try:
             yield
         except FileNotFoundError as error:
@@ -121,7 +121,7 @@ class StoredCheckpoints(Checkpoints):
 
     def latest_address(self) -> str:
         """As in `Checkpoints`."""
-        return f"{without_credentials(self._store.url)}/{self._store.complete()[-1]}"
+        return f"{self._store.address}/{self._store.complete()[-1]}"
 
     def describe_latest(self) -> str:
         """As in `training.checkpoint.describe_latest`."""
@@ -170,7 +170,9 @@ class StoredCheckpoints(Checkpoints):
         deadline_s = time.monotonic() + _PEERS_S
         while missing := ranks - set(self._store.files(name)):
             if time.monotonic() > deadline_s:
-                raise UserError(f"{sorted(missing)[0]} of {self._store.url}/{name} was not uploaded in {_PEERS_S:g} s")
+                raise UserError(
+                    f"{sorted(missing)[0]} of {self._store.address}/{name} was not uploaded in {_PEERS_S:g} s"
+                )
             time.sleep(_POLL_S)
 
     def _name(self, step: int) -> None:
@@ -188,5 +190,4 @@ def describe_latest(store: CheckpointStore) -> str:
         complete = store.complete()
     except (UserError, OSError):
         return "its checkpoints cannot be listed"
-    address = without_credentials(store.url)
-    return f"last complete checkpoint: {address}/{complete[-1]}" if complete else "no complete checkpoint yet"
+    return f"last complete checkpoint: {store.address}/{complete[-1]}" if complete else "no complete checkpoint yet"

@@ -10,7 +10,7 @@ from typing import Any
 
 from clipmill.errors import UserError
 from clipmill.local_files import open_regular
-from training.metadata import sample_metadata
+from training.metadata import normalized
 from training.sample_error import SampleError
 
 LIST_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
@@ -33,7 +33,7 @@ _NUMBERS = ("motion_bucket", "elevation")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A path as written, and what `sample_metadata` makes of the row; or why it cannot be used."""
+    """A path as written, with the `normalized` captions and conditioning of the row; or why it cannot be used."""
 
     line: int
     path: str = ""
@@ -66,7 +66,7 @@ def read_list(file: str) -> Iterator[Row]:
 def _row(line: int, values: Any) -> Row:
     try:
         path = _path(values)
-        metadata = sample_metadata({"json": json.dumps(values).encode()})
+        metadata = normalized(values)
     except SampleError as error:
         return Row(line=line, problem=error.message)
     return Row(line=line, path=path, metadata={name: metadata[name] for name in ("captions", "conditioning")})

@@ -18,15 +18,19 @@ _CONDITIONING = ("motion_bucket", "elevation")
 
 
 def sample_metadata(members: Mapping[str, bytes]) -> dict[str, Any]:
-    """The sample's JSON with `captions`, a list of objects with a `source` and a `text`, and `conditioning`, an object.
+    """`normalized` metadata of a sample's files. Raises SampleError for an invalid JSON, and as `normalized`."""
+    return normalized(_json(members["json"]) if "json" in members else {}, members.get("txt"))
 
-    Both are made from the .txt and the keys of another tool's JSON where they are missing or written in another way.
-    Raises SampleError for a JSON or a text that cannot be read, and for captions of another type.
+
+def normalized(values: Mapping[str, Any], txt: bytes | None = None) -> dict[str, Any]:
+    """The values with `captions`, a list of objects with a `source` and a `text`, and `conditioning`, an object.
+
+    Both are derived from the .txt and from the keys of other tools where they are missing or in another form. Raises
+    SampleError for an undecodable .txt, and for captions or conditioning of other types.
     """
-    values = _json(members["json"]) if "json" in members else {}
     captions = list(_listed_captions(values.get("captions")))
     if not any(caption.get("text") for caption in captions):
-        captions = list(_other_captions(values, _text(members.get("txt")))) or captions
+        captions = list(_other_captions(values, _text(txt))) or captions
     return {**values, "captions": captions, "conditioning": _conditioning(values)}
 
 

@@ -173,14 +173,14 @@ def latent_folders(folder_url: str) -> list[str]:
     """Folders with latents of these shards, as `add_latent_folder` noted them. Raises UserError if the note is
     damaged."""
     fs, folder = storage.filesystem(folder_url)
-    return (
-        storage.read_json_if_exists(fs, f"{folder}/{_LATENTS}", lambda values: list(map(str, values["folders"]))) or []
-    )
+    return storage.read_json_if_exists(fs, f"{folder}/{_LATENTS}", _checked_folders) or []
 
 
 def add_latent_folder(folder_url: str, latents: str) -> None:
     """Note beside shards that `latents` has latents of them: whoever removes a clip must know. Raises UserError if that
-    fails."""
+    fails, or for latents that are neither in a local folder nor in an object store."""
+    if not _is_local_or_stored(latents):
+        raise UserError(f"expected latents in a local folder or an object store, got {latents}")
     folders = latent_folders(folder_url)
     if latents not in folders:
         _write(folder_url, _LATENTS, {"folders": [*folders, latents]})
@@ -212,12 +212,17 @@ def _record_name(shard: str) -> str:
 
 
 def _checked_folders(values: dict[str, Any]) -> list[str]:
-    """Each will be asked for a tar: a folder from elsewhere must not name any server."""
-    folders = values["folders"]
+    """The folders named by latents.json. Tars are looked up in them, so a dataset from elsewhere must not be able to
+    direct requests to any server."""
+    folders = list(values["folders"])
     for folder in folders:
-        if not isinstance(folder, str) or "::" in folder or not (os.path.isabs(folder) or folder.startswith(_STORES)):
+        if not isinstance(folder, str) or not _is_local_or_stored(folder):
             raise ValueError(f"expected absolute paths or addresses in an object store, got {folder!r}")
-    return list(folders)
+    return folders
+
+
+def _is_local_or_stored(folder: str) -> bool:
+    return "::" not in folder and (os.path.isabs(folder.removeprefix("file://")) or folder.startswith(_STORES))
 
 
 def _read(

@@ -16,8 +16,10 @@ from clipmill.shard_folder import (
     FailedClip,
     Members,
     ShardRecord,
+    add_latent_folder,
     check_shard_format,
     index_of,
+    latent_folders,
     parse_record,
     read_index,
     read_plan,
@@ -154,3 +156,24 @@ def test_readers_of_tars_reject_folders_of_other_versions_only(tmp_path: Path, k
     write_plan(str(tmp_path), known.describe({}) | {"format_version": known.version + 1})
     with pytest.raises(UserError, match=f"{known.kind} format {known.version + 1}.*upgrade clipmill"):
         check_shard_format(str(tmp_path))
+
+
+def test_folders_of_latents_are_noted_once(tmp_path: Path) -> None:
+    folders = [str(tmp_path / "latents"), "s3://bucket/latents", "file:///data/latents"]
+    assert latent_folders(str(tmp_path)) == []
+    for folder in [*folders, *folders]:
+        add_latent_folder(str(tmp_path), folder)
+    assert latent_folders(str(tmp_path)) == folders
+
+
+@pytest.mark.parametrize(
+    "folder", ["http://127.0.0.1/latents", "sftp://host/latents", "zip://a::http://127.0.0.1/b.zip", "latents", "", 7]
+)
+def test_a_note_of_latents_names_no_server(tmp_path: Path, folder: Any) -> None:
+    """Tars are looked up in these folders: shards from elsewhere must not direct requests to any server."""
+    (tmp_path / "latents.json").write_text(json.dumps({"folders": [folder]}))
+    with pytest.raises(UserError, match=r"latents\.json is damaged: expected absolute paths or addresses in an object"):
+        latent_folders(str(tmp_path))
+    if isinstance(folder, str):
+        with pytest.raises(UserError, match="expected latents in a local folder or an object store"):
+            add_latent_folder(str(tmp_path / "other"), folder)

@@ -31,7 +31,7 @@ _LIST_FOLDERS = ("", "data", "train", "data/train")
 _MAX_CAPTIONS = 100
 _SIDECARS = ("json", "txt")
 _KEPT = ("captions", "conditioning", "shape")
-"""Keys of a JSON beside a video that training reads."""
+"""Keys of a JSON beside a video that training reads; its other ones, of any size, are not indexed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,12 +217,11 @@ def _looked_at(folder: str, sample: _Sample, *, captions_beside: bool) -> _Sampl
         return sample
     path = os.path.join(folder, sample.path)
     try:
-        text = sample.text
+        text, metadata = sample.text, json.loads(sample.text)
         if captions_beside:
-            members = {
-                suffix: content for suffix in _SIDECARS if (content := _sidecar(path, suffix, folder)) is not None
-            }
-            text = json.dumps(sample_metadata(members))
+            sidecars = {suffix: _sidecar(path, suffix, folder) for suffix in _SIDECARS}
+            metadata = sample_metadata({suffix: text for suffix, text in sidecars.items() if text is not None})
+            text = json.dumps({name: metadata[name] for name in _KEPT if name in metadata})
         with open_regular(path) as file:
             stat = os.fstat(file.fileno())
         limit = MAX_FILE_BYTES.get(sample.extension)
@@ -231,7 +230,7 @@ def _looked_at(folder: str, sample: _Sample, *, captions_beside: bool) -> _Sampl
         if stat.st_size > limit:
             return replace(sample, problem=f"{stat.st_size:,} bytes, more than {limit:,}")
         outside = [] if captions_beside or not _is_outside(path, folder) else [OUTSIDE]
-        notes = [*sample.notes, *outside, *lacking(json.loads(text))]
+        notes = [*sample.notes, *outside, *lacking(metadata)]
         return replace(sample, text=text, size=stat.st_size, mtime_ns=stat.st_mtime_ns, notes=notes)
     except SampleError as error:
         return replace(sample, problem=error.message)

@@ -55,6 +55,18 @@ def test_a_folder_of_videos_and_texts_trains(tmp_path: Path, clip: bytes) -> Non
     }
 
 
+def test_of_a_json_only_what_training_reads_is_indexed(tmp_path: Path, clip: bytes) -> None:
+    write(tmp_path / "a.mp4", clip)
+    metadata = {"title": "A", "subtitles": "x" * 100_000, "shape": {"crop": [0, 0, 0, 0]}, "elevation": 5}
+    write(tmp_path / "a.json", json.dumps(metadata))
+    (shard,) = index_shards(tmp_path).shards
+    assert json.loads(shard.read(0)["json"]) == {
+        "captions": [{"source": "title", "text": "A"}],
+        "conditioning": {"elevation": 5},
+        "shape": {"crop": [0, 0, 0, 0]},
+    }
+
+
 def test_what_is_odd_in_a_folder_breaks_its_sample_alone(
     tmp_path: Path, clip: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -103,7 +103,7 @@ class Index:
             name = folder
 
     def info(self, name: str) -> dict[str, Any]:
-        """What fsspec says of a file or folder. Raises FileNotFoundError."""
+        """fsspec's description of a file or folder. Raises FileNotFoundError."""
         if name in self.members:
             member = self.members[name]
             return {"name": name, "type": "file", "size": member.size, "etag": member.version}
@@ -188,7 +188,7 @@ class ArchiveFileSystem(fsspec.AbstractFileSystem):
                 archive.seek(start)
                 signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(archive.read(_LOCAL_HEADER.size))
                 if signature != b"PK\3\4":
-                    raise zipfile.BadZipFile("its header is not where the directory says")
+                    raise zipfile.BadZipFile("the directory points to no file header")
                 start += _LOCAL_HEADER.size + name_bytes + extra_bytes
             size = member.size if member.compressed_size is None else member.compressed_size
             window = io.BufferedReader(_Window(archive, start, size))
@@ -215,7 +215,7 @@ class ArchiveFileSystem(fsspec.AbstractFileSystem):
 
 
 def version_of(info: Mapping[str, Any]) -> str:
-    """The version that a store gives a file: etag, checksum, or modification time; "" if none."""
+    """The version that a store states for a file: etag, checksum, or modification time; "" if none."""
     for key in ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated"):
         if info.get(key):
             return str(info[key]).strip('"')
@@ -236,7 +236,7 @@ def _zip_index(file: BinaryIO, name: str, version: str) -> Index:
             elif compressed and entry.compress_type != zipfile.ZIP_DEFLATED:
                 problem = f"is compressed with method {entry.compress_type}; expected deflate or no compression"
             elif compressed and entry.file_size > max(_RATIO_FROM_BYTES, MOST_RATIO * entry.compress_size):
-                problem = f"is compressed more than {MOST_RATIO} times, which no video can be"
+                problem = f"is compressed more than {MOST_RATIO} times, unlike any video"
             member = Member(
                 size=entry.file_size,
                 offset=entry.header_offset,
@@ -277,7 +277,7 @@ def _explained(name: str) -> Iterator[None]:
 
 
 class _Capped:
-    """A file of which no single read is large: parsers allocate what a header asks for."""
+    """A file that limits the size of single reads: parsers allocate whatever size a header states."""
 
     def __init__(self, file: BinaryIO, max_bytes: int, name: str) -> None:
         self._file, self._max_bytes, self._name = file, max_bytes, name

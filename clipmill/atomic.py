@@ -20,7 +20,7 @@ def is_temporary(name: str) -> bool:
 
 
 def create_file(path: str | Path, content: bytes) -> None:
-    """Write a small file whole, unless there is one: of several writers, one succeeds. Creates the folder.
+    """Write a small file atomically unless `path` exists: of several writers, one succeeds. Creates the folder.
 
     Raises FileExistsError; OSError.
     """

@@ -1,7 +1,7 @@
-"""What stages cost, counted where their work is done: CPU, GPU and wall time, items, tokens.
+"""Costs of stages, counted where their work is done: CPU, GPU and wall time, items, tokens.
 
-Costs of a process wait until they are taken: by a stage's answer, which carries them to the driver, or by the driver's
-record of the run.
+A process accumulates its costs until they are taken: by a stage's result, which carries them to the driver, or by the
+driver's record of the run.
 """
 
 import os
@@ -18,27 +18,27 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(kw_only=True)
 class Cost:
-    """What a stage used."""
+    """Resources that a stage used."""
 
     cpu_s: float = 0.0
     """CPU time, child processes included."""
     wall_s: float = 0.0
-    """Time that its workers were busy, added up."""
+    """Busy time, summed over its workers."""
     gpu_s: float = 0.0
-    """Of that, the time on GPUs: a worker that has half of one counts half."""
+    """GPU time: wall time times the share of a GPU that a worker has."""
     items: int = 0
     """Sources or batches for stages of a run."""
     tokens_in: int = 0
     tokens_out: int = 0
 
     def add(self, other: "Cost") -> None:
-        """Add the amounts of another one."""
+        """Add another cost to this one."""
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
 
 Costs = dict[str, Cost]
-"""Stage -> what it used."""
+"""Stage -> its cost."""
 
 _lock = threading.Lock()
 _spent: Costs = {}
@@ -46,19 +46,19 @@ _children: set[int] = set()
 
 
 def charge(stage: str, cost: Cost) -> None:
-    """Count something for a stage."""
+    """Add a cost to a stage."""
     with _lock:
         _spent.setdefault(stage, Cost()).add(cost)
 
 
 def charge_all(costs: Mapping[str, Cost]) -> None:
-    """Count what another process took."""
+    """Add costs that another process took."""
     for stage, cost in costs.items():
         charge(stage, cost)
 
 
 def take() -> Costs:
-    """What was counted since the last call."""
+    """Costs since the last call."""
     with _lock:
         taken = dict(_spent)
         _spent.clear()
@@ -67,7 +67,7 @@ def take() -> Costs:
 
 @contextmanager
 def measured(stage: str, *, items: int = 0, gpus: float = 0.0) -> Iterator[None]:
-    """Count the time of a block for a stage; `gpus` are held meanwhile."""
+    """Charge a stage for the time of the block, which holds `gpus`."""
     cpu_before_s, started_s = cpu_s(), time.monotonic()
     try:
         yield
@@ -82,7 +82,7 @@ def watch(pid: int) -> None:
 
 
 def unwatch(pid: int) -> None:
-    """The child was reaped."""
+    """Stop watching a child that was reaped."""
     _children.discard(pid)
 
 
@@ -93,12 +93,12 @@ def cpu_s() -> float:
 
 
 def peak_child_bytes() -> int:
-    """Memory that the watched children have used at most, together; 0 where the system does not tell."""
+    """Sum of the watched children's peak memory; 0 where the system does not report it."""
     return sum(map(_peak_bytes, tuple(_children)))
 
 
 def as_values(costs: Mapping[str, Cost]) -> dict[str, dict[str, float]]:
-    """Plain values, as JSON takes them; times in ms precision."""
+    """JSON-serializable values; times rounded to milliseconds."""
     return {
         stage: {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(cost).items()}
         for stage, cost in sorted(costs.items())
@@ -106,7 +106,7 @@ def as_values(costs: Mapping[str, Cost]) -> dict[str, dict[str, float]]:
 
 
 def _of_child(pid: int) -> float:
-    """CPU seconds; 0 where the system does not tell."""
+    """CPU seconds; 0 where the system does not report them."""
     try:
         fields_of_stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

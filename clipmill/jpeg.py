@@ -1,4 +1,4 @@
-"""Size of a JPEG by its header, without decoding it: untrusted pictures may claim to be huge."""
+"""Size of a JPEG from its header, without decoding: an untrusted image may claim to be huge."""
 
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
 """Markers without a segment."""

@@ -1,10 +1,10 @@
-"""What a file is by its first bytes: a container of video, a raw stream, a still picture."""
+"""Identify files by their first bytes: video containers, raw streams, still images."""
 
 import re
 from typing import Literal
 
 HEAD_BYTES = 4096
-"""How much of a file is looked at."""
+"""How much of a file to inspect."""
 Content = Literal["video", "raw", "still", "animated_webp"]
 
 _STILL_BRANDS = (b"avif", b"heic", b"heix", b"mif1")
@@ -39,10 +39,9 @@ _RAW = re.compile(
     re.DOTALL,
 )
 RAW_FORMATS = ("h264", "hevc", "vvc", "mpegvideo", "m4v", "obu")
-"""FFmpeg's demuxers of raw streams. They take other files for theirs: they are only for what begins like a stream."""
+"""FFmpeg's demuxers of raw streams. They accept other files, too: use them only for files that begin like a stream."""
 
-
-_TAKEN_FOR_VIDEOS = (
+_NOT_VIDEOS = (
     ((b"<!doctype html", b"<html"), "a web page: expected the address of a video file, not of a page that shows it"),
     ((b"version https://git-lfs", b"version https://hawser"), "a pointer of Git LFS: run `git lfs pull`"),
     (b"/annex/objects/", "a pointer of git-annex: run `git annex get`"),
@@ -56,7 +55,7 @@ _TAKEN_FOR_VIDEOS = (
 
 
 def content_of(head: bytes) -> Content | None:
-    """What a file that begins with `head` is; None if it is nothing that is known here, audio for instance."""
+    """The kind of content of a file that begins with `head`; None if unknown, such as audio."""
     if head.startswith(_STILLS) or head.startswith(b"\x89PNG") or head[8:12] in (b"WEBP", *_STILL_BRANDS):
         return _picture(head)
     if head.startswith(_CONTAINERS) or head[4:8] in _BOXES or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
@@ -67,22 +66,22 @@ def content_of(head: bytes) -> Content | None:
 
 
 def raw_format(head: bytes) -> str | None:
-    """FFmpeg's name of the raw stream that begins like this; None if it is no raw stream."""
+    """FFmpeg's name for the raw stream that begins with `head`; None if it is not a raw stream."""
     match = _RAW.match(head)
     return match.lastgroup if match else None
 
 
 def described(head: bytes) -> str | None:
-    """What a file is that people take for a video and is none, and what to do about it; None if that is not known."""
+    """What a file is that was mistaken for a video, and what to do about it; None if unknown."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return next((sentence for begins, sentence in _TAKEN_FOR_VIDEOS if text.startswith(begins)), None)
+    return next((description for magic, description in _NOT_VIDEOS if text.startswith(magic)), None)
 
 
 def _picture(head: bytes) -> Content:
-    """What a picture is, which in some formats may move."""
+    """Whether an image is still or animated."""
     moving = False
     if head.startswith(b"\x89PNG"):
-        moving = b"acTL" in head.partition(b"IDAT")[0]  # animation control comes before the picture
+        moving = b"acTL" in head.partition(b"IDAT")[0]  # the animation control chunk precedes the image data
     elif head[4:8] == b"ftyp":
         moving = bool(_SEQUENCE_BRANDS.search(head[8 : int.from_bytes(head[:4])]))
     elif head[8:16] == b"WEBPVP8X" and len(head) > 20 and head[20] & 2:

@@ -58,7 +58,7 @@ class _Sample:
 
 
 class MotionMeter:
-    """Takes frames in display order and answers, afterwards, how fast it moved between two timestamps."""
+    """Measures frames in display order; afterwards, returns the speed between any two timestamps."""
 
     def __init__(self, config: MotionConfig | None = None) -> None:
         self._config = config or MotionConfig()
@@ -66,7 +66,7 @@ class MotionMeter:
         self._next_sample_s = float("-inf")
 
     def wants(self, time_s: float) -> bool:
-        """Whether the frame at `time_s` (seconds) is needed; a frame that is not costs nothing."""
+        """Whether the frame at `time_s` (seconds) is needed."""
         return time_s >= self._next_sample_s or self._short_due(time_s)
 
     def push(self, pts: int, time_s: float, luma_HW: Image, region_px: tuple[int, int] | None = None) -> None:
@@ -138,7 +138,7 @@ def _pts(sample: _Sample) -> int:
 
 
 def _over(region_px: tuple[int, int] | None, sample: _Sample, speed: float) -> float:
-    """A speed measured over one region, over another one: what moves is the same."""
+    """Convert a speed measured over one region to another region that contains the same motion."""
     if region_px is None or region_px == sample.region_px:
         return speed
     (width, height), (new_width, new_height) = sample.region_px, region_px

@@ -1,8 +1,8 @@
 """SVD's micro-conditioning from one's own data: the motion bucket of a clip (`clipmill.video.fps_id` is the other).
 
 The paper (section 4, App. D) conditions on frame rate and motion score; the released model takes a frame rate id and
-a motion bucket from 0 to 255, 127 by default, and says nowhere how a bucket is made. docs/micro-conditioning.md has
-the reasons for this definition.
+a motion bucket from 0 to 255, 127 by default, and does not document how a bucket is computed. The reasons for this
+definition are in docs/micro-conditioning.md.
 """
 
 import math

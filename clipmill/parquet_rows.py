@@ -1,4 +1,4 @@
-"""Rows of a Parquet file by number: only the row groups that hold them are read."""
+"""Read rows of a Parquet file by number, and only the row groups that contain them."""
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 def rows_of(parquet: pq.ParquetFile, rows: NDArray[np.integer], columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows with these numbers, which increase; those beyond the end are left out. Raises pa.ArrowException."""
+    """The rows with these increasing numbers; numbers beyond the end are ignored. Raises pa.ArrowException."""
     metadata = parquet.metadata
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     groups: list[int] = []

@@ -1,4 +1,4 @@
-"""What may leave this machine: addresses relative to a root, texts without local paths, passwords and tokens."""
+"""Redact what is published: addresses relative to a root, texts without local paths, passwords and tokens."""
 
 import re
 from collections import defaultdict
@@ -17,7 +17,7 @@ _SEPARATOR, _NAME = r"[/\\]", r"[^/\\\s'\"<>|,;()\[\]{}]"
 _LOCAL_PATH = re.compile(
     rf"(?<![\w/\\.~:-])(?:file:(?://)?|~|[A-Za-z]:(?=[/\\]))?{_SEPARATOR}(?:{_NAME}+{_SEPARATOR}+)+({_NAME}*)"
 )
-"""An absolute path of at least one folder. After a scheme, host or word character a slash starts none."""
+"""An absolute path with at least one folder. A slash after a scheme, host or word character does not start one."""
 _WHOLE_PATH = re.compile(r"(?:file://|~|[A-Za-z]:(?=[/\\]))?[/\\][^\n]*[/\\][^\n]*")
 _HOMES = ("/home", "/Users")
 _USER = re.compile(r"^((?!abfs|az|adl)[A-Za-z][A-Za-z0-9+.-]*://)[^/@]*@")
@@ -25,7 +25,7 @@ _USER = re.compile(r"^((?!abfs|az|adl)[A-Za-z][A-Za-z0-9+.-]*://)[^/@]*@")
 
 @dataclass(frozen=True)
 class PublicAddress:
-    """Where a source lies, without a local folder or a user: `path` below `root`."""
+    """Location of a source, without local folders or users: `path` below `root`."""
 
     root: str
     """An address such as https://host/videos; "local", "local-2", ... for folders of the machine that read them."""
@@ -56,7 +56,7 @@ def public_addresses(uris: Iterable[str]) -> dict[str, PublicAddress]:
 
 
 def public_text(text: str) -> str:
-    """A text without passwords, signatures, tokens and local folders; of an absolute path, the file name stays."""
+    """A text without passwords, signatures, tokens and local folders; absolute paths are cut to the file name."""
     if _WHOLE_PATH.fullmatch(text.strip()) and "://" not in text.replace("file://", "", 1):
         return re.split(_SEPARATOR, text.strip().rstrip("/\\"))[-1]
     return _LOCAL_PATH.sub(lambda match: match.group(1), _TOKEN.sub("[removed]", redacted(text)))
@@ -80,7 +80,7 @@ def _store_of(location: str) -> tuple[str, str]:
 
 
 def _anchor(path: str) -> str:
-    """The folder whose name tells about the machine only: a home, or the first one."""
+    """The folder that reveals only the machine: a home, or the first folder."""
     parts = path.split("/")
     return "/".join(parts[: 3 if path.startswith(tuple(f"{home}/" for home in _HOMES)) else 2])
 

@@ -1,7 +1,7 @@
-"""Ranges that were read from a store, kept on a local disk for the processes of a machine, up to a size.
+"""Cache of byte ranges read from a store: on a local disk, shared by the processes of a machine, of limited size.
 
-A file per entry, named by the digest of its key, whole or absent: it is renamed to its name when it is complete, and a
-checksum tells what a power failure left. Of the least recently used ones as many are removed as it takes.
+Each entry is a file named by the digest of its key, renamed into place when complete; a checksum detects damage by a
+power failure. The least recently used entries are removed to make room.
 """
 
 import fcntl
@@ -24,15 +24,15 @@ _SIZE = struct.Struct("<q")
 _USAGE = "usage"
 """File with the size of all entries, and the lock on it."""
 _KEPT = 0.9
-"""Share of the size that a clean-up leaves, so that not every write needs one."""
+"""Share of the size that a clean-up leaves occupied, so that not every write needs one."""
 _LEFTOVER_AFTER_S = 3600.0
-"""Age of a temporary file whose writer must be dead."""
+"""Age at which the writer of a temporary file is presumed dead."""
 _LOG = logging.getLogger("clipmill.data")
 
 
 def default_folder() -> Path:
-    """Where ranges are kept unless a setting says otherwise: XDG_CACHE_HOME/clipmill/ranges, else below ~/.cache, or
-    for a user without a home below the temporary folder."""
+    """Default folder of the cache: XDG_CACHE_HOME/clipmill/ranges, else below ~/.cache, or below the temporary folder
+    for a user without a home."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if base.startswith("~"):
         base = os.path.join(tempfile.gettempdir(), f"cache-{os.getuid()}")
@@ -41,7 +41,7 @@ def default_folder() -> Path:
 
 class RangeCache:
     """At most `max_bytes` of entries in `folder`, shared with other processes. Raises UserError for a folder that
-    cannot be used. A disk that fails later costs the cache, not the run."""
+    cannot be used. If the disk fails later, caching stops but the run continues."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._folder, self._max_bytes, self._failed = folder, max_bytes, False
@@ -54,15 +54,15 @@ class RangeCache:
         except OSError as error:
             raise UserError(
                 f"cannot use {folder} as a cache: {error.strerror or error}. Choose another folder "
-                "(data.cache_folder), or no cache (data.cache_gib=0)"
+                "(data.cache_folder), or disable the cache (data.cache_gib=0)"
             ) from error
 
     def has(self, key: str) -> bool:
-        """Whether there is an entry. It may be gone a moment later."""
+        """Whether the entry exists. Another process may remove it at any time."""
         return self._path(key).exists()
 
     def get(self, key: str) -> bytes | None:
-        """The content of an entry; None if there is none, or a damaged one."""
+        """The content of an entry; None if it is missing or damaged."""
         path = self._path(key)
         with suppress(OSError):
             content = path.read_bytes()
@@ -74,7 +74,7 @@ class RangeCache:
         return None
 
     def put(self, key: str, content: bytes) -> None:
-        """Keep an entry, and remove old ones beyond the limit. Entries larger than a tenth of it are not kept."""
+        """Store an entry and remove old ones beyond the limit. Entries larger than a tenth of it are not stored."""
         size = len(content) + _CHECKSUM.size
         if self._failed or size > self._max_bytes / 10:
             return
@@ -91,11 +91,11 @@ class RangeCache:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             self._failed = True
-            _LOG.warning("%s: %s; going on without a cache", self._folder, error.strerror or error)
+            _LOG.warning("%s: %s; continuing without a cache", self._folder, error.strerror or error)
 
     @contextmanager
     def _usage(self, added_bytes: int) -> Iterator[int]:
-        """The size of all entries with that of a new one, under a lock."""
+        """The total size of the entries including a new one of `added_bytes`; holds the lock."""
         with open(self._folder / _USAGE, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
@@ -108,10 +108,10 @@ class RangeCache:
         with open(self._folder / _USAGE, "r+b") as file:
             file.write(_SIZE.pack(usage))
 
-    def _clean_up(self, coming_bytes: int) -> None:
+    def _clean_up(self, added_bytes: int) -> None:
         """Remove the least recently used entries, and leftovers of killed writers. Holds the lock."""
         entries = sorted(self._entries(), key=lambda entry: entry[2])
-        usage, kept = sum(size for _, size, _ in entries) + coming_bytes, _KEPT * self._max_bytes
+        usage, kept = sum(size for _, size, _ in entries) + added_bytes, _KEPT * self._max_bytes
         for path, size, _ in entries:
             if usage <= kept:
                 break

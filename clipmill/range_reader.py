@@ -1,4 +1,4 @@
-"""Read many ranges of objects at a time: neighbours in one request, several connections, a cache on the local disk."""
+"""Read many byte ranges of objects: merged requests, several connections, a cache on the local disk."""
 
 import itertools
 import queue
@@ -13,14 +13,14 @@ from clipmill.ranges import REQUEST_BYTES, Range, StoredObject, read_range
 from clipmill.retries import RETRY_S
 
 GAP_BYTES = 4 << 10
-"""Bytes to read in vain for one request less: the headers between the files of a tar."""
+"""Largest gap between ranges to merge into one request: covers the headers between the files of a tar."""
 _CONNECTIONS = 8
-"""Requests at a time of one reader. boto's clients keep ten connections."""
+"""Concurrent requests of one reader. boto's clients keep ten connections."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pieces:
-    """Byte ranges of an object that are needed together: the files of a sample."""
+    """Byte ranges of an object that belong together: the files of a sample."""
 
     stored: StoredObject
     ranges: tuple[Range, ...]
@@ -28,18 +28,18 @@ class Pieces:
 
 @dataclass(kw_only=True)
 class Request:
-    """One range to ask for, and the pieces in it."""
+    """One range to request, and the pieces in it."""
 
     stored: StoredObject
     start: int
     end: int
     parts: list[tuple[int, int]] = field(default_factory=list)
-    """(number of the pieces, number of the range in them)."""
+    """(index of the `Pieces`, index of the range within them)."""
 
 
 def requests_for(wanted: Sequence[Pieces]) -> list[Request]:
-    """As few requests as useful: neighbours in an object, up to `GAP_BYTES` apart, form one of at most `REQUEST_BYTES`.
-    Requests for the first pieces come first."""
+    """Merge ranges of an object that are at most `GAP_BYTES` apart into requests of at most `REQUEST_BYTES`, sorted by
+    the first piece in each."""
     parts = sorted(
         (pieces.stored.url, offset, size, i, j)
         for i, pieces in enumerate(wanted)
@@ -68,14 +68,14 @@ class RangeReader:
         self, *, retry_s: float = RETRY_S, cache: RangeCache | None = None, connections: int = _CONNECTIONS
     ) -> None:
         self.requests, self.read_bytes, self.wanted_bytes, self.wanted = 0, 0, 0, 0
-        """What was asked of stores so far, and how many bytes of how many `Pieces` that was for."""
+        """Requests and bytes read so far, and the number and bytes of the `Pieces` that they were for."""
         self._retry_s, self._cache, self._connections = retry_s, cache, connections
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
 
     def submit(self, wanted: Sequence[Pieces]) -> list[Future[list[bytes]]]:
-        """Start to read; the contents of each one's ranges, or the error of `read_range`, come as a future."""
+        """Start reading; returns a future per item: the contents of its ranges, or the error of `read_range`."""
         futures: list[Future[list[bytes]]] = [Future() for _ in wanted]
         missing = []
         for i, pieces in enumerate(wanted):
@@ -135,7 +135,7 @@ class RangeReader:
         future.set_result([content[end - size : end] for end, (_, size) in zip(ends, pieces.ranges, strict=True)])
 
     def _start(self, job: Callable[[], None]) -> None:
-        """Daemon threads: those of concurrent.futures would delay the end of the process by all that is queued."""
+        """Run a job on a daemon thread; concurrent.futures would finish all queued jobs before the process exits."""
         self._jobs.put(job)
         if len(self._threads) < self._connections:
             thread = threading.Thread(target=self._work, daemon=True, name="clipmill-ranges")

@@ -1,7 +1,7 @@
 """Byte ranges of objects in a store, by any fsspec URL.
 
-An object is read in the version in which it was found. One that was replaced since then is an error: a mix of two
-versions would train on samples that never existed.
+An object is read in the version in which it was found. If it has been replaced since, reading it is an error: a mix of
+two versions would yield samples that never existed.
 """
 
 import os
@@ -27,7 +27,7 @@ Range = tuple[int, int]
 REQUEST_BYTES = 16 << 20
 """Maximum size of one request."""
 _ANSWER_S = 60.0
-"""Longest wait for the answer to one request: 280 kB/s for the largest."""
+"""Timeout of one request: 280 kB/s for the largest."""
 _CONTENT_RANGE = re.compile(r"bytes \d+-\d+/(\d+)")
 _VERSIONS = ("ETag", "etag", "generation", "LastModified", "mtime", "updated", "last_modified", "created")
 """Keys of fsspec's `info` that change when an object is replaced, the most exact first."""
@@ -38,10 +38,10 @@ class StoredObject:
     """An object in a store, in the version in which it was found."""
 
     url: str
-    """With the credentials that its address may contain. Show `address` instead."""
+    """May contain credentials; show `address` instead."""
     size_bytes: int
     version: str
-    """ETag, generation or time of modification; empty if the store tells none."""
+    """ETag, generation or modification time; empty if the store provides none."""
 
     @property
     def address(self) -> str:
@@ -58,7 +58,7 @@ def name_of(url: str) -> str:
 
 def find_object(url: str, *, retry_s: float = RETRY_S) -> StoredObject:
     """Size and version of an object. Raises FileNotFoundError; UserError without permission, or for a web server that
-    has no range requests; RunStopped if the store does not answer."""
+    does not support range requests; RunStopped if the store does not answer."""
     fs, path = _filesystem(os.getpid(), url)
 
     def ask() -> StoredObject:
@@ -94,7 +94,7 @@ def read_range(stored: StoredObject, start: int, end: int, *, retry_s: float = R
 
 @lru_cache(maxsize=4096)
 def _filesystem(_pid: int, url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Clients do not survive a fork."""
+    """One per process, since clients do not survive a fork."""
     return storage.filesystem(url)
 
 
@@ -109,14 +109,14 @@ def _read_once(stored: StoredObject, start: int, end: int) -> bytes:
         content = within(_ANSWER_S, fs, lambda: call(fs, "cat_file", path, start=start, end=end))
     if len(content) != end - start:
         _check_version.cache_clear()
-        raise OSError(f"the answer ended after {len(content):,} of {end - start:,} bytes")
+        raise OSError(f"the response ended after {len(content):,} of {end - start:,} bytes")
     return content
 
 
 @lru_cache(maxsize=4096)
 def _check_version(_pid: int, stored: StoredObject) -> None:
-    """Raise ChangedObject if an object was replaced. Once per process and object: not every store tells the version
-    with each answer."""
+    """Raise ChangedObject if an object was replaced. Checked once per process and object, since not every store states
+    the version in each response."""
     fs, path = _filesystem(os.getpid(), stored.url)
     now = _object_now(fs, path, stored.url)
     _check_same(stored, now.size_bytes, now.version)
@@ -156,19 +156,19 @@ async def _http_range(fs: HTTPFileSystem, path: str, stored: StoredObject, start
 
 
 async def _http_object(fs: HTTPFileSystem, path: str, url: str) -> StoredObject:
-    """From the answer to a request for the first byte: signed addresses often allow GET alone."""
+    """From the response to a request for the first byte: signed URLs often allow only GET."""
     async with http_range(fs, path, 0, 1) as response:
         size_bytes = _size_bytes(response.headers.get("Content-Range", ""), without_credentials(url))
         return StoredObject(url=url, size_bytes=size_bytes, version=_http_version(response.headers))
 
 
 def _size_bytes(content_range: str, address: str) -> int:
-    """Size of an object by the Content-Range of an answer. Raises UserError if the answer is not a range."""
+    """Size of an object by the Content-Range of a response. Raises UserError if the response is not a range."""
     size_bytes = _CONTENT_RANGE.match(content_range)
     if size_bytes is None:
         raise UserError(
-            f"{address}: expected the part of the file that was asked for, got all of it: the server has no range "
-            "requests. Use one that has (nginx, Apache, an object store), or copy the files to a disk"
+            f"{address}: expected the requested byte range, got the whole file: the server does not support range "
+            "requests. Use one that does (nginx, Apache, an object store), or copy the files to a disk"
         )
     return int(size_bytes[1])
 

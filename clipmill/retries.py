@@ -1,4 +1,4 @@
-"""Repeat what failed at a store for a reason that can pass: unreachable, overloaded, a broken connection."""
+"""Retry requests to a store after transient errors: unreachable, overloaded, a broken connection."""
 
 import itertools
 import logging
@@ -13,34 +13,34 @@ from clipmill.errors import RunStopped, UserError
 T = TypeVar("T")
 
 RETRY_S = 300.0
-"""How long a failing request is repeated, unless a caller says otherwise."""
+"""How long to retry a failing request by default."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 20.0
 _WARN_AFTER_S = 5.0
-_PASSING = {408, 425, 429}
+_TRANSIENT = {408, 425, 429}
 """HTTP statuses below 500 after which a retry can succeed."""
 _CHANGED = {412, 416}
 _REFUSED = {401, 403}
-_LASTING = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "ProfileNotFound"}
-"""botocore's errors about the configuration."""
+_MISCONFIGURED = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "ProfileNotFound"}
+"""botocore's errors for invalid configurations."""
 _LOG = logging.getLogger("clipmill.data")
 
 
 class ChangedObject(UserError):
-    """An object is no longer the one that was found."""
+    """An object was replaced after it was found."""
 
 
 def retried(attempt: Callable[[], T], address: str, retry_s: float, *, action: str = "read") -> T:
-    """The result of `attempt`, which is repeated with growing pauses after errors that can pass.
+    """The result of `attempt`, retried with growing pauses after transient errors.
 
-    Raises FileNotFoundError; UserError for an error that would stay; RunStopped after `retry_s` seconds of errors.
+    Raises FileNotFoundError; UserError for permanent errors; RunStopped after `retry_s` seconds of transient ones.
     """
     started_s, pause_s, warned = time.monotonic(), _FIRST_PAUSE_S, False
     for tries in itertools.count(1):
         try:
             return attempt()
         except Exception as error:
-            if not _may_pass(error):
-                raise _lasting(error, address, action) from error
+            if not _is_transient(error):
+                raise _permanent(error, address, action) from error
             reason, spent_s = storage.reason_of(error), time.monotonic() - started_s
             if spent_s >= retry_s:
                 raise RunStopped(
@@ -56,18 +56,18 @@ def retried(attempt: Callable[[], T], address: str, retry_s: float, *, action: s
     raise AssertionError
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     """Whether a retry can succeed."""
-    if isinstance(error, UserError | FileNotFoundError | PermissionError) or type(error).__name__ in _LASTING:
+    if isinstance(error, UserError | FileNotFoundError | PermissionError) or type(error).__name__ in _MISCONFIGURED:
         return False
     status = _status(error)
     if status is not None and status >= 300:
-        return status >= 500 or status in _PASSING
+        return status >= 500 or status in _TRANSIENT
     return storage.is_of_store(error)
 
 
-def _lasting(error: Exception, address: str, action: str) -> Exception:
-    """The error to raise instead of one that would stay."""
+def _permanent(error: Exception, address: str, action: str) -> Exception:
+    """The error to raise for a permanent one."""
     status, reason = _status(error), storage.reason_of(error)
     if isinstance(error, UserError) or not (storage.is_of_store(error) or status):
         return error
@@ -79,16 +79,17 @@ def _lasting(error: Exception, address: str, action: str) -> Exception:
         )
     if isinstance(error, PermissionError) or status in _REFUSED:
         reason = (
-            f"permission denied ({reason}). Check that the credentials in the environment allow to list and {action}"
+            f"permission denied ({reason}). Check that the credentials in the environment grant list and "
+            f"{action} access"
         )
-    elif type(error).__name__ in _LASTING:
+    elif type(error).__name__ in _MISCONFIGURED:
         reason += ". Set the credentials in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     return UserError(f"cannot {action} {address}: {reason}")
 
 
 def _status(error: BaseException) -> int | None:
-    """HTTP status of an error of boto, aiohttp or gcsfs. Not that of a cause: aiohttp gives a broken answer a status of
-    its own making."""
+    """HTTP status of an error of boto, aiohttp or gcsfs. A cause's `status` does not count: aiohttp invents one for
+    broken responses."""
     answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     if isinstance(answer, Mapping):
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")

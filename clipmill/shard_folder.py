@@ -63,7 +63,7 @@ class ShardRecord:
     bytes: Count
     """Size of the tar."""
     clips: Count | None = None
-    """Clips that its samples are of: fewer, where a clip has several pictures."""
+    """Clips that its samples come from: fewer than samples if a clip has several images."""
     sha256: str | None = None
     """Of the tar, in hex."""
     duration_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None

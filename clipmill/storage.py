@@ -129,7 +129,7 @@ def write_bytes(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> Non
 
 
 def create_bytes(fs: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
-    """Write a small file atomically, unless there is one at `path`: of several writers, one succeeds.
+    """Write a small file atomically unless `path` exists: of several writers, one succeeds.
 
     Stores without conditional writes only check first. Raises FileExistsError, or UserError if writing fails.
     """
@@ -222,8 +222,8 @@ def read_parquet(
 ) -> pa.Table:
     """Read a Parquet file, or some of its columns (nested ones by full name, such as "captions.list.element.error").
 
-    `rows`: only the rows with these increasing numbers, as far as there are so many. Raises FileNotFoundError, or
-    UserError `PATH is damaged: ...`.
+    `rows`: read only the rows with these increasing numbers; those beyond the end are ignored. Raises
+    FileNotFoundError, or UserError `PATH is damaged: ...`.
     """
     with explained("read", fs, path), fs.open(path, "rb") as file:
         try:

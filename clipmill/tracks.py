@@ -1,4 +1,4 @@
-"""Which of a container's video streams is the footage: not its cover, its thumbnails or the still of a motion photo."""
+"""Find the footage among a container's video streams: not a cover, thumbnails or the still of a motion photo."""
 
 import re
 from collections import Counter
@@ -13,7 +13,7 @@ from clipmill.errors import SourceError
 
 _PEEKED_PACKETS = 512
 _SHARE_OF_FRAMES = 10
-"""A stream with less than a tenth of the frames of the longest one is a still, chapter pictures, thumbnails."""
+"""A stream with less than a tenth of the longest one's frames is a still, chapter images or thumbnails."""
 _BESIDE_THE_FOOTAGE = (
     Disposition.timed_thumbnails
     | Disposition.still_image

@@ -1,4 +1,4 @@
-"""Copy whole files to and from a store: with retries, whole or absent at the target."""
+"""Copy files to and from a store atomically, with retries."""
 
 import fcntl
 import os
@@ -17,15 +17,15 @@ _THREADS = 8
 
 
 def upload(path: Path, url: str, *, retry_s: float = RETRY_S) -> None:
-    """Copy a local file to `url`. Raises OSError for the local one; UserError if the store refuses it, RunStopped if it
-    does not answer."""
+    """Copy a local file to `url`. Raises OSError for the local file; UserError if the store refuses it; RunStopped if
+    the store does not answer."""
     fs, target = storage.filesystem(url)
 
     def attempt() -> None:
         try:
             with path.open("rb") as source, storage.atomic_write(fs, target) as file:
                 shutil.copyfileobj(source, file, REQUEST_BYTES)
-        except UserError as error:  # tells why, but not whether it can pass
+        except UserError as error:  # its cause shows whether the error is transient
             raise error.__cause__ or error from None
 
     retried(attempt, without_credentials(url), retry_s, action="write")
@@ -47,7 +47,7 @@ def download(url: str, path: Path, *, retry_s: float = RETRY_S) -> None:
 
 
 def download_once(url: str, path: Path) -> None:
-    """As `download`, unless another process has already: of several, one downloads and the others wait for it."""
+    """As `download`, once per machine: concurrent processes wait for the first, then keep its file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

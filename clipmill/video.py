@@ -96,8 +96,8 @@ def orientation_of(frame: Any) -> Orientation:
 
 
 def convertible_matrix(frame: Any) -> int | None:
-    """AVColorSpace of an `av.VideoFrame` of YUV that swscale converts in its place; None where there is none. It
-    refuses the others, so set it on the frame."""
+    """AVColorSpace to set on an `av.VideoFrame` of YUV so that swscale converts it; None if its own is not supported.
+    swscale refuses matrices that it does not know."""
     matrix, primaries = int(frame.colorspace), int(frame.color_primaries)
     if matrix in _CONVERTED or frame.format.is_rgb:
         return matrix

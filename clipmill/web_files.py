@@ -35,7 +35,7 @@ def open_web_file(fs: HTTPFileSystem, url: str, *, max_copy_bytes: int) -> Binar
         if response.status in (_PARTIAL, _UNSATISFIABLE):  # without a size, or empty
             response.close()
             response = sync(fs.loop, _requested, fs, url, {})
-        why = f"the server of {without_credentials(url)} has no range requests"
+        why = f"the server of {without_credentials(url)} does not support range requests"
         if (response.content_length or 0) > max_copy_bytes:
             raise too_large(why, max_copy_bytes)
         blocks = iter(lambda: sync(fs.loop, response.content.read, _BLOCK_BYTES), b"")

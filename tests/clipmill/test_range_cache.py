@@ -114,7 +114,7 @@ def test_a_disk_that_fails_costs_the_cache_and_not_the_run(tmp_path: Path, caplo
         cache.put("a", b"x" * 1000)
         cache.put("b", b"x" * 1000)
     assert cache.get("a") is None
-    assert [message.endswith("going on without a cache") for message in caplog.messages] == [True]
+    assert [message.endswith("continuing without a cache") for message in caplog.messages] == [True]
 
 
 def test_a_folder_that_cannot_be_used_is_told_before_the_run(tmp_path: Path) -> None:

@@ -75,9 +75,9 @@ def test_without_permission_nothing_is_tried_again(web: WebServer) -> None:
 def test_a_server_without_ranges_is_told(web: WebServer) -> None:
     stored = find_object(f"{web.url}/a.bin")
     web.ranges = False
-    with pytest.raises(UserError, match="the server has no range requests"):
+    with pytest.raises(UserError, match="the server does not support range requests"):
         read_range(stored, 0, 10, retry_s=60)
-    with pytest.raises(UserError, match="the server has no range requests"):
+    with pytest.raises(UserError, match="the server does not support range requests"):
         find_object(f"{web.url}/a.bin", retry_s=60)
 
 

@@ -263,7 +263,7 @@ def test_no_shards_there_is_told(bucket: str, entry: str) -> None:
 def test_a_server_without_ranges_is_told(shards: Path, web: WebServer) -> None:
     web.files["/latents-0.tar"] = (shards / "latents-0.tar").read_bytes()
     web.ranges = False
-    with pytest.raises(UserError, match="the server has no range requests"):
+    with pytest.raises(UserError, match="the server does not support range requests"):
         index_shards(f"{web.url}/latents-0.tar")
 
 

@@ -85,7 +85,9 @@ def test_a_video_is_scanned_whether_the_server_has_ranges_or_not(web: str, tmp_p
 
 def test_a_copy_has_a_limit(web: str):
     for kind in ("plain", "silent"):
-        with pytest.raises(SourceError, match=r"has no range requests; a copy would exceed .*spool_bytes") as refused:
+        with pytest.raises(
+            SourceError, match=r"does not support range requests; a copy would exceed .*spool_bytes"
+        ) as refused:
             open_source(f"{web}/{kind}/a.mp4", max_copy_bytes=1000)
         assert refused.value.kind == "unreadable"
     with open_source(f"{web}/ranges/a.mp4", max_copy_bytes=1000) as file:

@@ -63,10 +63,11 @@ def report_columns(
         kind = _kind(sql_kind)
         numeric, better = is_number(sql_kind), metadata.get("better", "")
         added = view not in SCHEMAS
+        table = "clips" if (view, original) in COMPUTED else view  # of a source's captions, a clip has some
         columns.append(
             ReportColumn(
                 name=name,
-                table=score_of(view) if added else view,
+                table=score_of(view) if added else table,
                 meaning=metadata.get("meaning", ""),
                 unit=metadata.get("unit", ""),
                 better=better if better in ("higher", "lower") else "",

@@ -29,6 +29,17 @@ def test_text_boxes_lie_over_the_frame_that_they_are_in(browser: Any, file: Path
         assert "middle 0.07 (decides)" in page.inner_text("figcaption")
 
 
+def test_a_clip_is_shown_with_its_captions(browser: Any, file: Path) -> None:
+    with opened(browser, file) as page:
+        cards = page.locator(".gallery .card")
+        assert cards.count() > 0
+        for text in cards.all_inner_texts():
+            assert any(" ".join(each.split())[:20] in " ".join(text.split()) for each in HOSTILE), text
+        page.locator(".card .open").first.click()
+        (caption,) = page.locator("dialog table", has_text="similarity (cosine)").locator("tbody tr").all_inner_texts()
+        assert any(" ".join(each.split())[:20] in " ".join(caption.split()) for each in HOSTILE), caption
+
+
 def test_a_cut_is_shown_with_the_signals_around_it(browser: Any, file: Path) -> None:
     with opened(browser, file) as page:
         page.click("#tab-Cuts")

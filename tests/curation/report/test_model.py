@@ -52,6 +52,16 @@ def test_all_columns_come_with_what_their_schemas_say(tmp_path: Path) -> None:
     assert "embedding" not in {name for name, column in columns.items() if column["kind"] != "other"}
 
 
+def test_captions_are_those_of_each_clip(tmp_path: Path) -> None:
+    """The source holds all captions, and each clip names its own."""
+    header, rest = unpacked(build_report(make(tmp_path / "dataset")))
+    columns = {column["name"]: column for column in header["columns"]}
+    codes = numbers(columns["captions"]["codes"], rest)
+    captions = [columns["captions"]["values"][code] for code in codes]
+    starts = numbers(columns["start_s"]["numbers"], rest)
+    assert [[each["text"] for each in own] for own in captions] == [[HOSTILE[int(s) % len(HOSTILE)]] for s in starts]
+
+
 def test_a_sample_is_spread_over_the_sources_and_brings_quantiles_of_all(tmp_path: Path) -> None:
     report = build_report(make(tmp_path / "dataset"), most_clips=20)
     header, rest = unpacked(report)

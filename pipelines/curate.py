@@ -120,9 +120,10 @@ def curate(
                 refuse_if_running(dataset.url)
             report.connecting(address)
             with connected(address, num_cpus=num_cpus):
-                done_now = _do(planned, dataset, config, report, change, address, take_over=take_over)
-        report.waiting("searching for near-duplicates")
-        duplicates = _duplicates(dataset, config, change, address, take_over=take_over)
+                done_now, duplicates = _do(planned, dataset, config, report, change, address, take_over=take_over)
+        else:
+            report.waiting("searching for near-duplicates")
+            duplicates = _duplicates(dataset, config, change, address, take_over=take_over)
         report.waiting("reading the tables")
         summary = status(dataset)
         _check_usable(sources, dataset, summary, removed=plan.removed)
@@ -165,8 +166,9 @@ def _do(
     address: str | None,
     *,
     take_over: bool,
-) -> int:
-    """Do what is missing on Ray; returns the number of sources done. Creates the dataset if needed."""
+) -> tuple[int, DuplicatesResult | None]:
+    """Do what is missing on Ray; returns the number of sources done, and the near-duplicates. Creates the dataset if
+    needed."""
     report.waiting("loading the models")
     # Before the dataset is created, so that an invalid request leaves nothing behind.
     asked = asked_models(config)
@@ -181,8 +183,8 @@ def _do(
         done = _run(plan.todo, dataset, config, fence, checked, report, scores)
         dataset.remove_unfinished()
         report.waiting("searching for near-duplicates")
-        _search_duplicates(dataset, config, address)
-    return done
+        duplicates = _search_duplicates(dataset, config, address)
+    return done, duplicates
 
 
 def _check_usable(sources: Sequence[Source], dataset: Dataset, summary: Status, *, removed: int) -> None:
@@ -316,7 +318,8 @@ def _part_size(todo: Sequence[Source]) -> int:
 def _duplicates(
     dataset: Dataset, config: CurateConfig, change: Change, address: str | None, *, take_over: bool
 ) -> DuplicatesResult | None:
-    """The near-duplicates. Unless `_do` has just done so, search for them and record what a killed run changed."""
+    """The near-duplicates of a run without other work: search for them if they are outdated, and record what a killed
+    run changed."""
     wanted = config.duplicates is not None and has_embeddings(dataset, config.duplicates)
     due = wanted and not is_current(dataset, config.duplicates)
     if due or current_version(dataset).changing:

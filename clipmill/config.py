@@ -16,6 +16,7 @@ _MAX_YAML_BYTES = 1 << 20
 _MAX_NODES = 100_000
 _MAX_DEPTH = 50
 _MAX_SHOWN = 100
+_MOST_LISTED, _NEAREST = 60, 8
 _MAX_MISTAKES = 20
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 
@@ -112,11 +113,13 @@ def parse_yaml_value(content: str | bytes, *, origin: str) -> Any:
 
 
 def unknown_name(what: str, name: str, known: list[str]) -> str:
-    """Message for an unknown name: the name, the nearest known one, and all known ones."""
+    """Message for an unknown name: the name, the nearest known one, and all known ones, of many the nearest."""
     name = name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}..."
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {name!r}.{hint} Known: {', '.join(sorted(known))}."
+    listed = known if len(known) <= _MOST_LISTED else difflib.get_close_matches(name, known, n=_NEAREST, cutoff=0)
+    more = f" and {len(known) - len(listed):,} more" if len(listed) < len(known) else ""
+    return f"unknown {what} {name!r}.{hint} Known: {', '.join(sorted(listed))}{more}."
 
 
 def known_name(what: str, name: str, known: Collection[str]) -> str:

@@ -76,7 +76,8 @@ def search(
         for hit in result.hits
     )
     title = f"{result.query}: nearest {len(result.hits):,} of {result.searched:,} clips, {result.search_s * 1e3:.0f} ms"
-    console().print(table(title, ("", "cosine", "clip", "source", "seconds", "caption"), rows))
+    columns = ("", "cosine", "clip", "source", "seconds", "caption")
+    console().print(table(title, columns, rows, whole=("clip",)))
     if result.sheet:
         say(f"contact sheet: {result.sheet}")
 

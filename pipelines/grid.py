@@ -1,7 +1,7 @@
 """Tables on a terminal, and numbers as text."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from rich import box
@@ -11,13 +11,14 @@ from rich.text import Text
 from pipelines.printable import printable
 
 
-def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
-    """A table with right-aligned numeric columns; None is printed as a dash."""
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], *, whole: Collection[str] = ()) -> Table:
+    """A table with right-aligned numeric columns; None is printed as a dash. Cells of the columns `whole`, such as ids,
+    are never wrapped, so that they can be copied."""
     cells = [list(row) for row in rows]
     grid = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(columns):
         numeric = all(isinstance(row[i], int | float | None) for row in cells) and bool(cells)
-        grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        grid.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=name in whole)
     for row in cells:
         grid.add_row(*(Text(_cell(value)) for value in row))
     return grid

@@ -54,6 +54,6 @@ def _explained(config: CurateConfig | None, embed: Callable[[], NDArray[np.float
         if config is not None or str(error).startswith("image 0: "):
             raise
         raise UserError(
-            f"{error} If the CLIP model of the dataset is elsewhere, pass a file with its settings (clip_embedder), as "
-            "for `clipmill curate`."
+            f"the CLIP model of the dataset cannot be loaded: {error} Pass a file with its settings "
+            "(clip_embedder), as for `clipmill curate`."
         ) from error

@@ -20,7 +20,7 @@ p { margin: 4px 0; }
 ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(360px, 100%), 1fr)); gap: 16px; padding: 0;
   list-style: none; }
 li { border: 1px solid var(--line); border-radius: 6px; overflow: hidden; }
-li > div { padding: 8px 12px 12px; }
+li > div:not(.strip) { padding: 8px 12px 12px; }
 .strip { display: flex; align-items: center; background: #000; }
 .strip img { flex: 1 1 0; min-width: 0; max-height: 240px; object-fit: contain; }
 .strip.none { justify-content: center; height: 90px; color: #aaa; }

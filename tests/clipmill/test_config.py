@@ -108,3 +108,11 @@ def test_a_name_may_be_cut_short_as_long_as_one_alone_begins_so():
     for name in ("", "area", "similarity_x"):
         with pytest.raises(UserError, match="Known: motion, motion_bucket, similarity, text, text_area"):
             known_name("score", name, known)
+
+
+def test_of_many_known_names_the_nearest_are_listed() -> None:
+    known = [f"model-{i}" for i in range(100)]
+    message = unknown_name("model", "modell-17", known)
+    assert "Did you mean 'model-17'?" in message
+    assert message.count("model-") == 9
+    assert message.endswith(" and 92 more.")

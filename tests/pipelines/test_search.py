@@ -172,7 +172,9 @@ def test_another_model_is_refused(dataset: Dataset, tmp_path: Path):
     with pytest.raises(UserError, match="was embedded with other weights"):
         text_query(dataset, "snow", config_of(other))
     moved = Dataset(str(tmp_path / "moved")).create_or_open({"clip_embedder": {"model": "clip-9", "pretrained": None}})
-    with pytest.raises(UserError, match=r"is elsewhere, pass a file with its settings"):
+    with pytest.raises(
+        UserError, match=r"the CLIP model of the dataset cannot be loaded: .* Pass a file with its settings"
+    ):
         text_query(moved, "snow")
 
 

@@ -181,7 +181,7 @@ class GradualSearch:
         """Why a proposed gradual change is none; None for a dissolve or wipe."""
         first, middle, last = (stretch[i].luma for i in (old, (old + new) // 2, new))
         if not (candidate.dips or wiped(first, middle, last)):
-            return "the frames between are no mix of both pictures"
+            return "the frames between are not a blend of the two pictures"
         return why_same_shot(first, last, self._config.changed_share)
 
     def _refuse(self, stretch: Sequence[Sample], old: int, new: int, reason: str) -> None:

@@ -27,7 +27,7 @@ from curation.scores.columns import FAILED, SCORES
 from pipelines.changes import changing
 from pipelines.fence import Fence
 from pipelines.progress import Reporter
-from pipelines.status import models_of
+from pipelines.status import clip_digest
 from pipelines.versions import record_version
 
 _ROOT = f"{SCORES}/{CLUSTER}"
@@ -120,7 +120,7 @@ def _version(
     dataset: Dataset, embeddings: ClipEmbeddings, config: ClusterConfig, fence: Fence, *, retrain: bool
 ) -> tuple[RecordedVersion, NDArray[np.float32], bool]:
     """The version to write and its centroids, trained now if no version has these settings."""
-    digest = (models_of(dataset).get("digests") or {}).get("clip")
+    digest = clip_digest(dataset)
     made_with = ScoreVersion(
         scorer_version=METHOD,
         settings=config.model_dump(mode="json"),

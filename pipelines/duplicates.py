@@ -22,11 +22,10 @@ from curation.dedup.config import DuplicatesConfig
 from curation.dedup.duplicates import DuplicatesResult, find_duplicates, last_config
 from curation.dedup.kept import NONE, KeptShare, LocalIndex
 from curation.dedup.ranked import ClipBlock, RankedClips
-from curation.scores.clip_embedder import ClipEmbedder
 from pipelines.cluster import cluster_address, connected, stopped_by_errors
 from pipelines.config import CurateConfig
 from pipelines.costs import measured_here, recorded_costs
-from pipelines.status import models_of
+from pipelines.status import clip_digest, models_of
 
 _BLOCK_CLIPS = 4096
 """Clips per round: the driver compares those of a block with each other while the nodes wait."""
@@ -195,7 +194,7 @@ def search_against(
     """Score each clip by its nearest clip of another dataset, on the Ray cluster at `address` (or RAY_ADDRESS), else in
     this process. Raises UserError, see `find_in_other`, and for datasets that were curated with different CLIP models;
     RunStopped."""
-    digests = [(models_of(each).get("digests") or {}).get(ClipEmbedder.name) for each in (dataset, other)]
+    digests = [clip_digest(each) for each in (dataset, other)]
     compares_hashes = config is not None and config.by == "picture_hash"
     if None not in digests and digests[0] != digests[1] and not compares_hashes:
         raise UserError(

@@ -18,7 +18,7 @@ from curation.dataset.tables import Dataset
 from curation.scores.clip_embedder import ClipEmbedder, ClipEmbedderConfig
 from curation.video.resize import Image
 from pipelines.model_specs import load_model
-from pipelines.status import models_of
+from pipelines.status import clip_digest
 
 _MAX_FILE_BYTES = 64 << 20
 _LARGEST_SIDE_PX = 16_384
@@ -66,7 +66,7 @@ def _embedder(dataset: str | None, config: ClipEmbedderConfig | None, device: st
         recorded = opened.description()["config"].get("clip_embedder") or {}
         config = ClipEmbedderConfig.from_values(recorded, origin=f"clip_embedder of {opened.url}")
     embedder: ClipEmbedder = load_model(ClipEmbedder, config or ClipEmbedderConfig(), device)
-    expected = (models_of(opened).get("digests") or {}).get("clip") if opened is not None else None
+    expected = clip_digest(opened) if opened is not None else None
     if expected not in (None, embedder.weights.digest()):
         raise UserError(
             f"{dataset} was embedded with other weights than those of {embedder.weights.name}: pass its model as config"

@@ -33,7 +33,7 @@ from pipelines.models import CheckedModels, check_models
 from pipelines.progress import Reporter, note
 from pipelines.score_parts import PartWriter
 from pipelines.score_stages import Piece, needs_of, score_stages
-from pipelines.status import models_of
+from pipelines.status import clip_digest
 from pipelines.versions import check_all_names, digest_of, in_clips, record_version, source_digest, version_of_run
 
 _GIVEN = ("piece",)
@@ -240,7 +240,7 @@ def _uncovered(job: _Job, plan: _Plan, *, dry_run: bool) -> int:
 
 def _embeddings_serve(dataset: Dataset, scorer: Scorer, models: CheckedModels) -> bool:
     """Whether a scorer can do with the embeddings of the dataset: it needs no other, and they are of the same model."""
-    of_dataset = (models_of(dataset).get("digests") or {}).get("clip")
+    of_dataset = clip_digest(dataset)
     needs_no_others = "mean_embedding" in scorer.needs and "embeddings" not in scorer.needs
     return needs_no_others and of_dataset is not None and of_dataset == models.digests.get("clip")
 

@@ -154,6 +154,12 @@ def models_of(dataset: Dataset) -> dict[str, Any]:
     return storage.read_json_if_exists(dataset.fs, dataset.file("models.json"), _checked_models) or {}
 
 
+def clip_digest(dataset: Dataset) -> str | None:
+    """Digest of the CLIP weights that embedded the dataset; None if it has no embeddings or no record of them."""
+    digest = (models_of(dataset).get("digests") or {}).get("clip")
+    return None if digest is None else str(digest)
+
+
 def _checked_models(values: dict[str, Any]) -> dict[str, Any]:
     for key, kind in {"notices": list, "duplicates": dict, "digests": dict, "scorers": dict, "captions": dict}.items():
         if not isinstance(values.get(key), kind | None):

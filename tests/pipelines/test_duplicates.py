@@ -150,6 +150,6 @@ def test_datasets_of_different_models_are_not_compared(tmp_path: Path) -> None:
     pair = [Dataset(str(tmp_path / name)).create_or_open({}) for name in ("ours", "theirs")]
     for number, each in enumerate(pair):
         write(each, "one", [clip(0, at(0))])
-        Path(each.file("models.json")).write_text(f'{{"digests": {{"clip_embedder": "{number}"}}}}')
+        Path(each.file("models.json")).write_text(f'{{"digests": {{"clip": "{number}"}}}}')
     with pytest.raises(UserError, match="were curated with different CLIP models"):
         search_against(*pair)

@@ -9,7 +9,7 @@ Rerunning writes what is missing.
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,6 @@ from typing import Any
 from clipmill import storage
 from clipmill.errors import UserError
 from clipmill.formats import PUBLICATION
-from clipmill.pipeline import Stage
 from clipmill.resume import check_same, deciding
 from clipmill.shard_folder import ShardRecord, read_plan, write_index, write_plan
 from curation.dataset.tables import Dataset
@@ -27,17 +26,14 @@ from curation.publish.files import check_files, write_files
 from curation.publish.layouts import DATA, Target
 from curation.publish.plan import PublishConfig, PublishPlan, plan_publication
 from curation.shards.folder import index_of, start_shards
-from curation.shards.write import ShardPlan, write_shard
+from curation.shards.write import write_shard
 from pipelines.cluster import connected
-from pipelines.counting import stream_shards
-from pipelines.fence import HEARTBEAT_FILE, RUN_FILE, Fence, owned, refuse_if_running
+from pipelines.fence import HEARTBEAT_FILE, RUN_FILE, owned, refuse_if_running
 from pipelines.progress import Reporter
-from pipelines.shard import run_isolated, selected_rows, shards_in_place
+from pipelines.shard import Writer, selected_rows, shards_in_place, write_plans
 from pipelines.status import models_of
 
 _STATE = ".clipmill"
-Writer = Callable[..., ShardRecord]
-"""Writes a plan; its keyword `run` calls the code that reads videos."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +91,8 @@ def publish(
                 stack.enter_context(connected(address, num_cpus=num_cpus))
             fence = stack.enter_context(owned(job.state, take_over=take_over))
             job.start()
-            if todo:
-                stage = partial(publish_stage, fence, job.writer(), config)
-                for record in stream_shards(stage, todo, [each.clips.num_rows for each in todo], report):
-                    records[record.name] = record
+            for record in write_plans("publish", todo, fence, job.writer(), config.shards.extraction, report):
+                records[record.name] = record
             report.waiting("writing the card")
             facts = describe_publication(
                 data, plan, records, folder, selection=selection, config=config, models=models_of(data)
@@ -216,28 +210,3 @@ class _Job:
             clips=self.plan.clips.num_rows,
             clips_sha256=hashlib.sha256(ids.encode()).hexdigest(),
         )
-
-
-def publish_stage(fence: Fence, writer: Writer, config: PublishConfig, counter: Any = None) -> Stage:
-    """The stage that writes planned shards or files, each with the number of its first clip."""
-    return Stage(
-        name="publish", needs=("plan",), gives=("shard",), load=partial(_load_writer, fence, writer, config, counter)
-    )
-
-
-def _load_writer(
-    fence: Fence, writer: Writer, config: PublishConfig, counter: Any, device: str
-) -> Callable[[list[tuple[ShardPlan, int]]], list[ShardRecord]]:
-    return lambda plans: [_write_planned(plan, first, fence, writer, config, counter) for plan, first in plans]
-
-
-def _write_planned(
-    plan: ShardPlan, first: int, fence: Fence, writer: Writer, config: PublishConfig, counter: Any
-) -> ShardRecord:
-    numbers = {clip_id: first + i for i, clip_id in enumerate(plan.clips["clip_id"].to_pylist())}
-    fence.check()
-    try:
-        return writer(plan, run=partial(run_isolated, config.shards.extraction, numbers, counter))
-    except UserError:
-        fence.check()  # another run removes our unfinished files, and the error would be about those
-        raise

@@ -43,6 +43,8 @@ _NOT_OF_THE_CLIP = {
 }
 """Columns of the joined view that are not stored in shards; timings would make equal shards differ."""
 _CHECKED_AT_ONCE = 8
+Writer = Callable[..., ShardRecord]
+"""Writes a plan; its keyword `run` calls the code that reads videos."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,8 @@ def shard(
                 stack.enter_context(recorded_costs(Dataset(dataset), "shard"))
                 start_shards(folder, plans, selection=selection, settings=settings)
                 remove_index(folder)
-                for record in _stream(todo, fence, selection, config, report):
+                writer = partial(write_shard, folder_url=fence.url, selection=selection, config=config)
+                for record in write_plans("shard", todo, fence, writer, config.extraction, report):
                     records[record.name] = record
                 write_catalog(folder, catalog(plans, records))
                 write_index(folder, index())
@@ -167,43 +170,40 @@ def shards_in_place(plans: Sequence[ShardPlan], folder: str) -> dict[str, ShardR
         return {record.name: record for record in pool.map(checked, plans) if record}
 
 
-def _stream(
-    todo: Sequence[ShardPlan], fence: Fence, selection: str, config: ShardConfig, report: Reporter
+def write_plans(
+    name: str, todo: Sequence[ShardPlan], fence: Fence, writer: Writer, config: ExtractionConfig, report: Reporter
 ) -> Iterator[ShardRecord]:
-    """The graph: one task per shard."""
-    if todo:
-        stage = partial(shard_stage, fence, selection, config)
-        yield from stream_shards(stage, todo, [plan.clips.num_rows for plan in todo], report)
+    """Write plans with `writer`, one Ray task per plan; `name` is that of the stage."""
+    if not todo:
+        return
+
+    def stage(counter: Any) -> Stage:
+        load = partial(_load_writer, fence, writer, config, counter)
+        return Stage(name=name, needs=("plan",), gives=("shard",), load=load)
+
+    yield from stream_shards(stage, todo, [plan.clips.num_rows for plan in todo], report)
 
 
-def shard_stage(fence: Fence, selection: str, config: ShardConfig, counter: Any = None) -> Stage:
-    """The stage that writes planned shards, each with the number of its first clip, into the fence's folder."""
-    return Stage(
-        name="shard", needs=("plan",), gives=("shard",), load=partial(_load_shard, fence, selection, config, counter)
-    )
-
-
-def _load_shard(
-    fence: Fence, selection: str, config: ShardConfig, counter: Any, device: str
+def _load_writer(
+    fence: Fence, writer: Writer, config: ExtractionConfig, counter: Any, device: str
 ) -> Callable[[list[tuple[ShardPlan, int]]], list[ShardRecord]]:
-    return lambda plans: [write_planned(plan, first, fence, selection, config, counter) for plan, first in plans]
+    return lambda plans: [write_planned(plan, first, fence, writer, config, counter) for plan, first in plans]
 
 
 def write_planned(
-    plan: ShardPlan, first: int, fence: Fence, selection: str, config: ShardConfig, counter: Any = None
+    plan: ShardPlan, first: int, fence: Fence, writer: Writer, config: ExtractionConfig, counter: Any = None
 ) -> ShardRecord:
-    """Write one planned shard. Videos are read in a child process with limits."""
+    """Write one plan while this run owns the folder. Videos are read in a child process with limits."""
     numbers = {clip_id: first + i for i, clip_id in enumerate(plan.clips["clip_id"].to_pylist())}
-    run = partial(run_isolated, config.extraction, numbers, counter)
     fence.check()
     try:
-        return write_shard(plan, fence.url, selection=selection, config=config, run=run)
+        return writer(plan, run=partial(_run_isolated, config, numbers, counter))
     except UserError:
         fence.check()  # another run removes our unfinished files, and the error would be about those
         raise
 
 
-def run_isolated(
+def _run_isolated(
     config: ExtractionConfig,
     numbers: Mapping[str, int],
     counter: Any,

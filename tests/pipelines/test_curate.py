@@ -165,7 +165,7 @@ def test_shards_in_the_hands_of_another_run_are_left_alone(dataset: str):
         assert shard(dataset, "fenced", take_over=True, quiet=True).index == run.index
         plan = stage.plan_shards(stage.selected_rows(Dataset(dataset), "fenced")[0], kind="clips")[0]
         with pytest.raises(RunStopped, match="another run now owns"):
-            stage.write_planned(plan, 0, fence, "fenced", stage.ShardConfig())
+            stage.write_planned(plan, 0, fence, stage.write_shard, stage.ExtractionConfig())
     (Path(run.folder) / "index.json").unlink()  # killed before the last write
     assert (
         shard(dataset, "fenced", quiet=True).index

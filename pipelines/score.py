@@ -162,21 +162,9 @@ def add_scores(
         report.connecting(address)
         with connected(address, num_cpus=num_cpus):
             report.waiting("loading the models")
-            schema = score_schema(made.name, made.columns, sees_captions="captions" in made.needs)
-            models = check_models(asked)
-            scan = config.scan.replace(thumbnail_long_side_px=_thumbnail_size(opened))
-            job = _Job(
-                dataset=opened,
-                asked=asked,
-                scorer=made,
-                models=models,
-                schema=schema,
-                scan=scan,
-                captions=_captions_for(opened, made),
-                stored_embeddings=_embeddings_serve(opened, made, models),
-            )
+            job = _job(opened, asked, made, config.scan)
             check(job.stages(), _GIVEN)
-            for notice in models.notices:
+            for notice in job.models.notices:
                 note(notice)
             report.waiting("reading the tables")
             plan = _plan(job, selection, retry_failed=retry_failed)
@@ -185,10 +173,12 @@ def add_scores(
                 change = Change(command=command, what=f"{made.name}, version {plan.version.version}")
                 with changing(opened, change, take_over=take_over) as fence, recorded_costs(opened, command):
                     opened.remove_unfinished()
-                    plan = _plan(
-                        job, selection, retry_failed=retry_failed
-                    )  # again: another run may have committed parts since
+                    # Again: another run may have committed parts since.
+                    plan = _plan(job, selection, retry_failed=retry_failed)
                     failed = _run(job, plan, fence, report)
+    dataset_clips, missing = clips_without(opened, made.root, plan.version.version)
+    if dry_run or in_clips(opened, made, plan.version.version):
+        missing = {}
     return ScoreResult(
         dataset=dataset,
         scorer=made.name,
@@ -197,10 +187,25 @@ def add_scores(
         scored_before=plan.clips - plan.missing,
         scored_now=plan.missing - failed,
         failed_now=failed,
-        dataset_clips=clips_without(opened, made.root, plan.version.version)[0],
-        uncovered=_uncovered(job, plan, dry_run=dry_run),
+        dataset_clips=dataset_clips,
+        uncovered=sum(map(len, missing.values())),
         changes=plan.changes,
         wall_s=time.monotonic() - started_s,
+    )
+
+
+def _job(dataset: Dataset, asked: AskedModels, scorer: Scorer, scan: ScanConfig) -> _Job:
+    """Load the models on every node, and read what of the dataset decides how the scorer runs."""
+    models = check_models(asked)
+    return _Job(
+        dataset=dataset,
+        asked=asked,
+        scorer=scorer,
+        models=models,
+        schema=score_schema(scorer.name, scorer.columns, sees_captions="captions" in scorer.needs),
+        scan=scan.replace(thumbnail_long_side_px=_thumbnail_size(dataset)),
+        captions=_captions_for(dataset, scorer),
+        stored_embeddings=_embeddings_serve(dataset, scorer, models),
     )
 
 
@@ -229,13 +234,6 @@ def _plan(job: _Job, selection: str | None, *, retry_failed: bool) -> _Plan:
         for start in range(0, len(rows), clips_per_piece)
     ]
     return _Plan(version=version, changes=changes, clips=clips, pieces=pieces)
-
-
-def _uncovered(job: _Job, plan: _Plan, *, dry_run: bool) -> int:
-    if dry_run or in_clips(job.dataset, job.scorer, plan.version.version):
-        return 0
-    _, missing = clips_without(job.dataset, job.scorer.root, plan.version.version)
-    return sum(map(len, missing.values()))
 
 
 def _embeddings_serve(dataset: Dataset, scorer: Scorer, models: CheckedModels) -> bool:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from clipmill.errors import UserError
-from pipelines.cli_shared import CLIPS, EXIT_CODES, Address, ConfigFile, DatasetFolder, TakeOver, console
+from pipelines.cli_shared import CLIPS, EXIT_CODES, Address, ConfigFile, DatasetFolder, TakeOver, console, given
 
 app = typer.Typer()
 
@@ -63,8 +63,7 @@ def duplicates(
     opened = Dataset(dataset).open()
     if name and not against:
         raise UserError("--name names the score of --against; pass both, or neither")
-    given = {key: value for key, value in {"min_cosine": min_cosine, "by": by}.items() if value is not None}
-    settings = settings_of(opened, config, given)
+    settings = settings_of(opened, config, given(min_cosine=min_cosine, by=by))
     with changing(opened, Change(command="duplicates"), take_over=take_over):
         if against:
             other = Dataset(against).open()

@@ -13,7 +13,9 @@ from pipelines.cli_shared import (
     DatasetFolder,
     NumCpus,
     TakeOver,
+    comma_separated,
     complain,
+    given,
     say,
 )
 
@@ -53,7 +55,8 @@ def publish(
 ) -> None:
     """Write a selection as a folder for the Hugging Face Hub or another trainer, with a card and Croissant metadata.
 
-    Nothing is uploaded: the card says the command. Rerun to resume. The folder names no local path, user or credential.
+    Nothing is uploaded; the card contains the upload command. Rerun to resume. The folder reveals no local path, user
+    name or credential.
     """
     from typing import cast, get_args
 
@@ -64,9 +67,7 @@ def publish(
     from pipelines.publish import publish as run
 
     target = cast(Target, known_name("layout", to, get_args(Target)))
-    names = tuple(name.strip() for name in (captions or "").split(",") if name.strip())
-    given = {"captions": names or None, "fps": fps}
-    changes = {name: value for name, value in given.items() if value is not None}
+    changes = given(captions=comma_separated(captions) or None, fps=fps)
     settings = (PublishConfig.from_file(config) if config else PublishConfig()).replace(**changes)
     result = run(
         dataset,

@@ -46,7 +46,7 @@ def search(
     a file, search/embeddings.arrow, that later searches map into memory.
     """
     from pipelines.config import CurateConfig
-    from pipelines.render import table
+    from pipelines.grid import table
     from pipelines.search import search as run
 
     result = run(
@@ -111,7 +111,7 @@ def cluster(
     """
     from curation.dedup.clusters import ClusterConfig
     from pipelines.clustering import cluster as run
-    from pipelines.render import table
+    from pipelines.grid import table
 
     config = ClusterConfig(clusters=clusters, seed=seed, iterations=iterations, sample_clips=sample_clips)
     result = run(dataset, config, retrain=retrain, take_over=take_over)

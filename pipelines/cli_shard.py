@@ -15,6 +15,7 @@ from pipelines.cli_shared import (
     TakeOver,
     complain,
     console,
+    given,
     nothing_came_out,
     say,
 )
@@ -65,13 +66,9 @@ def shard(
         raise UserError("--frames applies to --images; clip shards have all frames")
     if images and audio == "keep":
         raise UserError("--audio keep applies to clip shards; images have no sound")
-    given = {"clips_per_shard": clips_per_shard, "seed": seed}
-    changes = {name: value for name, value in given.items() if value is not None}
-    settings = (ShardConfig.from_file(config) if config else ShardConfig()).model_copy(update=changes)
-    extraction = {"audio": audio, "frames_per_clip": frames}
-    settings = settings.replace(
-        extraction=settings.extraction.replace(**{name: v for name, v in extraction.items() if v is not None})
-    )
+    settings = ShardConfig.from_file(config) if config else ShardConfig()
+    extraction = settings.extraction.replace(**given(audio=audio, frames_per_clip=frames))
+    settings = settings.replace(**given(clips_per_shard=clips_per_shard, seed=seed), extraction=extraction)
     result = run(
         dataset,
         selection,

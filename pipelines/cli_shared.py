@@ -113,8 +113,18 @@ def curate_config(address: str | None, without: str | None) -> "CurateConfig":
     from pipelines.config import CurateConfig
 
     config = CurateConfig.from_file(address) if address else CurateConfig()
-    names = [known_name("score", name.strip(), SCORE_COLUMNS) for name in (without or "").split(",") if name.strip()]
+    names = [known_name("score", name, SCORE_COLUMNS) for name in comma_separated(without)]
     return config.model_copy(update={"without": tuple(sorted({*config.without, *names}))})
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def comma_separated(text: str | None) -> list[str]:
+    """The names in an option."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def _interrupt(*_: Any) -> None:
@@ -139,7 +149,7 @@ def complain(sentence: str) -> None:
 
 
 def location(text: str) -> Path | str:
-    """A local path, or an fsspec URL, which is no path."""
+    """A local path as a Path; an fsspec URL unchanged."""
     return text if "://" in text else Path(text)
 
 

@@ -20,7 +20,8 @@ from pipelines.cli import complain, console
 from pipelines.cluster import connected
 from pipelines.grid import table
 from pipelines.progress import note
-from pipelines.render import print_curation, print_selection, print_summary
+from pipelines.render import print_curation, print_summary
+from pipelines.render_selection import print_selection
 from pipelines.report import report_at_end
 
 RULES = Path(__file__).with_name("rules")

@@ -175,8 +175,8 @@ def select(
     --replace. Exits with 3 if no clip passes, or if a rule drops clips for a score that most clips lack.
     """
     from curation.selection.rules import load_rules
-    from pipelines import render
     from pipelines.config import CurateConfig
+    from pipelines.render_selection import print_difference, print_selection, shortfall
     from pipelines.report import report_at_end
     from pipelines.select import DEFAULT_PRESET, compare
     from pipelines.select import select as run
@@ -198,12 +198,12 @@ def select(
         replace=replace,
         dry_run=dry_run,
     )
-    render.print_selection(console(), selection, dry_run=dry_run)
+    print_selection(console(), selection, dry_run=dry_run)
     if difference:
-        render.print_difference(console(), difference)
+        print_difference(console(), difference)
     if not dry_run:
         report_at_end(dataset, selection.name)
-    if warning := render.shortfall(selection):
+    if warning := shortfall(selection):
         nothing_came_out(warning)
 
 

@@ -13,7 +13,6 @@ from curation.dataset.caption_counts import CaptionCount
 from curation.dedup.against import AgainstResult
 from curation.dedup.duplicates import DuplicatesResult
 from curation.scores.columns import SCORE_COLUMNS
-from curation.selection.difference import Difference
 from curation.selection.groups import is_group_rule
 from curation.selection.saved import Selection, funnel_rows
 from pipelines.curate import CurateResult
@@ -21,6 +20,7 @@ from pipelines.grid import duration, size, table
 from pipelines.inspect import Inspection
 from pipelines.printable import printable
 from pipelines.render_outdated import outdated_note, shard_rows
+from pipelines.render_selection import condition
 from pipelines.shard import ShardRun
 from pipelines.status import Status, VersionCount
 
@@ -188,7 +188,7 @@ def print_summary(
         ("sources", status.sources, f"{duration(status.video_s)} of video"),
         *((f"  {kind}", count, f"rejected: {_kind(kind)}") for kind, count in status.rejected.items()),
         ("clips", status.clips, f"{duration(status.clip_s)}, {share(status.clip_s, status.video_s)} of all footage"),
-        *((f"  kept by {step['rule']}", step["clips_left"], _asked(step)) for step in funnel_rows(selection)[1:]),
+        *((f"  kept by {step['rule']}", step["clips_left"], condition(step)) for step in funnel_rows(selection)[1:]),
         ("selected", selection.clips, duration(selection.seconds)),
         *(
             (f"{run.index['kind'].removesuffix('s')} shards", run.index["totals"]["shards"], _shard_line(run))
@@ -272,67 +272,6 @@ def _speed(status: Status) -> str:
         return "no sources scanned"
     scan = f"scan only {status.video_s / status.scan_cpu_s:.1f}" if status.scan_cpu_s else "no scan"
     return f"{status.video_s / cpu_s:.1f} s of video per CPU-second ({scan})"
-
-
-def print_selection(console: Console, selection: Selection, *, dry_run: bool = False) -> None:
-    """Print the funnel: each rule, its resolved thresholds, and the clips it removed."""
-    rows = [
-        (
-            step["rule"],
-            _asked(step),
-            step["removed_alone"],
-            step["removed"],
-            step["unscored_dropped"],
-            step["clips_left"],
-            duration(step["seconds_left"]),
-        )
-        for step in funnel_rows(selection)
-    ]
-    title = f"selection {selection.name}: {selection.clips:,} of {selection.total_clips:,} clips"
-    title += " (dry run, not written)" if dry_run else ""
-    console.print(table(title, ("rule", "condition", "alone", "removed", "unscored", "left", "footage left"), rows))
-
-
-def print_difference(console: Console, difference: Difference) -> None:
-    """Print the clips that a selection has more and less than another, by the rule that decides."""
-    rows = [("in both", "", difference.both, "")]
-    for change in difference.coming:
-        where = f" in {difference.other}" if change.rule else ""
-        rows.append(("only here", f"{change.reason}{where}", change.clips, duration(change.seconds)))
-    for change in difference.going:
-        where = " here" if change.rule else ""
-        rows.append((f"only in {difference.other}", f"{change.reason}{where}", change.clips, duration(change.seconds)))
-    console.print(table(f"compared with {difference.other}", ("", "reason", "clips", "footage"), rows))
-
-
-def shortfall(selection: Selection) -> str | None:
-    """A warning if no clip is left or a rule dropped clips that lack its score for most clips; None otherwise."""
-    if selection.starved:
-        return "; ".join(
-            f"{step.rule} dropped {step.unscored_dropped:,} clips without a score"
-            + (f" ({step.unscored_reason})" if step.unscored_reason else "")
-            for step in selection.starved
-        ) + (
-            f"; {selection.clips:,} of {selection.total_clips:,} clips are left. Compute the score, remove "
-            "the rule, or set `unscored: keep` in it"
-        )
-    if not selection.empty:
-        return None
-    if not selection.total_clips:
-        return "no clip passed: the dataset has no clips"
-    worst = max(selection.funnel, key=lambda step: step.removed + step.unscored_dropped)
-    return (
-        f"no clip passed: {worst.rule} removed the most ({worst.removed + worst.unscored_dropped:,} clips); loosen it"
-    )
-
-
-def _asked(step: Mapping[str, Any]) -> str:
-    """A rule as written and its resolved threshold, or why it was skipped."""
-    if step["skipped"]:
-        return f"skipped: {step['skipped']}"
-    numbers = ", ".join(f"{k} {v:.4g}" for k, v in step["thresholds"].items() if v is not None)
-    note = f"; {step['note']}" if step["note"] else ""
-    return f"{step['asked']}" + (f"  ({numbers})" if numbers else "") + note
 
 
 def print_shards(console: Console, run: ShardRun) -> None:

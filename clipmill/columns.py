@@ -1,6 +1,6 @@
 """Self-describing table columns: meaning, unit and polarity are stored in the schema."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -22,6 +22,13 @@ def column(
     if bounds:
         metadata["bounds"] = f"{bounds[0]:g} {bounds[1]:g}"
     return pa.field(name, kind, metadata=metadata)
+
+
+def with_values(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
+    """The table with other values in a column, whose type and metadata stay."""
+    index = table.schema.get_field_index(name)
+    field = table.schema.field(index)
+    return table.set_column(index, field, pa.array(values, field.type))
 
 
 def bounds_of(field: pa.Field) -> tuple[float, float] | None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill import storage
+from clipmill.columns import with_values
 from curation.dataset.score_versions import stamped
 from curation.dataset.tables import Dataset
 from pipelines.fence import Fence
@@ -89,6 +90,5 @@ def _counting_on(new: pa.Table, old: pa.Table, summed: Sequence[str]) -> pa.Tabl
     for name in summed:
         pairs = zip(new[name].to_pylist(), (row.get(name) for row in earlier), strict=True)
         values = [None if (now, then) == (None, None) else (now or 0) + (then or 0) for now, then in pairs]
-        at = new.schema.get_field_index(name)
-        new = new.set_column(at, new.schema.field(name), pa.array(values, new.schema.field(name).type))
+        new = with_values(new, name, values)
     return new

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from clipmill import storage
-from clipmill.columns import column
+from clipmill.columns import column, with_values
 from curation.scores.columns import SCORE_COLUMNS, error_kind_column
 
 VERSIONS_FILE = "versions.json"
@@ -114,9 +114,7 @@ def score_schema(name: str, columns: Iterable[pa.Field], *, sees_captions: bool 
 def stamped(table: pa.Table, version: int, weights_digest: str | None) -> pa.Table:
     """The rows of a score with what made them."""
     for name, value in {"version": version, "weights_digest": weights_digest}.items():
-        place = table.schema.get_field_index(name)
-        constant = pa.array([value] * table.num_rows, table.schema.field(name).type)
-        table = table.set_column(place, table.schema.field(name), constant)
+        table = with_values(table, name, [value] * table.num_rows)
     return table
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from clipmill.columns import with_values
 from clipmill.config import Config, unknown_name
 from clipmill.errors import UserError
 from clipmill.shard_folder import FailedClip
@@ -104,10 +105,7 @@ def _with_captions(rows: pa.Table, sources: Sequence[str]) -> pa.Table:
             raise UserError(unknown_name("source of captions", source, sorted(known)))
     chosen = [[c for source in sources for c in captions or () if source in _names(c["source"])] for captions in given]
     texts = [caption_of({"captions": captions}) or None for captions in chosen]
-    for name, values in (("captions", chosen), ("caption", texts)):
-        at = rows.column_names.index(name)
-        rows = rows.set_column(at, rows.schema.field(at), pa.array(values, rows.schema.field(at).type))
-    return rows
+    return with_values(with_values(rows, "captions", chosen), "caption", texts)
 
 
 def _names(source: str) -> Iterable[str]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from clipmill.columns import with_values
 from clipmill.public import public_text
 from clipmill.shard_folder import ShardRecord
 from curation.dataset.schemas import CLIPS, SOURCES
@@ -39,14 +40,12 @@ def catalog(plans: "Sequence[ShardPlan]", records: Mapping[str, ShardRecord]) ->
 def public_columns(clips: pa.Table) -> pa.Table:
     """Without what belongs to the machine that curated: absolute addresses, sentences of errors, paths in texts."""
     clips = clips.drop_columns([name for name in clips.column_names if name in _NOT_PUBLIC or name.endswith("_error")])
-    for at, name in enumerate(clips.column_names):
+    for name in clips.column_names:
         if name == "metadata" or (name not in _OWN and pa.types.is_string(clips.schema.field(name).type)):
-            values = [_public_value(value) for value in clips[name].to_pylist()]
-            clips = clips.set_column(at, clips.schema.field(name), pa.array(values, clips.schema.field(name).type))
+            clips = with_values(clips, name, [_public_value(value) for value in clips[name].to_pylist()])
     if "captions" in clips.column_names:
         without = [[caption | {"error": None} for caption in row or ()] for row in clips["captions"].to_pylist()]
-        at, field = clips.column_names.index("captions"), clips.schema.field("captions")
-        clips = clips.set_column(at, field, pa.array(without, field.type))
+        clips = with_values(clips, "captions", without)
     return clips
 
 

@@ -16,6 +16,7 @@ import fsspec
 import pyarrow as pa
 
 from clipmill import storage
+from clipmill.columns import with_values
 from clipmill.errors import UserError
 from clipmill.formats import SHARDS
 from clipmill.shard_folder import (
@@ -30,7 +31,7 @@ from clipmill.shard_folder import (
     write_plan,
     write_record,
 )
-from curation.shards.places import CATALOG, PLACE, check_catalog, files_of, write_catalog
+from curation.shards.places import CATALOG, check_catalog, files_of, write_catalog
 from curation.shards.summed import Summed
 
 _COPY_BYTES = 1 << 20
@@ -291,9 +292,7 @@ def _catalog(table: pa.Table, records: Mapping[str, ShardRecord], source_ids: Co
     for shard, key in zip(table["shard"].to_pylist(), table["key"].to_pylist(), strict=True):
         places.append({"shard_bytes": records[shard].bytes, **files_of(records[shard], row_of[shard][key])})
     for name in ("shard_bytes", "extension", "offset", "size", "files"):
-        field = PLACE.field(name)
-        column = pa.array([place[name] for place in places], field.type)
-        table = table.set_column(table.column_names.index(name), table.schema.field(name), column)
+        table = with_values(table, name, [place[name] for place in places])
     return table
 
 

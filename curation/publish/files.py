@@ -13,14 +13,13 @@ import pyarrow as pa
 
 from clipmill import storage
 from clipmill.errors import SourceError
-from clipmill.public import public_text
-from clipmill.shard_folder import FailedClip, Members, ShardRecord, read_record, write_record
+from clipmill.shard_folder import Members, ShardRecord, read_record, write_record
 from curation.inputs.signed import signed_address
 from curation.publish.layouts import path_of
 from curation.shards.extract import ClipRow, ExtractedClip, ExtractionConfig, extract_clips
 from curation.shards.resample import needs_resampling
 from curation.shards.sample import caption_of
-from curation.shards.write import Run, ShardPlan, extracted_in_order
+from curation.shards.write import Run, ShardPlan, extracted_in_order, failed_clip
 
 _PLAIN = {
     "codec": "h264",
@@ -49,8 +48,7 @@ def write_files(
     duration_s = 0.0
     for row, extracted in _plain_clips(plan, fps, config, run):
         if isinstance(extracted, SourceError):
-            error = public_text(extracted.message)
-            failed.append(FailedClip(clip_id=row["clip_id"], error_kind=extracted.kind, error=error))
+            failed.append(failed_clip(row["clip_id"], extracted))
             continue
         contents = {"mp4": extracted.content, "txt": caption_of(row).encode()}
         for extension, content in contents.items():

@@ -127,7 +127,7 @@ def write_shard(
         with TarWriter(summed, encoder=False, mtime=0, user="clipmill", group="clipmill") as tar:
             for row, extracted in extracted_in_order(plan, config.extraction, run):
                 if isinstance(extracted, SourceError):
-                    failed.append(_failed(row["clip_id"], extracted))
+                    failed.append(failed_clip(row["clip_id"], extracted))
                     continue
                 for sample in _samples(row, extracted, selection):
                     tar.write(sample)
@@ -283,7 +283,8 @@ def _sample(key: str, row: ClipRow, extracted: ExtractedClip, selection: str) ->
     }
 
 
-def _failed(clip_id: str, error: SourceError) -> FailedClip:
+def failed_clip(clip_id: str, error: SourceError) -> FailedClip:
+    """The clip in a record, without paths and keys of this machine."""
     return FailedClip(clip_id=clip_id, error_kind=error.kind, error=public_text(error.message))
 
 

@@ -267,6 +267,11 @@ PREVIEWS = pa.schema(
 SCHEMAS: Mapping[str, pa.Schema] = MappingProxyType({"sources": SOURCES, "clips": CLIPS, "previews": PREVIEWS})
 
 
+def source_of(clip_id: str) -> str:
+    """The source id in a clip id."""
+    return clip_id.partition("-")[0]
+
+
 def with_column_tables(document: str) -> str:
     """Regenerate each block `<!-- columns of NAME -->` ... `<!-- end -->` of a Markdown document."""
     for name, schema in SCHEMAS.items():

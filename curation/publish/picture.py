@@ -3,12 +3,14 @@
 import hashlib
 import io
 import math
+from collections import Counter
 from collections.abc import Collection
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from clipmill.jpeg import jpeg_size
+from curation.dataset.schemas import source_of
 from curation.dataset.tables import Dataset
 
 _COLUMNS, _ROWS = 5, 4
@@ -37,26 +39,23 @@ def contact_sheet(dataset: Dataset, clip_ids: Collection[str]) -> bytes | None:
 
 def _cells(dataset: Dataset, clip_ids: Collection[str]) -> list[Image.Image]:
     """Pictures of one clip per source, then of a second one, and so on."""
-    most = _COLUMNS * _ROWS
-    wanted, parts = set(clip_ids), sorted(dataset.parts("previews"), key=_hash)[:_PARTS]
-    of_part = {}
-    for part in parts:
+    wanted = set(clip_ids)
+    rows_of: dict[str, dict[str, int]] = {}
+    """Part -> its clips, with their row numbers."""
+    for part in sorted(dataset.parts("previews"), key=_hash)[:_PARTS]:
         ids = dataset.read_part("previews", part, ["clip_id"])["clip_id"].to_pylist()
-        of_part[part] = sorted((clip_id for clip_id in ids if clip_id in wanted), key=_hash)
-    everything = [clip_id for ids in of_part.values() for clip_id in ids]
+        rows_of[part] = {clip_id: row for row, clip_id in enumerate(ids) if clip_id in wanted}
     rank: dict[str, int] = {}
-    nth_of_source: dict[str, int] = {}
-    for clip_id in sorted(everything, key=_hash):
-        source = clip_id.partition("-")[0]
-        rank[clip_id] = nth_of_source[source] = nth_of_source.get(source, -1) + 1
-    chosen = set(sorted(everything, key=lambda clip_id: (rank[clip_id], _hash(clip_id)))[:most])
+    clips_of: Counter[str] = Counter()
+    for clip_id in sorted((clip_id for rows in rows_of.values() for clip_id in rows), key=_hash):
+        rank[clip_id] = clips_of[source_of(clip_id)]
+        clips_of[source_of(clip_id)] += 1
+    chosen = set(sorted(rank, key=rank.__getitem__)[: _COLUMNS * _ROWS])
     cells = {}
-    for part, ids in of_part.items():
-        taken = chosen & set(ids)
-        if taken:
-            listed = dataset.read_part("previews", part, ["clip_id"])["clip_id"].to_pylist()
-            at = np.array([i for i, clip_id in enumerate(listed) if clip_id in taken])
-            for row in dataset.read_part("previews", part, ["clip_id", "middle"], at).to_pylist():
+    for part, rows in rows_of.items():
+        numbers = [row for clip_id, row in rows.items() if clip_id in chosen]
+        if numbers:
+            for row in dataset.read_part("previews", part, ["clip_id", "middle"], np.array(numbers)).to_pylist():
                 cells[row["clip_id"]] = _cell(row["middle"])
     return [cell for _, cell in sorted(cells.items(), key=lambda item: _hash(item[0])) if cell is not None]
 

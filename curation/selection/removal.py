@@ -7,6 +7,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from clipmill import storage
+from curation.dataset.schemas import source_of
 from curation.dataset.source_rows import remove_rows_from_file, rows_in_file
 from curation.dataset.tables import Dataset
 from curation.selection.marks import dataset_marks, write_marks
@@ -34,7 +35,7 @@ def remove_from_selections(
         check()
         _recount(dataset, name)
     marks = dataset_marks(dataset)
-    kept = tuple(mark for mark in marks.marks if mark.clip_id.partition("-")[0] not in source_ids)
+    kept = tuple(mark for mark in marks.marks if source_of(mark.clip_id) not in source_ids)
     if len(kept) < len(marks.marks):
         check()
         write_marks(dataset, replace(marks, marks=kept))

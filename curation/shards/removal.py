@@ -31,6 +31,7 @@ from clipmill.shard_folder import (
     write_plan,
     write_record,
 )
+from curation.dataset.schemas import source_of
 from curation.shards.places import CATALOG, check_catalog, files_of, write_catalog
 from curation.shards.summed import Summed
 
@@ -51,7 +52,7 @@ def shards_with(folder_url: str, source_ids: Collection[str]) -> list[HeldShard]
     """The tars of a folder that hold samples of these sources, in order. Raises UserError if a record is damaged."""
     held = []
     for name, record in _records(folder_url).items():
-        samples = sum(_owner(key) in source_ids for key in _keys(folder_url, name, record))
+        samples = sum(source_of(key) in source_ids for key in _keys(folder_url, name, record))
         if samples:
             held.append(HeldShard(name=name, samples=samples))
     return held
@@ -148,10 +149,6 @@ def _explained(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[None]:
         ) from error
 
 
-def _owner(clip_id: str) -> str:
-    return clip_id.partition("-")[0]
-
-
 def _empty(folder_url: str, check: Callable[[], None]) -> None:
     fs, folder = storage.filesystem(folder_url)
     for suffix in (".tar", ".json", CATALOG):
@@ -169,7 +166,7 @@ def _rewritten(
 
     All is derived from the tar itself: a killed run may have replaced it, but not its record.
     """
-    if not any(_owner(key) in source_ids for key in _keys(folder_url, record.name, record)):
+    if not any(source_of(key) in source_ids for key in _keys(folder_url, record.name, record)):
         return record
     fs, folder = storage.filesystem(folder_url)
     path = f"{folder}/{record.name}"
@@ -178,7 +175,7 @@ def _rewritten(
     with _explained(fs, path), fs.open(path, "rb") as old, storage.atomic_write(fs, path) as new:
         summed = Summed(new)
         for key, (start, end), files in _samples(old):
-            if _owner(key) in source_ids:
+            if source_of(key) in source_ids:
                 continue
             moved = summed.bytes - start
             _copy(old, start, end, summed)
@@ -186,7 +183,9 @@ def _rewritten(
             for extension in {*ranges, *files}:
                 before = ranges.setdefault(extension, [None] * (len(keys) - 1))
                 before.append((files[extension][0] + moved, files[extension][1]) if extension in files else None)
-        expected = {key for key in (record.members.keys if record.members else keys) if _owner(key) not in source_ids}
+        expected = {
+            key for key in (record.members.keys if record.members else keys) if source_of(key) not in source_ids
+        }
         if expected != set(keys):
             raise tarfile.ReadError(f"expected {len(expected)} samples of other sources, got {len(keys)}")
         summed.write(b"\0" * _padding(summed.bytes))
@@ -197,7 +196,7 @@ def _rewritten(
         bytes=summed.bytes,
         sha256=summed.digest.hexdigest(),
         fingerprint=None,
-        failed=tuple(clip for clip in record.failed if _owner(clip.clip_id) not in source_ids),
+        failed=tuple(clip for clip in record.failed if source_of(clip.clip_id) not in source_ids),
         members=Members(keys=tuple(keys), ranges={name: tuple(found) for name, found in sorted(ranges.items())}),
     )
     write_record(folder_url, rewritten)
@@ -246,7 +245,7 @@ def _write_lists(
         written.append(_with_totals(record, clips_of.get(name, {})))
         if written[-1] != record:
             write_record(folder_url, written[-1])
-    gone = [clip for clip in gone if _owner(clip.clip_id) not in source_ids]
+    gone = [clip for clip in gone if source_of(clip.clip_id) not in source_ids]
     clips = sum(map(len, clips_of.values()))
     plan = _plan(folder_url, written, clips_of, version)
     write_plan(folder_url, plan)
@@ -285,7 +284,7 @@ def _listed(index: dict[str, Any]) -> tuple[list[FailedClip], int]:
 
 def _catalog(table: pa.Table, records: Mapping[str, ShardRecord], source_ids: Collection[str]) -> pa.Table:
     """The rows that are left, with the places of their files in the rewritten tars."""
-    rows = [i for i, clip_id in enumerate(table["clip_id"].to_pylist()) if _owner(clip_id) not in source_ids]
+    rows = [i for i, clip_id in enumerate(table["clip_id"].to_pylist()) if source_of(clip_id) not in source_ids]
     table = table.take(pa.array(rows, pa.int64()))
     row_of = {name: {key: i for i, key in enumerate(r.members.keys)} for name, r in records.items() if r.members}
     places = []

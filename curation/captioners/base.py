@@ -1,5 +1,6 @@
 """What a captioner is: a scorer whose score is a text, in a table of its own."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypedDict, Unpack
@@ -49,6 +50,11 @@ class NoCaption(Exception):
     def __init__(self, reason: str, kind: CaptionError = "failed", **tokens: Unpack[Tokens]) -> None:
         super().__init__(reason)
         self.kind, self.tokens = kind, tokens
+
+
+def without_reasoning(answer: str) -> str:
+    """A model's answer without the thoughts that some models write in front of it."""
+    return re.sub(r"<think>.*?(</think>|$)", " ", answer, flags=re.DOTALL).rpartition("</think>")[2]
 
 
 class Captioner(Scorer):

@@ -12,7 +12,7 @@ from typing import Any
 
 import openai
 
-from curation.captioners.base import GeneratedCaption, NoCaption, Tokens
+from curation.captioners.base import GeneratedCaption, NoCaption, Tokens, without_reasoning
 from curation.captioners.breaker import Breaker
 from curation.captioners.endpoint_config import EndpointConfig
 from curation.captioners.structured import Structure
@@ -164,8 +164,7 @@ def tidy(answer: str, *, cut: bool = False) -> str | None:
 
     None if nothing is left. A text that is too long, or was `cut`, is shortened to its last complete sentence, if any.
     """
-    answer = re.sub(r"<think>.*?(</think>|$)", " ", answer, flags=re.DOTALL)
-    text = clean(answer.rpartition("</think>")[2]) or ""
+    text = clean(without_reasoning(answer)) or ""
     for opening, closing in ('""', "''", "“”", "‘’", "«»", "``"):
         inner = text[1:-1]
         quoted = len(text) > 1 and text[0] == opening and text[-1] == closing

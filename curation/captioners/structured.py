@@ -11,7 +11,7 @@ from referencing import Registry
 
 from clipmill.columns import column
 from clipmill.errors import UserError
-from curation.captioners.base import NoCaption
+from curation.captioners.base import NoCaption, without_reasoning
 from curation.inputs.caption import clean
 
 _KINDS = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
@@ -60,7 +60,7 @@ class Structure:
 
     def read(self, answer: str, *, cut: bool = False) -> tuple[str, dict[str, Any]]:
         """The caption and the fields in an answer. Raises NoCaption if it does not match the schema."""
-        text = re.sub(r"<think>.*?(</think>|$)", " ", answer, flags=re.DOTALL).rpartition("</think>")[2]
+        text = without_reasoning(answer)
         fenced = _FENCE.fullmatch(text)
         try:
             values = json.loads(fenced[1] if fenced else text, parse_constant=_refuse)

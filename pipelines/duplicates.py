@@ -7,7 +7,7 @@ that each joins; it never holds the index. A node that dies costs nothing but ti
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from curation.dedup.kept import NONE, KeptShare, LocalIndex
 from curation.dedup.ranked import ClipBlock, RankedClips
 from pipelines.cluster import cluster_address, connected, stopped_by_errors
 from pipelines.config import CurateConfig
-from pipelines.costs import measured_here, recorded_costs
+from pipelines.costs import Record, measured_here, recorded_costs
 from pipelines.status import clip_digest, models_of
 
 _BLOCK_CLIPS = 4096
@@ -151,17 +151,24 @@ def search_duplicates(
         indexes.append(RayIndex(*arguments))
         return indexes[-1]
 
-    with (
-        connected(address) if address else nullcontext(),
-        stopped_by_errors(),
-        recorded_costs(dataset, "duplicates") as record,
-        measured_here("duplicates"),
-    ):
+    with _searching(dataset, "duplicates", address) as record:
         result = find_duplicates(dataset, config, make_index=make_index if address else LocalIndex)
         charge("duplicates", Cost(cpu_s=sum(index.cpu_s() for index in indexes)))
         if result.reused:
             record.discard()
         return result
+
+
+@contextmanager
+def _searching(dataset: Dataset, stage: str, address: str | None) -> Iterator[Record]:
+    """A search of the driver, counted for `stage`, on the Ray cluster at `address` if there is one."""
+    with (
+        connected(address) if address else nullcontext(),
+        stopped_by_errors(),
+        recorded_costs(dataset, "duplicates") as record,
+        measured_here(stage),
+    ):
+        yield record
 
 
 def compared_on_ray(comparisons: Iterable[Comparison]) -> Iterator[Nearest]:
@@ -203,12 +210,7 @@ def search_against(
             "picture_hash`) and pass --by picture_hash."
         )
     address = cluster_address(address)
-    with (
-        connected(address) if address else nullcontext(),
-        stopped_by_errors(),
-        recorded_costs(dataset, "duplicates") as record,
-        measured_here("against"),
-    ):
+    with _searching(dataset, "against", address) as record:
         result = find_in_other(dataset, other, config, name=name, run=compared_on_ray if address else None)
         if result.reused:
             record.discard()

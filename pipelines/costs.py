@@ -6,7 +6,6 @@ A record is rewritten every half minute, so that a run that is killed loses litt
 import re
 import secrets
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from curation.dataset.tables import COSTS, Dataset
 from pipelines.graph import cluster_nodes
 from pipelines.machine import usable_cpus
 from pipelines.metrics import export_costs
+from pipelines.repeated import repeated
 
 _FLUSH_S = 30.0
 _recording: list["Record"] = []
@@ -91,19 +91,10 @@ def recorded_costs(dataset: Dataset, command: str) -> Iterator["Record"]:
         return
     take()  # of an earlier run in this process
     _recording.append(record)
-    over = threading.Event()
-
-    def follow() -> None:
-        while not over.wait(_FLUSH_S):
-            record.write()
-
-    follower = threading.Thread(target=follow, daemon=True, name="clipmill-costs")
-    follower.start()
     try:
-        yield record
+        with repeated(record.write, every_s=_FLUSH_S, name="clipmill-costs"):
+            yield record
     finally:
-        over.set()
-        follower.join()
         record.write()
         _recording.remove(record)
 

@@ -1,6 +1,5 @@
 """Progress of a run on Ray, counted in the tasks, and the nodes that it lost."""
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import accumulate
@@ -10,6 +9,7 @@ from clipmill.pipeline import Stage
 from pipelines.cluster import stopped_by_errors
 from pipelines.graph import run
 from pipelines.progress import Reporter
+from pipelines.repeated import repeated
 
 _ASKED_EVERY_S = 1.0
 _ANSWER_S = 10.0
@@ -43,28 +43,23 @@ def counted(total: int, on_count: Callable[[int], None], on_death: Callable[[str
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor: Any = ray.remote(num_cpus=0, max_restarts=0)(_Counter)
     counter = actor.options(scheduling_strategy=here).remote(total)
-    over = threading.Event()
+    alive = _nodes()
 
     def follow() -> None:
-        alive = _nodes()
-        while not over.wait(_ASKED_EVERY_S):
-            with suppress(
-                Exception
-            ):  # Ray's exception types differ between versions, and a progress error must not fail the run.
-                on_count(ray.get(counter.count.remote(), timeout=_ANSWER_S))
-            with suppress(Exception):
-                now = _nodes()
-                for node in alive.keys() - now.keys():
-                    on_death(alive[node])
-                alive = now
+        nonlocal alive
+        # Ray's exception types differ between versions, and a progress error must not fail the run.
+        with suppress(Exception):
+            on_count(ray.get(counter.count.remote(), timeout=_ANSWER_S))
+        with suppress(Exception):
+            now = _nodes()
+            for node in alive.keys() - now.keys():
+                on_death(alive[node])
+            alive = now
 
-    follower = threading.Thread(target=follow, daemon=True, name="clipmill-progress")
-    follower.start()
     try:
-        yield counter
+        with repeated(follow, every_s=_ASKED_EVERY_S, name="clipmill-progress"):
+            yield counter
     finally:
-        over.set()
-        follower.join()
         with suppress(Exception):
             ray.kill(counter)
 

@@ -183,12 +183,12 @@ def _batches(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     batch: list[dict[str, Any]] = []
     size = files = 0
     for row in sorted(rows, key=lambda r: (r["shard"], r["files"][0]["offset"])):
-        size += sum(file["size"] for file in row["files"])
-        files += len(row["files"])
-        if batch and (size > _AT_ONCE_BYTES or files > _AT_ONCE_FILES):
+        row_size, row_files = sum(file["size"] for file in row["files"]), len(row["files"])
+        if batch and (size + row_size > _AT_ONCE_BYTES or files + row_files > _AT_ONCE_FILES):
             yield batch
-            batch, size, files = [], sum(file["size"] for file in row["files"]), len(row["files"])
+            batch, size, files = [], 0, 0
         batch.append(row)
+        size, files = size + row_size, files + row_files
     if batch:
         yield batch
 

@@ -8,11 +8,11 @@ import math
 import random
 import resource
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import NormalDist
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -209,7 +209,7 @@ def _extrapolated(
         sources=len(sources),
         source_bytes=int(total) if known else None,
         sampled=len(seen),
-        rejected=_counts(each.error_kind for each in seen if each.error_kind),
+        rejected=dict(Counter(each.error_kind for each in seen if each.error_kind)),
         sample_s=sample_s,
         device=device,
         video_s=of(lambda each: each.video_s),
@@ -279,13 +279,6 @@ def _cpu_s_of(stage: str, each: _Seen) -> float:
 
 def _kept_bytes(each: _Seen) -> float:
     return each.size_bytes * each.clip_s / each.video_s if each.video_s else 0.0
-
-
-def _counts(kinds: Any) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for kind in kinds:
-        counts[kind] = counts.get(kind, 0) + 1
-    return counts
 
 
 def _device() -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from clipmill.costs import Cost
 from pipelines.costs import Prices, RunCosts, StageCost
 from pipelines.grid import duration, size, table
 
@@ -35,14 +36,8 @@ def print_costs(
     held = f"CPUs held for {duration(held_cpu_s)}, busy {100 * total.cpu_s / held_cpu_s:.0f} %" if held_cpu_s else ""
     if prices.stated and held_cpu_s:
         held_gpu_s = sum(run.wall_s * run.gpus for run in runs)
-        renting = StageCost(
-            stage="all",
-            cpu_s=held_cpu_s,
-            gpu_s=held_gpu_s,
-            tokens_in=total.tokens_in,
-            tokens_out=total.tokens_out,
-        )
-        held += f": {renting.price(prices):,.2f} at these rates if they are rented for the whole of each run"
+        renting = Cost(cpu_s=held_cpu_s, gpu_s=held_gpu_s, tokens_in=total.tokens_in, tokens_out=total.tokens_out)
+        held += f": {prices.of(renting):,.2f} at these rates if they are rented for the whole of each run"
     stored = f"stored: {size(stored_bytes)}"
     if prices.gb_month:
         stored += f", {prices.gb_month * stored_bytes / 1e9:,.2f} a month"

@@ -1,6 +1,7 @@
 """The table of a plan."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -60,7 +61,6 @@ def _money(value: float) -> str:
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """Plain values; an infinite bound is null."""
-    from dataclasses import asdict
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):

@@ -26,7 +26,7 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 # The first address of the node: the others have to reach it there.
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname -I | awk '{print $1}')
 
-# Without a token, anyone who can reach the nodes could run code on them. The folder is only this user's.
+# Without a token, anyone who can reach the nodes could run code on them. Only this user can read the folder.
 umask 077
 secret=$(mktemp -d "${CLIPMILL_SECRETS:-$HOME}/.clipmill-$SLURM_JOB_ID-XXXXXX")
 head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$secret/token"

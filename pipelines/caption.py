@@ -1,6 +1,6 @@
 """`clipmill caption`: caption clips of a dataset, with the machinery of `clipmill score`.
 
-Captions are where the money goes: given a selection, only its clips are captioned.
+Captioning is the expensive step: given a selection, only its clips are captioned.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class CaptionResult:
     price: float | None
     """Of these, in the currency of the settings; None without prices."""
     changes: tuple[str, ...] = ()
-    """What a new version has otherwise than the one before."""
+    """How a new version differs from the one before."""
     wall_s: float
 
 
@@ -54,8 +54,8 @@ def caption(
 
     `captioner` is a name, or an address: `module:Class`, `path/file.py:Class`. Its settings are those under
     `captioners` in `config`. Other settings or weights than before make a new version in `captions/NAME/`.
-    `retry_failed` asks again where a caption failed. `dry_run` writes nothing and asks nobody. Raises UserError: an
-    unknown captioner or selection, names that are taken, missing weights, a dataset in use; RunStopped.
+    `retry_failed` retries failed captions. `dry_run` writes nothing and captions nothing. Raises UserError: an unknown
+    captioner or selection, names that are taken, missing weights, a dataset in use; RunStopped.
     """
     config = config or CurateConfig()
     asked = model_of_captioner(captioner, config)

@@ -40,7 +40,7 @@ def caption(
         str | None,
         typer.Option(help="YAML file with settings under `captioners`, as for `clipmill curate`.", show_default=False),
     ] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again where a caption failed.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry clips whose caption failed.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the version and the number of clips without captioning them.")
     ] = False,

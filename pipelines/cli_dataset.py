@@ -60,7 +60,7 @@ def remove(
 ) -> None:
     """Remove sources and all that came from them: clips, pictures, scores, captions, embeddings, samples of shards.
 
-    `clipmill curate` does not scan them again, unless it is told to with --restore. If a removal is interrupted, no
+    `clipmill curate` does not scan them again, unless --restore is passed. If a removal is interrupted, no
     other command opens the dataset: rerun it, or run `clipmill remove DATASET` alone.
     """
     from pipelines.remove import remove as run

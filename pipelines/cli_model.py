@@ -140,7 +140,7 @@ def train(
 
 
 def _train_recipe(recipe: Path, out: Path | str | None, *, gpus: int | None, device: str | None) -> None:
-    """Train the stages of a recipe; with `gpus`, print what each would cost on so many instead."""
+    """Train the stages of a recipe; with `gpus`, print the cost of each on that many GPUs instead."""
     from pipelines.recipe import read_recipe, train_recipe
     from pipelines.render import estimate_table
     from pipelines.train import dry_run

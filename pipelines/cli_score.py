@@ -33,9 +33,7 @@ def score(
         str | None,
         typer.Option(help="YAML file with settings, as for `clipmill curate`.", show_default=False),
     ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Score clips again whose scoring failed.")
-    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry clips whose scoring failed.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the version and the number of clips without scoring them.")
     ] = False,

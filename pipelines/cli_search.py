@@ -99,15 +99,15 @@ def cluster(
         int, typer.Option(min=1, help="Clips to train on, chosen at random. More take more memory.")
     ] = 131_072,
     retrain: Annotated[
-        bool, typer.Option("--retrain", help="Make new clusters from the clips of now, as a new version.")
+        bool, typer.Option("--retrain", help="Train new clusters on the current clips, as a new version.")
     ] = False,
     take_over: TakeOver = False,
     as_json: AsJson = False,
 ) -> None:
     """Group the clips by content, with k-means on their CLIP embeddings: cluster, cluster_size and cluster_distance.
 
-    Rerun the same command after footage was added: new clips come into the same clusters. Other settings make a new
-    version, which counts from then on; rules reach the older one as cluster@1.
+    Rerun the same command after footage was added: new clips are assigned to the same clusters. Other settings make a
+    new version, which counts from then on; rules reach the older one as cluster@1.
     """
     from curation.dedup.clusters import ClusterConfig
     from pipelines.clustering import cluster as run

@@ -65,24 +65,24 @@ TakeOver = Annotated[
 
 
 CpuPrice = Annotated[
-    float, typer.Option("--price-per-cpu-hour", min=0, help="Price of a CPU for an hour.", show_default=False)
+    float, typer.Option("--price-per-cpu-hour", min=0, help="Price of one CPU hour.", show_default=False)
 ]
 GpuPrice = Annotated[
-    float, typer.Option("--price-per-gpu-hour", min=0, help="Price of a GPU for an hour.", show_default=False)
+    float, typer.Option("--price-per-gpu-hour", min=0, help="Price of one GPU hour.", show_default=False)
 ]
 TokenInPrice = Annotated[
     float,
     typer.Option(
         "--price-per-million-tokens-in",
         min=0,
-        help="Price of a million tokens that captioners' endpoints read.",
+        help="Price of a million prompt tokens of captioning endpoints.",
         show_default=False,
     ),
 ]
 TokenOutPrice = Annotated[
     float,
     typer.Option(
-        "--price-per-million-tokens-out", min=0, help="Price of a million tokens that they write.", show_default=False
+        "--price-per-million-tokens-out", min=0, help="Price of a million completion tokens.", show_default=False
     ),
 ]
 StoragePrice = Annotated[

@@ -1,4 +1,4 @@
-"""Some clips on their way through captioners, the CLIP embedder and scorers: their rows, pictures and frames."""
+"""A batch of clips for captioners, the CLIP embedder and scorers: rows, pictures and frames."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -16,9 +16,9 @@ from curation.scores.pictures import Pictures
 from curation.video.resize import Image
 
 GENERATED = "generated_captions"
-"""Of a row: captions of captioners, like those of the column `captions`, which came with the video."""
+"""Key of a row with generated captions, in the format of the column `captions`, which has the supplied ones."""
 Jpegs = tuple[bytes, ...]
-"""First, middle and last picture of a clip; none if there are none."""
+"""First, middle and last picture of a clip; empty if it has none."""
 
 
 class ClipBatch:
@@ -32,19 +32,19 @@ class ClipBatch:
         part: str = "",
     ) -> None:
         self.rows = rows
-        """Rows of the clips table; columns of other scores stand beside those."""
+        """Rows of the clips table, with columns of other scores added."""
         self.thumbnails: list[Jpegs] = list(thumbnails) or [()] * len(rows)
         self.previews: list[Jpegs] = list(previews) or [()] * len(rows)
         self.embeddings: list[Embeddings | None] = [None] * len(rows)
         self.footage: dict[Need, list[Any]] = {}
         """`Frames` -> `ClipFrames` of each clip; "file" -> the bytes of each."""
         self.unread: dict[tuple[int, Need], SourceError] = {}
-        """Number of a clip and what is needed of it -> why that is not there."""
+        """Number of a clip and a need -> why that could not be read."""
         self.part = part
         """Of the dataset, if all are of one."""
 
     def divided(self, clips: int) -> Iterator["ClipBatch"]:
-        """Batches of so many clips, which share their rows with this one."""
+        """Batches of at most `clips` clips, which share their rows with this one."""
         for start in range(0, len(self.rows), clips):
             some = slice(start, start + clips)
             batch = ClipBatch(self.rows[some], self.thumbnails[some], self.previews[some], self.part)
@@ -52,7 +52,7 @@ class ClipBatch:
             yield batch
 
     def views(self, needs: Sequence[Need]) -> list[ClipView | SourceError]:
-        """What is needed of each clip, or why that is not there."""
+        """The view of each clip with `needs`, or why one of them could not be read."""
         return [self._view(i, needs) for i in range(len(self.rows))]
 
     def _view(self, i: int, needs: Sequence[Need]) -> ClipView | SourceError:
@@ -98,5 +98,5 @@ def decode_jpeg(jpeg: bytes, flags: int = cv2.IMREAD_COLOR) -> Any:
 
 
 def _captions(row: Mapping[str, Any]) -> tuple[Caption, ...]:
-    """Those that came with the video, then those of captioners."""
+    """The supplied captions, then the generated ones."""
     return tuple(Caption(**caption) for caption in (*row["captions"], *row.get(GENERATED, ())))

@@ -78,7 +78,7 @@ def cluster(
     """Put every clip of a dataset into a cluster of similar ones: columns cluster, cluster_size and cluster_distance.
 
     Settings that no version has make a new version of the score, which counts from then on. Otherwise all clips, also
-    those added since, are put into the clusters of that version; `retrain` makes a new one from the clips of now.
+    those added since, are assigned to the clusters of that version; `retrain` trains new ones on the current clips.
     Raises UserError if no clip has an embedding, or the dataset is in use; RunStopped.
     """
     config, started_s = config or ClusterConfig(), time.monotonic()
@@ -93,7 +93,7 @@ def cluster(
         with open_embeddings(opened) as embeddings:
             report.waiting("training the centroids")
             version, centroids_KD, trained = _version(opened, embeddings, config, fence, retrain=retrain)
-            report.waiting("putting the clips into clusters")
+            report.waiting("assigning the clips to clusters")
             clusters = assign(embeddings, centroids_KD)
             sizes_K = clusters.sizes(len(centroids_KD))
             report.begin(len(embeddings))
@@ -156,7 +156,7 @@ def _without_clips(made_with: ScoreVersion) -> ScoreVersion:
 
 
 def _centroids(dataset: Dataset, version: RecordedVersion, width: int) -> NDArray[np.float32] | None:
-    """Those of a version; None without them, or for embeddings of another width."""
+    """The centroids of a version; None if there are none, or for embeddings of another width."""
     path = _path(dataset, version)
     try:
         content = storage.read_bytes(dataset.fs, path)

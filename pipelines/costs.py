@@ -36,15 +36,15 @@ class Prices(Config):
     """Rates, in any currency."""
 
     cpu_hour: float = Field(0, ge=0)
-    """Of a CPU for an hour."""
+    """Per CPU hour."""
     gpu_hour: float = Field(0, ge=0)
-    """Of a GPU for an hour."""
+    """Per GPU hour."""
     million_tokens_in: float = Field(0, ge=0)
-    """Of a million tokens that a captioner's endpoint reads."""
+    """Per million tokens that a captioner's endpoint reads."""
     million_tokens_out: float = Field(0, ge=0)
-    """Of a million tokens that it writes."""
+    """Per million tokens that it writes."""
     gb_month: float = Field(0, ge=0)
-    """Of a gigabyte (10^9 bytes) stored for a month."""
+    """Per gigabyte (10^9 bytes) stored for a month."""
 
     def of(self, cost: Cost) -> float:
         """The price of what a stage used."""
@@ -66,12 +66,12 @@ class RunCosts:
     started_at: str
     wall_s: float
     cpus: float
-    """Of the machine or cluster that it had."""
+    """CPUs of its machine or cluster."""
     gpus: float
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def costs(self) -> Costs:
-        """Stage -> what it used. Raises TypeError for values that are no numbers."""
+        """Stage -> what it used. Raises TypeError for values that are not numbers."""
         known = {each.name for each in fields(Cost)}
         costs: Costs = {}
         for stage, values in self.stages.items():
@@ -126,7 +126,7 @@ class Record:
         self._discarded = True
 
     def write(self) -> None:
-        """Write what is known by now. An error is ignored: a run must not fail for its record."""
+        """Write the costs so far. An error is ignored: a run must not fail for its record."""
         with suppress(Exception):
             self._write()
 
@@ -192,7 +192,7 @@ class StageCost:
     """Read by `decode`, written by `shard`."""
 
     def price(self, prices: Prices) -> float:
-        """At these rates."""
+        """Its price at these rates."""
         used = Cost(cpu_s=self.cpu_s, gpu_s=self.gpu_s, tokens_in=self.tokens_in, tokens_out=self.tokens_out)
         return prices.of(used)
 
@@ -200,7 +200,7 @@ class StageCost:
 def stage_costs(
     runs: Sequence[RunCosts], connection: duckdb.DuckDBPyConnection, *, source_bytes: int = 0, shard_bytes: int = 0
 ) -> tuple[StageCost, ...]:
-    """The records added up by stage, in the order of the pipeline; the scan is divided as its sources say."""
+    """The records added up by stage, in the order of the pipeline; the scan is divided as recorded in the sources."""
     total: Costs = {}
     for run in runs:
         for stage, cost in run.costs().items():

@@ -30,12 +30,12 @@ from pipelines.status import clip_digest, models_of
 _BLOCK_CLIPS = 4096
 """Clips per round: the driver compares those of a block with each other while the nodes wait."""
 _CPUS = 0.01
-"""That an actor asks for: it must start whatever else runs, because the search waits for all of them, and a search that
-continues an earlier one has two to a CPU, one of which works at a time. Nodes without CPUs get none."""
+"""CPUs of an actor: almost none, because the search waits until all actors have started, and a search that continues an
+earlier one has two actors per CPU, one of which works at a time. Nodes without CPUs get none."""
 
 
 class _Share(KeptShare):
-    """One actor's."""
+    """The share of one actor."""
 
     def cpu_s(self, _: tuple[()]) -> float:
         """CPU seconds of its process so far."""
@@ -130,7 +130,7 @@ class RayIndex:
 
 
 def _node_of_each_cpu() -> list[str]:
-    """Ids of the nodes, each as often as it has CPUs."""
+    """Node ids, one per CPU."""
     import ray
 
     alive = [(node["NodeID"], int(node["Resources"].get("CPU", 0))) for node in ray.nodes() if node["Alive"]]

@@ -38,7 +38,7 @@ def embed_texts(
 
     `dataset`: use its model, of which the weights have to be there. `config`: another model, or where the weights are;
     given both, they have to be the same weights. The model stays loaded. Raises UserError: no weights, other weights
-    than those of the dataset, or texts that are none.
+    than those of the dataset, or values that are not texts.
     """
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"expected a list of texts, got {texts!r}"[:200])
@@ -53,7 +53,7 @@ def embed_images(
     device: str = "cpu",
 ) -> NDArray[np.float32]:
     """(image, width) rows of length 1, of CLIP; otherwise as `embed_texts`. Raises UserError for a picture that cannot
-    be read, with its place in the list."""
+    be read, with its index in the list."""
     if isinstance(images, str | bytes | Path):
         raise UserError(f"expected a list of pictures, got {type(images).__name__}")
     read = [_image(image, number) for number, image in enumerate(images)]

@@ -33,7 +33,7 @@ def is_footage(need: Need) -> bool:
 
 
 def clips_at_once(needs: Sequence[Need], at_least: int = 1) -> int:
-    """How many clips to read at a time, so that what is needed of them takes some 64 MB, or as many as `at_least`."""
+    """Number of clips to read at a time: as many as fill about 64 MB with their `needs`, but at least `at_least`."""
     sizes = [_bytes_per_clip(need) for need in needs if is_footage(need)]
     return max(at_least, min(_CLIPS_AT_MOST, _BATCH_BYTES // max(1, sum(sizes))))
 

@@ -59,7 +59,7 @@ class Models:
 
 
 def asked_models(config: CurateConfig) -> AskedModels:
-    """Those of a curation run. Raises UserError for a plug-in that is not there, or for its settings."""
+    """The models of a curation run. Raises UserError for a missing plug-in or invalid settings."""
     asked = AskedModels(
         captioners=tuple(asked_captioner(name, config) for name in config.captioners.asked()),
         scorers=(

@@ -1,4 +1,4 @@
-"""Selections and shards that a dataset has moved on from: older than its version, or with clips that are gone."""
+"""Outdated selections and shards: older than the dataset's version, or with clips that are gone."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

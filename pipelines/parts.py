@@ -33,7 +33,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTable:
-    """The table of a version of a score that is not in the clips table."""
+    """The table of a score version outside the clips table."""
 
     table: str
     schema: pa.Schema
@@ -160,7 +160,7 @@ def tables_of(scans: Sequence[Scan], scores: Sequence[ScoreTable] = ()) -> dict[
 
 
 def _with_captions_once(scan: Scan) -> Scan:
-    """The captions that came with the video in the row of the source, each once; their positions in those of clips."""
+    """Move supplied captions to the row of the source, each once; clips keep their positions there."""
     numbers: dict[tuple[Any, ...], int] = {}
     clips = [
         clip | {"source_captions": [numbers.setdefault(_values(c), len(numbers)) for c in clip["captions"]]}

@@ -72,7 +72,7 @@ class Plan:
     """If every clip is kept."""
     cores: int
     gpus: float
-    """Of them, as many as keep up with the cores."""
+    """Number of GPUs that keep up with the cores."""
     wall_s: Estimate
     """With all cores busy."""
     memory_bytes: int
@@ -88,7 +88,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class _Seen:
-    """What one input took and gave."""
+    """Costs and results of one input."""
 
     size_bytes: float
     error_kind: str | None
@@ -141,7 +141,7 @@ def _measure(chosen: Sequence[Source], config: CurateConfig, device: str, report
     score = loaded(clip_stages(config), device, gpus=float(device == "cuda"))
     seen, peak_bytes = [], 0
     with Isolated(config.scan.limits) as child:
-        # The child imports what it needs when it is first asked; a run does that once for thousands of inputs.
+        # The first call makes the child import its modules; a run does that once for thousands of inputs.
         unreadable = Source(uri="", error=SourceError("unreadable", "only to start the child"))
         scan_safely(child, unreadable, config)
         take()

@@ -1,4 +1,4 @@
-"""The texts and pictures of a search or of `like` rules, embedded by the CLIP model of a dataset."""
+"""Embed the texts and pictures of a search or of `like` rules with the CLIP model of a dataset."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def text_query(dataset: Dataset, text: str, config: CurateConfig | None = None) 
 
 
 def picture_query(dataset: Dataset, picture: str, config: CurateConfig | None = None) -> NDArray[np.float32]:
-    """(D,) embedding of a picture file. Raises UserError as `text_query`, and for a file that is no picture."""
+    """(D,) embedding of a picture file. Raises UserError as `text_query`, and for a file that is not an image."""
     clip = config.clip_embedder if config else None
     try:
         return _explained(config, lambda: embed_images([picture], dataset=dataset.url, config=clip))[0]

@@ -1,4 +1,4 @@
-"""Rows of a status table for shards, and what the dataset has moved on from."""
+"""Rows of a status table for shards, and remarks on outdated shards and selections."""
 
 from typing import Any
 

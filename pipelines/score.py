@@ -1,10 +1,10 @@
-"""`clipmill score`: add a scorer's columns to clips that are there, streamed through Ray Data. `clipmill caption` is
+"""`clipmill score`: add a scorer's columns to the clips of a dataset, streamed through Ray Data. `clipmill caption` is
 the same with a captioner.
 
     clips without a score -> read what the scorer needs -> score -> one part of a table after another
 
 Workers only compute. The driver, which owns the dataset, writes each part whole; so whatever dies, a rerun finds every
-row once or not at all, and does what is missing.
+row once or not at all, and computes the missing ones.
 """
 
 import time
@@ -55,7 +55,7 @@ class ScoreResult:
     uncovered: int
     """Clips of the dataset without a row in this version: they count as unscored."""
     changes: tuple[str, ...] = ()
-    """What a new version has otherwise than the one before."""
+    """How a new version differs from the one before."""
     wall_s: float
 
 
@@ -72,7 +72,7 @@ class _Job:
     captions: dict[str, int]
     """Captioner -> version of its captions, if the scorer needs captions."""
     stored_embeddings: bool
-    """Whether the dataset's embeddings serve."""
+    """Whether the dataset's embeddings suffice."""
 
     def stages(self) -> list[Stage]:
         """The graph of a run."""
@@ -237,7 +237,7 @@ def _plan(job: _Job, selection: str | None, *, retry_failed: bool) -> _Plan:
 
 
 def _embeddings_serve(dataset: Dataset, scorer: Scorer, models: CheckedModels) -> bool:
-    """Whether a scorer can do with the embeddings of the dataset: it needs no other, and they are of the same model."""
+    """Whether the dataset's embeddings suffice for a scorer: it needs no others, and they are of the same model."""
     of_dataset = clip_digest(dataset)
     needs_no_others = "mean_embedding" in scorer.needs and "embeddings" not in scorer.needs
     return needs_no_others and of_dataset is not None and of_dataset == models.digests.get("clip")

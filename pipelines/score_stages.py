@@ -25,7 +25,7 @@ from pipelines.scoring import generated_caption, load_embed, load_embed_captions
 
 _IDENTITY = ("clip_id", "source_id", "uri")
 _STORED = ("captions", "embedding", "embedding_norm", "embedding_error")
-"""What is read of clips instead of pictures where the dataset has their embeddings."""
+"""Columns read instead of pictures if the dataset has the embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def score_stages(
 
 
 def needs_of(asked: AskedModels, *, stored_embeddings: bool) -> tuple[Need, ...]:
-    """What is read of a clip: the needs of the scorer, and of CLIP if it runs."""
+    """The inputs to read for a clip: the needs of the scorer, and of CLIP if it runs."""
     (spec,) = asked.scorers
     of_clip = _STORED if stored_embeddings else ClipEmbedder.needs
     return tuple(dict.fromkeys((*spec().needs, *(of_clip if asked.clip else ()))))
@@ -105,7 +105,7 @@ def _load_read(
 def read_piece(
     dataset: Dataset, piece: Piece, needs: Sequence[Need], scan: ScanConfig, captions: Mapping[str, int]
 ) -> ClipBatch:
-    """The rows of some clips and what is needed of them. Raises UserError if a file of the dataset is damaged."""
+    """Read the rows of some clips and their `needs`. Raises UserError if a file of the dataset is damaged."""
     decodes = "thumbnails" in needs or any(map(is_footage, needs))
     named = (need for need in needs if isinstance(need, str) and need in CLIPS.names)
     captions_of = ("source_captions",) if "captions" in needs else ()
@@ -122,8 +122,7 @@ def read_piece(
 
 
 def _add_captions(dataset: Dataset, part: str, rows: list[dict[str, Any]], captions: Mapping[str, int]) -> None:
-    """Add to rows of the clips table the captions that came with their sources, and those of captioners in the order of
-    `captions`."""
+    """Add supplied captions to rows of the clips table, and generated ones in the order of `captions`."""
     sources = dataset.read_part("sources", part, ["source_id", "captions"]).to_pylist()
     of_source = {source["source_id"]: source["captions"] or [] for source in sources}
     for row in rows:
@@ -141,7 +140,7 @@ def _add_captions(dataset: Dataset, part: str, rows: list[dict[str, Any]], capti
 
 
 def _previews(dataset: Dataset, piece: Piece, clip_ids: Sequence[str]) -> list[Jpegs]:
-    """The stored pictures of clips; none where there are none."""
+    """The stored pictures of clips; empty where missing."""
     try:
         table = dataset.read_part("previews", piece.part, PREVIEWS.names, piece.rows)
         if table["clip_id"].to_pylist() != list(clip_ids):  # another program has written them in another order

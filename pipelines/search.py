@@ -43,11 +43,11 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """What was found. searched = clips with an embedding, of the selection or the dataset."""
+    """Result of a search. searched = clips with an embedding, of the selection or the dataset."""
 
     dataset: str
     query: str
-    """In words."""
+    """Description of the query."""
     searched: int
     hits: tuple[Hit, ...]
     search_s: float
@@ -111,7 +111,7 @@ def search(
 def _query(
     dataset: Dataset, embeddings: ClipEmbeddings, text: str | None, like: str | None, config: CurateConfig | None
 ) -> tuple[str, NDArray[np.float32], str | None]:
-    """The query in words, its embedding, and the clip that it is."""
+    """Description and embedding of the query, and its clip id if it is a clip."""
     if text is not None:
         from pipelines.queries import text_query  # loads PyTorch, which a clip does not need
 

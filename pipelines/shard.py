@@ -144,15 +144,15 @@ def selected_rows(data: Dataset, selection: str) -> tuple[pa.Table, list[FailedC
         ]
     batches = list(selected_clips(data, selection, columns))
     chosen = selected_ids(data, selection)["clip_id"].to_pylist()
-    there = {clip_id for batch in batches for clip_id in batch["clip_id"].to_pylist()}
+    present = {clip_id for batch in batches for clip_id in batch["clip_id"].to_pylist()}
     gone = [
         FailedClip(
             clip_id=clip_id, error_kind="gone", error="the clip is no longer in the dataset; rerun `clipmill select`"
         )
         for clip_id in chosen
-        if clip_id not in there
+        if clip_id not in present
     ]
-    if not there:
+    if not present:
         raise UserError(
             f"{data.url} no longer contains any of the {len(gone):,} clips of {selection!r}; rerun `clipmill select`"
         )

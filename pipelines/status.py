@@ -76,8 +76,8 @@ class Status:
     captions: tuple[CaptionCount, ...] = ()
     """Of captioners."""
     captions_failed: dict[str, int] = field(default_factory=dict)
-    """Caption source -> number of failed captions: those that came with the videos, and of captioners the version that
-    counts."""
+    """Caption source -> number of failed captions: supplied ones, and those of the version of each captioner
+    that counts."""
     notices: tuple[str, ...] = ()
     """Notices about the models that scored the dataset."""
     rejected_sources: tuple[Rejected, ...] = ()

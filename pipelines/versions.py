@@ -27,11 +27,11 @@ def version_of_run(
     *,
     without_clips: bool = False,
 ) -> tuple[RecordedVersion, tuple[str, ...]]:
-    """The version that a run with this scorer writes, and what it has otherwise than the one before if it is new.
-    `captions`: captioner -> version, of those that a scorer sees that needs captions. `without_clips`: the columns of
-    the clips table are out of date.
+    """The version that a run with this scorer writes and, if it is new, how it differs from the one before.
 
-    A new one is not recorded yet. Version 1 of a score of clipmill may be the clips table: see `in_clips`.
+    `captions`: captioner -> version, for a scorer that needs captions. `without_clips`: the columns of the clips table
+    are out of date. A new version is not recorded yet. Version 1 of a built-in score may be the clips table: see
+    `in_clips`.
     """
     made_with = _made_with(scorer, spec.values(), models.digests, captions)
     of_clips = _version_of_clips(dataset, scorer)
@@ -52,7 +52,7 @@ def version_of_run(
 
 
 def source_digest(spec: ScorerSpec) -> str | None:
-    """Of the file of a scorer that is not installed."""
+    """SHA-256 of the source file of a scorer given by path; None for an installed one."""
     source = spec.plugin.source
     return hashlib.sha256(source).hexdigest() if source is not None else None
 
@@ -72,7 +72,7 @@ def record_version(dataset: Dataset, root: str, version: RecordedVersion, *, fin
 
 
 def digest_of(scorer: Scorer, models: CheckedModels) -> str | None:
-    """Of the scorer's weights; those of CLIP if it has none of its own and needs embeddings."""
+    """Digest of the scorer's weights; of CLIP's if it has none of its own and needs embeddings."""
     of_clip = models.digests.get("clip") if needs_clip(scorer.needs) else None
     return models.digests.get(scorer.name, of_clip)
 
@@ -109,5 +109,5 @@ def _made_with(
 
 
 def _named(value: Any) -> Any:
-    """A file by its name: weights may have moved, and their digest tells them apart."""
+    """The name of a file without its folder: weights may have moved, and their digest identifies them."""
     return Path(value).name if isinstance(value, str) and os.path.isabs(value) and os.path.exists(value) else value

@@ -1,4 +1,4 @@
-"""What a captioner is: a scorer whose score is a text, in a table of its own."""
+"""Base of captioners: scorers whose score is a text, each with a table of its own."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ _TOKENS = ("prompt_tokens", "completion_tokens", "price")
 
 
 class Tokens(TypedDict, total=False):
-    """What a caption took."""
+    """Tokens spent on a caption."""
 
     prompt_tokens: int | None
     completion_tokens: int | None
@@ -27,7 +27,7 @@ class Tokens(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedCaption:
-    """What a captioner says about a clip: a text, or the error for which there is none."""
+    """The caption of a clip: a text, or the error that prevented it."""
 
     text: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class GeneratedCaption:
 
 
 class NoCaption(Exception):
-    """Why one clip gets no caption, and how many tokens that took."""
+    """One clip gets no caption; with the reason and the tokens spent."""
 
     def __init__(self, reason: str, kind: CaptionError = "failed", **tokens: Unpack[Tokens]) -> None:
         super().__init__(reason)
@@ -66,7 +66,7 @@ class Captioner(Scorer):
 
     folder = CAPTIONS
     fields: tuple[pa.Field, ...] = ()
-    """Further columns, made by `clipmill.column`, without the captioner's name: it is put in front."""
+    """Further columns, made by `clipmill.column`, without the captioner's name, which becomes their prefix."""
     counts_tokens: ClassVar[bool] = False
     """Whether its captions have tokens, and a price if the settings name one."""
 
@@ -79,7 +79,7 @@ class Captioner(Scorer):
     def caption(self, batch: Sequence[ClipView]) -> Sequence[GeneratedCaption | str]:
         """One caption per clip, in order: a text, or with fields, tokens or an error.
 
-        An exception costs the clip that raises it its caption, as with a scorer.
+        An exception fails only the clip that raises it, as with a scorer.
         """
         raise NotImplementedError
 
@@ -91,7 +91,7 @@ class Captioner(Scorer):
         return [self._row(GeneratedCaption(text=each) if isinstance(each, str) else each) for each in captions]
 
     def price(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """Of tokens, in the currency of the settings; None if they name no price."""
+        """Price of these tokens, in the currency of the settings; None if they have no prices."""
         return None
 
     def _columns(self) -> Iterator[pa.Field]:

@@ -61,7 +61,7 @@ class Chat:
                 return self._ask(question(clip))
             except NoCaption as reason:
                 return GeneratedCaption.failed(self._presentable(str(reason)), reason.kind, **reason.tokens)
-            except Exception as error:  # whatever an image or an answer does to a library is this clip's alone
+            except Exception as error:  # one bad image or answer must not fail the other clips
                 return GeneratedCaption.failed(self._presentable(f"{type(error).__name__}: {error}"))
 
         with ThreadPoolExecutor(self._config.max_in_flight) as pool:
@@ -150,7 +150,7 @@ def read_answer(body: bytes, structure: Structure | None = None) -> GeneratedCap
 
 
 def _tokens(usage: Any) -> Tokens:
-    """What the endpoint says that an answer took; None where it says nothing plausible."""
+    """Token counts that the endpoint reports; None where missing or implausible."""
     counts = usage if isinstance(usage, Mapping) else {}
     prompt, completion = (
         n if type(n) is int and 0 <= n <= _MAX_TOKENS else None

@@ -100,7 +100,7 @@ class Coca(Captioner):
         return answers
 
     def _prepare(self, clip: ClipView) -> "torch.Tensor | GeneratedCaption":
-        """The middle frame as the model wants it (channel, height, width), or why there is none."""
+        """The middle frame, preprocessed for the model (channel, height, width), or a failed caption."""
         if not clip.thumbnails:
             return GeneratedCaption.failed("the clip has no thumbnails")
         try:

@@ -24,7 +24,7 @@ class Structure:
     """A JSON schema of an object. Its property `caption` is the caption, the others are columns.
 
     Strings, numbers, booleans and lists of them keep their type; anything else is kept as JSON text. Raises UserError
-    for a schema that is not one, or has no caption.
+    for an invalid schema, or one without a caption.
     """
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
@@ -107,8 +107,8 @@ def _description(schema: Any) -> Any:
 
 
 def _is_closed(schema: Any) -> bool:
-    """Whether every object names all its properties as required and allows no others: what OpenAI's strict mode
-    takes."""
+    """Whether every object names all its properties as required and allows no others: as OpenAI's strict mode
+    requires."""
     if isinstance(schema, list):
         return all(map(_is_closed, schema))
     if not isinstance(schema, Mapping):

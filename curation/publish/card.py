@@ -104,7 +104,7 @@ def _head(facts: Facts, to: Target) -> dict[str, Any]:
 
 
 def _license(facts: Facts) -> dict[str, Any]:
-    """One licence by the Hub's identifier; "other" where there are several or an unusual one."""
+    """The licence as an identifier of the Hub; "other" for several licences or an unlisted one."""
     names = [tally.name for tally in facts.licenses]
     ids = {re.sub(r"[\s_]+", "-", name.strip().lower()) for name in names}
     ids = {_SAME_LICENSE.get(each, each) for each in ids}
@@ -143,10 +143,10 @@ def _summary(facts: Facts, to: Target, config: "PublishConfig") -> str:
         "Each clip is one shot: no cut, no transition, no bars." if to != "hf" else "Each clip is one shot.",
     ]
     if rate is not None:
-        sentences.append(f"Frame rate: {float(rate):g} frames/s (the nearest frame in time, none blended).")
+        sentences.append(f"Frame rate: {float(rate):g} frames/s (nearest frame in time, no blending).")
     if facts.left_out:
         reasons = ", ".join(f"{kind.replace('_', ' ')} ({count:,})" for kind, count in facts.left_out.items())
-        sentences.append(f"Selected but not here: {reasons}.")
+        sentences.append(f"Selected but not included: {reasons}.")
     return " ".join(sentences)
 
 
@@ -160,7 +160,7 @@ def _content(facts: Facts, *, keeps_sound: bool) -> str:
         ("frames/s of the sources", _counted(facts.fps)),
         ("captions by", captions),
         ("clips without caption", f"{facts.without_caption:,}"),
-        ("sound", f"of the {facts.with_sound:,} clips whose sources have some" if keeps_sound else "none"),
+        ("sound", f"kept for clips of sources with sound ({facts.with_sound:,})" if keeps_sound else "none"),
     ]
     return _table(("", ""), rows)
 
@@ -178,10 +178,10 @@ def _selection(facts: Facts) -> str:
     shortened = resolved != chosen.resolved
     return (
         _table(("rule", "asked", "dropped", "left", "video"), rows)
-        + "\n\nThe rules as numbers, for `clipmill select --config`:\n\n```yaml\n"
+        + "\n\nThe resolved rules, for `clipmill select --config`:\n\n```yaml\n"
         + rules.replace("```", "'''")
         + "```"
-        + ("\n\nPaths or keys of the machine that selected were removed from them." if shortened else "")
+        + ("\n\nLocal paths or keys were removed from them." if shortened else "")
     )
 
 
@@ -194,9 +194,9 @@ def _licenses(facts: Facts) -> str:
     return (
         _table(("licence", "sources", "clips", "video"), rows)
         + (f"\n\nand {more:,} more." if more > 0 else "")
-        + "\n\nLicences are those that came with the videos; clipmill does not judge them. To have a video taken down, "
-        f"name its `source_id`: `{SOURCES_FILE}` lists every source with its address, licence and author. The ids of "
-        "its clips begin with it, in file names and in every table."
+        + "\n\nLicences are as stated in the metadata of the videos; clipmill does not verify them. To request the "
+        f"removal of a video, give its `source_id`: `{SOURCES_FILE}` lists every source with its address, licence and "
+        "author. Clip ids start with the `source_id`, in file names and in every table."
     )
 
 
@@ -230,12 +230,12 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text from elsewhere as text of Markdown: on one line, without HTML, links and cells."""
+    """Untrusted text, escaped for Markdown: one line, no HTML, links or table cells."""
     return re.sub(r"([\\`*\[\]<|])", r"\\\1", " ".join(text.split()))
 
 
 def _public(value: Any) -> Any:
-    """Nested values with texts that may leave the machine."""
+    """Nested values with their texts made safe to publish."""
     if isinstance(value, dict):
         return {key: _public(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

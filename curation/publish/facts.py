@@ -1,4 +1,4 @@
-"""What a card says of a published selection: counts, licences, sources, rules, versions. No path and no secret."""
+"""The facts in the card of a published selection: counts, licences, sources, rules, versions. No path and no secret."""
 
 import statistics
 from collections import Counter
@@ -37,7 +37,7 @@ SOURCE_LIST = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """Clips, sources and seconds that share something."""
+    """Totals of the clips that share a value, such as a licence."""
 
     name: str
     clips: int
@@ -75,12 +75,12 @@ class Facts:
     duration_s: tuple[float, float, float]
     """Shortest, median, longest."""
     left_out: Mapping[str, int]
-    """Kind of error -> selected clips that are not there."""
+    """Kind of error -> selected clips that were not written."""
     dataset: Mapping[str, Any] = field(default_factory=dict)
     """Format version and fingerprint."""
     scorers: tuple[Scorer, ...] = ()
     notices: tuple[str, ...] = ()
-    """What to know of the weights."""
+    """Notices about the weights."""
     source_list: pa.Table = field(default_factory=SOURCE_LIST.empty_table)
 
 

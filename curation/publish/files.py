@@ -1,7 +1,7 @@
 """Clips as files: `data/FOLDER/CLIP_ID.mp4` with `.txt` beside it, for trainers that read folders.
 
-Such trainers look at no metadata: a file is upright, has square pixels, no bars, eight bits and H.264, and the frame
-rate that was asked for. A clip that its source's packets do not give like that is transcoded.
+Such trainers ignore metadata: every file is upright H.264 with eight bits, square pixels and no bars, at the requested
+frame rate. A clip whose source packets differ is transcoded.
 """
 
 import operator

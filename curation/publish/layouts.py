@@ -1,4 +1,4 @@
-"""Folders that trainers read as they are: where a clip lies, and the configuration of the trainer's data set.
+"""Folder layouts that trainers read directly: the path of each clip, and the trainer's dataset configuration.
 
 hf               data/*.tar: WebDataset shards
 files            data/ID.mp4 and .txt; data/metadata.jsonl, as of a video folder of the Hub
@@ -35,8 +35,8 @@ class Bucket:
 def bucket_of(
     frames: int, width_px: int, height_px: int, *, lengths: Sequence[int], resolution_px: int
 ) -> Bucket | None:
-    """The longest of `lengths` that a clip of so many frames fills, and the size with nearly `resolution_px` squared
-    pixels whose aspect ratio is nearest. None if the clip is too short for all."""
+    """The longest of `lengths` up to `frames`, and the size of about `resolution_px` squared pixels with the nearest
+    aspect ratio. None if the clip is shorter than all lengths."""
     fitting = [length for length in lengths if length <= frames]
     if not fitting:
         return None

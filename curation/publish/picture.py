@@ -16,7 +16,7 @@ from curation.dataset.tables import Dataset
 _COLUMNS, _ROWS = 5, 4
 _CELL_PX, _GAP_PX = (320, 180), 4
 _AROUND = "#e8e8e8"
-"""Beside pictures of another aspect ratio: black would look like bars of the clip."""
+"""Padding for other aspect ratios: black would look like bars in the clip."""
 _PARTS = 40
 _LARGEST_SIDE_PX = 8192
 

@@ -1,4 +1,4 @@
-"""What is published of a selection: its clips with the chosen caption, divided into shards or batches of files."""
+"""Plan a publication: the clips of a selection with the chosen captions, divided into shards or batches of files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ from curation.shards.sample import caption_of
 from curation.shards.write import ShardConfig, ShardPlan, plan_shards
 
 _USUAL_FPS: Mapping[Target, float] = {"diffusion-pipe": 16.0, "musubi": 16.0}
-"""Of Wan; these trainers count frames and look at no clock."""
+"""Wan's rate; these trainers count frames and ignore timestamps."""
 
 _BUCKET = pa.struct([("frames", pa.int64()), ("width_px", pa.int64()), ("height_px", pa.int64())])
 
@@ -60,7 +60,7 @@ class PublishPlan:
 
     to: Target
     plans: tuple[ShardPlan, ...]
-    """Of file layouts, the rows have the columns `folder`, `bucket` and `file_frames`."""
+    """For file layouts, the rows have the columns `folder`, `bucket` and `file_frames`."""
     left_out: tuple[FailedClip, ...]
 
     @property

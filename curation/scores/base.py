@@ -1,4 +1,4 @@
-"""What scorers are, and what they see of a clip.
+"""Base of scorers, and their view of a clip.
 
 A scorer computes columns from pictures, embeddings or frames of a clip. Scorers are independent of Ray and of
 thresholds; `curation.selection` filters. A captioner is a scorer too: see `curation.captioners.base`.
@@ -45,13 +45,13 @@ class ClipView:
     captions: tuple[Caption, ...] = field(default=())
     embeddings: Embeddings | None = None
     frames: tuple[Image, ...] = ()
-    """In display order, as many as `Frames` asks for; of a clip with fewer, some come twice."""
+    """In display order, as many as `Frames` asks for; clips with fewer repeat some."""
     frame_times_s: tuple[float, ...] = ()
     """Their times from the start of the clip."""
     file: bytes = b""
     """The clip as an MP4, as it would be in a shard."""
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """The columns of the clip that were asked for."""
+    """The requested columns of the clip."""
 
 
 def needs_clip(needs: Sequence[Need]) -> bool:
@@ -60,7 +60,7 @@ def needs_clip(needs: Sequence[Need]) -> bool:
 
 
 class NoSettings(configuration.Config):
-    """Of a scorer without settings."""
+    """Settings of a scorer that has none."""
 
 
 class Scorer:
@@ -91,31 +91,31 @@ class Scorer:
     weights_digest: str | None = None
     """Digest of its weights, set by `load`; other weights are another version. None without weights."""
     folder: ClassVar[str] = SCORES
-    """Of its tables in a dataset."""
+    """Folder of its tables in a dataset."""
     kept_on_error: tuple[str, ...] = ()
-    """Columns of what an attempt costs: a failed row keeps their values, and those of another attempt are added."""
+    """Columns that count the cost of an attempt: failed rows keep them, and a retry adds to them."""
     clips_at_least: int = 1
-    """Clips per call, as far as there are: as many as it can work on at a time."""
+    """Preferred number of clips per call: as many as it can process at a time."""
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = config if config is not None else self.Config()
 
     @property
     def root(self) -> str:
-        """Where a dataset has its versions."""
+        """Folder of its versions in a dataset."""
         return f"{self.folder}/{self.name}"
 
     def load(self, device: str = "cpu") -> None:
         """Load models onto `device` ("cpu", "cuda"), once per process, before the first `score`.
 
-        Raises UserError when weights are missing or unfit, with what was wanted, where it was looked for, and how to
-        place them by hand. It is called once before a run starts its work, too.
+        Raises UserError when weights are missing or unfit, with what was expected, where it was searched for, and
+        how to install it manually. Also called once before a run starts.
         """
 
     def score(self, batch: Sequence[ClipView]) -> list[dict[str, Any]]:
         """One mapping of column name to value per clip, in order.
 
-        An exception costs the clip that raises it its score: the batch is scored again clip by clip, and that clip
+        An exception fails only the clip that raises it: the batch is scored again clip by clip, and that clip
         gets null and the message. `{name}_error` in the mapping does the same.
         """
         raise NotImplementedError

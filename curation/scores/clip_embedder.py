@@ -39,7 +39,7 @@ class ClipEmbedderConfig(Config):
     @field_validator("model", "pretrained")
     @classmethod
     def _absolute(cls, given: str | None) -> str | None:
-        """Workers run elsewhere than where the configuration was written."""
+        """Workers run in other working directories."""
         return os.path.abspath(given) if given and os.path.exists(given) else given
 
 
@@ -63,7 +63,7 @@ class ClipEmbedder:
 
     @property
     def width(self) -> int:
-        """Numbers in an embedding."""
+        """Length of an embedding."""
         return self.embed_texts(["a"]).shape[1]
 
     def load(self, device: str = "cpu") -> None:
@@ -77,7 +77,7 @@ class ClipEmbedder:
         self._loaded.model.to(dtype=torch.bfloat16 if bf16 else torch.float32, memory_format=torch.channels_last)
 
     def embed(self, batch: Sequence[ClipView]) -> list[Embeddings]:
-        """Embeddings of every clip, in order, whatever the sizes of the batch and of its clips."""
+        """Embeddings of every clip, in order, for batches and clips of any size."""
         captions = self.embed_captions([view.captions for view in batch])
         image_rows = iter(self.embed_images([image for view in batch for image in view.thumbnails]))
         embedded = []
@@ -119,7 +119,7 @@ class ClipEmbedder:
         return _stacked(rows)
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """(text, width) float32 rows of length 1; what goes beyond the model's context length does not count."""
+        """(text, width) float32 rows of length 1; text beyond the model's context length is ignored."""
         import torch
 
         loaded, rows = self._ready(), []

@@ -66,9 +66,9 @@ def plugin_spec(
     kind, what = plugin.load(), group.rpartition(".")[2].removesuffix("s")
     _check(kind, asked, base, what)
     if built_in.get(kind.name, plugin.target) != plugin.target:
-        raise UserError(f"{asked}: the name {kind.name!r} is taken by a {what} of clipmill: give yours another one")
+        raise UserError(f"{asked}: the name {kind.name!r} is taken by a {what} of clipmill: choose another one")
     if ":" not in asked and kind.name != asked:
-        raise UserError(f"the entry point {asked!r} is a {what} of the name {kind.name!r}: give both the same name")
+        raise UserError(f"the entry point {asked!r} is a {what} named {kind.name!r}: give both the same name")
     if not isinstance(settings, Config):
         settings = kind.Config.from_values(settings or {}, origin=f"{what}s.{asked}")
     assert isinstance(settings, Config)

@@ -1,6 +1,6 @@
 """The sound of clips: decoded from the start of the clip to its end, exactly to the sample, and encoded as AAC.
 
-Packets of a source cannot be cut where a clip begins: they are as long as a frame or longer, and begin elsewhere.
+Packets of a source cannot be cut at the start of a clip: their boundaries lie elsewhere.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ _LAYOUTS = {1: "mono", 6: "5.1"}
 """Channel layouts that are kept; others become stereo."""
 _BITS_PER_S_AND_CHANNEL = 96_000
 _PREROLL_S = Fraction(1, 2)
-"""Decoded before a clip: decoders need the packets before for the first samples of one."""
+"""Decoded before a clip: decoders need earlier packets for its first samples."""
 _TOLERANCE_S = Fraction(1, 25)
 """A timestamp this close to the end of the samples before it continues them: containers round timestamps."""
 _INTERLEAVED_S = 10
@@ -79,7 +79,7 @@ class ClipAudio:
 def read_audio(file: BinaryIO, clips: Iterable[Mapping[str, Any]]) -> dict[str, ClipAudio | NoAudio]:
     """clip_id -> the sound of each of these clips of a source, or why it has none (`NoAudio.kind`).
 
-    Leaves the position in the file anywhere.
+    The position in the file is undefined afterwards.
     """
     found: dict[str, ClipAudio | NoAudio] = {}
     for clip in sorted(clips, key=lambda clip: clip["start_pts"]):
@@ -95,7 +95,7 @@ def read_audio(file: BinaryIO, clips: Iterable[Mapping[str, Any]]) -> dict[str, 
 
 
 def audio_columns(audio: "ClipAudio | NoAudio | None") -> dict[str, Any]:
-    """What a sample's JSON says of the sound in its file: `present`, and the same keys in every sample."""
+    """The sound of a file as described in the sample's JSON, with the same keys in every sample."""
     if isinstance(audio, ClipAudio):
         return {"present": True, "codec": CODEC, "channels": audio.channels, "rate": audio.rate_hz, "error_kind": ""}
     return {"present": False, "codec": "", "channels": 0, "rate": 0, "error_kind": audio.kind if audio else ""}
@@ -146,7 +146,7 @@ def _landed_late(stream: Any, first_s: Fraction, start_s: Fraction) -> bool:
 
 
 def _frames(container: Any, stream: Any, end_s: Fraction) -> Iterator[tuple[av.AudioFrame, Fraction]]:
-    """Decoded frames that begin before `end_s`, with their times; damaged packets are passed over."""
+    """Decoded frames that begin before `end_s`, with their times; damaged packets are skipped."""
     streams = [stream, *container.streams.video]
     next_s: Fraction | None = None
     for packet in demuxed(container, streams):
@@ -176,7 +176,7 @@ def _set_up(context: Any, rate_hz: int, layout: str) -> None:
 
 
 class _Encoder:
-    """Frames with their times in, packets of the time between start and end out; silence where there are no frames."""
+    """Encodes decoded frames from `start_s` to `end_s`, with silence in the gaps."""
 
     def __init__(self, decoder: Any, start_s: Fraction, end_s: Fraction) -> None:
         self._start_s = start_s
@@ -191,7 +191,7 @@ class _Encoder:
         self._waiting: list[Samples] = []
         self._waiting_samples = self._encoded = self._heard = 0
         self._next: int | None = None
-        """Where the next decoded sample belongs, in samples from the start."""
+        """Position of the next decoded sample, in samples from the start."""
         self._kind: tuple[Any, ...] = ()
         self._resampler: AudioResampler | None = None
 

@@ -63,7 +63,7 @@ class Encoder:
         elapsed = (frame.pts - self._first_pts) * self._clip["time_base_num"]
         second = elapsed // self._clip["time_base_den"]
         displayed.pts, displayed.time_base = elapsed, Fraction(1, self._clip["time_base_den"])
-        # What the source's encoder made of the frame must not steer ours.
+        # The frame types chosen by the source's encoder must not affect ours.
         starts_second = second > self._last_second
         displayed.pict_type = av.video.frame.PictureType.I if starts_second else av.video.frame.PictureType.NONE
         self._last_second = second
@@ -113,7 +113,7 @@ class Encoder:
         options = {
             "preset": self._preset,
             "crf": str(self._crf),
-            "flags": "+psnr",  # each packet tells how far it is from its frame
+            "flags": "+psnr",  # each packet carries its error
             "mbtree": "0",  # x264's AVX-512 code for it reads stray memory: other bytes on every run
             "forced-idr": "1",
             "sc_threshold": "0",

@@ -142,7 +142,7 @@ def remux_clip(video: Video, clip: ClipRow, audio: ClipAudio | NoAudio | None = 
     with open_mp4(file, clip, extra_bytes, audio_packets=audio_packets) as mp4:
         if info.bright_nits is not None:
             mp4.metadata[BRIGHT_NITS_TAG] = f"{info.bright_nits:.6g}"
-        # opaque: from the decoder, for an encoder of the same name need not exist.
+        # opaque: copied from the decoder, since there may be no encoder of the same name.
         stream = mp4.add_stream_from_template(source, opaque=True)
         stream.codec_context.sample_aspect_ratio = info.sample_aspect_ratio
         if source.codec_context.codec_tag in _KEPT_TAGS:
@@ -182,8 +182,8 @@ def _packets_between(video: Video, start_pts: int, end_pts: int) -> list[av.Pack
 def decode_passes(video: Video, clips: Iterable[ClipRow]) -> Iterator[list[ClipRow]]:
     """Clips that share one decode: those whose keyframe precedes the end of the clip before them.
 
-    Where the time line was rebuilt, each clip with a place to resume decoding alone, and the others together, from the
-    start of the file. None that are deinterlaced differently.
+    With rebuilt timestamps, clips with a resume point are decoded alone and the others together from the start of the
+    file. Clips that are deinterlaced differently never share a decode.
     """
     group: list[ClipRow] = []
     for clip in sorted(clips, key=lambda c: c["start_pts"]):

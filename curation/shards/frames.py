@@ -159,7 +159,7 @@ class _Taken:
         return self._moments is not None and len(self._shown[0]) == len(self._moments)
 
     def wants(self, frame: Frame, next_pts: int | None) -> bool:
-        """Take note of the next frame; whether it is shown at a moment."""
+        """Register the next frame; return whether it is shown at one of the moments."""
         clip, end_pts = self._clip, self._clip["end_pts"]
         self._decoded += 1
         is_last = next_pts is None or next_pts >= end_pts
@@ -173,7 +173,7 @@ class _Taken:
         return self._failure is None and self._times > 0
 
     def add(self, frame: Frame, image: Image) -> None:
-        """Take it, as often as it is asked for."""
+        """Add the registered frame once for each moment at which it is shown."""
         self._shown[0].extend([frame.pts] * self._times)
         self._shown[1].extend([image] * self._times)
 

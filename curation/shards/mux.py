@@ -1,4 +1,4 @@
-"""The MP4 of a clip: its index in front, its clock the source's, its timestamps from 0 on."""
+"""The MP4 of a clip: index first, time base of the source, timestamps from 0."""
 
 import heapq
 import io
@@ -15,7 +15,7 @@ audio packet takes no more."""
 
 
 def open_mp4(file: io.BytesIO, clip: Mapping[str, Any], extra_bytes: int, *, audio_packets: int = 0) -> Any:
-    """An MP4 to write into `file`: its index in front, its clock the source's, its bytes the same on every run."""
+    """Open an MP4 in `file`: index first, time base of the source, the same bytes on every run."""
     clock = str(clip["time_base_den"])
     options = {
         "moov_size": str(_INDEX_BYTES + extra_bytes + _INDEX_BYTES_PER_FRAME * (clip["frames"] + audio_packets)),

@@ -28,7 +28,7 @@ PLACE = pa.schema(
         column("caption", pa.string(), "caption in the .txt; empty if the clip has none"),
     ]
 )
-"""The columns that say where a sample lies; those of the dataset's clip follow."""
+"""The columns that locate a sample; those of the dataset's clip follow."""
 _TEXT = ("txt", "json")
 
 

@@ -278,7 +278,7 @@ def _with_totals(record: ShardRecord, clips: Mapping[str, tuple[float, str]]) ->
 
 
 def _listed(index: dict[str, Any]) -> tuple[list[FailedClip], int]:
-    """What index.json alone knows: selected clips that are in no tar, and the dataset's version."""
+    """What only index.json records: selected clips that are in no tar, and the dataset's version."""
     return [FailedClip(**clip) for clip in index["gone"]], int(index["dataset_version"])
 
 

@@ -1,7 +1,7 @@
 """A clip at another frame rate: at each moment k / fps from its start, the frame that is nearest in time.
 
-No frame is blended or interpolated, and the length in seconds stays: a film is not slowed down for a trainer that
-counts frames.
+Frames are neither blended nor interpolated, and the duration stays the same: footage is not slowed down for a trainer
+that counts frames.
 """
 
 import math
@@ -14,10 +14,10 @@ from clipmill.errors import SourceError
 from curation.video.timed import Frame
 
 _ALMOST = Fraction(1, 1_000_000)
-"""Seconds by which a moment may miss the end of a clip without being past it: durations are rounded to a clock."""
+"""Tolerance at the end of a clip in seconds: durations are rounded to the time base."""
 
 _SAME_RATE = 0.002
-"""Relative difference that is none: 23.976 frames/s are 24."""
+"""Largest relative difference between rates that count as equal: 23.976 frames/s is 24."""
 
 
 def resampled_frames(duration: Fraction, fps: Fraction) -> int:
@@ -26,7 +26,7 @@ def resampled_frames(duration: Fraction, fps: Fraction) -> int:
 
 
 def needs_resampling(clip: Any, fps: Fraction | None) -> bool:
-    """Whether a clip has another rate than asked for, or none that holds from frame to frame."""
+    """Whether a clip's frame rate is variable, unknown or different from `fps`."""
     if fps is None:
         return False
     return bool(clip["variable_fps"] or not clip["fps"] or abs(clip["fps"] / float(fps) - 1) > _SAME_RATE)
@@ -54,7 +54,7 @@ class Resampler:
             "frames": resampled_frames(clip_duration(clip), fps),
             "fps": float(fps),
         }
-        """The row of the clip as it comes out."""
+        """The row of the resampled clip."""
 
     def push(self, frame: Frame) -> Iterator[Frame]:
         """The frames for the moments that are nearer to the frame before than to any later one.

@@ -1,8 +1,7 @@
 """The JSON of a sample: the same keys with the same types in every sample of every dataset, and never a null.
 
 Readers such as `datasets` infer types from the first samples. What a clip may lack (a score, a caption, metadata) is
-therefore an entry of a list, present or not, and no list is empty: one with nothing in it has an entry with an empty
-name.
+therefore an optional entry of a list, and no list is empty: a list without entries holds one with an empty name.
 """
 
 import math
@@ -50,7 +49,7 @@ _AUDIO = [
 ]
 _CONDITIONING = ("fps_id", "motion_bucket")
 _MEASURED = ("psnr_db",)
-"""What is known of some files only; among the scores."""
+"""Measured for some files only; stored among the scores."""
 _SCORES = {"motion", *(column.name for columns in SCORE_COLUMNS.values() for column in columns)}
 _NO_SCORES = {*CLIPS.names, *SOURCES.names, "root", "path", "caption"} - _SCORES
 
@@ -165,7 +164,7 @@ def _audio(row: "ClipRow", extracted: "ExtractedClip") -> dict[str, Any]:
 
 
 def _captions(captions: Sequence[Mapping[str, Any]] | None) -> list[dict[str, str]]:
-    """Their errors are sentences about this machine and stay in the dataset."""
+    """Captions without error messages, which may name local paths and stay in the dataset."""
     keys = ("source", "text", "error_kind")
     return [{key: caption[key] or "" for key in keys} for caption in captions or ()] or [dict.fromkeys(keys, "")]
 

@@ -5,7 +5,7 @@ from typing import BinaryIO
 
 
 class Summed:
-    """Counts and sums up what is written, on its way into a file if there is one."""
+    """Counts and hashes what is written, and passes it on to a file if there is one."""
 
     def __init__(self, file: BinaryIO | None) -> None:
         self._file, self.bytes, self.digest = file, 0, hashlib.sha256()

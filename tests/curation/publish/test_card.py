@@ -118,4 +118,4 @@ def test_every_layout_says_how_to_use_it(to: Target) -> None:
 def test_the_card_says_whether_there_is_sound() -> None:
     assert "| sound | none |" in parts(FACTS)[1]
     kept = parts(FACTS, shards={"extraction": {"audio": "keep"}})[1]
-    assert "| sound | of the 11 clips whose sources have some |" in kept
+    assert "| sound | kept for clips of sources with sound (11) |" in kept

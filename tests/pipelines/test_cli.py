@@ -13,7 +13,7 @@ import pytest
 
 from curation.dataset.tables import Dataset
 from pipelines import cli
-from pipelines.cli_shared import BAD_REQUEST
+from pipelines.cli_shared import BAD_REQUEST, NOTHING_CAME_OUT, PARTIAL
 from tests.media import panning, write_video
 from tests.pipelines.corpora import WITHOUT_CLIP_OPTION
 
@@ -80,7 +80,7 @@ def test_shards_without_some_of_the_selected_clips_have_their_own_exit_code(
             table = dataset.read_part(table_name, part)
             dataset.write_part(table_name, part, table.filter(pc.not_equal(table["source_id"], replaced[0])))
     capsys.readouterr()
-    assert run(monkeypatch, *sharding) == cli.PARTIAL
+    assert run(monkeypatch, *sharding) == PARTIAL
     printed = capsys.readouterr()
     assert "1 of 3 selected clips were written: 1 failed, 1 are no longer in the dataset" in printed.err
     assert "not written: the clip is no longer in the dataset" in " ".join(printed.out.split())
@@ -99,7 +99,7 @@ def test_a_selection_without_clips_has_its_own_exit_code(videos: Path, tmp_path:
     out, rules = tmp_path / "out", tmp_path / "none.yaml"
     rules.write_text("rules: {motion: {min: 10000}}\n")
     assert run(monkeypatch, "curate", videos, "--out", out, *WITHOUT_CLIP_OPTION) == 0
-    assert run(monkeypatch, "select", out, "--config", rules) == cli.NOTHING_CAME_OUT
+    assert run(monkeypatch, "select", out, "--config", rules) == NOTHING_CAME_OUT
     assert "no clip passed" in capsys.readouterr().err
     assert run(monkeypatch, "shard", out, "--selection", "none") == 2
     assert "is empty; there is nothing to shard" in capsys.readouterr().err

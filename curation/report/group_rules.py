@@ -7,26 +7,24 @@ from typing import Any
 import numpy as np
 
 from curation.report.payload import Payload
-from curation.selection.groups import columns_of_groups, group_rules
-from curation.selection.rules import Balance, MaxPer, Rules
+from curation.selection.groups import group_rules
+from curation.selection.rules import Balance, Rules
 
 
 def groups_of(payload: Payload, rules: Rules, clip_ids: Sequence[str]) -> list[dict[str, Any]]:
     """Each rule in the order in which they run, with the place of each clip in its random order."""
-    limits: list[MaxPer | Balance] = [*rules.max_per.values(), *([rules.balance] if rules.balance else [])]
-    asked = group_rules(rules)
     return [
         {
-            "name": name,
-            "column": column,
-            "asked": asked[name],
-            "clips": rule.clips,
-            "power": rule.power if isinstance(rule, Balance) else None,
-            "best": [list(pair) for pair in rule.best.items()],
-            "unscored": rule.unscored,
-            "order": payload.numbers(_random_places(rule.seed, clip_ids)),
+            "name": group.name,
+            "column": group.by,
+            "asked": group.asked,
+            "clips": group.rule.clips,
+            "power": group.rule.power if isinstance(group.rule, Balance) else None,
+            "best": [list(pair) for pair in group.rule.best.items()],
+            "unscored": group.rule.unscored,
+            "order": payload.numbers(_random_places(group.rule.seed, clip_ids)),
         }
-        for (name, column), rule in zip(columns_of_groups(rules).items(), limits, strict=True)
+        for group in group_rules(rules)
     ]
 
 

@@ -86,9 +86,9 @@ def _rules_of(selection: Selection) -> Rules:
 
 def _added_since(older: Selection) -> str:
     """Why a selection lacks a clip that passes its rules today."""
-    groups = [
-        rule for rule in ("duplicate_rank", *group_rules(_rules_of(older))) if rule in {s.rule for s in older.funnel}
-    ]
+    applied = {step.rule for step in older.funnel}
+    names = ("duplicate_rank", *(group.name for group in group_rules(_rules_of(older))))
+    groups = [name for name in names if name in applied]
     changed = f", or not chosen by {' or '.join(groups)} among the clips of then" if groups else ""
     return f"added to the dataset after {older.name}{changed}"
 

@@ -125,7 +125,7 @@ def funnel(
     asked = {name: _asked(rule) for name, rule in rules.rules.items()}
     if rules.where is not None:
         asked[WHERE] = rules.where
-    groups = group_rules(rules)
+    groups = {group.name: group.asked for group in group_rules(rules)}
     asked |= {**(marks or {}), **groups}
     place = {test.name: i for i, test in enumerate(judged.tests)}
     last = {test.name for test in judged.tests if test.last} | groups.keys()

@@ -7,7 +7,7 @@ a group 100 times as large gives 10 times as many.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
@@ -37,7 +37,7 @@ def group_tests(
     known = joined_columns(connection)
     tests: list[Test] = []
     skipped: dict[str, str] = {}
-    for name, by, rule in _group_rules(rules):
+    for name, by, rule in group_rules(rules):
         missing = [c for c in (by, *rule.best) if c not in known]
         if missing and allow_missing:
             skipped[name] = f"unknown column {missing[0]!r}"
@@ -48,9 +48,31 @@ def group_tests(
     return tests, skipped
 
 
-def group_rules(rules: Rules) -> dict[str, str]:
-    """Name of each rule on groups -> what it asks for, as text, in the order in which they run."""
-    return {name: _asked(by, rule) for name, by, rule in _group_rules(rules)}
+class GroupRule(NamedTuple):
+    """A rule on groups."""
+
+    name: str
+    """Of its step in the funnel."""
+    by: str
+    """The column that names the groups."""
+    rule: MaxPer | Balance
+
+    @property
+    def asked(self) -> str:
+        """What it asks for, as text."""
+        by, rule = self.by, self.rule
+        words = [f"at most {rule.clips:,} per {by}"] if isinstance(rule, MaxPer) else []
+        if isinstance(rule, Balance):
+            words = [f"{rule.clips:,} clips, by {by} to the power {rule.power:g}"]
+        words += [f"{which} {name} first" for name, which in rule.best.items()]
+        words += [] if rule.best else [f"random order, seed {rule.seed}"]
+        return ", ".join([*words, *(["unscored keep"] if rule.unscored == "keep" else [])])
+
+
+def group_rules(rules: Rules) -> list[GroupRule]:
+    """The rules on groups, in the order in which they run."""
+    limits = [GroupRule(f"{MAX_PER} {given}", _column(given), rule) for given, rule in rules.max_per.items()]
+    return [*limits, *([GroupRule(BALANCE, _column(rules.balance.by), rules.balance)] if rules.balance else [])]
 
 
 def is_group_rule(name: str) -> bool:
@@ -60,12 +82,12 @@ def is_group_rule(name: str) -> bool:
 
 def columns_of_groups(rules: Rules) -> dict[str, str]:
     """Name of each rule on groups -> the column that names them."""
-    return {name: by for name, by, _ in _group_rules(rules)}
+    return {name: by for name, by, _ in group_rules(rules)}
 
 
 def columns_read(rules: Rules) -> list[str]:
     """The columns that rules on groups read."""
-    return [column for _, by, rule in _group_rules(rules) for column in (by, *rule.best)]
+    return [column for _, by, rule in group_rules(rules) for column in (by, *rule.best)]
 
 
 def quotas(sizes_K: NDArray[np.int64], clips: int, power: float) -> NDArray[np.int64]:
@@ -94,12 +116,6 @@ def quotas(sizes_K: NDArray[np.int64], clips: int, power: float) -> NDArray[np.i
     return found_K
 
 
-def _group_rules(rules: Rules) -> list[tuple[str, str, Within]]:
-    """Name, column of the groups, and rule."""
-    limits = [(f"{MAX_PER} {given}", _column(given), rule) for given, rule in rules.max_per.items()]
-    return [*limits, *([(BALANCE, _column(rules.balance.by), rules.balance)] if rules.balance else [])]
-
-
 def _column(given: str) -> str:
     return "source_id" if given == "source" else given
 
@@ -108,15 +124,6 @@ def _no_column(name: str, known: Mapping[str, JoinedColumn]) -> str:
     if name in MADE_BY:
         return f"unknown column {name!r} in this dataset: {MADE_BY[name]}, remove the rule, or pass --allow-missing."
     return unknown_name("column", name, list(listed_columns(known)))
-
-
-def _asked(by: str, rule: Within) -> str:
-    words = [f"at most {rule.clips:,} per {by}"] if isinstance(rule, MaxPer) else []
-    if isinstance(rule, Balance):
-        words = [f"{rule.clips:,} clips, by {by} to the power {rule.power:g}"]
-    words += [f"{which} {name} first" for name, which in rule.best.items()]
-    words += [] if rule.best else [f"random order, seed {rule.seed}"]
-    return ", ".join([*words, *(["unscored keep"] if rule.unscored == "keep" else [])])
 
 
 def _test(number: int, name: str, by: str, rule: Within, known: Mapping[str, JoinedColumn]) -> Test:

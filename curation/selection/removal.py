@@ -11,7 +11,7 @@ from curation.dataset.schemas import source_of
 from curation.dataset.source_rows import remove_rows_from_file, rows_in_file
 from curation.dataset.tables import Dataset
 from curation.selection.marks import dataset_marks, write_marks
-from curation.selection.saved import SELECTION, selected_ids, selection_file, selection_names
+from curation.selection.saved import SELECTION, lines_of, selected_ids, selection_file, selection_names
 
 
 def count_selected(dataset: Dataset, source_ids: Collection[str]) -> dict[str, int]:
@@ -59,7 +59,7 @@ def _recount(dataset: Dataset, name: str) -> None:
         "clips": ids.num_rows,
         "seconds": int(microseconds) / 1e6,
         "removed_clips": selection.total_clips - dropped - ids.num_rows,
-        "clips_sha256": hashlib.sha256("".join(f"{i}\n" for i in ids["clip_id"].to_pylist()).encode()).hexdigest(),
+        "clips_sha256": hashlib.sha256(lines_of(ids["clip_id"])).hexdigest(),
     }
     storage.write_json(dataset.fs, path, content)
 

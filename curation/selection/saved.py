@@ -33,7 +33,7 @@ class Selection:
     resolved: dict[str, Any]
     """The rules with resolved bounds, reusable on another dataset."""
     clips_sha256: str
-    """Digest of the selected clip ids, in order."""
+    """SHA-256 of `lines_of` the selected clip ids, in order."""
     marks: dict[str, int] = field(default_factory=dict)
     """Verdict -> clips, of the marks that were applied; `resolved` does not include them."""
     versions: dict[str, int] = field(default_factory=dict)
@@ -77,6 +77,11 @@ def selection_names(dataset: Dataset) -> list[str]:
 def selected_ids(dataset: Dataset, name: str) -> pa.Table:
     """The column clip_id of a complete selection, sorted."""
     return storage.read_parquet(dataset.fs, selection_file(dataset, name, "parquet"), ["clip_id"])
+
+
+def lines_of(clip_ids: pa.Array | pa.ChunkedArray) -> bytes:
+    """Clip ids, one per line: what the digest of a selection is computed from."""
+    return "".join(f"{clip_id}\n" for clip_id in clip_ids.to_pylist()).encode()
 
 
 def selected_clips(

@@ -21,7 +21,7 @@ from curation.selection.likeness import with_queries
 from curation.selection.marks import MARKS, Marks, check_marks, keep_marks
 from curation.selection.plan import Plan, plan_tests
 from curation.selection.rules import Rules
-from curation.selection.saved import SELECTION, Selection, selection_file
+from curation.selection.saved import SELECTION, Selection, lines_of, selection_file
 from curation.selection.thresholds import WHERE
 
 _SELECTED = pa.schema([("clip_id", pa.string()), ("source_id", pa.string()), ("uri", pa.string())])
@@ -63,11 +63,8 @@ def select_clips(
         versions = versions_of(connection, {column for test in plan.tests for column in (*test.columns, *test.reads)})
         steps = funnel(connection, plan.rules, judged, plan.skipped, {MARKS: _asked_by(marks)} if marks else None)
         clips = _chosen_clips(connection, judged, rules.where, likes)
-        if dry_run:
-            digest = _digest_of(clips)
-        else:
-            protected = None if replace else older
-            digest = _write_clips(dataset, rules, clips, protected, likes)
+        protected = None if replace else older
+        digest = _digest_of(clips) if dry_run else _write_clips(dataset, rules, clips, protected, likes)
     selection = Selection(
         name=rules.name,
         clips=chosen.clips,
@@ -115,7 +112,7 @@ def _digest_of(clips: Iterable[pa.RecordBatch], write: Callable[[pa.RecordBatch]
     digest = hashlib.sha256()
     for batch in clips:
         write(batch)
-        digest.update("".join(f"{clip_id}\n" for clip_id in batch.column(0).to_pylist()).encode())
+        digest.update(lines_of(batch.column(0)))
     return digest.hexdigest()
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.dataset.joined import VERSIONS, view_of
+from curation.dataset.score_counts import clips_and_failed
 from curation.dataset.sql import quoted
 from curation.dataset.tables import Dataset
 from curation.scores.columns import CAPTIONS, FAILED
@@ -40,10 +41,7 @@ def caption_counts(connection: duckdb.DuckDBPyConnection) -> tuple[CaptionCount,
     ).fetchall()
     counts = []
     for captioner, version, view, counted in versions:
-        [(clips, failed)] = connection.execute(
-            f"SELECT count(*), count(*) FILTER ({quoted(f'{captioner}_error_kind')} = '{FAILED}') FROM {quoted(view)} "
-            "SEMI JOIN clips USING (clip_id)"
-        ).fetchall()
+        clips, failed = clips_and_failed(connection, captioner, view)
         tokens, price = spent_on(connection, captioner, version)
         counts.append(
             CaptionCount(

@@ -75,13 +75,18 @@ def version_counts(connection: duckdb.DuckDBPyConnection) -> tuple[VersionCount,
     ).fetchall()
     counts = []
     for scorer, version, view, counted in versions:
-        kind = quoted(f"{scorer}_error_kind")
-        [(clips, failed)] = connection.execute(
-            f"SELECT count(*), count(*) FILTER ({kind} = '{FAILED}') FROM {quoted(view)} "
-            "SEMI JOIN clips USING (clip_id)"
-        ).fetchall()
+        clips, failed = clips_and_failed(connection, scorer, view)
         counts.append(VersionCount(scorer=scorer, version=version, counted=counted, clips=clips, failed=failed))
     return tuple(counts)
+
+
+def clips_and_failed(connection: duckdb.DuckDBPyConnection, scorer: str, view: str) -> tuple[int, int]:
+    """The clips that a version of a score or captioner has a row for, and those among them for which it failed."""
+    kind = quoted(f"{scorer}_error_kind")
+    [(clips, failed)] = connection.execute(
+        f"SELECT count(*), count(*) FILTER ({kind} = '{FAILED}') FROM {quoted(view)} SEMI JOIN clips USING (clip_id)"
+    ).fetchall()
+    return clips, failed
 
 
 def versions_of(connection: duckdb.DuckDBPyConnection, columns: Iterable[str]) -> dict[str, int]:

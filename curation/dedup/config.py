@@ -6,7 +6,7 @@ from pydantic import Field
 
 from clipmill.config import Config
 
-_BITS = 256
+HASH_BITS = 256
 """Of the hash of a picture."""
 
 
@@ -38,4 +38,4 @@ class DuplicatesConfig(Config):
     @property
     def threshold(self) -> float:
         """Minimum cosine similarity of what is compared; hashes are vectors of 1 and -1."""
-        return 1 - 2 * self.max_hash_bits / _BITS if self.by == "picture_hash" else self.min_cosine
+        return 1 - 2 * self.max_hash_bits / HASH_BITS if self.by == "picture_hash" else self.min_cosine

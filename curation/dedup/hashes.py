@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from curation.dedup.config import HASH_BITS
+
 HASH = "picture_hash"
 """Column of the score of the same name: per picture, hexadecimal digits, or null."""
-_BITS = 256
 
 
 def hash_vectors(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -22,7 +23,7 @@ def hash_vectors(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _vector(hashes: Sequence[str | None] | None) -> NDArray[np.float32] | None:
-    """(256 per picture,), or None without hashes or for text that is none."""
+    """(256 per picture,), or None without hashes or if one cannot be read."""
     if hashes is None or not any(hashes):
         return None
     try:
@@ -33,8 +34,8 @@ def _vector(hashes: Sequence[str | None] | None) -> NDArray[np.float32] | None:
 
 def _bits(digits: str | None) -> NDArray[np.float32]:
     if digits is None:
-        return np.zeros(_BITS, np.float32)
-    if len(digits) != _BITS // 4:
-        raise ValueError(f"expected {_BITS // 4} hexadecimal digits, got {len(digits)}")
+        return np.zeros(HASH_BITS, np.float32)
+    if len(digits) != HASH_BITS // 4:
+        raise ValueError(f"expected {HASH_BITS // 4} hexadecimal digits, got {len(digits)}")
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8))
     return bits.astype(np.float32) * 2 - 1

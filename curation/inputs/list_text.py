@@ -271,7 +271,7 @@ def _head(sample: str, separator: str) -> list[list[str]]:
             if len(rows) == _SAMPLE_ROWS:
                 break
     except csv.Error:
-        pass
+        pass  # the rows before it show the layout, and `_records` reports the row that cannot be read
     while rows and len(rows[0]) > 1 and not any(row[-1].strip() for row in rows if len(row) == len(rows[0])):
         rows = [row[:-1] if len(row) == len(rows[0]) else row for row in rows]  # columns that Excel left empty
     return rows

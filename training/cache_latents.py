@@ -138,8 +138,8 @@ def check_names(index: ShardIndex) -> None:
 
 
 def _is_of(fingerprint: str | None, shard: Shard) -> bool:
-    """Whether latents with this fingerprint are those of the shard. For one that was moved between a disk and a store,
-    whose versions cannot be compared, its size decides, as when a run is resumed."""
+    """Whether latents with this fingerprint were computed from the shard. If it has moved between a disk and a store,
+    whose versions are not comparable, only the size is compared, as when a run is resumed."""
     now, before = shard.fingerprint, fingerprint or ""
     moved = (VERSION_MARK in now) != (VERSION_MARK in before)
     return before.partition(",")[0] == now.partition(",")[0] if moved else before == now

@@ -86,11 +86,11 @@ class Checkpoints:
         return next(reversed(complete_checkpoints(self.folder)), None)
 
     def fetched(self, path: Path) -> Path:
-        """Where this rank reads the first rank's `latest`."""
+        """The path at which this rank reads the checkpoint that the first rank's `latest` returned."""
         return path
 
     def latest_address(self) -> str:
-        """Where the newest complete checkpoint is, for users."""
+        """Address of the newest complete checkpoint, for messages."""
         return str(self.latest())
 
     def describe_latest(self) -> str:
@@ -125,7 +125,7 @@ class Checkpoints:
         (self._temporary(step) / METADATA).write_text(json.dumps(values))
 
     def _published(self, step: int, written: Future[Any]) -> Future[Any]:
-        """Completes when this rank's part is where it belongs."""
+        """A future that completes when this rank's part is in place."""
         return written
 
     def wait(self) -> None:
@@ -215,7 +215,7 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
     def _too_old(self, names: Sequence[str]) -> list[str]:
-        """Those of the complete checkpoints, oldest first, that are not retained."""
+        """The complete checkpoints, given oldest first, that are not to be retained."""
         every = self.keep_every
         return [name for name in names[: -self.keep_last] if not every or int(name.removeprefix("step-")) % every]
 
@@ -233,7 +233,7 @@ class Checkpoints:
 
 
 def rank_file(rank: int) -> str:
-    """File with what a rank alone has: its data position and pending metrics."""
+    """File with the state of one rank: its data position and pending metrics."""
     return f"rank-{rank}.pt"
 
 

@@ -25,7 +25,7 @@ from training.checkpoint import CHECKPOINTS, METADATA, CheckpointError, Checkpoi
 from training.checkpoint_index import INDEX, IndexReader
 
 _ID = "id"
-"""Key in checkpoint.json that tells attempts at the same step apart."""
+"""Key in checkpoint.json that distinguishes attempts at the same step."""
 _POLL_S = 1.0
 _PEERS_S = 3600.0
 """Longest wait of the first rank for the uploads of the others."""
@@ -49,7 +49,7 @@ class CheckpointStore:
         return [file for _, checkpoint, file in parts if checkpoint == name]
 
     def remove(self, name: str) -> None:
-        """Remove a checkpoint; what remains after a kill in the middle is none."""
+        """Remove a checkpoint, index first, so that a partly removed one is incomplete."""
         for file in sorted(self.files(name), key=lambda file: file != INDEX):
             storage.remove(*storage.filesystem(f"{self.url}/{name}/{file}"))
 
@@ -72,7 +72,7 @@ class CheckpointStore:
 
 
 class StoredCheckpoints(Checkpoints):
-    """The checkpoints of a run in a store; each rank has a folder of its own for what it writes."""
+    """The checkpoints of a run in a store; each rank writes into its own local folder."""
 
     def __init__(
         self, store: CheckpointStore, restored: Path, publish: Callable[[], None], *args: Any, **kwargs: Any
@@ -87,7 +87,7 @@ class StoredCheckpoints(Checkpoints):
         return self.folder / complete[-1] if complete else None
 
     def fetched(self, path: Path) -> Path:
-        """Download what describes the checkpoint, and this rank's state."""
+        """Download the metadata of the checkpoint and this rank's state."""
         local = self.folder / path.name
         shutil.rmtree(local, ignore_errors=True)
         with self._addressed(local):
@@ -165,7 +165,7 @@ class StoredCheckpoints(Checkpoints):
             self._store.put(folder / INDEX, folder.stem)
 
     def _wait_for_ranks(self, name: str) -> None:
-        """Until every rank has uploaded its state, which it does last."""
+        """Wait until every rank has uploaded its state, which it does last."""
         ranks = {rank_file(rank) for rank in range(self.process.world_size)}
         deadline_s = time.monotonic() + _PEERS_S
         while missing := ranks - set(self._store.files(name)):
@@ -176,7 +176,7 @@ class StoredCheckpoints(Checkpoints):
             time.sleep(_POLL_S)
 
     def _name(self, step: int) -> None:
-        """The index in the store names the checkpoint; the local copy is not needed any more."""
+        """Remove the local copy and old checkpoints. The uploaded index completes the checkpoint: no rename is needed."""
         if self._temporary(step).is_dir():
             shutil.rmtree(self._temporary(step), ignore_errors=True)
             if self.process.is_main:

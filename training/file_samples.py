@@ -1,7 +1,7 @@
-"""Samples that lie as files: a folder of videos with a .txt or .json beside each, or a list of paths and captions.
+"""Samples stored as plain files: a folder of videos, each with a .txt or .json, or a list of paths and captions.
 
-Names, links and lists are untrusted: only regular files are opened, captions only below the folder, and a row or file
-that cannot be used breaks its sample alone.
+Names, links and lists are untrusted: only regular files are opened, captions must be below the folder, and an unusable
+row or file affects only its own sample.
 """
 
 import json
@@ -36,7 +36,7 @@ _KEPT = ("captions", "conditioning", "shape")
 
 @dataclass(frozen=True, kw_only=True)
 class FileShard(Shard):
-    """A thousand samples that lie as files. `path` is none of a file; it names the shard."""
+    """Up to a thousand samples stored as plain files. `path` is not that of a file; it names the shard."""
 
     folder: str
     """Folder of the paths."""
@@ -45,14 +45,14 @@ class FileShard(Shard):
     texts: Keys
     """JSON of each sample: captions and conditioning."""
     version: str
-    """Digest of the names, sizes, modification times and texts."""
+    """Digest of names, sizes, modification times and texts."""
 
     @property
     def fingerprint(self) -> str:
         return self.version
 
     def read(self, row: int) -> dict[str, bytes]:
-        """As `Shard.read`; EOFError also for a file that is gone or has another size than when it was indexed."""
+        """As `Shard.read`; EOFError also for a file that is missing or has changed size since it was indexed."""
         path = os.path.join(self.folder, self.paths[row])
         column = int((self.ranges_NE2[row, :, 0] >= 0).argmax())
         size = int(self.ranges_NE2[row, column, 1])
@@ -62,13 +62,13 @@ class FileShard(Shard):
         except (FileNotFoundError, UserError) as error:
             raise EOFError(f"{path}: {error}") from error
         if len(content) != size:
-            raise EOFError(f"{path} had {size:,} bytes when it was indexed: it has changed")
+            raise EOFError(f"{path} changed since it was indexed with {size:,} bytes")
         return {self.extensions[column]: content, "json": self.texts[row].encode()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Sample:
-    """A video or picture with its captions, and why it cannot be used, if so."""
+    """A video or image with its captions, or the reason why it is unusable."""
 
     key: str
     path: str
@@ -134,7 +134,7 @@ def _shard(path: str, folder: str, samples: Sequence[_Sample]) -> FileShard:
 
 
 def _listed(file: str, folder: str) -> tuple[list[_Sample], list[tuple[str, str]]]:
-    """The samples of a list, and (row, reason) of rows that cannot be used. A file named again adds its captions."""
+    """The samples of a list, and (row, reason) of unusable rows. Captions of repeated files are combined."""
     rows: dict[str, list[Row]] = {}
     broken = []
     for row in read_list(file):
@@ -154,7 +154,7 @@ def _listed(file: str, folder: str) -> tuple[list[_Sample], list[tuple[str, str]
 
 
 def _in_folder(folder: str) -> Iterator[_Sample]:
-    """The videos and pictures of a folder; of several with the same name, the first: mp4, other videos, pictures."""
+    """The videos and images of a folder; if names differ only in suffix, the first of: mp4, other videos, images."""
     by_stem: dict[str, list[str]] = {}
     for path in _media_in(folder):
         by_stem.setdefault(os.path.splitext(path)[0], []).append(path)
@@ -171,7 +171,7 @@ def _in_folder(folder: str) -> Iterator[_Sample]:
 
 
 def _media_in(folder: str) -> Iterator[str]:
-    """Relative paths of videos and pictures, by name; links to folders and hidden names are not followed."""
+    """Relative paths of videos and images, sorted; hidden ones are skipped, and links to folders not followed."""
     for where, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -185,13 +185,13 @@ def _list_in(folder: str) -> str | None:
 
 
 def _extension(path: str) -> str:
-    """The extension under which samples name a file: of a video, a picture, or another, as a list may have it."""
+    """The extension of the file in a sample: that of a video or image, or an unsupported one from a list."""
     suffix = os.path.splitext(path)[1][1:].lower()
     return MEDIUM_OF.get(suffix, suffix)
 
 
 def _key(path: str) -> str:
-    """A path without suffix as the key of a sample: as webdataset splits names, without a dot in its last part."""
+    """The key of a sample: its path without suffix, and without dots in the name, since webdataset ends keys there."""
     *folders, name = [part for part in os.path.splitext(path)[0].split("/") if part not in ("", ".", "..")] or ["file"]
     folder = "/".join(folders)
     name = name.replace("%", "%25").replace(".", "%2E")
@@ -212,7 +212,7 @@ def _is_outside(path: str, folder: str) -> bool:
 
 
 def _looked_at(folder: str, sample: _Sample, *, captions_beside: bool) -> _Sample:
-    """With size, captions and notes, or with the reason why it cannot be used."""
+    """The sample with size, captions and notes, or with the reason why it is unusable."""
     if sample.problem:
         return sample
     path = os.path.join(folder, sample.path)
@@ -226,7 +226,7 @@ def _looked_at(folder: str, sample: _Sample, *, captions_beside: bool) -> _Sampl
             stat = os.fstat(file.fileno())
         limit = MAX_FILE_BYTES.get(sample.extension)
         if limit is None:
-            return replace(sample, problem=f"{os.path.basename(path)} is named like neither a video nor a picture")
+            return replace(sample, problem=f"{os.path.basename(path)} has no video or image extension")
         if stat.st_size > limit:
             return replace(sample, problem=f"{stat.st_size:,} bytes, more than {limit:,}")
         outside = [] if captions_beside or not _is_outside(path, folder) else [OUTSIDE]
@@ -239,7 +239,7 @@ def _looked_at(folder: str, sample: _Sample, *, captions_beside: bool) -> _Sampl
 
 
 def _sidecar(path: str, suffix: str, folder: str) -> bytes | None:
-    """The .txt or .json beside a video; None if there is none. Raises UserError for a link to somewhere else."""
+    """The .txt or .json beside a video; None if missing. Raises UserError for a link to another folder."""
     beside = f"{os.path.splitext(path)[0]}.{suffix}"
     try:
         with open_regular(beside) as file:

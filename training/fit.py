@@ -1,4 +1,4 @@
-"""Fit decoded frames to the size of a training sample: crop, turn upright, scale to cover, cut out.
+"""Fit decoded frames to the size of a training sample: remove bars, rotate upright, scale to cover, crop.
 
 Tensor layouts: H, W pixels.
 """
@@ -30,7 +30,7 @@ _SHRINK = Interpolation.AREA | Interpolation.FULL_CHR_H_INT
 _ENLARGE = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 
 _BLOCK_PX = 16
-"""Width that swscale converts at a time."""
+"""Width of the blocks in which swscale converts."""
 
 
 class Fit:
@@ -98,7 +98,7 @@ class Fit:
             return _planes(self._tone_map.frame(picture, width, height, filters))
         if (width, height) != (picture.width, picture.height) or not 0 < width % _BLOCK_PX <= _BLOCK_PX // 2:
             return self._converted(picture, width, height, filters)
-        # Such a frame is converted without scaling in whole blocks; what remains at the right is left black.
+        # Without scaling, swscale converts only whole blocks of such a frame and leaves the right remainder black.
         last = self._last_block(picture)
         if last is None or last.width != _BLOCK_PX:
             return self._converted(picture, width, height, _ENLARGE)
@@ -108,7 +108,7 @@ class Fit:
         return planes
 
     def _last_block(self, picture: av.VideoFrame) -> av.VideoFrame | None:
-        """The right-most block of a frame, or a little more where chroma does not allow it."""
+        """The right-most block of a frame, or slightly more if chroma subsampling requires it."""
         if picture.width < _BLOCK_PX:
             return None
         margins = Margins(left=picture.width - _BLOCK_PX)

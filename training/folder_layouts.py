@@ -1,4 +1,4 @@
-"""Where the tars lie in folders of other tools: in the folder itself, or as the Hugging Face Hub arranges them."""
+"""Find the tars in a folder of another tool: directly in it, or in the layouts of the Hugging Face Hub."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test",
            "evaluation": "test", "validation": "validation", "valid": "validation", "val": "validation",
            "dev": "validation"}  # fmt: skip
-"""Words in names of files and folders that the Hub takes for splits."""
+"""Words that the Hub interprets as splits in names of files and folders."""
 _PATTERNS = ("*", "data/*", "train/*", "data/train/*")
 _WORD = re.compile(r"[a-z]+")
 
@@ -22,14 +22,14 @@ _WORD = re.compile(r"[a-z]+")
 def tars_in(folder: str) -> list[str]:
     """The tars in a folder, in its `data/`, `train/` or `data/train/`, whichever has some first; sorted.
 
-    Of tars of several splits, as the Hub names them (data/train-00000.tar, test/0.tar), those of `train` are taken, and
-    the others are said.
+    If they belong to several splits, named as on the Hub (data/train-00000.tar, test/0.tar), only `train` is used; the
+    others are logged.
     """
     return next((_training_split(tars, folder) for tars in _levels(folder, (".tar",)) if tars), [])
 
 
 def check_not_compressed(entry: str) -> None:
-    """Raise UserError for a compressed tar, and for a folder with some: samples cannot be read at their offset."""
+    """Raise UserError for a compressed tar or a folder with one: its samples cannot be read at their offset."""
     is_packed = entry.endswith(COMPRESSED_TARS) and os.path.isfile(entry)
     packed = [entry] if is_packed else next((tars for tars in _levels(entry, COMPRESSED_TARS) if tars), [])
     if packed:
@@ -52,11 +52,11 @@ def _training_split(tars: Sequence[str], folder: str) -> list[str]:
     others = Counter(split for split in splits.values() if split not in ("train", None))
     if others:
         counts = ", ".join(f"{count} of {split}" for split, count in sorted(others.items()))
-        _LOG.warning("%s: reading the tars of the split train; not those of others (%s)", folder, counts)
+        _LOG.warning("%s: reading only the train split, not the others (%s)", folder, counts)
     return [path for path, split in splits.items() if split in ("train", None)]
 
 
 def _split_of(path: str) -> str | None:
-    """The split that a relative path names, by its last word that is one."""
+    """The split named by the last matching word of a relative path."""
     words = [_SPLITS[word] for word in _WORD.findall(path.lower().removesuffix(".tar")) if word in _SPLITS]
     return words[-1] if words else None

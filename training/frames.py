@@ -110,7 +110,7 @@ def _footage_index(container: Any, content: bytes) -> int:
     if len(videos) == 1 and not videos[0].disposition & Disposition.attached_pic:
         return int(videos[0].index)
     try:
-        with _opened(content) as peeked:  # choosing may read packets, which `container` must still give
+        with _opened(content) as peeked:  # choosing may consume packets, which `container` must still return
             return int(candidate_streams(peeked)[0].index)
     except SourceError as error:
         raise SampleError("decode_error", error.message) from error
@@ -200,14 +200,14 @@ class _Video:
         return packets
 
     def bright_nits(self) -> float | None:
-        """Of HDR: as the clip's metadata has it from its source, or measured on keyframes. None of SDR."""
+        """For HDR: from the clip's metadata, or measured on keyframes. None for SDR."""
         stated = stated_bright_nits(self._metadata)
         if stated is not None or int(self.context.color_trc) not in HDR_TRANSFERS:
             return stated
         return bright_nits_of_packets(self.context, self.packets)
 
     def orientation(self) -> Orientation:
-        """Of the first frame that can be decoded."""
+        """The orientation of the first frame that can be decoded."""
         for packet in (*self.packets, None):
             for picture in self.context.decode(packet):
                 return orientation_of(picture)

@@ -1,6 +1,6 @@
-"""Keep the index of shards across runs: in the run's folder, or beside the tars of other tools for all runs.
+"""Cache the index of shards across runs: in the run's folder or, for tars of other tools, beside them for all runs.
 
-Files that lie beside tars come with them from elsewhere: what they say is checked against the tar's size.
+An index beside tars is untrusted, since it may be copied along with them: ranges are checked against the tar's size.
 """
 
 import os
@@ -31,7 +31,7 @@ Known = dict[str, tuple[Stamp, Shard]]
 
 
 def read_index(cache: Path | None, folders: Sequence[str]) -> Known:
-    """What the run's cache and the files in these folders know. Missing and damaged files are passed over."""
+    """Entries of the run's cache and of the indexes in these folders. Missing and damaged files are ignored."""
     known: Known = {}
     for folder in folders:
         known |= _read(Path(folder) / BESIDE, folder)
@@ -39,8 +39,8 @@ def read_index(cache: Path | None, folders: Sequence[str]) -> Known:
 
 
 def write_index(cache: Path | None, folders: Sequence[str], known: Known, fresh: Sequence[str]) -> None:
-    """Store `known`, of which `fresh` are new: beside the tars in `folders`, where these can be written, the others in
-    the run's cache. Raises OSError if the cache cannot be written.
+    """Store `known`, of which `fresh` are new: beside the tars in `folders` if these are writable, the rest in the
+    run's cache. Raises OSError if the cache cannot be written.
     """
     pending = set(fresh)
     for folder in {os.path.dirname(path) for path in fresh} & set(folders):
@@ -67,7 +67,7 @@ def _read(file: Path, folder: str) -> Known:
 
 
 def _most_bytes(folder: str) -> int:
-    """No sample takes more in an index than in its tar."""
+    """Size limit of an index: no sample takes more space in it than in its tar."""
     with os.scandir(folder) as entries:
         return _MAX_SLACK_BYTES + sum(entry.stat().st_size for entry in entries if entry.name.endswith(".tar"))
 
@@ -98,9 +98,9 @@ def _record_of(shard: Shard, version: str, name: str) -> ShardRecord:
 
 
 def _shard_of(record: ShardRecord, folder: str) -> Shard:
-    """The shard of a record; `folder` that of a record with the name of a tar beside it.
+    """The shard of a record; `folder` is given for a record that names a tar beside it.
 
-    Raises ValueError for a record without members, and for ranges that no tar of that size can have.
+    Raises ValueError for a record without members, and for ranges beyond the size of the tar.
     """
     members, name = record.members, os.fsdecode(unquote_to_bytes(record.name))
     if (

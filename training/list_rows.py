@@ -26,7 +26,7 @@ PATH_KEYS = (
     "video",
     "image",
 )
-"""Names of the column with the path, in lower case without spaces and underscores: the first that a row has."""
+"""Names of the path column, in lower case without spaces and underscores; the first one present is used."""
 MAX_LIST_BYTES = 1 << 30
 _NUMBERS = ("motion_bucket", "elevation")
 
@@ -46,7 +46,7 @@ def read_list(file: str) -> Iterator[Row]:
     with open_regular(file) as opened:
         content = opened.read(MAX_LIST_BYTES + 1)
     if len(content) > MAX_LIST_BYTES:
-        raise UserError(f"the list {file} has more than {MAX_LIST_BYTES:,} bytes: divide it into several")
+        raise UserError(f"the list {file} has more than {MAX_LIST_BYTES:,} bytes: split it into several")
     rows = _of_json_lines if file.lower().endswith((".jsonl", ".ndjson")) else _of_table
     names: tuple[str, ...] = ()
     usable = False
@@ -58,8 +58,8 @@ def read_list(file: str) -> Iterator[Row]:
         yield row
     if names and not usable:
         raise UserError(
-            f"the list {file} has no usable row: expected a path in a column named path, file_name, video or such, got "
-            f"the columns {', '.join(map(repr, names[:12]))}"
+            f"the list {file} has no usable row: expected a path in a column named path, file_name, video or similar, "
+            f"got the columns {', '.join(map(repr, names[:12]))}"
         )
 
 
@@ -73,7 +73,7 @@ def _row(line: int, values: Any) -> Row:
 
 
 def _path(values: Any) -> str:
-    """The path in a row. Raises SampleError if it has none that can be read."""
+    """The path in a row. Raises SampleError if it has none, or none that is usable."""
     if not isinstance(values, dict):
         raise SampleError("bad_row", f"expected an object, got {type(values).__name__}")
     plain = {"".join(c for c in str(name).lower() if c not in " _"): value for name, value in values.items()}
@@ -81,7 +81,7 @@ def _path(values: Any) -> str:
     if path is None:
         raise SampleError("bad_row", "no path")
     if "://" in path:
-        raise SampleError("bad_row", f"{path[:200]}: an address; a list for training names local files")
+        raise SampleError("bad_row", f"expected a local path, got the address {path[:200]}")
     try:
         os.fsencode(path).decode()
     except UnicodeError as error:

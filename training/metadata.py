@@ -1,4 +1,4 @@
-"""Metadata of a sample from its files: clipmill's JSON, the JSON of another tool, or a caption in a text file alone.
+"""Metadata of a sample from its files: clipmill's JSON, another tool's JSON, or just a caption in a text file.
 
 The keys are listed in docs/training.md.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from training.sample_error import SampleError
 
 CAPTION_KEYS = ("caption", "text", "prompt", "sentence", "description", "title")
-"""Keys of a caption in the JSON of other tools; each is the source of its captions."""
+"""Keys of captions in the JSON of other tools; the key becomes the source of the caption."""
 TEXT_SOURCE = "txt"
 """Source of a caption in a .txt."""
 _CONDITIONING = ("motion_bucket", "elevation")
@@ -35,7 +35,7 @@ def normalized(values: Mapping[str, Any], txt: bytes | None = None) -> dict[str,
 
 
 def _conditioning(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers by name: of an object, of clipmill's list of names and values, or of keys beside the others."""
+    """Numbers by name: from an object, from clipmill's list of names and values, or from top-level keys."""
     conditioning = values.get("conditioning")
     if conditioning is None:
         return {key: values[key] for key in _CONDITIONING if key in values}
@@ -57,7 +57,7 @@ def _json(content: bytes) -> dict[str, Any]:
 
 
 def _listed_captions(value: Any) -> Iterator[dict[str, Any]]:
-    """Of the key `captions`: clipmill's objects, a text, a list of texts, or an object from sources to texts."""
+    """Captions of the key `captions`: clipmill's objects, a text, a list of texts, or an object of texts by source."""
     if isinstance(value, dict):
         value = [{"source": source, "text": text} for source, text in value.items()]
     for caption in [value] if isinstance(value, str) else value if isinstance(value, list) else []:

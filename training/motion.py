@@ -1,4 +1,4 @@
-"""Motion bucket of sampled frames, for samples that come without one."""
+"""Measure the motion bucket of sampled frames, for samples without one."""
 
 import cv2
 import numpy as np
@@ -9,9 +9,9 @@ from clipmill.motion_bucket import motion_bucket
 
 
 def measure_motion_bucket(frames_TCHW: NDArray[np.uint8], fps: float) -> int | None:
-    """The bucket (0 to 255) of RGB frames at a rate, measured and scaled as curation does for whole clips.
+    """The bucket (0 to 255) of RGB frames, measured and scaled as curation does for whole clips.
 
-    None of a single frame.
+    None for a single frame.
     """
     if len(frames_TCHW) < 2:
         return None

@@ -1,6 +1,6 @@
-"""What the samples of other tools lack, counted while they are indexed, and said once for all of them.
+"""What samples of other tools lack, counted while indexing and logged once for all of them.
 
-What a stage needs is computed from the frames where it can be: their rate, their size, their motion bucket.
+Frame rate, size and motion bucket are computed from the frames where they are missing.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 
 class Notes:
-    """What is noted of the samples of one shard. Memory depends on the number of samples alone."""
+    """Notes on the samples of one shard. Memory depends only on the number of samples."""
 
     def __init__(self) -> None:
         self.several: set[str] = set()
@@ -36,7 +36,7 @@ class Notes:
         self._left_out = {FAILED: 0, OTHER: 0}
 
     def look(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Note what the .txt or the .json of a sample has. A damaged one has nothing; its sample breaks when read."""
+        """Note what the .txt or .json of a sample provides; nothing if damaged, which makes reading the sample fail."""
         try:
             metadata = sample_metadata(members)
         except SampleError:
@@ -49,7 +49,7 @@ class Notes:
             self._failed.add(key)
 
     def without_failures(self, samples: Mapping[str, Mapping[str, _T]]) -> dict[str, dict[str, _T]]:
-        """The samples without those that their tool could not download, and without files that are no samples."""
+        """The samples, without failed downloads and without files that are not samples."""
         kept = {}
         for key, files in samples.items():
             medium = any(name not in ("txt", "json") for name in files)
@@ -60,7 +60,7 @@ class Notes:
         return kept
 
     def counts(self, keys: Iterable[str]) -> dict[str, int]:
-        """Note -> number of these samples, without those that are 0."""
+        """Note -> number of these samples, if above 0."""
         whole = list(keys)
         lacking = {name: sum(not self._known.get(key, 0) >> i & 1 for key in whole) for i, name in enumerate(_KEYS)}
         several = {SEVERAL: sum(key in self.several for key in whole)}
@@ -74,7 +74,7 @@ def lacking(metadata: Mapping[str, Any]) -> list[str]:
 
 
 def sentences(index: "ShardIndex", config: DataConfig) -> list[str]:
-    """What to tell of the samples of other tools, one sentence per key."""
+    """Messages to log about samples of other tools, one per note."""
     motion = config.motion_default
     texts = {
         CAPTION: "they count as broken" if config.caption_required else "they train without text",
@@ -92,18 +92,18 @@ def sentences(index: "ShardIndex", config: DataConfig) -> list[str]:
     if counts[SEVERAL]:
         said.append(f"{counts[SEVERAL]:,} of {total:,} samples have several videos or pictures: the first one is used")
     if counts[REPEATED]:
-        said.append(f"{counts[REPEATED]:,} of {total:,} samples are listed more than once: with all of their captions")
+        said.append(f"{counts[REPEATED]:,} of {total:,} samples are listed more than once: their captions are combined")
     if counts[OUTSIDE]:
         said.append(f"{counts[OUTSIDE]:,} of {total:,} samples are files outside the folder of their list")
     if counts[FAILED]:
-        said.append(f"left out, as not downloaded according to their JSON: {counts[FAILED]:,}")
+        said.append(f"skipped, since their JSON reports a failed download: {counts[FAILED]:,}")
     if counts[OTHER]:
-        said.append(f"left out, without video, picture, text or JSON: {counts[OTHER]:,}")
+        said.append(f"skipped, since they have no video, image, text or JSON: {counts[OTHER]:,}")
     return said
 
 
 def required_but_missing(index: "ShardIndex", config: DataConfig) -> tuple[str, int] | None:
-    """The key that most samples of other tools lack although the stage needs it, and how many do."""
+    """The required key that most samples of other tools lack, and how many lack it."""
     counts = _totals(index)
     required = {CAPTION: config.caption_required, ELEVATION: config.elevation}
     missing = [(counts[name], name) for name, is_required in required.items() if is_required and counts[name]]

@@ -1,4 +1,4 @@
-"""Read the files of samples in a store before a reader needs them; those on a local disk when it does."""
+"""Read samples in a store ahead of their use; those on a local disk on demand."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,14 +14,14 @@ Members = dict[str, bytes]
 """Content of a sample's files by extension."""
 
 _LEAST_BYTES = 64 << 10
-"""Counted for smaller samples, of which there would be too many."""
+"""Smaller samples count as this large, to limit their number."""
 
 
 def read_ahead(places: Iterable[tuple[Shard, int]], config: DataConfig) -> Iterator[Callable[[], Members]]:
     """For each (shard, row) a function that returns the sample's files, or raises what `Shard.read` does.
 
-    Those in a store are requested up to `config.read_ahead_mib` ahead, half of it at a time: neighbours in a shard
-    share a request. `places` may be infinite. The position in the data does not depend on what was requested.
+    Samples in a store are requested up to `config.read_ahead_mib` ahead, half of it at a time, so that neighbours in a
+    shard share a request. `places` may be infinite. The position in the data is independent of the read-ahead.
     """
     ahead: deque[tuple[Callable[[], Members], int]] = deque()
     budget_bytes, ahead_bytes = config.read_ahead_mib * 2**20, 0
@@ -39,7 +39,7 @@ def read_ahead(places: Iterable[tuple[Shard, int]], config: DataConfig) -> Itera
 
 
 def _up_to(places: Iterator[tuple[Shard, int]], budget_bytes: float) -> Iterator[tuple[Shard, int]]:
-    """The next places of `budget_bytes` together, at least one; one only if it is on a disk."""
+    """The next places, up to `budget_bytes` in total but at least one; just one if it is on a disk."""
     while budget_bytes > 0:
         place = next(places, None)
         if place is None:
@@ -51,7 +51,7 @@ def _up_to(places: Iterator[tuple[Shard, int]], budget_bytes: float) -> Iterator
 
 
 def _requested(places: list[tuple[Shard, int]], config: DataConfig) -> Iterator[tuple[Callable[[], Members], int]]:
-    """Start to read; (function that returns the files, their bytes) of each place."""
+    """Start reading; returns (function that returns the files, their bytes) for each place."""
     wanted = [
         Pieces(stored=shard.stored, ranges=tuple(shard.ranges(row).values()))
         for shard, row in places
@@ -70,5 +70,5 @@ def _members(shard: Shard, row: int, future: Future[list[bytes]]) -> Members:
 
 
 def _bytes(shard: Shard, row: int) -> int:
-    """What a sample takes of the budget."""
+    """Share of the budget that a sample takes."""
     return 0 if shard.stored is None else max(_LEAST_BYTES, sum(size for _, size in shard.ranges(row).values()))

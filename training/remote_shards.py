@@ -21,24 +21,24 @@ from clipmill.shard_folder import INDEX, ShardRecord, records_in
 from training.data_config import DataConfig
 
 STARTUP_RETRY_S = 30.0
-"""How long to wait for a store before the first step: a wrong endpoint should not take minutes to be noticed."""
+"""How long to retry before the first step: short, so that a wrong endpoint is reported soon."""
 _THREADS = 8
 _LOG = logging.getLogger("clipmill.data")
 _HEADER_BYTES = 16 << 10
-"""Read at once from a tar without an index: its headers are a few hundred bytes each, and lie between the files."""
+"""Block size for the headers of a tar without an index: a few hundred bytes each, between the files."""
 
 
 def is_remote(entry: str) -> bool:
-    """Whether an address is not one of a local file. Raises UserError for an unknown protocol."""
+    """Whether an address is not that of a local file. Raises UserError for an unknown protocol."""
     return "://" in entry and not storage.is_local(storage.filesystem(entry)[0])
 
 
 def find_remote_shards(entry: str) -> dict[str, tuple[StoredObject, ShardRecord | None]]:
-    """The tars that a folder, a tar or a glob pattern names, by address without credentials and in the order of their
-    names; each with its record if an index.json beside it has the byte ranges of its samples.
+    """The tars of a folder, a tar or a glob pattern, by address without credentials, sorted by name; each with its
+    record if an index.json beside it has the byte ranges of its samples.
 
-    Raises UserError for none, without permission, for a web server without range requests, or if a tar has another size
-    than its index.json says; RunStopped if the store does not answer.
+    Raises UserError if there are none, without permission, for a web server that does not support range requests, or if
+    the size of a tar differs from its index.json; RunStopped if the store does not answer.
     """
     try:
         found, records = _found(entry)
@@ -96,8 +96,8 @@ def _objects_at(urls: Sequence[str]) -> list[StoredObject]:
 
 
 def _records(folder: str) -> dict[str, ShardRecord]:
-    """Records with byte ranges from FOLDER/index.json by file name; none if it is missing, of another program, or not
-    to be read with the signature of a single tar."""
+    """Records with byte ranges from FOLDER/index.json by file name; empty if it is missing, of another program, or not
+    accessible with the signature of a single tar."""
     fs, path = storage.filesystem(f"{folder}/{INDEX}")
     try:
         index = storage.read_json_if_exists(fs, path, lambda values: {"shards": records_in(values)})
@@ -127,7 +127,7 @@ class RemoteHeaders(Positioned):
 
 
 def reader_for(config: DataConfig) -> RangeReader:
-    """The reader of this process with these settings."""
+    """This process's reader for these settings."""
     return _reader(os.getpid(), config.retry_s, config.cache_folder, round(config.cache_gib * 2**30))
 
 
@@ -137,7 +137,7 @@ def _reader(_pid: int, retry_s: float, cache_folder: str | None, cache_bytes: in
 
 
 def _cache(folder: str | None, size_bytes: int) -> RangeCache | None:
-    """Raises UserError for a folder that was set and cannot be used; without the default one, there is no cache."""
+    """Raises UserError if a configured folder cannot be used; if the default one cannot, there is no cache."""
     if folder is not None:
         return RangeCache(Path(folder).expanduser(), size_bytes)
     try:
@@ -148,6 +148,6 @@ def _cache(folder: str | None, size_bytes: int) -> RangeCache | None:
 
 
 def read_pieces(stored: StoredObject, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """The contents of ranges of an object, for a single sample: `training.read_ahead` reads many."""
+    """Read ranges of an object, for a single sample; `training.read_ahead` reads many."""
     pieces = Pieces(stored=stored, ranges=tuple(ranges))
     return _reader(os.getpid(), STARTUP_RETRY_S, None, 0).submit([pieces])[0].result()

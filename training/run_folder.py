@@ -1,4 +1,4 @@
-"""Where a run lives: a folder that all ranks share, or the URL of one in a store and a working copy per rank."""
+"""The location of a run: a folder shared by all ranks, or a URL in a store with a working copy per rank."""
 
 import shutil
 from collections.abc import Iterator
@@ -31,12 +31,12 @@ Location = TypeVar("Location", bound=Path | str)
 _NEEDED = (SETTINGS, INDEX)
 """Read by every rank when a run is resumed."""
 _APART = (CHECKPOINTS, MODEL, LORA)
-"""Published by themselves."""
+"""Published separately."""
 _NEEDED_BY_FIRST = (METRICS, "shards.index", "images.index")
 
 
 def below(folder: Location, name: str) -> Location:
-    """A path or URL in a folder or below a URL."""
+    """The path or URL of `name` in a folder."""
     return cast("Location", folder / name if isinstance(folder, Path) else f"{folder.rstrip('/')}/{name}")
 
 
@@ -72,10 +72,10 @@ class RunFolder:
         return Checkpoints(self.path / CHECKPOINTS, self.process, **kept)  # type: ignore[arg-type]
 
     def publish(self) -> None:
-        """Bring what the first rank has written to where the run lives, except checkpoints and the model."""
+        """Upload what the first rank has written, except checkpoints and the model."""
 
     def publish_model(self, path: Path, last: str) -> Path | str:
-        """Bring the model, a file or folder, to where the run lives; its file `last` appears last. Returns its path."""
+        """Upload the model, a file or folder; its file `last` appears last. Returns its path or address."""
         return path
 
 
@@ -120,7 +120,7 @@ class StoredRun(RunFolder):
         if self.process.is_main and path.is_file():
             upload(path, url)
         elif self.process.is_main:
-            storage.remove(*storage.filesystem(f"{url}/{last}"))  # of an earlier end, with fewer steps
+            storage.remove(*storage.filesystem(f"{url}/{last}"))  # of an earlier run with fewer steps
             files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
             for name in sorted(files, key=lambda name: (name == last, name)):
                 upload(path / name, f"{url}/{name}")
@@ -155,18 +155,18 @@ def opened_run(out: Path | str, process: Process) -> Iterator[RunFolder]:
 
 
 def is_stored(out: Path | str) -> bool:
-    """Whether a run lives in a store. Raises UserError for an unknown protocol, or for one that cannot be written."""
+    """Whether a run lives in a store. Raises UserError for an unknown or read-only protocol."""
     if isinstance(out, Path) or "://" not in out:
         return False
     if out.startswith(("http://", "https://")):
-        raise UserError(f"{without_credentials(out)}: a web server cannot be written to: use an object store or a disk")
+        raise UserError(f"cannot write to the web server {without_credentials(out)}: use an object store or a disk")
     return not storage.is_local(storage.filesystem(out)[0])
 
 
 @contextmanager
 def local_model(init: Path | str | None) -> Iterator[Path | None]:
-    """The initial model on the local disk: one in a store is downloaded once per machine, and removed when the block
-    ends on all ranks. A finished run stands for its model.
+    """The initial model on the local disk; from a store, it is downloaded once per machine, and removed when the block
+    ends on all ranks. `init` may be a finished run, whose model is used.
 
     Raises FileNotFoundError, UserError and RunStopped as `clipmill.retries.retried`.
     """
@@ -176,7 +176,7 @@ def local_model(init: Path | str | None) -> Iterator[Path | None]:
     url = str(init).rstrip("/")
     objects = _objects_below(f"{url}/{MODEL}") or _objects_below(url)
     if not objects:
-        raise FileNotFoundError(f"{without_credentials(url)}: no model there. Check the address")
+        raise FileNotFoundError(f"{without_credentials(url)}: no model found. Check the address")
     versions = repr([(name, stored.address, stored.size_bytes, stored.version) for name, stored in objects.items()])
     folder = default_folder().with_name("models") / blake2b(versions.encode(), digest_size=8).hexdigest()
     for name, stored in objects.items():
@@ -187,7 +187,7 @@ def local_model(init: Path | str | None) -> Iterator[Path | None]:
 
 
 def _objects_below(url: str) -> dict[str, StoredObject]:
-    """The files below a folder by their name relative to it."""
+    """The files below a folder, by relative path."""
     fs, folder = storage.filesystem(url)
 
     def find() -> dict[str, Any]:

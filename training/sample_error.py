@@ -15,6 +15,6 @@ class SampleError(Exception):
 
 
 def check_pixels(height: int, width: int, most: int = MAX_PIXELS) -> None:
-    """Raise SampleError (too_large) for more pixels than that."""
+    """Raise SampleError (too_large) for more than `most` pixels."""
     if height * width > most:
         raise SampleError("too_large", f"{width} x {height} pixels, more than {most:,}")

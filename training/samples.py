@@ -165,7 +165,7 @@ def _check_size(latent: Mapping[str, Tensor], config: DataConfig, *, picture: bo
 
 
 def _conditioning(conditioning: Mapping[str, Any], config: DataConfig) -> tuple[float | None, float]:
-    """Motion bucket, None if it is to be measured, and elevation."""
+    """Motion bucket (None: to be measured) and elevation."""
     motion = _number(conditioning, "motion_bucket", 0, 255)
     elevation = _number(conditioning, "elevation", -90, 90)
     if elevation is None and config.elevation:
@@ -181,7 +181,7 @@ def _unmeasured(*, picture: bool) -> float:
 
 
 def _distinct(metadata: Mapping[str, Any]) -> Distinct | None:
-    """The different pictures of the clip, if its shard says that others repeat them."""
+    """The distinct frames of the clip, if its shard states that the others repeat them."""
     shape = metadata.get("shape")
     if not isinstance(shape, dict) or shape.get("distinct_frames") is None:
         return None
@@ -207,7 +207,7 @@ def _are_indices(values: Any) -> bool:
 
 
 def _margins(metadata: Mapping[str, Any]) -> Margins:
-    """What is to be cut off each decoded frame: the bars of a remuxed clip. None in shards that do not say."""
+    """Margins to crop from each decoded frame: the bars of a remuxed clip. None if the shard does not state any."""
     shape = metadata.get("shape")
     sides = shape.get("crop") if isinstance(shape, dict) else None
     if sides is None:

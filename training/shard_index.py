@@ -40,10 +40,10 @@ def index_shards(shards: str | Path | Iterable[str | Path], *, cache: str | Path
     """Index `shards`: a folder, a tar, a glob pattern, or several of these, local or as fsspec URLs; a local folder of
     videos, or a list of paths and captions.
 
-    `cache` is a file that stores the index across runs; that of other tools' tars is kept beside them, where their
-    folder can be written. Shards whose size, mtime or version changed are indexed again. Damage inside a tar is
-    recorded, not raised. Raises UserError if no shard is found, or if an older or newer clipmill wrote them in a format
-    that this one does not read; for a store, the errors of `training.remote_shards.find_remote_shards`.
+    `cache` is a file that stores the index across runs; the index of other tools' tars is stored beside them if their
+    folder is writable. Shards whose size, mtime or version changed are indexed again. Damage inside a tar is recorded,
+    not raised. Raises UserError if no shard is found, or if their format is of an unsupported clipmill version; for a
+    store, the errors of `training.remote_shards.find_remote_shards`.
     """
     entries = [str(shards)] if isinstance(shards, str | Path) else [str(entry) for entry in shards]
     of_files = [entry for entry in entries if not _has_tars(entry) and is_files(entry)]
@@ -75,7 +75,7 @@ def find_shards(shards: str | Path | Iterable[str | Path]) -> list[str]:
 
 
 def _find(shards: str | Path | Iterable[str | Path]) -> dict[str, tuple[StoredObject | None, ShardRecord | None]]:
-    """By path: where a tar lies if in a store, and its record there."""
+    """By path: the object of a tar in a store, and its record there."""
     wanted = [str(shards)] if isinstance(shards, str | Path) else [str(entry) for entry in shards]
     if not wanted:
         raise UserError(
@@ -130,9 +130,9 @@ class _Headers:
 def index_shard(
     path: str, stored: StoredObject | None = None, record: ShardRecord | None = None, *, ours: bool = False
 ) -> Shard:
-    """Index one tar, in a store by its `record` if there is one. Damage is recorded in `problem`, and the samples
-    before it are kept. Of a tar that clipmill did not write (`ours`), the .txt and .json are read, too, to note what
-    they lack. Raises OSError; for a store, the errors of `clipmill.ranges.read_range`."""
+    """Index one tar, in a store from its `record` if there is one. Damage is recorded in `problem`, and the samples
+    before it are kept. If clipmill did not write the tar (`ours`), its .txt and .json are read, too, to note what the
+    samples lack. Raises OSError; for a store, the errors of `clipmill.ranges.read_range`."""
     if stored is not None:
         indexed = _of_members(path, stored, record) if record is not None else None
         return indexed or _index_headers(path, stored.size_bytes, RemoteHeaders(stored), stored, ours=ours)
@@ -175,7 +175,7 @@ def _index_headers(
 
 
 def _of_members(path: str, stored: StoredObject, record: ShardRecord) -> Shard | None:
-    """The samples of a tar as its record lists them, in the order of the tar; None if the record cannot be right."""
+    """The samples listed by the record of a tar, in the order of the tar; None if the record is invalid."""
     assert record.members is not None
     samples = _Samples(ours=True)
     files_in_tar = [
@@ -213,7 +213,7 @@ class _Samples:
         """Printable key -> reason."""
         self.notes = Notes()
         self._names: dict[tuple[str, str], str] = {}
-        """Key and extension -> the extension in the tar, where that is another one."""
+        """Key and extension -> the extension in the tar, if different."""
 
     def add(self, member: tarfile.TarInfo, file: BinaryIO | RemoteHeaders) -> str | None:
         """Split names as webdataset does: the key ends at the first dot of the basename. Returns a problem with the
@@ -259,7 +259,7 @@ class _Samples:
 
 
 def _unusable(key: str) -> str | None:
-    """Why a name cannot be a key, if so."""
+    """The reason why a name is not usable as a key; None if it is."""
     try:
         size_bytes = len(key.encode())
     except UnicodeEncodeError:

@@ -11,7 +11,7 @@ from clipmill.ranges import Range, StoredObject, name_of
 from training.remote_shards import read_pieces
 
 MEDIA = ("mp4", "jpg", "latent.safetensors")
-"""A sample has one of these: a video in any container, a picture in any format, or latents."""
+"""A sample has one of these: a video in any container, an image in any format, or latents."""
 MAX_FILE_BYTES: Mapping[str, int] = {
     "json": 16 << 20,
     "txt": 1 << 20,
@@ -24,7 +24,7 @@ MEDIUM_OF = {
     **dict.fromkeys(("m4v", "mov", "webm", "mkv", "avi", "mpg", "mpeg", "ts"), "mp4"),
     **dict.fromkeys(("jpeg", "png", "webp"), "jpg"),
 }
-"""Extensions of other tools -> the extension under which their files are read, whatever their container or format."""
+"""Extensions of other tools -> the extension that stands for all containers or image formats."""
 VERSION_MARK, MTIME_MARK = ", version ", ", mtime "
 """In fingerprints of shards in a store and on a disk."""
 MAX_NAME_BYTES = 255
@@ -74,7 +74,7 @@ class Shard:
     stored: StoredObject | None = None
     """In a store."""
     noted: Mapping[str, int] = field(default_factory=dict)
-    """Of shards of other tools: what there is to say about its samples (`training.notes`) -> for how many."""
+    """For shards of other tools: note on its samples (`training.notes`) -> number of samples."""
 
     @property
     def name(self) -> str:

@@ -164,7 +164,7 @@ def test_what_is_odd_in_a_list_is_counted_and_said(
     assert by_key.pop("a") == {"one", "two"}
     assert sorted(min(captions) for captions in by_key.values()) == ["above", "absolute", "linked"]
     assert {batch.motion_bucket.item() for batch in taken if batch.keys == ["list-000000/a"]} == {3}
-    assert "1 of 4 samples are listed more than once: with all of their captions" in caplog.messages
+    assert "1 of 4 samples are listed more than once: their captions are combined" in caplog.messages
     assert "3 of 4 samples are files outside the folder of their list" in caplog.messages
 
 

@@ -80,7 +80,7 @@ def test_shards_of_video2dataset_train(tmp_path: Path, clip: bytes, caplog: pyte
     assert found == expected
     assert caplog.messages == [
         "12 of 12 samples have no motion_bucket: it is measured from their frames, and 0 for pictures",
-        "left out, as not downloaded according to their JSON: 4",
+        "skipped, since their JSON reports a failed download: 4",
     ]
 
 
@@ -96,7 +96,7 @@ def test_what_samples_lack_is_said_once_per_key(tmp_path: Path, clip: bytes, cap
         assert caplog.messages == [
             "2 of 4 samples have no caption: they train without text",
             "3 of 4 samples have no motion_bucket: it is measured from their frames, and 0 for pictures",
-            "left out, without video, picture, text or JSON: 1",
+            "skipped, since they have no video, image, text or JSON: 1",
         ]
     captions = {key: caption for batch in taken for key, caption in zip(batch.keys, batch.captions, strict=True)}
     assert captions == {"a/a": "text", "a/b": "", "a/c": "", "a/d": "a prompt"}

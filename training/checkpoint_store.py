@@ -176,7 +176,7 @@ class StoredCheckpoints(Checkpoints):
             time.sleep(_POLL_S)
 
     def _name(self, step: int) -> None:
-        """Remove the local copy and old checkpoints. The uploaded index completes the checkpoint: no rename is needed."""
+        """Remove the local copy and old checkpoints. The uploaded index completes the checkpoint, without a rename."""
         if self._temporary(step).is_dir():
             shutil.rmtree(self._temporary(step), ignore_errors=True)
             if self.process.is_main:

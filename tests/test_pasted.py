@@ -193,7 +193,7 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
         ("clipmill inspect demo-output/footage/001-ntsc-vp9.webm", shell(codes=(0, 3))),
         ("vp9 yuv420p in matroska", prints),
         ("sources", prints),
-        ("selection svd-paper: 14 of 93 clips", prints),
+        ("selection svd-paper: 15 of 91 clips", prints),
         ("clipmill train --recipe demo-output/recipe.yaml", shell()),
     ],
     "docs/removal.md": [

@@ -23,7 +23,7 @@ from training.shard_index import index_shards
 from training.shards import ShardIndex
 
 RANKS = (1, 8, 64)
-READ_AHEAD_SAMPLES = 4
+READ_AHEAD_SAMPLES = 2
 """Per rank. A training run reads further ahead; so little makes the store work all the time, however many ranks."""
 
 
@@ -41,12 +41,14 @@ def write_offsets(shards: Path) -> None:
 
 
 def read(index: ShardIndex, config: DataConfig, ranks: int, samples: int) -> dict[str, float]:
-    """Read `samples` in turns by all ranks; the first turn, which fills the read-ahead, does not count."""
+    """Read about `samples` in turns by all ranks; the first turn, which fills the read-ahead, does not count. There are
+    at least as many turns as samples read ahead: fewer would measure what the first turn has read.
+    """
     readers: list[Batches] = [loader(index, config, rank=rank, world_size=ranks) for rank in range(ranks)]
     batches = [iter(reader) for reader in readers]
     for each in batches:
         next(each)
-    store, turns = reader_for(config), max(1, samples // (ranks * config.batch_size))
+    store, turns = reader_for(config), max(READ_AHEAD_SAMPLES, samples // (ranks * config.batch_size))
     before, started_s = _traffic(store), time.perf_counter()
     for each in itertools.chain.from_iterable(itertools.repeat(batches, turns)):
         next(each)

@@ -57,7 +57,7 @@ def run(out: Path, videos: list[str], count: int, *, steps_share: float = 0.0) -
         _claim(out)
         for folder in (footage, Path(dataset), *(out / name for name in WRITTEN)):
             shutil.rmtree(folder, ignore_errors=True)  # rendered anew, they are new files, for a new dataset
-        screen.print(f"rendering {count} good and some flawed videos into {footage}", markup=False)
+        screen.print(f"rendering {count} good videos and some flawed ones into {footage}", markup=False)
         flaws = collection(footage, videos=count)
         screen.print(_table_of(flaws))
         videos = [str(footage)]
@@ -91,7 +91,7 @@ def _claim(out: Path) -> None:
     if not (out / _MARKER).exists():
         if out.exists() and any(out.iterdir()):
             raise UserError(
-                f"{out} is not empty and was not made by the demo: give a new or an empty folder with --out"
+                f"{out} is not empty and was not made by the demo: choose a new or an empty folder with --out"
             )
         out.mkdir(parents=True, exist_ok=True)
         (out / _MARKER).write_text("The clipmill demo made this folder. Its next run deletes what this one wrote.\n")
@@ -114,7 +114,7 @@ def _own_config() -> CurateConfig:
         openclip.find(ClipEmbedderConfig().model, ClipEmbedderConfig().pretrained)
         Aesthetic().load()
     except UserError:
-        note("the weights of CLIP or of its aesthetic head cannot be had here: going on without those scores")
+        note("weights of CLIP or of the aesthetic head not found: continuing without similarity and aesthetic")
         return CurateConfig(without=("similarity", "aesthetic"))
     return CurateConfig()
 
@@ -122,7 +122,7 @@ def _own_config() -> CurateConfig:
 def _table_of(flaws: Flaws) -> object:
     rows = [
         ("wrong captions", sum(map(len, flaws.wrong_captions.values())), "shots that carry another shot's caption"),
-        ("re-uploads", len(flaws.copies), "another size, cropped, with a logo: videos that are there already"),
+        ("re-uploads", len(flaws.copies), "of other videos: resized, cropped, or with a logo"),
         ("bad pictures", len(flaws.degraded), ", ".join(flaws.degraded.values())),
         ("broken files", len(flaws.broken), ", ".join(flaws.broken)),
     ]

@@ -33,8 +33,9 @@ DatasetFolder = Annotated[
 Inputs = Annotated[
     list[str],
     typer.Argument(
-        help="Files, folders, globs, s3:// or any fsspec URL, or a list (.csv, .tsv, .jsonl, .json, .parquet, .txt) "
-        "with an address column (path, url, file_name, ...), an optional caption column, and metadata.",
+        help="Files, folders, globs, archives (.zip, .tar), s3:// or any fsspec URL, or lists (.csv, .tsv, .jsonl, "
+        ".json, .parquet, .txt) with a column of addresses (path, url, file_name, ...) and optional captions and "
+        "metadata.",
         show_default=False,
     ),
 ]
@@ -59,7 +60,8 @@ Without = Annotated[
 TakeOver = Annotated[
     bool,
     typer.Option(
-        "--take-over", help="Stop a live run that owns the output folder at its next commit, and continue from there."
+        "--take-over",
+        help="Replace a live run that owns the output folder: it stops at its next commit, this one does the rest.",
     ),
 ]
 

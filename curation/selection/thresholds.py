@@ -26,7 +26,7 @@ from curation.dataset.joined import (
 )
 from curation.dataset.schemas import CLIPS
 from curation.dataset.sql import quoted
-from curation.scores.columns import LEFT_OUT
+from curation.scores.columns import LEFT_OUT, SCORE_COLUMNS
 from curation.selection.condition import Condition, read_condition
 from curation.selection.outcomes import KEPT, MADE_BY, REMOVED, UNSCORED, Test
 from curation.selection.rules import Rule, Rules, share
@@ -80,9 +80,12 @@ def tests_of(
             raise UserError(_no_column(name, numeric))
     for name, why in _left_out(connection, scored, known).items():
         if not allow_missing:
+            scorer = name.partition("@")[0]
+            added = f"add it with `clipmill score DATASET --scorer {scorer}`"
+            remedy = added if scorer in SCORE_COLUMNS else "curate with it into a new folder"
             raise UserError(
-                f"no clip of this dataset has the score {name!r} ({why}): curate with it into a new folder, remove the "
-                "rule, or pass --allow-missing."
+                f"no clip of this dataset has the score {name!r} ({why}): {remedy}, remove the rule, or pass "
+                "--allow-missing."
             )
         skipped[name] = f"no clip has it ({why})"
         del scored[name]

@@ -284,6 +284,18 @@ def test_only_scores_that_every_clip_was_curated_without_count_as_left_out(
     assert list(skipped) == ["gone"]
 
 
+def test_a_score_that_can_be_added_says_how() -> None:
+    left_out = {"aesthetic_error": "left out: --without aesthetic", "aesthetic_error_kind": "left_out"}
+    clips = {"clip_id": pa.array(["a"]), "source_id": pa.array(["s"]), "aesthetic": pa.nulls(1, pa.float32())}
+    clips |= {name: pa.array([text]) for name, text in left_out.items()}
+    with open_connection(LocalFileSystem(), {"clips": pa.table(clips), "sources": pa.table({"source_id": ["s"]})}) as c:
+        c.execute(f"CREATE VIEW joined AS {joined_query(c)}")
+        assert message(c, aesthetic={"min": 1}) == (
+            "no clip of this dataset has the score 'aesthetic' (left out: --without aesthetic): add it with "
+            "`clipmill score DATASET --scorer aesthetic`, remove the rule, or pass --allow-missing."
+        )
+
+
 def test_what_is_missing_can_be_skipped(connection: duckdb.DuckDBPyConnection) -> None:
     tests, skipped = judged_by(
         connection, "motoin > 1", allow_missing=True, motoin={"min": 1}, gone={"min": 1}, motion={"min": 1}

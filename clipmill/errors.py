@@ -46,6 +46,10 @@ class RunStopped(UserError):
     """A run that had to stop (disk full, taken over by another run). Completed work is kept; rerun to resume."""
 
 
+class Superseded(RunStopped):
+    """Another run owns the folder by now: nothing may be written to it anymore."""
+
+
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS}
 _NO_THREAD = "can't start new thread"
 _LONGEST_CHAIN = 20

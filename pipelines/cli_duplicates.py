@@ -54,20 +54,23 @@ def duplicates(
     settings or after merging tables. Settings that are not given default to those of the last search. With --address
     the kept clips are held by the cluster.
     """
+    from contextlib import nullcontext
+
     from curation.dataset.commits import Change
     from curation.dataset.tables import Dataset
     from pipelines import render
     from pipelines.changes import changing
-    from pipelines.duplicates import search_against, search_duplicates, settings_of
+    from pipelines.duplicates import is_due, search_against, search_duplicates, settings_of
 
     opened = Dataset(dataset).open()
     if name and not against:
         raise UserError("--name names the score of --against; pass both, or neither")
     settings = settings_of(opened, config, given(min_cosine=min_cosine, by=by))
-    with changing(opened, Change(command="duplicates"), take_over=take_over):
-        if against:
-            other = Dataset(against).open()
+    other = Dataset(against).open() if against else None
+    due = is_due(opened, settings, against=other, name=name)
+    with changing(opened, Change(command="duplicates"), take_over=take_over) if due else nullcontext():
+        if other is not None:
             result = search_against(opened, other, settings, name=name, address=address)
-            render.print_against(console(), against, result)
+            render.print_against(console(), other.url, result)
         else:
             render.print_duplicates(console(), dataset, search_duplicates(opened, settings, address=address))

@@ -98,6 +98,7 @@ def train(
         int | None,
         typer.Option(min=1, help="Number of Ray workers to train on; restarted on failure.", show_default=False),
     ] = None,
+    take_over: TakeOver = False,
     address: Address = None,
     device: Device = None,
 ) -> None:
@@ -113,7 +114,8 @@ def train(
         ignored = ", ".join(name for name, value in stage_options.items() if value)
         if ignored:
             raise UserError(f"--recipe cannot be combined with {ignored}: set these in the recipe file")
-        _train_recipe(recipe, None if out is None else location(out), gpus=gpus if dry_run else None, device=device)
+        folder = None if out is None else location(out)
+        _train_recipe(recipe, folder, gpus=gpus if dry_run else None, device=device, take_over=take_over)
         return
     if stage is None:
         raise UserError("pass either --stage or --recipe")
@@ -132,14 +134,24 @@ def train(
         from pipelines.train_on_ray import train_on_ray
 
         model = train_on_ray(
-            chosen, data, folder, workers=ray_workers, images=images, init=initial, address=address, device=device
+            chosen,
+            data,
+            folder,
+            workers=ray_workers,
+            images=images,
+            init=initial,
+            address=address,
+            device=device,
+            take_over=take_over,
         )
     else:
-        model = training.train(chosen, data, folder, images=images, init=initial, device=device)
+        model = training.train(chosen, data, folder, images=images, init=initial, device=device, take_over=take_over)
     say(f"trained: {model}")
 
 
-def _train_recipe(recipe: Path, out: Path | str | None, *, gpus: int | None, device: str | None) -> None:
+def _train_recipe(
+    recipe: Path, out: Path | str | None, *, gpus: int | None, device: str | None, take_over: bool
+) -> None:
     """Train the stages of a recipe; with `gpus`, print the cost of each on that many GPUs instead."""
     from pipelines.recipe import read_recipe, train_recipe
     from pipelines.render import estimate_table
@@ -152,7 +164,7 @@ def _train_recipe(recipe: Path, out: Path | str | None, *, gpus: int | None, dev
         return
     if out is None:
         raise UserError("--recipe requires --out, the folder for its runs")
-    for model in train_recipe(recipe, out, device=device):
+    for model in train_recipe(recipe, out, device=device, take_over=take_over):
         say(f"trained: {model}")
 
 

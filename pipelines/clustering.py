@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from clipmill import storage
 from clipmill.errors import UserError
 from curation.dataset.commits import Change
-from curation.dataset.embeddings import ClipEmbeddings, open_embeddings
+from curation.dataset.embeddings import ClipEmbeddings, check_embeddings, open_embeddings
 from curation.dataset.rows import rows_of_clips
 from curation.dataset.score_versions import RecordedVersion, ScoreVersion, score_schema, stamped, table_of
 from curation.dataset.tables import Dataset
@@ -84,6 +84,7 @@ def cluster(
     config, started_s = config or ClusterConfig(), time.monotonic()
     opened = Dataset(dataset).open()
     change = Change(command="cluster")
+    check_embeddings(opened)
     with (
         Reporter(CLUSTER, unit="clips", quiet=quiet) as report,
         changing(opened, change, take_over=take_over) as fence,
@@ -191,18 +192,21 @@ def _write(
     fence: Fence,
     report: Reporter,
 ) -> int:
-    """Write a part for each part of clips; returns the number of clips without an embedding."""
+    """Write a part for each part of clips, unless it is there; returns the number of clips without an embedding."""
     part_N, row_N = embeddings.part_rows()
     order = np.argsort(part_N, kind="stable")
     starts = np.searchsorted(part_N[order], np.arange(len(embeddings.parts) + 1))
-    without = 0
+    table_name, without = table_of(_ROOT, version.version), 0
+    written = set(dataset.parts(table_name))
     for number, part in enumerate(embeddings.parts):
         ours = order[starts[number] : starts[number + 1]]
         clips = dataset.read_part("clips", part, ["clip_id", "embedding_error"])
         without += clips.num_rows - len(ours)
         table = _rows(clips, row_N[ours], clusters.cluster_N[ours], sizes_K, clusters.distance_N[ours])
+        table = stamped(table, version.version, digest)
         fence.check()
-        dataset.write_part(table_of(_ROOT, version.version), part, stamped(table, version.version, digest))
+        if part not in written or not dataset.read_part(table_name, part).equals(table):
+            dataset.write_part(table_name, part, table)
         report.advance(len(ours))
     return without
 

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from clipmill.costs import Cost, charge
 from clipmill.errors import RunStopped, UserError
+from curation.dataset.commits import current_version
 from curation.dataset.tables import Dataset
-from curation.dedup.against import AgainstResult, Comparison, Nearest, find_in_other, nearest_of
+from curation.dedup.against import AgainstResult, Comparison, Nearest, find_in_other, is_current_against, nearest_of
 from curation.dedup.config import DuplicatesConfig
-from curation.dedup.duplicates import DuplicatesResult, find_duplicates, last_config
+from curation.dedup.duplicates import DuplicatesResult, check_comparable, find_duplicates, is_current, last_config
 from curation.dedup.kept import NONE, KeptShare, LocalIndex
 from curation.dedup.ranked import ClipBlock, RankedClips
 from pipelines.cluster import cluster_address, connected, stopped_by_errors
@@ -201,6 +202,16 @@ def search_against(
     """Score each clip by its nearest clip of another dataset, on the Ray cluster at `address` (or RAY_ADDRESS), else in
     this process. Raises UserError, see `find_in_other`, and for datasets that were curated with different CLIP models;
     RunStopped."""
+    _check_same_model(dataset, other, config)
+    address = cluster_address(address)
+    with _searching(dataset, "against", address) as record:
+        result = find_in_other(dataset, other, config, name=name, run=compared_on_ray if address else None)
+        if result.reused:
+            record.discard()
+        return result
+
+
+def _check_same_model(dataset: Dataset, other: Dataset, config: DuplicatesConfig | None) -> None:
     digests = [clip_digest(each) for each in (dataset, other)]
     compares_hashes = config is not None and config.by == "picture_hash"
     if None not in digests and digests[0] != digests[1] and not compares_hashes:
@@ -209,12 +220,22 @@ def search_against(
             "compared. Curate both with the same, or add picture hashes to both (`clipmill score DATASET --scorer "
             "picture_hash`) and pass --by picture_hash."
         )
-    address = cluster_address(address)
-    with _searching(dataset, "against", address) as record:
-        result = find_in_other(dataset, other, config, name=name, run=compared_on_ray if address else None)
-        if result.reused:
-            record.discard()
-        return result
+
+
+def is_due(
+    dataset: Dataset, config: DuplicatesConfig, *, against: Dataset | None = None, name: str | None = None
+) -> bool:
+    """Whether a search would write anything. Raises UserError for one that cannot be carried out.
+
+    Read-only, so that neither stops a run that owns the dataset.
+    """
+    if against is None:
+        check_comparable(dataset, config)
+        current = is_current(dataset, config)
+    else:
+        _check_same_model(dataset, against, config)
+        current = is_current_against(dataset, against, config, name=name)
+    return not current or current_version(dataset).changing
 
 
 def settings_of(dataset: Dataset, config: str | None, given: dict[str, Any]) -> DuplicatesConfig:

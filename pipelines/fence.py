@@ -9,8 +9,9 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from clipmill import storage
-from clipmill.errors import RunStopped, UserError
+from clipmill.errors import RunStopped, Superseded, UserError
 
 RUN_FILE, HEARTBEAT_FILE = "run.json", "heartbeat.json"
 _BEAT_EVERY_S = 15.0
+_POLL_S = 1.0
 _DEAD_AFTER_S = 120.0
 """Age in seconds after which the heartbeat of an owner on another host has expired: eight missed beats. Tolerates clock
 skew below that.
@@ -37,10 +39,10 @@ class Fence:
     run: str
 
     def check(self) -> None:
-        """Raise RunStopped if another run owns the folder."""
+        """Raise Superseded if another run owns the folder."""
         owner = _read(self.url, RUN_FILE)
         if owner.get("run") != self.run:
-            raise RunStopped(f"another run now owns {self.url} ({_named(owner)}); stopping. Committed work is kept.")
+            raise Superseded(f"another run now owns {self.url} ({_named(owner)}); stopping. Committed work is kept.")
 
 
 @contextmanager
@@ -71,21 +73,56 @@ def owned(url: str, *, take_over: bool = False) -> Iterator[Fence]:
 
 def refuse_if_running(url: str) -> None:
     """Raise UserError if a live run owns the folder."""
+    live = _live_owner(url)
+    if live is not None:
+        raise live.in_use(url)
+
+
+def refuse_unless_silent(url: str, waiting: Callable[[str], None]) -> None:
+    """As `refuse_if_running`, but wait until the heartbeat of a run on another machine expires, unless it beats again.
+
+    For runs that a scheduler restarts on another node within seconds of the death of the first. `waiting` is told why.
+    """
+    first = _live_owner(url)
+    if first is not None and not first.here:
+        waiting(f"waiting for signs of life of the run that owns {url} ({_named(first.owner)})")
+    while (live := _live_owner(url)) is not None:
+        if live.here or first is None or live.beat != first.beat:
+            raise live.in_use(url)
+        time.sleep(_POLL_S)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LiveOwner:
+    """A run that owns a folder and may be alive."""
+
+    owner: dict[str, Any]
+    beat: dict[str, Any]
+    """Its last heartbeat."""
+    here: bool
+    """Whether it runs on this machine; then it is alive."""
+    silent_s: float
+
+    def in_use(self, url: str) -> UserError:
+        seen = "" if self.here else f", last heartbeat {max(0.0, self.silent_s):.0f} s ago"
+        return UserError(
+            f"{url} is in use by another run ({_named(self.owner)}{seen}). Wait for it to finish, or pass --take-over "
+            "to stop it at its next commit and continue here."
+        )
+
+
+def _live_owner(url: str) -> _LiveOwner | None:
     owner = _read(url, RUN_FILE)
     if not owner:
-        return
+        return None
     beat = _read(url, HEARTBEAT_FILE)
     beat = beat if beat.get("run") == owner.get("run") else {}
     if beat.get("ended"):
-        return
+        return None
     silent_s = min(_age_s(owner.get("since")), _age_s(beat.get("beat")))
     here = _same_machine(owner)
-    if _process_lives(owner) if here else silent_s < _DEAD_AFTER_S:
-        seen = "" if here else f", last heartbeat {max(0.0, silent_s):.0f} s ago"
-        raise UserError(
-            f"{url} is in use by another run ({_named(owner)}{seen}). Wait for it to finish, or pass --take-over "
-            "to stop it at its next commit and continue here."
-        )
+    lives = _process_lives(owner) if here else silent_s < _DEAD_AFTER_S
+    return _LiveOwner(owner=owner, beat=beat, here=here, silent_s=silent_s) if lives else None
 
 
 def _beat(fence: Fence, over: threading.Event) -> None:

@@ -61,7 +61,9 @@ def read_recipe(path: Path) -> Recipe:
     )
 
 
-def train_recipe(path: Path, out: Location, *, device: str | None = None, quiet: bool = False) -> Iterator[Location]:
+def train_recipe(
+    path: Path, out: Location, *, device: str | None = None, take_over: bool = False, quiet: bool = False
+) -> Iterator[Location]:
     """Train the stages of the recipe at `path`, each in its own folder below `out`; yields their models.
 
     Finished stages are skipped, unless the recipe gives them more steps. Raises UserError before training starts if a
@@ -79,6 +81,7 @@ def train_recipe(path: Path, out: Location, *, device: str | None = None, quiet:
             images=entry.images,
             init=init,
             device=device,
+            take_over=take_over,
             quiet=quiet,
         )
         yield model

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from clipmill.pipeline import Stage
-from curation.dataset.commits import Change
+from curation.dataset.commits import Change, current_version
 from curation.dataset.missing_scores import clips_are_outdated, clips_without
 from curation.dataset.score_versions import RecordedVersion, score_schema, table_of
 from curation.dataset.tables import Dataset
@@ -169,7 +169,7 @@ def add_scores(
             report.waiting("reading the tables")
             plan = _plan(job, selection, retry_failed=retry_failed)
             _note_changed_source(job, plan.version)
-            if not dry_run:
+            if not dry_run and not _is_done(job, plan):
                 change = Change(command=command, what=f"{made.name}, version {plan.version.version}")
                 with changing(opened, change, take_over=take_over) as fence, recorded_costs(opened, command):
                     opened.remove_unfinished()
@@ -234,6 +234,16 @@ def _plan(job: _Job, selection: str | None, *, retry_failed: bool) -> _Plan:
         for start in range(0, len(rows), clips_per_piece)
     ]
     return _Plan(version=version, changes=changes, clips=clips, pieces=pieces)
+
+
+def _is_done(job: _Job, plan: _Plan) -> bool:
+    """Whether a run would write nothing, neither rows nor a record."""
+    if plan.pieces or current_version(job.dataset).changing:
+        return False
+    version = plan.version.version
+    recorded = job.dataset.recorded_versions(job.scorer.root)
+    finished = any(each.version == version and each.finished for each in recorded)
+    return finished or in_clips(job.dataset, job.scorer, version)
 
 
 def _embeddings_serve(dataset: Dataset, scorer: Scorer, models: CheckedModels) -> bool:

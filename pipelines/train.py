@@ -1,13 +1,16 @@
 """`clipmill train`: train one stage in this process or under torchrun."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from clipmill.addresses import without_credentials
 from clipmill.config import read_yaml
 from clipmill.errors import RunStopped, UserError
+from pipelines.fence import owned, refuse_unless_silent
 from pipelines.printable import log_to_stderr
 from pipelines.progress import Reporter, note
 from training.estimate import ASSUMED_MFU, estimate
@@ -36,20 +39,34 @@ def train(
     images: str | None = None,
     init: Path | str | None = None,
     device: str | None = None,
+    take_over: bool = False,
     quiet: bool = False,
 ) -> Location:
     """Train or resume one stage; returns its model. `data`, `images`, `out` and `init` may be fsspec URLs.
 
-    Raises UserError for invalid inputs, RunStopped (a UserError) for failures during the run, and KeyboardInterrupt if
-    Ctrl-C or SIGTERM ended it after a checkpoint.
+    `take_over` stops a live run in `out` at its next checkpoint. Raises UserError for invalid inputs and for a run in
+    use, RunStopped (a UserError) for failures during the run, and KeyboardInterrupt if Ctrl-C or SIGTERM ended it after
+    a checkpoint.
     """
     log_to_stderr()
-    quiet = quiet or int(os.environ.get("RANK", "0")) > 0
+    is_main = int(os.environ.get("RANK", "0")) == 0
+    quiet = quiet or not is_main
     try:
-        announce(stage, out, quiet=quiet)
         with Reporter(stage.name, stage.run.steps, unit="steps", quiet=quiet) as reporter:
+            if is_main and not take_over:
+                refuse_unless_silent(str(out), reporter.waiting)
+            announce(stage, out, quiet=quiet)
             reporter.waiting("loading the model and reading the shards")
-            run = run_stage(stage, data, out, images=images, init=init, device=device, on_log=Progress(reporter))
+            run = run_stage(
+                stage,
+                data,
+                out,
+                images=images,
+                init=init,
+                device=device,
+                on_log=Progress(reporter),
+                own=partial(owned_run, str(out), take_over=take_over),
+            )
             return cast("Location", run.model)
     except Stopped as stopped:
         if not quiet:
@@ -57,6 +74,13 @@ def train(
         raise KeyboardInterrupt from stopped
     except (ValueError, OSError) as error:
         raise user_error(error, out) from error
+
+
+@contextmanager
+def owned_run(out: str, *, take_over: bool = False) -> Iterator[Callable[[], None]]:
+    """Own the run folder for the block; yields the check of that, see `pipelines.fence`."""
+    with owned(out, take_over=take_over) as fence:
+        yield fence.check
 
 
 def announce(stage: Stage, out: Path | str, *, quiet: bool) -> None:

@@ -5,18 +5,19 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from clipmill.addresses import without_credentials
-from clipmill.errors import RunStopped, UserError
+from clipmill.errors import RunStopped, Superseded, UserError
 from pipelines.cluster import connected, usual_device
+from pipelines.fence import refuse_unless_silent
 from pipelines.progress import Reporter, note
-from pipelines.train import Progress, announce, user_error
+from pipelines.train import Progress, announce, owned_run, user_error
 from training.loop import NonFinite, gradient_accumulation_steps
 from training.metrics import METRICS
-from training.run_stage import finished, run_stage
+from training.run_stage import check_settings, finished, run_stage
 from training.stages import Stage
 from training.stopping import Stopped, StopRequest
 
@@ -40,6 +41,7 @@ def train_on_ray(
     init: Path | str | None = None,
     address: str | None = None,
     device: str | None = None,
+    take_over: bool = False,
     quiet: bool = False,
 ) -> Path:
     """Train or resume one stage on Ray workers, one per GPU, or per CPU with `device` cpu.
@@ -57,6 +59,9 @@ def train_on_ray(
         )
     gradient_accumulation_steps(stage, workers)  # raises if the batch size is not divisible among workers
     with Reporter(stage.name, stage.run.steps, unit="steps", quiet=quiet) as reporter, ExitStack() as stack:
+        if not take_over:
+            refuse_unless_silent(str(out), reporter.waiting)
+        check_settings(stage, out)
         reporter.connecting(address)
         stack.enter_context(connected(address))
         device = "cuda" if (device or usual_device()) == "cuda" else "cpu"
@@ -68,6 +73,8 @@ def train_on_ray(
             "init": init.absolute() if isinstance(init, Path) else init,
             "images": None if images is None else _absolute(images),
             "device": device,
+            # This process owns the run, whichever of its workers are restarted.
+            "check": stack.enter_context(owned_run(str(out), take_over=take_over)),
         }
         trainer = _trainer(settings, workers)
         announce(stage, out, quiet=quiet)
@@ -127,7 +134,7 @@ def _stop_on_permanent_errors(out: Path) -> Any:
 
 def is_permanent(error: BaseException) -> bool:
     """Whether `error` would occur again after a restart, or the stop was requested."""
-    if isinstance(error, NonFinite | Stopped | FileNotFoundError):
+    if isinstance(error, NonFinite | Stopped | Superseded | FileNotFoundError):
         return True
     return isinstance(error, ValueError) and not isinstance(error, RunStopped)
 
@@ -168,6 +175,7 @@ def _ray_worker(settings: Mapping[str, Any]) -> None:
         init=settings["init"],
         device=settings["device"],
         stop=StopRequest(settings["out"] / STOP),
+        own=lambda: nullcontext(settings["check"]),
     )
 
 

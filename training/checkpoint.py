@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from clipmill.errors import RunStopped, UserError
+from clipmill.errors import RunStopped, Superseded, UserError
 from training.checkpoint_index import INDEX, IndexReader, read_index
 from training.distributed import Process
 from training.ema import Ema
@@ -153,10 +153,15 @@ class Checkpoints:
     @contextmanager
     def settled(self) -> Iterator[None]:
         """Wait for the pending checkpoint on exit. After an exception it is still renamed if possible, but its errors
-        are only logged, and no collectives are used, since other ranks may not get here.
+        are only logged, and no collectives are used, since other ranks may not get here. After Superseded it is left
+        to the other run, which removes it.
         """
         try:
             yield
+        except Superseded:
+            if self._pending is not None:
+                wait([self._pending[1]])
+            raise
         except BaseException:
             try:
                 self._finish_pending()

@@ -60,6 +60,8 @@ class Hooks:
     """
     flops_per_step: float | None = None
     """Model FLOPs per step over all ranks, for the MFU."""
+    check: Callable[[], None] = lambda: None
+    """Called on all ranks before they write a checkpoint; raises if another run owns the folder."""
     stop: StopRequest = field(default_factory=StopRequest)
     """Polled after each step on all ranks; if any rank returns True, all of them stop."""
 
@@ -105,6 +107,7 @@ def run_loop(
             if last or done % run.log_every == 0:
                 trainer.report(done, log)
             if last or asked or done % run.save_every == 0:
+                hooks.check()
                 rank_state = {"data": loader.state_dict(), "meter": trainer.meter.state_dict()}
                 trainer.checkpoints.save(done, trainer.state, rank_state, trainer.metadata)
             if asked and not last:

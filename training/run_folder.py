@@ -1,6 +1,8 @@
 """The location of a run: a folder shared by all ranks, or a URL in a store with a working copy per rank."""
 
+import fcntl
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
@@ -11,7 +13,7 @@ import torch.distributed as dist
 
 from clipmill import storage
 from clipmill.addresses import without_credentials
-from clipmill.errors import UserError
+from clipmill.errors import Superseded, UserError
 from clipmill.range_cache import default_folder
 from clipmill.ranges import StoredObject, object_of
 from clipmill.retries import retried
@@ -86,6 +88,8 @@ class StoredRun(RunFolder):
         super().__init__(path, process)
         self._url, self._restored = url.rstrip("/"), restored
         self._published: dict[Path, tuple[int, int]] = {}
+        self.begun = False
+        """Whether it has published anything; until then, its files may be those of another run."""
 
     @property
     def address(self) -> str:
@@ -106,6 +110,7 @@ class StoredRun(RunFolder):
     def publish(self) -> None:
         if not self.process.is_main:
             return
+        self.begun = True
         for path in sorted(self.path.rglob("*")):
             name = path.relative_to(self.path)
             if name.parts[0] in _APART or any(part.endswith(".tmp") for part in name.parts) or not path.is_file():
@@ -138,20 +143,38 @@ def opened_run(out: Path | str, process: Process) -> Iterator[RunFolder]:
         return
     name = blake2b(without_credentials(str(out)).encode(), digest_size=8).hexdigest()
     base = default_folder().with_name("runs") / name
-    path = base / f"rank-{process.rank}"
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    try:
+    with _working_copy(base, process.rank) as path:
         run = StoredRun(str(out), path, base / "restored", process)
         run.pull()
         try:
             yield run
-        except Exception:
-            with suppress(Exception):  # the error that ended the run takes precedence
-                run.publish()
+        except Exception as error:
+            if run.begun and not isinstance(error, Superseded):
+                with suppress(Exception):  # the error that ended the run takes precedence
+                    run.publish()
             raise
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _working_copy(base: Path, rank: int) -> Iterator[Path]:
+    """An empty folder of this process, removed when the block ends. Removes those of dead processes of the same rank,
+    which their locks tell from living ones."""
+    base.mkdir(parents=True, exist_ok=True)
+    for lock in base.glob(f"rank-{rank}-*.lock"):
+        with lock.open("ab") as other, suppress(OSError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            lock.unlink(missing_ok=True)
+    path = base / f"rank-{rank}-{uuid.uuid4().hex[:12]}"
+    lock = path.with_suffix(".lock")
+    with lock.open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        path.mkdir()
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 def is_stored(out: Path | str) -> bool:

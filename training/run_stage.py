@@ -13,7 +13,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,9 @@ from training.stages import Stage
 from training.stopping import StopRequest
 from training.validate_shards import latent_shape, validate_shards
 
+Own = Callable[[], AbstractContextManager[Callable[[], None]]]
+"""Owns the run folder for a block, in which the function that it yields raises if another run owns it by now."""
+
 _PACKAGES = ("torch", "torchdata", "safetensors", "av", "numpy", "open-clip-torch", "ray")
 
 
@@ -71,11 +75,13 @@ def run_stage(
     device: str | None = None,
     on_log: Callable[[Mapping[str, Any]], None] | None = None,
     stop: StopRequest | None = None,
+    own: Own | None = None,
 ) -> StageResult:
     """Train `stage` on `shards` to its last step, resuming an earlier run in `out`. `shards`, `out` and `init` may be
     fsspec URLs.
 
     `images` are image shards for joint training (`run.image_share`); `model` is the initial model, instead of `init`.
+    `own` is called on the first rank when the request is known to be valid, before anything is written.
     Raises UserError, OSError, CheckpointError and NonFinite for failures; checkpoints are kept. Raises Stopped if
     signals or `stop` end it early, with a checkpoint.
     """
@@ -90,27 +96,46 @@ def run_stage(
         for network in model.networks().values():
             network.to(process.device)
         batches = open_loader(stage, model, shards, images, process, run.path, digests=models)
-        if process.is_main:
-            _write_settings(
-                stage,
-                run.path,
-                shards=_shown(shards),
-                init=None if init is None else _shown(init),
-                world_size=process.world_size,
-                models=models,
+        with _owned(own) as check:
+            if process.is_main:
+                _write_settings(
+                    stage,
+                    run.path,
+                    shards=_shown(shards),
+                    init=None if init is None else _shown(init),
+                    world_size=process.world_size,
+                    models=models,
+                )
+            run.publish()
+            hooks = Hooks(
+                on_log=on_log,
+                preview=partial(preview, run.path / "samples"),
+                check=check,
+                stop=stop or StopRequest(),
+                flops_per_step=_flops(stage, model, latents=batches.latents) if process.device.type == "cuda" else None,
             )
-        run.publish()
-        hooks = Hooks(
-            on_log=on_log,
-            preview=partial(preview, run.path / "samples"),
-            stop=stop or StopRequest(),
-            flops_per_step=_flops(stage, model, latents=batches.latents) if process.device.type == "cuda" else None,
-        )
-        result = run_loop(stage, model, cast("Loader", batches), run, process, hooks=hooks)
-        exported = run.publish_model(_export(stage, model, run.path, process), CONFIG)
-        run.publish()
-        dist.barrier()  # other ranks may read the model next
+            result = run_loop(stage, model, cast("Loader", batches), run, process, hooks=hooks)
+            check()
+            exported = run.publish_model(_export(stage, model, run.path, process), CONFIG)
+            run.publish()
+            dist.barrier()  # other ranks may read the model next
     return StageResult(model=exported, steps=result.steps, resumed_at=result.resumed_at)
+
+
+@contextmanager
+def _owned(own: Own | None) -> Iterator[Callable[[], None]]:
+    """Own the run on its first rank; yields a check of that for all ranks. What it raises there, it raises on all."""
+    if own is None:
+        yield lambda: None
+        return
+    checks: list[Callable[[], None]] = []
+
+    def check() -> None:
+        once(lambda: [of_first_rank() for of_first_rank in checks])
+
+    with ExitStack() as stack:
+        once(lambda: checks.append(stack.enter_context(own())))
+        yield check
 
 
 def open_loader(

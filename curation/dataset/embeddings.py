@@ -123,6 +123,22 @@ def open_embeddings(dataset: "Dataset") -> Iterator[ClipEmbeddings]:
         yield embeddings
 
 
+def check_embeddings(dataset: "Dataset") -> None:
+    """Raise UserError if no clip has an embedding, without reading them."""
+    with dataset.connect() as connection:
+        view, name, _ = embedding_column(dataset, joined_columns(connection))
+        query = f"SELECT 1 FROM {quoted(view)} WHERE {quoted(name)} IS NOT NULL LIMIT 1"
+        if connection.execute(query).fetchone() is None:
+            raise _no_embedding(dataset)
+
+
+def _no_embedding(dataset: "Dataset") -> UserError:
+    return UserError(
+        f"no clip of {dataset.url} has an embedding to compare: it was curated without CLIP, or it is empty. Curate "
+        "with CLIP into a new folder."
+    )
+
+
 def embedding_column(dataset: "Dataset", known: dict[str, JoinedColumn]) -> JoinedColumn:
     """Where the embeddings of a dataset are. Raises UserError if it has none."""
     if "embedding" not in known:
@@ -190,10 +206,7 @@ def _write(dataset: "Dataset", inputs: str, file: BinaryIO) -> None:
                     writer.write_batch(joined.slice(start, BLOCK_ROWS).replace_schema_metadata(None))
                 waiting = [joined.slice(whole)]
         if writer is None:
-            raise UserError(
-                f"no clip of {dataset.url} has an embedding to compare: it was curated without CLIP, or it is empty. "
-                "Curate with CLIP into a new folder."
-            )
+            raise _no_embedding(dataset)
         rest = pa.Table.from_batches(waiting).combine_chunks()
         for batch in rest.to_batches():
             writer.write_batch(batch)

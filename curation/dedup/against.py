@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from clipmill import storage
 from clipmill.columns import column
 from clipmill.errors import UserError
 from curation.dataset.tables import Dataset
 from curation.dedup.config import DuplicatesConfig
-from curation.dedup.duplicates import clip_batches, inputs_digest, recorded_result, with_source
+from curation.dedup.duplicates import clip_batches, has_embeddings, inputs_digest, recorded_result, with_source
 from curation.dedup.ranked import RankedClips, exact_cosines, read_ranked
 
 _METHOD = 1
@@ -69,7 +70,7 @@ def find_in_other(
     """
     config = with_source(dataset, config or DuplicatesConfig())
     score = f"against_{_name(other, name)}"
-    inputs = f"{_METHOD} {inputs_digest(dataset, config)} {inputs_digest(other, config)}"
+    inputs = _inputs(dataset, other, config)
     recorded = recorded_result(dataset, f"scores/{score}", score, inputs, AgainstResult)
     if recorded is not None:
         return replace(recorded, reused=True)
@@ -96,6 +97,29 @@ def find_in_other(
     metadata = {b"clipmill.inputs": inputs, b"clipmill.result": json.dumps(asdict(result))}
     dataset.write_part(f"scores/{score}", score, table.replace_schema_metadata(metadata))
     return result
+
+
+def is_current_against(
+    dataset: Dataset, other: Dataset, config: DuplicatesConfig | None = None, *, name: str | None = None
+) -> bool:
+    """Whether the table exists and was computed from the current clips of both with these settings.
+
+    Raises UserError for a request that cannot be carried out: no embeddings in one of the two, the same dataset twice,
+    an unfit name.
+    """
+    if storage.address(dataset.fs, dataset.path) == storage.address(other.fs, other.path):
+        raise UserError(f"expected another dataset than {dataset.url} itself, whose clips are all alike their own")
+    config = with_source(dataset, config or DuplicatesConfig())
+    score = f"against_{_name(other, name)}"
+    for each in (dataset, other):
+        if not has_embeddings(each, config):
+            raise _nothing_to_compare(each)
+    inputs = _inputs(dataset, other, config)
+    return recorded_result(dataset, f"scores/{score}", score, inputs, AgainstResult) is not None
+
+
+def _inputs(dataset: Dataset, other: Dataset, config: DuplicatesConfig) -> str:
+    return f"{_METHOD} {inputs_digest(dataset, config)} {inputs_digest(other, config)}"
 
 
 def _schema(score: str, other: Dataset) -> pa.Schema:
@@ -130,11 +154,15 @@ def _read(dataset: Dataset, config: DuplicatesConfig, file: BinaryIO) -> RankedC
     with dataset.connect() as connection:
         clips = read_ranked(clip_batches(dataset, connection, config), file, config)
     if not len(clips.clip_id):
-        raise UserError(
-            f"no clip of {dataset.url} has an embedding to compare: curate it with the same CLIP model, or pass "
-            "--by picture_hash after `clipmill score DATASET --scorer picture_hash` on both"
-        )
+        raise _nothing_to_compare(dataset)
     return clips
+
+
+def _nothing_to_compare(dataset: Dataset) -> UserError:
+    return UserError(
+        f"no clip of {dataset.url} has an embedding to compare: curate it with the same CLIP model, or pass "
+        "--by picture_hash after `clipmill score DATASET --scorer picture_hash` on both"
+    )
 
 
 def nearest_of(

@@ -116,11 +116,7 @@ def find_duplicates(
         with dataset.connect() as connection:
             clips = read_ranked(clip_batches(dataset, connection, config), file, config)
         if clips.without_embedding and not len(clips.clip_id):
-            raise UserError(
-                f"no clip of {dataset.url} has an embedding to compare: it was curated without CLIP. Add picture "
-                "hashes with `clipmill score DATASET --scorer picture_hash`, remove the rule on duplicate_rank, or "
-                "curate with CLIP into a new folder."
-            )
+            raise _nothing_to_compare(dataset)
         known = read_known(dataset, clips, config, _METHOD)
         groups = find_groups(clips, config, make_index=make_index, known=known)
         table, result = _table(clips, groups.keeper_N), _result(clips, groups, config)
@@ -169,6 +165,23 @@ def has_embeddings(dataset: Dataset, config: DuplicatesConfig | None = None) -> 
             return False
         rows = joined_query(connection, [vectors])
         return bool(connection.execute(f"SELECT 1 FROM ({rows}) WHERE {vectors} IS NOT NULL LIMIT 1").fetchall())
+
+
+def check_comparable(dataset: Dataset, config: DuplicatesConfig | None = None) -> None:
+    """Raise UserError if there are clips, but none has what a search with these settings compares."""
+    if has_embeddings(dataset, config):
+        return
+    with dataset.connect() as connection:
+        if connection.execute("SELECT 1 FROM clips LIMIT 1").fetchone() is not None:
+            raise _nothing_to_compare(dataset)
+
+
+def _nothing_to_compare(dataset: Dataset) -> UserError:
+    return UserError(
+        f"no clip of {dataset.url} has an embedding to compare: it was curated without CLIP. Add picture hashes with "
+        "`clipmill score DATASET --scorer picture_hash`, remove the rule on duplicate_rank, or curate with CLIP into a "
+        "new folder."
+    )
 
 
 def is_current(dataset: Dataset, config: DuplicatesConfig | None = None) -> bool:

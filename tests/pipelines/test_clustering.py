@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from clipmill import UserError
+from curation.dataset.commits import read_commits
 from curation.dataset.joined import joined_query
 from curation.dataset.schemas import CLIPS, SOURCES
 from curation.dataset.score_counts import version_counts
@@ -144,9 +145,22 @@ def test_one_run_at_a_time(dataset: Dataset):
 
 def test_a_dataset_without_embeddings_says_what_to_do(tmp_path: Path):
     dataset = Dataset(str(tmp_path / "d")).create_or_open({})
-    with pytest.raises(UserError, match="Curate with CLIP into a new folder"):
-        cluster(dataset.url, quiet=True)
+    with owned(dataset.url) as live:
+        with pytest.raises(UserError, match="Curate with CLIP into a new folder"):
+            cluster(dataset.url, take_over=True, quiet=True)
+        live.check()
     assert dataset.versioned() == []
+
+
+def test_a_rerun_without_new_clips_writes_nothing(dataset: Dataset):
+    cluster(dataset.url, CONFIG, quiet=True)
+    marks, commits = dataset.part_marks("scores/cluster/v1"), read_commits(dataset)
+    cluster(dataset.url, CONFIG, quiet=True)
+    assert (dataset.part_marks("scores/cluster/v1"), read_commits(dataset)) == (marks, commits)
+    add_part(dataset, "p2", range(110, 130))
+    cluster(dataset.url, CONFIG, quiet=True)
+    assert set(dataset.part_marks("scores/cluster/v1")) == {"p0", "p1", "p2"}
+    assert len(read_commits(dataset)) == len(commits) + 1
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -1,5 +1,6 @@
 """The near-duplicate search with its kept clips spread over Ray."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from curation.dedup.config import DuplicatesConfig
 from curation.dedup.duplicates import find_duplicates
 from curation.selection.rules import Rules
 from pipelines import duplicates
+from pipelines.cli import app
 from pipelines.duplicates import RayIndex, compared_on_ray, search_against, search_duplicates
+from pipelines.fence import owned
 from pipelines.select import select
 from tests.curation.dedup.test_duplicates import at, clip, copies_of, footage_like, stored, write
 
@@ -153,3 +156,37 @@ def test_datasets_of_different_models_are_not_compared(tmp_path: Path) -> None:
         Path(each.file("models.json")).write_text(f'{{"digests": {{"clip": "{number}"}}}}')
     with pytest.raises(UserError, match="were curated with different CLIP models"):
         search_against(*pair)
+
+
+def test_a_search_that_cannot_work_or_has_nothing_to_do_does_not_stop_a_run(tmp_path: Path, capsys) -> None:
+    def search(*arguments: str) -> str:
+        """What it says; "" for success."""
+        try:
+            app(["duplicates", *arguments, "--take-over"], standalone_mode=False)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    ours, theirs, empty = (Dataset(str(tmp_path / n)).create_or_open({}) for n in ("ours", "theirs", "empty"))
+    write(ours, "one", [clip(0, at(0)), clip(1, at(40))])
+    write(theirs, "one", [clip(0, at(0))])
+    write(empty, "one", [clip(0, None)])
+    assert search(ours.url) == search(ours.url, "--against", theirs.url) == ""
+    with owned(ours.url) as live, owned(empty.url) as other_live:
+        for arguments, said in (
+            ([empty.url], "no clip of .*empty has an embedding to compare"),
+            ([ours.url, "--against", empty.url], "no clip of .*empty has an embedding to compare"),
+            ([ours.url, "--against", f"{ours.url}/"], "expected another dataset than"),
+            ([ours.url, "--against", theirs.url, "--name", "Not this"], "expected a name of lower-case letters"),
+            ([ours.url], ""),
+            ([ours.url, "--against", theirs.url], ""),
+        ):
+            answer = search(*arguments)
+            assert re.search(said, answer)
+            assert bool(answer) == bool(said)
+            live.check()
+            other_live.check()
+        write(ours, "two", [clip(2, at(80))])
+        assert search(ours.url) == ""
+        with pytest.raises(RunStopped, match="another run now owns"):
+            live.check()

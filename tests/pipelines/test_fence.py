@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from clipmill.errors import RunStopped, UserError
-from pipelines.fence import HEARTBEAT_FILE, RUN_FILE, owned, refuse_if_running
+from pipelines import fence
+from pipelines.fence import HEARTBEAT_FILE, RUN_FILE, owned, refuse_if_running, refuse_unless_silent
 
 ELSEWHERE = {"machine": "another boot pid:[1]", "started": "1"}
 
@@ -115,3 +116,26 @@ def test_a_folder_with_a_relative_name_is_the_same_one_in_tasks_that_run_elsewhe
         monkeypatch.chdir("elsewhere")
         fence.check()
     assert json.loads((tmp_path / "out" / HEARTBEAT_FILE).read_text())["ended"]
+
+
+def test_a_silent_run_elsewhere_is_waited_for_until_it_beats_again_or_counts_as_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(fence, "_POLL_S", 0.01)
+    leave(tmp_path, silent_s=119.5, process=ELSEWHERE)
+    said: list[str] = []
+    refuse_unless_silent(str(tmp_path), said.append)
+    (waiting,) = said
+    assert "node7, pid 77" in waiting
+
+    leave(tmp_path, silent_s=60, process=ELSEWHERE)
+
+    def beats_again(_: str) -> None:
+        leave(tmp_path, silent_s=0, process=ELSEWHERE)
+
+    with pytest.raises(UserError, match=r"node7.*last heartbeat 0 s ago.*--take-over"):
+        refuse_unless_silent(str(tmp_path), beats_again)
+    with owned(str(tmp_path), take_over=True), pytest.raises(UserError, match=f"pid {os.getpid()}"):
+        refuse_unless_silent(str(tmp_path), said.append)
+    refuse_unless_silent(str(tmp_path), said.append)
+    assert said == [waiting]

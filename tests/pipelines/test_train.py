@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 from clipmill.errors import RunStopped, UserError
 from pipelines.cli import app
+from pipelines.fence import HEARTBEAT_FILE, owned
 from pipelines.recipe import train_recipe
 from pipelines.sample import SampleRequest, sample
 from pipelines.train import Progress, dry_run, resolve_stage, train
@@ -30,6 +32,7 @@ from tests.limits import largest_file
 from tests.training import shards
 from tests.training.world import UNET
 from training.distributed import Process
+from training.run_folder import latest_step
 from training.stopping import Stopped, StopRequest
 
 pytestmark = pytest.mark.slow
@@ -214,10 +217,55 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_a_sentence(
     assert f"stopped after step 2 of 4; the same command resumes from its checkpoint, {checkpoint}" in printed
 
 
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of a run, but for the heartbeat of its owner."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != HEARTBEAT_FILE)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_a_second_run_in_a_folder_in_use_is_refused_and_changes_nothing(data: Path, tmp_path: Path) -> None:
+    stage, init, run = resolve_stage("tiny-video", None, SETTINGS), model_at(tmp_path / "i", "t2v"), tmp_path / "run"
+    train(stage, str(data), run, init=init, quiet=True)
+    longer = resolve_stage("tiny-video", None, [*SETTINGS, "run.steps=6"])
+    with owned(str(run)) as fence:
+        before = content(run)
+        with pytest.raises(UserError, match=rf"in use by another run .*pid {os.getpid()}, since .*--take-over"):
+            train(longer, str(data), run, init=init, quiet=True)
+        # A request that cannot work does not stop the run, either.
+        for stage, shards_at in (
+            (resolve_stage("tiny-video", None, [*SETTINGS, "run.seed=7"]), str(data)),
+            (longer, str(tmp_path / "nothing")),
+        ):
+            with pytest.raises(UserError, match=r"different settings|no shards"):
+                train(stage, shards_at, run, init=init, quiet=True, take_over=True)
+        fence.check()
+        assert content(run) == before
+
+
+def test_a_run_that_was_taken_over_stops_before_its_next_checkpoint(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = resolve_stage("tiny-video", None, [*SETTINGS, "run.log_every=1"])
+    run, init, seen = tmp_path / "run", model_at(tmp_path / "init", "t2v"), []
+
+    def take_over(self: Progress, record: dict[str, Any]) -> None:
+        if record["step"] == 3:
+            seen.append(taking.enter_context(owned(str(run), take_over=True)))
+
+    with ExitStack() as taking:
+        monkeypatch.setattr(Progress, "__call__", take_over)
+        with pytest.raises(RunStopped, match="another run now owns"):
+            train(stage, str(data), run, init=init, quiet=True)
+        seen[0].check()
+        assert latest_step(run) in (2, None)  # what was still being written is left to the other run
+        assert not list((run / "checkpoints").glob("step-00000004*"))
+        assert not (run / "model").exists()
+
+
 def test_a_worker_of_ray_is_stopped_by_a_file(data: Path, tmp_path: Path, process: Process) -> None:
     settings: dict[str, Any] = {
         "stage": resolve_stage("tiny-video", None, SETTINGS), "data": str(data), "out": tmp_path / "run",
-        "images": None, "init": model_at(tmp_path / "init", "t2v"), "device": "cpu",
+        "images": None, "init": model_at(tmp_path / "init", "t2v"), "device": "cpu", "check": lambda: None,
     }  # fmt: skip
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / STOP).touch()

@@ -19,7 +19,7 @@ from clipmill import storage
 from clipmill.addresses import without_credentials
 from clipmill.errors import UserError
 from clipmill.retries import RETRY_S, ChangedObject, retried
-from clipmill.store_requests import call, http_range, within
+from clipmill.store_requests import body_of, call, http_range, within
 
 Range = tuple[int, int]
 """Offset and size in bytes."""
@@ -151,8 +151,7 @@ async def _http_range(fs: HTTPFileSystem, path: str, stored: StoredObject, start
     async with http_range(fs, path, start, end) as response:
         size_bytes = _size_bytes(response.headers.get("Content-Range", ""), stored.address)
         _check_same(stored, size_bytes, _http_version(response.headers))
-        content: bytes = await response.read()
-        return content
+        return await body_of(response, end - start)
 
 
 async def _http_object(fs: HTTPFileSystem, path: str, url: str) -> StoredObject:

@@ -25,6 +25,7 @@ from clipmill.local_files import open_regular
 from clipmill.parquet_rows import rows_of
 from clipmill.proxies import proxy_for
 from clipmill.store_requests import call, http_head, within
+from clipmill.web_listing import WebFileSystem
 
 T = TypeVar("T")
 
@@ -36,6 +37,7 @@ _TYPE_ARGUMENT = {"s3": "ContentType", "s3a": "ContentType", "gs": "content_type
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLIENT_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs")
 _READ_DEADLINE_S = 60.0
+_SMALL_BYTES = 1 << 30
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -50,8 +52,10 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if archive:
         kind, _, member = link.partition("://")
         return archive_filesystem(*filesystem(archive), kind.lower()), member.strip("/")
+    if url.startswith(("http://", "https://")):
+        return WebFileSystem(**_proxy_options(url)), url.rstrip("/") or url
     try:
-        fs, path = url_to_fs(url, **_proxy_options(url))
+        fs, path = url_to_fs(url)
     except ImportError as error:
         raise UserError(f"{redacted(url)!r} needs a package that is not installed: {error}") from error
     except ValueError as error:
@@ -73,7 +77,7 @@ def archive_filesystem(fs: fsspec.AbstractFileSystem, path: str, kind: str) -> f
 
 def _proxy_options(url: str) -> dict[str, Any]:
     """fsspec ignores the environment's proxy for HTTP; clients of object stores read it themselves."""
-    proxy = proxy_for(url) if url.startswith(("http://", "https://")) else None
+    proxy = proxy_for(url)
     return {"proxy": proxy} if proxy and proxy.startswith(("http://", "https://")) else {}
 
 
@@ -157,6 +161,8 @@ def write_json(fs: fsspec.AbstractFileSystem, path: str, value: Any) -> None:
 
 def read_bytes(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
     """Read a small file. Raises FileNotFoundError, or UserError if it cannot be read."""
+    if isinstance(fs, HTTPFileSystem):
+        return read_limited(fs, path, max_bytes=_SMALL_BYTES)
     with explained("read", fs, path):
         content: bytes = fs.cat_file(path)
         return content
@@ -185,7 +191,7 @@ def read_limited(
 
 
 def read_json(
-    fs: fsspec.AbstractFileSystem, path: str, parse: Callable[[dict[str, Any]], T], *, max_bytes: int = 1 << 30
+    fs: fsspec.AbstractFileSystem, path: str, parse: Callable[[dict[str, Any]], T], *, max_bytes: int = _SMALL_BYTES
 ) -> T:
     """Parse one of our own JSON files, which must contain an object.
 
@@ -384,8 +390,8 @@ def is_of_store(error: BaseException) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """The error as reported by the system or the client, without credentials."""
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return redacted(reason)
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return redacted(reason or str(error.__cause__ or "") or type(error).__name__)
 
 
 def _cannot(action: str, path: str, error: Exception) -> UserError:

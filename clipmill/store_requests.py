@@ -60,9 +60,14 @@ async def http_range(fs: HTTPFileSystem, url: str, start: int, end: int) -> Asyn
 async def http_head(fs: HTTPFileSystem, url: str, size_bytes: int) -> bytes:
     """The first bytes of a resource. fsspec's `cat_file` reads everything that a server sends, which may never end."""
     async with http_range(fs, url, 0, size_bytes) as response:
-        content = bytearray()
-        async for chunk in response.content.iter_chunked(1 << 16):
-            content += chunk
-            if len(content) >= size_bytes:
-                break
-        return bytes(content[:size_bytes])
+        return await body_of(response, size_bytes)
+
+
+async def body_of(response: Any, size_bytes: int) -> bytes:
+    """At most `size_bytes` of a response, whatever more the server sends."""
+    content = bytearray()
+    async for chunk in response.content.iter_chunked(1 << 16):
+        content += chunk
+        if len(content) >= size_bytes:
+            break
+    return bytes(content[:size_bytes])

@@ -14,10 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmill import storage
+from clipmill import storage, web_listing
 from clipmill.errors import UserError
 from clipmill.local_files import open_regular
+from clipmill.ranges import find_object, read_range
 from clipmill.store_requests import within
+from tests.web_server import web_server
 
 
 class FullDisk(io.RawIOBase):
@@ -244,13 +246,15 @@ def test_only_regular_files_outside_the_kernels_folders_are_read(tmp_path: Path)
 
 
 class Endless(BaseHTTPRequestHandler):
-    """/hang never answers; anything else is a body without end."""
+    """/hang never answers; anything else is a body without end, /range one that claims to be the range asked for."""
 
     def do_GET(self) -> None:
         if self.path == "/hang":
             self.server.stopped.wait()  # type: ignore[attr-defined]
             return
-        self.send_response(200)
+        self.send_response(206 if self.path == "/range" else 200)
+        if self.path == "/range":
+            self.send_header("Content-Range", f"{self.headers['Range'].replace('=', ' ')}/1000")
         self.end_headers()
         with suppress(OSError):
             while True:
@@ -260,7 +264,9 @@ class Endless(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_web_server_neither_fills_the_memory_nor_holds_us_up() -> None:
+def test_a_web_server_neither_fills_the_memory_nor_holds_us_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_listing, "_MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(web_listing, "_DEADLINE_S", 0.2)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
     server.daemon_threads, server.stopped = True, Event()  # type: ignore[attr-defined]
     Thread(target=server.serve_forever, daemon=True).start()
@@ -271,10 +277,33 @@ def test_a_web_server_neither_fills_the_memory_nor_holds_us_up() -> None:
             storage.read_limited(fs, f"{base}/endless?token=secret", max_bytes=1000)
         with pytest.raises(UserError, match=r"hang: no answer within 0\.2 s"):
             storage.read_limited(fs, f"{base}/hang", max_bytes=1000, deadline_s=0.2)
+        for listed in (storage.list_files, storage.list_folders, lambda fs, path: fs.glob(f"{path}/*.tar")):
+            with pytest.raises(UserError, match=r"endless/? is larger than 1,048,576 bytes"):
+                listed(fs, f"{base}/endless")
+        with pytest.raises(UserError, match=r"hang: no answer within 0\.2 s"):
+            storage.list_files(fs, f"{base}/hang")
+        stored = find_object(f"{base}/range")
+        assert (stored.size_bytes, read_range(stored, 10, 30)) == (1000, b"x" * 20)
     finally:
         server.stopped.set()  # type: ignore[attr-defined]
         server.shutdown()
         server.server_close()
+
+
+APACHE = """<a href="?C=N;O=D">Name</a> <a href="/">Parent Directory</a> <A class="x" HREF='a.tar'>a.tar</A>
+<a href="sub/">sub/</a> <a href="b%20c.tar?sig=1">b</a> <a href="/shards/d.tar">d</a> <a href="../../etc/e.tar">e</a>
+<a href="https://elsewhere.example/f.tar">f</a> <a href="#top">top</a>"""
+
+
+def test_a_listing_of_a_web_server_is_of_what_is_below_the_folder() -> None:
+    with web_server() as server:
+        server.files["/shards"] = APACHE.encode()
+        fs, path = storage.filesystem(f"{server.url}/shards/")
+        files = ["a.tar", "b%20c.tar?sig=1", "d.tar"]
+        assert storage.list_files(fs, path) == [f"{server.url}/shards/{name}" for name in files]
+        assert storage.list_folders(fs, path) == [f"{server.url}/shards/sub"]
+        server.files["/shards"] = b""
+        assert storage.list_files(fs, path) == []
 
 
 def test_a_store_that_cannot_be_cancelled_does_not_hold_us_up_either() -> None:

@@ -7,6 +7,7 @@ import typer
 from clipmill.errors import UserError
 from pipelines.cli_shared import (
     EXIT_CODES,
+    NOTHING_CAME_OUT,
     PARTIAL,
     SELECTIONS,
     Address,
@@ -113,10 +114,14 @@ def fetch(
     Writes CLIP_ID.mp4 (or .jpg), .txt and .json, and clips.parquet with their captions, scores and metadata. Rerun to
     resume.
     """
+    from pipelines.fetch import NothingMatches
     from pipelines.fetch import fetch as run
     from pipelines.grid import size
 
-    result = run(shards, out, where=where, clip_ids=clip or (), limit=limit)
+    try:
+        result = run(shards, out, where=where, clip_ids=clip or (), limit=limit)
+    except NothingMatches as error:
+        nothing_came_out(str(error))
     say(
         f"{result.out}: {result.wanted:,} samples, {result.fetched:,} fetched ({size(result.bytes)}), "
         f"{result.there_before:,} already there"
@@ -124,4 +129,4 @@ def fetch(
     if result.failed:
         reasons = "; ".join(dict.fromkeys(result.failed.values()))
         complain(f"{len(result.failed):,} of {result.wanted:,} samples could not be fetched: {reasons[:500]}")
-        raise typer.Exit(PARTIAL)
+        raise typer.Exit(NOTHING_CAME_OUT if result.empty else PARTIAL)

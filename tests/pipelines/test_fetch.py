@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 from fsspec.implementations.memory import MemoryFileSystem
+from typer.testing import CliRunner
 
 from clipmill.errors import UserError
 from curation.dataset.schemas import CLIPS, SOURCES
@@ -17,6 +19,8 @@ from curation.shards.catalog import catalog
 from curation.shards.clip_row import ExtractedClip
 from curation.shards.places import CATALOG, write_catalog
 from curation.shards.write import ShardConfig, plan_shards, write_shard
+from pipelines.cli import app
+from pipelines.cli_shared import NOTHING_CAME_OUT, PARTIAL
 from pipelines.fetch import fetch
 from tests.curation.shards.rows import SHAPE, clip_row
 
@@ -169,3 +173,77 @@ def test_a_hostile_catalog_writes_nothing_outside(shards: str, tmp_path: Path):
     run = fetch(shards, str(tmp_path / "deep" / "out"), quiet=True)
     assert set(run.failed) == {"../../outside"}
     assert not (tmp_path / "outside.mp4").exists()
+
+
+def files(**changes: Any) -> Any:
+    """A change of all files of a row."""
+    return lambda row: [file.update(changes) for file in row["files"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda row: row.update(key=""), "its key '' is not that of a sample"),
+        (lambda row: row.update(key=".git", clip_id="x"), "its key '.git' is not"),
+        (lambda row: row.update(key="a\x1b[31mb"), r"its key 'a\\x1b\[31mb' is not"),
+        (lambda row: row.update(key=None), "its key None is not"),
+        (lambda row: row.update(key="same"), "another row has its key same"),
+        (lambda row: row.update(shard="../clips-000000.tar"), "is not the name of a tar"),
+        (lambda row: row.update(shard=None), "None is not the name of a tar"),
+        (lambda row: row["files"][0].update(extension="py"), "expected files of mp4, jpg, txt, json, got one of 'py'"),
+        (files(extension="mp4"), "its list of files is damaged"),
+        (lambda row: row.update(files=[]), "its list of files is damaged"),
+        (lambda row: row.update(files=None), "its list of files is damaged"),
+        (lambda row: row.update(files=[None, *row["files"]]), "its list of files is damaged"),
+        (files(offset=-1), "cannot be .* bytes at -1"),
+        (files(offset=None), "cannot be .* bytes at None"),
+        (files(size=2**62), "cannot be 4611686018427387904 bytes"),
+        (files(size=-(2**62)), "cannot be -4611686018427387904 bytes"),
+    ],
+)
+def test_a_row_that_shard_does_not_write_fails_alone(shards: str, tmp_path: Path, change: Any, reason: str):
+    path, out = Path(shards) / CATALOG, tmp_path / "out"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    for row in rows[:2]:
+        change(row)
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+    run = fetch(shards, str(out), quiet=True)
+    assert run.failed
+    assert all(re.search(reason, why) for why in run.failed.values())
+    assert run.wanted == run.fetched + len(run.failed) >= CLIPS_THERE - 1
+    written = {each.name for each in out.iterdir()} - {CATALOG}
+    good = {row["key"] for row in rows[2:]} | ({"same"} if rows[0]["key"] == "same" else set())
+    assert written == {f"{key}.{extension}" for key in good for extension in ("json", "mp4", "txt")}
+
+
+def test_a_column_of_another_type_is_named(shards: str, tmp_path: Path):
+    path = Path(shards) / CATALOG
+    table = pq.read_table(path)
+    for name, kind in (("key", pa.list_(pa.string())), ("files", pa.string()), ("shard_bytes", pa.list_(pa.int64()))):
+        cells = pa.nulls(table.num_rows, kind)
+        pq.write_table(table.set_column(table.column_names.index(name), name, cells.fill_null([])
+                                        if pa.types.is_list(kind) else cells.fill_null("x")), path)  # fmt: skip
+        with pytest.raises(UserError, match=rf"clips.parquet is damaged: expected .* in its column {name}, got"):
+            fetch(shards, str(tmp_path / "out"), quiet=True)
+
+
+def test_more_rows_than_fit_are_refused(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pipelines.fetch._MAX_ROWS_BYTES", 100)
+    with pytest.raises(UserError, match="narrow them with --where or --limit"):
+        fetch(shards, str(tmp_path / "out"), quiet=True)
+
+
+def test_exit_codes(shards: str, tmp_path: Path):
+    def code(*arguments: str) -> int:
+        out = str(tmp_path / "out")
+        return CliRunner().invoke(app, ["fetch", shards, "--out", out, *arguments]).exit_code
+
+    assert code("--where", "motion > 1000") == NOTHING_CAME_OUT
+    assert code("--where", "motion < 3") == 0
+    Path(shards, "clips-000001.tar").unlink()
+    Path(shards, "clips-000003.tar").unlink()
+    assert code() == PARTIAL
+    with pq.ParquetFile(Path(shards) / CATALOG) as file:
+        gone = next(row["clip_id"] for row in file.read().to_pylist() if row["shard"] == "clips-000001.tar")
+    assert code("--clip", gone) == NOTHING_CAME_OUT

@@ -1,6 +1,7 @@
 """Lists as tables and objects: Parquet, .json and .jsonl."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,12 +15,20 @@ from curation.inputs.list_text import BadRow, Form, Record, encoding_of, no_addr
 _MAX_ROW_GROUP_BYTES = 1 << 30
 _MAX_JSON_BYTES = 256 << 20
 _ROWS_AT_ONCE = 1024
+_SPACE = re.compile(r"\s*")
 _PLAIN = Columns(address=0, caption=1, metadata={})
 
 
 def read_json_lines(content: bytes, name: str, form: Form) -> Iterator[Record | BadRow]:
-    """The rows of a .jsonl: an object, a string (an address), or a list (address and caption) per line."""
+    """The rows of a .jsonl: an object, a string (an address), or a list (address and caption) per line.
+
+    One array of these, or objects over several lines, as `jq` prints them, are understood as well.
+    """
     form.encoding = encoding_of(content)
+    lines = read_text_lines(content, form.encoding)
+    if not _begins_with_a_row(lines) and (values := _values_of(content, form)):
+        yield from _rows(_unwrapped(values[0]) if len(values) == 1 else values, name, form)
+        return
     usable = False
     for line, text in read_text_lines(content, form.encoding):
         if isinstance(text, BadRow):
@@ -38,22 +47,81 @@ def read_json_lines(content: bytes, name: str, form: Form) -> Iterator[Record | 
 
 
 def read_json(content: bytes, name: str, form: Form) -> Iterator[Record | BadRow]:
-    """The rows of a .json: an array of what a line of a .jsonl may be, or an object from addresses to captions."""
+    """The rows of a .json: an array of what a line of a .jsonl may be, or an object from addresses to captions.
+
+    JSON lines are understood as well.
+    """
     if len(content) > _MAX_JSON_BYTES:
         raise UserError(
             f"the list {name!r} has {len(content):,} bytes, the limit of a .json list is {_MAX_JSON_BYTES:,}; write it "
             "as .jsonl, an object per line"
         )
     form.encoding = encoding_of(content)
-    codec = {"utf-8": "utf-8-sig", "cp1252": "cp1252"}.get(form.encoding, form.encoding)
-    values = json.loads(content.decode(codec))
+    try:
+        value = json.loads(_text(content, form))
+    except ValueError:
+        if not _begins_with_a_row(read_text_lines(content, form.encoding)) and not _values_of(content, form):
+            raise
+        yield from read_json_lines(content, name, form)
+        return
+    yield from _rows(_unwrapped(value), name, form)
+
+
+def _text(content: bytes, form: Form) -> str:
+    return content.decode({"utf-8": "utf-8-sig", "cp1252": "cp1252"}.get(form.encoding, form.encoding))
+
+
+def _begins_with_a_row(lines: Iterator[tuple[int, str | BadRow]]) -> bool:
+    """Whether the first line is JSON by itself, and not an array of several rows."""
+    for _, text in lines:
+        try:
+            value = json.loads(text) if isinstance(text, str) else None
+        except (ValueError, RecursionError):
+            return False
+        several = isinstance(value, list) and (len(value) > 2 or not all(isinstance(first, str) for first in value[:1]))
+        return not several
+    return True
+
+
+def _values_of(content: bytes, form: Form) -> list[Any] | None:
+    """All JSON values of a text, one after the other; None if it has anything else."""
+    if len(content) > _MAX_JSON_BYTES:
+        return None
+    values, decoder = [], json.JSONDecoder()
+    try:
+        text = _text(content, form).rstrip()
+        place = _begin_of_value(text, 0)
+        while place < len(text):
+            value, end = decoder.raw_decode(text, place)
+            values.append(value)
+            place = _begin_of_value(text, end)
+    except (ValueError, RecursionError):
+        return None
+    return values
+
+
+def _begin_of_value(text: str, place: int) -> int:
+    match = _SPACE.match(text, place)
+    return match.end() if match else place
+
+
+def _unwrapped(values: Any) -> Any:
+    """The rows in an object with one array, or in an object from addresses to captions or objects."""
     if isinstance(values, dict) and values and all(looks_like_address(key) for key in values):
-        values = [{**v, "uri": k} if isinstance(v, dict) else {"uri": k, "caption": v} for k, v in values.items()]
+        return [{**v, "uri": k} if isinstance(v, dict) else {"uri": k, "caption": v} for k, v in values.items()]
     if isinstance(values, dict):  # {"videos": [...]}
         lists = [value for value in values.values() if isinstance(value, list)]
-        values = lists[0] if len(lists) == 1 else values
+        return lists[0] if len(lists) == 1 else values
+    return values
+
+
+def _rows(values: Any, name: str, form: Form) -> Iterator[Record | BadRow]:
+    """The rows of an array, numbered from 1."""
     if not isinstance(values, list):
-        raise UserError(f'the list {name!r} is not an array; expected [{{"path": "a.mp4", "caption": "text"}}, ...]')
+        raise UserError(
+            f'the list {name!r} is not an array; expected [{{"path": "a.mp4", "caption": "text"}}, ...], an object '
+            'with one such array, or {"a.mp4": "text", ...}'
+        )
     usable = False
     for number, value in enumerate(values, start=1):
         row = _json_row(value, number, form)

@@ -23,6 +23,7 @@ _SAMPLE_CHARS = 1 << 20
 _SAMPLE_ROWS = 20
 _CHECKED_BYTES = 1 << 20
 _UTF16_SAMPLE_BYTES = 4096
+_CONCAT = re.compile(r"file\s+'(.+)'")
 _UTF8_TEXT = re.compile("[^\x00-\x7f\udc80-\udcff]")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _FOREIGN = re.compile("[^\\W\\d_\x00-\x7f]{3}|[\x81\x8d\x8f\x90\x9d\xff\\ufffd]")
@@ -79,7 +80,7 @@ def read_delimited(content: bytes, name: str, form: Form, *, preferred: str = ",
 
 
 def read_lines(content: bytes, name: str, form: Form) -> Iterator[Record | BadRow]:
-    """The rows of a .txt: an address per line, an optional caption after a tab, # comments.
+    """The rows of a .txt: an address per line, an optional caption after a tab, # comments; lists for FFmpeg's concat.
 
     A first line with names of columns makes it a table, separated by tabs.
     """
@@ -92,9 +93,9 @@ def read_lines(content: bytes, name: str, form: Form) -> Iterator[Record | BadRo
     for number, line in read_text_lines(content, form.encoding):
         if isinstance(line, BadRow):
             yield line
-        elif not line.startswith("#"):
+        elif not line.startswith(("#", "ffconcat version")):
             address, _, caption = line.strip("\r\n").partition("\t")
-            yield Record(line=number, cells=(_unquoted(address.strip()), caption), columns=columns)
+            yield Record(line=number, cells=(_address(address.strip()), caption), columns=columns)
 
 
 def read_text_lines(content: bytes, encoding: str) -> Iterator[tuple[int, str | BadRow]]:
@@ -254,6 +255,8 @@ def _layout(sample: str, name: str, preferred: str) -> tuple[str, Columns, bool,
 
 def no_address_column(name: str, names: tuple[str, ...]) -> UserError:
     """The error for a list without a column that has a known name."""
+    if not any(names):
+        return UserError(f"the list {name!r} is empty; expected an address per row")
     return UserError(
         f"the list {name!r} has columns {[n[:60] for n in names[:50]]}; expected an address column named one of "
         f"{list(ADDRESS_NAMES)}"
@@ -275,6 +278,12 @@ def _head(sample: str, separator: str) -> list[list[str]]:
     while rows and len(rows[0]) > 1 and not any(row[-1].strip() for row in rows if len(row) == len(rows[0])):
         rows = [row[:-1] if len(row) == len(rows[0]) else row for row in rows]  # columns that Excel left empty
     return rows
+
+
+def _address(cell: str) -> str:
+    """The address of a line, which may be in quotes, or in those of `file 'a.mp4'` for FFmpeg's concat."""
+    match = _CONCAT.fullmatch(cell)
+    return match[1].replace("'\\''", "'") if match else _unquoted(cell)
 
 
 def _unquoted(cell: str) -> str:

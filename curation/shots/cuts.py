@@ -10,6 +10,7 @@ import bisect
 from array import array
 from collections import deque
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from curation.shots.cut_spans import FrameSpan, merged
 from curation.shots.fades import BlankRun, BlankRuns, fade_bounds
 from curation.shots.gradual import Sample, comes_back, distance, measure, rms_distance, sample_size
 from curation.shots.gradual_search import GradualSearch, why_same_shot
-from curation.shots.proposals import AdaptiveLuma, ContentLuma, SlowDetector, timecode
+from curation.shots.proposals import AdaptiveLuma, ContentLuma, SlowDetector, frame_number
 from curation.shots.refused import RefusedCuts
 
 
@@ -211,9 +212,8 @@ class CutDetector:
             self._search_due_s = sample.time_s + _LOOK_AHEAD_S
 
     def _show(self, sample: Sample) -> None:
-        cuts = self._every_frame.process_frame(timecode(sample), sample.luma)
-        for cut in cuts:
-            self._add_proposal(cut.frame_num)
+        for cut in self._every_frame.process_frame(frame_number(sample), sample.luma):
+            self._add_proposal(cast(int, cut))
 
     def _add_proposal(self, index: int) -> None:
         if index not in self._proposed:

@@ -118,13 +118,12 @@ def residuals(a_HW: Luma, b_HW: Luma, *, block_px: int = _BLOCK_PX, move_px: int
     height, width = a_HW.shape
     rows, columns = (max(1, n // block_px) for n in (height, width))
     inside = a_HW[: rows * block_px, : columns * block_px]
+    height, width = inside.shape
     padded = cv2.copyMakeBorder(b_HW, move_px, move_px, move_px, move_px, cv2.BORDER_REPLICATE)
-    moves = range(2 * move_px + 1)
-    best: NDArray[np.uint8] | None = None
-    for down in moves:
-        for right in moves:
-            moved = padded[down : down + inside.shape[0], right : right + inside.shape[1]]
-            means = cv2.resize(cv2.absdiff(inside, moved), (columns, rows), interpolation=cv2.INTER_AREA)
-            best = means if best is None else cv2.min(best, means)  # type: ignore[assignment]
-    assert best is not None
-    return best.astype(np.float32).reshape(-1)
+    moves = [(down, right) for down in range(2 * move_px + 1) for right in range(2 * move_px + 1)]
+    differences = np.empty((len(moves), height, width), np.uint8)
+    for (down, right), difference in zip(moves, differences, strict=True):
+        cv2.absdiff(inside, padded[down : down + height, right : right + width], dst=difference)
+    # One below the other, so that the means of all blocks take a single call.
+    means = cv2.resize(differences.reshape(-1, width), (columns, len(moves) * rows), interpolation=cv2.INTER_AREA)
+    return means.reshape(len(moves), -1).min(axis=0).astype(np.float32)

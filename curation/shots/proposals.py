@@ -1,6 +1,7 @@
 """scenedetect's detectors on luma frames. They propose cuts; `curation.shots.cuts` verifies them."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
@@ -39,10 +40,12 @@ class SlowDetector:
         if sample.time_s < self.next_s:
             return False
         self.next_s = sample.time_s + self.interval_s - 1e-3
-        return bool(self.detector.process_frame(timecode(sample), sample.luma))
+        return bool(self.detector.process_frame(frame_number(sample), sample.luma))
 
 
-def timecode(sample: Sample) -> FrameTimecode:
-    """The frame's number as scenedetect takes it."""
-    # The detectors only carry frame numbers through; their clock, and so this frame rate, plays no part.
-    return FrameTimecode(sample.index, 25.0)
+def frame_number(sample: Sample) -> FrameTimecode:
+    """The frame's number in place of a timecode: the detectors only subtract these, and return them.
+
+    With timecodes at a nominal frame rate, the arithmetic of fractions took longer than the detection.
+    """
+    return cast(FrameTimecode, sample.index)

@@ -107,8 +107,10 @@ class Clock:
         if self._by_dts and self._delay is not None:
             return
         if self._previous is not None:
-            self._steps_back.append(_steps_back(self._previous, stamp, self._joint))
-            self._by_dts |= sum(self._steps_back) >= _DISORDERED
+            steps_back = _steps_back(self._previous, stamp, self._joint)
+            self._steps_back.append(steps_back)
+            if steps_back:
+                self._by_dts |= sum(self._steps_back) >= _DISORDERED
         as_claimed = stamp.pts is not None and tick.pts == stamp.pts + self._offset
         if _is_usable(stamp.dts) and (as_claimed or self._by_dts):
             self._delay = stamp.dts + self._offset - tick.pts  # type: ignore[operator]

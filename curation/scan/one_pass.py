@@ -155,6 +155,8 @@ class OnePass:
         self._cuts = CutDetector(config.cuts)
         self._motion = MotionMeter(config.motion)
         self._bars, self._crop = BarMeter(), Cropper(NO_MARGINS)
+        self._thumbnail_margins: dict[int, Margins] = {}
+        """pts -> what was cut off the thumbnail already."""
         self._enlarged = False
         self._fields = FieldMeter()
         self._before: Frame | None = None
@@ -227,11 +229,13 @@ class OnePass:
             clip["motion_error_kind"] = FAILED if clip["motion_error"] else None
             clip["motion_bucket"] = motion_bucket(clip["motion"])
             clip["thumbnail_pts"], jpegs = self._spool.first_middle_last(span.start_pts, span.end_pts)
-            if margins or self._enlarged:
-                shares = shown_shares(shown_info, size, margins)
-                jpegs = tuple(cropped(jpeg, shares, self._config.thumbnail_long_side_px) for jpeg in jpegs)
+            thumbnails.append(
+                tuple(
+                    self._framed(jpeg, self._thumbnail_margins.get(pts, NO_MARGINS), margins, shown_info, size)
+                    for jpeg, pts in zip(jpegs, clip["thumbnail_pts"], strict=True)
+                )
+            )
             clips.append(clip)
-            thumbnails.append(jpegs)
         clips_s = [(self._elapsed_s(span.start_pts), self._elapsed_s(span.end_pts)) for span in plan.spans]
         supplied = read_supplied(source, info.metadata)
         row["metadata"] = supplied.metadata
@@ -272,12 +276,21 @@ class OnePass:
             frame.av_frame, before.av_frame if before else None, after.av_frame if after else None, fields
         )
         long_side_px = self._config.thumbnail_long_side_px
-        if self._bars.steady:  # large enough once the bars are cut off
+        if self._bars.steady_at(frame.index):
+            self._thumbnail_margins[frame.pts] = self._crop.margins
+            av_frame = self._crop(av_frame)
+        elif self._bars.steady:  # large enough in case that they are cut off
             shown = self._crop(av_frame)
             enlarged = max(av_frame.width, av_frame.height) / max(shown.width, shown.height)
             long_side_px, self._enlarged = round(enlarged * long_side_px), True
         bgr = self._resizer.upright_bgr(av_frame, frame.info, long_side_px=long_side_px)
         self._spool.add(frame.pts, self._elapsed_s(frame.pts), bgr)
+
+    def _framed(self, jpeg: bytes, cut_off: Margins, bars: Margins, info: VideoInfo, size: tuple[int, int]) -> bytes:
+        """A thumbnail without the bars of its clip, whatever was cut off when it was taken."""
+        if cut_off == bars and (bars or not self._enlarged):
+            return jpeg
+        return cropped(jpeg, shown_shares(info, size, bars, cut_off), self._config.thumbnail_long_side_px)
 
     def _make_room(self, packets: PacketIndex) -> None:
         """Drop the thumbnail candidates that no clip can use: of completed shots, all but three per clip."""

@@ -13,6 +13,7 @@ from curation.shots.cuts import Transition
 from curation.shots.refused import RefusedCut
 from curation.shots.repeats import new_pictures
 from curation.shots.spans import Span, SpanConfig, SpanPlan, Timeline
+from curation.video.bars import JITTER_PX
 from curation.video.decode import PacketIndex, Timestamps
 from curation.video.fields import PROGRESSIVE, Fields
 from curation.video.info import VideoInfo
@@ -115,10 +116,19 @@ def displayed_columns(info: VideoInfo, size: tuple[int, int], bars: Margins) -> 
     }
 
 
-def shown_shares(info: VideoInfo, size: tuple[int, int], bars: Margins) -> tuple[float, float, float, float]:
-    """The bars at the left, top, right and bottom of the displayed frame, as shares of its width and height."""
-    width, height = info.orientation.shown_size(*size)
-    left, top, right, bottom = bars.of_upright(info.orientation).sides
+def shown_shares(
+    info: VideoInfo, size: tuple[int, int], bars: Margins, cut_off: Margins
+) -> tuple[float, float, float, float]:
+    """The bars at the left, top, right and bottom of the displayed frame, as shares of its width and height.
+
+    What is `cut_off` is not of that frame any more; where it clearly exceeds the bars, the shares are negative.
+    """
+    width, height = info.orientation.shown_size(
+        size[0] - cut_off.left - cut_off.right, size[1] - cut_off.top - cut_off.bottom
+    )
+    sides = (margins.of_upright(info.orientation).sides for margins in (bars, cut_off))
+    more = (bar - gone for bar, gone in zip(*sides, strict=True))
+    left, top, right, bottom = (px if px > 0 or px < -JITTER_PX else 0 for px in more)
     return left / width, top / height, right / width, bottom / height
 
 

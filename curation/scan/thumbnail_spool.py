@@ -129,7 +129,10 @@ class ThumbnailSpool:
 
 
 def cropped(jpeg: bytes, shares: tuple[float, float, float, float], long_side_px: int) -> bytes:
-    """A thumbnail without these shares of its width (left, right) and height (top, bottom), at most so long."""
+    """A thumbnail without these shares of its width (left, right) and height (top, bottom), at most so long.
+
+    Where they are negative, it is extended in black.
+    """
     image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     assert image is not None, "an image that was compressed here"
     height, width = image.shape[:2]
@@ -137,7 +140,10 @@ def cropped(jpeg: bytes, shares: tuple[float, float, float, float], long_side_px
         math.ceil(share * side - 1e-6) for share, side in zip(shares, (width, height) * 2, strict=True)
     )
     if height - top - bottom > 0 and width - left - right > 0:
-        image = image[top : height - bottom, left : width - right]
+        image = image[max(0, top) : height - max(0, bottom), max(0, left) : width - max(0, right)]
+        image = cv2.copyMakeBorder(
+            image, max(0, -top), max(0, -bottom), max(0, -left), max(0, -right), cv2.BORDER_CONSTANT
+        )
     shrink = min(1.0, long_side_px / max(image.shape))
     if shrink < 1:
         size = tuple(max(1, round(side * shrink)) for side in image.shape[1::-1])

@@ -35,7 +35,8 @@ _OPPOSITE = 3
 """Times that a bar may be as wide as the opposite one."""
 _BLUR_PX = 1
 """Cut off beyond the bar: where it meets the picture, both are mixed."""
-_JITTER_PX = 4
+JITTER_PX = 4
+"""By which the bars of a clip vary between frames."""
 _NOTHING = (0, 0, 0, 0)
 _EVERY = 4
 """Pixel of a long line that is looked at."""
@@ -69,6 +70,7 @@ class BarMeter:
         self._sample_frames: list[int] = []
         self.steady = NO_MARGINS
         """Margins that the frames of late had in common, to measure motion between them."""
+        self._steady_size, self._steady_level = (1, 1), 0
 
     def push(self, small_HW: Image) -> bool:
         """Take the small luma image of the next frame; returns whether `look` should see the frame closely."""
@@ -92,9 +94,16 @@ class BarMeter:
         width, height = luma_HW.shape[::-1] if luma_HW is not None else (0, 0)
         common = _for_cropping(_sides(recent), width, height)
         seen = sample.margins_px if sample else _NOTHING
-        gone = np.subtract(self.steady.sides, seen).max() > _JITTER_PX
-        if gone or np.subtract(common.sides, self.steady.sides).max() > _JITTER_PX:
-            self.steady = common
+        if _is_wider(self.steady.sides, seen) or _is_wider(common.sides, self.steady.sides):
+            self.steady, self._steady_size = common, (width, height)
+            self._steady_level = max((sample.level for sample in recent if sample), default=0)
+
+    def steady_at(self, frame: int) -> Margins:
+        """`steady` if this frame shows such bars, too, and they are black: nothing is lost where they are cut off."""
+        sides = self.steady.sides
+        if self._steady_level > _BLACK or any(self._contradicts(frame, frame + 1, sides, self._steady_size)):
+            return NO_MARGINS
+        return self.steady
 
     def between(self, first: int, last: int) -> Margins:
         """The bars of the frames first <= i < last, for cropping: even numbers of pixels of the decoded frame."""
@@ -103,14 +112,20 @@ class BarMeter:
         sides = _sides(samples)
         if not any(sides):
             return NO_MARGINS
-        coarse = np.array(self._coarse[4 * first : 4 * last]).reshape(-1, 4).min(axis=0) / 1000
         width, height = next(sample.size for sample in samples if sample is not None)
-        for axis, length in enumerate((width, height)):
-            pair = [axis, axis + 2]
-            # Of a margin narrower than two columns of the small image, it says nothing.
-            if (coarse[pair] * length < np.array(sides)[pair] - 2 * length / _SMALL_COLUMNS).any():
+        for axis, contradicted in enumerate(self._contradicts(first, last, sides, (width, height))):
+            if contradicted:
                 sides[axis] = sides[axis + 2] = 0
         return _for_cropping(sides, width, height)
+
+    def _contradicts(self, first: int, last: int, sides: Sequence[int], size: tuple[int, int]) -> list[bool]:
+        """Whether the small images of some of these frames show narrower bars than these, of each axis."""
+        coarse = [min(self._coarse[4 * first + side : 4 * last : 4]) / 1000 for side in range(4)]
+        # Of a margin narrower than two columns of the small image, it says nothing.
+        return [
+            any(coarse[side] * length < sides[side] - 2 * length / _SMALL_COLUMNS for side in (axis, axis + 2))
+            for axis, length in enumerate(size)
+        ]
 
 
 def _sides(looks: Sequence[_Sample | None]) -> list[int]:
@@ -122,25 +137,36 @@ def _sides(looks: Sequence[_Sample | None]) -> list[int]:
     levels = [sample.level for sample in samples]
     if max(levels) - min(levels) > _ALIKE:
         return sides
-    margins = np.min([sample.margins_px for sample in samples], axis=0)
-    edges = np.max([sample.edge_shares for sample in samples], axis=0)
+    margins = [min(side) for side in zip(*(sample.margins_px for sample in samples), strict=True)]
+    edges = [max(side) for side in zip(*(sample.edge_shares for sample in samples), strict=True)]
     least = _BRIGHT_EDGE_SHARE if max(levels) > _BLACK else _EDGE_SHARE
-    for axis in (0, 1):
-        pair = [axis, axis + 2]
-        if margins[pair].all() and (edges[pair] >= least).all():
-            sides[axis], sides[axis + 2] = (int(px) for px in margins[pair])
+    for pair in ((0, 2), (1, 3)):
+        if all(margins[side] and edges[side] >= least for side in pair):
+            for side in pair:
+                sides[side] = margins[side]
     return sides
+
+
+def _is_wider(sides: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether a margin exceeds the other one by more than jitter."""
+    return any(px - other > JITTER_PX for px, other in zip(sides, others, strict=True))
 
 
 def _uniform_sides(small_HW: Image, level: int) -> tuple[int, int, int, int]:
     """Uniform columns and rows of the small image from each side inwards, in thousandths of its width and height."""
-    uniform_HW = cv2.inRange(small_HW, level - _SMALL_DEVIATION, level + _SMALL_DEVIATION)
-    left, top, across, down = cv2.boundingRect(cv2.bitwise_not(uniform_HW))
+    left, top, across, down = cv2.boundingRect(_others_than(small_HW, level))
     if not across:
         return 1000, 1000, 1000, 1000
     height, width = small_HW.shape
     right, bottom = width - left - across, height - top - down
     return 1000 * left // width, 1000 * top // height, 1000 * right // width, 1000 * bottom // height
+
+
+def _others_than(small_HW: Image, level: int) -> Image:
+    """Mask of the pixels that cannot be of bars of this level."""
+    if level <= _SMALL_DEVIATION:  # nearly always, and several times faster
+        return cv2.threshold(small_HW, level + _SMALL_DEVIATION, 255, cv2.THRESH_BINARY)[1]
+    return cv2.bitwise_not(cv2.inRange(small_HW, level - _SMALL_DEVIATION, level + _SMALL_DEVIATION))
 
 
 def _run(uniform: NDArray[np.bool_]) -> int:
@@ -153,11 +179,13 @@ def _looked(luma_HW: Image, bits: int, coarse: Sequence[int], level: int) -> _Sa
     height, width = luma_HW.shape
     # Each side seen from outside: its lines are the rows of a view.
     views = luma_HW.T, luma_HW, luma_HW.T[::-1], luma_HW[::-1]
-    margins = [_end_of_bar(view, bits, share, level) for view, share in zip(views, coarse, strict=True)]
+    margins = [0, 0, 0, 0]
     for axis, length in enumerate((width, height)):
-        pair = margins[axis], margins[axis + 2]
-        if min(pair) * _OPPOSITE < max(pair) or not _LEAST_SHARE <= sum(pair) / length <= _MOST_SHARE:
-            margins[axis] = margins[axis + 2] = 0
+        first = _end_of_bar(views[axis], bits, coarse[axis], level)
+        other = _end_of_bar(views[axis + 2], bits, coarse[axis + 2], level) if first else 0
+        alike = max(first, other) <= _OPPOSITE * min(first, other)
+        if alike and _LEAST_SHARE <= (first + other) / length <= _MOST_SHARE:
+            margins[axis], margins[axis + 2] = first, other
     if not any(margins):
         return None
     left, top, right, bottom = margins
@@ -166,10 +194,18 @@ def _looked(luma_HW: Image, bits: int, coarse: Sequence[int], level: int) -> _Sa
     lines = inside_HW[:, offset], inside_HW[offset], inside_HW[:, -1 - offset], inside_HW[-1 - offset]
     return _Sample(
         margins_px=tuple(margins),
-        edge_shares=tuple(float((_deviation(line, bits, level) > _EDGE_CONTRAST).mean()) for line in lines),
+        edge_shares=tuple(
+            _edge_share(line, bits, level) if margin else 0.0 for line, margin in zip(lines, margins, strict=True)
+        ),
         level=level,
         size=(width, height),
     )
+
+
+def _edge_share(line: Image, bits: int, level: int) -> float:
+    """Share of the line along a bar that stands out from it."""
+    _, outstanding = cv2.threshold(_deviation(line, bits, level), _EDGE_CONTRAST, 1, cv2.THRESH_BINARY)
+    return cv2.countNonZero(outstanding) / len(line)
 
 
 def _end_of_bar(view_LN: Image, bits: int, coarse: int, level: int) -> int:
@@ -179,8 +215,9 @@ def _end_of_bar(view_LN: Image, bits: int, coarse: int, level: int) -> int:
     end = coarse * lines // 1000
     start = max(0, end - reach)
     deviation_LN = _deviation(view_LN[start : end + reach, :: _EVERY if view_LN.shape[1] > 256 else 1], bits, level)
-    uniform = (deviation_LN.mean(axis=1) <= _MEAN_DEVIATION) & (deviation_LN.max(axis=1) <= _MOST_DEVIATION)
-    run = _run(uniform)
+    sums_L = cv2.reduce(deviation_LN, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)[:, 0]
+    most = _MEAN_DEVIATION * deviation_LN.shape[1]
+    run = _run((sums_L <= most) & (deviation_LN.max(axis=1) <= _MOST_DEVIATION))
     return start + run if run or not start else 0
 
 

@@ -200,3 +200,17 @@ def test_bars_of_wide_pixels_come_back_from_the_row(tmp_path: Path) -> None:
     assert bars.left % 2 == 0
     assert clip["crop_left"] == round(bars.left * 16 / 11)
     assert extracted(path, clip).shape["width"] == clip["width"] // 2 * 2
+
+
+def test_thumbnails_get_black_bars_back_that_do_not_last_for_the_whole_clip(tmp_path: Path) -> None:
+    """Subtitles from the third second on: those before were thought to be letterboxed."""
+    frames = padded(footage(160, 200), (0, 40, 0, 40))
+    for image in frames[60:]:
+        cv2.putText(image, "subtitle", (40, 237), 0, 0.7, (200, 200, 200), 1)
+    found = scanned(write_video(tmp_path / "a.mp4", frames, options=OPTIONS))
+    assert crops(found) == [(0, 0, 0, 0)]
+    for jpeg, pts in zip(found.thumbnails[0], found.clips[0]["thumbnail_pts"], strict=True):
+        shown = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+        frame = round(pts * found.clips[0]["time_base_num"] / found.clips[0]["time_base_den"] * 24)
+        assert shown.shape == frames[frame].shape
+        assert np.abs(np.subtract(shown, frames[frame], dtype=float)).mean() < 5

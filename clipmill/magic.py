@@ -25,6 +25,7 @@ _CONTAINERS = (
     b".RMF",
     b"nut/multimedia container",
 )
+_SEGMENT_BOXES = (b"styp", b"sidx", b"moof", b"emsg", b"prft")
 _SYNC = 0x47
 """First byte of every packet of an MPEG transport stream."""
 _STILLS = (b"\xff\xd8\xff", b"BM", b"II*\x00", b"MM\x00*", b"\x00\x00\x00\x0cJXL ", b"\xff\x0a", b"8BPS", b"qoif")
@@ -75,6 +76,11 @@ def described(head: bytes) -> str | None:
     """What a file is that was mistaken for a video, and what to do about it; None if unknown."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return next((description for magic, description in _NOT_VIDEOS if text.startswith(magic)), None)
+
+
+def is_segment(head: bytes) -> bool:
+    """Whether this begins like a media segment of a stream (DASH, HLS) without the header it needs."""
+    return head[4:8] in _SEGMENT_BOXES and b"moov" not in head
 
 
 def _picture(head: bytes) -> Content:

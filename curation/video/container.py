@@ -8,7 +8,7 @@ from typing import Any
 import av
 
 from clipmill.errors import SourceError, raise_if_stopped
-from clipmill.magic import RAW_FORMATS, Content, content_of, described, raw_format
+from clipmill.magic import RAW_FORMATS, Content, content_of, described, is_segment, raw_format
 from clipmill.video import CONTAINERS, demuxer_options
 
 _MORE_CONTAINERS = ("gif", "apng", "ivf", "yuv4mpegpipe", "dv", "rm", "nut")
@@ -41,6 +41,9 @@ def open_container(file: Any, head: bytes) -> Any:
     try:
         container = _opened(file, content)
     except SourceError as error:
+        if is_segment(head):
+            reason = "a media segment alone: join the segments of the stream, the initialization segment first"
+            raise SourceError("decode_error", reason) from error
         if content != "raw" or error.kind != "decode_error":
             raise
         file.seek(0)

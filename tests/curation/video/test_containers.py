@@ -91,3 +91,20 @@ def test_a_stream_that_is_cut_off_or_garbage(folder: Path, tmp_path: Path):
     with pytest.raises(SourceError) as refused:
         scan(list_sources([str(tmp_path / "garbage.h264")]).sources[0], CONFIG)
     assert refused.value.kind == "decode_error"
+
+
+@pytest.mark.parametrize("first_box", [b"styp", b"sidx", b"moof"])
+def test_a_media_segment_without_its_header_is_named(folder: Path, tmp_path: Path, first_box: bytes):
+    flags = ("-movflags", "cmaf+dash+frag_keyframe+empty_moov+global_sidx")
+    ffmpeg("-i", folder / "whole.mp4", "-c:v", "libx264", "-g", "10", *flags, tmp_path / "whole.mp4")
+    whole = (tmp_path / "whole.mp4").read_bytes()
+    segment = whole[whole.index(b"moof") - 4 :]
+    box = b"" if first_box == b"moof" else (16).to_bytes(4, "big") + first_box + bytes(8)
+    (tmp_path / "segment.mp4").write_bytes(box + segment)
+    (source,) = list_sources([str(tmp_path / "segment.mp4")])
+    with pytest.raises(SourceError, match="the initialization segment first") as refused:
+        scan(source)
+    assert refused.value.kind == "decode_error"
+    header = whole[: whole.index(b"moof") - 4]
+    (tmp_path / "joined.mp4").write_bytes(header + segment)
+    assert scan(list_sources([str(tmp_path / "joined.mp4")]).sources[0], CONFIG).source["frames"] == FRAMES

@@ -204,8 +204,7 @@ def _looked(luma_HW: Image, bits: int, coarse: Sequence[int], level: int) -> _Sa
 
 def _edge_share(line: Image, bits: int, level: int) -> float:
     """Share of the line along a bar that stands out from it."""
-    _, outstanding = cv2.threshold(_deviation(line, bits, level), _EDGE_CONTRAST, 1, cv2.THRESH_BINARY)
-    return cv2.countNonZero(outstanding) / len(line)
+    return np.count_nonzero(_deviation(line[None], bits, level) > _EDGE_CONTRAST) / len(line)
 
 
 def _end_of_bar(view_LN: Image, bits: int, coarse: int, level: int) -> int:
@@ -214,10 +213,12 @@ def _end_of_bar(view_LN: Image, bits: int, coarse: int, level: int) -> int:
     reach = 3 * lines // _SMALL_COLUMNS + 2
     end = coarse * lines // 1000
     start = max(0, end - reach)
-    deviation_LN = _deviation(view_LN[start : end + reach, :: _EVERY if view_LN.shape[1] > 256 else 1], bits, level)
-    sums_L = cv2.reduce(deviation_LN, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)[:, 0]
-    most = _MEAN_DEVIATION * deviation_LN.shape[1]
-    run = _run((sums_L <= most) & (deviation_LN.max(axis=1) <= _MOST_DEVIATION))
+    near_LN = view_LN[start : end + reach, :: _EVERY if view_LN.shape[1] > 256 else 1]
+    across = int(abs(near_LN.strides[0]) > abs(near_LN.strides[1]))  # columns are read in the order of memory, too
+    deviation = _deviation(near_LN if across else near_LN.T, bits, level)
+    sums_L = cv2.reduce(deviation, across, cv2.REDUCE_SUM, dtype=cv2.CV_32S).reshape(-1)
+    most = _MEAN_DEVIATION * near_LN.shape[1]
+    run = _run((sums_L <= most) & (deviation.max(axis=across) <= _MOST_DEVIATION))
     return start + run if run or not start else 0
 
 

@@ -119,7 +119,7 @@ def unknown_name(what: str, name: str, known: list[str]) -> str:
     hint = f" Did you mean {near[0]!r}?" if near else ""
     listed = known if len(known) <= _MOST_LISTED else difflib.get_close_matches(name, known, n=_NEAREST, cutoff=0)
     more = f" and {len(known) - len(listed):,} more" if len(listed) < len(known) else ""
-    return f"unknown {what} {name!r}.{hint} Known: {', '.join(sorted(listed))}{more}."
+    return f"unknown {what} {name!r}.{hint} Known: {', '.join(sorted(listed)) or 'none'}{more}."
 
 
 def known_name(what: str, name: str, known: Collection[str]) -> str:

@@ -51,6 +51,7 @@ class Superseded(RunStopped):
 
 
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_THREAD = "can't start new thread"
 _LONGEST_CHAIN = 20
 """Limit on the chain of causes, which can be cyclic in some libraries."""
@@ -59,8 +60,8 @@ _LONGEST_CHAIN = 20
 def raise_if_stopped(error: BaseException) -> None:
     """Raise RunStopped if an error is caused by the machine or the run rather than by the source.
 
-    Call it wherever an exception becomes a row: a machine out of file descriptors or threads would otherwise reject
-    every remaining source permanently.
+    Call it wherever an exception becomes a row: a machine out of file descriptors, threads or disk space, or without a
+    package, would otherwise reject every remaining source or clip.
     """
     cause: BaseException | None = error
     for _ in range(_LONGEST_CHAIN):
@@ -68,6 +69,13 @@ def raise_if_stopped(error: BaseException) -> None:
             raise cause
         if isinstance(cause, OSError) and cause.errno in _EXHAUSTED:
             raise RunStopped(_exhausted(os.strerror(cause.errno), "ulimit -n")) from error
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            where = f" ({cause.filename})" if cause.filename else ""
+            raise RunStopped(
+                f"{os.strerror(cause.errno)}{where}. Free some space on this machine, then rerun the same command"
+            ) from error
+        if isinstance(cause, ImportError):
+            raise RunStopped(f"{cause}. Install it on every node, then rerun the same command") from error
         if isinstance(cause, RuntimeError) and str(cause) == _NO_THREAD:
             raise RunStopped(_exhausted(_NO_THREAD, "ulimit -u")) from error
         cause = cause and (cause.__cause__ or cause.__context__)

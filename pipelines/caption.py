@@ -25,6 +25,8 @@ class CaptionResult:
     captioned_now: int
     failed_now: int
     """Clips whose caption failed; each has its error."""
+    reason: str | None
+    """The commonest of the errors of this version; None if no caption failed now."""
     dataset_clips: int
     uncovered: int
     """Clips of the dataset without a row in this version."""
@@ -85,6 +87,7 @@ def _result(result: ScoreResult) -> CaptionResult:
         captioned_before=result.scored_before,
         captioned_now=result.scored_now,
         failed_now=result.failed_now,
+        reason=result.reason,
         dataset_clips=result.dataset_clips,
         uncovered=result.uncovered,
         tokens=tokens,

@@ -71,8 +71,8 @@ def caption(
     _say_result(result, selection, dry_run=dry_run)
     if result.failed_now:
         complain(
-            f"{result.failed_now:,} captions failed; see {result.captioner}_error in the dataset. Fix the cause, then "
-            "rerun the same command with --retry-failed"
+            f"{result.failed_now:,} captions failed, most often with: {result.reason}\nEach clip has its error in "
+            f"{result.captioner}_error. Fix the cause, then rerun the same command with --retry-failed"
         )
         raise typer.Exit(CAPTIONS_FAILED if result.captioned_now or result.captioned_before else NOTHING_CAME_OUT)
 

@@ -71,6 +71,8 @@ def score(
             f"  {result.uncovered:,} clips of the dataset are not scored by this version and count as unscored: score "
             f"them without --selection{older}"
         )
+    if result.failed_now:
+        say(f"  most frequent error: {result.reason}")
     if result.failed_now and not result.scored_now:
         complain(f"no clip could be scored; see {result.scorer}_error in the dataset")
         raise typer.Exit(NOTHING_CAME_OUT)

@@ -2,11 +2,14 @@
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.cli_shared import CLIPS, EXIT_CODES, AsJson, DatasetFolder, TakeOver, console, say
+from pipelines.cli_shared import CLIPS, EXIT_CODES, AsJson, DatasetFolder, TakeOver, console, nothing_came_out, say
+
+if TYPE_CHECKING:
+    from pipelines.search import SearchResult
 
 app = typer.Typer()
 
@@ -63,6 +66,7 @@ def search(
         values = asdict(result)
         del values["places"]
         print(json.dumps(values))
+        _check_hits(result)
         return
     rows = (
         (
@@ -80,6 +84,12 @@ def search(
     console().print(table(title, columns, rows, whole=("clip",)))
     if result.sheet:
         say(f"contact sheet: {result.sheet}")
+    _check_hits(result)
+
+
+def _check_hits(result: "SearchResult") -> None:
+    if not result.hits:
+        nothing_came_out("none of the clips to search has an embedding")
 
 
 @app.command(epilog=EXIT_CODES, rich_help_panel=CLIPS)

@@ -99,7 +99,11 @@ def _content(address: str) -> bytes:
 
 def _decoded(content: bytes) -> Image:
     """Upright, as its EXIF orientation says."""
-    with Pil.open(io.BytesIO(content)) as picture:
+    try:
+        opened = Pil.open(io.BytesIO(content))
+    except Pil.UnidentifiedImageError as error:  # its message names the buffer
+        raise UserError("cannot identify image file: expected JPEG, PNG or another format of pictures") from error
+    with opened as picture:
         if max(picture.size) > _LARGEST_SIDE_PX:
             raise UserError(f"it has {picture.width} x {picture.height} pixels, at most {_LARGEST_SIDE_PX} a side")
         return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))[:, :, ::-1].copy()

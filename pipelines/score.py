@@ -14,7 +14,9 @@ import pyarrow as pa
 
 from clipmill.pipeline import Stage
 from curation.dataset.commits import Change, current_version
+from curation.dataset.joined import view_of
 from curation.dataset.missing_scores import clips_are_outdated, clips_without
+from curation.dataset.score_counts import commonest_failure
 from curation.dataset.score_versions import RecordedVersion, score_schema, table_of
 from curation.dataset.tables import Dataset
 from curation.scan.one_pass import ScanConfig
@@ -51,6 +53,8 @@ class ScoreResult:
     scored_now: int
     failed_now: int
     """Clips whose scoring failed; each has its error."""
+    reason: str | None
+    """The commonest of the errors of this version; None if no clip failed now."""
     dataset_clips: int
     uncovered: int
     """Clips of the dataset without a row in this version: they count as unscored."""
@@ -187,6 +191,7 @@ def add_scores(
         scored_before=plan.clips - plan.missing,
         scored_now=plan.missing - failed,
         failed_now=failed,
+        reason=_reason(opened, made, plan.version.version) if failed else None,
         dataset_clips=dataset_clips,
         uncovered=sum(map(len, missing.values())),
         changes=plan.changes,
@@ -234,6 +239,11 @@ def _plan(job: _Job, selection: str | None, *, retry_failed: bool) -> _Plan:
         for start in range(0, len(rows), clips_per_piece)
     ]
     return _Plan(version=version, changes=changes, clips=clips, pieces=pieces)
+
+
+def _reason(dataset: Dataset, scorer: Scorer, version: int) -> str | None:
+    with dataset.connect() as connection:
+        return commonest_failure(connection, scorer.name, view_of(scorer.root, version))
 
 
 def _is_done(job: _Job, plan: _Plan) -> bool:

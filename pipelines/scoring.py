@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from clipmill.config import Config
-from clipmill.errors import SourceError
+from clipmill.errors import SourceError, raise_if_stopped
 from clipmill.pipeline import Need, Resources, Stage
 from curation.captioners import Captioner
 from curation.scan.one_pass import Scan
@@ -191,6 +191,7 @@ def _embedded(model: ClipEmbedder, views: Sequence[ClipView]) -> list[Embeddings
     try:
         return model.embed(views)
     except Exception as error:  # one image, or too little memory for so many, must not end the run
+        raise_if_stopped(error)
         if len(views) == 1:
             return [Embeddings(error=f"{type(error).__name__}: {error}")]
         return [embeddings for view in views for embeddings in _embedded(model, [view])]

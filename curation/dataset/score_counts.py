@@ -67,6 +67,15 @@ def commonest_reason(connection: duckdb.DuckDBPyConnection, score: str) -> tuple
     return str(row[0]), row[1]
 
 
+def commonest_failure(connection: duckdb.DuckDBPyConnection, scorer: str, view: str) -> str | None:
+    """The most common error of the clips for which a version of a scorer or captioner failed; None if it has none."""
+    error, kind = quoted(f"{scorer}_error"), quoted(f"{scorer}_error_kind")
+    row = connection.execute(
+        f"SELECT {error} FROM {quoted(view)} WHERE {kind} = '{FAILED}' GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT 1"
+    ).fetchone()
+    return None if row is None else str(row[0])
+
+
 def version_counts(connection: duckdb.DuckDBPyConnection) -> tuple[VersionCount, ...]:
     """Every version of every score that has one outside the clips table, oldest first."""
     versions = connection.execute(

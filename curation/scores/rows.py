@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clipmill.errors import SourceError, UserError
+from clipmill.errors import SourceError, UserError, raise_if_stopped
 from curation.scores.base import ClipView, Scorer
 from curation.scores.columns import FAILED
 
@@ -28,6 +28,7 @@ def score_rows(scorer: Scorer, batch: Sequence[ClipView]) -> list[dict[str, Any]
     except UserError:
         raise
     except Exception as error:  # whatever the code of a scorer raises
+        raise_if_stopped(error)
         if len(batch) > 1:
             return [row for clip in batch for row in score_rows(scorer, [clip])]
         reason = str(error) if isinstance(error, SourceError) else f"{type(error).__name__}: {error}"

@@ -3,19 +3,24 @@
 import errno
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from clipmill import Scorer, column
 from clipmill.errors import RunStopped, SourceError, UserError, raise_if_stopped
 from curation.inputs.captions import read_supplied
 from curation.inputs.sources import list_sources, open_source, stat_source
 from curation.scan.isolation import Isolated
+from curation.scores.base import ClipView
+from curation.scores.rows import score_rows
 from curation.video.decode import Limits
 
 
@@ -100,3 +105,32 @@ def test_other_errors_pass_and_a_circle_of_causes_ends():
     first.__cause__, second.__cause__ = second, first
     raise_if_stopped(first)
     raise_if_stopped(OSError(errno.EACCES, "x"))
+
+
+class Raises(Scorer):
+    """Raises what it is given, whatever the clip."""
+
+    name = "raises"
+    columns = (column("raises", pa.float32(), "nothing"),)
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def score(self, batch: Sequence[ClipView]) -> list[dict[str, Any]]:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), r"Too many open files.*ulimit -n"),
+        (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), r"No space left on device \(/tmp/x\)\. Free some"),
+        (ModuleNotFoundError("No module named 'pdqhash'"), "No module named 'pdqhash'. Install it on every node"),
+    ],
+)
+def test_a_scorer_on_a_broken_machine_stops_the_run(error: Exception, reason: str):
+    with pytest.raises(RunStopped, match=reason):
+        score_rows(Raises(error), [ClipView(), ClipView()])
+    rows = score_rows(Raises(ValueError("no face")), [ClipView(), ClipView()])
+    assert [row["raises_error"] for row in rows] == ["ValueError: no face"] * 2

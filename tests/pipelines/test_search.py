@@ -17,6 +17,7 @@ from curation.dataset.tables import Dataset
 from curation.scores.clip_embedder import ClipEmbedder, ClipEmbedderConfig
 from curation.selection.rules import Rules
 from pipelines import cli
+from pipelines.cli_shared import NOTHING_CAME_OUT
 from pipelines.config import CurateConfig
 from pipelines.queries import picture_query, text_query
 from pipelines.remove import remove
@@ -227,3 +228,11 @@ def test_a_removal_takes_the_copy_of_the_embeddings_along(dataset: Dataset):
     again = search(dataset.url, TEXTS[1])
     assert again.searched == 5
     assert first.clip_id not in {hit.clip_id for hit in again.hits}
+
+
+def test_a_search_without_any_hit_has_an_empty_result(dataset: Dataset, monkeypatch: pytest.MonkeyPatch, capsys):
+    rules = Rules.from_values({"name": "bare", "where": "embedding IS NULL"}, origin="test")
+    assert select(dataset.url, rules).clips == 1
+    for options in (["--no-sheet"], ["--json"]):
+        assert run(monkeypatch, "search", dataset.url, TEXTS[0], "--selection", "bare", *options) == NOTHING_CAME_OUT
+        assert "none of the clips to search has an embedding" in capsys.readouterr().err

@@ -64,7 +64,7 @@ class Coca(Captioner):
         """Load the weights. Raises UserError when they are missing or unfit, or the model cannot write captions."""
         config = self._config
         try:
-            loaded = openclip.load(config.model, config.pretrained, device)
+            loaded = openclip.load(config.model, config.pretrained, device, section="captioners.coca")
         except UserError as error:
             raise type(error)(f"captioner {self.name}: {error}") from error
         if not hasattr(loaded.model, "text_decoder") or not hasattr(loaded.tokenizer, "decode"):

@@ -19,6 +19,10 @@ from curation.scores.weight_fetch import WeightsMissing, check_answers
 from curation.scores.weight_files import check_shapes, short
 
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+OF_SCORES = "clip_embedder"
+"""Section of the configuration with the CLIP model of scores."""
+_OTHERWISE = """; the aesthetic head is downloaded separately, see docs/cluster.md
+  or skip the scores that need it: --without similarity,aesthetic"""
 _HUB = "hf-hub:"
 _LARGEST_ASPECT = 8
 """Of an image that is resized as a whole; what models look at is close to a square."""
@@ -64,15 +68,16 @@ class Loaded:
     """Texts to a (text, position) int64 tensor, each cut at the model's context length."""
 
 
-def find(model: str, pretrained: str | None) -> Weights:
+def find(model: str, pretrained: str | None, *, section: str = OF_SCORES) -> Weights:
     """Find the weights on this machine, or fetch them.
 
     `pretrained` is a tag or a checkpoint file for a model that open_clip knows by name; a folder or a Hugging Face
     repository brings its own weights. Raises UserError: no such model, no such tag or file, or weights that are not
-    here and cannot be fetched (with where they were looked for and how to place them by hand).
+    here and cannot be fetched (with where they were looked for and how to place them by hand: in `section` of the
+    configuration).
     """
     if model.startswith(_HUB):
-        return _from_hub(model, model.removeprefix(_HUB))
+        return _from_hub(model, model.removeprefix(_HUB), section)
     if Path(model, CONFIG_FILE).is_file():
         return _from_folder(Path(model))
     import open_clip
@@ -87,7 +92,7 @@ def find(model: str, pretrained: str | None) -> Weights:
     tags = open_clip.list_pretrained_tags_by_model(model)
     if pretrained in tags:
         settings = get_pretrained_cfg(model, pretrained)
-        path = _fetched(f"{model} ({pretrained})", settings)
+        path = _fetched(f"{model} ({pretrained})", settings, section)
         named_quick = bool((open_clip.get_model_config(model) or {}).get("quick_gelu"))
         quick_gelu = bool(settings.get("quick_gelu")) and not named_quick
         preprocess = {key: settings[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in settings}
@@ -102,7 +107,7 @@ def find(model: str, pretrained: str | None) -> Weights:
     )
 
 
-def load(model: str, pretrained: str | None, device: str = "cpu") -> Loaded:
+def load(model: str, pretrained: str | None, device: str = "cpu", *, section: str = OF_SCORES) -> Loaded:
     """Build the model and load its weights, all of them.
 
     Raises UserError as `find` does, and for a checkpoint that cannot be read safely (a pickle with code in it) or is
@@ -111,7 +116,7 @@ def load(model: str, pretrained: str | None, device: str = "cpu") -> Loaded:
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
-    weights = find(model, pretrained)
+    weights = find(model, pretrained, section=section)
     with tempfile.TemporaryDirectory() as folder:
         name = _registered(weights.architecture, Path(folder))
     # open_clip would stretch position embeddings of another size to fit, silently.
@@ -169,7 +174,7 @@ def _from_folder(folder: Path, name: str | None = None) -> Weights:
     )
 
 
-def _from_hub(name: str, repository: str) -> Weights:
+def _from_hub(name: str, repository: str, section: str) -> Weights:
     from open_clip.pretrained import download_pretrained_from_hf
 
     try:
@@ -177,11 +182,11 @@ def _from_hub(name: str, repository: str) -> Weights:
         config = Path(download_pretrained_from_hf(repository, filename=CONFIG_FILE))
         download_pretrained_from_hf(repository)
     except Exception as error:
-        raise _unavailable_error(name, repository, error) from error
+        raise _unavailable_error(name, repository, error, section) from error
     return _from_folder(config.parent, name)
 
 
-def _fetched(name: str, settings: Mapping[str, Any]) -> Path:
+def _fetched(name: str, settings: Mapping[str, Any], section: str) -> Path:
     from open_clip.pretrained import download_pretrained
 
     try:
@@ -190,7 +195,7 @@ def _fetched(name: str, settings: Mapping[str, Any]) -> Path:
             _check_reachable(repository, [file] if file else WEIGHT_FILES)
         return Path(download_pretrained(dict(settings)))
     except Exception as error:  # what a download can raise is not written down anywhere
-        raise _unavailable_error(name, settings.get("hf_hub") or settings.get("url", ""), error) from error
+        raise _unavailable_error(name, settings.get("hf_hub") or settings.get("url", ""), error, section) from error
 
 
 def _check_reachable(repository: str, files: Sequence[str]) -> None:
@@ -202,7 +207,7 @@ def _check_reachable(repository: str, files: Sequence[str]) -> None:
         check_answers(f"{constants.ENDPOINT}/{repository}/resolve/main/{CONFIG_FILE}")
 
 
-def _unavailable_error(name: str, origin: str, error: Exception) -> WeightsMissing:
+def _unavailable_error(name: str, origin: str, error: Exception, section: str) -> WeightsMissing:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     single = f"{name.partition(' ')[0]}-quickgelu" if "openai" in origin else name.partition(" ")[0]
@@ -216,11 +221,15 @@ def _unavailable_error(name: str, origin: str, error: Exception) -> WeightsMissi
         f"  needed: {wanted}\n"
         f"  searched: {HF_HUB_CACHE} and the network\n"
         f"  offline: on a machine with a network, {by_hand}; copy FOLDER to the same path on every node, and set "
-        "`clip_embedder: {model: FOLDER}` in the --config file (or a single file: "
-        f"`clip_embedder: {{model: {single}, pretrained: FILE}}`); the aesthetic head is downloaded separately, see "
-        "docs/cluster.md\n"
-        "  or skip the scores that need it: --without similarity,aesthetic"
+        f"`{_setting(section, 'model: FOLDER')}` in the --config file (or a single file: "
+        f"`{_setting(section, f'model: {single}, pretrained: FILE')}`)" + (_OTHERWISE if section == OF_SCORES else "")
     )
+
+
+def _setting(section: str, values: str) -> str:
+    """Settings in a section of the configuration, as YAML on one line."""
+    outer, *inner = section.split(".")
+    return f"{outer}: {{{_setting('.'.join(inner), values) if inner else values}}}"
 
 
 def _registered(architecture: str | Mapping[str, Any], folder: Path) -> str:

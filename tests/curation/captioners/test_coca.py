@@ -163,6 +163,15 @@ def test_coca_takes_a_clip_it_cannot_look_at_for_that_clips_failure(tiny_coca: P
     assert captioner.caption([]) == []
 
 
+def test_weights_that_cannot_be_fetched_are_set_in_the_settings_of_coca(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="captioner coca: the weights of") as error:
+        Coca(CocaConfig()).load()
+    assert "set `captioners: {coca: {model: FOLDER}}` in" in str(error.value)
+    assert "`captioners: {coca: {model: coca_ViT-L-14, pretrained: FILE}}`" in str(error.value)
+    assert "--without" not in str(error.value)
+
+
 def test_coca_without_weights_or_with_another_model_is_an_error(tiny_coca: Path, tmp_path: Path):
     with pytest.raises(UserError, match="captioner coca: the weights 'no-such-tag'"):
         Coca(CocaConfig(pretrained="no-such-tag")).load()

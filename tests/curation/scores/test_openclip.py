@@ -67,6 +67,7 @@ def test_weights_that_cannot_be_fetched_say_what_where_and_how(monkeypatch: pyte
         "timm/vit_large_patch14_clip_224.openai",
         "searched",
         "hf download",
+        "set `clip_embedder: {model: FOLDER}` in",
         "--without similarity,aesthetic",
     ):
         assert part in sentence

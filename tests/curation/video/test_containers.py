@@ -93,6 +93,30 @@ def test_a_stream_that_is_cut_off_or_garbage(folder: Path, tmp_path: Path):
     assert refused.value.kind == "decode_error"
 
 
+CODECS = {
+    ".ogv": ("-c:v", "libtheora", "-q:v", "8", "-g", "50"),
+    ".webm": ("-c:v", "libvpx"),
+    ".mkv": ("-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p"),
+    ".mxf": ("-c:v", "mpeg2video", "-q:v", "2"),
+}
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_files_joined_end_to_end_are_read_to_the_end(folder: Path, tmp_path: Path, suffix: str):
+    for name, turned in (("a", "null"), ("b", "negate")):
+        ffmpeg("-i", folder / "whole.mp4", "-vf", turned, *CODECS[suffix], tmp_path / f"{name}{suffix}")
+    joined = tmp_path / f"joined{suffix}"
+    joined.write_bytes((tmp_path / f"a{suffix}").read_bytes() + (tmp_path / f"b{suffix}").read_bytes())
+    (source,) = list_sources([str(joined)])
+    scanned = scan(source, CONFIG)
+    assert (scanned.source["frames"], scanned.source["lost_damage_s"]) == (2 * FRAMES, 0)
+    assert [clip["frames"] for clip in scanned.clips] == [FRAMES, FRAMES]
+    for extracted in extract_clips(source.uri, scanned.clips, "clips", ExtractionConfig()):
+        assert not isinstance(extracted, SourceError), extracted
+        with av.open(io.BytesIO(extracted.content)) as file:
+            assert sum(1 for _ in file.decode(video=0)) == FRAMES
+
+
 @pytest.mark.parametrize("first_box", [b"styp", b"sidx", b"moof"])
 def test_a_media_segment_without_its_header_is_named(folder: Path, tmp_path: Path, first_box: bytes):
     flags = ("-movflags", "cmaf+dash+frag_keyframe+empty_moov+global_sidx")

@@ -87,6 +87,12 @@ def test_ln_sigma_is_normal():
         Edm(p_std=0.0)
 
 
+def test_sigma_grows_with_the_number_drawn() -> None:
+    drawn = torch.randn(5, generator=torch.Generator().manual_seed(3))
+    sigma = Edm(p_mean=0.7, p_std=1.6).sample_sigma(5, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(sigma, (0.7 + 1.6 * drawn).exp())
+
+
 def test_what_the_network_receives():
     seen = {}
 
@@ -100,6 +106,31 @@ def test_what_the_network_receives():
     assert torch.equal(seen["x"][:, :, 4:], concat)
     torch.testing.assert_close(seen["c_noise"], 0.25 * sigma.log())
     assert seen["context"].shape == (3, 1, 8)
+
+
+@pytest.mark.parametrize("schedule", EVERY)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_denoiser_keeps_the_type_of_x(schedule, dtype) -> None:
+    seen = []
+
+    def network(x_in, c_noise):
+        seen.append(x_in.dtype)
+        return x_in[:, :, :4].double()
+
+    denoised = denoise(network, video(dtype=dtype), torch.tensor([0.1, 1.0, 10.0]), schedule, concat_BTCHW=video())
+    assert (*seen, denoised.dtype) == (dtype, dtype)
+
+
+@pytest.mark.parametrize("schedule", EVERY)
+def test_a_denoiser_is_told_of_sigma_where_x_is(schedule) -> None:
+    seen = []
+
+    def network(x_in, c_noise):
+        seen.append(c_noise.device.type)
+        return x_in
+
+    denoised = denoise(network, video(dtype=torch.float32).to("meta"), torch.ones(3), schedule)
+    assert (*seen, denoised.device.type) == ("meta", "meta")
 
 
 def test_discrete_noise_levels_are_those_of_stable_diffusion():

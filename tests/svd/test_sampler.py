@@ -172,6 +172,9 @@ def test_noise_depends_on_the_seed_alone():
         assert torch.equal(together(like)[1], alone(like[:1])[0])
     assert not torch.equal(SeededNoise([7])(like[:1]), SeededNoise([8])(like[:1]))
     assert torch.equal(SeededNoise([7])(like[:1].double()), SeededNoise([7])(like[:1]).double())
+    for like_other in (like.to(torch.bfloat16), like.to("meta")):
+        noise = SeededNoise([7, 8, 9])(like_other)
+        assert (noise.dtype, noise.device) == (like_other.dtype, like_other.device)
     with pytest.raises(ValueError, match="3 seeds for 2"):
         SeededNoise([7, 8, 9])(like[:2])
 

@@ -52,6 +52,7 @@ def test_a_sample_s_draws_are_its_own() -> None:
     assert together.augmentation_B[1] == alone.augmentation_B[0]
     assert torch.equal(together.noise(like)[1], alone.noise(like[:1])[0])
     assert len(set(together.sigma_B.tolist())) == 3
+    assert together.noise(like.double()).dtype == torch.float64
 
 
 def test_noise_is_independent_of_the_draws_and_of_other_samples() -> None:
@@ -148,7 +149,8 @@ def test_one_draw_drops_both_conditions() -> None:
     for at in range(10):
         seeds = (seed_of(at, 0), seed_of(at, 1))
         share_B = draw(schedule, seeds).share_B
-        for context, concat in ((0.5, 0.5), (0.7, 0.3)):
+        itself = share_B[0].item()  # a draw equal to the rate drops nothing
+        for context, concat in ((0.5, 0.5), (0.7, 0.3), (itself, itself)):
             call = called("tiny-image-to-video", dropping(context, concat), seeds=seeds)
             dropped_context = ~call["context_BNC"].flatten(1).any(1)
             dropped_concat = ~call["x"][:, :, 4:].flatten(1).any(1)
@@ -165,6 +167,10 @@ def test_ids_are_the_rate_less_one_the_bucket_and_the_noise_on_the_picture() -> 
     torch.testing.assert_close(ids[:, 2], draws.augmentation_B)
 
 
+def test_a_network_without_ids_is_given_none() -> None:
+    assert "ids_BK" not in called("tiny-image")
+
+
 def test_interpolation_is_told_of_both_ends() -> None:
     call = called("tiny-interpolation", dropping(0, 0))
     assert call["context_BNC"].shape[1] == 2
@@ -176,7 +182,8 @@ def test_pictures_among_videos_are_marked() -> None:
     stage = tiny_stage()
     recorder, batch = Recorder(), Stream(stage).batch([0, 1])
     Objective(tiny_model(stage), stage)(recorder, replace(batch, image_only=True), [1, 2])
-    assert recorder.call["image_only_B"].all()
+    assert recorder.call["image_only_B"].tolist() == [True, True]
+    assert recorder.call["image_only_B"].dtype == torch.bool
     Objective(tiny_model(stage), stage)(recorder, batch, [1, 2])
     assert "image_only_B" not in recorder.call
 

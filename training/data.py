@@ -182,6 +182,14 @@ class Batches(StatefulDataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         return map(_raise_if_error, super().__iter__())  # not a generator: the workers start here
 
+    def close(self) -> None:
+        """End the workers, which would otherwise live until their iterator is collected."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None and self.num_workers:
+            iterator._shutdown_workers()  # waits for them, then sends a signal, which they outlive once
+            for worker in iterator._workers:
+                worker.kill()
+
     def skip(self, samples: int) -> None:
         """Call before the first batch: start after about this many samples over all ranks, to resume with a different
         world size.
@@ -294,6 +302,11 @@ class Joint:
             before, self._batches = self._batches, self._batches + 1
             picture = math.floor(self._batches * self.share) > math.floor(before * self.share)
             yield next(pictures if picture else videos)
+
+    def close(self) -> None:
+        """Like `Batches.close`."""
+        self.videos.close()
+        self.pictures.close()
 
     def contents(self) -> Contents:
         """Like `Batches.contents`, with image shards marked."""

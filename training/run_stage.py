@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,7 +96,7 @@ def run_stage(
         for network in model.networks().values():
             network.to(process.device)
         batches = open_loader(stage, model, shards, images, process, run.path, digests=models)
-        with _owned(own) as check:
+        with _owned(own) as check, closing(batches):
             if process.is_main:
                 _write_settings(
                     stage,

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import multiprocessing
 from collections import Counter
+from contextlib import closing
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,18 @@ def test_it_goes_on_where_it_was_in_the_middle_of_a_shard(shards: Path, workers:
         again = loader(shards, config)
         again.load_state_dict(interrupted.state_dict())
         assert all(equal(*pair) for pair in zip(islice(iter(again), 9 - after), whole[after:], strict=True))
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_loader_is_closed(shards: Path) -> None:
+    """Also those that were asked for batches which nobody takes, and whatever still holds the iterator."""
+    before = set(multiprocessing.active_children())
+    held = []
+    with closing(loader(shards, changed(workers=2))) as batches:
+        held.append(iter(batches))
+        next(held[0])
+        assert len(set(multiprocessing.active_children()) - before) == 2
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_another_number_of_ranks_goes_on_after_what_was_seen(shards: Path) -> None:

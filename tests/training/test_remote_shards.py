@@ -4,6 +4,7 @@ import json
 import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -155,9 +156,9 @@ def test_a_position_on_a_disk_is_one_in_the_store(shards: Path, bucket: str) -> 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_read_from_the_store_too(shards: Path, bucket: str, workers: int, tmp_path: Path) -> None:
     config = CONFIG.replace(workers=workers, cache_gib=1, cache_folder=str(tmp_path))
-    batches = iter(loader(bucket, config))  # kept open: its workers are still writing to the cache
-    assert all(map(equal, islice(batches, 12), first(shards, 12, CONFIG.replace(workers=workers))))
-    assert cached(tmp_path, 12) == 12  # all samples of the epoch, each once for all workers
+    with closing(loader(bucket, config)) as batches:  # open to the end: its workers are still writing to the cache
+        assert all(map(equal, islice(iter(batches), 12), first(shards, 12, CONFIG.replace(workers=workers))))
+        assert cached(tmp_path, 12) == 12  # all samples of the epoch, each once for all workers
 
 
 def test_what_is_in_the_cache_is_not_asked_for_again(shards: Path, web: WebServer, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.curation.report.datasets import make
 RULES = {"motion": {"drop_lowest": "25%"}, "text_area": {"max": 0.07}, "duplicate_rank": {"max": 0}}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # what later tests fork would hold its pipes open, and closing it would wait for them
 def browser() -> Iterator[Any]:
     with launched() as running:
         yield running

@@ -184,7 +184,8 @@ class Batches(StatefulDataLoader[Batch]):
 
     def close(self) -> None:
         """End the workers, which would otherwise live until their iterator is collected."""
-        iterator, self._iterator = self._iterator, None
+        iterator: Any = self._iterator  # type: ignore[has-type]  # of torchdata, which is not typed
+        self._iterator = None
         if iterator is not None and self.num_workers:
             iterator._shutdown_workers()  # waits for them, then sends a signal, which they outlive once
             for worker in iterator._workers:

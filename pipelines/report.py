@@ -1,11 +1,13 @@
 """`clipmill report`: write the HTML page of a dataset or a selection, `report/NAME.html`."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from clipmill.errors import UserError
 from clipmill.storage import reason_of
 from curation.dataset.tables import Dataset
 from curation.report.model import MOST_CLIPS, build_report
 from curation.report.page import write_page
+from pipelines.costs import StageCost, read_costs, stage_costs
 from pipelines.progress import note
 
 ALL_CLIPS = "all"
@@ -32,9 +34,23 @@ def report(
     Raises UserError if there is no such dataset or selection, or the page cannot be written.
     """
     opened = Dataset(dataset).open()
-    built = build_report(opened, selection, against, most_clips=most_clips)
+    costs = [asdict(cost) for cost in _costs(opened)]
+    built = build_report(opened, selection, against, most_clips=most_clips, costs=costs)
     file = write_page(opened, selection or ALL_CLIPS, built)
     return WrittenReport(file=file, clips=built.clips, shown=built.shown, with_pictures=built.with_pictures)
+
+
+def _costs(dataset: Dataset) -> tuple[StageCost, ...]:
+    """What each stage used. A damaged record costs the page its table of stages, not the page."""
+    try:
+        runs = read_costs(dataset)
+    except UserError as error:
+        note(f"the report has no costs of stages: {error}")
+        return ()
+    if not runs:
+        return ()
+    with dataset.connect() as connection:
+        return stage_costs(runs, connection)
 
 
 def report_at_end(dataset: str, selection: str | None = None) -> str | None:

@@ -1,6 +1,6 @@
 """A dataset -> the content of its page: clips as columns, sources, rules, marks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from clipmill.errors import UserError
 from curation.dataset.joined import joined_columns, joined_query
 from curation.dataset.sql import quoted
 from curation.dataset.tables import Dataset
+from curation.report.captions import caption_versions
 from curation.report.columns import ReportColumn, report_columns
 from curation.report.group_rules import groups_of
 from curation.report.overview import overview, rejected_sources
@@ -44,9 +45,17 @@ _QUANTILES = 1_000
 
 
 def build_report(
-    dataset: Dataset, selection: str | None = None, against: str | None = None, *, most_clips: int = MOST_CLIPS
+    dataset: Dataset,
+    selection: str | None = None,
+    against: str | None = None,
+    *,
+    most_clips: int = MOST_CLIPS,
+    costs: Sequence[Mapping[str, Any]] = (),
 ) -> Report:
-    """Read the content of the page of a selection. Raises UserError if a selection does not exist."""
+    """Read the content of the page of a selection. Raises UserError if a selection does not exist.
+
+    `costs`: stage, cpu_s and gpu_s of each stage, as recorded by the runs; empty: the CPU time in the sources table.
+    """
     description = dataset.description()
     chosen = load_selection(dataset, selection) if selection else None
     other = load_selection(dataset, against) if against else None
@@ -87,7 +96,8 @@ def build_report(
             "selection": _saved(chosen) if chosen else None,
             "marks": [asdict(mark) for mark in dataset_marks(dataset).marks],
             "against": _against(dataset, payload, other, clip_ids),
-            "overview": overview(dataset, connection),
+            "captions": caption_versions(dataset, connection),
+            "overview": overview(dataset, connection) | {"costs": [dict(cost) for cost in costs]},
             "rejected": rejected_sources(connection),
             "quantiles": _quantiles(connection, payload, columns) if len(clip_ids) < total else {},
         }
@@ -212,11 +222,14 @@ def _where(
 
 
 def _saved(selection: Selection) -> dict[str, Any]:
-    """What the page needs of the written selection: its funnel and totals, and whether marks were applied."""
+    """What the page needs of the written selection: its funnel and totals, what was removed from it later, and whether
+    marks were applied."""
     return {
         "name": selection.name,
         "clips": selection.clips,
         "seconds": selection.seconds,
+        "total_clips": selection.total_clips,
+        "removed_clips": selection.removed_clips,
         "funnel": [asdict(step) for step in selection.funnel],
         "marked": sum(selection.marks.values()),
     }

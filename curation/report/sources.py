@@ -7,6 +7,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from curation.dataset.joined import joined_columns
 from curation.dataset.schemas import SIGNAL_COLUMNS
@@ -26,7 +27,7 @@ def sources_of(
     connection: duckdb.DuckDBPyConnection, payload: Payload, columns: Sequence[ReportColumn], of_clips: Sequence[str]
 ) -> dict[str, Any]:
     """The sources of these clips and usable sources without clips: uri, `columns` and signals of each, and the place of
-    each clip's source."""
+    each clip's source; and the first and last second of each source, NaN if unknown."""
     ids = list(dict.fromkeys(of_clips))
     place = {source_id: i for i, source_id in enumerate(ids)}
     place |= {source_id: len(place) + i for i, source_id in enumerate(_without_clips(connection))}
@@ -34,16 +35,23 @@ def sources_of(
     listed = "".join(f", rows.{quoted(column.name)}" for column in columns)
     rows = table_of(
         connection,
-        f"SELECT coalesce(rows.uri, '')::VARCHAR AS source_uri, rows.note::VARCHAR AS source_note{listed} "
+        "SELECT coalesce(rows.uri, '')::VARCHAR AS source_uri, rows.note::VARCHAR AS source_note, "
+        f"rows.start_s::DOUBLE AS first_s, (rows.start_s + rows.duration_s)::DOUBLE AS last_s{listed} "
         "FROM shown_sources LEFT JOIN sources AS rows USING (source_id) ORDER BY shown_sources.place",
     )
     return {
         "of_clips": payload.numbers(np.array([place[source_id] for source_id in of_clips], np.int32)),
         "uris": rows["source_uri"].to_pylist(),
         "notes": rows["source_note"].to_pylist(),
+        "starts_s": payload.numbers(_or_nan(rows["first_s"])),
+        "ends_s": payload.numbers(_or_nan(rows["last_s"])),
         "columns": [column.described() | payload.values(json_values(rows[column.name])) for column in columns],
         "signals": _signals(connection, payload, place),
     }
+
+
+def _or_nan(values: pa.ChunkedArray) -> NDArray[np.float64]:
+    return pc.fill_null(values, float("nan")).to_numpy()
 
 
 def _without_clips(connection: duckdb.DuckDBPyConnection) -> list[str]:

@@ -2,16 +2,24 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 from typer.testing import CliRunner
 
+from clipmill import storage
 from clipmill.errors import UserError
 from curation.dataset.tables import Dataset
 from pipelines.cli import app
 from pipelines.report import report, report_at_end
 from tests.curation.report.datasets import make
+from tests.curation.report.test_model import unpacked as unpacked_data
+
+
+def unpacked(page: Path) -> tuple[dict[str, Any], bytes]:
+    [data] = re.findall(r'id="data">([^<]*)', page.read_text())
+    return unpacked_data(data)
 
 
 def test_a_report_in_an_object_store_is_that_on_a_disk(tmp_path: Path, s3_url: str) -> None:
@@ -27,6 +35,22 @@ def test_a_report_in_an_object_store_is_that_on_a_disk(tmp_path: Path, s3_url: s
     data = re.compile(rb'id="pictures">[^<]*')
     pages = (Path(here.file).read_bytes(), fs.cat(f"{bucket}/dataset/report/all.html"))
     assert data.findall(pages[0]) == data.findall(pages[1]) != []
+
+
+def test_the_page_has_the_costs_of_each_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = make(tmp_path / "dataset", 5)
+    record = {"command": "curate", "started_at": "t", "wall_s": 9.0, "cpus": 2, "gpus": 1}
+    record["stages"] = {"scan": {"cpu_s": 4.0}, "video": {"cpu_s": 1.5, "gpu_s": 3.0, "tokens_in": 7}}
+    costs = dataset.file("costs", "a.json")
+    storage.write_json(dataset.fs, costs, record)
+    header, _ = unpacked(Path(report(dataset.url).file))
+    spent = [(cost["stage"], cost["cpu_s"], cost["gpu_s"]) for cost in header["overview"]["costs"]]
+    assert spent == [("scan", 4.0, 0.0), ("video", 1.5, 3.0)]
+    storage.write_bytes(dataset.fs, costs, b"{")
+    header, _ = unpacked(Path(report(dataset.url).file))
+    assert header["overview"]["costs"] == []
+    assert header["overview"]["cpu_s"]["scan_cpu_s"] == 10.0
+    assert "costs/a.json is damaged" in capsys.readouterr().err
 
 
 def test_a_report_that_fails_at_the_end_of_a_run_does_not_fail_the_run(

@@ -74,7 +74,14 @@ def make(
 
 def _source(i: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
     transitions = [{"kind": "hard", "start_frame": 25, "end_frame": 25, "start_s": 1.0, "end_s": 1.0}]
-    columns = {"status": "ok", "duration_s": 80.0, "clip_s": 60.0, "lost_transition_s": 5.0, "scan_cpu_s": 2.0}
+    columns = {
+        "status": "ok",
+        "start_s": 0.0,
+        "duration_s": 80.0,
+        "clip_s": 60.0,
+        "lost_transition_s": 5.0,
+        "scan_cpu_s": 2.0,
+    }
     refused = {"kind": "dissolve", "start_frame": 60, "end_frame": 70, "start_s": 2.4, "end_s": 2.8}
     columns |= {"refused_cuts": [refused | {"reason": HOSTILE[3]}]}
     columns |= {"hdr": i == 4, "bit_depth": 10 if i == 4 else 8, "audio": False}
@@ -87,7 +94,7 @@ def _source(i: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _without_clips() -> dict[str, Any]:
     cut = {"kind": HOSTILE[3], "start_frame": 3, "end_frame": 3, "start_s": 0.1, "end_s": 0.1}
     texts = {"uri": "/videos/only-short-shots.mp4", "note": f"no shot yields a clip of 2 s {HOSTILE[5]}"}
-    return {"source_id": "e" * 16, "status": "ok", "duration_s": 3.0, "transitions": [cut], **texts}
+    return {"source_id": "e" * 16, "status": "ok", "start_s": 0.0, "duration_s": 3.0, "transitions": [cut], **texts}
 
 
 def _rejected() -> dict[str, Any]:

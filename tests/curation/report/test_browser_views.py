@@ -4,17 +4,19 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pytest
 import yaml
 
 from curation.dataset.tables import Dataset
 from curation.report.model import build_report
 from curation.report.page import write_page
+from curation.selection.removal import remove_from_selections
 from curation.selection.rules import Rules
 from curation.selection.saved import selected_clips
 from curation.selection.select import select_clips
 from tests.curation.report.browser import opened, wait_until
-from tests.curation.report.datasets import HOSTILE
+from tests.curation.report.datasets import HOSTILE, make
 
 pytestmark = pytest.mark.slow
 
@@ -57,6 +59,16 @@ def test_a_refused_cut_says_why(browser: Any, file: Path) -> None:
         assert f"refused: {HOSTILE[3]}" in page.inner_text(".signal .note")
 
 
+def test_the_timeline_has_every_shot_of_the_source(browser: Any, file: Path) -> None:
+    titles = "[...document.querySelectorAll('.timeline .kind-shot title')].map((title) => title.textContent)"
+    with opened(browser, file) as page:
+        page.click("#tab-Cuts")
+        assert page.evaluate(titles) == ["shot 0 s to 1 s", "shot 1 s to 195.9 s"]  # the end of its last clip
+        page.select_option("#panel-Cuts select", label="/videos/only-short-shots.mp4 (no clips)")
+        assert page.evaluate(titles) == ["shot 0 s to 0.1 s: no clip", "shot 0.1 s to 3 s: no clip"]
+        assert page.locator(".timeline + .ends").inner_text().split() == ["0", "s", "3", "s"]
+
+
 def test_a_source_without_clips_is_found_with_its_cuts(browser: Any, file: Path) -> None:
     with opened(browser, file) as page:
         page.click("#tab-Cuts")
@@ -86,6 +98,23 @@ def test_two_selections_side_by_side(browser: Any, dataset: Dataset) -> None:
         expected = [start, wide_ids, start & wide_ids, start - wide_ids, wide_ids - start]
         assert [int(n) for n in counts] == list(map(len, expected))
         assert page.locator(".compare .card").count() > 0
+
+
+def test_a_selection_that_lost_clips_says_so(browser: Any, tmp_path: Path) -> None:
+    dataset, gone = make(tmp_path / "dataset", 20, scores=False), "0" * 16
+    selection = select_clips(dataset, Rules.from_values({"name": "some", "where": "aesthetic > 4"}, origin="test"))
+    lost = sum(row["source_id"] == gone for batch in selected_clips(dataset, "some") for row in batch.to_pylist())
+    remove_from_selections(dataset, {gone})
+    for part in dataset.parts("clips"):
+        rows = dataset.read_part("clips", part)
+        dataset.write_part("clips", part, rows.filter(pc.not_equal(rows["source_id"], gone)))
+    with opened(browser, Path(write_page(dataset, "some", build_report(dataset, "some")))) as page:
+        page.click("#tab-Overview")
+        text = page.inner_text("#panel-Overview")
+    assert f"Funnel of some as written: {selection.clips - lost} clips" in text
+    assert f"some: {lost} of its clips were removed from the dataset later." in text
+    assert "some: The dataset had 20 clips then, and has 16 now: select again." in text
+    assert re.search(rf"where\s+{20 - selection.clips}\s+{selection.clips}\s", text)
 
 
 BRUSH = """() => {

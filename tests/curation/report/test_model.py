@@ -22,8 +22,8 @@ from curation.selection.select import select_clips
 from tests.curation.report.datasets import HOSTILE, jpeg, make
 
 
-def unpacked(report: Report) -> tuple[dict[str, Any], bytes]:
-    content = gzip.decompress(base64.b64decode(report.data))
+def unpacked(report: Report | str) -> tuple[dict[str, Any], bytes]:
+    content = gzip.decompress(base64.b64decode(report if isinstance(report, str) else report.data))
     (length,) = struct.unpack("<I", content[:4])
     return json.loads(content[4 : 4 + length]), content[4 + length :]
 

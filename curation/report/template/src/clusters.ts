@@ -56,17 +56,21 @@ export class Clusters {
         {},
         `${count(all.length)} clusters, each with the clips nearest to its center. Upper bar: its clips in the dataset; lower bar: those that the rules keep. The rule balance evens them out.`,
       ),
-      picker(
-        "Sort by",
-        [
-          ["size", "clips in the dataset"],
-          ["kept", "clips kept"],
-        ],
-        this.order,
-        (order) => {
-          this.order = order as Order;
-          this.draw();
-        },
+      h(
+        "div",
+        { class: "controls" },
+        picker(
+          "Sort by",
+          [
+            ["size", "clips in the dataset"],
+            ["kept", "clips kept"],
+          ],
+          this.order,
+          (order) => {
+            this.order = order as Order;
+            this.draw();
+          },
+        ),
       ),
       ...sections,
       all.length > this.limit

@@ -10,6 +10,13 @@ import type { State } from "./state";
 const AROUND_FRAMES = 40;
 const MOST_OPTIONS = 200;
 
+interface Shot {
+  start: number;
+  end: number;
+  /** Whether a clip was made of it. */
+  used: boolean;
+}
+
 export class Cuts {
   readonly element = h("div", { class: "cuts" });
   private source = 0;
@@ -38,16 +45,19 @@ export class Cuts {
     const of = (name: string) => (ofSource(this.state.header, name, this.source) ?? []) as Transition[];
     const [transitions, refused] = [of("transitions"), of("refused_cuts")];
     const note = notes[this.source];
+    const shots = this.shots(clips, transitions, refused);
     this.signal.replaceChildren();
     this.element.replaceChildren(
       this.controls(),
       h("h2", { class: "printed" }, uris[this.source]),
       note ? h("p", { class: "note" }, note) : "",
-      this.timeline(clips, transitions, refused),
+      this.timeline(shots, clips, transitions, refused),
       h(
         "p",
         { class: "legend" },
-        ...[...(clips.length ? ["clip"] : []), ...new Set(transitions.map((t) => t.kind))].map((kind) =>
+        clips.length ? h("span", { class: "key kind-clip" }, "clip") : null,
+        shots.length ? h("span", { class: "key kind-shot" }, "shot") : null,
+        ...[...new Set(transitions.map((t) => t.kind))].map((kind) =>
           h("span", { class: `key ${kindClass(kind)}` }, kind),
         ),
         refused.length ? h("span", { class: "key kind-refused" }, "refused proposal") : null,
@@ -144,12 +154,52 @@ export class Cuts {
     return [columns.get("start_s")!.numbers![clip], columns.get("end_s")!.numbers![clip]];
   }
 
-  private timeline(clips: number[], transitions: Transition[], refused: Transition[]): HTMLElement {
-    const spans = [...clips.map((clip) => this.span(clip)), ...[...transitions, ...refused].map(spanOf)];
-    if (!spans.length) return h("p", {}, "No clips and no transitions.");
-    const [low, high] = [least(spans.map(([start]) => start)), -least(spans.map(([, end]) => -end))];
+  /** The source from its first to its last second; without those, from the first clip or transition to the last. */
+  private extent(clips: number[], cuts: Transition[]): [number, number] | undefined {
+    const { starts_s: starts, ends_s: ends } = this.state.header.sources;
+    const spans = [...clips.map((clip) => this.span(clip)), ...cuts.map(spanOf)];
+    spans.push([starts[this.source], ends[this.source]]);
+    const known = spans.filter(([start, end]) => Number.isFinite(end - start));
+    if (!known.length) return undefined;
+    return [least(known.map(([start]) => start)), -least(known.map(([, end]) => -end))];
+  }
+
+  /** What lies between transitions, and whether a clip was made of it. */
+  private shots(clips: number[], transitions: Transition[], refused: Transition[]): Shot[] {
+    const extent = this.extent(clips, [...transitions, ...refused]);
+    if (!extent) return [];
+    const [low, high] = extent;
+    const shots: Shot[] = [];
+    let start = low;
+    for (const cut of [...transitions.map(spanOf), [high, high]].sort(([a], [b]) => a - b)) {
+      const end = cut[0];
+      if (end > start) {
+        const used = clips.some((clip) => this.span(clip)[0] < end && this.span(clip)[1] > start);
+        shots.push({ start, end, used });
+      }
+      start = Math.max(start, cut[1]);
+    }
+    return shots;
+  }
+
+  private timeline(shots: Shot[], clips: number[], transitions: Transition[], refused: Transition[]): HTMLElement {
+    const extent = this.extent(clips, [...transitions, ...refused]);
+    if (!extent) return h("p", {}, "No clips and no transitions.");
+    const [low, high] = extent;
     const x = (seconds: number) => ((seconds - low) / Math.max(high - low, 1e-9)) * 1000;
     const shapes = [
+      ...shots.map(({ start, end, used }) => {
+        const box = svg("rect", {
+          x: x(start),
+          y: 8,
+          width: Math.max(1, x(end) - x(start) - 1),
+          height: 34,
+          class: "kind-shot",
+        });
+        const words = `shot ${shown(start)} s to ${shown(end)} s${used ? "" : ": no clip"}`;
+        box.append(svg("title", {}, document.createTextNode(words)));
+        return box;
+      }),
       ...clips.map((clip) => {
         const [start, end] = this.span(clip);
         const width = Math.max(1, x(end) - x(start) - 1);
@@ -180,7 +230,7 @@ export class Cuts {
     );
     picture.setAttribute(
       "aria-label",
-      `${count(clips.length)} clips and ${count(transitions.length)} transitions from ${shown(low)} s to ${shown(high)} s`,
+      `${count(shots.length)} shots, ${count(clips.length)} clips and ${count(transitions.length)} transitions from ${shown(low)} s to ${shown(high)} s`,
     );
     return h(
       "div",
@@ -212,7 +262,7 @@ export class Cuts {
         legend: { show: false },
         scales: { x: { time: false }, brightness: { range: [0, 255] } },
         axes: [
-          { ...axis("frame"), grid: { show: false } },
+          { ...axis("frame"), size: 30, grid: { show: false } },
           { ...axis("change (8-bit levels)"), size: 56 },
           { ...axis("brightness (8-bit levels)"), size: 56, side: 1, scale: "brightness", grid: { show: false } },
         ],

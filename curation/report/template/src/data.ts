@@ -86,6 +86,8 @@ export interface Overview {
   /** Columns such as lost_transition_s and scan_cpu_s -> sum over the sources. */
   lost_s: Record<string, number>;
   cpu_s: Record<string, number>;
+  /** What each stage used in all runs, as `clipmill status` lists it; empty if no run was recorded. */
+  costs: { stage: string; cpu_s: number; gpu_s: number }[];
   meanings: Record<string, string>;
   rejected: Counts;
   sizes: Counts;
@@ -133,7 +135,18 @@ export interface Header {
   groups: GroupRule[];
   where: { sql: string; outcomes: Int32Array } | null;
   /** The selection as written; `marked` is the number of marks that were applied to it. */
-  selection: { name: string; clips: number; seconds: number; funnel: SavedStep[]; marked: number } | null;
+  selection: {
+    name: string;
+    clips: number;
+    seconds: number;
+    total_clips: number;
+    /** Clips that were selected and whose sources were removed from the dataset later. */
+    removed_clips: number;
+    funnel: SavedStep[];
+    marked: number;
+  } | null;
+  /** Captioner -> version of its captions that counts now, and of those that the similarity was computed from. */
+  captions: { now: Record<string, number>; scored: Record<string, number> };
   /** Marks that earlier selections of this dataset used. */
   marks: { clip_id: string; verdict: Verdict; score: string | null }[];
   against: {
@@ -154,6 +167,9 @@ export interface Header {
     of_clips: Int32Array;
     uris: string[];
     notes: (string | null)[];
+    /** First and last second; NaN if unknown. */
+    starts_s: Float64Array;
+    ends_s: Float64Array;
     columns: Column[];
     signals: Record<string, (Int16Array | null)[]>;
   };

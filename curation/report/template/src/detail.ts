@@ -97,11 +97,9 @@ export class Detail {
   private captions(): HTMLElement | null {
     const captions = captionsOf(this.state.header, this.clip);
     if (!captions.length) return null;
-    const similarities = jsonOf(this.state.judge.columns.get("similarity_captions"), this.clip) as
-      | (number | null)[]
-      | null;
+    const similarities = this.similarities(captions.map((caption) => caption.source));
     const rows = captions.map((caption, i) => {
-      const similarity = similarities?.[i];
+      const similarity = similarities[i];
       return [
         caption.source,
         caption.text ?? `failed: ${caption.error ?? "no reason given"}`,
@@ -111,18 +109,36 @@ export class Detail {
     return table("Captions", ["from", "text", "similarity (cosine)"], rows);
   }
 
+  /**
+   * The similarity of each caption. They are listed in the order of the captions that the score saw: those that came
+   * with the video, then those of captioners. A caption that is newer than the score has none.
+   */
+  private similarities(sources: string[]): (number | null | undefined)[] {
+    const { judge, header } = this.state;
+    const listed = jsonOf(judge.columns.get("similarity_captions"), this.clip) as (number | null)[] | null | undefined;
+    if (!listed) return [];
+    const { now, scored } = header.captions;
+    const came = (jsonOf(judge.columns.get("source_captions"), this.clip) as number[] | null | undefined)?.length ?? 0;
+    const seen = sources.map((source, i) => i < came || Object.hasOwn(scored, source));
+    const same = Object.entries(scored).every(([captioner, version]) => now[captioner] === version);
+    const known = same && seen.filter(Boolean).length === listed.length;
+    let place = came;
+    return seen.map((each, i) => (i < came ? listed[i] : known && each ? listed[place++] : undefined));
+  }
+
   private tests(): HTMLElement | null {
     const { state, clip } = this;
     if (!state.judged.tests.length) return null;
     const words = ["kept", "removed", "no score"];
     const rows = state.judged.tests.map((test) => {
-      const value = state.judge.columns.get(test.name)?.numbers?.[clip];
+      const column = state.judge.columns.get(test.name);
+      const value = column?.numbers?.[clip];
       const { min, max } = test.bounds;
       const bounds = [min === undefined ? "" : `≥ ${shown(min)}`, max === undefined ? "" : `≤ ${shown(max)}`];
       return [
-        test.name,
+        h("span", {}, test.name, column?.unit ? h("span", { class: "unit" }, ` ${column.unit}`) : null),
         value === undefined ? "" : shown(value),
-        bounds.filter(Boolean).join(" and "),
+        bounds.filter(Boolean).join(" and ") || test.asked,
         words[test.outcomes[clip]],
       ];
     });

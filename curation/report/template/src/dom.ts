@@ -43,8 +43,10 @@ export function svg(tag: string, attributes: Record<string, string | number>, ..
 }
 
 const NUMBER = /^[≈\d.,\s–-]+(%|s|min|h)?$/;
+/** Names such as duplicate_rank. */
+const WORD = /^[\w@-]{1,24}$/;
 
-/** A table whose first column heads its rows. Numbers stay on one line. */
+/** A table whose first column heads its rows. Numbers and single words stay on one line. */
 export function table(caption: string, headings: string[], rows: Child[][], className = ""): HTMLTableElement {
   const head = h("tr", {}, ...headings.map((heading) => (heading ? h("th", { scope: "col" }, heading) : h("td", {}))));
   const body = rows.map((cells) =>
@@ -52,8 +54,10 @@ export function table(caption: string, headings: string[], rows: Child[][], clas
       "tr",
       {},
       ...cells.map((cell, i) => {
-        const isNumber = typeof cell === "number" || (typeof cell === "string" && NUMBER.test(cell));
-        return i ? h("td", { class: isNumber && "number" }, cell) : h("th", { scope: "row" }, cell);
+        const isText = typeof cell === "string";
+        const unbroken = typeof cell === "number" || (isText && (NUMBER.test(cell) || WORD.test(cell)));
+        const attributes = { class: unbroken && "unbroken" };
+        return i ? h("td", attributes, cell) : h("th", { scope: "row", ...attributes }, cell);
       }),
     ),
   );

@@ -28,10 +28,16 @@ export function captionsOf(header: Header, clip: number): Caption[] {
   return Array.isArray(found) ? (found as Caption[]) : [];
 }
 
+/** The caption to show for a clip: the newest one, as in the .txt of shards; undefined without any. */
+function captionOf(state: State, clip: number): string | undefined {
+  const newest = textOf(state.judge.columns.get("caption"), clip);
+  return newest || captionsOf(state.header, clip).find((each) => each.text)?.text || undefined;
+}
+
 /** The three pictures of a clip, or a placeholder. */
 export function strip(state: State, clip: number): HTMLElement {
   const source = stripOf(clip);
-  const caption = captionsOf(state.header, clip)[0]?.text ?? state.clipId(clip);
+  const caption = captionOf(state, clip) ?? state.clipId(clip);
   if (!source) return h("div", { class: "strip none" }, "no pictures in this page");
   return h("img", { class: "strip", src: source, alt: `first, middle and last picture: ${caption}`, loading: "lazy" });
 }
@@ -55,7 +61,7 @@ export function card(state: State, clip: number, open: (clip: number) => void, e
   );
   const reason = state.reason(clip);
   const mark = state.marks.get(state.clipId(clip));
-  const caption = captionsOf(header, clip).find((each) => each.text)?.text ?? "no caption";
+  const caption = captionOf(state, clip) ?? "no caption";
   const scores = names.map((name) => {
     const column = state.judge.columns.get(name)!;
     const unit = column.unit.length <= 4 ? ` ${column.unit}` : "";

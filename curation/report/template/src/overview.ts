@@ -65,37 +65,76 @@ function footage(overview: Overview): HTMLElement {
 }
 
 function savedFunnel(header: Header, selection: NonNullable<Header["selection"]>): HTMLElement {
-  const all = Math.max(1, header.total_clips);
+  const all = Math.max(1, selection.total_clips);
   const rows = selection.funnel.map((step) => [
     step.rule,
     step.skipped === null ? count(step.removed + step.unscored_dropped) : `skipped: ${step.skipped}`,
     count(step.clips_left),
     bar(step.clips_left / all),
   ]);
-  return table(
+  const funnel = table(
     `Funnel of ${selection.name} as written: ${count(selection.clips)} clips, ${duration(selection.seconds)}`,
     ["rule", "removed", "clips left", ""],
-    [["all clips", "", count(header.total_clips), bar(1)], ...rows],
+    [["all clips", "", count(selection.total_clips), bar(1)], ...rows],
     "shares",
   );
+  return h("div", {}, funnel, ...savedNotes(header, selection).map((text) => h("p", { class: "note" }, text)));
+}
+
+/** How the dataset has changed since a selection was written. */
+function savedNotes(header: Header, selection: NonNullable<Header["selection"]>): string[] {
+  const { total_clips: before, removed_clips: removed, name } = selection;
+  const now = header.total_clips;
+  return [
+    ...(removed ? [`${count(removed)} of its clips were removed from the dataset later.`] : []),
+    ...(now === before
+      ? []
+      : [`The dataset had ${count(before)} clips then, and has ${count(now)} now: select again.`]),
+  ].map((text) => `${name}: ${text}`);
+}
+
+/** What each stage used in all runs. */
+function stageCosts(overview: Overview): HTMLElement {
+  const { costs } = overview;
+  const total = (key: "cpu_s" | "gpu_s") => costs.reduce((sum, cost) => sum + cost[key], 0);
+  const all = { stage: "all", cpu_s: total("cpu_s"), gpu_s: total("gpu_s") };
+  const rows = [...costs, all].map((cost) => [
+    label(cost.stage, STAGES.get(cost.stage)),
+    duration(cost.cpu_s),
+    ...(all.gpu_s ? [duration(cost.gpu_s)] : []),
+    speed(overview, cost.cpu_s),
+    cost === all ? "" : bar(all.cpu_s ? cost.cpu_s / all.cpu_s : 0),
+  ]);
+  const headings = ["stage", "CPU time", ...(all.gpu_s ? ["GPU time"] : []), SPEED, ""];
+  return table("CPU time of all runs", headings, rows, "shares");
+}
+
+const STAGES = new Map([
+  ["scan", "the rest of the scan"],
+  ["driver", "the process that starts a run"],
+]);
+const SPEED = "s of video per CPU s";
+
+function speed(overview: Overview, cpuSeconds: number): string {
+  const ratio = overview.duration_s / cpuSeconds;
+  return Number.isFinite(ratio) ? Number(ratio.toPrecision(3)).toLocaleString("en") : "–";
 }
 
 /** Every column of CPU time that the dataset has; stages of a later version appear by themselves. */
 function cpuTime(overview: Overview): HTMLElement {
+  if (overview.costs.length) return stageCosts(overview);
   const stages = Object.entries(overview.cpu_s);
   const whole = stages.reduce((sum, [, seconds]) => sum + seconds, 0);
-  const speed = (seconds: number) =>
-    seconds ? `${Number((overview.duration_s / seconds).toPrecision(3))}` : "not recorded";
   const rows = stages.map(([name, seconds]) => [
     label(name.replace(/_cpu_s$/, ""), overview.meanings[name]),
     duration(seconds),
-    speed(seconds),
+    speed(overview, seconds),
     bar(whole ? seconds / whole : 0),
   ]);
   return table(
     "CPU time",
-    ["stage", "CPU time", "s of video per CPU s", ""],
-    [...rows, ["all", duration(whole), speed(whole), ""]],
+    ["stage", "CPU time", SPEED, ""],
+    [...rows, ["all", duration(whole), speed(overview, whole), ""]],
     "shares",
   );
 }

@@ -30,7 +30,9 @@ export class Pairs {
     private readonly state: State,
     private readonly look: () => void,
   ) {
-    this.names = state.sliders().filter((name) => state.judge.scores(name).length > 1);
+    const scored = state.sliders().filter((name) => state.judge.scores(name).length > 1);
+    const isQuality = (name: string) => state.judge.columns.get(name)!.better !== "";
+    this.names = [...scored.filter(isQuality), ...scored.filter((name) => !isQuality(name))];
     [this.x, this.y] = [this.names[0] ?? "", this.names[1] ?? this.names[0] ?? ""];
     const scatter = h("section", {}, this.pickers, this.chart, this.told, this.ranges);
     this.element = h("div", { class: "pairs" }, scatter, this.heat);
@@ -61,7 +63,10 @@ export class Pairs {
         legend: { show: false },
         cursor: { drag: { x: true, y: true, setScale: false }, points: { show: false } },
         scales: { x: { time: false } },
-        axes: [axis(this.labelled(this.x)), { ...axis(this.labelled(this.y)), size: 56 }],
+        axes: [
+          { ...axis(this.labelled(this.x)), size: 30 },
+          { ...axis(this.labelled(this.y)), size: 56 },
+        ],
         series: [{}, points("--dropped"), points("--kept")],
         hooks: { setSelect: [(plot) => this.dragged(plot)], ready: [(plot) => this.showBox(plot)] },
       },

@@ -7,6 +7,9 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from curation.dataset.joined import joined_columns, listed_columns
+from curation.dataset.joined_captions import is_bookkeeping
+from curation.dataset.schemas import SCHEMAS
 from curation.dataset.sql import literal, quoted
 from curation.dataset.tables import Dataset
 from curation.dataset.totals import source_totals
@@ -23,6 +26,7 @@ _FREE_TEXT, _QUANTITY = 0.5, 0.25
 _MOST_TEXTS, _MOST_NUMBERS = 1_000, 6
 _TEXTS, _INTEGERS = ("VARCHAR", "BOOLEAN"), ("TINYINT", "SMALLINT", "INTEGER", "BIGINT")
 _NOT_COUNTED = {"clip_id", "source_id", "uri", "version", "status", "note", "error", "error_kind", "width", "height"}
+_NOT_COUNTED |= {"duplicate_of"}
 
 
 def overview(dataset: Dataset, connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
@@ -58,19 +62,20 @@ def rejected_sources(connection: duckdb.DuckDBPyConnection) -> list[list[str]]:
 def _categories(
     connection: duckdb.DuckDBPyConnection, fields: Mapping[str, Mapping[str, pa.Field]]
 ) -> list[dict[str, Any]]:
-    """Columns with few values, of usable sources, then of clips, with their counts: texts, yes or no, and whole numbers
-    with a unit, such as bits and degrees."""
+    """Columns with few values, with their counts: of usable sources, of clips, of added scores and captioners. They
+    are texts, yes or no, and whole numbers with a unit, such as bits and degrees."""
     found: list[dict[str, Any]] = []
     seen: set[str] = set()
-    for table, condition in (("sources", "status = 'ok'"), ("clips", "true")):
+    for view, condition in (("sources", "status = 'ok'"), ("clips", "true"), *_added(connection)):
+        table = quoted(view)
         described = connection.execute(f"DESCRIBE {table}").fetchall()
-        metadata_by_name = {name: metadata_of(field) for name, field in fields.get(table, {}).items()}
+        metadata_by_name = {name: metadata_of(field) for name, field in fields.get(view, {}).items()}
         kinds = {
             name: kind
             for name, kind, *_ in described
             if kind in _TEXTS or (kind in _INTEGERS and metadata_by_name.get(name, {}).get("unit"))
         }
-        kinds = {name: kind for name, kind in kinds.items() if not _is_excluded(name, seen)}
+        kinds = {name: kind for name, kind in kinds.items() if not _is_excluded(view, name, seen)}
         seen |= kinds.keys()
         names = _few_valued(connection, table, condition, kinds)[: _MOST_CATEGORIES - len(found)]
         for name in names:
@@ -82,7 +87,7 @@ def _categories(
             found.append(
                 {
                     "name": name,
-                    "table": table,
+                    "table": view if view in SCHEMAS else "clips",
                     "boolean": kinds[name] == "BOOLEAN",
                     "meaning": metadata.get("meaning", ""),
                     "values": _counts(connection, table, value, f"{condition} AND {column} IS NOT NULL"),
@@ -91,8 +96,16 @@ def _categories(
     return found
 
 
-def _is_excluded(name: str, seen: set[str]) -> bool:
-    return name in _NOT_COUNTED or name in seen or name.endswith(("_error", "_error_kind"))
+def _added(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, str]]:
+    """Views of added scores and captioners, in the versions that count."""
+    views = dict.fromkeys(view for view, _, _ in listed_columns(joined_columns(connection)).values())
+    return [(view, "true") for view in views if view not in SCHEMAS]
+
+
+def _is_excluded(view: str, name: str, seen: set[str]) -> bool:
+    if name in _NOT_COUNTED or name in seen or is_bookkeeping(view, name):
+        return True
+    return name.endswith(("_error", "_error_kind", "_clip_id", "weights_digest"))
 
 
 def _few_valued(
@@ -127,8 +140,11 @@ def _counts(
 
 
 def _errors(connection: duckdb.DuckDBPyConnection) -> dict[str, list[list[Any]]]:
-    """Score -> its most common reasons for being null, with the number of clips."""
-    described = connection.execute("DESCRIBE clips").fetchall()
-    names = [name for name, kind, *_ in described if name.endswith("_error") and kind == "VARCHAR"]
-    reasons = {name.removesuffix("_error"): _counts(connection, "clips", quoted(name)) for name in names}
+    """Score or captioner -> its most common reasons for being null, with the number of clips."""
+    reasons: dict[str, list[list[Any]]] = {}
+    for view in ("clips", *(view for view, _ in _added(connection))):
+        described = connection.execute(f"DESCRIBE {quoted(view)}").fetchall()
+        names = [name for name, kind, *_ in described if name.endswith("_error") and kind == "VARCHAR"]
+        # A later version replaces the reasons of the clips table.
+        reasons |= {name.removesuffix("_error"): _counts(connection, quoted(view), quoted(name)) for name in names}
     return {name: counts for name, counts in reasons.items() if counts}

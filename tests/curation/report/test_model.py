@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from clipmill import storage
+from clipmill.columns import column
 from clipmill.errors import UserError
+from curation.dataset.score_versions import RecordedVersion, ScoreVersion, score_schema
 from curation.report.model import build_report
 from curation.report.page import page
 from curation.report.payload import Report
@@ -108,6 +110,40 @@ def test_what_came_with_the_videos_is_counted_and_shown_per_clip(tmp_path: Path)
     lost = dict(header["overview"]["lost_s"])
     assert lost["lost_transition_s"] == 25.0
     assert header["overview"]["meanings"]["lost_transition_s"] == "footage dropped for transitions"
+
+
+def test_labels_and_errors_of_added_scores_are_counted_in_the_version_that_counts(tmp_path: Path) -> None:
+    dataset = make(tmp_path / "dataset", 20)
+    recorded = [
+        RecordedVersion(version=i, made_with=ScoreVersion(scorer_version=i), target="", finished=True) for i in (1, 2)
+    ]
+    dataset.record_versions("scores/camera", recorded)
+    ids = [clip_id for part in dataset.parts("clips") for clip_id in dataset.read_part("clips", part)["clip_id"]]
+    kind = column("camera_kind", pa.string(), "how the camera moves")
+    for version, values in ((1, ["pan"] * 20), (2, ["pan"] * 5 + ["still"] * 12 + [None] * 3)):
+        errors = [None if value else "too dark" for value in values]
+        schema = score_schema("camera", [kind])
+        rows = pa.table({"clip_id": ids, "camera_kind": values, "camera_error": errors})
+        dataset.write_part(f"scores/camera/v{version}", "a", filled(rows, schema))
+    overview = unpacked(build_report(dataset))[0]["overview"]
+    (labels,) = (each for each in overview["categories"] if each["name"] == "camera_kind")
+    assert labels == {
+        "name": "camera_kind",
+        "table": "clips",
+        "boolean": False,
+        "meaning": "how the camera moves",
+        "values": [["still", 12], ["pan", 5]],
+    }
+    assert overview["errors"] == {"motion": [["<b>flow</b> failed", 1]], "camera": [["too dark", 3]]}
+    assert {"duplicate_of", "weights_digest", "version"}.isdisjoint(each["name"] for each in overview["categories"])
+
+
+def filled(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The rows with nulls for the columns that they lack."""
+    columns = [
+        rows[f.name].cast(f.type) if f.name in rows.column_names else pa.nulls(len(rows), f.type) for f in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def test_columns_beyond_the_budget_are_left_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from curation.scores.text import TextConfig
 
 class CaptionersConfig(Config):
     """Captioners to run, in this order. Each one with settings runs; `coca: {}` uses the defaults. `clipmill caption`
-    takes the settings of its captioner from here, too."""
+    takes the settings of its captioner from here as well."""
 
     coca: CocaConfig | None = None
     """CoCa on the middle frame. null disables it."""
@@ -57,7 +57,7 @@ class CurateConfig(Config):
     """On-screen text score."""
     scorers: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
     """Further scorers, by the name of an installed plug-in or by address (`module:Class`, `path/file.py:Class`), each
-    with its settings; `{}` uses its defaults. `clipmill score` adds them to clips that are there."""
+    with its settings; `{}` uses its defaults. `clipmill score` adds them to existing clips."""
     duplicates: DuplicatesConfig | None = Field(default_factory=DuplicatesConfig)
     """Near-duplicate search at the end of a run. null disables it."""
     without: tuple[str, ...] = ()

@@ -102,15 +102,15 @@ class Like(Rule):
 
 
 class Within(Config):
-    """Which clips of a group are taken first."""
+    """Which clips of a group are kept first."""
 
     best: dict[str, Literal["highest", "lowest"]] = Field(default_factory=dict)
-    """Columns of numbers, most important first, and which of their values is best. Missing values come last. Ties, and
-    all clips without it, are in random order."""
+    """Numeric columns, most important first, and whether their highest or lowest value is best. Missing values come
+    last. The order of ties is random; so is that of all clips if this is empty."""
     seed: int = Field(0, ge=0)
-    """Seed of the random order, which depends on nothing but the seed and the id of a clip."""
+    """Seed of the random order, which depends only on the seed and the id of a clip."""
     unscored: Literal["drop", "keep"] = "drop"
-    """Whether to drop or keep clips that belong to no group. Kept ones count for none."""
+    """Whether to drop or keep clips without a group. Kept ones do not count towards the limits."""
 
 
 class MaxPer(Within):
@@ -122,15 +122,15 @@ class MaxPer(Within):
 
 
 class Balance(Within):
-    """Balance between groups, among the clips that pass all other rules: each group gives in proportion to
-    size ** power, and no more than it has."""
+    """Balance between groups, among the clips that pass all other rules: each group contributes in proportion to
+    size ** power, but at most all its clips."""
 
     by: str
     """Column that names the groups, such as `cluster`."""
     power: float = Field(0.5, ge=0, le=1)
-    """1 keeps the proportions, 0 takes the same number from each group."""
+    """With 1 the proportions stay the same, with 0 each group contributes the same number of clips."""
     clips: int = Field(ge=1)
-    """Number of clips that are left. If there are not more, all stay."""
+    """Number of clips to keep. If no more are left by the other rules, all are kept."""
 
 
 class Rules(Config):
@@ -141,8 +141,8 @@ class Rules(Config):
     rules: dict[str, Rule] = Field(default_factory=dict)
     """Column of the joined view -> bounds."""
     like: tuple[Like, ...] = ()
-    """Likeness to a text, a clip or a picture: one, or a list. Its score is the column `likeness`, which `where` may
-    use; that of the second one is `likeness_2`."""
+    """Likeness to a text, a clip or a picture: one rule, or a list. Its score is the column `likeness`, that of the
+    second rule `likeness_2`, and so on; `where` can use these columns."""
     where: str | None = None
     """SQL condition on the joined view. A clip for which it is null counts as unscored and is dropped."""
     max_per: dict[str, MaxPer] = Field(default_factory=dict)

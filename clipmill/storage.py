@@ -264,16 +264,17 @@ def list_files(fs: fsspec.AbstractFileSystem, folder: str, suffix: str = "") -> 
     return [path for path in _entries(fs, folder, kind="file") if path.endswith(suffix) and not _is_temporary(path)]
 
 
-def file_marks(fs: fsspec.AbstractFileSystem, folder: str, suffix: str = "") -> dict[str, str]:
-    """The files of `list_files`, each with a mark: its size and the version that the store gives it (etag, modification
-    time). A file that is replaced has another mark; so has a copy.
+def file_versions(fs: fsspec.AbstractFileSystem, folder: str, suffix: str = "") -> dict[str, str]:
+    """The files of `list_files`, each with its size and its version in the store (etag or modification time).
+
+    A replaced file has another version, and so does a copy.
     """
-    marks = {}
+    versions = {}
     for entry in _listed(fs, folder):
         path = entry["name"].rstrip("/")
         if entry["type"] == "file" and path.endswith(suffix) and not _is_temporary(path):
-            marks[path] = f"{entry['size']} {version_of(entry)}"
-    return dict(sorted(marks.items()))
+            versions[path] = f"{entry['size']} {version_of(entry)}"
+    return dict(sorted(versions.items()))
 
 
 def list_folders(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:

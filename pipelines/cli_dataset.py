@@ -58,7 +58,7 @@ def remove(
     as_json: AsJson = False,
     take_over: TakeOver = False,
 ) -> None:
-    """Remove sources and all that came from them: clips, pictures, scores, captions, embeddings, samples of shards.
+    """Remove sources and everything made from them: clips, pictures, scores, captions, embeddings, samples of shards.
 
     `clipmill curate` does not scan them again, unless --restore is passed. If a removal is interrupted, no
     other command opens the dataset: rerun it, or run `clipmill remove DATASET` alone.

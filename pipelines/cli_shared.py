@@ -61,7 +61,7 @@ TakeOver = Annotated[
     bool,
     typer.Option(
         "--take-over",
-        help="Replace a live run that owns the output folder: it stops at its next commit, this one does the rest.",
+        help="Replace a live run that owns the output folder: it stops at its next commit, and this run continues.",
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""`clipmill remove`: take sources out of a dataset, with everything that came from them.
+"""`clipmill remove`: remove sources from a dataset, with everything that was made from them.
 
     note the removal -> selections and marks -> shards -> tables -> near-duplicates again -> record it -> drop the note
 

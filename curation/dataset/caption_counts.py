@@ -1,4 +1,4 @@
-"""Counts of captions: those that came with the videos, and those of captioners with what they cost."""
+"""Counts of captions: of those supplied with the videos, and of those of captioners, with their cost."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ class CaptionCount:
     captioner: str
     version: int
     counted: bool
-    """Whether its captions are those of the captioner: in `captions`, in shards."""
+    """Whether it is the version that `captions` and shards contain."""
     clips: int
-    """Clips that it has a row for."""
+    """Clips with a row in this version."""
     failed: int
     tokens: int
-    """Of requests and answers, of failed ones too; 0 of a captioner that counts none."""
+    """Tokens of requests and answers, including failed ones; 0 if the captioner does not count tokens."""
     price: float | None
     """Of the tokens, in the currency of the settings; None without prices."""
 

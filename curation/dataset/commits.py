@@ -66,7 +66,7 @@ class Commit:
     changes: dict[str, int] = field(default_factory=dict)
     """Table that changed -> rows more than in the version before, negative if fewer. 0: rows were replaced."""
     files: dict[str, str] = field(default_factory=dict)
-    """Table -> digest of the names and marks of its files: the next version counts rows of other files only."""
+    """Table -> digest of the names and versions of its files: the next commit only counts the rows of other files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,15 +205,15 @@ def _is_committed(dataset: Dataset, pending: _Pending) -> bool:
 
 
 def _files(dataset: Dataset) -> dict[str, dict[str, str]]:
-    """Table -> committed part -> size and mark of its file; JSON beside them, by its name, with a digest."""
+    """Table -> committed part -> size and version of its file; name of JSON files beside them -> digest."""
     found = {}
     for table in (*dataset.tables(), "removed"):
-        marks = dataset.part_marks(table)
+        versions = dataset.part_versions(table)
         record = table.rpartition("/")[0]  # of scores with versions: which of them counts
-        for path in storage.list_files(dataset.fs, dataset.file(record), ".json") if record and marks else ():
-            marks[path.rpartition("/")[2]] = hashlib.sha256(storage.read_bytes(dataset.fs, path)).hexdigest()
-        if marks:
-            found[table] = marks
+        for path in storage.list_files(dataset.fs, dataset.file(record), ".json") if record and versions else ():
+            versions[path.rpartition("/")[2]] = hashlib.sha256(storage.read_bytes(dataset.fs, path)).hexdigest()
+        if versions:
+            found[table] = versions
     return found
 
 

@@ -154,7 +154,7 @@ def _inputs(dataset: "Dataset") -> str:
     with dataset.connect() as connection:
         view, name, _ = embedding_column(dataset, joined_columns(connection))
     tables = sorted({"clips", dataset.views()[view]})
-    files = {table: dataset.part_marks(table) for table in tables}
+    files = {table: dataset.part_versions(table) for table in tables}
     return fingerprint({"method": _METHOD, "column": [view, name], "files": files})
 
 

@@ -1,4 +1,4 @@
-"""SQL for the captions of a clip: those that came with its video, which its source holds once for all its clips, and
+"""SQL for the captions of a clip: those supplied with its video, which are stored once in the row of its source, and
 those of captioners, in the version that counts.
 
 Columns of the joined view: `captions`, all of them; `caption`, the text of the newest.
@@ -20,7 +20,7 @@ _BOOKKEEPING = ("caption", "error", "error_kind", "prompt_tokens", "completion_t
 
 
 def is_bookkeeping(view: str, column: str) -> bool:
-    """Whether a column is a captioner's, but no field of its captions: it is in `captions`, or what they cost."""
+    """Whether a column of a captioner is not a field of its captions, but contained in `captions`, or their cost."""
     folder, _, name = view.partition("@")[0].partition("_")
     return folder == CAPTIONS and column in {f"{name}_{each}" for each in _BOOKKEEPING}
 
@@ -37,7 +37,7 @@ def run_order(captioner: str) -> tuple[int, str]:
 
 
 def all_captions(listed: Iterable[Generated]) -> str:
-    """Those that came with the video, then those of captioners: a list as in the sources table. Both need a join with
+    """All captions, those supplied with the video first: a list as in the sources table. The query must join
     sources."""
     captions = _CAME_WITH_IT
     for name, view, _ in listed:
@@ -49,8 +49,8 @@ def all_captions(listed: Iterable[Generated]) -> str:
 
 
 def newest_caption(listed: Iterable[Generated]) -> str:
-    """The text of the captioner whose version was begun last, of those that have one; without any, the first that came
-    with the video."""
+    """The text of the captioner whose version was started last, among those with text, or else that of the first
+    caption supplied with the video. The query must join sources."""
     newest = sorted(listed, key=lambda each: (each[2], run_order(each[0])), reverse=True)
     texts = [f"{quoted(view)}.{quoted(f'{name}_caption')}" for name, view, _ in newest]
     return f"coalesce({', '.join([*texts, _FIRST_THAT_CAME])})"

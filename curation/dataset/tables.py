@@ -148,17 +148,17 @@ class Dataset:
             return sorted(committed if table_name == "sources" else committed & self._present(table_name))
         return sorted(self._present(table_name))
 
-    def part_marks(self, table_name: str) -> dict[str, str]:
-        """Committed part of a table -> size of its file and the store's mark of its content."""
+    def part_versions(self, table_name: str) -> dict[str, str]:
+        """Committed part of a table -> size and version (etag or modification time) of its file."""
         committed = set(self.parts(table_name))
-        marks = storage.file_marks(self.fs, self.file(table_name), ".parquet")
-        parts = {path.rpartition("/")[2].removesuffix(".parquet"): mark for path, mark in marks.items()}
-        return {part: mark for part, mark in parts.items() if part in committed}
+        versions = storage.file_versions(self.fs, self.file(table_name), ".parquet")
+        parts = {path.rpartition("/")[2].removesuffix(".parquet"): version for path, version in versions.items()}
+        return {part: version for part, version in parts.items() if part in committed}
 
     def tables(self) -> list[str]:
-        """Every table of rows, whoever wrote it: the folders with Parquet files, such as "clips" or "scores/NAME/v1".
+        """All tables, including those of other programs: folders of Parquet files, such as "clips" or "scores/NAME/v1".
 
-        Selections, shards and the history of the dataset are no tables.
+        Selections, shards and the history of the dataset are not tables.
         """
         found, folders = [], [path for path in storage.list_folders(self.fs, self.path) if _is_of_tables(path)]
         while folders:

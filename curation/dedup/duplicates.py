@@ -314,7 +314,7 @@ def inputs_digest(dataset: Dataset, config: DuplicatesConfig) -> str:
         known = joined_columns(connection)
     table_of = dataset.views()
     tables = sorted({table_of[known[name][0]] for name in _read_columns(config) if name in known})
-    files = {table: dataset.part_marks(table) for table in tables}
+    files = {table: dataset.part_versions(table) for table in tables}
     return fingerprint({"method": _METHOD, "config": config.model_dump(mode="json"), "files": files})
 
 

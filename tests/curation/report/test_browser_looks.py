@@ -82,6 +82,12 @@ def test_it_is_accessible(browser: Any, file: Path, viewport: tuple[int, int], s
             found = {v["id"]: [node["html"][:160] for node in v["nodes"][:3]] for v in violations}
             assert not found, tab.inner_text()
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), tab.inner_text()
+        page.click("#tab-Choose")
+        page.locator(".card .open").first.click()
+        assert not page.evaluate("axe.run('dialog').then(found => found.violations.map(violation => violation.id))")
+        assert page.evaluate(
+            "(({scrollWidth, clientWidth}) => scrollWidth <= clientWidth)(document.querySelector('dialog'))"
+        )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

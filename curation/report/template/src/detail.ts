@@ -171,7 +171,7 @@ function cell(column: Column, row: number): string {
   if (column.numbers) {
     const value = column.numbers[row];
     if (Number.isNaN(value)) return "";
-    return String(column.kind === "single" ? Number(value.toPrecision(7)) : value);
+    return String(Number.isInteger(value) ? value : Number(value.toPrecision(column.kind === "single" ? 7 : 12)));
   }
   if (column.texts) return textOf(column, row);
   const words = readable(jsonOf(column, row));

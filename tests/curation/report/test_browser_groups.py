@@ -13,7 +13,7 @@ from curation.report.page import write_page
 from curation.selection.rules import Rules, load_rules
 from curation.selection.saved import selected_clips
 from curation.selection.select import select_clips
-from tests.curation.report.browser import kept, opened
+from tests.curation.report.browser import kept, opened, wait_until
 from tests.curation.report.datasets import make
 
 pytestmark = pytest.mark.slow
@@ -110,7 +110,7 @@ def test_limits_can_be_switched_off_and_say_why_a_clip_is_dropped(browser: Any, 
         )
         assert len(limited) == selection.funnel[0].removed
         page.uncheck("#useGroups")
-        assert kept(page) == 200
+        wait_until(page, "document.querySelector('#kept-clips').dataset.clips == 200")
         assert "balance" not in page.input_value("#yaml")
 
 

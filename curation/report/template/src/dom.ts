@@ -42,7 +42,7 @@ export function svg(tag: string, attributes: Record<string, string | number>, ..
   return element;
 }
 
-const NUMBER = /^[≈\d.,\s–-]+(%|s|min|h)?$/;
+const NUMBER = /^[≈\d.,\s–-]{1,24}(%|s|min|h)?$/;
 /** Names such as duplicate_rank. */
 const WORD = /^[\w@-]{1,24}$/;
 

@@ -154,12 +154,12 @@ def test_a_dataset_without_embeddings_says_what_to_do(tmp_path: Path):
 
 def test_a_rerun_without_new_clips_writes_nothing(dataset: Dataset):
     cluster(dataset.url, CONFIG, quiet=True)
-    marks, commits = dataset.part_marks("scores/cluster/v1"), read_commits(dataset)
+    marks, commits = dataset.part_versions("scores/cluster/v1"), read_commits(dataset)
     cluster(dataset.url, CONFIG, quiet=True)
-    assert (dataset.part_marks("scores/cluster/v1"), read_commits(dataset)) == (marks, commits)
+    assert (dataset.part_versions("scores/cluster/v1"), read_commits(dataset)) == (marks, commits)
     add_part(dataset, "p2", range(110, 130))
     cluster(dataset.url, CONFIG, quiet=True)
-    assert set(dataset.part_marks("scores/cluster/v1")) == {"p0", "p1", "p2"}
+    assert set(dataset.part_versions("scores/cluster/v1")) == {"p0", "p1", "p2"}
     assert len(read_commits(dataset)) == len(commits) + 1
 
 

@@ -33,6 +33,7 @@ from curation.video.info import VideoInfo, describe, too_long
 from curation.video.scrambling import is_scrambled
 from curation.video.stall import Watched
 from curation.video.timed import Frame, between, matched, timed
+from curation.video.unread import why_unread
 
 _WITHOUT_PTS = ("avi", "asf")
 """Containers with one timestamp per packet, which FFmpeg takes for a decoding time."""
@@ -123,9 +124,8 @@ class Video:
             self._open(file)
         except SourceError as error:
             if error.kind == "decode_error" and is_scrambled(self._file):
-                raise SourceError(
-                    "encrypted", "the transport stream is scrambled: descramble the file first"
-                ) from error
+                reason = "the transport stream is scrambled: descramble the file first"
+                raise SourceError("encrypted", reason) from error
             raise
 
     def _open(self, file: BinaryIO) -> None:
@@ -345,9 +345,9 @@ class Video:
                     yield self._shown(settle_matrix(av_frame))
             except MemoryError:
                 raise
-            except av.FFmpegError as error:  # decoders have codes of all kinds
+            except av.FFmpegError as error:  # of whatever code
                 if isinstance(error, av.error.PermissionError) and self._decoder.name == "theora":
-                    continue  # its code for a header between frames, where recordings were joined
+                    continue  # a header between frames, where recordings were joined
                 self._assure_memory()
                 stamp = packet.pts if packet.pts is not None else packet.dts
                 if packet.size or stamp is not None:
@@ -369,7 +369,7 @@ class Video:
 
     def _packets(self, seen: PacketIndex) -> Iterator[av.Packet]:
         """Every packet, recorded in `seen` together with the reason if they end before the stream does."""
-        packets = demuxed(self._container, self.stream)
+        packets, last_bytes = demuxed(self._container, self.stream), None
         while True:
             try:
                 packet = next(packets, None)
@@ -382,19 +382,17 @@ class Video:
                 raise_if_stopped(error)
                 raise SourceError("unreadable", f"reading failed partway: {error}") from error
             if packet is None or not self._file.came_to_a_packet():
-                seen.ended_early = self._file.reason or seen.ended_early
-                mpegts = self._container.format.name == "mpegts"
-                if mpegts and not seen.ended_early and is_scrambled(self._file, at_end=True):
-                    seen.ended_early = "the stream is scrambled from there on"
+                early = self._file.reason or seen.ended_early
+                seen.ended_early = early or why_unread(self._file, self._container.format.name, last_bytes)
                 return
             if packet.size:
                 if packet.is_keyframe and packet.has_sidedata("encryption_info"):
                     seen.encrypted, seen.ended_early = True, "the stream is encrypted from there on"
                     return
-                if not seen.pts:
-                    seen.first_dts = packet.dts
+                seen.first_dts = seen.first_dts if seen.pts else packet.dts
                 seen.pts.append(packet.pts)
                 seen.is_key.append(packet.is_keyframe)
+                last_bytes = packet.pos
             yield packet
 
     def _assure_memory(self) -> None:

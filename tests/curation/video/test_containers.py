@@ -117,6 +117,25 @@ def test_files_joined_end_to_end_are_read_to_the_end(folder: Path, tmp_path: Pat
             assert sum(1 for _ in file.decode(video=0)) == FRAMES
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".flv", ".wmv", ".ivf"])
+def test_a_file_joined_to_the_end_that_is_not_read_is_noted(folder: Path, tmp_path: Path, suffix: str):
+    codec = {".wmv": ("-c:v", "wmv2"), ".ivf": ("-c:v", "libvpx")}.get(suffix, ("-c:v", "libx264"))
+    sound = (
+        () if suffix == ".ivf" else ("-f", "lavfi", "-i", "sine=d=3", "-c:a", "aac" if suffix != ".wmv" else "wmav2")
+    )
+    ffmpeg("-i", folder / "whole.mp4", *sound, *codec, "-pix_fmt", "yuv420p", tmp_path / f"a{suffix}")
+    content = (tmp_path / f"a{suffix}").read_bytes()
+    (tmp_path / f"joined{suffix}").write_bytes(content + content)
+    notes = []
+    for name in ("a", "joined"):
+        (source,) = list_sources([str(tmp_path / f"{name}{suffix}")])
+        row = scan(source, CONFIG).source
+        assert row["frames"] == FRAMES
+        notes.append(row["note"] or "")
+    assert "joined" not in notes[0]
+    assert "another file is joined to its end" in notes[1]
+
+
 @pytest.mark.parametrize("first_box", [b"styp", b"sidx", b"moof"])
 def test_a_media_segment_without_its_header_is_named(folder: Path, tmp_path: Path, first_box: bytes):
     flags = ("-movflags", "cmaf+dash+frag_keyframe+empty_moov+global_sidx")

@@ -48,8 +48,9 @@ clips = load_dataset("USER/NAME", split="train")
 ```
 `data/` has a video and its caption (`.txt`) per clip; `clips.parquet` has a row per clip with captions, scores and
 metadata.""",
-    "finetrainers": """Start finetrainers in this folder with `--dataset_config training.json`, which lists the buckets
-(frames, height, width) that occur. `clips.parquet` has a row per clip with captions, scores and metadata.""",
+    "finetrainers": """Start finetrainers in `{data}/` with `--dataset_config ../training.json`, which lists the buckets
+(frames, height, width) that occur. Of a clip that is longer than its bucket, finetrainers takes evenly spaced frames:
+its motion gets faster. `clips.parquet` has a row per clip with captions, scores and metadata.""",
     "diffusion-pipe": """Start diffusion-pipe in this folder, with `dataset = "dataset.toml"` in the training
 configuration. `data/` has a folder per bucket (width x height x frames). `clips.parquet` has a row per clip with
 captions, scores and metadata.""",

@@ -102,7 +102,7 @@ def _plain_clips(
 
 def _for_files(plan: ShardPlan, fps: Fraction | None) -> ShardPlan:
     """The plan with clips of another rate marked for transcoding. Those at the right rate keep their packets."""
-    rows = plan.clips.select(["extraction", "fps", "variable_fps"]).to_pylist()
+    rows = plan.clips.to_pylist()
     how = ["transcode" if needs_resampling(row, fps) else row["extraction"] for row in rows]
     at = plan.clips.column_names.index("extraction")
     return ShardPlan(

@@ -7,6 +7,8 @@ diffusion-pipe   data/WIDTHxHEIGHTxFRAMES/ID.mp4      (tdrussell/diffusion-pipe,
 musubi           data/FRAMES/ID.mp4 and .txt          (kohya-ss/musubi-tuner, docs/dataset_config.md)
 
 All paths are relative to the published folder, and trainers start there: they resolve paths against the working folder.
+finetrainers 0.2 starts in `data`: it puts `data_root` before paths that begin with it, which only "." survives. A name
+such as "data" would be looked up on the Hub first, too.
 """
 
 import json
@@ -81,7 +83,7 @@ def trainer_files(
 
 def _finetrainers(buckets: Sequence[Bucket]) -> str:
     dataset: dict[str, Any] = {
-        "data_root": DATA,
+        "data_root": ".",
         "dataset_type": "video",
         "id_token": None,
         "video_resolution_buckets": [[each.frames, each.height_px, each.width_px] for each in buckets],

@@ -87,7 +87,7 @@ def plan_publication(rows: pa.Table, gone: Sequence[FailedClip], *, to: Target, 
 
 
 def published_frames(clip: ClipRow, fps: Fraction | None) -> int:
-    """Number of frames of the file."""
+    """Number of frames of the file of a clip, with its bucket."""
     if fps is not None and needs_resampling(clip, fps):
         return resampled_frames(clip_duration(clip), fps)
     return int(clip["frames"])
@@ -112,13 +112,19 @@ def _names(source: str) -> Iterable[str]:
     return {source, source.partition(":")[0]}
 
 
+def _fillable_frames(clip: ClipRow, fps: Fraction | None) -> int:
+    """Number of frames of the file, whether or not the clip has to be resampled to fill its bucket."""
+    frames = published_frames(clip, fps)
+    return frames if fps is None else min(frames, resampled_frames(clip_duration(clip), fps))
+
+
 def _with_folders(rows: pa.Table, to: Target, config: PublishConfig) -> tuple[pa.Table, list[FailedClip]]:
     fps = config.rate(to)
     kept: list[int] = []
     places: list[dict[str, Any]] = []
     too_short = []
     for i, clip in enumerate(rows.to_pylist()):
-        frames = published_frames(clip, fps)
+        frames = _fillable_frames(clip, fps)
         lengths = (1,) if to == "files" else config.lengths
         bucket = bucket_of(frames, clip["width"], clip["height"], lengths=lengths, resolution_px=config.resolution_px)
         if bucket is None:
@@ -126,7 +132,8 @@ def _with_folders(rows: pa.Table, to: Target, config: PublishConfig) -> tuple[pa
             too_short.append(FailedClip(clip_id=clip["clip_id"], error_kind="too_short", error=error))
             continue
         kept.append(i)
-        places.append({"folder": folder_of(to, bucket), "bucket": asdict(bucket), "file_frames": frames})
+        place = {"folder": folder_of(to, bucket), "bucket": asdict(bucket)}
+        places.append(place | {"file_frames": published_frames({**clip, **place}, fps)})
     if not kept:
         raise UserError(
             f"every clip is too short: {too_short[0].error}. Set smaller `lengths`, or a higher frame rate (--fps)"

@@ -26,10 +26,18 @@ def resampled_frames(duration: Fraction, fps: Fraction) -> int:
 
 
 def needs_resampling(clip: Any, fps: Fraction | None) -> bool:
-    """Whether a clip's frame rate is variable, unknown or different from `fps`."""
+    """Whether a clip's frame rate is variable, unknown or different from `fps`, or so little faster that the clip fills
+    its `bucket`, if it has one, with its own frames but not at `fps`.
+
+    diffusion-pipe chooses a bucket by the frames of a file, then resamples them by the mean rate that the file states,
+    and fails if one is missing.
+    """
     if fps is None:
         return False
-    return bool(clip["variable_fps"] or not clip["fps"] or abs(clip["fps"] / float(fps) - 1) > _SAME_RATE)
+    if clip["variable_fps"] or not clip["fps"] or abs(clip["fps"] / float(fps) - 1) > _SAME_RATE:
+        return True
+    bucket = clip.get("bucket")
+    return bucket is not None and (clip_duration(clip) + _ALMOST) * fps < bucket["frames"]
 
 
 def clip_duration(clip: Any) -> Fraction:

@@ -6,12 +6,13 @@ import json
 import os
 import socket
 import tarfile
-import tomllib
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -23,15 +24,21 @@ from curation.selection.rules import Rules
 from pipelines.publish import PublishRun
 from tests.media import panning, write_video
 from tests.pipelines.corpora import WITHOUT_CLIP
+from tests.trainers import diffusion_pipe, finetrainers, musubi
+from tests.trainers.clips import TrainedClip, fitted
+from tests.trainers.clips import decoded as stored_frames
+from tests.trainers.packages import installed
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
+BUCKET = ("width_px", "height_px", "frames")
 SECRETS = ("SECRETTOKEN", "hf_" + "a" * 24)
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> str:
-    """Remuxed and transcoded clips of 24 and 30 frames/s, one of them with wide pixels, one in another codec."""
+    """Remuxed and transcoded clips of 24 and 30 frames/s, one of them with wide pixels, one in another codec; and one
+    at little more than 16 frames/s, which fills a bucket of 33 frames, but not at 16 frames/s."""
     folder = tmp_path_factory.mktemp("home") / "alice" / "videos"
     folder.mkdir(parents=True)
     kinds: dict[str, dict[str, Any]] = {
@@ -39,9 +46,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> str:
         "b": {"fps": 30},
         "wide": {"fps": 24, "sample_aspect_ratio": Fraction(4, 3)},
         "mpeg4": {"fps": 24, "codec": "mpeg4"},
+        "faster": {"fps": Fraction(1602, 100)},
     }
     for i, (name, options) in enumerate(kinds.items()):
-        frames = panning(height=90, pixels_per_frame=1 + i, frames=66, seed=i)
+        frames = panning(height=90, pixels_per_frame=1 + i, frames=33 if name == "faster" else 66, seed=i)
         write_video(folder / f"{name}.mp4", frames, **options)
     license_of = {"a": "CC0", "b": "CC0", "wide": "CC-BY-4.0"}
     for name, license_name in license_of.items():
@@ -102,12 +110,12 @@ def decoded(path: Path) -> tuple[int, int, int, float]:
 def test_every_selected_clip_is_there_with_its_description(published: Any) -> None:
     to, out, run = published
     found = videos(out)
-    assert len(found) == run.clips == run.written == 4
+    assert len(found) == run.clips == run.written == 5
     assert run.left_out == {}
-    assert run.without_caption == 1
+    assert run.without_caption == 2
     table = pq.read_table(out / ("data/clips.parquet" if to == "hf" else "clips.parquet")).to_pylist()
     assert {row["clip_id"] for row in table} == found.keys()
-    assert sorted(row["caption"] for row in table) == ["", "moving, a", "moving, b", "moving, wide"]
+    assert sorted(row["caption"] for row in table) == ["", "", "moving, a", "moving, b", "moving, wide"]
     if to != "hf":
         assert all((out / row["file"]).is_file() for row in table)
         texts = {path.stem: path.read_text() for path in out.glob("data/**/*.txt")}
@@ -119,6 +127,7 @@ def test_every_selected_clip_is_there_with_its_description(published: Any) -> No
         ("b.mp4", "CC0"),
         ("wide.mp4", "CC-BY-4.0"),
         ("mpeg4.mp4", ""),
+        ("faster.mp4", ""),
     }
 
 
@@ -129,7 +138,7 @@ def test_the_card_says_what_it_is(published: Any) -> None:
     values = yaml.safe_load(head)
     assert values["license"] == "other"
     assert values["size_categories"] == ["n<1K"]
-    for part in ("4 clips", "from 4 sources", "| CC0 | 2 |", "| not stated | 1 |", "motion", "min: 0.1", "hf upload"):
+    for part in ("5 clips", "from 5 sources", "| CC0 | 2 |", "| not stated | 2 |", "motion", "min: 0.1", "hf upload"):
         assert part in body, part
     assert "![Frames of the clips](contact-sheet.jpg)" in body
     assert (out / "contact-sheet.jpg").read_bytes().startswith(b"\xff\xd8")
@@ -245,73 +254,57 @@ def test_files_need_no_metadata_to_be_read(dataset: str, tmp_path_factory: pytes
     assert rows["wide"]["width"] > 200
 
 
-def test_finetrainers_reads_pairs(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """As its documentation says: the captions of `data_root`/*.txt and the videos of the same names; a bucket is the
-    longest that the clip fills."""
-    _, out, run = _published("finetrainers", dataset, tmp_path_factory)
+def test_finetrainers_own_code_reads_every_clip(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    packages = installed(*finetrainers.REQUIREMENTS)
+    _, out, _ = _published("finetrainers", dataset, tmp_path_factory)
+    read = finetrainers.samples(packages, "../training.json", working_directory=out / "data")
+    rows = pq.read_table(out / "clips.parquet").to_pylist()
+    assert sorted(each["caption"] for each in read) == sorted(row["caption"] for row in rows)
+    assert sorted(each["frames"] for each in read) == sorted(decoded(out / row["file"])[0] for row in rows)
     (config,) = json.loads((out / "training.json").read_text())["datasets"]
-    root = out / config["data_root"]
-    assert not [path for path in root.rglob("*") if path.suffix in (".tar", ".parquet") or "metadata" in path.name]
-    pairs = [(path, path.with_suffix(".mp4")) for path in sorted(root.glob("*.txt"))]
-    assert len(pairs) == run.clips
-    assert all(video.is_file() for _, video in pairs)
-    buckets = config["video_resolution_buckets"]
-    used = set()
-    for _, video in pairs:
-        frames, width, height, _ = decoded(video)
-        longest = max(bucket[0] for bucket in buckets if bucket[0] <= frames)
-        nearest = min((b for b in buckets if b[0] == longest), key=lambda b: abs(b[2] / b[1] - width / height))
-        used.add(tuple(nearest))
-    assert used == {tuple(bucket) for bucket in buckets}
+    buckets = {(frames, 3, height, width) for frames, height, width in config["video_resolution_buckets"]}
+    assert {tuple(each["shape"]) for each in read} == buckets
 
 
-def test_diffusion_pipe_finds_a_bucket_for_every_clip(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """As its dataset code: every file of a directory that is no text is a video, with its caption beside it; the size
-    bucket of the nearest aspect ratio must not be longer than the file."""
-    _, out, run = _published("diffusion-pipe", dataset, tmp_path_factory)
-    config = tomllib.loads((out / "dataset.toml").read_text())
-    assert config["resolutions"] == [128]
-    clips = 0
-    for directory in config["directory"]:
-        ((width, height, frames),) = directory["size_buckets"]
-        files = sorted((out / directory["path"]).iterdir())
-        found = [path for path in files if path.suffix != ".txt"]
-        assert len(found) * 2 == len(files)
-        for path in found:
-            count, found_width, found_height, fps = decoded(path)
-            assert path.suffix == ".mp4"
-            assert path.with_suffix(".txt").is_file()
-            assert count >= frames > 1
-            assert abs(found_width / found_height - width / height) < 0.45
-            assert fps == 16
-        clips += len(found)
-    assert clips == run.clips
-    assert len({path.parent for path in out.glob("data/**/*.mp4")}) == len(config["directory"])
+def test_finetrainers_own_code_reads_the_hub_layout(
+    dataset: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    packages = installed(*finetrainers.REQUIREMENTS)
+    _, out, _ = _published("hf", dataset, tmp_path_factory)
+    settings = {"data_root": str(out), "dataset_type": "video", "video_resolution_buckets": [[9, 64, 96]]}
+    (tmp_path / "training.json").write_text(json.dumps({"datasets": [settings]}))
+    read = finetrainers.samples(packages, "training.json", working_directory=tmp_path)
+    rows = pq.read_table(out / "data" / "clips.parquet").to_pylist()
+    assert sorted(each["caption"] for each in read) == sorted(row["caption"] for row in rows)
+    assert sorted(each["frames"] for each in read) == sorted(row["frames"] for row in rows)
 
 
-def test_musubi_takes_its_frames_from_every_clip(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """As its documentation says: a video directory with captions beside the videos, target_frames of N * 4 + 1 from the
-    head, one cache directory each, paths from the working directory."""
-    _, out, run = _published("musubi", dataset, tmp_path_factory)
-    config = tomllib.loads((out / "dataset.toml").read_text())
-    assert config.keys() == {"general", "datasets"}
-    assert config["general"].keys() == {
-        *("resolution", "caption_extension", "batch_size", "enable_bucket", "bucket_no_upscale")
-    }
-    caches = [each["cache_directory"] for each in config["datasets"]]
-    assert len(set(caches)) == len(caches)
-    clips = 0
-    for each in config["datasets"]:
-        assert each["frame_extraction"] == "head"
-        (frames,) = each["target_frames"]
-        assert frames % 4 == 1
-        for path in (out / each["video_directory"]).glob("*.mp4"):
-            count, *_, fps = decoded(path)
-            assert count >= frames
-            assert fps == 16
-            assert path.with_suffix(config["general"]["caption_extension"]).is_file()
-            clips += 1
-    assert clips == run.clips
+def trained_paths(clips: Sequence[TrainedClip], out: Path) -> list[str]:
+    """The captions and frames are those of the files, in time; returns the paths of the clips below `out`."""
+    for clip in clips:
+        assert clip.caption == clip.path.with_suffix(".txt").read_text()
+        frames, _ = stored_frames(clip.path)
+        shown = fitted(frames[: len(clip.frames_THWC)], clip.frames_THWC.shape[2:0:-1])
+        assert np.array_equal(clip.frames_THWC, shown), f"{clip.path} is trained at another speed"
+    return sorted(str(clip.path.relative_to(out)) for clip in clips)
+
+
+def test_diffusion_pipe_trains_every_clip_at_its_speed(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    _, out, _ = _published("diffusion-pipe", dataset, tmp_path_factory)
+    clips = diffusion_pipe.clips(out / "dataset.toml", framerate=16, working_directory=out)
+    rows = pq.read_table(out / "clips.parquet").to_pylist()
+    assert trained_paths(clips, out) == sorted(row["file"] for row in rows)
+    sizes = {clip.path.stem: (*clip.frames_THWC.shape[2:0:-1], len(clip.frames_THWC)) for clip in clips}
+    assert sizes == {row["clip_id"]: tuple(row["bucket"][key] for key in BUCKET) for row in rows}
+
+
+def test_musubi_trains_every_clip(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    _, out, _ = _published("musubi", dataset, tmp_path_factory)
+    clips = musubi.clips(out / "dataset.toml", working_directory=out)
+    rows = pq.read_table(out / "clips.parquet").to_pylist()
+    assert trained_paths(clips, out) == sorted(row["file"] for row in rows)
+    lengths = {clip.path.stem: len(clip.frames_THWC) for clip in clips}
+    assert lengths == {row["clip_id"]: row["bucket"]["frames"] for row in rows}
 
 
 def test_a_clip_lasts_as_long_at_another_rate(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -73,6 +73,18 @@ def test_what_a_trainer_could_not_read_is_transcoded(tmp_path: Path) -> None:
     )
 
 
+def test_a_clip_that_is_too_fast_for_its_bucket_is_resampled(tmp_path: Path) -> None:
+    """17 frames at 16.02 frames/s last for 16 frames at 16 frames/s."""
+    faster = {"fps": 16.02, "frames": 17, "time_base_num": 50, "time_base_den": 801, "start_pts": 0, "end_pts": 17}
+    plan = planned([clip_row("s3", 0, **faster), clip_row("s4", 1, **faster | {"frames": 18, "end_pts": 18})])
+    assert plan.clips.select(["file_frames", "folder"]).to_pylist() == [
+        {"file_frames": frames, "folder": "17"} for frames in plan.clips["frames"].to_pylist()
+    ]
+    write(plan, tmp_path)
+    texts = {path.stem.partition("-")[0]: path.read_text() for path in tmp_path.glob("data/*/*.mp4")}
+    assert texts == {"s3": "transcode 16", "s4": "remux 16"}
+
+
 def test_an_interrupted_run_leaves_whole_files_and_no_record(tmp_path: Path) -> None:
     plan = planned([clip_row(f"s{i}0", i) for i in range(6)])
     calls = iter(range(100))

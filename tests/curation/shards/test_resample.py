@@ -73,3 +73,24 @@ def test_other_frames_than_those_scanned_are_an_error() -> None:
 )
 def test_what_needs_another_rate(fps: float | None, variable: bool, asked: Fraction | None, needed: bool) -> None:
     assert needs_resampling({"fps": fps, "variable_fps": variable}, asked) is needed
+
+
+@pytest.mark.parametrize(
+    ("frames_per_s", "frames", "bucket", "needed"),
+    [
+        (Fraction(16), 33, 33, False),
+        (Fraction(1602, 100), 33, 33, True),
+        (Fraction(1602, 100), 34, 33, False),
+        (Fraction(1598, 100), 33, 33, False),
+        (Fraction(1602, 100), 33, None, False),
+    ],
+)
+def test_a_clip_fills_its_bucket_at_the_rate(
+    frames_per_s: Fraction, frames: int, bucket: int | None, needed: bool
+) -> None:
+    """diffusion-pipe resamples a file of n frames to n * 16 / rate frames, rounded down, and fails below the bucket."""
+    clip = clip_of(list(range(frames)), frames, 1 / frames_per_s) | {"fps": float(frames_per_s), "variable_fps": False}
+    if bucket is not None:
+        clip["bucket"] = {"frames": bucket}
+        assert needed is (int(frames * 16 / frames_per_s) < bucket)
+    assert needs_resampling(clip, Fraction(16)) is needed

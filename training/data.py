@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from clipmill.errors import UserError
+from clipmill.parents import end_with_parent
 from training.batch import Batch
 from training.contents import Contents
 from training.data_config import DataConfig
@@ -234,7 +235,7 @@ def loader(
     data = ShardData(index, config, rank=rank, world_size=world_size, latent_shape=latent_shape)
     ahead: dict[str, Any] = {}
     if config.workers:
-        ahead = {"prefetch_factor": config.prefetch, "persistent_workers": True, "worker_init_fn": _outlive_signals}
+        ahead = {"prefetch_factor": config.prefetch, "persistent_workers": True, "worker_init_fn": _start_worker}
     with warnings.catch_warnings():
         # torchdata 0.11 calls a function that PyTorch 2.15 deprecates.
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
@@ -265,10 +266,12 @@ def _check_index(index: ShardIndex, config: DataConfig, *, log: bool) -> None:
         )
 
 
-def _outlive_signals(_: int) -> None:
+def _start_worker(_: int) -> None:
     """Ignore stop signals in workers: Ctrl-C and a scheduler's SIGTERM reach them too, but the current step still needs
-    their batches. They exit with their parent process.
+    their batches. They end with their parent: torch looks for it only between batches, and one may take minutes while a
+    store does not answer.
     """
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _heed_the_next)
 

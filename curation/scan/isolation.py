@@ -5,7 +5,6 @@ child process contains crashes and withholds what an attack would look for first
 It is not a sandbox: the child has the user, the files and the network of its parent. See docs/cluster.md.
 """
 
-import ctypes
 import json
 import os
 import pickle
@@ -26,6 +25,7 @@ import cv2
 
 from clipmill.costs import unwatch, watch
 from clipmill.errors import RunStopped, SourceError, UserError, raise_if_stopped
+from clipmill.parents import killed_with_parent
 from curation.scan import wire
 from curation.scan.credentials import child_environment, store_of
 from curation.video.decode import Limits
@@ -39,7 +39,6 @@ _START_S = 120.0
 _LAST_S = 1.0
 """Time from the end of a child's connection to its exit code."""
 _READY_BYTES = 64 << 10
-_PR_SET_PDEATHSIG = 1
 _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from curation.scan.isolation import serve; serve()"
 """Code of the child. -I and this path exclude the working directory, and `__main__` is not executed again."""
 
@@ -237,10 +236,7 @@ def serve() -> None:
 
 
 def _prepare_child(parent_pid: int, memory_bytes: int, file_bytes: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_pid:  # it died before the line above took effect
-            os._exit(1)
+    killed_with_parent(parent_pid)
     # RLIMIT_DATA counts what is allocated; RLIMIT_AS would count libraries and reserved addresses too. RLIMIT_NPROC is
     # left alone: it counts all processes and threads of the user, those of other runs as well.
     for kind, limit in (

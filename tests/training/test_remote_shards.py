@@ -1,6 +1,8 @@
 """Shards in stores: the same samples in the same order as from a disk, whatever the store does meanwhile."""
 
 import json
+import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from clipmill.errors import UserError
 from clipmill.formats import SHARDS
 from clipmill.retries import ChangedObject
 from clipmill.shard_folder import Members, ShardRecord, index_of, write_index
+from tests.processes import end, gone_within
 from tests.training.latents import write_latents
 from tests.training.shards import sample, video, write_shard
 from tests.web_server import WebServer, web_server
@@ -30,6 +33,7 @@ from training.data_config import DataConfig
 from training.shard_index import index_shards
 from training.shards import Shard, ShardIndex
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = DataConfig(frames=3, height_px=32, width_px=48, fps=(8.0,), batch_size=2, workers=0, cache_gib=0)
 
 
@@ -300,3 +304,40 @@ def test_members_of_a_record_are_read_in_the_order_of_the_tar(tmp_path: Path, s3
     upload(tmp_path, s3_url)
     write_index(s3_url, index_of(SHARDS.describe(), [record]))
     assert [index_shards(s3_url).shards[0].key(row) for row in range(3)] == ["a/3", "a/1", "a/2"]
+
+
+_READER = """
+import sys
+from training.data import loader
+from training.data_config import DataConfig
+from training.shard_index import index_shards
+
+config = DataConfig(frames=3, height_px=32, width_px=48, fps=(8.0,), batch_size=1, workers=2, cache_gib=0)
+batches = loader(index_shards(sys.argv[1]), config)
+print("indexed", flush=True)
+sys.stdin.readline()
+iterator = iter(batches)
+print(*(worker.pid for worker in batches._iterator._workers), flush=True)
+next(iterator)
+"""
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_rank_end_while_their_store_does_not_answer(shards: Path, web: WebServer) -> None:
+    web.files["/latents-0.tar"] = (shards / "latents-0.tar").read_bytes()
+    command = [sys.executable, "-c", _READER, f"{web.url}/latents-0.tar"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as rank:
+        assert rank.stdin is not None
+        assert rank.stdout is not None
+        assert rank.stdout.readline() == "indexed\n"
+        web.errors += [503] * 1000
+        rank.stdin.write("\n")
+        rank.stdin.flush()
+        workers = [int(pid) for pid in rank.stdout.readline().split()]
+        while len(web.errors) == 1000:  # no worker has asked yet
+            time.sleep(0.02)
+        rank.kill()
+        try:
+            assert gone_within(20, workers)
+        finally:
+            end(workers)

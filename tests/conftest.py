@@ -20,7 +20,7 @@ from pipelines.cluster import connected
 if TYPE_CHECKING:
     from training.distributed import Process
 
-pytest_plugins = ["tests.s3"]
+pytest_plugins = ["tests.gcs", "tests.s3"]
 
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")

@@ -1,4 +1,5 @@
-"""A local S3 server behind a proxy that injects faults: refused and broken connections, errors, slow responses."""
+"""A proxy that injects faults, also with a local S3 server behind it: refused and broken connections, errors, slow
+responses."""
 
 import logging
 import random
@@ -15,16 +16,13 @@ _UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnec
 _FAULTS = ("refused", "unavailable", "broken", "slow")
 
 
-class FaultyStore:
-    """An S3 server; `endpoint` is the proxy in front of it. `share` of the connections fail, none at first."""
+class FaultyProxy:
+    """`endpoint` is its address, `behind` that of the server. `share` of the connections fail, none at first."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, behind: tuple[str, int], seed: int) -> None:
         self._rng, self._lock = random.Random(seed), threading.Lock()
         self.share, self.faults = 0.0, 0
-        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
-        self._server.start()
-        self._behind = self._server.get_host_and_port()
+        self._behind = behind
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.endpoint = "http://{}:{}".format(*self._listener.getsockname())
         threading.Thread(target=self._serve, daemon=True).start()
@@ -39,9 +37,8 @@ class FaultyStore:
             self.share = 0.0
 
     def close(self) -> None:
-        """Stop the server and the proxy."""
+        """Stop the proxy."""
         self._listener.close()
-        self._server.stop()
 
     def _serve(self) -> None:
         with suppress(OSError):  # closed
@@ -70,6 +67,21 @@ class FaultyStore:
                 asking.start()
                 _answer(server, client, fault, until_bytes)
                 client.shutdown(socket.SHUT_RDWR)  # closing alone ends nothing while the other thread reads
+
+
+class FaultyStore(FaultyProxy):
+    """An S3 server behind such a proxy."""
+
+    def __init__(self, seed: int) -> None:
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
+        self._server.start()
+        super().__init__(self._server.get_host_and_port(), seed)
+
+    def close(self) -> None:
+        """Stop the server and the proxy."""
+        super().close()
+        self._server.stop()
 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:

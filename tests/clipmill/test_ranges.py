@@ -28,12 +28,13 @@ def web() -> Iterator[WebServer]:
         yield server
 
 
-@pytest.fixture(params=["s3", "web", "memory"])
+@pytest.fixture(params=["s3", "gs", "web", "memory"])
 def url(request: pytest.FixtureRequest) -> str:
     """Where `CONTENT` is."""
     if request.param == "web":
         return f"{request.getfixturevalue('web').url}/a.bin"
-    folder = request.getfixturevalue("s3_url") if request.param == "s3" else "memory://ranges"
+    stores = {"s3": "s3_url", "gs": "gcs_url"}
+    folder = request.getfixturevalue(stores[request.param]) if request.param in stores else "memory://ranges"
     with fsspec.open(f"{folder}/a.bin", "wb") as file:
         file.write(CONTENT)
     return f"{folder}/a.bin"

@@ -32,10 +32,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bucket(shards: Path, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def bucket(shards: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    upload(shards, f"{s3_url}/shards")
-    return s3_url
+    url: str = request.getfixturevalue(getattr(request, "param", "s3_url"))
+    upload(shards, f"{url}/shards")
+    return url
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_shards_in_a_failing_store_give_the_run_of_the_disk(
     assert equal(weights(killed), weights(whole))
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(("bucket", "count"), [("s3_url", 1), ("s3_url", 2), ("gcs_url", 1)], indirect=["bucket"])
 def test_a_run_in_the_store_is_killed_and_resumed_as_on_a_disk(
     tmp_path: Path, shards: Path, bucket: str, count: int
 ) -> None:
@@ -110,7 +111,7 @@ def test_a_run_in_the_store_is_killed_and_resumed_as_on_a_disk(
     seen.unlink()
     assert wait(start(out, SETTINGS, count, **where)) == [0] * count
     assert json.loads((out / "resumed.json").read_text()) in (0, 4)
-    fs = fsspec.filesystem("s3")
+    fs, _ = fsspec.url_to_fs(url)
     assert losses(fs.cat_file(f"{url}/metrics.jsonl").decode()) == losses((whole / "metrics.jsonl").read_text())
     assert equal(weights(out), weights(whole))
     checkpoints = {path.rpartition("/")[2] for path in fs.ls(f"{url}/checkpoints", refresh=True)}

@@ -1,6 +1,7 @@
 """Shards in stores: the same samples in the same order as from a disk, whatever the store does meanwhile."""
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -10,12 +11,14 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import fsspec
 import pytest
 import torch
 
-from benchmarks.faults.network import FaultyStore
+from benchmarks.faults.network import FaultyProxy
+from clipmill import ranges
 from clipmill.atomic import is_temporary
 from clipmill.errors import UserError
 from clipmill.formats import SHARDS
@@ -42,10 +45,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_latents(tmp_path_factory.mktemp("latents"))
 
 
-@pytest.fixture
-def bucket(shards: Path, s3_url: str) -> str:
-    upload(shards, s3_url)
-    return s3_url
+@pytest.fixture(params=["s3_url", "gcs_url"])
+def bucket(shards: Path, request: pytest.FixtureRequest) -> str:
+    url: str = request.getfixturevalue(request.param)
+    upload(shards, url)
+    return url
 
 
 @pytest.fixture
@@ -58,6 +62,10 @@ def upload(folder: Path, url: str) -> None:
     fs, target = fsspec.url_to_fs(url)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         fs.pipe_file(f"{target}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+
+def store_of(url: str) -> fsspec.AbstractFileSystem:
+    return fsspec.url_to_fs(url)[0]
 
 
 def write_records(folder: Path, url: str, **changes: Any) -> None:
@@ -221,7 +229,7 @@ def test_the_index_is_kept_and_made_again_where_an_object_changed(
 ) -> None:
     cache = tmp_path / "shards.index"
     before = index_shards(bucket, cache=cache)
-    fsspec.filesystem("s3").pipe_file(f"{bucket}/latents-1.tar", (shards / "latents-0.tar").read_bytes())
+    store_of(bucket).pipe_file(f"{bucket}/latents-1.tar", (shards / "latents-0.tar").read_bytes())
     assert [len(shard) for shard in index_shards(bucket, cache=cache).shards] == [5, 5, 6]
     monkeypatch.setattr(remote_shards, "read_range", None)
     again = index_shards(bucket, cache=cache)
@@ -232,7 +240,7 @@ def test_the_index_is_kept_and_made_again_where_an_object_changed(
 def test_a_shard_replaced_while_it_is_read_stops_the_run(shards: Path, bucket: str) -> None:
     index = index_shards(bucket)
     for name in ("latents-0", "latents-1", "latents-2"):
-        fsspec.filesystem("s3").pipe_file(f"{bucket}/{name}.tar", bytes(index.shards[0].size_bytes))
+        store_of(bucket).pipe_file(f"{bucket}/{name}.tar", bytes(index.shards[0].size_bytes))
     with pytest.raises(ChangedObject, match=r"latents-\d\.tar changed since it was indexed: .* rerun the same command"):
         first(index, 6)
 
@@ -247,7 +255,7 @@ def test_a_tar_of_another_size_than_its_index_says_is_told(shards: Path, bucket:
 
 @pytest.mark.parametrize("wrong", [{"shards": 3}, {"shards": [{"name": "latents-0.tar"}]}, []])
 def test_an_index_of_another_program_is_left_alone(shards: Path, bucket: str, wrong: Any) -> None:
-    fsspec.filesystem("s3").pipe_file(f"{bucket}/index.json", json.dumps(wrong).encode())
+    store_of(bucket).pipe_file(f"{bucket}/index.json", json.dumps(wrong).encode())
     assert all(map(same, index_shards(bucket).shards, index_shards(shards).shards))
 
 
@@ -257,9 +265,7 @@ def test_ranges_beyond_the_tar_are_not_believed(shards: Path, bucket: str) -> No
     assert all(map(same, index_shards(bucket).shards, index_shards(shards).shards))
 
 
-@pytest.mark.parametrize(
-    "entry", ["{}/nothing", "{}/nothing-*.tar", "{}/nothing.tar", "s3://no-such-bucket-anywhere/x"]
-)
+@pytest.mark.parametrize("entry", ["{}/nothing", "{}/nothing-*.tar", "{}/nothing.tar", "{}-is-no-bucket/x"])
 def test_no_shards_there_is_told(bucket: str, entry: str) -> None:
     with pytest.raises(UserError, match="no shards"):
         index_shards(entry.format(bucket))
@@ -273,19 +279,26 @@ def test_a_server_without_ranges_is_told(shards: Path, web: WebServer) -> None:
 
 
 @pytest.fixture
-def faulty(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
+def faulty(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     """The store of the other tests behind a proxy with faults."""
-    store = FaultyStore(seed=3)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    variable = {"s3": "AWS_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST"}[bucket.partition(":")[0]]
+    server = urlsplit(os.environ[variable])
+    proxy = FaultyProxy((server.hostname, server.port), seed=3)
+    monkeypatch.setenv(variable, proxy.endpoint)
+    forget_clients(bucket)
+    yield proxy
+    forget_clients(bucket)
+    proxy.close()
+
+
+def forget_clients(url: str) -> None:
+    type(store_of(url)).clear_instance_cache()
     remote_shards._reader.cache_clear()
-    yield store
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    store.close()
+    ranges._filesystem.cache_clear()
 
 
 @pytest.mark.slow
-def test_errors_and_slow_answers_change_no_sample(shards: Path, bucket: str, faulty: FaultyStore) -> None:
+def test_errors_and_slow_answers_change_no_sample(shards: Path, bucket: str, faulty: FaultyProxy) -> None:
     index: ShardIndex = index_shards(bucket)
     with faulty.faulty(0.6):
         there = first(index, 18, CONFIG.replace(read_ahead_mib=0.05))

@@ -45,7 +45,11 @@ def start(
             "MASTER_ADDR": "127.0.0.1",
         }
         environment = {name: str(value) for name, value in place.items()} if world_size > 1 else {}
-        environment |= {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "XDG_"))}
+        environment |= {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(("AWS_", "GCSFS_", "NO_GCE_", "STORAGE_", "XDG_"))
+        }
         processes.append(context.Process(target=run, args=(out, settings, environment, data, run_url)))
         processes[-1].start()
     return list(processes)

@@ -16,6 +16,7 @@ from clipmill.errors import SourceError
 from clipmill.shard_folder import Members, ShardRecord, read_record, write_record
 from curation.inputs.signed import signed_address
 from curation.publish.layouts import path_of
+from curation.shards.existing import ExistingShards
 from curation.shards.extract import ClipRow, ExtractedClip, ExtractionConfig, extract_clips
 from curation.shards.resample import needs_resampling
 from curation.shards.sample import caption_of
@@ -38,6 +39,7 @@ def write_files(
     *,
     fps: Fraction | None,
     config: ExtractionConfig,
+    existing: ExistingShards | None = None,
     run: Run = operator.call,
 ) -> ShardRecord:
     """Write the files of a plan's clips, each whole or not at all, then the record of the plan. Otherwise as
@@ -46,7 +48,7 @@ def write_files(
     failed, keys = [], []
     ranges: dict[str, list[tuple[int, int] | None]] = {"mp4": [], "txt": []}
     duration_s = 0.0
-    for row, extracted in _plain_clips(plan, fps, config, run):
+    for row, extracted in _plain_clips(plan, fps, config, existing, run):
         if isinstance(extracted, SourceError):
             failed.append(failed_clip(row["clip_id"], extracted))
             continue
@@ -87,9 +89,9 @@ def check_files(plan: ShardPlan, records_url: str, sizes: Mapping[str, int]) -> 
 
 
 def _plain_clips(
-    plan: ShardPlan, fps: Fraction | None, config: ExtractionConfig, run: Run
+    plan: ShardPlan, fps: Fraction | None, config: ExtractionConfig, existing: ExistingShards | None, run: Run
 ) -> Iterator[tuple[ClipRow, ExtractedClip | SourceError]]:
-    for row, first in extracted_in_order(_for_files(plan, fps), config, run, fps):
+    for row, first in extracted_in_order(_for_files(plan, fps), config, run, fps, existing):
         extracted = first
         if isinstance(first, ExtractedClip) and not _is_plain(first):
             clip = {**row, "extraction": "transcode"}

@@ -48,7 +48,7 @@ _AUDIO = [
     ("source_rate", pa.int64()),
 ]
 _CONDITIONING = ("fps_id", "motion_bucket")
-_MEASURED = ("psnr_db",)
+MEASURED = ("psnr_db",)
 """Measured for some files only; stored among the scores."""
 _SCORES = {"motion", *(column.name for columns in SCORE_COLUMNS.values() for column in columns)}
 _NO_SCORES = {*CLIPS.names, *SOURCES.names, "root", "path", "caption"} - _SCORES
@@ -105,7 +105,7 @@ def sample_json(row: "ClipRow", extracted: "ExtractedClip", selection: str) -> d
         "captions": _captions(row.get("captions")),
         "metadata": _texts(dict(row.get("metadata") or [])),
         "conditioning": _numbers({name: row[name] for name in _CONDITIONING}),
-        "scores": _numbers(scores | {name: extracted.shape.get(name) for name in _MEASURED}),
+        "scores": _numbers(scores | {name: extracted.shape.get(name) for name in MEASURED}),
         "labels": _texts({key: value for key, value in scores.items() if not _is_error(key)}),
         "provenance": {
             "root": row["root"],

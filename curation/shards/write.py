@@ -26,7 +26,9 @@ from clipmill.shard_folder import FailedClip, Members, ShardRecord, read_record,
 from clipmill.spool import Spool
 from curation.inputs.signed import signed_address
 from curation.shards.clip_row import ClipRow, ExtractedClip
+from curation.shards.existing import ExistingShards
 from curation.shards.extract import ExtractionConfig, Kind, extract_clips
+from curation.shards.resample import needs_resampling
 from curation.shards.sample import PICTURE_MARK, caption_of, sample_json
 from curation.shards.summed import Summed
 
@@ -107,13 +109,20 @@ def plan_shards(
 
 
 def write_shard(
-    plan: ShardPlan, folder_url: str, *, selection: str, config: ShardConfig | None = None, run: Run = operator.call
+    plan: ShardPlan,
+    folder_url: str,
+    *,
+    selection: str,
+    config: ShardConfig | None = None,
+    existing: ExistingShards | None = None,
+    run: Run = operator.call,
 ) -> ShardRecord:
     """Write one tar atomically, then its record. Deterministic: the same plan gives the same bytes.
 
-    Clips that cannot be extracted are in the record's `failed` with their reason; the others are written. `run` calls
-    the code that reads videos: pass `Isolated(config.extraction.limits).run`, so that a video that hangs or crashes the
-    decoder only loses its own clips. Raises UserError if the folder cannot be written or is full.
+    Clips that cannot be extracted are in the record's `failed` with their reason; the others are written. Clips of
+    `existing` shards are copied. `run` calls the code that reads videos: pass `Isolated(config.extraction.limits).run`,
+    so that a video that hangs or crashes the decoder only loses its own clips. Raises UserError if the folder cannot be
+    written or is full.
     """
     from webdataset.writer import TarWriter  # imports torch where there is one: not in children that only read videos
 
@@ -125,7 +134,7 @@ def write_shard(
     with storage.atomic_write(fs, f"{folder}/{plan.name}") as file:
         summed = Summed(file)
         with TarWriter(summed, encoder=False, mtime=0, user="clipmill", group="clipmill") as tar:
-            for row, extracted in extracted_in_order(plan, config.extraction, run):
+            for row, extracted in extracted_in_order(plan, config.extraction, run, existing=existing):
                 if isinstance(extracted, SourceError):
                     failed.append(failed_clip(row["clip_id"], extracted))
                     continue
@@ -196,20 +205,36 @@ def _hash(seed: int, text: str) -> int:
 
 
 def extracted_in_order(
-    plan: ShardPlan, config: ExtractionConfig, run: Run, fps: Fraction | None = None
+    plan: ShardPlan,
+    config: ExtractionConfig,
+    run: Run,
+    fps: Fraction | None = None,
+    existing: ExistingShards | None = None,
 ) -> Iterator[tuple[ClipRow, ExtractedClip | SourceError]]:
-    """Every row with its file, at the rate `fps` if one is given and it is transcoded.
+    """Every row with its file, at the rate `fps` if one is given and it is transcoded; copied if it is in `existing`
+    shards at that rate.
 
     Clips of one source are extracted together, and wait on disk until it is their turn.
     """
     rows = plan.clips.to_pylist()
-    calls = _calls(rows)
+    places = existing.find(plan) if existing else {}
+    places = {
+        row["clip_id"]: places[row["clip_id"]]
+        for row in rows
+        if row["clip_id"] in places and not needs_resampling(row, fps)
+    }
+    calls = _calls([row for row in rows if row["clip_id"] not in places])
     waiting: dict[str, Any] = {}
     with Spool(_SPOOL_IN_MEMORY_BYTES) as spool:
         for row in rows:
             clip_id = row["clip_id"]
+            if existing and clip_id in places:
+                copied = existing.read(clip_id, places[clip_id])
+                if copied is not None:
+                    yield row, copied
+                    continue
             if clip_id not in waiting:
-                together = calls[clip_id]
+                together = calls.get(clip_id, [row])
                 results = _extract_together(row["uri"], together, plan.kind, config, run, fps)
                 for other, extracted in zip(together, results, strict=True):
                     waits = other is not row and isinstance(extracted, ExtractedClip)

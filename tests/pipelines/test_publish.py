@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from clipmill import PublishConfig, curate, fetch, publish, select
+from clipmill import PublishConfig, curate, fetch, publish, select, shard
 from clipmill.errors import UserError
 from curation.publish.layouts import Target
 from curation.selection.rules import Rules
@@ -189,6 +189,22 @@ def test_a_rerun_writes_what_is_missing_and_nothing_else(
     with pytest.raises(UserError, match="captions"):
         publish(dataset, "best", str(out), to=to, config=config.replace(captions=()), quiet=True)
     _runs.pop(to, None)
+
+
+def test_clips_in_shards_are_copied_without_their_sources(dataset: str, tmp_path: Path) -> None:
+    shards, videos_folder = Path(shard(dataset, "best", quiet=True).folder), Path(dataset).parent / "videos"
+    aside = videos_folder.rename(tmp_path / "aside")
+    try:
+        run = publish(dataset, "best", str(tmp_path / "out"), quiet=True)
+        other = publish(dataset, "best", str(tmp_path / "files"), to="files", quiet=True)
+    finally:
+        aside.rename(videos_folder)
+    assert (run.written, run.left_out) == (5, {})
+    written = {path.name: path.read_bytes() for path in (tmp_path / "out" / "data").glob("*.tar")}
+    assert written == {path.name: path.read_bytes() for path in shards.glob("*.tar")}
+    assert sum(other.left_out.values()) == 2, "clips with wide pixels and in another codec are transcoded"
+    of_shards = videos(tmp_path / "out")
+    assert all(of_shards[name] == content for name, content in videos(tmp_path / "files").items())
 
 
 def test_a_foreign_folder_is_left_alone(dataset: str, tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""Clips that are in shards already are copied: the same bytes as by extraction, and no source is read."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipmill.resume import deciding
+from clipmill.shard_folder import remove_index, write_index
+from curation.shards import existing
+from curation.shards.catalog import catalog
+from curation.shards.existing import existing_shards
+from curation.shards.extract import ExtractionConfig, extract_clips
+from curation.shards.folder import index_of, start_shards
+from curation.shards.places import write_catalog
+from curation.shards.write import ShardConfig, plan_shards, write_shard
+from tests.curation.shards.test_write import clips  # noqa: F401 - a fixture
+
+CONFIG = ShardConfig(clips_per_shard=4)
+
+
+@pytest.fixture
+def shards(tmp_path: Path, clips: list[dict[str, Any]]) -> Path:  # noqa: F811
+    """Two shards of six remuxed and transcoded clips, as `clipmill shard` leaves them."""
+    folder, plans = tmp_path / "shards", plan_shards(clips, kind="clips", config=CONFIG)
+    settings: dict[str, Any] = deciding(CONFIG.model_dump(mode="json"))
+    start_shards(str(folder), plans, selection="s", settings=settings)
+    records = {plan.name: write_shard(plan, str(folder), selection="s", config=CONFIG) for plan in plans}
+    write_catalog(str(folder), catalog(plans, records))
+    write_index(str(folder), index_of(plans, records.values(), selection="s", settings=settings))
+    existing._shard.cache_clear()
+    return folder
+
+
+def write_again(out: Path, rows: list[dict[str, Any]], shards: Path, config: ShardConfig = CONFIG) -> list[str]:
+    """The ids of the clips that were extracted."""
+    extracted: list[str] = []
+
+    def run(function: Any, uri: str, together: list[dict[str, Any]], *args: Any) -> Any:
+        assert function is extract_clips
+        extracted.extend(clip["clip_id"] for clip in together)
+        return function(uri, together, *args)
+
+    found = existing_shards(str(shards), config.extraction)
+    for plan in plan_shards(rows, kind="clips", config=config):
+        write_shard(plan, str(out), selection="s", config=config, existing=found, run=run)
+    return sorted(extracted)
+
+
+def tars(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.tar")}
+
+
+def test_copies_are_what_extraction_gives(tmp_path: Path, shards: Path, clips: list[dict[str, Any]]) -> None:  # noqa: F811
+    captions = [{"source": "human", "text": "another caption", "error_kind": None, "error": None}]
+    again = [clip | {"captions": captions} for clip in clips]
+    for name, rows, config in (
+        ("same", clips, CONFIG),
+        ("other captions, other division", again, ShardConfig(clips_per_shard=2, seed=1)),
+    ):
+        assert write_again(tmp_path / name, rows, shards, config) == []
+        for plan in plan_shards(rows, kind="clips", config=config):
+            write_shard(plan, str(tmp_path / f"{name}, extracted"), selection="s", config=config)
+        assert tars(tmp_path / name) == tars(tmp_path / f"{name}, extracted")
+    assert tars(tmp_path / "same") == tars(shards)
+
+
+@pytest.mark.parametrize(
+    "change", [{"crop_left": 8}, {"frames": 12}, {"extraction": "transcode"}, {"start_pts": 1}, {"fps": 23.976}]
+)
+def test_a_clip_with_another_row_is_extracted(
+    tmp_path: Path,
+    shards: Path,
+    clips: list[dict[str, Any]],  # noqa: F811
+    change: dict[str, Any],
+) -> None:
+    first = next(clip for clip in clips if clip["extraction"] == "remux")
+    rows = [clip | change if clip is first else clip for clip in clips]
+    assert write_again(tmp_path / "out", rows, shards) == [first["clip_id"]]
+
+
+def test_a_clip_whose_tar_is_gone_or_replaced_is_extracted(
+    tmp_path: Path,
+    shards: Path,
+    clips: list[dict[str, Any]],  # noqa: F811
+) -> None:
+    gone, replaced = sorted(shards.glob("*.tar"))
+    gone.unlink()
+    replaced.write_bytes(replaced.read_bytes() + bytes(512))
+    assert write_again(tmp_path / "out", clips, shards) == sorted(clip["clip_id"] for clip in clips)
+
+
+def test_other_bytes_at_a_place_are_not_taken(tmp_path: Path, shards: Path, clips: list[dict[str, Any]]) -> None:  # noqa: F811
+    """As of a tar that was written again with other clips, and the same size."""
+    for path in shards.glob("*.tar"):
+        path.write_bytes(path.read_bytes().replace(b'"clip_id": "', b'"clip_id": "x')[: path.stat().st_size])
+    assert len(write_again(tmp_path / "out", clips, shards)) == len(clips)
+
+
+def test_shards_of_another_version_are_not_taken(
+    tmp_path: Path,
+    shards: Path,
+    clips: list[dict[str, Any]],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(existing, "version", lambda _: "0.0.0")
+    assert len(write_again(tmp_path / "out", clips, shards)) == len(clips)
+
+
+def test_shards_with_other_settings_or_without_end_are_not_taken(shards: Path) -> None:
+    assert existing_shards(str(shards), ExtractionConfig()) is not None
+    assert existing_shards(str(shards), ExtractionConfig(audio="keep")) is None
+    assert existing_shards(str(shards / "nothing"), ExtractionConfig()) is None
+    remove_index(str(shards))
+    assert existing_shards(str(shards), ExtractionConfig()) is None

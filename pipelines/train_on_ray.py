@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from clipmill.addresses import without_credentials
+from clipmill import storage
 from clipmill.errors import RunStopped, Superseded, UserError
 from pipelines.cluster import connected, usual_device
 from pipelines.fence import refuse_unless_silent
@@ -17,6 +17,7 @@ from pipelines.progress import Reporter, note
 from pipelines.train import Progress, announce, owned_run, user_error
 from training.loop import NonFinite, gradient_accumulation_steps
 from training.metrics import METRICS
+from training.run_folder import Location, below, is_stored
 from training.run_stage import check_settings, finished, run_stage
 from training.stages import Stage
 from training.stopping import Stopped, StopRequest
@@ -26,7 +27,7 @@ STOP = "stop"
 RESTARTS = 3
 """Restarts of a failed worker group, each from the newest checkpoint."""
 _RESOURCES = {"cuda": "GPU", "cpu": "CPU"}
-_FOLLOWED_EVERY_S = 1.0
+_FOLLOWED_EVERY_S, _STORE_FOLLOWED_EVERY_S = 1.0, 10.0
 _LINE_BYTES = 1 << 16
 """Upper bound on the size of a log line."""
 
@@ -34,7 +35,7 @@ _LINE_BYTES = 1 << 16
 def train_on_ray(
     stage: Stage,
     data: str,
-    out: Path | str,
+    out: Location,
     *,
     workers: int,
     images: str | None = None,
@@ -43,25 +44,21 @@ def train_on_ray(
     device: str | None = None,
     take_over: bool = False,
     quiet: bool = False,
-) -> Path:
-    """Train or resume one stage on Ray workers, one per GPU, or per CPU with `device` cpu.
+) -> Location:
+    """Train or resume one stage on Ray workers, one per GPU, or per CPU with `device` cpu; returns its model.
 
-    `out`, `init` and local `data` must be on a file system shared by all workers. A failed group is restarted from the
-    newest checkpoint unless the failure is permanent.
+    `data`, `images`, `out` and `init` may be fsspec URLs; what is local must be on a file system shared by all workers.
+    A failed group is restarted from the newest checkpoint unless the failure is permanent.
 
-    Ctrl-C and SIGTERM are forwarded to the workers as a file, RUN/stop. Raises UserError, RunStopped and
-    KeyboardInterrupt as `train`.
+    Ctrl-C and SIGTERM are forwarded to the workers as a file, RUN/stop. Progress is that of RUN/metrics.jsonl: in a
+    store, it appears with each checkpoint. Raises UserError, RunStopped and KeyboardInterrupt as `train`.
     """
-    if isinstance(out, str):
-        raise UserError(
-            f"--ray-workers expects a run folder that all workers share, got --out {without_credentials(out)}. Use "
-            "torchrun to train into an object store"
-        )
+    run: Path | str = out if is_stored(out) else Path(out).absolute()
     gradient_accumulation_steps(stage, workers)  # raises if the batch size is not divisible among workers
     with Reporter(stage.name, stage.run.steps, unit="steps", quiet=quiet) as reporter, ExitStack() as stack:
         if not take_over:
-            refuse_unless_silent(str(out), reporter.waiting)
-        check_settings(stage, out)
+            refuse_unless_silent(str(run), reporter.waiting)
+        check_settings(stage, run)
         reporter.connecting(address)
         stack.enter_context(connected(address))
         device = "cuda" if (device or usual_device()) == "cuda" else "cpu"
@@ -69,29 +66,29 @@ def train_on_ray(
         settings = {
             "stage": stage,
             "data": _absolute(data),
-            "out": out.absolute(),
+            "out": run,
             "init": init.absolute() if isinstance(init, Path) else init,
             "images": None if images is None else _absolute(images),
             "device": device,
             # This process owns the run, whichever of its workers are restarted.
-            "check": stack.enter_context(owned_run(str(out), take_over=take_over)),
+            "check": stack.enter_context(owned_run(str(run), take_over=take_over)),
         }
         trainer = _trainer(settings, workers)
         announce(stage, out, quiet=quiet)
         reporter.waiting("starting the workers")
         stop = StopRequest()
         try:
-            with _followed(out / METRICS, Progress(reporter)):
-                _fit(trainer.fit, stop, out / STOP)
+            with _followed(below(run, METRICS), Progress(reporter)):
+                _fit(trainer.fit, stop, below(run, STOP))
         except Exception as error:  # Ray's exception types differ between versions
             cause = getattr(error, "controller_failure", None)
             if stop.asked():
                 note(str(cause or error).strip().splitlines()[-1])
                 raise KeyboardInterrupt from error
             raise cause if isinstance(cause, UserError) else RunStopped(_ray_failure(error)) from error
-    model = finished(out)
+    model = finished(run)
     assert model is not None
-    return model
+    return cast("Location", model)
 
 
 def _absolute(shards: str) -> str:
@@ -112,14 +109,24 @@ def _trainer(settings: Mapping[str, Any], workers: int) -> Any:
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
         run_config=RunConfig(
             name="ray",
-            storage_path=str(out),
+            **_ray_storage(out),
             failure_config=FailureConfig(max_failures=RESTARTS),
             callbacks=[_stop_on_permanent_errors(out)],
         ),
     )
 
 
-def _stop_on_permanent_errors(out: Path) -> Any:
+def _ray_storage(out: Path | str) -> dict[str, Any]:
+    """Where Ray keeps its own state: RUN/ray, which all nodes must reach."""
+    if isinstance(out, Path):
+        return {"storage_path": str(out)}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, path = storage.filesystem(out)
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
+
+
+def _stop_on_permanent_errors(out: Path | str) -> Any:
     """Callback that stops retrying on permanent errors: an exception in a callback makes Ray Train give up."""
     from ray.train import UserCallback
 
@@ -139,12 +146,12 @@ def is_permanent(error: BaseException) -> bool:
     return isinstance(error, ValueError) and not isinstance(error, RunStopped)
 
 
-def _fit(fit: Callable[[], Any], stop: StopRequest, file: Path) -> None:
+def _fit(fit: Callable[[], Any], stop: StopRequest, file: Path | str) -> None:
     """Call `fit` in a thread, because in the main thread Ray handles Ctrl-C by killing its workers; forward stop
     requests as a file. Raises what `fit` does.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.unlink(missing_ok=True)
+    fs, path = storage.filesystem(str(file))
+    storage.remove(fs, path)
     fitted: Future[Any] = Future()
 
     def run() -> None:
@@ -156,12 +163,16 @@ def _fit(fit: Callable[[], Any], stop: StopRequest, file: Path) -> None:
     with stop.heeding_signals():
         threading.Thread(target=run, daemon=True).start()
         try:
+            told = False
             while not fitted.done():
                 wait([fitted], timeout=_FOLLOWED_EVERY_S)
-                if stop.asked():
-                    file.touch()
+                if stop.asked() and not told:
+                    with suppress(UserError):  # of a store that does not answer: tried again
+                        storage.write_bytes(fs, path, b"")
+                        told = True
         finally:
-            file.unlink(missing_ok=True)
+            with suppress(UserError):  # the error of the run takes precedence; the next run removes the file
+                storage.remove(fs, path)
     fitted.result()
 
 
@@ -174,7 +185,7 @@ def _ray_worker(settings: Mapping[str, Any]) -> None:
         images=settings["images"],
         init=settings["init"],
         device=settings["device"],
-        stop=StopRequest(settings["out"] / STOP),
+        stop=StopRequest(below(settings["out"], STOP)),
         own=lambda: nullcontext(settings["check"]),
     )
 
@@ -192,14 +203,14 @@ def _check_room(workers: int, kind: str, *, local: bool) -> None:
 
 
 @contextmanager
-def _followed(metrics: Path, on_log: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+def _followed(metrics: Path | str, on_log: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
     """Call `on_log` from a thread with the newest line of a log written by another process."""
-    over = threading.Event()
+    over, every_s = threading.Event(), _FOLLOWED_EVERY_S if isinstance(metrics, Path) else _STORE_FOLLOWED_EVERY_S
 
     def follow() -> None:
         last = False
         while not last:
-            last = over.wait(_FOLLOWED_EVERY_S)
+            last = over.wait(every_s)
             with suppress(OSError, ValueError, IndexError):  # missing or truncated
                 on_log(json.loads(_tail(metrics).splitlines()[-1]))
 
@@ -212,11 +223,14 @@ def _followed(metrics: Path, on_log: Callable[[Mapping[str, Any]], None]) -> Ite
         thread.join()
 
 
-def _tail(path: Path) -> bytes:
-    """Read the last `_LINE_BYTES` of a file without reading the rest."""
-    with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _LINE_BYTES))
-        return file.read()
+def _tail(file: Path | str) -> bytes:
+    """Read the last `_LINE_BYTES` of a file without reading the rest. Raises OSError and, for a store, UserError."""
+    fs, path = storage.filesystem(str(file))
+    fs.invalidate_cache(path)
+    with storage.explained("read", fs, path):
+        size_bytes = int(fs.size(path))
+        tail: bytes = fs.cat_file(path, start=max(0, size_bytes - _LINE_BYTES), end=size_bytes)
+        return tail
 
 
 def _ray_failure(error: Exception) -> str:

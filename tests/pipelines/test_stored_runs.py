@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -14,11 +15,14 @@ from pipelines.train import resolve_stage, train
 from pipelines.train_on_ray import train_on_ray
 from svd.checkpoint import load_model
 from tests.pipelines.test_train import SETTINGS, model_at
+from tests.pipelines.test_train_restart import one_thread  # noqa: F401 - a fixture
 from tests.training import shards
 from tests.training.test_remote_shards import upload
 from training import remote_shards
-from training.run_folder import local_model
+from training.run_folder import latest_step, local_model
 from training.run_stage import finished
+from training.stages import overlay
+from training.stopping import StopRequest
 
 pytestmark = pytest.mark.slow
 
@@ -100,8 +104,31 @@ def test_latents_are_cached_from_a_bucket_to_a_bucket(
     assert result == tmp_path / "run" / "model"
 
 
-def test_ray_workers_need_a_folder_that_they_share() -> None:
-    with pytest.raises(
-        UserError, match="--ray-workers expects a run folder that all workers share, got --out s3://b/run"
-    ):
-        train_on_ray(resolve_stage(STAGE), "shards", "s3://b/run", workers=1)
+@pytest.mark.usefixtures("one_thread")
+def test_ray_workers_train_into_a_bucket(
+    tmp_path: Path, s3_url: str, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped by a file in the bucket, as the driver writes it on Ctrl-C, then resumed to the losses of a disk."""
+    clips, init = tmp_path / "clips", model_at(tmp_path / "init", "svd")
+    clip = shards.video(24)
+    shards.write_shard(clips / "clips-0.tar", [shards.sample(f"{i}", clip) for i in range(4)])
+    upload(clips, f"{s3_url}/shards")
+    stage = resolve_stage(STAGE, None, [*SETTINGS, "run.log_every=1"])
+    train(stage, str(clips), tmp_path / "run", init=init, device="cpu", quiet=True)
+    url = f"{s3_url}/run"
+    where: dict[str, Any] = {"workers": 1, "init": init, "device": "cpu", "quiet": True}
+    monkeypatch.setattr(StopRequest, "asked", lambda _: True)  # of the driver: workers are processes of their own
+    with pytest.raises(KeyboardInterrupt):
+        train_on_ray(overlay(stage, {"run": {"steps": 10_000}}), f"{s3_url}/shards", url, **where)
+    monkeypatch.undo()
+    assert latest_step(url)
+    assert "stop" not in files_at(url)
+    steps = max(6, latest_step(url) + 2)
+    model = train_on_ray(overlay(stage, {"run": {"steps": steps}}), f"{s3_url}/shards", url, **where)
+    assert model == f"{url}/model"
+    there, here = (
+        [json.loads(line)["loss"] for line in text.splitlines()]
+        for text in (files_at(url)["metrics.jsonl"], (tmp_path / "run" / "metrics.jsonl").read_bytes())
+    )
+    assert there[: len(here)] == here
+    assert len(there) == steps

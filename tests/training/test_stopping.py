@@ -4,10 +4,13 @@ import logging
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
+import fsspec
 import pytest
 
+from training import stopping
 from training.stopping import StopRequest
 
 
@@ -45,6 +48,26 @@ def test_a_file_is_a_request_too(tmp_path: Path) -> None:
     assert stop.asked()
     (tmp_path / "stop").unlink()
     assert not stop.asked()
+
+
+def test_a_file_in_a_store_is_a_request_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "_ASKED_EVERY_S", 0.01)
+    fs, stop, seen = fsspec.filesystem("memory"), StopRequest("memory://run/stop"), []
+
+    def run() -> None:
+        with stop.heeding_signals():
+            seen.append(stop.asked())
+            fs.pipe_file("/run/stop", b"")
+            deadline_s = time.monotonic() + 30
+            while not stop.asked() and time.monotonic() < deadline_s:
+                time.sleep(0.01)
+            seen.append(stop.asked())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    fs.rm_file("/run/stop")
+    assert seen == [False, True]
 
 
 def test_outside_of_the_main_thread_signals_are_left_alone() -> None:

@@ -4,6 +4,7 @@ An index beside tars is untrusted, since it may be copied along with them: range
 """
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,9 +12,8 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import numpy as np
 
-from clipmill.atomic import atomic_path
+from clipmill import storage
 from clipmill.errors import UserError
-from clipmill.local_files import open_regular
 from clipmill.shard_folder import FailedClip, Members, ShardRecord, parse_record, record_json
 from training.shards import MAX_FILE_BYTES, MAX_NAME_BYTES, Keys, Shard
 
@@ -23,6 +23,7 @@ INCOMPLETE = "incomplete"
 """Error kind of samples whose files are missing or unusable."""
 _FORMAT = b"clipmill shard index 5"
 _MAX_SLACK_BYTES = 1 << 20
+_MAX_STORED_BYTES = 1 << 30
 
 Stamp = tuple[int, str]
 """Size in bytes of a tar, and its mtime in ns or, in a store, its version."""
@@ -30,33 +31,36 @@ Known = dict[str, tuple[Stamp, Shard]]
 """Path -> the tar's stamp when it was indexed, and its samples."""
 
 
-def read_index(cache: Path | None, folders: Sequence[str]) -> Known:
-    """Entries of the run's cache and of the indexes in these folders. Missing and damaged files are ignored."""
+def read_index(cache: Path | None, folders: Mapping[str, str]) -> Known:
+    """Entries of the run's cache and of the indexes in these folders: path or address without credentials -> path or
+    URL. Missing and damaged files are ignored.
+    """
     known: Known = {}
-    for folder in folders:
-        known |= _read(Path(folder) / BESIDE, folder)
-    return known | (_read(cache, "") if cache is not None else {})
+    for folder, url in folders.items():
+        known |= _read(f"{url}/{BESIDE}", folder)
+    return known | (_read(str(cache), "") if cache is not None else {})
 
 
-def write_index(cache: Path | None, folders: Sequence[str], known: Known, fresh: Sequence[str]) -> None:
-    """Store `known`, of which `fresh` are new: beside the tars in `folders` if these are writable, the rest in the
-    run's cache. Raises OSError if the cache cannot be written.
+def write_index(cache: Path | None, folders: Mapping[str, str], known: Known, fresh: Sequence[str]) -> None:
+    """Store `known`, of which `fresh` are new: beside the tars in `folders` (as in `read_index`) if these are writable,
+    the rest in the run's cache. Raises UserError if the cache cannot be written.
     """
     pending = set(fresh)
-    for folder in {os.path.dirname(path) for path in fresh} & set(folders):
+    for folder in {os.path.dirname(path) for path in fresh} & folders.keys():
         inside = {path: entry for path, entry in known.items() if os.path.dirname(path) == folder}
-        with suppress(OSError):
-            _write(Path(folder) / BESIDE, {path: entry for path, entry in inside.items() if os.path.exists(path)})
+        there = {path: entry for path, entry in inside.items() if "://" in path or os.path.exists(path)}
+        with suppress(OSError, UserError):
+            _write(f"{folders[folder]}/{BESIDE}", there)
             pending -= inside.keys()
     if cache is not None and pending:
-        _write(cache, known)
+        _write(str(cache), known)
 
 
-def _read(file: Path, folder: str) -> Known:
+def _read(file: str, folder: str) -> Known:
     known: Known = {}
     with suppress(OSError, UserError, ValueError, RecursionError, OverflowError):
-        with open_regular(str(file)) as opened:
-            header, *lines = opened.read(_most_bytes(folder) if folder else -1).splitlines()
+        content = storage.read_limited(*storage.filesystem(file), max_bytes=_most_bytes(folder))
+        header, *lines = content.splitlines()
         if header != _FORMAT:
             return {}
         for line in lines:
@@ -67,14 +71,21 @@ def _read(file: Path, folder: str) -> Known:
 
 
 def _most_bytes(folder: str) -> int:
-    """Size limit of an index: no sample takes more space in it than in its tar."""
+    """Size limit of an index beside tars: on a disk, no sample takes more space in it than in its tar. The run's own
+    has none.
+    """
+    if not folder:
+        return sys.maxsize - 1
+    if "://" in folder:
+        return _MAX_STORED_BYTES
     with os.scandir(folder) as entries:
         return _MAX_SLACK_BYTES + sum(entry.stat().st_size for entry in entries if entry.name.endswith(".tar"))
 
 
-def _write(file: Path, known: Mapping[str, tuple[Stamp, Shard]]) -> None:
-    beside = file.name == BESIDE
-    with atomic_path(file) as temporary, temporary.open("wb") as opened:
+def _write(file: str, known: Mapping[str, tuple[Stamp, Shard]]) -> None:
+    fs, target = storage.filesystem(file)
+    beside = os.path.basename(target) == BESIDE
+    with storage.atomic_write(fs, target) as opened:
         opened.write(_FORMAT + b"\n")
         for path, ((_, version), shard) in known.items():
             opened.write(record_json(_record_of(shard, version, os.path.basename(path) if beside else path)) + b"\n")

@@ -41,17 +41,20 @@ def index_shards(shards: str | Path | Iterable[str | Path], *, cache: str | Path
     videos, or a list of paths and captions.
 
     `cache` is a file that stores the index across runs; the index of other tools' tars is stored beside them if their
-    folder is writable. Shards whose size, mtime or version changed are indexed again. Damage inside a tar is recorded,
-    not raised. Raises UserError if no shard is found, or if their format is of an unsupported clipmill version; for a
-    store, the errors of `training.remote_shards.find_remote_shards`.
+    folder can be written, in a store, too. Shards whose size, mtime or version changed are indexed again. Damage inside
+    a tar is recorded, not raised. Raises UserError if no shard is found, or if their format is of an unsupported
+    clipmill version; for a store, the errors of `training.remote_shards.find_remote_shards`.
     """
     entries = [str(shards)] if isinstance(shards, str | Path) else [str(entry) for entry in shards]
     of_files = [entry for entry in entries if not _has_tars(entry) and is_files(entry)]
     tars = [entry for entry in entries if entry not in of_files]
     found, file = _find(tars) if tars or not of_files else {}, Path(cache) if cache is not None else None
     ours = {folder: check_shard_format(folder) for folder in dict.fromkeys(map(os.path.dirname, found))}
-    local = {os.path.dirname(path) for path, (stored, _) in found.items() if stored is None}
-    foreign = [folder for folder, by_clipmill in ours.items() if not by_clipmill and folder in local]
+    foreign = {
+        os.path.dirname(path): os.path.dirname(stored.url if stored else path)
+        for path, (stored, _) in found.items()
+        if not ours[os.path.dirname(path)] and not path.startswith(("http://", "https://"))
+    }
     known = read_index(file, foreign)
     with ThreadPoolExecutor(_THREADS) as pool:
         stamps = dict(zip(found, pool.map(_stamp, found, (stored for stored, _ in found.values())), strict=True))

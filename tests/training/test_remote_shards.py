@@ -33,6 +33,7 @@ from training.batch import Batch
 from training.contents import digest
 from training.data import Batches, loader
 from training.data_config import DataConfig
+from training.index_cache import BESIDE
 from training.shard_index import index_shards
 from training.shards import Shard, ShardIndex
 
@@ -235,6 +236,21 @@ def test_the_index_is_kept_and_made_again_where_an_object_changed(
     again = index_shards(bucket, cache=cache)
     assert [len(shard) for shard in again.shards] == [5, 5, 6]
     assert same(again.shards[0], before.shards[0])
+
+
+def test_the_index_of_tars_without_one_is_kept_beside_them(
+    bucket: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, store = tmp_path / "shards.index", store_of(bucket)
+    index_shards(bucket, cache=cache)
+    assert not cache.exists()
+    store.pipe_file(f"{bucket}/latents-1.tar", (shards / "latents-0.tar").read_bytes())
+    assert len(index_shards(f"{bucket}/latents-1.tar")) == 5
+    monkeypatch.setattr(remote_shards, "read_range", None)
+    assert [len(shard) for shard in index_shards(bucket).shards] == [5, 5, 6]
+    store.pipe_file(f"{bucket}/{BESIDE}", b"clipmill shard index 5\n{}")
+    with pytest.raises(TypeError):  # its headers are read again
+        index_shards(bucket)
 
 
 def test_a_shard_replaced_while_it_is_read_stops_the_run(shards: Path, bucket: str) -> None:

@@ -1,6 +1,7 @@
 """The proxy that the environment names for an address: http_proxy, https_proxy, all_proxy, no_proxy."""
 
 import ipaddress
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -18,6 +19,12 @@ def proxy_for(url: str) -> str | None:
     if not address or _is_loopback(host) or proxy_bypass(host):
         return None
     return address if "://" in address else f"http://{address}"
+
+
+def proxy_options(url: str) -> dict[str, Any]:
+    """fsspec's options for a web address: it ignores the environment's proxy."""
+    proxy = proxy_for(url)
+    return {"proxy": proxy} if proxy and proxy.startswith(("http://", "https://")) else {}
 
 
 def _is_loopback(host: str) -> bool:

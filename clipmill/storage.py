@@ -23,7 +23,7 @@ from clipmill.atomic import create_file, is_temporary, rename, temporary_name
 from clipmill.errors import UserError
 from clipmill.local_files import open_regular
 from clipmill.parquet_rows import rows_of
-from clipmill.proxies import proxy_for
+from clipmill.proxies import proxy_options
 from clipmill.store_requests import call, http_head, within
 from clipmill.web_listing import WebFileSystem
 
@@ -53,7 +53,9 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         kind, _, member = link.partition("://")
         return archive_filesystem(*filesystem(archive), kind.lower()), member.strip("/")
     if url.startswith(("http://", "https://")):
-        return WebFileSystem(**_proxy_options(url)), url.rstrip("/") or url
+        return WebFileSystem(**proxy_options(url)), url.rstrip("/") or url
+    if url.startswith(("gs://", "gcs://")):  # not by gRPC, which does not survive the forks of the loader
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # read when gcsfs is imported
     try:
         fs, path = url_to_fs(url)
     except ImportError as error:
@@ -73,12 +75,6 @@ def archive_filesystem(fs: fsspec.AbstractFileSystem, path: str, kind: str) -> f
         return open_regular(path) if is_local(fs) else fs.open(path, "rb", cache_type="readahead", block_size=1 << 20)
 
     return ArchiveFileSystem(kind, fs, path, address(fs, path), opened)
-
-
-def _proxy_options(url: str) -> dict[str, Any]:
-    """fsspec ignores the environment's proxy for HTTP; clients of object stores read it themselves."""
-    proxy = proxy_for(url)
-    return {"proxy": proxy} if proxy and proxy.startswith(("http://", "https://")) else {}
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:

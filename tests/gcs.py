@@ -25,7 +25,7 @@ def gcs_endpoint() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("STORAGE_EMULATOR_HOST", endpoint)
         environment.setenv("NO_GCE_CHECK", "true")  # no search for a machine's own credentials
-        environment.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # which is by gRPC
+        environment.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # as clipmill.storage sets it
         _forget_clients()
         yield endpoint
     _forget_clients()

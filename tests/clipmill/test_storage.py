@@ -3,6 +3,8 @@ import gc
 import io
 import json
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -322,3 +324,13 @@ def test_no_credential_is_in_an_error() -> None:
     with pytest.raises(UserError, match=r"127\.0\.0\.1:1/x\?id=7") as refused:
         storage.read_limited(fs, path, max_bytes=10)
     assert "SECRET" not in f"{unknown.value} {refused.value}"
+
+
+@pytest.mark.parametrize(("wanted", "kind"), [(None, "gcsfs.core"), ("true", "gcsfs.extended_gcsfs")])
+def test_google_cloud_storage_is_read_without_grpc_unless_the_user_wants_it(wanted: str | None, kind: str) -> None:
+    pytest.importorskip("gcsfs")
+    code = "from clipmill import storage; print(type(storage.filesystem('gs://bucket/a')[0]).__module__)"
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "NO_GCE_CHECK": "true"}
+    environment |= {} if wanted is None else {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": wanted}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == kind

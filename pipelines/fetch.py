@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from clipmill import storage
+from clipmill.addresses import without_credentials
 from clipmill.atomic import atomic_path
 from clipmill.errors import RunStopped, UserError
 from clipmill.range_reader import Pieces, RangeReader
@@ -131,7 +132,9 @@ def fetch(
         fs, folder = storage.filesystem(shards)
         samples = _matching(fs, f"{folder}/{CATALOG}", where, clip_ids, limit)
         if not samples.num_rows:
-            raise NothingMatches(f"no sample of {shards} matches: see its columns and values in {CATALOG}")
+            raise NothingMatches(
+                f"no sample of {without_credentials(shards)} matches: see its columns and values in {CATALOG}"
+            )
         target = _made_folder(out)
         located, failed = _located(samples)
         missing = [sample for sample in located.values() if not sample.is_in(target)]

@@ -1,13 +1,17 @@
 """Escape text before printing: names, captions and messages come from files and may contain any character.
 
-Raw control characters could move the cursor, rename the window or forge log lines.
+Raw control characters could move the cursor, rename the window or forge log lines. Addresses may contain credentials,
+which must not reach a log.
 """
 
 import logging
 
+from clipmill.addresses import redacted
+
 
 def printable(text: str) -> str:
-    """`text` with control characters and invalid encodings escaped."""
+    """`text` with control characters and invalid encodings escaped, and without credentials in its addresses."""
+    text = redacted(text) if "://" in text else text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text).encode(
         "utf-8", "backslashreplace"
     ).decode()  # fmt: skip

@@ -19,6 +19,7 @@ from curation.dataset.tables import Dataset
 from curation.report.contact_sheet import Card, html_sheet, png_sheet
 from curation.selection.saved import load_selection, selected_ids
 from pipelines.config import CurateConfig
+from pipelines.progress import note
 
 _COLUMNS = ("clip_id", "uri", "start_s", "end_s", "caption")
 _SHEETS = (".html", ".htm", ".png")
@@ -72,7 +73,8 @@ def search(
     """Find the clips whose embeddings are nearest to a text, or to a clip (its id) or picture (a file) in `like`.
 
     `selection` limits the search to its clips. `config` says where the CLIP model is, if not where the dataset says; a
-    clip needs none. The contact sheet is `sheet`, an .html or .png file, or `report/search-....html` in the dataset.
+    clip needs none. The contact sheet is `sheet`, an .html or .png file, or `report/search-....html` in the dataset, if
+    that can be written.
     Raises UserError: no embeddings, no such clip or picture, another CLIP model, both or neither of text and like.
     """
     if (text is None) == (like is None):
@@ -105,7 +107,13 @@ def search(
         search_s=search_s,
         places={clip_id: part for clip_id, (part, _) in zip(clip_ids, places, strict=True)},
     )
-    return _with_sheet(opened, result, sheet) if write_sheet or sheet is not None else result
+    if sheet is not None:
+        return _with_sheet(opened, result, sheet)
+    try:
+        return _with_sheet(opened, result, None) if write_sheet else result
+    except UserError as error:  # of a dataset of others, most often
+        note(f"no contact sheet: {error} --sheet FILE writes it elsewhere.")
+        return result
 
 
 def _query(

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipmill import storage
+from clipmill.addresses import without_credentials
 from clipmill.columns import column
 from clipmill.errors import UserError
 from clipmill.shard_folder import ShardRecord
@@ -49,8 +50,8 @@ def check_catalog(folder_url: str) -> None:
     """Raise UserError if the folder has no clips.parquet."""
     if not has_catalog(folder_url):
         raise UserError(
-            f"{folder_url} has no {CATALOG}: expected a folder that `clipmill shard` has finished; rerun it, and it "
-            "writes what is missing"
+            f"{without_credentials(folder_url)} has no {CATALOG}: expected a folder that `clipmill shard` has "
+            "finished; rerun it, and it writes what is missing"
         )
 
 

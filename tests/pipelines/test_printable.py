@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from pipelines.cli_shared import complain, say
 from pipelines.printable import PrintableFormatter
 from pipelines.progress import Reporter, note
 
@@ -31,6 +32,20 @@ def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         reporter.waiting(EVIL)
         reporter.advance(2, EVIL)
     assert "\x1b]0" not in capsys.readouterr().err
+
+
+def test_no_credential_of_an_address_is_printed(capsys: pytest.CaptureFixture[str]):
+    address = "https://user:SECRET@host/d/x.mp4?X-Amz-Signature=SECRET&id=7"
+    note(f"reading {address}.")
+    complain(f"cannot read {address}: no")
+    say(address)
+    with Reporter(f"a {address}", 1, unit="steps") as reporter:
+        reporter.waiting(address)
+        reporter.advance(1, address)
+    record = logging.LogRecord("x", logging.WARNING, __file__, 1, "%s", (address,), None)
+    printed = "".join(capsys.readouterr()) + PrintableFormatter().format(record)
+    assert "SECRET" not in printed
+    assert printed.count("https://host/d/x.mp4?id=7") == 9
 
 
 def test_a_log_record_is_one_line_and_a_traceback_keeps_its_own():

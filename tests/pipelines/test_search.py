@@ -236,3 +236,17 @@ def test_a_search_without_any_hit_has_an_empty_result(dataset: Dataset, monkeypa
     for options in (["--no-sheet"], ["--json"]):
         assert run(monkeypatch, "search", dataset.url, TEXTS[0], "--selection", "bare", *options) == NOTHING_CAME_OUT
         assert "none of the clips to search has an embedding" in capsys.readouterr().err
+
+
+def test_a_dataset_that_cannot_be_written_is_searched_without_a_sheet(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
+):
+    for name in ("report", "search"):
+        Path(dataset.file(name)).write_bytes(b"not a folder")
+    assert run(monkeypatch, "search", dataset.url, TEXTS[0], "--json") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["sheet"] is None
+    assert "no contact sheet: cannot write" in printed.err
+    assert run(monkeypatch, "search", dataset.url, TEXTS[0], "--sheet", str(tmp_path / "sheet.html")) == 0
+    assert (tmp_path / "sheet.html").is_file()
+    assert run(monkeypatch, "search", dataset.url, TEXTS[0], "--sheet", dataset.file("report", "x.html")) == 2

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from clipmill.addresses import redacted
 from clipmill.errors import UserError
 from pipelines.cli_shared import CLIPS, EXIT_CODES, Address, ConfigFile, DatasetFolder, TakeOver, console, given
 
@@ -68,7 +69,8 @@ def duplicates(
     settings = settings_of(opened, config, given(min_cosine=min_cosine, by=by))
     other = Dataset(against).open() if against else None
     due = is_due(opened, settings, against=other, name=name)
-    with changing(opened, Change(command="duplicates"), take_over=take_over) if due else nullcontext():
+    change = Change(command="duplicates", what=f"against {redacted(against)}" if against else "")
+    with changing(opened, change, take_over=take_over) if due else nullcontext():
         if other is not None:
             result = search_against(opened, other, settings, name=name, address=address)
             render.print_against(console(), other.url, result)

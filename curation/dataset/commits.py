@@ -207,7 +207,7 @@ def _is_committed(dataset: Dataset, pending: _Pending) -> bool:
 def _files(dataset: Dataset) -> dict[str, dict[str, str]]:
     """Table -> committed part -> size and version of its file; name of JSON files beside them -> digest."""
     found = {}
-    for table in (*dataset.tables(), "removed"):
+    for table in (*dataset.versioned_tables(), "removed"):
         versions = dataset.part_versions(table)
         record = table.rpartition("/")[0]  # of scores with versions: which of them counts
         for path in storage.list_files(dataset.fs, dataset.file(record), ".json") if record and versions else ():

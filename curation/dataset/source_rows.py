@@ -1,6 +1,6 @@
 """Rows of given sources, in any table: keyed by source_id, or by clip_id, which begins with the id of its source."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
@@ -25,7 +25,7 @@ def without_sources(table: pa.Table, source_ids: pa.Array) -> pa.Table:
 def count_rows(dataset: Dataset, source_ids: Collection[str]) -> dict[str, int]:
     """Table -> rows of these sources, for tables that have any; parts that are not committed count too."""
     ids = pa.array(source_ids, pa.string())
-    return _of_tables(dataset, lambda path: rows_in_file(dataset.fs, path, ids))
+    return _of_tables(dataset, dataset.versioned_tables(), lambda path: rows_in_file(dataset.fs, path, ids))
 
 
 def remove_rows(
@@ -40,7 +40,7 @@ def remove_rows(
     for path in _derived(dataset):
         check()
         storage.remove(dataset.fs, path)
-    removed = _of_tables(dataset, lambda path: remove_rows_from_file(dataset.fs, path, ids, check))
+    removed = _of_tables(dataset, dataset.tables(), lambda path: remove_rows_from_file(dataset.fs, path, ids, check))
     for part in dataset.parts("clips"):
         left = (dataset.read_part(table, part, ["source_id"]).num_rows for table in ("sources", "clips"))
         if not any(left):  # nothing to commit
@@ -104,10 +104,10 @@ def _derived(dataset: Dataset) -> list[str]:
     return [path for folder in folders for path in storage.list_files(dataset.fs, folder, ".arrow")]
 
 
-def _of_tables(dataset: Dataset, count: Callable[[str], int]) -> dict[str, int]:
+def _of_tables(dataset: Dataset, tables: Iterable[str], count: Callable[[str], int]) -> dict[str, int]:
     """Table -> sum over its files, without those that are 0. `sources`, which commits the others, comes first."""
     counts = {}
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        for table in sorted(dataset.tables(), key=lambda name: (name != "sources", name)):
+        for table in sorted(tables, key=lambda name: (name != "sources", name)):
             counts[table] = sum(pool.map(count, storage.list_files(dataset.fs, dataset.file(table), ".parquet")))
     return {table: rows for table, rows in sorted(counts.items()) if rows}

@@ -168,6 +168,10 @@ class Dataset:
             folders += storage.list_folders(self.fs, folder)
         return sorted(found)
 
+    def versioned_tables(self) -> list[str]:
+        """Those of `tables` that versions of the dataset count: not what a search keeps for the next one."""
+        return [t for t in self.tables() if t.partition("/")[0] not in (SCORES, CAPTIONS) or _is_score_table(t)]
+
     def remove_unfinished(self) -> list[str]:
         """Remove uncommitted parts and temporary files; returns their names.
 

@@ -1,1 +1,1 @@
-"""Scorers for clipmill, to copy from."""
+"""Scorers and a captioner for clipmill, to copy from."""

@@ -22,15 +22,15 @@ from curation.dataset.embeddings import ClipEmbeddings, check_embeddings, open_e
 from curation.dataset.rows import rows_of_clips
 from curation.dataset.score_versions import RecordedVersion, ScoreVersion, score_schema, stamped, table_of
 from curation.dataset.tables import Dataset
-from curation.dedup.clusters import CLUSTER, CLUSTER_COLUMNS, METHOD, ClusterConfig, Clusters, assign, train_centroids
-from curation.scores.columns import FAILED, SCORES
+from curation.dedup.cluster_sizes import CLUSTER, CLUSTERS
+from curation.dedup.clusters import CLUSTER_COLUMNS, METHOD, ClusterConfig, Clusters, assign, train_centroids
+from curation.scores.columns import FAILED
 from pipelines.changes import changing
 from pipelines.fence import Fence
 from pipelines.progress import Reporter
 from pipelines.status import clip_digest
 from pipelines.versions import record_version
 
-_ROOT = f"{SCORES}/{CLUSTER}"
 _CENTROIDS = "centroids.npy"
 _SCHEMA = score_schema(CLUSTER, CLUSTER_COLUMNS)
 _TRAINED_ON = "trained_on_clips"
@@ -83,7 +83,7 @@ def cluster(
     """
     config, started_s = config or ClusterConfig(), time.monotonic()
     opened = Dataset(dataset).open()
-    change = Change(command="cluster")
+    change = Change(command="cluster", what=_what(config, retrain=retrain))
     check_embeddings(opened)
     with (
         Reporter(CLUSTER, unit="clips", quiet=quiet) as report,
@@ -99,7 +99,7 @@ def cluster(
             sizes_K = clusters.sizes(len(centroids_KD))
             report.begin(len(embeddings))
             without = _write(opened, embeddings, clusters, sizes_K, version, _digest(centroids_KD), fence, report)
-            record_version(opened, _ROOT, version, finished=True)
+            record_version(opened, CLUSTERS, version, finished=True)
             shown = _summaries(opened, embeddings, clusters, sizes_K, examples)
     filled_K = sizes_K[sizes_K > 0]
     return ClusterResult(
@@ -117,6 +117,12 @@ def cluster(
     )
 
 
+def _what(config: ClusterConfig, *, retrain: bool) -> str:
+    """For the record of versions."""
+    clusters = [] if config.clusters is None else [f"{config.clusters:,} clusters"]
+    return ", ".join([*clusters, *(["retrained"] if retrain else [])])
+
+
 def _version(
     dataset: Dataset, embeddings: ClipEmbeddings, config: ClusterConfig, fence: Fence, *, retrain: bool
 ) -> tuple[RecordedVersion, NDArray[np.float32], bool]:
@@ -128,7 +134,7 @@ def _version(
         weights={"clip": digest} if digest else {},
         columns={field.name: str(field.type) for field in CLUSTER_COLUMNS},
     )
-    recorded = dataset.recorded_versions(_ROOT)
+    recorded = dataset.recorded_versions(CLUSTERS)
     if not retrain:
         for known in reversed(recorded):
             if _without_clips(known.made_with) == made_with and (
@@ -147,7 +153,7 @@ def _version(
     content = io.BytesIO()
     np.save(content, centroids_KD)
     storage.write_bytes(dataset.fs, _path(dataset, version), content.getvalue())
-    record_version(dataset, _ROOT, version)
+    record_version(dataset, CLUSTERS, version)
     return version, centroids_KD, True
 
 
@@ -175,7 +181,7 @@ def _centroids(dataset: Dataset, version: RecordedVersion, width: int) -> NDArra
 
 
 def _path(dataset: Dataset, version: RecordedVersion) -> str:
-    return dataset.file(table_of(_ROOT, version.version), _CENTROIDS)
+    return dataset.file(table_of(CLUSTERS, version.version), _CENTROIDS)
 
 
 def _digest(centroids_KD: NDArray[np.float32]) -> str:
@@ -196,7 +202,7 @@ def _write(
     part_N, row_N = embeddings.part_rows()
     order = np.argsort(part_N, kind="stable")
     starts = np.searchsorted(part_N[order], np.arange(len(embeddings.parts) + 1))
-    table_name, without = table_of(_ROOT, version.version), 0
+    table_name, without = table_of(CLUSTERS, version.version), 0
     written = set(dataset.parts(table_name))
     for number, part in enumerate(embeddings.parts):
         ours = order[starts[number] : starts[number + 1]]

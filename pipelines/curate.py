@@ -22,6 +22,7 @@ from curation.dataset.removed import forget_removed, removed_sources
 from curation.dataset.score_versions import score_schema, table_of
 from curation.dataset.superseded import remove_superseded, superseded_sources
 from curation.dataset.tables import Dataset
+from curation.dedup.cluster_sizes import refresh_cluster_sizes
 from curation.dedup.duplicates import DuplicatesResult, has_embeddings, is_current
 from curation.inputs.sources import InputsConfig, Source, list_sources
 from curation.scores.columns import CAPTIONS, SCORE_COLUMNS
@@ -231,7 +232,8 @@ def _prepare(
     """Prepare the dataset for this run, which owns it; returns the tables of captioners and further scores."""
     tables, captions = _score_tables(dataset, config, checked)
     _keep_models(dataset, checked, config, captions)
-    remove_superseded(dataset, plan.superseded, fence.check)
+    refresh = partial(refresh_cluster_sizes, dataset, fence.check)
+    remove_superseded(dataset, plan.superseded, fence.check, refresh=refresh)
     if plan.restored:
         uris, ids = ([getattr(s, name) for s in plan.restored] for name in ("uri", "source_id"))
         forget_removed(dataset, uris, ids)

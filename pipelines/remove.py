@@ -18,6 +18,7 @@ from curation.dataset.removal import Removal, ShardAction, end_removal, note_rem
 from curation.dataset.removed import record_removed, removed_sources
 from curation.dataset.source_rows import count_rows, remove_rows
 from curation.dataset.tables import Dataset
+from curation.dedup.cluster_sizes import refresh_cluster_sizes
 from curation.dedup.duplicates import forget_search, refresh_duplicates
 from curation.selection.removal import count_selected, remove_from_selections
 from curation.shards.removal import check_rewritable, is_being_rewritten, remove_from_shards, shards_with
@@ -143,6 +144,7 @@ def _remove(
         report.waiting("removing rows from the tables")
         forget_search(dataset, ids)
         remove_rows(dataset, ids, fence.check)
+        refresh_cluster_sizes(dataset, fence.check)
         report.waiting("searching for near-duplicates")
         refresh_duplicates(dataset)
         fence.check()
@@ -191,7 +193,8 @@ def _shard_folders(dataset: Dataset) -> list[str]:
 
 
 def _pages(dataset: Dataset) -> list[str]:
-    return storage.list_files(dataset.fs, dataset.file("report"), ".html")
+    """Pages and contact sheets, in every format."""
+    return storage.list_files(dataset.fs, dataset.file("report"))
 
 
 def _copies(dataset: Dataset) -> list[str]:

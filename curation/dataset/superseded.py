@@ -23,14 +23,22 @@ def superseded_sources(dataset: Dataset, current: Mapping[str, str]) -> set[str]
     return replaced | _noted(dataset)
 
 
-def remove_superseded(dataset: Dataset, source_ids: Collection[str], check: Callable[[], None] = lambda: None) -> None:
+def remove_superseded(
+    dataset: Dataset,
+    source_ids: Collection[str],
+    check: Callable[[], None] = lambda: None,
+    *,
+    refresh: Callable[[], None] = lambda: None,
+) -> None:
     """Remove the rows of sources, see `superseded_sources`. After a kill, call it again.
 
-    Call it only when this run owns the dataset; `check` raises if another one does by now.
+    `refresh` corrects what other rows say of those that are gone. Call it only when this run owns the dataset; `check`
+    raises if another one does by now.
     """
     if source_ids:
         storage.write_json(dataset.fs, dataset.file(_NOTE), {"source_ids": sorted(source_ids)})
         remove_rows(dataset, source_ids, check)
+        refresh()
         storage.remove(dataset.fs, dataset.file(_NOTE))
 
 

@@ -19,8 +19,6 @@ from clipmill.columns import column
 from clipmill.config import Config
 from curation.dataset.embeddings import ClipEmbeddings
 
-CLUSTER = "cluster"
-"""Name of the score."""
 METHOD = 1
 """Incremented when the same clips and settings would give other centroids."""
 CLUSTER_COLUMNS = (

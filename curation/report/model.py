@@ -115,11 +115,11 @@ def build_report(
 
 
 def _rules_of(selection: Selection) -> Rules:
-    """The rules as written, with the queries of `like` as numbers."""
+    """The rules as written, with the queries of `like` as numbers; without likeness to clips that were removed."""
     rules = Rules.from_values(selection.rules, origin=selection.name)
     recorded = Rules.from_values(selection.resolved, origin=selection.name).like
     likes = (like.replace(embedding=known.embedding) for like, known in zip(rules.like, recorded, strict=True))
-    return rules.replace(like=tuple(likes))
+    return rules.replace(like=tuple(like for like in likes if like.embedding is not None))
 
 
 def _of_query(column: ReportColumn, rules: Rules) -> ReportColumn:

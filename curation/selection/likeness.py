@@ -25,11 +25,13 @@ def with_queries(dataset: Dataset, rules: Rules) -> Rules:
     return rules.model_copy(update={"like": likes})
 
 
-def add_likes(dataset: Dataset, connection: duckdb.DuckDBPyConnection, rules: Rules) -> Rules:
+def add_likes(
+    dataset: Dataset, connection: duckdb.DuckDBPyConnection, rules: Rules, *, allow_missing: bool = False
+) -> Rules:
     """Add the scores of `like` to the joined view of a connection; returns the rules with one on each of them.
 
-    Raises UserError if the dataset has no embeddings, or a column called `likeness` of its own, or for a text or
-    picture that was not embedded.
+    `allow_missing`: likeness to a clip that was removed since has no score. Raises UserError if the dataset has no
+    embeddings, or a column called `likeness` of its own, or for a query that was not embedded.
     """
     likes = rules.likes()
     if not likes:
@@ -38,7 +40,9 @@ def add_likes(dataset: Dataset, connection: duckdb.DuckDBPyConnection, rules: Ru
     taken = [name for name in likes if name in known or name in rules.rules]
     if taken:
         raise UserError(f"{taken[0]!r} is the score of `like`, but a column or a rule has that name: rename the column")
-    connection.register(_VIEW, _scores(dataset, likes))
+    removed = [name for name, like in likes.items() if like.clip is not None and like.embedding is None]
+    if scored := {name: like for name, like in likes.items() if not (allow_missing and name in removed)}:
+        connection.register(_VIEW, _scores(dataset, scored))
     return rules.model_copy(update={"rules": {**rules.rules, **likes}})
 
 

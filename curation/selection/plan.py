@@ -30,7 +30,7 @@ def plan_tests(
 ) -> Plan:
     """Raises UserError for columns that are missing (unless `allow_missing`) or of the wrong type, and for a `where`
     that is not a condition."""
-    rules = add_likes(dataset, connection, with_full_names(connection, rules))
+    rules = add_likes(dataset, connection, with_full_names(connection, rules), allow_missing=allow_missing)
     tests, skipped = tests_of(connection, rules, allow_missing=allow_missing)
     grouping, without = group_tests(connection, rules, allow_missing=allow_missing)
     tests += grouping

@@ -34,6 +34,7 @@ def remove_from_selections(
     for name in selection_names(dataset):
         check()
         _recount(dataset, name)
+        _forget_queries(dataset, name, source_ids)
     marks = dataset_marks(dataset)
     kept = tuple(mark for mark in marks.marks if source_of(mark.clip_id) not in source_ids)
     if len(kept) < len(marks.marks):
@@ -62,6 +63,18 @@ def _recount(dataset: Dataset, name: str) -> None:
         "clips_sha256": hashlib.sha256(lines_of(ids["clip_id"])).hexdigest(),
     }
     storage.write_json(dataset.fs, path, content)
+
+
+def _forget_queries(dataset: Dataset, name: str, source_ids: Collection[str]) -> None:
+    """Drop the recorded embedding of every `like` on a clip of these sources."""
+    path = selection_file(dataset, name, "json")
+    content = storage.read_json(dataset.fs, path, dict)
+    queries = [like for like in content["resolved"].get("like") or () if "embedding" in like]
+    removed = [like for like in queries if source_of(like.get("clip") or "") in source_ids]
+    for like in removed:
+        del like["embedding"]
+    if removed:
+        storage.write_json(dataset.fs, path, content)
 
 
 def _files(dataset: Dataset) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from curation.dataset.commits import Change, current_version, recorded
 from curation.dataset.schemas import CLIPS, PREVIEWS, SOURCES
 from curation.dataset.score_versions import RecordedVersion, ScoreVersion, score_schema, stamped
 from curation.dataset.tables import Dataset
+from curation.dedup.clusters import CLUSTER_COLUMNS
 from curation.dedup.duplicates import find_duplicates
 from curation.selection.marks import Mark, Marks, keep_marks
 from curation.selection.rules import Rules
@@ -86,9 +88,11 @@ def dataset_of(url: str, parts: Iterable[Sequence[int]]) -> Dataset:
     """A dataset with a part per sequence of source numbers: versions of a score, a table of another program, and
     near-duplicates."""
     dataset = Dataset(url).create_or_open({})
+    parts_of: dict[str, list[str]] = {}
     with recorded(dataset, Change(command="curate", what="videos")):
         for n, numbers in enumerate(parts):
             clips = {number: clip_rows(number) for number in numbers}
+            parts_of[f"p{n}"] = [row["clip_id"] for number in numbers for row in clips[number]]
             rows = [row for of_source in clips.values() for row in of_source]
             ids = [row["clip_id"] for row in rows]
             dataset.write_part(
@@ -100,6 +104,7 @@ def dataset_of(url: str, parts: Iterable[Sequence[int]]) -> Dataset:
             dataset.write_part("clips", f"p{n}", pa.Table.from_pylist(rows, CLIPS))
             sources = [source_row(number, of_source) for number, of_source in clips.items()]
             dataset.write_part("sources", f"p{n}", pa.Table.from_pylist(sources, SOURCES))
+        _write_clusters(dataset, parts_of)
         all_ids = _column(dataset, "SELECT clip_id FROM clips ORDER BY hash(clip_id)")
         dataset.write_part("scores/theirs", "everything", pa.table({"clip_id": all_ids, "likes": range(len(all_ids))}))
         made_with = ScoreVersion(scorer_version=1, columns={"luma": "double"})
@@ -118,12 +123,14 @@ def with_outputs(dataset: Dataset) -> Dataset:
         shard(dataset, name)
     ids = _column(dataset, "SELECT clip_id FROM clips ORDER BY clip_id")
     keep_marks(dataset, Marks(marks=tuple(Mark(clip_id=clip_id, verdict="keep") for clip_id in ids)))
-    storage.write_bytes(dataset.fs, dataset.file("report", "all.html"), b"pictures")
+    for page in ("all.html", "search-dogs.png"):
+        storage.write_bytes(dataset.fs, dataset.file("report", page), b"pictures")
     return dataset
 
 
-def select(dataset: Dataset, name: str, rules: dict[str, Any]) -> Selection:
-    return select_clips(dataset, Rules.from_values({"name": name, "rules": rules}, origin="test"), replace=True)
+def select(dataset: Dataset, name: str, rules: dict[str, Any], **more: Any) -> Selection:
+    values = {"name": name, "rules": rules, **more}
+    return select_clips(dataset, Rules.from_values(values, origin="test"), replace=True)
 
 
 def shard(dataset: Dataset, selection: str) -> Path:
@@ -166,6 +173,27 @@ def _luma(ids: list[str], values: list[float], version: int) -> pa.Table:
     schema = score_schema("luma", [column("luma", pa.float64(), "mean luma")])
     rows = [{"clip_id": i, "luma": value} for i, value in zip(ids, values, strict=True)]
     return stamped(pa.Table.from_pylist(rows, schema), version, None)
+
+
+def _write_clusters(dataset: Dataset, parts: dict[str, list[str]]) -> None:
+    """Two versions of clusters, which depend on the source alone, with their sizes; every third source has none."""
+    for version, clusters in ((1, 2), (2, 3)):
+        cluster_of = {
+            clip_id: None if int(clip_id[:4], 16) % 3 == 0 else int(clip_id[:4], 16) % clusters
+            for ids in parts.values()
+            for clip_id in ids
+        }
+        sizes = Counter(cluster_of.values())
+        for part, ids in parts.items():
+            rows = [
+                {"clip_id": i, "cluster": (k := cluster_of[i]), "cluster_size": None if k is None else sizes[k]}
+                for i in ids
+            ]
+            table = pa.Table.from_pylist(rows, score_schema("cluster", CLUSTER_COLUMNS))
+            dataset.write_part(f"scores/cluster/v{version}", part, stamped(table, version, None))
+    made_with = ScoreVersion(scorer_version=1, columns={"cluster": "int32"})
+    recorded = [RecordedVersion(version=v, made_with=made_with, target="", finished=True) for v in (1, 2)]
+    dataset.record_versions("scores/cluster", recorded)
 
 
 def _column(dataset: Dataset, query: str) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from curation.dataset.removed import removed_sources
 from curation.dataset.tables import Dataset
 from curation.dataset.totals import source_totals
 from curation.dedup.duplicates import find_duplicates, is_current
+from curation.report.model import build_report
+from curation.selection.difference import difference
 from curation.selection.marks import dataset_marks
+from curation.selection.rules import Rules
 from curation.selection.saved import load_selection, selected_ids
 from pipelines import fence
 from pipelines.remove import remove
@@ -109,7 +113,7 @@ def test_nothing_of_the_sources_is_left_and_the_rest_is_as_it_was(dataset: Datas
 
     ids = {source_id(number) for number in GONE}
     after = rows(dataset)
-    untouched = before.keys() - {"scores_duplicates", "joined"}
+    untouched = before.keys() - {"scores_duplicates", "scores_cluster@1", "scores_cluster@2", "joined"}
     for view in untouched:
         assert after[view] == [
             row for row in before[view] if not any(str(value).split("-")[0] in ids for value in row)
@@ -117,6 +121,37 @@ def test_nothing_of_the_sources_is_left_and_the_rest_is_as_it_was(dataset: Datas
     kept = {name: content for name, content in before_samples.items() if name.split("/")[1].split("-")[0] not in ids}
     assert samples(folder / "shards/all") == kept
     assert 0 < len(kept) < len(before_samples)
+
+
+def test_clusters_count_the_clips_that_are_left(dataset: Dataset, tmp_path: Path) -> None:
+    """In every version, also those that do not count."""
+    remove(dataset.url, sources=listed(tmp_path), reason=REASON, quiet=True)
+    for version in (1, 2):
+        with dataset.connect() as connection:
+            found = connection.execute(f'SELECT cluster, cluster_size FROM "scores_cluster@{version}"').fetchall()
+        counts = Counter(cluster for cluster, _ in found)
+        assert len(counts) > 1
+        assert {(k, size) for k, size in found} == {(k, n if k is not None else None) for k, n in counts.items()}
+
+
+def test_the_embedding_of_a_query_goes_with_its_clip(dataset: Dataset, tmp_path: Path) -> None:
+    """The selection stays readable: compared with others, and on the report's page."""
+    gone, kept = (clip_rows(number)[0]["clip_id"] for number in (1, 2))
+    bounds = {"drop_lowest": "40%"}
+    select(dataset, "alike", {"motion": {"min": 0}}, like=[{"clip": gone, **bounds}, {"clip": kept, **bounds}])
+    first = load_selection(dataset, "alike").resolved["like"]
+    assert all(len(like["embedding"]) == 16 for like in first)
+    remove(dataset.url, sources=listed(tmp_path), reason=REASON, quiet=True)
+    after = load_selection(dataset, "alike")
+    assert after.resolved["like"] == [{k: v for k, v in first[0].items() if k != "embedding"}, first[1]]
+    everything = Rules.from_values({"name": "x", "where": "true"}, origin="test")
+    found = difference(dataset, everything, "alike")
+    assert found.both == after.clips
+    assert "likeness_2" in {change.rule for change in found.coming}
+    assert "likeness" not in {change.rule for change in found.coming}
+    assert build_report(dataset, "alike").clips == sum(len(clip_rows(n)) for n in range(8) if n not in GONE)
+    with pytest.raises(UserError, match=f"has no clip '{gone}'"):
+        select(dataset, "again", {}, like=[{"clip": gone, **bounds}])
 
 
 def test_shards_are_whole_after_a_removal(dataset: Dataset, tmp_path: Path) -> None:
@@ -186,8 +221,8 @@ def test_selections_marks_and_pages_follow(dataset: Dataset, tmp_path: Path) -> 
     assert after.seconds == pytest.approx(sum(durations[clip_id] for clip_id in ids), abs=1e-5)
     left = {mark.clip_id.split("-")[0] for mark in dataset_marks(dataset).marks}
     assert left == {source_id(number) for number in range(8) if number not in GONE}
-    assert [Path(page).name for page in result.pages] == ["all.html"]
-    assert not list((Path(dataset.path) / "report").glob("*.html"))
+    assert [Path(page).name for page in result.pages] == ["all.html", "search-dogs.png"]
+    assert not list((Path(dataset.path) / "report").iterdir())
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

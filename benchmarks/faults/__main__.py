@@ -2,10 +2,11 @@
 
     python -m benchmarks.faults --seconds N [--kills K] [--seed S]
 
-Nothing may be missing, duplicated or different. Faults: kill -9 of the driver, of a Ray worker, of a scanning child;
-refused, broken or slow connections to the store and HTTP 503; a full disk (root only). Times between kills are random,
-around a fraction of the phase's undisturbed duration. Rounds repeat until N seconds have passed and K kills are done;
-the last one is completed.
+Nothing may be missing, duplicated or different. Faults: kill -9 of the driver, of a Ray worker, of a scanning child, of
+the captioner's endpoint; refused, broken or slow connections to store and endpoint and HTTP 503; answers of the
+endpoint that are late, cut off, sent twice, followed by another clip's, or errors; a full disk (root only). Times
+between kills are random, around a fraction of the phase's undisturbed duration. Rounds repeat until N seconds have
+passed and K kills are done; the last one is completed.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from pathlib import Path
 from benchmarks.common import report
 from benchmarks.faults.compare import Contents, contents, differences
 from benchmarks.faults.disk import SmallDisk
+from benchmarks.faults.endpoint import FaultyEndpoint
 from benchmarks.faults.network import FaultyStore
 from benchmarks.faults.pipeline import SOURCES, Phase, Pipeline
 from benchmarks.faults.processes import clear_up, kill, victims
@@ -37,8 +39,10 @@ _VICTIMS = ("driver", "worker", "worker", "worker", "child", "child")
 class Session:
     """Counts the injected faults and their outcome."""
 
-    def __init__(self, pipeline: Pipeline, store: FaultyStore, disk: SmallDisk, seed: int) -> None:
-        self.pipeline, self.store, self.disk = pipeline, store, disk
+    def __init__(
+        self, pipeline: Pipeline, store: FaultyStore, endpoint: FaultyEndpoint, disk: SmallDisk, seed: int
+    ) -> None:
+        self.pipeline, self.store, self.endpoint, self.disk = pipeline, store, endpoint, disk
         self.rng, self.done, self.found = random.Random(seed), Counter[str](), Counter[str]()
         self.length_s: dict[str, float] = {}
 
@@ -75,6 +79,9 @@ class Session:
             if not calm and self.rng.random() < 0.3 and phase.name in ("curate", "shard"):
                 faults.enter_context(self.store.faulty(self.rng.choice((0.05, 0.3))))
                 self.done["network"] += 1
+            if not calm and phase.name == "caption" and self.rng.random() < 0.7:
+                faults.enter_context(self.endpoint.faulty(self.rng.choice((0.1, 0.4))))
+                self.done["endpoint"] += 1
             if not calm and self.disk.can_fill and self.rng.random() < 0.2:
                 faults.enter_context(self.disk.nearly_full(self.rng.choice((0, 1 << 14, 1 << 17))))
                 self.done["disk"] += 1
@@ -123,7 +130,12 @@ class Session:
             for key in keys[:10]:
                 print(f"{what}: {key}", flush=True)
         kills = ", ".join(f"{count} {what}" for what, count in sorted(self.done.items()))
-        print(f"round {number} done; total: {kills}, {self.store.faults} faulty connections", flush=True)
+        connections = self.store.faults + self.endpoint.proxy.faults
+        print(
+            f"round {number} done; total: {kills}, {connections} faulty connections, {self.endpoint.kills} kills of "
+            "the endpoint",
+            flush=True,
+        )
 
     def _empty(self) -> Path:
         for path in self.disk.folder.iterdir():
@@ -148,20 +160,24 @@ def main() -> None:
     arguments = parser.parse_args()
     work = arguments.work or Path(tempfile.mkdtemp(prefix="clipmill-faults-"))
     work.mkdir(parents=True, exist_ok=True)
-    store, disk = FaultyStore(arguments.seed), SmallDisk(work / "out")
+    store, endpoint, disk = FaultyStore(arguments.seed), FaultyEndpoint(arguments.seed), SmallDisk(work / "out")
     try:
-        session = Session(Pipeline(work, store, sources=arguments.sources), store, disk, arguments.seed)
+        pipeline = Pipeline(work, store, endpoint, sources=arguments.sources)
+        session = Session(pipeline, store, endpoint, disk, arguments.seed)
         calm, started_s, number = session.calm(), time.monotonic(), 0
         while time.monotonic() - started_s < arguments.seconds or session.kills < arguments.kills:
             session.round(number, calm)
             number += 1
     finally:
         disk.close()
+        endpoint.close()
         store.close()
     done, found = session.done, session.found
     figures = {"kills": session.kills, **{what: found[what] for what in ("lost", "doubled", "different")}}
     figures |= {"tracebacks": found["tracebacks"], "hangs": found["hangs"], "rounds": number}
-    rows = [(what, done[what]) for what in ("driver", "worker", "child", "network", "disk")]
+    figures |= {"endpoint_kills": endpoint.kills, "faulty_connections": store.faults + endpoint.proxy.faults}
+    rows = [(what, done[what]) for what in ("driver", "worker", "child", "network", "endpoint", "disk")]
+    rows.append(("kills of the endpoint", endpoint.kills))
     title = f"faults over {arguments.sources} sources, seed {arguments.seed}, full disk: "
     report(title + ("tmpfs" if disk.can_fill else "none, only root can mount one"), ("fault", "times"), rows, figures)
 

@@ -27,14 +27,17 @@ class Differences:
 
 
 def contents(dataset: Path, latents: Path) -> Contents:
-    """Sources, clips with all scores and captions, selected clips, shard samples and latents, without timings."""
+    """Sources, clips with all scores and captions, selected clips, shard samples and latents.
+
+    Without timings, and without tokens, which repeated requests add to.
+    """
     content: Contents = {}
     opened = Dataset(str(dataset))
     with opened.connect() as connection:
         versions = {quoted(view): "clip_id" for view in opened.views() if "@" in view}
         for table, key in ({"sources": "source_id", "clips": "clip_id"} | versions).items():
             columns = [row[0] for row in connection.execute(f"DESCRIBE {table}").fetchall()]
-            lasting = [column for column in columns if not column.endswith("_cpu_s")]
+            lasting = [column for column in columns if not column.endswith(("_cpu_s", "_tokens", "_price"))]
             listed = ", ".join(f'"{column}"' for column in (key, *lasting))
             content[table] = [
                 (row[0], _digest(row)) for row in connection.execute(f"SELECT {listed} FROM {table}").fetchall()

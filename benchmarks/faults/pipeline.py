@@ -11,6 +11,7 @@ from pathlib import Path
 import fsspec
 import yaml
 
+from benchmarks.faults.endpoint import FaultyEndpoint
 from benchmarks.faults.network import FaultyStore
 from benchmarks.faults.processes import MARK
 from benchmarks.hostile import originals
@@ -19,12 +20,7 @@ from tests.media import panning, write_video
 
 SOURCES = 60
 _BUCKET = "faults"
-_TESTS = Path(__file__).parents[2] / "tests" / "pipelines"
-_PLUGINS = (
-    ("score", "--scorer", f"{_TESTS / 'scorers.py'}:SlowLuma"),
-    ("caption", "--captioner", f"{_TESTS / 'captioners.py'}:SlowLevels"),
-)
-_TABLES = {"score": "scores/slow_luma", "caption": "captions/slow_levels"}
+_SCORER = f"{Path(__file__).parents[2] / 'tests' / 'pipelines' / 'scorers.py'}:SlowLuma"
 _RULES = {"name": "all", "rules": {"motion": {"drop_lowest": "10%"}}}
 
 
@@ -40,12 +36,14 @@ class Phase:
 class Pipeline:
     """Inputs, models and settings in `work`, created once; outputs go to a given folder."""
 
-    def __init__(self, work: Path, store: FaultyStore, *, sources: int = SOURCES) -> None:
+    def __init__(self, work: Path, store: FaultyStore, endpoint: FaultyEndpoint, *, sources: int = SOURCES) -> None:
         self.work, self._store, self._sources = work, store, sources
         self._on_disk = work / "videos"
         self._originals = originals.make(work / "originals", ["model"])
         self._rules = work / "rules.yaml"
         self._rules.write_text(yaml.safe_dump(_RULES))
+        self._captions = work / "captions.yaml"
+        self._captions.write_text(yaml.safe_dump({"captioners": {"video": endpoint.config()}}))
         self._write_inputs()
 
     def phases(self, out: Path) -> list[Phase]:
@@ -60,7 +58,19 @@ class Pipeline:
                 arguments=("curate", str(self._on_disk), f"s3://{_BUCKET}/videos", "--out", str(dataset), *without),
                 done=lambda: self._all_curated(dataset),
             ),
-            *(self._adding(dataset, command, option, address) for command, option, address in _PLUGINS),
+            Phase(
+                name="score",
+                arguments=("score", str(dataset), "--scorer", _SCORER),
+                done=lambda: _is_finished(dataset / "scores" / "slow_luma"),
+            ),
+            Phase(
+                name="caption",
+                arguments=(
+                    *("caption", str(dataset), "--captioner", "video", "--config", str(self._captions)),
+                    "--retry-failed",
+                ),
+                done=lambda: _is_finished(dataset / "captions" / "video") and not _failed_captions(dataset),
+            ),
             Phase(
                 name="select",
                 arguments=("select", str(dataset), "--config", str(self._rules)),
@@ -87,15 +97,6 @@ class Pipeline:
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True,
             )  # fmt: skip
 
-    def _adding(self, dataset: Path, command: str, option: str, address: str) -> Phase:
-        """A phase that adds a plug-in's table to the dataset."""
-        versions = dataset / _TABLES[command] / "versions.json"
-        return Phase(
-            name=command,
-            arguments=(command, str(dataset), option, address),
-            done=lambda: '"finished": true' in (versions.read_text() if versions.is_file() else ""),
-        )
-
     def _all_curated(self, dataset: Path) -> bool:
         statuses = Dataset(str(dataset)).statuses() if (dataset / "dataset.json").is_file() else {}
         return list(statuses.values()).count("ok") == self._sources
@@ -120,6 +121,19 @@ class Pipeline:
         store.mkdir(_BUCKET)
         for path in sorted(stored.iterdir()):
             store.put_file(str(path), f"{_BUCKET}/videos/{path.name}")
+
+
+def _is_finished(root: Path) -> bool:
+    """Whether a run that wrote the first version of a score or captioner has come to its end."""
+    versions = root / "versions.json"
+    return '"finished": true' in (versions.read_text() if versions.is_file() else "")
+
+
+def _failed_captions(dataset: Path) -> int:
+    with Dataset(str(dataset)).connect() as connection:
+        query = 'SELECT count(*) FROM "captions_video@1" WHERE video_error_kind IS NOT NULL'
+        [(failed,)] = connection.execute(query).fetchall()
+        return int(failed)
 
 
 def _read(path: Path) -> dict[str, object]:

@@ -9,13 +9,17 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks.faults import network
+from benchmarks.faults import proxy
 from benchmarks.faults.compare import Differences, differences
 from benchmarks.faults.disk import SmallDisk
+from benchmarks.faults.endpoint import FaultyEndpoint
 from benchmarks.faults.network import FaultyStore
 from benchmarks.faults.processes import MARK, clear_up, victims
+from curation.captioners.endpoint import VideoCaptioner, VideoConfig
+from curation.scores.base import ClipView
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,7 @@ def test_a_fault_is_seen_by_the_client_and_ends_with_the_block(
     store: FaultyStore, fault: str, monkeypatch: pytest.MonkeyPatch
 ):
     whole = ask(store)
-    monkeypatch.setattr(network, "_FAULTS", (fault,))
+    monkeypatch.setattr(proxy, "_FAULTS", (fault,))
     with store.faulty(1.0):
         if fault == "slow":
             assert ask(store) == whole
@@ -88,3 +92,29 @@ def test_processes_of_a_run_are_cleared_up_by_their_mark(monkeypatch: pytest.Mon
     assert process.poll() is None
     clear_up("a run")
     assert process.wait(10) == -9
+
+
+def test_an_endpoint_is_killed_and_wrong_until_the_end_of_the_block():
+    """And what a captioner makes of it is the caption of the clip, or an error."""
+    pictures = [np.full((32, 32, 3), 12 * i, np.uint8) for i in range(20)]
+    clips = [ClipView(thumbnails=(picture,)) for picture in pictures]
+    endpoint = FaultyEndpoint(seed=2)
+    try:
+        settings = endpoint.config() | {"frames": None, "pause_s": 0.2}
+
+        def captions() -> list[str | None]:
+            captioner = VideoCaptioner(VideoConfig.from_values(settings, origin="test"))
+            captioner.load()
+            return [caption.text for caption in captioner.caption(clips)]
+
+        calm = captions()
+        assert len({text for text in calm if text}) == len(clips)
+        with endpoint.faulty(0.5):
+            disturbed = [captions() for _ in range(4)]
+        assert {text for run in disturbed for text in run} - {*calm, None} == set()
+        assert all(text in (None, calm[i]) for run in disturbed for i, text in enumerate(run))
+        assert sum(text is None for run in disturbed for text in run) > 0
+        assert endpoint.kills > 0
+        assert captions() == calm
+    finally:
+        endpoint.close()

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 import ray
+import yaml
 
+from benchmarks.faults.endpoint import FaultyEndpoint
 from clipmill import caption, curate, score, select, shard
 from curation.dataset.joined import view_of
 from curation.dataset.tables import Dataset
 from curation.selection.rules import Rules
+from pipelines.config import CurateConfig
 from tests.pipelines.corpora import WITHOUT_CLIP, WITHOUT_CLIP_OPTION, content, many_small, shard_content
 
 pytestmark = pytest.mark.slow
@@ -166,6 +169,41 @@ def test_kill_9_while_scores_or_captions_are_added(command: str, calm: Path, tmp
     assert content(str(out)) == content(str(calm))
 
 
+def test_kill_9_the_driver_and_the_endpoint_of_a_captioner(calm: Path, tmp_path: Path):
+    """Each clip has its caption in the end, whatever the endpoint answered in between."""
+    chance, copy = random.Random(3), shutil.ignore_patterns("shards")
+    out, undisturbed = (shutil.copytree(calm, tmp_path / name, ignore=copy) for name in ("out", "undisturbed"))
+    endpoint, config = FaultyEndpoint(seed=4), tmp_path / "captions.yaml"
+    try:
+        config.write_text(yaml.safe_dump({"captioners": {"video": endpoint.config()}}))
+        caption(str(undisturbed), "video", config=CurateConfig.from_file(str(config)), quiet=True)
+        expected = texts(undisturbed)
+        assert len(set(expected.values())) == len(expected)
+        captioning = ("caption", out, "--captioner", "video", "--config", config, "--retry-failed")
+        cluster, killed = ray.get_runtime_context().gcs_address, 0
+        with endpoint.faulty(0.3):
+            for parts in (1, 12, 24):
+                run = start(*captioning, address=cluster)
+                wait_for(run, out / "captions" / "video" / "v1", ".parquet", parts)
+                time.sleep(chance.uniform(0, 1))
+                killed += run.poll() is None
+                kill(run.pid)
+                run.wait()
+                found = texts(out)
+                assert {i: text for i, text in found.items() if text is not None and text != expected[i]} == {}
+                assert not counts_twice(out, "captions/video")
+        assert killed
+        assert endpoint.kills
+        assert start(*captioning, address=cluster).wait(180) == 0
+        assert texts(out) == expected
+    finally:
+        endpoint.close()
+
+
+def texts(out: Path) -> dict[str, str | None]:
+    return {row[0]: row[1] for row in added(out, "captions/video", "clip_id, video_caption")}
+
+
 def counts_twice(out: Path, root: str) -> list[str]:
     """Clips with several rows in the first version of a score or captioner."""
     query = f'SELECT clip_id FROM "{view_of(root, 1)}" GROUP BY 1 HAVING count(*) > 1'
@@ -174,9 +212,9 @@ def counts_twice(out: Path, root: str) -> list[str]:
         return [clip_id for (clip_id,) in connection.execute(query).fetchall()] if there != (0,) else []
 
 
-def added(out: Path, root: str) -> list[tuple]:
+def added(out: Path, root: str, columns: str = "*") -> list[tuple]:
     with Dataset(str(out)).connect() as connection:
-        return connection.execute(f'SELECT * FROM "{view_of(root, 1)}" ORDER BY clip_id').fetchall()
+        return connection.execute(f'SELECT {columns} FROM "{view_of(root, 1)}" ORDER BY clip_id').fetchall()
 
 
 def test_kill_9_workers_and_scanning_children(videos: Path, calm: Path, tmp_path: Path):

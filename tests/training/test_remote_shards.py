@@ -17,7 +17,7 @@ import fsspec
 import pytest
 import torch
 
-from benchmarks.faults.network import FaultyProxy
+from benchmarks.faults.proxy import FaultyProxy
 from clipmill import ranges
 from clipmill.atomic import is_temporary
 from clipmill.errors import UserError

@@ -42,7 +42,7 @@ def plan(
     price_per_gb_month: StoragePrice = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate time, memory, storage and price of `clipmill curate` from a sample of the inputs.
+    """Estimate time, memory, storage and price of `clipmill curate` and `shard` from a sample of the inputs.
 
     The sample goes through the real scan and the models of the configuration on this machine; captioners behind an
     endpoint are asked as well. Nothing is written.

@@ -1,12 +1,12 @@
-"""`clipmill plan`: what a run over inputs will take, measured on a sample of them.
+"""`clipmill plan`: what `curate` and `shard` over inputs will take, measured on a sample of them.
 
-The sample is drawn with a seed and goes through the real scan and the real models. Totals are ratio estimates by the
-size of the files (Cochran, Sampling Techniques, 6.3), with intervals of 95 % from the spread within the sample.
+The sample is drawn with a seed and goes through the real scan, the real models and the writer of shards. Totals are
+ratio estimates by the size of the files (Cochran, Sampling Techniques, 6.3), with intervals of 95 % from the spread
+within the sample. The search for near-duplicates grows faster than its clips: see `pipelines.plan_duplicates`.
 """
 
 import math
 import random
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,26 +14,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from statistics import NormalDist
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from clipmill.costs import Cost, Costs, measured, peak_child_bytes, take
-from clipmill.errors import SourceError, UserError
-from clipmill.pipeline import loaded
-from curation.dataset.schemas import SCAN_PARTS
+from clipmill.errors import UserError
+from curation.dedup.config import HASH_BITS
 from curation.inputs.sources import Source, list_sources
-from curation.scan.isolation import Isolated
-from curation.scan.one_pass import Scan
 from pipelines.config import CurateConfig
 from pipelines.costs import Prices
 from pipelines.machine import usable_cpus
 from pipelines.model_specs import asked_models, load_models
-from pipelines.parts import scan_safely, tables_of
+from pipelines.plan_duplicates import SearchCost, measure_search
+from pipelines.plan_sample import Sample, SampledInput, measure_sample
 from pipelines.progress import Reporter, note
-from pipelines.scoring import clip_stages
 
 _CONFIDENCE = 0.95
-_KIB = 1024
+_DUPLICATES = "duplicates"
+_HASHED_PICTURES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +41,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run will take. CPU and GPU times are those of this machine's; scans and scores only."""
+    """What `curate`, and `shard` of every clip, will take. CPU and GPU times are those of this machine."""
 
     sources: int
     source_bytes: int | None
@@ -62,7 +56,7 @@ class Plan:
     clips: Estimate
     clip_s: Estimate
     stages: dict[str, Estimate]
-    """Stage or part of the scan -> CPU seconds."""
+    """Stage or part of the scan -> CPU seconds. Of `duplicates`, the bounds are those of the number of clips."""
     cpu_s: Estimate
     gpu_s: Estimate
     tokens_in: Estimate
@@ -74,9 +68,13 @@ class Plan:
     gpus: float
     """Number of GPUs that keep up with the cores."""
     wall_s: Estimate
-    """With all cores busy."""
+    """With all cores busy; or of the one worker that asks captioners' endpoints, if that takes longer."""
+    requests_s: Estimate
+    """Of that worker, with `max_in_flight` requests under way."""
     memory_bytes: int
-    """Per core: a worker with its models, and the child that scans, at their peaks in the sample."""
+    """Per core: a worker with its models, and its child, at their peaks in the sample."""
+    search_bytes: int
+    """Of the process that searches for near-duplicates; on a cluster, its nodes hold half of it."""
     scan_limit_bytes: int
     """What a scan may use at most."""
     prices: Prices = field(default_factory=Prices)
@@ -84,20 +82,6 @@ class Plan:
     """Of CPUs, GPUs and tokens."""
     price_per_month: Estimate = field(default_factory=lambda: Estimate(value=0, low=0, high=0))
     """Of the dataset and shards of all clips."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """Costs and results of one input."""
-
-    size_bytes: float
-    error_kind: str | None
-    video_s: float
-    clips: int
-    clip_s: float
-    stage_cpu_s: dict[str, float]
-    total: Cost
-    rows_bytes: int
 
 
 def plan(
@@ -110,10 +94,10 @@ def plan(
     prices: Prices | None = None,
     quiet: bool = False,
 ) -> Plan:
-    """Estimate a run of `curate` on inputs with `cores`, by default those of this machine.
+    """Estimate `curate` on inputs, and `shard` of all their clips, with `cores`, by default those of this machine.
 
-    Writes nothing, but captioners behind an endpoint are asked for the clips of the sample. Raises UserError: no usable
-    input, missing weights.
+    Writes into a temporary folder alone. Captioners behind an endpoint are asked for the clips of the sample. Raises
+    UserError: no usable input, missing weights.
     """
     config, cores = config or CurateConfig(), cores or usable_cpus()
     with Reporter("plan", unit="sampled inputs", quiet=quiet) as report:
@@ -131,105 +115,91 @@ def plan(
         chosen = random.Random(seed).sample(sources, min(sample, len(sources)))
         report.begin(len(chosen))
         started_s = time.monotonic()
-        seen, memory_bytes = _measure(chosen, config, device, report)
+        measured = measure_sample(chosen, config, device, report)
+        totals = _Totals(sources, measured.inputs)
+        report.waiting("measuring the search for near-duplicates")
+        search = _search(config, totals.of(lambda each: each.clips), measured.inputs)
         sample_s = time.monotonic() - started_s
-    return _extrapolated(sources, seen, config, cores, prices or Prices(), sample_s, device, memory_bytes)
+    return _extrapolated(totals, measured, search, config, cores, prices or Prices(), sample_s, device)
 
 
-def _measure(chosen: Sequence[Source], config: CurateConfig, device: str, report: Reporter) -> tuple[list[_Seen], int]:
-    """What each input takes, and the peak of memory of a worker and its child."""
-    score = loaded(clip_stages(config), device, gpus=float(device == "cuda"))
-    seen, peak_bytes = [], 0
-    with Isolated(config.scan.limits) as child:
-        # The first call makes the child import its modules; a run does that once for thousands of inputs.
-        unreadable = Source(uri="", error=SourceError("unreadable", "only to start the child"))
-        scan_safely(child, unreadable, config)
-        take()
-        for source in chosen:
-            with measured("scan"):
-                scanned = scan_safely(child, source, config)
-            (scanned,) = score([scanned])
-            seen.append(_seen(source, scanned, take()))
-            peak_bytes = max(peak_bytes, peak_child_bytes())
-            report.advance()
-    own_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
-    return seen, own_bytes + peak_bytes
+class _Totals:
+    """Estimates of totals over all inputs, from those that were sampled."""
+
+    def __init__(self, sources: Sequence[Source], sampled: Sequence[SampledInput]) -> None:
+        sizes = [source.size_bytes for source in sources]
+        known = all(sizes) and sum(each.size_bytes for each in sampled) > 0
+        self.sources, self._sampled = len(sources), sampled
+        self.source_bytes = sum(size or 0 for size in sizes) if known else None
+        self._total = float(self.source_bytes if self.source_bytes is not None else len(sources))
+        self._weights = [each.size_bytes if known else 1.0 for each in sampled]
+
+    def of(self, value: Callable[[SampledInput], float]) -> Estimate:
+        """The total of a value of each input."""
+        values = [value(each) for each in self._sampled]
+        return ratio_estimate(values, self._weights, self._total, population=self.sources)
 
 
-def _seen(source: Source, scanned: Scan, costs: Costs) -> _Seen:
-    row = scanned.source
-    parts = {part: float((row.get("scan_parts_cpu_s") or {}).get(part, 0.0)) for part in SCAN_PARTS}
-    stage_cpu_s = {stage: cost.cpu_s for stage, cost in costs.items()}
-    stage_cpu_s["scan"] = max(0.0, stage_cpu_s.get("scan", 0.0) - sum(parts.values()))
-    total = Cost()
-    for cost in costs.values():
-        total.add(cost)
-    return _Seen(
-        size_bytes=float(source.size_bytes or 0),
-        error_kind=row.get("error_kind"),
-        video_s=row.get("duration_s") or 0.0,
-        clips=len(scanned.clips),
-        clip_s=row.get("clip_s") or 0.0,
-        stage_cpu_s=parts | stage_cpu_s,
-        total=total,
-        rows_bytes=sum(_written_bytes(table) for table in tables_of([scanned]).values()),
-    )
-
-
-def _written_bytes(table: pa.Table) -> int:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return int(sink.getvalue().size)
+def _search(config: CurateConfig, clips: Estimate, sampled: Sequence[SampledInput]) -> SearchCost | None:
+    """What the search for near-duplicates costs at the end of `curate`; None without one."""
+    if config.duplicates is None or not clips.value:
+        return None
+    embedded = next((each.embedding_width for each in sampled if each.embedding_width), None)
+    by = config.duplicates.by or ("embedding" if embedded else "picture_hash")
+    width = embedded if by == "embedding" else _HASHED_PICTURES * HASH_BITS
+    return measure_search(round(clips.value), width, config.duplicates) if width else None
 
 
 def _extrapolated(
-    sources: Sequence[Source],
-    seen: Sequence[_Seen],
+    totals: _Totals,
+    sample: Sample,
+    search: SearchCost | None,
     config: CurateConfig,
     cores: int,
     prices: Prices,
     sample_s: float,
     device: str,
-    memory_bytes: int,
 ) -> Plan:
-    sizes = [source.size_bytes for source in sources]
-    known = all(sizes) and sum(each.size_bytes for each in seen) > 0
-    total = float(sum(size or 0 for size in sizes)) if known else float(len(sources))
-    weights = [each.size_bytes if known else 1.0 for each in seen]
-
-    def of(value: Callable[[_Seen], float]) -> Estimate:
-        return ratio_estimate([value(each) for each in seen], weights, total, population=len(sources))
-
-    stages = dict.fromkeys(stage for each in seen for stage in each.stage_cpu_s)
+    of, seen = totals.of, sample.inputs
+    clips = of(lambda each: each.clips)
+    stages = {
+        stage: of(partial(_cpu_s_of, stage)) for stage in dict.fromkeys(s for each in seen for s in each.stage_cpu_s)
+    }
     cpu_s, gpu_s = of(lambda each: each.total.cpu_s), of(lambda each: each.total.gpu_s)
-    dataset_bytes = of(lambda each: each.rows_bytes)
-    shard_bytes = of(_kept_bytes)
-    wall_s = _scaled(cpu_s, 1 / cores)
+    price = of(lambda each: prices.of(each.total))
+    if search is not None:
+        stages[_DUPLICATES] = _mapped(clips, search.at)
+        cpu_s = _sum(cpu_s, stages[_DUPLICATES])
+        price = _sum(price, _scaled(stages[_DUPLICATES], prices.cpu_hour / 3600))
+    requests_s = of(lambda each: each.requests_s)
+    wall_s = max(_scaled(cpu_s, 1 / cores), requests_s, key=lambda estimate: estimate.value)
     return Plan(
-        sources=len(sources),
-        source_bytes=int(total) if known else None,
+        sources=totals.sources,
+        source_bytes=totals.source_bytes,
         sampled=len(seen),
         rejected=dict(Counter(each.error_kind for each in seen if each.error_kind)),
         sample_s=sample_s,
         device=device,
         video_s=of(lambda each: each.video_s),
-        clips=of(lambda each: each.clips),
+        clips=clips,
         clip_s=of(lambda each: each.clip_s),
-        stages={stage: of(partial(_cpu_s_of, stage)) for stage in stages},
+        stages=stages,
         cpu_s=cpu_s,
         gpu_s=gpu_s,
         tokens_in=of(lambda each: each.total.tokens_in),
         tokens_out=of(lambda each: each.total.tokens_out),
-        dataset_bytes=dataset_bytes,
-        shard_bytes=shard_bytes,
+        dataset_bytes=of(lambda each: each.rows_bytes),
+        shard_bytes=of(lambda each: each.shard_bytes),
         cores=cores,
         gpus=gpu_s.value / wall_s.value if wall_s.value else 0.0,
         wall_s=wall_s,
-        memory_bytes=memory_bytes,
+        requests_s=requests_s,
+        memory_bytes=sample.memory_bytes,
+        search_bytes=round(search.bytes_per_clip * clips.value) if search else 0,
         scan_limit_bytes=config.scan.limits.memory_bytes,
         prices=prices,
-        price=of(lambda each: prices.of(each.total)),
-        price_per_month=_scaled(of(lambda each: each.rows_bytes + _kept_bytes(each)), prices.gb_month / 1e9),
+        price=price,
+        price_per_month=_scaled(of(lambda each: each.rows_bytes + each.shard_bytes), prices.gb_month / 1e9),
     )
 
 
@@ -270,15 +240,19 @@ def _student(freedom: int) -> float:
 
 
 def _scaled(estimate: Estimate, factor: float) -> Estimate:
-    return Estimate(value=estimate.value * factor, low=estimate.low * factor, high=estimate.high * factor)
+    return _mapped(estimate, lambda value: value * factor) if factor else Estimate(value=0, low=0, high=0)
 
 
-def _cpu_s_of(stage: str, each: _Seen) -> float:
+def _mapped(estimate: Estimate, function: Callable[[float], float]) -> Estimate:
+    return Estimate(value=function(estimate.value), low=function(estimate.low), high=function(estimate.high))
+
+
+def _sum(one: Estimate, other: Estimate) -> Estimate:
+    return Estimate(value=one.value + other.value, low=one.low + other.low, high=one.high + other.high)
+
+
+def _cpu_s_of(stage: str, each: SampledInput) -> float:
     return each.stage_cpu_s.get(stage, 0.0)
-
-
-def _kept_bytes(each: _Seen) -> float:
-    return each.size_bytes * each.clip_s / each.video_s if each.video_s else 0.0
 
 
 def _device() -> str:

@@ -21,7 +21,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     add("video", plan.video_s, duration)
     add("clips", plan.clips, _count)
     add("  footage", plan.clip_s, duration)
-    add("CPU time", plan.cpu_s, duration, "scans and scores")
+    add("CPU time", plan.cpu_s, duration, "curate, and shard of every clip")
     for stage, estimate in plan.stages.items():
         add(f"  {stage}", estimate, duration)
     if plan.device == "cuda":
@@ -29,11 +29,16 @@ def print_plan(console: Console, plan: Plan) -> None:
     if plan.tokens_in.value or plan.tokens_out.value:
         add("tokens in", plan.tokens_in, _count)
         add("tokens out", plan.tokens_out, _count)
-    add("wall time", plan.wall_s, duration, f"{plan.cores} cores, all busy")
+    asking = plan.wall_s == plan.requests_s and plan.requests_s.value > 0
+    waits = "waiting for captioners' endpoints: raise max_in_flight" if asking else "all busy"
+    add("wall time", plan.wall_s, duration, f"{plan.cores} cores, {waits}")
     limit = f"up to {size(plan.scan_limit_bytes)} more for a scan (scan.limits.memory_bytes)"
     rows.append(("memory per core", size(plan.memory_bytes), "", limit))
+    if plan.search_bytes:
+        where = "of the driver, near-duplicates; on a cluster, half of it is on the nodes"
+        rows.append(("  more", size(plan.search_bytes), "", where))
     add("dataset", plan.dataset_bytes, size)
-    add("shards", plan.shard_bytes, size, "if every clip is kept; transcoded clips differ")
+    add("shards", plan.shard_bytes, size, "if every clip is kept")
     if plan.prices.stated:
         add("price", plan.price, _money, "of CPUs, GPUs and tokens")
         if plan.prices.gb_month:

@@ -9,12 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipmill import curate
+from clipmill import curate, select, shard
 from clipmill.errors import UserError
 from curation.dataset.tables import Dataset
+from curation.dedup.config import DuplicatesConfig
+from curation.selection.rules import Rules
 from pipelines.costs import Prices
 from pipelines.plan import Estimate, _student, plan, ratio_estimate
+from pipelines.plan_duplicates import measure_search
 from pipelines.status import status
+from tests.caption_server import CaptionServer, says
 from tests.media import panning, write_video
 from tests.pipelines.corpora import WITHOUT_CLIP
 from tests.pipelines.test_cli import run as run_cli
@@ -76,19 +80,26 @@ def test_a_plan_of_all_inputs_is_what_the_run_then_does(videos: Path, tmp_path: 
     prices = Prices(cpu_hour=7200.0, gb_month=1e9)
     planned = plan([str(videos)], WITHOUT_CLIP, sample=99, cores=2, prices=prices, quiet=True)
     curate([str(videos)], str(tmp_path / "out"), config=WITHOUT_CLIP, quiet=True)
+    written = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.parquet"))
+    select(str(tmp_path / "out"), Rules(name="all", where="true"))
+    sharded = shard(str(tmp_path / "out"), "all", quiet=True)
     seen = status(Dataset(str(tmp_path / "out")))
     assert (planned.sources, planned.sampled, planned.rejected) == (9, 9, seen.rejected)
     assert planned.source_bytes == sum(path.stat().st_size for path in videos.iterdir())
     assert planned.video_s.value == pytest.approx(seen.video_s)
     assert (planned.clips.value, planned.clip_s.value) == (seen.clips, pytest.approx(seen.clip_s))
     assert {"decode", "cuts", "motion", "thumbnails", "scan", "text_area", "picture_hash"} <= planned.stages.keys()
+    assert {"write", "shard", "duplicates"} <= planned.stages.keys()
+    spent = {cost.stage: cost.cpu_s for cost in seen.costs}
+    assert 0.3 * spent["shard"] < planned.stages["shard"].value < 3 * spent["shard"]
     assert sum(stage.value for stage in planned.stages.values()) == pytest.approx(planned.cpu_s.value, rel=1e-6)
     assert planned.wall_s.value == pytest.approx(planned.cpu_s.value / 2)
     assert planned.price.value == pytest.approx(2 * planned.cpu_s.value)
-    written = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.parquet"))
     assert 0.5 * written < planned.dataset_bytes.value < 2 * written
     assert planned.price_per_month.value == pytest.approx(planned.dataset_bytes.value + planned.shard_bytes.value)
-    assert planned.shard_bytes.value < planned.source_bytes
+    # Of each tar, the last blocks are empty, up to a record of 10,240 bytes.
+    tars = sharded.index["totals"]["shards"]
+    assert 0 <= sharded.index["totals"]["bytes"] - planned.shard_bytes.value <= 10_240 * tars
     assert planned.memory_bytes > 50 << 20
 
 
@@ -108,6 +119,35 @@ def test_a_sample_is_drawn_with_the_seed_and_has_a_range(videos: Path, monkeypat
     shown = capsys.readouterr().out
     assert "plan for 9 inputs" in shown
     assert all(word in shown for word in ("CPU time", "decode", "wall time", "memory per core", "shards", "price"))
+
+
+@pytest.mark.slow
+def test_captions_of_an_endpoint_take_their_time(videos: Path) -> None:
+    """Many cores wait for the one worker that asks, with as many requests under way as it may send."""
+    delay_s, in_flight = 0.4, 3
+    usage = {"prompt_tokens": 10, "completion_tokens": 2}
+    with CaptionServer(lambda _: says("a texture", usage=usage, delay_s=delay_s)) as server:
+        video = {"base_url": server.url, "model": "m", "frames": None, "max_in_flight": in_flight}
+        config = WITHOUT_CLIP.from_values(WITHOUT_CLIP.model_dump() | {"captioners": {"video": video}}, origin="test")
+        planned = plan([str(videos)], config, sample=99, cores=10_000, quiet=True)
+    clips = planned.clips.value
+    assert len(server.requests) == clips
+    assert (planned.tokens_in.value, planned.tokens_out.value) == (10 * clips, 2 * clips)
+    assert planned.wall_s == planned.requests_s
+    least_s = clips * delay_s / in_flight
+    assert least_s * 0.99 < planned.requests_s.value < 2 * least_s + planned.stages["video"].value
+
+
+@pytest.mark.parametrize(("clips", "kind"), [(3_000, "exact"), (3_000_000, "approximate")])
+def test_the_search_for_duplicates_grows_with_its_slope(clips: int, kind: str) -> None:
+    config = DuplicatesConfig()
+    cost = measure_search(clips, 32, config)
+    assert (cost.clips, cost.exponent) == (min(clips, 10_000), {"exact": 1.85, "approximate": 1.28}[kind])
+    assert cost.at(cost.clips) == cost.cpu_s > 0
+    assert cost.at(2 * cost.clips) == pytest.approx(2**cost.exponent * cost.cpu_s)
+    assert math.isinf(cost.at(math.inf))
+    assert cost.at(0) == 0
+    assert measure_search(1, 8, config).clips == 1
 
 
 def test_a_plan_needs_inputs(tmp_path: Path) -> None:

@@ -174,9 +174,11 @@ def select(
     Rerunning with the same rules on the same clips rewrites the selection; overwriting a different one requires
     --replace. Exits with 3 if no clip passes, or if a rule drops clips for a score that most clips lack.
     """
+    from curation.dataset.caption_counts import caption_savings
+    from curation.dataset.tables import Dataset
     from curation.selection.rules import load_rules
     from pipelines.config import CurateConfig
-    from pipelines.render_selection import print_difference, print_selection, shortfall
+    from pipelines.render_selection import print_difference, print_selection, savings_sentence, shortfall
     from pipelines.report import report_at_end
     from pipelines.select import DEFAULT_PRESET, compare
     from pipelines.select import select as run
@@ -199,6 +201,10 @@ def select(
         dry_run=dry_run,
     )
     print_selection(console(), selection, dry_run=dry_run)
+    with Dataset(dataset).connect() as connection:
+        savings = caption_savings(connection, selection.total_clips - selection.clips)
+    if sentence := savings_sentence(selection, savings):
+        say(sentence)
     if difference:
         print_difference(console(), difference)
     if not dry_run:

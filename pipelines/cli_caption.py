@@ -78,7 +78,7 @@ def caption(
 
 
 def _say_result(result: "CaptionResult", selection: str | None, *, dry_run: bool) -> None:
-    from pipelines.render import spent
+    from pipelines.grid import spent
 
     done = f"{result.captioned_now:,} clips to caption" if dry_run else f"captioned {result.captioned_now:,}"
     clips = "" if dry_run else f" of {result.dataset_clips:,} clips, {result.failed_now:,} failed"

@@ -26,6 +26,7 @@ from curation.dedup.cluster_sizes import CLUSTER, CLUSTERS
 from curation.dedup.clusters import CLUSTER_COLUMNS, METHOD, ClusterConfig, Clusters, assign, train_centroids
 from curation.scores.columns import FAILED
 from pipelines.changes import changing
+from pipelines.costs import measured_here, recorded_costs
 from pipelines.fence import Fence
 from pipelines.progress import Reporter
 from pipelines.status import clip_digest
@@ -88,6 +89,8 @@ def cluster(
     with (
         Reporter(CLUSTER, unit="clips", quiet=quiet) as report,
         changing(opened, change, take_over=take_over) as fence,
+        recorded_costs(opened, CLUSTER),
+        measured_here(CLUSTER),
     ):
         opened.remove_unfinished()
         report.waiting("reading the embeddings")

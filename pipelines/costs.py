@@ -7,9 +7,10 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
+from types import MappingProxyType
 from typing import Any
 
 import duckdb
@@ -189,7 +190,7 @@ class StageCost:
     tokens_in: int = 0
     tokens_out: int = 0
     bytes: int = 0
-    """Read by `decode`, written by `shard`."""
+    """Read by `decode`; in the dataset, of the others."""
 
     def price(self, prices: Prices) -> float:
         """Its price at these rates."""
@@ -198,9 +199,14 @@ class StageCost:
 
 
 def stage_costs(
-    runs: Sequence[RunCosts], connection: duckdb.DuckDBPyConnection, *, source_bytes: int = 0, shard_bytes: int = 0
+    runs: Sequence[RunCosts],
+    connection: duckdb.DuckDBPyConnection,
+    stage_bytes: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[StageCost, ...]:
-    """The records added up by stage, in the order of the pipeline; the scan is divided as recorded in the sources."""
+    """The records added up by stage, in the order of the pipeline; the scan is divided as recorded in the sources.
+
+    `stage_bytes`: see `StageCost.bytes`.
+    """
     total: Costs = {}
     for run in runs:
         for stage, cost in run.costs().items():
@@ -213,7 +219,6 @@ def stage_costs(
     first = {stage: place for place, stage in enumerate((*SCAN_PARTS, "scan"))}
     last = {stage: place for place, stage in enumerate(("write", "duplicates", "shard", DRIVER), len(first) + 1)}
     places = first | last
-    moved_bytes = {"decode": source_bytes, "shard": shard_bytes}
     return tuple(
         StageCost(
             stage=stage,
@@ -222,7 +227,7 @@ def stage_costs(
             wall_s=total[stage].wall_s,
             tokens_in=total[stage].tokens_in,
             tokens_out=total[stage].tokens_out,
-            bytes=moved_bytes.get(stage, 0),
+            bytes=stage_bytes.get(stage, 0),
         )
         for stage in sorted(total, key=lambda stage: (places.get(stage, len(first)), stage))
     )

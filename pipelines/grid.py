@@ -53,3 +53,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
+
+
+def spent(tokens: int, price: float | None) -> str:
+    """Tokens and what they cost."""
+    return f"{tokens:,} tokens" + ("" if price is None else f", price {price:,.2f}")

@@ -16,7 +16,7 @@ from curation.scores.columns import SCORE_COLUMNS
 from curation.selection.groups import is_group_rule
 from curation.selection.saved import Selection, funnel_rows
 from pipelines.curate import CurateResult
-from pipelines.grid import duration, size, table
+from pipelines.grid import duration, size, spent, table
 from pipelines.inspect import Inspection
 from pipelines.printable import printable
 from pipelines.render_outdated import outdated_note, shard_rows
@@ -259,11 +259,6 @@ def _captions(count: CaptionCount, clips: int) -> str:
     said += [f"{clips - count.clips:,} clips not captioned"] if count.clips < clips else []
     said += [spent(count.tokens, count.price)] if count.tokens else []
     return "; ".join(said)
-
-
-def spent(tokens: int, price: float | None) -> str:
-    """Tokens and what they cost."""
-    return f"{tokens:,} tokens" + ("" if price is None else f", price {price:,.2f}")
 
 
 def _speed(status: Status) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from clipmill.costs import Cost
-from pipelines.costs import Prices, RunCosts, StageCost
+from pipelines.costs import DRIVER, Prices, RunCosts, StageCost
 from pipelines.grid import duration, size, table
 
 
@@ -22,13 +22,14 @@ def print_costs(
     total = StageCost(
         stage="all",
         cpu_s=sum(cost.cpu_s for cost in costs),
+        wall_s=sum(cost.wall_s for cost in costs if cost.stage != DRIVER),
         gpu_s=sum(cost.gpu_s for cost in costs),
         tokens_in=sum(cost.tokens_in for cost in costs),
         tokens_out=sum(cost.tokens_out for cost in costs),
         bytes=sum(cost.bytes for cost in costs),
     )
     rows.append(_row("all", total, prices, gpus=gpus, tokens=tokens))
-    columns = ["stage", "CPU time", *(["GPU time"] if gpus else []), *(["tokens in", "out"] if tokens else [])]
+    columns = ["stage", "CPU time", "busy", *(["GPU time"] if gpus else []), *(["tokens in", "out"] if tokens else [])]
     columns += ["bytes", *(["price"] if prices.stated else [])]
     wall_s = sum(run.wall_s for run in runs)
     console.print(table(f"costs of {len(runs)} runs, {duration(wall_s)} in all", columns, rows))
@@ -48,6 +49,7 @@ def _row(stage: str, cost: StageCost, prices: Prices, *, gpus: bool, tokens: boo
     return [
         stage,
         duration(cost.cpu_s),
+        duration(cost.wall_s) if cost.wall_s and stage != DRIVER else "",
         *([duration(cost.gpu_s)] if gpus else []),
         *([cost.tokens_in, cost.tokens_out] if tokens else []),
         size(cost.bytes) if cost.bytes else "",

@@ -5,9 +5,10 @@ from typing import Any
 
 from rich.console import Console
 
+from curation.dataset.caption_counts import CaptionSavings
 from curation.selection.difference import Difference
 from curation.selection.saved import Selection, funnel_rows
-from pipelines.grid import duration, table
+from pipelines.grid import duration, spent, table
 
 
 def print_selection(console: Console, selection: Selection, *, dry_run: bool = False) -> None:
@@ -27,6 +28,17 @@ def print_selection(console: Console, selection: Selection, *, dry_run: bool = F
     title = f"selection {selection.name}: {selection.clips:,} of {selection.total_clips:,} clips"
     title += " (dry run, not written)" if dry_run else ""
     console.print(table(title, ("rule", "condition", "alone", "removed", "unscored", "left", "footage left"), rows))
+
+
+def savings_sentence(selection: Selection, savings: CaptionSavings) -> str | None:
+    """What captioning the selection alone saves; None if it has all clips, or none."""
+    if selection.empty or not savings.clips:
+        return None
+    share = savings.clips / selection.total_clips
+    estimate = ""
+    if savings.captioner is not None:
+        estimate = f": about {spent(savings.tokens, savings.price)} of the captioner {savings.captioner}"
+    return f"captioning this selection alone saves {share:.0%} of the captions of all clips{estimate}"
 
 
 def print_difference(console: Console, difference: Difference) -> None:

@@ -1,5 +1,7 @@
 """Counts of a dataset's sources, clips, scores, selections and shards, read from its tables."""
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +12,11 @@ from clipmill.formats import SHARDS
 from clipmill.shard_folder import read_index
 from curation.dataset.caption_counts import CaptionCount, caption_counts, count_failed_captions
 from curation.dataset.commits import current_version
+from curation.dataset.schemas import SCHEMAS
 from curation.dataset.score_counts import VersionCount, commonest_reason, unscored_clips, version_counts
 from curation.dataset.tables import Dataset
 from curation.dataset.totals import source_totals
+from curation.scores.columns import CAPTIONS, SCORES
 from curation.selection.marks import dataset_marks
 from curation.selection.saved import Selection, load_selection, selection_names
 from pipelines.costs import RunCosts, StageCost, read_costs, stage_costs
@@ -112,7 +116,7 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
         captions = caption_counts(connection)
         scored_later = {count.scorer for count in versions}
         runs = read_costs(dataset)
-        shard_bytes = sum(int(index["totals"]["bytes"]) for index in shards.values())
+        stored = _stored_bytes(dataset)
         return Status(
             dataset=dataset.url,
             sources=totals.sources,
@@ -125,8 +129,8 @@ def status(dataset: Dataset, *, list_rejected: int | None = FIRST_REJECTED) -> S
             lost_s={name.removeprefix("lost_").removesuffix("_s"): lost_s for name, lost_s in totals.lost_s.items()},
             scan_cpu_s=totals.cpu_s.get("scan_cpu_s", 0.0),
             score_cpu_s=totals.cpu_s.get("score_cpu_s", 0.0),
-            costs=stage_costs(runs, connection, source_bytes=int(totals.size_bytes), shard_bytes=shard_bytes),
-            stored_bytes=_stored_bytes(dataset),
+            costs=stage_costs(runs, connection, _bytes_of_stages(stored, shards, int(totals.size_bytes))),
+            stored_bytes=sum(stored.values()),
             runs=tuple(runs),
             unscored=unscored,
             unscored_reasons={
@@ -167,9 +171,24 @@ def _checked_models(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _stored_bytes(dataset: Dataset) -> int:
+def _stored_bytes(dataset: Dataset) -> Counter[str]:
+    """Bytes of all files, by folder: `clips`, `scores/NAME`, ..."""
+    stored: Counter[str] = Counter()
     with storage.explained("list", dataset.fs, dataset.path):
-        return int(dataset.fs.du(dataset.path, total=True))
+        for path, info in dataset.fs.find(dataset.path, detail=True).items():
+            folder, *below = path[len(dataset.path) + 1 :].split("/")
+            stored[f"{folder}/{below[0]}" if folder in (SCORES, CAPTIONS) and below else folder] += info["size"]
+    return stored
+
+
+def _bytes_of_stages(
+    stored: Mapping[str, int], shards: Mapping[str, Mapping[str, Any]], source_bytes: int
+) -> dict[str, int]:
+    """Stage -> bytes: read by `decode`, stored of the others."""
+    folders = {name.partition("/")[2]: size for name, size in stored.items() if "/" in name}
+    tables = sum(stored.get(table, 0) for table in SCHEMAS)
+    tars = sum(int(index["totals"]["bytes"]) for index in shards.values())
+    return folders | {"decode": source_bytes, "write": tables, "shard": tars}
 
 
 def _counts(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, int]:

@@ -70,6 +70,29 @@ def spent_on(connection: duckdb.DuckDBPyConnection, captioner: str, version: int
     return count, price
 
 
+@dataclass(frozen=True, kw_only=True)
+class CaptionSavings:
+    """What captioning some clips rather than all of them saves."""
+
+    clips: int
+    """Clips that are left out."""
+    captioner: str | None = None
+    """The captioner with the most tokens per clip, by whose captions the rest is estimated; None if none counts any."""
+    tokens: int = 0
+    price: float | None = None
+
+
+def caption_savings(connection: duckdb.DuckDBPyConnection, left_out: int) -> CaptionSavings:
+    """Estimate them from the captions that are there."""
+    counted = [count for count in caption_counts(connection) if count.counted and count.clips and count.tokens]
+    if not counted:
+        return CaptionSavings(clips=left_out)
+    most = max(counted, key=lambda count: count.tokens / count.clips)
+    per_clip = left_out / most.clips
+    price = None if most.price is None else most.price * per_clip
+    return CaptionSavings(clips=left_out, captioner=most.captioner, tokens=round(most.tokens * per_clip), price=price)
+
+
 def count_failed_captions(dataset: Dataset) -> dict[str, int]:
     """Source of captions that came with the videos -> those that could not be read, by name."""
     counts: Counter[str] = Counter()

@@ -13,6 +13,7 @@ from clipmill import storage
 from clipmill.errors import UserError
 from clipmill.formats import SHARDS
 from curation.dataset.schemas import CLIPS, SOURCES
+from curation.dataset.score_versions import RecordedVersion, ScoreVersion, score_schema
 from curation.dataset.tables import Dataset
 from curation.dedup.duplicates import DuplicatesConfig, find_duplicates, last_config
 from pipelines import cli
@@ -73,6 +74,37 @@ def test_an_empty_selection_says_which_rule_took_the_most(dataset: Dataset, tmp_
     rules.write_text("rules: {aesthetic: {max: 5}, motion: {min: 100}}\n")
     assert run(monkeypatch, "select", dataset.url, "--config", rules) == NOTHING_CAME_OUT
     assert "no clip passed: motion removed the most (10 clips)" in capsys.readouterr().err
+
+
+def test_the_funnel_says_what_captioning_the_selection_alone_saves(
+    dataset: Dataset, tmp_path: Path, monkeypatch, capsys
+):
+    rules = tmp_path / "fast.yaml"
+    rules.write_text("rules: {motion: {min: 5}}\n")
+    assert run(monkeypatch, "select", dataset.url, "--config", rules, "--dry-run") == 0
+    assert "captioning this selection alone saves 50% of the captions of all clips\n" in capsys.readouterr().out
+    add_captions(dataset, "cheap", clips=4, tokens=10, price=None)
+    add_captions(dataset, "video", clips=2, tokens=1200, price=0.25)
+    assert run(monkeypatch, "select", dataset.url, "--config", rules, "--dry-run") == 0
+    assert "all clips: about 6,000 tokens, price 1.25 of the captioner video\n" in capsys.readouterr().out
+    rules.write_text("rules: {motion: {min: 0}}\n")
+    assert run(monkeypatch, "select", dataset.url, "--config", rules, "--dry-run") == 0
+    assert "captioning" not in capsys.readouterr().out
+
+
+def add_captions(dataset: Dataset, captioner: str, *, clips: int, tokens: int, price: float | None) -> None:
+    """Captions of some clips, each for these tokens and this price."""
+    columns = [pa.field(f"{captioner}_caption", pa.string())]
+    columns += [pa.field(f"{captioner}_{name}_tokens", pa.int64()) for name in ("prompt", "completion")]
+    columns += [pa.field(f"{captioner}_price", pa.float64())]
+    ids = dataset.read_part("clips", "p", ["clip_id"])["clip_id"].to_pylist()[:clips]
+    row = {f"{captioner}_caption": "a", f"{captioner}_prompt_tokens": tokens, f"{captioner}_price": price}
+    table = pa.Table.from_pylist([{"clip_id": i, **row} for i in ids], score_schema(captioner, columns))
+    dataset.write_part(f"captions/{captioner}/v1", "p", table)
+    made_with = ScoreVersion(scorer_version=1)
+    dataset.record_versions(
+        f"captions/{captioner}", [RecordedVersion(version=1, made_with=made_with, target="", finished=True)]
+    )
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from curation.dedup.clusters import ClusterConfig
 from curation.selection.rules import Rules
 from pipelines import cli
 from pipelines.clustering import cluster
+from pipelines.costs import read_costs
 from pipelines.fence import owned
 from pipelines.select import select
 from tests.curation.dedup.test_clusters import blobs
@@ -59,6 +60,8 @@ def test_every_clip_has_its_cluster_size_and_distance(dataset: Dataset):
     assert (result.version, result.trained) == (1, True)
     assert 4 <= result.clusters <= 12
     assert (result.clips, result.without_embedding) == (110, 2)
+    (costs,) = read_costs(dataset)
+    assert costs.costs()["cluster"].cpu_s > 0
     found, sizes, distance = (column(dataset, name) for name in ("cluster", "cluster_size", "cluster_distance"))
     scored = {clip_id: value for clip_id, value in found.items() if value is not None}
     assert len(scored) == 110

@@ -46,10 +46,16 @@ def test_every_stage_of_a_run_is_counted(tmp_path: Path, local_ray: None, monkey
     assert by_stage(after)["shard"] > 0
     written = sum(path.stat().st_size for path in (tmp_path / "out" / "shards" / "all").glob("*.tar"))
     assert next(cost.bytes for cost in after.costs if cost.stage == "shard") == written
+    bytes_of = {cost.stage: cost.bytes for cost in after.costs}
+    for stage, folders in {"write": ("sources", "clips", "previews"), "picture_hash": ("scores/picture_hash",)}.items():
+        files = (path for folder in folders for path in (tmp_path / "out" / folder).rglob("*") if path.is_file())
+        assert bytes_of[stage] == sum(path.stat().st_size for path in files) > 0
+    assert after.stored_bytes == sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert [run.command for run in after.runs] == ["curate", "shard"]
     assert run_cli(monkeypatch, "status", out, "--price-per-cpu-hour", "3600", "--price-per-gb-month", "1000") == 0
     printed = capsys.readouterr().out
     assert "costs of 2 runs" in printed
+    assert all(word in printed for word in ("CPU time", "busy", "bytes"))
     cells = next(line for line in printed.splitlines() if line.strip().startswith("all ")).split()
     assert float(cells[-1].replace(",", "")) == pytest.approx(sum(by_stage(after).values()), rel=0.01)
     assert "if they are rented for the whole of each run" in printed

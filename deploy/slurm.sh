@@ -33,7 +33,7 @@ head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$secret/token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$secret/token
 
 started=()
-# shellcheck disable=SC2317 # called by the trap
+# shellcheck disable=SC2317,SC2329 # called by the trap
 stop() {
     for step in "${started[@]}"; do kill "$step" 2>/dev/null || true; done
     wait || true

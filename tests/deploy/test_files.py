@@ -89,6 +89,31 @@ def test_the_ray_job_runs_a_command_of_clipmill_with_the_ray_that_is_tested() ->
     assert f"ray=={ray.__version__}" in (ROOT / "constraints.txt").read_text().splitlines()
 
 
+def tool(name: str) -> str:
+    """A linter of the development dependencies."""
+    path = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def test_the_pods_of_the_ray_job_match_the_schema_of_kubernetes() -> None:
+    validate = pytest.importorskip("kubernetes_validate")
+    cluster = ray_job()["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "node"}, "spec": group["template"]["spec"]}
+        validate.validate(pod, validate.latest_version(), strict=True)
+        pod["spec"] = pod["spec"] | {"terminationGracePeriod": 30}
+        with pytest.raises(validate.ValidationError):
+            validate.validate(pod, validate.latest_version(), strict=True)
+
+
+def test_the_dockerfile_is_without_findings() -> None:
+    found = subprocess.run([tool("hadolint"), str(DEPLOY / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert not found.stdout
+    assert found.returncode == 0
+
+
 def instructions() -> list[tuple[str, str]]:
     """Of the Dockerfile: name and argument, in order."""
     lines = [line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if line and not line.startswith("#")]
@@ -171,8 +196,9 @@ def test_the_slurm_script_is_bash_without_findings() -> None:
     usage = subprocess.run(["bash", str(DEPLOY / "slurm.sh")], capture_output=True, text=True, check=False)
     assert usage.returncode == 2
     assert "usage: sbatch" in usage.stderr
-    if shutil.which("shellcheck"):
-        subprocess.run(["shellcheck", str(DEPLOY / "slurm.sh")], check=True)
+    found = subprocess.run([tool("shellcheck"), str(DEPLOY / "slurm.sh")], capture_output=True, text=True, check=False)
+    assert not found.stdout
+    assert found.returncode == 0
     example = re.search(r"deploy/slurm\.sh (curate .*)", (DEPLOY / "slurm.sh").read_text())
     assert example is not None
     check_command(["clipmill", *shlex.split(example[1])])

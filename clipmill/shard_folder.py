@@ -21,7 +21,7 @@ from clipmill.errors import UserError
 from clipmill.formats import LATENTS, SHARDS, Format
 
 PLAN, INDEX = "plan.json", "index.json"
-_LATENTS = "latents.json"
+_LATENTS, _PUBLISHED = "latents.json", "published.json"
 _STORES = tuple(f"{name}://" for name in ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "r2"))
 
 Count = Annotated[int, Field(ge=0)]
@@ -172,18 +172,24 @@ def read_record(folder_url: str, shard: str) -> ShardRecord | None:
 def latent_folders(folder_url: str) -> list[str]:
     """Folders with latents of these shards, as `add_latent_folder` noted them. Raises UserError if the note is
     damaged."""
-    fs, folder = storage.filesystem(folder_url)
-    return storage.read_json_if_exists(fs, f"{folder}/{_LATENTS}", _checked_folders) or []
+    return _noted(folder_url, _LATENTS)
 
 
 def add_latent_folder(folder_url: str, latents: str) -> None:
     """Note beside shards that `latents` has latents of them: whoever removes a clip must know. Raises UserError if that
     fails, or for latents that are neither in a local folder nor in an object store."""
-    if not _is_local_or_stored(latents):
-        raise UserError(f"expected latents in a local folder or an object store, got {latents}")
-    folders = latent_folders(folder_url)
-    if latents not in folders:
-        _write(folder_url, _LATENTS, {"folders": [*folders, latents]})
+    _note(folder_url, _LATENTS, latents)
+
+
+def published_folders(dataset_url: str) -> list[str]:
+    """Folders with clips of this dataset, as `add_published_folder` noted them. Raises UserError if the note is
+    damaged."""
+    return _noted(dataset_url, _PUBLISHED)
+
+
+def add_published_folder(dataset_url: str, published: str) -> None:
+    """Note in a dataset that clips of it are in `published`; otherwise as `add_latent_folder`."""
+    _note(dataset_url, _PUBLISHED, published)
 
 
 def parse_record(content: bytes | str | Mapping[str, Any]) -> ShardRecord:
@@ -211,8 +217,21 @@ def _record_name(shard: str) -> str:
     return f"{shard.removesuffix('.tar')}.json"
 
 
+def _noted(folder_url: str, name: str) -> list[str]:
+    fs, folder = storage.filesystem(folder_url)
+    return storage.read_json_if_exists(fs, f"{folder}/{name}", _checked_folders) or []
+
+
+def _note(folder_url: str, name: str, noted: str) -> None:
+    if not _is_local_or_stored(noted):
+        raise UserError(f"expected a local folder or one in an object store, got {noted}")
+    folders = _noted(folder_url, name)
+    if noted not in folders:
+        _write(folder_url, name, {"folders": [*folders, noted]})
+
+
 def _checked_folders(values: dict[str, Any]) -> list[str]:
-    """The folders named by latents.json. Tars are looked up in them, so a dataset from elsewhere must not be able to
+    """The folders that a note names. Files are looked up in them, so a dataset from elsewhere must not be able to
     direct requests to any server."""
     folders = list(values["folders"])
     for folder in folders:

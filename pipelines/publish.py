@@ -16,10 +16,11 @@ from functools import partial
 from typing import Any
 
 from clipmill import storage
+from clipmill.addresses import without_credentials
 from clipmill.errors import UserError
 from clipmill.formats import PUBLICATION
 from clipmill.resume import check_same, deciding
-from clipmill.shard_folder import ShardRecord, read_plan, write_index, write_plan
+from clipmill.shard_folder import ShardRecord, add_published_folder, read_plan, write_index, write_plan
 from curation.dataset.tables import Dataset
 from curation.publish.describe import describe_publication
 from curation.publish.files import check_files, write_files
@@ -30,7 +31,7 @@ from curation.shards.folder import index_of, start_shards
 from curation.shards.write import write_shard
 from pipelines.cluster import connected
 from pipelines.fence import HEARTBEAT_FILE, RUN_FILE, owned, refuse_if_running
-from pipelines.progress import Reporter
+from pipelines.progress import Reporter, note
 from pipelines.shard import Writer, selected_rows, shards_in_place, write_plans
 from pipelines.status import models_of
 
@@ -92,6 +93,7 @@ def publish(
                 report.connecting(address)
                 stack.enter_context(connected(address, num_cpus=num_cpus))
             fence = stack.enter_context(owned(job.state, take_over=take_over))
+            _note_in_dataset(data, folder)
             job.start()
             for record in write_plans("publish", todo, fence, job.writer(), config.shards.extraction, report):
                 records[record.name] = record
@@ -112,6 +114,14 @@ def publish(
         without_caption=facts.without_caption,
         wall_s=time.monotonic() - started_s,
     )
+
+
+def _note_in_dataset(dataset: Dataset, folder: str) -> None:
+    """So that `clipmill remove` lists the folder."""
+    try:
+        add_published_folder(dataset.url, without_credentials(folder))
+    except UserError as error:
+        note(f"`clipmill remove` will not list this folder when it takes out clips that are in it: {error}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,22 +5,26 @@
 From the note on, nothing else opens the dataset. Every step can be repeated: after a kill, a rerun does them all again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
+
 from clipmill import storage
 from clipmill.errors import UserError
-from clipmill.shard_folder import latent_folders
+from clipmill.shard_folder import latent_folders, published_folders
 from curation.dataset.commits import Change, latest_commit, unrecorded_change
 from curation.dataset.removal import Removal, ShardAction, end_removal, note_removal, noted_removal
 from curation.dataset.removed import record_removed, removed_sources
-from curation.dataset.source_rows import count_rows, remove_rows
+from curation.dataset.source_rows import count_rows, remove_rows, rows_in_file
 from curation.dataset.tables import Dataset
 from curation.dedup.cluster_sizes import refresh_cluster_sizes
 from curation.dedup.duplicates import forget_search, refresh_duplicates
+from curation.publish.layouts import DATA
 from curation.selection.removal import count_selected, remove_from_selections
+from curation.shards.places import CATALOG
 from curation.shards.removal import check_rewritable, is_being_rewritten, remove_from_shards, shards_with
 from pipelines.changes import changing
 from pipelines.fence import Fence, owned, refuse_if_running
@@ -47,6 +51,8 @@ class RemoveResult:
     """Address of a tar -> its samples of these sources: rewritten, or left as they are with `shards="list"`."""
     latents: tuple[str, ...] = ()
     """Tars of latents that hold them; never rewritten."""
+    published: tuple[str, ...] = ()
+    """Folders of `clipmill publish` that hold clips of them; never rewritten."""
     pages: tuple[str, ...] = ()
     """Pages of the report, which show pictures: deleted."""
 
@@ -178,6 +184,7 @@ def _counts(dataset: Dataset, sources: dict[str, str]) -> dict[str, Any]:
         "selections": count_selected(dataset, ids),
         "shards": shards,
         "latents": latents,
+        "published": list(_published(dataset, ids)),
         "pages": [storage.address(dataset.fs, page) for page in _pages(dataset)],
     }
 
@@ -186,6 +193,18 @@ def _latents(folder: str, names: Sequence[str]) -> Iterator[str]:
     for latents in latent_folders(folder):
         fs, path = storage.filesystem(latents)
         yield from (f"{latents}/{name}" for name in names if storage.exists(fs, f"{path}/{name}"))
+
+
+def _published(dataset: Dataset, source_ids: Collection[str]) -> Iterator[str]:
+    """Published folders whose table lists clips of these sources, and unfinished ones, which have no table yet. Folders
+    that are gone are skipped."""
+    ids = pa.array(source_ids, pa.string())
+    for folder in published_folders(dataset.url):
+        fs, path = storage.filesystem(folder)
+        tables = [table for table in (f"{path}/{CATALOG}", f"{path}/{DATA}/{CATALOG}") if storage.exists(fs, table)]
+        unfinished = not tables and storage.exists(fs, path)
+        if unfinished or any(rows_in_file(fs, table, ids) for table in tables):
+            yield folder
 
 
 def _shard_folders(dataset: Dataset) -> list[str]:
@@ -214,6 +233,7 @@ def _result(dataset: Dataset, removal: Removal, version: int | None) -> RemoveRe
         selections=counts["selections"],
         shards=counts["shards"],
         latents=tuple(counts["latents"]),
+        published=tuple(counts["published"]),
         pages=tuple(counts["pages"]),
     )
 

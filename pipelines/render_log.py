@@ -42,6 +42,7 @@ def print_removal(console: Console, result: RemoveResult, *, dry_run: bool, list
         *((f"selection {name}", clips, "clips") for name, clips in result.selections.items()),
         *((f"shard{'' if listed else ', rewritten'}", samples, shard) for shard, samples in result.shards.items()),
         *(("latents: delete or cache them again", None, latents) for latents in result.latents),
+        *(("published: take out or publish again", None, folder) for folder in result.published),
         *(("page of the report, deleted", None, page) for page in result.pages),
     ]
     verb = "would be removed from" if dry_run else f"removed: version {result.version} of"

@@ -19,6 +19,7 @@ import yaml
 
 from clipmill import PublishConfig, curate, fetch, publish, select, shard
 from clipmill.errors import UserError
+from clipmill.shard_folder import published_folders
 from curation.publish.layouts import Target
 from curation.selection.rules import Rules
 from pipelines.publish import PublishRun
@@ -129,6 +130,11 @@ def test_every_selected_clip_is_there_with_its_description(published: Any) -> No
         ("mpeg4.mp4", ""),
         ("faster.mp4", ""),
     }
+
+
+def test_the_dataset_knows_the_folder(published: Any, dataset: str) -> None:
+    _, out, _ = published
+    assert str(out) in published_folders(dataset)
 
 
 def test_the_card_says_what_it_is(published: Any) -> None:

@@ -8,13 +8,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clipmill import UserError, status, storage
-from clipmill.shard_folder import add_latent_folder, read_record
+from clipmill.shard_folder import add_latent_folder, add_published_folder, read_record
 from curation.dataset.commits import read_commits
 from curation.dataset.removed import removed_sources
 from curation.dataset.tables import Dataset
@@ -352,6 +353,30 @@ def test_listed_shards_stay_and_status_names_them(dataset: Dataset, tmp_path: Pa
     assert state.outdated_shards["all"].gone_tars == {t: n for t, n in result.shards.items() if "/all/" in t}
     assert state.outdated_shards["all"].gone_clips == result.clips
     assert (state.outdated_selections["all"].older, state.outdated_selections["all"].gone_clips) == (True, 0)
+
+
+def test_published_folders_that_hold_the_clips_are_listed(dataset: Dataset, tmp_path: Path) -> None:
+    """Finished or not, in every layout; a dry run says the same."""
+    expected = []
+    for name, table, numbers in (
+        ("hub", "data/clips.parquet", (1, 2)),
+        ("files", "clips.parquet", (3,)),
+        ("others", "clips.parquet", (0, 2)),
+        ("unfinished", None, ()),
+        ("gone", None, None),
+    ):
+        folder = tmp_path / name
+        add_published_folder(dataset.url, str(folder))
+        if numbers is not None:
+            folder.mkdir()
+        if table is not None:
+            (folder / table).parent.mkdir(exist_ok=True)
+            ids = [row["clip_id"] for number in numbers or () for row in clip_rows(number)]
+            pq.write_table(pa.table({"clip_id": ids}), folder / table)
+        expected += [str(folder)] * (name in ("hub", "files", "unfinished"))
+    sources = listed(tmp_path)
+    assert remove(dataset.url, sources=sources, reason=REASON, dry_run=True, quiet=True).published == tuple(expected)
+    assert remove(dataset.url, sources=sources, reason=REASON, quiet=True).published == tuple(expected)
 
 
 @pytest.mark.parametrize("missing", ["clips-000001.tar", "clips-000001.json"])

@@ -43,6 +43,21 @@ class ClipBatch:
         self.part = part
         """Of the dataset, if all are of one."""
 
+    @classmethod
+    def joined(cls, batches: Sequence["ClipBatch"]) -> "ClipBatch":
+        """The clips of several batches with the same footage, which share their rows with this one."""
+        if len(batches) == 1:
+            return batches[0]
+        joined = cls([], part="")
+        for batch in batches:
+            before = len(joined.rows)
+            joined.unread |= {(before + i, need): error for (i, need), error in batch.unread.items()}
+            for need, found in batch.footage.items():
+                joined.footage.setdefault(need, []).extend(found)
+            for name in ("rows", "thumbnails", "previews", "embeddings"):
+                getattr(joined, name).extend(getattr(batch, name))
+        return joined
+
     def divided(self, clips: int) -> Iterator["ClipBatch"]:
         """Batches of at most `clips` clips, which share their rows with this one."""
         for start in range(0, len(self.rows), clips):

@@ -34,11 +34,11 @@ from pipelines.model_specs import AskedModels, models_of_scorer
 from pipelines.models import CheckedModels, check_models
 from pipelines.progress import Reporter, note
 from pipelines.score_parts import PartWriter
-from pipelines.score_stages import Piece, needs_of, score_stages
+from pipelines.score_stages import Piece, grouped, needs_of, score_stages
 from pipelines.status import clip_digest
 from pipelines.versions import check_all_names, digest_of, in_clips, record_version, source_digest, version_of_run
 
-_GIVEN = ("piece",)
+_GIVEN = ("pieces",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,13 @@ class _Plan:
     version: RecordedVersion
     changes: tuple[str, ...]
     clips: int
-    pieces: list[Piece] = field(default_factory=list)
+    groups: list[tuple[Piece, ...]] = field(default_factory=list)
+    """Pieces that are scored together."""
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """All pieces."""
+        return [piece for group in self.groups for piece in group]
 
     @property
     def missing(self) -> int:
@@ -238,7 +244,8 @@ def _plan(job: _Job, selection: str | None, *, retry_failed: bool) -> _Plan:
         for part, rows in missing.items()
         for start in range(0, len(rows), clips_per_piece)
     ]
-    return _Plan(version=version, changes=changes, clips=clips, pieces=pieces)
+    groups = grouped(pieces, at_least=job.scorer.clips_at_least, at_most=clips_per_piece)
+    return _Plan(version=version, changes=changes, clips=clips, groups=groups)
 
 
 def _reason(dataset: Dataset, scorer: Scorer, version: int) -> str | None:
@@ -292,12 +299,12 @@ def _run(job: _Job, plan: _Plan, fence: Fence, report: Reporter) -> int:
     if in_clips(job.dataset, job.scorer, version.version):
         return 0
     record_version(job.dataset, root, version)
-    if plan.pieces:
+    if plan.groups:
         report.begin(plan.missing)
         digest, table = digest_of(job.scorer, job.models), table_of(root, version.version)
         writing = PartWriter(job.dataset, table, fence, plan.pieces, summed=job.scorer.kept_on_error)
         with stopped_by_errors(), writing as writer:
-            for scored in run(job.stages(), plan.pieces, _GIVEN):
+            for scored in run(job.stages(), plan.groups, _GIVEN):
                 writer.add(scored, version=version.version, weights_digest=digest)
                 report.advance(scored.table.num_rows)
             failed = writer.finish()

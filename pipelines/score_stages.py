@@ -1,6 +1,6 @@
 """Stages of `clipmill score` and `caption`: pieces of a dataset -> their pictures -> their scores or captions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -37,6 +37,21 @@ class Piece:
     """Row numbers in clips/PART.parquet, int32, increasing."""
 
 
+def grouped(pieces: Iterable[Piece], *, at_least: int, at_most: int) -> list[tuple[Piece, ...]]:
+    """The pieces in order, in groups that are scored together: of `at_least` clips if possible, but never more than
+    `at_most`, unless one piece has more."""
+    groups: list[tuple[Piece, ...]] = []
+    clips = at_least
+    for piece in pieces:
+        fits = clips < at_least and clips + len(piece.rows) <= at_most
+        if fits:
+            groups[-1] += (piece,)
+        else:
+            groups.append((piece,))
+        clips = len(piece.rows) + (clips if fits else 0)
+    return groups
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoredPiece:
     """Their scores: a table with clip_id and the scorer's columns."""
@@ -54,7 +69,9 @@ def score_stages(
     captions: Mapping[str, int] = MappingProxyType({}),
     stored_embeddings: bool = False,
 ) -> list[Stage]:
-    """Read, embed if the scorer needs that, score. `asked` has one scorer, whose table has the columns `schema`.
+    """Read, embed if the scorer needs that, score: groups of pieces.
+
+    `asked` has one scorer, whose table has the columns `schema`.
 
     `scan`: limits on reading sources, and the size of thumbnails. `captions`: captioner -> version of those to read.
     `stored_embeddings`: the dataset has the clips' embeddings, of the same model, and only captions are embedded.
@@ -62,7 +79,7 @@ def score_stages(
     (spec,) = asked.scorers
     scorer, needs = spec(), needs_of(asked, stored_embeddings=stored_embeddings)
     read = Stage(
-        name="read", needs=("piece",), gives=_readable(needs), load=partial(_load_read, dataset, needs, scan, captions)
+        name="read", needs=("pieces",), gives=_readable(needs), load=partial(_load_read, dataset, needs, scan, captions)
     )
     stages = [read]
     if asked.clip:
@@ -98,8 +115,8 @@ def _readable(needs: Sequence[Need]) -> tuple[Need, ...]:
 
 def _load_read(
     dataset: Dataset, needs: Sequence[Need], scan: ScanConfig, captions: Mapping[str, int], device: str
-) -> Callable[[list[Piece]], list[ClipBatch]]:
-    return lambda pieces: [read_piece(dataset, piece, needs, scan, captions) for piece in pieces]
+) -> Callable[[list[tuple[Piece, ...]]], list[list[ClipBatch]]]:
+    return lambda groups: [[read_piece(dataset, piece, needs, scan, captions) for piece in group] for group in groups]
 
 
 def read_piece(
@@ -153,23 +170,29 @@ def _previews(dataset: Dataset, piece: Piece, clip_ids: Sequence[str]) -> list[J
     return [stored.get(clip_id, ()) for clip_id in clip_ids]
 
 
-def _load_each(load: Callable[[str], Callable[[ClipBatch], None]], device: str) -> Callable[[list[Any]], list[Any]]:
+def _load_each(
+    load: Callable[[str], Callable[[ClipBatch], None]], device: str
+) -> Callable[[list[list[ClipBatch]]], list[list[ClipBatch]]]:
     work = load(device)
 
-    def each(batches: list[ClipBatch]) -> list[ClipBatch]:
-        for batch in batches:
-            work(batch)
-        return batches
+    def each(groups: list[list[ClipBatch]]) -> list[list[ClipBatch]]:
+        for group in groups:
+            for batch in group:
+                work(batch)
+        return groups
 
     return each
 
 
-def _load_score(spec: ScorerSpec, schema: pa.Schema, device: str) -> Callable[[list[ClipBatch]], list[ScoredPiece]]:
-    score = _load_each(partial(load_score, spec), device)
+def _load_score(
+    spec: ScorerSpec, schema: pa.Schema, device: str
+) -> Callable[[list[list[ClipBatch]]], list[ScoredPiece]]:
+    score = load_score(spec, device)
 
-    def scored(batches: list[ClipBatch]) -> list[ScoredPiece]:
-        return [
-            ScoredPiece(part=batch.part, table=pa.Table.from_pylist(batch.rows, schema)) for batch in score(batches)
-        ]
+    def scored(groups: list[list[ClipBatch]]) -> list[ScoredPiece]:
+        for group in groups:
+            score(ClipBatch.joined(group))
+        batches = (batch for group in groups for batch in group)
+        return [ScoredPiece(part=batch.part, table=pa.Table.from_pylist(batch.rows, schema)) for batch in batches]
 
     return scored

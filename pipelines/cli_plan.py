@@ -45,7 +45,7 @@ def plan(
     """Estimate time, memory, storage and price of `clipmill curate` and `shard` from a sample of the inputs.
 
     The sample goes through the real scan and the models of the configuration on this machine; captioners behind an
-    endpoint are asked as well. Nothing is written.
+    endpoint are asked as well. Only temporary files are written.
     """
     from pipelines.costs import Prices
     from pipelines.plan import plan as run

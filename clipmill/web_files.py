@@ -11,14 +11,13 @@ from clipmill.addresses import without_credentials
 from clipmill.copies import copied, too_large
 
 _BLOCK_BYTES = 1 << 20
-_READ_AHEAD_BYTES = 8 << 20
 _SILENCE_S = 60.0
 """Longest wait for more of a file that is copied."""
 _PARTIAL, _UNSATISFIABLE = 206, 416
 _TOTAL = re.compile(r"bytes \d+-\d+/(\d+)")
 
 
-def open_web_file(fs: HTTPFileSystem, url: str, *, max_copy_bytes: int) -> BinaryIO:
+def open_web_file(fs: HTTPFileSystem, url: str, *, max_copy_bytes: int, read_ahead_bytes: int) -> BinaryIO:
     """Open a file of a web server. A server that ignores a request for its first byte sends all of it: that is kept in
     a temporary file.
 
@@ -28,9 +27,7 @@ def open_web_file(fs: HTTPFileSystem, url: str, *, max_copy_bytes: int) -> Binar
     try:
         total = _TOTAL.match(response.headers.get("Content-Range", ""))
         if response.status == _PARTIAL and total:
-            file: BinaryIO = fs.open(
-                url, "rb", cache_type="readahead", block_size=_READ_AHEAD_BYTES, size=int(total[1])
-            )
+            file: BinaryIO = fs.open(url, "rb", cache_type="readahead", block_size=read_ahead_bytes, size=int(total[1]))
             return file
         if response.status in (_PARTIAL, _UNSATISFIABLE):  # without a size, or empty
             response.close()

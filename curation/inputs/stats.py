@@ -24,6 +24,8 @@ from clipmill.store_requests import call, within
 from clipmill.web_files import open_web_file
 from curation.inputs.folders import FOLDER_NOT_FILE
 
+_READ_AHEAD_BYTES = 8 << 20
+"""Of sources that are read from beginning to end."""
 _STAT_DEADLINE_S = 30.0
 _IMPATIENT_DEADLINE_S = 3.0
 _PATIENCE = 64
@@ -106,9 +108,12 @@ def stat_source(uri: str) -> Source:
     return stat_candidate(Candidate(fs, path), Patience())
 
 
-def open_source(location: str, *, max_copy_bytes: int = COPY_BYTES) -> BinaryIO:
+def open_source(
+    location: str, *, max_copy_bytes: int = COPY_BYTES, read_ahead_bytes: int = _READ_AHEAD_BYTES
+) -> BinaryIO:
     """Open an input for reading with random access. Raises SourceError (missing, unreadable), RunStopped.
 
+    From stores and servers, each request asks for `read_ahead_bytes` more than what is wanted now.
     A file that can only be read from beginning to end (compressed in an archive, on a server without ranges) is copied
     to a temporary file of at most `max_copy_bytes`.
     """
@@ -117,10 +122,10 @@ def open_source(location: str, *, max_copy_bytes: int = COPY_BYTES) -> BinaryIO:
         if is_local(fs):
             return open_regular(path)
         if isinstance(fs, HTTPFileSystem):
-            return open_web_file(fs, path, max_copy_bytes=max_copy_bytes)
+            return open_web_file(fs, path, max_copy_bytes=max_copy_bytes, read_ahead_bytes=read_ahead_bytes)
         if isinstance(fs, ArchiveFileSystem):
             return fs.open(path, "rb", max_copy_bytes=max_copy_bytes)
-        return fs.open(path, "rb", cache_type="readahead", block_size=8 << 20)
+        return fs.open(path, "rb", cache_type="readahead", block_size=read_ahead_bytes)
     except MemoryError:
         raise
     except Exception as error:

@@ -18,6 +18,8 @@ from curation.video.decode import Limits, Video
 from curation.video.resize import FrameResizer, Image
 from curation.video.timed import Frame
 
+_READ_AHEAD_BYTES = 1 << 20
+"""Of a source of which only the spans of some clips are read."""
 Moments = Sequence[Fraction | int] | None
 """Timestamps in the source's time base, increasing; None: those of all frames."""
 
@@ -93,7 +95,10 @@ def _decoded(
     shown: dict[str, _Shown | SourceError] = {}
     try:
         check_unchanged(uri, clips[0]["source_id"])
-        with open_source(uri, max_copy_bytes=limits.spool_bytes) as file, Video(file, limits) as video:
+        with (
+            open_source(uri, max_copy_bytes=limits.spool_bytes, read_ahead_bytes=_READ_AHEAD_BYTES) as file,
+            Video(file, limits) as video,
+        ):
             shown |= _decode_all(video, clips, moments, long_side_px)
             again = [
                 {**c, "resume": None} for c in clips if c["resume"] and isinstance(shown[c["clip_id"]], SourceError)

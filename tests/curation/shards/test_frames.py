@@ -1,5 +1,6 @@
 """Frames of clips, read from their spans: which ones, when they are shown, and what is said of files that changed."""
 
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from curation.scan.one_pass import ScanConfig, scan
 from curation.shards.frames import ClipFrames, read_frames, read_thumbnails
 from curation.video.decode import Limits
 from tests.media import write_video
+from tests.web_server import web_server
 
 FPS = 20
 STEP = 4
@@ -133,3 +135,24 @@ def test_a_file_that_changed_or_lacks_frames_is_an_error_per_clip(video: Path):
     gone = read_frames(str(video), [good], 3, 80, Limits())[0]
     assert isinstance(gone, SourceError)
     assert gone.kind == "missing"
+
+
+def test_of_a_source_on_a_server_little_more_than_the_span_is_read(tmp_path: Path):
+    """Of an MP4 with its index at the end: also its beginning, twice."""
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 255, (270, 480, 3), np.uint8) for _ in range(100)]
+    options = {"crf": "1", "preset": "ultrafast", "g": "10"}
+    video = write_video(tmp_path / "noise.mp4", frames, fps=FPS, options=options, time_base=Fraction(1, FPS))
+    content = video.read_bytes()
+    span_bytes = 10 * len(content) // len(frames)  # from the keyframe before it to the next
+    with web_server() as server:
+        server.files["/noise.mp4"] = content
+        row = row_of(video, 50, 54, pts=[512 * i for i in range(101)], base=512 * FPS)
+        row["source_id"] = stat_source(f"{server.url}/noise.mp4").source_id
+        server.asked.clear()
+        [found] = read_frames(f"{server.url}/noise.mp4", [row], 4, 80, Limits())
+        ranges = [re.fullmatch(r"bytes=(\d+)-(\d+)", asked) for _, asked in server.asked if asked]
+    assert len(_frames(found).images()) == 4
+    read_bytes = sum(int(each[2]) - int(each[1]) + 1 for each in ranges if each)
+    assert len(content) > 15 << 20
+    assert span_bytes < read_bytes < span_bytes + (4 << 20)

@@ -140,7 +140,9 @@ def _sampled(source: Source, scanned: Scan, costs: Costs, in_flight: Mapping[str
         embedding_width=None,
         stage_cpu_s=parts | stage_cpu_s,
         total=total,
-        requests_s=sum(_requests_s(costs[name], len(scanned.clips), most) for name, most in in_flight.items()),
+        requests_s=sum(
+            _requests_s(costs[name], len(scanned.clips), most) for name, most in in_flight.items() if name in costs
+        ),
         rows_bytes=0,
     )
 

@@ -178,7 +178,7 @@ def latent_folders(folder_url: str) -> list[str]:
 def add_latent_folder(folder_url: str, latents: str) -> None:
     """Note beside shards that `latents` has latents of them: whoever removes a clip must know. Raises UserError if that
     fails, or for latents that are neither in a local folder nor in an object store."""
-    _note(folder_url, _LATENTS, latents)
+    _note(folder_url, _LATENTS, latents, what="latents")
 
 
 def published_folders(dataset_url: str) -> list[str]:
@@ -189,7 +189,7 @@ def published_folders(dataset_url: str) -> list[str]:
 
 def add_published_folder(dataset_url: str, published: str) -> None:
     """Note in a dataset that clips of it are in `published`; otherwise as `add_latent_folder`."""
-    _note(dataset_url, _PUBLISHED, published)
+    _note(dataset_url, _PUBLISHED, published, what="published clips")
 
 
 def parse_record(content: bytes | str | Mapping[str, Any]) -> ShardRecord:
@@ -222,9 +222,9 @@ def _noted(folder_url: str, name: str) -> list[str]:
     return storage.read_json_if_exists(fs, f"{folder}/{name}", _checked_folders) or []
 
 
-def _note(folder_url: str, name: str, noted: str) -> None:
+def _note(folder_url: str, name: str, noted: str, *, what: str) -> None:
     if not _is_local_or_stored(noted):
-        raise UserError(f"expected a local folder or one in an object store, got {noted}")
+        raise UserError(f"expected {what} in a local folder or an object store, got {noted}")
     folders = _noted(folder_url, name)
     if noted not in folders:
         _write(folder_url, name, {"folders": [*folders, noted]})

@@ -165,13 +165,7 @@ def _with_sheet(dataset: Dataset, result: SearchResult, sheet: str | None) -> Se
     )
     content = png_sheet if path.lower().endswith(".png") else html_sheet
     written = content(result.query, subtitle, cards)
-    try:
-        storage.write_bytes(fs, path, written if isinstance(written, bytes) else written.encode())
-    except UserError as error:
-        if sheet is not None:
-            raise
-        note(f"no contact sheet: {error} Pass --sheet with a file elsewhere.")  # others' datasets may be read-only
-        return result
+    storage.write_bytes(fs, path, written if isinstance(written, bytes) else written.encode())
     return replace(result, sheet=storage.shown(fs, path))
 
 

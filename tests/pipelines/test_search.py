@@ -139,16 +139,6 @@ def test_the_sheet_shows_pictures_and_escapes_texts(dataset: Dataset):
     assert search(dataset.url, TEXTS[4], write_sheet=False).sheet is None
 
 
-def test_a_dataset_that_cannot_be_written_is_searched_all_the_same(dataset: Dataset, tmp_path: Path, capsys):
-    (Path(dataset.path) / "report").write_text("no folder")
-    (Path(dataset.path) / "search").write_text("no folder")
-    result = search(dataset.url, TEXTS[1])
-    assert (result.hits[0].caption, result.sheet) == (TEXTS[1], None)
-    assert "note: no contact sheet: " in capsys.readouterr().err
-    with pytest.raises(UserError):
-        search(dataset.url, TEXTS[1], sheet=f"{dataset.path}/report/sheet.html")
-
-
 def test_a_sheet_as_png(dataset: Dataset, tmp_path: Path):
     for limit, columns in ((6, 4), (2, 2)):
         search(dataset.url, "日本", limit=limit, sheet=str(tmp_path / "sheet.png"))

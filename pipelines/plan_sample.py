@@ -30,7 +30,6 @@ from curation.scores.columns import SCORE_COLUMNS
 from curation.selection.rules import Rules
 from curation.selection.select import select_clips
 from curation.shards.extract import extract_clips
-from curation.shards.selected import selected_rows
 from curation.shards.write import ShardConfig, plan_shards, write_shard
 from pipelines.config import CurateConfig
 from pipelines.fence import Fence, owned
@@ -38,6 +37,7 @@ from pipelines.model_specs import asked_models
 from pipelines.parts import ScoreTable, scan_safely, write_part
 from pipelines.progress import Reporter
 from pipelines.scoring import clip_stages
+from pipelines.selected import selected_rows
 
 _SELECTION = "all"
 _KIB = 1024

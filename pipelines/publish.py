@@ -28,11 +28,11 @@ from curation.publish.layouts import DATA, Target
 from curation.publish.plan import PublishConfig, PublishPlan, plan_publication
 from curation.shards.existing import ExistingShards, existing_shards
 from curation.shards.folder import index_of, start_shards
-from curation.shards.selected import selected_rows
 from curation.shards.write import write_shard
 from pipelines.cluster import connected
 from pipelines.fence import HEARTBEAT_FILE, RUN_FILE, owned, refuse_if_running
 from pipelines.progress import Reporter, note
+from pipelines.selected import selected_rows
 from pipelines.shard import Writer, shards_in_place, write_plans
 from pipelines.status import models_of
 

@@ -23,13 +23,13 @@ from curation.shards.clip_row import ClipRow
 from curation.shards.extract import ExtractionConfig
 from curation.shards.folder import check_plan, index_of, start_shards
 from curation.shards.places import has_catalog, write_catalog
-from curation.shards.selected import selected_rows
 from curation.shards.write import ShardConfig, ShardPlan, check_shard, plan_shards, write_shard
 from pipelines.cluster import connected
 from pipelines.costs import recorded_costs
 from pipelines.counting import stream_shards
 from pipelines.fence import Fence, owned, refuse_if_running
 from pipelines.progress import Reporter
+from pipelines.selected import selected_rows
 
 _CHECKED_AT_ONCE = 8
 Writer = Callable[..., ShardRecord]

@@ -26,8 +26,8 @@ from curation.shards.catalog import catalog
 from curation.shards.clip_row import ExtractedClip
 from curation.shards.folder import index_of, start_shards
 from curation.shards.places import write_catalog
-from curation.shards.selected import selected_rows
 from curation.shards.write import ShardConfig, plan_shards, write_shard
+from pipelines.selected import selected_rows
 
 LICENSES = ("CC0", "CC-BY-NC")
 CONFIG = ShardConfig(clips_per_shard=4)

@@ -189,8 +189,8 @@ def test_shards_are_whole_after_a_removal(dataset: Dataset, tmp_path: Path) -> N
 
 def test_a_rewritten_tar_is_what_would_have_been_written(dataset: Dataset, tmp_path: Path) -> None:
     """Byte for byte, to the padding at its end."""
-    from curation.shards.selected import selected_rows
     from curation.shards.write import plan_shards, write_shard
+    from pipelines.selected import selected_rows
     from tests.pipelines.removable import CONFIG, _videos
 
     table, _ = selected_rows(dataset, "all")

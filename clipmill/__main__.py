@@ -1,6 +1,26 @@
-"""`python -m clipmill`: the same command line as `clipmill`."""
+"""The command line, as `clipmill` and as `python -m clipmill`."""
 
-from pipelines.cli import main
+import signal
+import sys
+from typing import Any
+
+from clipmill.errors import INTERRUPTED
+
+
+def main() -> None:
+    """Run the command line. Ctrl-C and SIGTERM end it without a traceback, also while its modules are imported."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        from pipelines.cli import main as run  # takes most of a second
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
 
 if __name__ == "__main__":
     main()

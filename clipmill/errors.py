@@ -25,6 +25,10 @@ ERROR_KINDS: Mapping[str, str] = MappingProxyType(
 """Every value of `error_kind`, and its meaning."""
 
 
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C or SIGTERM ended."""
+
+
 class SourceError(Exception):
     """A source that cannot be curated. Becomes a rejected row in `sources` and never ends a run."""
 

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from clipmill.errors import RunStopped, UserError
+from clipmill.errors import INTERRUPTED, RunStopped, UserError
 from pipelines.printable import log_to_stderr, printable
 
 if TYPE_CHECKING:
     from pipelines.config import CurateConfig
 
 FAILED, BAD_REQUEST, NOTHING_CAME_OUT, CAPTIONS_FAILED, PARTIAL = 1, 2, 3, 4, 5
-INTERRUPTED = 130
 
 EXIT_CODES = (
     "Exit codes: 0 success; 1 the run stopped before it finished (rerun the same command to resume); 2 invalid request "

@@ -158,6 +158,25 @@ def test_a_request_that_cannot_be_carried_out_is_2_and_a_sentence(
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_modules_are_imported_leaves_no_traceback(how: signal.Signals):
+    script = f"""
+import builtins, os, signal, sys
+from clipmill.__main__ import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+find = builtins.__import__
+def interrupted(name, *rest):
+    if name == "typer":
+        os.kill(os.getpid(), {how.value})
+    return find(name, *rest)
+builtins.__import__ = interrupted
+sys.argv = ["clipmill", "--help"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_is_130_and_leaves_nothing_behind(tmp_path: Path, how: signal.Signals):
     (tmp_path / "in").mkdir()
     for i in range(40):

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from clipmill.addresses import redacted
 from clipmill.errors import UserError
 from clipmill.pipeline import loaded
 from curation.dataset.schemas import SIGNAL_COLUMNS
@@ -75,15 +76,19 @@ def inspect(inputs: Sequence[str], config: CurateConfig | None = None, *, quiet:
     """Scan and score the inputs on this machine one after another, each in a child process with limits."""
     config = config or CurateConfig()
     with Reporter("inspect", unit="videos", quiet=quiet) as report:
+        report.waiting("listing the inputs")  # first: models take longer than it does to find that a path is wrong
+        listing = list_sources(inputs, config.inputs)
+        sources = list(listing)
+        if not sources:
+            raise UserError(f"no usable input: no videos found in {', '.join(map(redacted, inputs))}")
         report.waiting("loading the models")
         notices, work = load_models(asked_models(config)).notices, loaded(clip_stages(config), "cpu")
     for notice in notices:
         note(notice)
     with Isolated(config.scan.limits) as child:
-        listing = list_sources(inputs, config.inputs)
         for remark in () if quiet else listing.notes:
             note(remark)
-        for source in listing:
+        for source in sources:
             scan = scan_safely(child, source, config, frame_times=True)
             (scanned,) = work([scan])
             row = scanned.source | {FRAME_TIMES: scan.frame_times_s}

@@ -21,7 +21,7 @@ _NOT_OF_THE_CLIP = {
 def selected_rows(data: Dataset, selection: str) -> tuple[pa.Table, list[FailedClip]]:
     """Rows of the selected clips, and the clips that are no longer in the dataset."""
     if load_selection(data, selection).empty:
-        raise UserError(f"the selection {selection!r} is empty; there is nothing to shard")
+        raise UserError(f"the selection {selection!r} is empty; there is nothing to write")
     with data.connect() as connection:
         columns = [
             name

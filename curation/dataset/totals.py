@@ -35,7 +35,7 @@ def source_totals(connection: duckdb.DuckDBPyConnection) -> SourceTotals:
     cpu = [name for name in columns if name.endswith("_cpu_s")]
     names = [*(name for name in _SUMS if name in columns), *losses, *cpu]
     sums = "".join(f", coalesce(sum({quoted(name)}), 0)" for name in names)
-    [row] = connection.execute(f"SELECT count(*), count_if(status = 'ok'){sums} FROM sources").fetchall()
+    [row] = connection.execute(f"SELECT count(*), count(*) FILTER (status = 'ok'){sums} FROM sources").fetchall()
     by_name = dict(zip(names, map(float, row[2:]), strict=True))
     rejected = connection.execute(
         "SELECT error_kind::VARCHAR, count(*) FROM sources WHERE status = 'rejected' GROUP BY 1 ORDER BY 2 DESC, 1"

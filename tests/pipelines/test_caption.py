@@ -177,6 +177,7 @@ def test_fields_are_columns_and_tokens_have_a_price(dataset: Dataset):
         config = captioners(video={**settings, **prices, "json_schema": SCHEMA})
         result = caption(dataset.url, "video", config=config, quiet=True)
     assert (result.captioned_now, result.failed_now) == (clips - 1, 1)
+    assert result.reason == "camera does not match the schema: 'crane' is not one of ['static', 'pan']"
     assert (result.tokens, result.price) == (1100 * clips, pytest.approx(clips * (1000 * 2 + 100 * 10) / 1e6))
     texts = [part["text"] for part in server.requests[0]["messages"][0]["content"] if part["type"] == "text"]
     assert [text for text in texts if text.endswith(" s")] == [f"{60 * (2 * i + 1) // 16 / 24:.2f} s" for i in range(8)]

@@ -102,7 +102,7 @@ def test_a_selection_without_clips_has_its_own_exit_code(videos: Path, tmp_path:
     assert run(monkeypatch, "select", out, "--config", rules) == NOTHING_CAME_OUT
     assert "no clip passed" in capsys.readouterr().err
     assert run(monkeypatch, "shard", out, "--selection", "none") == 2
-    assert "is empty; there is nothing to shard" in capsys.readouterr().err
+    assert "is empty; there is nothing to write" in capsys.readouterr().err
 
 
 def test_rejected_sources_are_tried_again_when_asked(videos: Path, tmp_path: Path, monkeypatch, capsys, local_ray):

@@ -38,6 +38,21 @@ def test_a_video_is_described_without_a_dataset(video: Path):
     assert seen.source["frame_times_s"] == pytest.approx([frame / 24 for frame in range(120)])
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"), [("empty", "no videos found in .*empty"), ("nope.mp4", "nope.mp4 does not exist")]
+)
+def test_a_wrong_path_is_said_before_any_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, sentence: str
+):
+    def loading(*_: object) -> None:
+        raise AssertionError("models are loaded")
+
+    monkeypatch.setattr(importlib.import_module("pipelines.inspect"), "load_models", loading)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=sentence):
+        list(inspect([str(tmp_path / name)]))
+
+
 @pytest.mark.slow
 def test_with_a_clip_model_it_is_json_with_every_score(video: Path):
     (seen,) = inspect([str(video)], demo_config())

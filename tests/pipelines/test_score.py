@@ -152,6 +152,7 @@ def test_a_clip_that_cannot_be_scored_is_null_with_the_reason(curated: Path, tmp
     for way, message in (("every clip", "ValueError: there is something wrong with this clip"), ("type", "is float")):
         result = score(dataset.url, f"{FILE}:Odd", config=odd(way), quiet=True)
         assert (result.scored_now, result.failed_now) == (0, result.clips)
+        assert message in str(result.reason)
         assert set(column(dataset, "odd").values()) == {None}
         assert set(column(dataset, "odd_error_kind").values()) == {"failed"}
         assert all(message in str(error) for error in column(dataset, "odd_error").values())

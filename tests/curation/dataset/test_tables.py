@@ -15,6 +15,7 @@ from clipmill.formats import DATASET
 from curation.dataset.joined import joined_columns, joined_query
 from curation.dataset.schemas import CLIPS, SCHEMAS, SOURCES, with_column_tables
 from curation.dataset.tables import Dataset, part_name
+from curation.dataset.totals import source_totals
 
 FORMAT_MD = Path(__file__).parents[3] / "docs" / "format.md"
 CONFIG = {"spans": {"min_s": 2.0, "max_s": 20.0}, "text": {"side_px": 640}}
@@ -248,3 +249,9 @@ def edit_description(dataset: Dataset, change: Callable[[dict[str, Any]], object
     description = dataset.description()
     change(description)
     storage.write_bytes(dataset.fs, dataset.file("dataset.json"), json.dumps(description).encode())
+
+
+def test_the_totals_of_a_dataset_without_sources_are_numbers(tmp_path: Path):
+    with Dataset(str(tmp_path / "d")).create_or_open({}).connect() as connection:
+        totals = source_totals(connection)
+    assert (totals.sources, totals.sources_ok, totals.rejected, totals.duration_s) == (0, 0, {}, 0.0)

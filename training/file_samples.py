@@ -6,30 +6,31 @@ row or file affects only its own sample.
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from clipmill.errors import UserError
 from clipmill.local_files import open_regular, path_of
 from training.list_rows import LIST_SUFFIXES, Row, read_list
-from training.metadata import sample_metadata
-from training.notes import OUTSIDE, REPEATED, SEVERAL, lacking
+from training.metadata import normalized, sample_metadata
+from training.note_names import OUTSIDE, REPEATED, SEVERAL, lacking
 from training.sample_error import SampleError
 from training.shards import MAX_FILE_BYTES, MAX_NAME_BYTES, MEDIUM_OF, Keys, Shard
 
 PER_SHARD = 1000
 _THREADS = 8
-_LISTS = ("metadata.jsonl", "metadata.csv")
+LISTS = ("metadata.jsonl", "metadata.csv")
 """Lists of the Hub's folders of videos (VideoFolder, ImageFolder)."""
-_LIST_FOLDERS = ("", "data", "train", "data/train")
+LIST_FOLDERS = ("", "data", "train", "data/train")
 _MAX_CAPTIONS = 100
-_SIDECARS = ("json", "txt")
+SIDECARS = ("json", "txt")
 _KEPT = ("captions", "conditioning", "shape")
 """Keys of a JSON beside a video that training reads; its other ones, of any size, are not indexed."""
 
@@ -67,20 +68,21 @@ class FileShard(Shard):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sample:
+class Sample:
     """A video or image with its captions, or the reason why it is unusable."""
 
     key: str
     path: str
     text: str = "{}"
     size: int = 0
-    mtime_ns: int = 0
+    mark: int | str = 0
+    """Modification time in ns; in a store, the version."""
     problem: str | None = None
     notes: Sequence[str] = ()
 
     @property
     def extension(self) -> str:
-        return _extension(self.path)
+        return extension_of(self.path)
 
 
 def is_files(entry: str) -> bool:
@@ -98,7 +100,7 @@ def index_files(entry: str) -> list[FileShard]:
     entry = os.path.abspath(entry)
     file = entry if os.path.isfile(entry) else _list_in(entry)
     folder = os.path.dirname(file) if file else entry
-    samples, broken = _listed(file, folder) if file else (list(_in_folder(folder)), [])
+    samples, broken = listed_samples(file) if file else (list(samples_of(_media_in(folder))), [])
     with ThreadPoolExecutor(_THREADS) as pool:
         samples = list(pool.map(partial(_looked_at, folder, captions_beside=file is None), samples))
     name = Path(file or entry).stem or "files"
@@ -109,35 +111,39 @@ def index_files(entry: str) -> list[FileShard]:
     return [replace(shards[0], broken=tuple(broken)), *shards[1:]]
 
 
-def _shard(path: str, folder: str, samples: Sequence[_Sample]) -> FileShard:
+def _shard(path: str, folder: str, samples: Sequence[Sample]) -> FileShard:
+    return FileShard(**columns_of(path, samples), folder=folder, paths=Keys.of(sample.path for sample in samples))
+
+
+def columns_of(path: str, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Fields of a shard of files, on a disk or in a store."""
     extensions = tuple(sorted({sample.extension for sample in samples}))
     ranges_NE2 = np.full((len(samples), len(extensions), 2), -1, np.int64)
     digest = blake2b(digest_size=16)
     for row, sample in enumerate(samples):
         ranges_NE2[row, extensions.index(sample.extension)] = 0, sample.size
-        digest.update(repr((sample.key, sample.path, sample.size, sample.mtime_ns, sample.text)).encode())
+        digest.update(repr((sample.key, sample.path, sample.size, sample.mark, sample.text)).encode())
     noted: dict[str, int] = {}
     for note in (note for sample in samples for note in sample.notes):
         noted[note] = noted.get(note, 0) + 1
-    return FileShard(
-        path=path,
-        size_bytes=sum(sample.size for sample in samples),
-        keys=Keys.of(sample.key for sample in samples),
-        extensions=extensions,
-        ranges_NE2=ranges_NE2,
-        noted=noted,
-        folder=folder,
-        paths=Keys.of(sample.path for sample in samples),
-        texts=Keys.of(sample.text for sample in samples),
-        version=digest.hexdigest(),
-    )
+    return {
+        "path": path,
+        "size_bytes": sum(sample.size for sample in samples),
+        "keys": Keys.of(sample.key for sample in samples),
+        "extensions": extensions,
+        "ranges_NE2": ranges_NE2,
+        "noted": noted,
+        "texts": Keys.of(sample.text for sample in samples),
+        "version": digest.hexdigest(),
+    }
 
 
-def _listed(file: str, folder: str) -> tuple[list[_Sample], list[tuple[str, str]]]:
-    """The samples of a list, and (row, reason) of unusable rows. Captions of repeated files are combined."""
+def listed_samples(file: str, content: bytes | None = None) -> tuple[list[Sample], list[tuple[str, str]]]:
+    """The samples of a list, of a file or of its `content`, and (row, reason) of unusable rows. Captions of repeated
+    files are combined."""
     rows: dict[str, list[Row]] = {}
     broken = []
-    for row in read_list(file):
+    for row in read_list(file, normalized, content):
         if row.problem:
             broken.append((f"line {row.line}", row.problem))
         else:
@@ -149,25 +155,25 @@ def _listed(file: str, folder: str) -> tuple[list[_Sample], list[tuple[str, str]
         notes = [REPEATED] if len(same) > 1 else []
         captions = [caption for row in same for caption in row.metadata["captions"]]
         text = json.dumps({**same[0].metadata, "captions": captions[:_MAX_CAPTIONS]})
-        samples.append(_Sample(key=key, path=same[0].path, text=text, notes=notes))
+        samples.append(Sample(key=key, path=same[0].path, text=text, notes=notes))
     return samples, broken
 
 
-def _in_folder(folder: str) -> Iterator[_Sample]:
-    """The videos and images of a folder; if names differ only in suffix, the first of: mp4, other videos, images."""
+def samples_of(media: Iterable[str]) -> Iterator[Sample]:
+    """A sample per video or image; if names differ only in suffix, the first of: mp4, other videos, images."""
     by_stem: dict[str, list[str]] = {}
-    for path in _media_in(folder):
+    for path in media:
         by_stem.setdefault(os.path.splitext(path)[0], []).append(path)
     for stem, paths in by_stem.items():
-        first, *others = sorted(paths, key=lambda path: (_extension(path) != "mp4", not path.endswith(".mp4"), path))
-        same_medium = any(_extension(path) == _extension(first) for path in others)
+        first, *others = sorted(paths, key=lambda path: (extension_of(path) != "mp4", not path.endswith(".mp4"), path))
+        same_medium = any(extension_of(path) == extension_of(first) for path in others)
         try:
             first.encode()
         except UnicodeEncodeError:
             shown = stem.encode(errors="surrogateescape").decode(errors="backslashreplace")
-            yield _Sample(key=shown, path="", problem="name is not UTF-8")
+            yield Sample(key=shown, path="", problem="name is not UTF-8")
             continue
-        yield _Sample(key=_key(first), path=first, notes=[SEVERAL] if same_medium else [])
+        yield Sample(key=_key(first), path=first, notes=[SEVERAL] if same_medium else [])
 
 
 def _media_in(folder: str) -> Iterator[str]:
@@ -175,16 +181,16 @@ def _media_in(folder: str) -> Iterator[str]:
     for where, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if not name.startswith(".") and _extension(name) in ("mp4", "jpg"):
+            if not name.startswith(".") and extension_of(name) in ("mp4", "jpg"):
                 yield os.path.relpath(os.path.join(where, name), folder)
 
 
 def _list_in(folder: str) -> str | None:
-    paths = (os.path.join(folder, where, name) for where in _LIST_FOLDERS for name in _LISTS)
+    paths = (os.path.join(folder, where, name) for where in LIST_FOLDERS for name in LISTS)
     return next(filter(os.path.isfile, paths), None)
 
 
-def _extension(path: str) -> str:
+def extension_of(path: str) -> str:
     """The extension of the file in a sample: that of a video or image, or an unsupported one from a list."""
     suffix = os.path.splitext(path)[1][1:].lower()
     return MEDIUM_OF.get(suffix, suffix)
@@ -211,17 +217,21 @@ def _is_outside(path: str, folder: str) -> bool:
     return not os.path.realpath(path).startswith(f"{os.path.realpath(folder).rstrip('/')}/")
 
 
-def _looked_at(folder: str, sample: _Sample, *, captions_beside: bool) -> _Sample:
+def described(sample: Sample, sidecars: Mapping[str, bytes]) -> Sample:
+    """The sample with the captions and conditioning of its .txt and .json. Raises SampleError if they are damaged."""
+    metadata = sample_metadata(sidecars)
+    return replace(sample, text=json.dumps({name: metadata[name] for name in _KEPT if name in metadata}))
+
+
+def _looked_at(folder: str, sample: Sample, *, captions_beside: bool) -> Sample:
     """The sample with size, captions and notes, or with the reason why it is unusable."""
     if sample.problem:
         return sample
     path = os.path.join(folder, sample.path)
     try:
-        text, metadata = sample.text, json.loads(sample.text)
         if captions_beside:
-            sidecars = {suffix: _sidecar(path, suffix, folder) for suffix in _SIDECARS}
-            metadata = sample_metadata({suffix: text for suffix, text in sidecars.items() if text is not None})
-            text = json.dumps({name: metadata[name] for name in _KEPT if name in metadata})
+            sidecars = {suffix: _sidecar(path, suffix, folder) for suffix in SIDECARS}
+            sample = described(sample, {suffix: text for suffix, text in sidecars.items() if text is not None})
         with open_regular(path) as file:
             stat = os.fstat(file.fileno())
         limit = MAX_FILE_BYTES.get(sample.extension)
@@ -230,8 +240,8 @@ def _looked_at(folder: str, sample: _Sample, *, captions_beside: bool) -> _Sampl
         if stat.st_size > limit:
             return replace(sample, problem=f"{stat.st_size:,} bytes, more than {limit:,}")
         outside = [] if captions_beside or not _is_outside(path, folder) else [OUTSIDE]
-        notes = [*sample.notes, *outside, *lacking(metadata)]
-        return replace(sample, text=text, size=stat.st_size, mtime_ns=stat.st_mtime_ns, notes=notes)
+        notes = [*sample.notes, *outside, *lacking(json.loads(sample.text))]
+        return replace(sample, size=stat.st_size, mark=stat.st_mtime_ns, notes=notes)
     except SampleError as error:
         return replace(sample, problem=error.message)
     except (OSError, UserError, ValueError) as error:

@@ -4,13 +4,12 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from clipmill.errors import UserError
 from clipmill.local_files import open_regular
-from training.metadata import normalized
 from training.sample_error import SampleError
 
 LIST_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
@@ -41,17 +40,22 @@ class Row:
     problem: str | None = None
 
 
-def read_list(file: str) -> Iterator[Row]:
-    """The rows of a list. Raises UserError if it cannot be read or no row has a path, naming the columns."""
-    with open_regular(file) as opened:
-        content = opened.read(MAX_LIST_BYTES + 1)
+def read_list(
+    file: str, normalized: Callable[[Mapping[str, Any]], Mapping[str, Any]], content: bytes | None = None
+) -> Iterator[Row]:
+    """The rows of a list, of a file or of its `content`. `normalized` gives the captions and conditioning of a row, or
+    raises SampleError. Raises UserError if the list cannot be read or no row has a path, naming the columns.
+    """
+    if content is None:
+        with open_regular(file) as opened:
+            content = opened.read(MAX_LIST_BYTES + 1)
     if len(content) > MAX_LIST_BYTES:
         raise UserError(f"the list {file} has more than {MAX_LIST_BYTES:,} bytes: split it into several")
     rows = _of_json_lines if file.lower().endswith((".jsonl", ".ndjson")) else _of_table
     names: tuple[str, ...] = ()
     usable = False
     for line, values in rows(content, file):
-        row = values if isinstance(values, Row) else _row(line, values)
+        row = values if isinstance(values, Row) else _row(line, values, normalized)
         usable = usable or not row.problem
         if isinstance(values, dict):
             names = names or tuple(values)
@@ -63,7 +67,7 @@ def read_list(file: str) -> Iterator[Row]:
         )
 
 
-def _row(line: int, values: Any) -> Row:
+def _row(line: int, values: Any, normalized: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Row:
     try:
         path = _path(values)
         metadata = normalized(values)
@@ -81,7 +85,7 @@ def _path(values: Any) -> str:
     if path is None:
         raise SampleError("bad_row", "no path")
     if "://" in path:
-        raise SampleError("bad_row", f"expected a local path, got the address {path[:200]}")
+        raise SampleError("bad_row", f"expected a path, got the address {path[:200]}")
     try:
         os.fsencode(path).decode()
     except UnicodeError as error:

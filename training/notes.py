@@ -5,21 +5,16 @@ Frame rate, size and motion bucket are computed from the frames where they are m
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from training.data_config import DataConfig
 from training.metadata import sample_metadata
+from training.note_names import CAPTION, ELEVATION, FAILED, MOTION, OTHER, OUTSIDE, REPEATED, SEVERAL, lacking
 from training.sample_error import SampleError
 
 if TYPE_CHECKING:
     from training.shards import ShardIndex
 
-CAPTION, MOTION, ELEVATION = "caption", "motion_bucket", "elevation"
-"""Notes: samples that lack this key."""
-SEVERAL, FAILED, OTHER = "several", "failed", "other"
-"""Notes: samples with more than one video or picture; those that could not be downloaded; files of other kinds."""
-REPEATED, OUTSIDE = "repeated", "outside"
-"""Notes: samples that a list names more than once; those outside its folder."""
 _KEYS = (CAPTION, MOTION, ELEVATION)
 _DOWNLOADED = ("success", "ok")
 _T = TypeVar("_T")
@@ -65,12 +60,6 @@ class Notes:
         lacking = {name: sum(not self._known.get(key, 0) >> i & 1 for key in whole) for i, name in enumerate(_KEYS)}
         several = {SEVERAL: sum(key in self.several for key in whole)}
         return {name: count for name, count in (lacking | several | self._left_out).items() if count}
-
-
-def lacking(metadata: Mapping[str, Any]) -> list[str]:
-    """The keys that a sample lacks, by its `sample_metadata`."""
-    missing = [name for name in (MOTION, ELEVATION) if metadata["conditioning"].get(name) is None]
-    return missing if any(caption.get("text") for caption in metadata["captions"]) else [CAPTION, *missing]
 
 
 def sentences(index: "ShardIndex", config: DataConfig) -> list[str]:

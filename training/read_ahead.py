@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
 
-from clipmill.range_reader import Pieces
 from training.data_config import DataConfig
 from training.remote_shards import reader_for
 from training.shards import Shard
@@ -45,30 +44,28 @@ def _up_to(places: Iterator[tuple[Shard, int]], budget_bytes: float) -> Iterator
         if place is None:
             return
         yield place
-        if place[0].stored is None:
+        if place[0].pieces(place[1]) is None:
             return
         budget_bytes -= _bytes(*place)
 
 
 def _requested(places: list[tuple[Shard, int]], config: DataConfig) -> Iterator[tuple[Callable[[], Members], int]]:
     """Start reading; returns (function that returns the files, their bytes) for each place."""
-    wanted = [
-        Pieces(stored=shard.stored, ranges=tuple(shard.ranges(row).values()))
-        for shard, row in places
-        if shard.stored is not None
-    ]
-    futures = iter(reader_for(config).submit(wanted) if wanted else ())
-    for shard, row in places:
-        if shard.stored is None:
+    wanted = [shard.pieces(row) for shard, row in places]
+    requested = [pieces for pieces in wanted if pieces is not None]
+    futures = iter(reader_for(config).submit(requested) if requested else ())
+    for (shard, row), pieces in zip(places, wanted, strict=True):
+        if pieces is None:
             yield partial(shard.read, row), 0
         else:
             yield partial(_members, shard, row, next(futures)), _bytes(shard, row)
 
 
 def _members(shard: Shard, row: int, future: Future[list[bytes]]) -> Members:
-    return dict(zip(shard.ranges(row), future.result(), strict=True))
+    return shard.members(row, future.result())
 
 
 def _bytes(shard: Shard, row: int) -> int:
     """Share of the budget that a sample takes."""
-    return 0 if shard.stored is None else max(_LEAST_BYTES, sum(size for _, size in shard.ranges(row).values()))
+    on_disk = shard.pieces(row) is None
+    return 0 if on_disk else max(_LEAST_BYTES, sum(size for _, size in shard.ranges(row).values()))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from clipmill import storage
@@ -18,7 +18,9 @@ from clipmill.range_reader import Pieces, RangeReader
 from clipmill.ranges import StoredObject, find_object, name_of, object_of, read_range
 from clipmill.retries import ChangedObject, retried
 from clipmill.shard_folder import INDEX, ShardRecord, records_in
-from training.data_config import DataConfig
+
+if TYPE_CHECKING:
+    from training.data_config import DataConfig
 
 STARTUP_RETRY_S = 30.0
 """How long to retry before the first step: short, so that a wrong endpoint is reported soon."""
@@ -79,6 +81,16 @@ def _found(entry: str) -> tuple[list[StoredObject], dict[str, ShardRecord]]:
     return [object_of(url, each) for url, each in zip(urls, tars, strict=True)], records
 
 
+def has_tars(folder: str) -> bool:
+    """Whether there are tars directly in a folder of a store. Raises UserError without permission, RunStopped if the
+    store does not answer."""
+    try:
+        entries = retried(lambda: _listed(folder), without_credentials(folder), STARTUP_RETRY_S)
+    except FileNotFoundError:
+        return False
+    return any(_is_shard(name_of(each["name"])) for each in entries)
+
+
 def _listed(folder: str) -> list[dict[str, Any]]:
     fs, path = storage.filesystem(folder)
     fs.invalidate_cache(path)
@@ -126,7 +138,7 @@ class RemoteHeaders(Positioned):
         return self._block[first : first + size]
 
 
-def reader_for(config: DataConfig) -> RangeReader:
+def reader_for(config: "DataConfig") -> RangeReader:
     """This process's reader for these settings."""
     return _reader(os.getpid(), config.retry_s, config.cache_folder, round(config.cache_gib * 2**30))
 
@@ -147,7 +159,11 @@ def _cache(folder: str | None, size_bytes: int) -> RangeCache | None:
         return None
 
 
-def read_pieces(stored: StoredObject, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+def read_pieces(pieces: Pieces) -> list[bytes]:
     """Read ranges of an object, for a single sample; `training.read_ahead` reads many."""
-    pieces = Pieces(stored=stored, ranges=tuple(ranges))
-    return _reader(os.getpid(), STARTUP_RETRY_S, None, 0).submit([pieces])[0].result()
+    return startup_reader().submit([pieces])[0].result()
+
+
+def startup_reader() -> RangeReader:
+    """This process's reader for what is read before the first step."""
+    return _reader(os.getpid(), STARTUP_RETRY_S, None, 0)

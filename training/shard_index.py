@@ -28,6 +28,7 @@ from training.index_cache import Stamp, read_index, write_index
 from training.notes import Notes
 from training.remote_shards import RemoteHeaders, find_remote_shards, is_remote
 from training.shards import MAX_FILE_BYTES, MAX_NAME_BYTES, MEDIA, MEDIUM_OF, Keys, Shard, ShardIndex
+from training.stored_files import index_stored_files, is_stored_files
 
 MAX_HEADER_BYTES = 1 << 20
 """Limit for one member: its header and the preceding pax and GNU headers."""
@@ -47,8 +48,9 @@ def index_shards(shards: str | Path | Iterable[str | Path], *, cache: str | Path
     """
     entries = [str(shards)] if isinstance(shards, str | Path) else [str(entry) for entry in shards]
     of_files = [entry for entry in entries if not _has_tars(entry) and is_files(entry)]
-    tars = [entry for entry in entries if entry not in of_files]
-    found, file = _find(tars) if tars or not of_files else {}, Path(cache) if cache is not None else None
+    in_store = [entry for entry in entries if is_remote(entry) and is_stored_files(entry)]
+    tars = [entry for entry in entries if entry not in {*of_files, *in_store}]
+    found, file = _find(tars) if tars or not entries else {}, Path(cache) if cache is not None else None
     ours = {folder: check_shard_format(folder) for folder in dict.fromkeys(map(os.path.dirname, found))}
     foreign = {
         os.path.dirname(path): os.path.dirname(stored.url if stored else path)
@@ -63,7 +65,8 @@ def index_shards(shards: str | Path | Iterable[str | Path], *, cache: str | Path
         known |= {path: (stamps[path], shard) for path, shard in zip(fresh, read, strict=True)}
     if fresh:
         write_index(file, foreign, known, fresh)
-    files = [shard for entry in dict.fromkeys(of_files) for shard in index_files(entry)]
+    files: list[Shard] = [shard for entry in dict.fromkeys(of_files) for shard in index_files(entry)]
+    files += [shard for entry in dict.fromkeys(in_store) for shard in index_stored_files(entry)]
     return ShardIndex(shards=(*(replace(known[path][1], stored=found[path][0]) for path in found), *files))
 
 

@@ -1,12 +1,13 @@
 """An index of samples in arrays, because every worker process gets one of millions of samples."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmill.range_reader import Pieces
 from clipmill.ranges import Range, StoredObject, name_of
 from training.remote_shards import read_pieces
 
@@ -100,12 +101,20 @@ class Shard:
         ranges = zip(self.extensions, self.ranges_NE2[row].tolist(), strict=True)
         return {extension: (offset, size) for extension, (offset, size) in ranges if offset >= 0}
 
+    def pieces(self, row: int) -> Pieces | None:
+        """What to request of a store for the sample; None on a disk."""
+        return None if self.stored is None else Pieces(stored=self.stored, ranges=tuple(self.ranges(row).values()))
+
+    def members(self, row: int, contents: Sequence[bytes]) -> dict[str, bytes]:
+        """The sample's files by extension, from the contents of its `pieces`."""
+        return dict(zip(self.ranges(row), contents, strict=True))
+
     def read(self, row: int) -> dict[str, bytes]:
         """Read the sample's files by extension. Raises OSError; EOFError if the tar has been truncated since; in a
         store, the errors of `clipmill.ranges.read_range`."""
-        ranges = self.ranges(row)
-        if self.stored is not None:
-            return dict(zip(ranges, read_pieces(self.stored, tuple(ranges.values())), strict=True))
+        ranges, pieces = self.ranges(row), self.pieces(row)
+        if pieces is not None:
+            return self.members(row, read_pieces(pieces))
         members = {}
         with open(self.path, "rb", buffering=0) as file:
             for extension, (offset, size) in ranges.items():

@@ -89,7 +89,7 @@ def curate(
         bool, typer.Option("--retry-rejected", help="Retry sources that an earlier run rejected.")
     ] = False,
     restore: Annotated[
-        bool, typer.Option("--restore", help="Scan inputs again that `clipmill remove` took out of the dataset.")
+        bool, typer.Option("--restore", help="Scan inputs again that `clipmill remove` removed from the dataset.")
     ] = False,
     take_over: TakeOver = False,
     address: Address = None,
@@ -161,7 +161,8 @@ def select(
     against: Annotated[
         str | None,
         typer.Option(
-            help="Selection to compare with: also print which clips come and go, and by which rule.", show_default=False
+            help="Selection to compare with: also print which clips are added and removed, and by which rule.",
+            show_default=False,
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the funnel without writing anything.")] = False,

@@ -50,7 +50,7 @@ def remove(
             show_default=False,
         ),
     ] = None,
-    reason: Annotated[str, typer.Option(help="Why, recorded with the removal.", show_default=False)] = "",
+    reason: Annotated[str, typer.Option(help="Reason, recorded with the removal.", show_default=False)] = "",
     shards: Annotated[
         _Shards, typer.Option(help="Rewrite the shards that hold their clips, or only list them.")
     ] = _Shards.rewrite,

@@ -30,7 +30,7 @@ def plan(
     config: ConfigFile = None,
     without: Without = None,
     sample: Annotated[int, typer.Option(min=1, help="Number of inputs to run.")] = 20,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of inputs.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random choice of inputs.")] = 0,
     cores: Annotated[
         int | None,
         typer.Option(min=1, help="CPU cores of the run; defaults to those of this machine.", show_default=False),

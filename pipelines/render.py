@@ -149,7 +149,7 @@ def print_duplicates(console: Console, dataset: str, result: DuplicatesResult) -
             ("", "count", ""),
             [
                 ("clips", result.clips, f"{'approximate' if result.approximate else 'exact'} search by {result.by}"),
-                ("  compared with all", result.compared, "the others are known from the last search"),
+                ("  compared with all", result.compared, "results of the others are reused from the last search"),
                 (
                     "kept",
                     result.kept,
@@ -280,7 +280,9 @@ def print_shards(console: Console, run: ShardRun) -> None:
         ("seconds", None, f"{run.wall_s:.1f} s"),
     ]
     if totals["uncaptioned"]:
-        rows.append(("  no caption", totals["uncaptioned"], "samples with an empty .txt; `clipmill caption` adds some"))
+        rows.append(
+            ("  no caption", totals["uncaptioned"], "samples have an empty .txt; add captions with `clipmill caption`")
+        )
     rows += [
         (f"  {kind}", count, f"not written: {error}") for (kind, error), count in _lost(run.index).most_common(_REASONS)
     ]
@@ -295,7 +297,11 @@ def _lost(index: dict[str, Any]) -> Counter[tuple[str, str]]:
 def print_status(console: Console, status: Status) -> None:
     """Print the contents of a dataset."""
     rows: list[tuple[str, Any, str]] = [
-        ("version", status.version, "a run is changing it, or died while it did" if status.changing else ""),
+        (
+            "version",
+            status.version,
+            "changed by a run in progress, or by one that was killed" if status.changing else "",
+        ),
         ("sources", status.sources, f"{status.sources_ok} ok, {duration(status.video_s)}"),
         *((f"  {kind}", count, _kind(kind)) for kind, count in status.rejected.items()),
         ("clips", status.clips, duration(status.clip_s)),
@@ -326,7 +332,7 @@ def _limits(selection: Selection) -> list[str]:
 def _version(count: VersionCount, clips: int) -> str:
     said = [f"{count.failed:,} failed"] if count.failed else []
     said += [f"{clips - count.clips:,} clips not scored"] if count.clips < clips else []
-    return "; ".join([f"the name {count.scorer} stands for it" if count.counted else "", *said]).removeprefix("; ")
+    return "; ".join([f"used for {count.scorer}" if count.counted else "", *said]).removeprefix("; ")
 
 
 def missing_clips(index: Mapping[str, Any]) -> str:

@@ -138,7 +138,7 @@ export class Histogram {
         height: HEIGHT,
         legend: { show: false },
         cursor: { show: false },
-        padding: [4, 8, 0, 8],
+        padding: [4, 14, 0, 14],
         scales: {
           x: this.bins.scale,
           y: { range: (_, __, high) => [0, Math.max(1, high * 1.05)] },

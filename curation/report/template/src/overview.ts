@@ -167,7 +167,7 @@ function alike(overview: Overview, of: string): HTMLElement | null {
     value ?? "",
     count(number),
   ]);
-  return h("section", {}, table(`The same in all ${of}`, ["column", "value", of], rows, "shares"));
+  return h("section", {}, table(`The same in all ${of}`, ["column", "value", of], rows, "shares alike"));
 }
 
 function label(name: string, meaning: string | undefined): HTMLElement {

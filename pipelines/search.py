@@ -78,7 +78,7 @@ def search(
     Raises UserError: no embeddings, no such clip or picture, another CLIP model, both or neither of text and like.
     """
     if (text is None) == (like is None):
-        raise UserError("expected a text, or --like with a clip id or a picture")
+        raise UserError("expected either a text or --like with a clip id or a picture")
     if sheet is not None and not sheet.lower().endswith(_SHEETS):
         raise UserError(f"expected a contact sheet that ends in {', '.join(_SHEETS)}, got {sheet!r}")
     opened = Dataset(dataset).open()

@@ -264,14 +264,14 @@ export class Gallery {
         name,
         true,
       ).slice(0, NEAR);
-    const unit = state.judge.columns.get(name)!.unit;
+    const measured = (value: number) => withUnit(shown(value), state.judge.columns.get(name)!.unit);
     if (min !== undefined) {
-      groups.push({ title: `Just passing: ${name} from ${shown(min)} ${unit}`, clips: above(min, true) });
-      groups.push({ title: `Just failing: ${name} below ${shown(min)} ${unit}`, clips: below(min, false) });
+      groups.push({ title: `Just passing: ${name} from ${measured(min)}`, clips: above(min, true) });
+      groups.push({ title: `Just failing: ${name} below ${measured(min)}`, clips: below(min, false) });
     }
     if (max !== undefined) {
-      groups.push({ title: `Just passing: ${name} up to ${shown(max)} ${unit}`, clips: below(max, true) });
-      groups.push({ title: `Just failing: ${name} above ${shown(max)} ${unit}`, clips: above(max, false) });
+      groups.push({ title: `Just passing: ${name} up to ${measured(max)}`, clips: below(max, true) });
+      groups.push({ title: `Just failing: ${name} above ${measured(max)}`, clips: above(max, false) });
     }
     return groups;
   }
@@ -289,11 +289,16 @@ export class Gallery {
         const order = [...clips].sort((a, b) => shuffled(a, this.seed) - shuffled(b, this.seed));
         const [low, high] = [bins.edges[bin], bins.edges[bin + 1]];
         return {
-          title: `${shown(low)} to ${shown(high)} ${column.unit}: ${count(clips.length)} clips`,
+          title: `${withUnit(`${shown(low)} to ${shown(high)}`, column.unit)}: ${count(clips.length)} clips`,
           clips: order.slice(0, PER_BIN),
         };
       });
   }
+}
+
+/** A number with its unit; a unit of several words in parentheses. */
+function withUnit(number: string, unit: string): string {
+  return unit.includes(" ") ? `${number} (${unit})` : `${number} ${unit}`.trimEnd();
 }
 
 /** A pseudo-random sort key per clip. */

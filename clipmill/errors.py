@@ -46,6 +46,10 @@ class UserError(ValueError):
     """A request that cannot be carried out; the message states what was expected, what it got, and the next step."""
 
 
+class EmptyResult(UserError):
+    """A valid request whose result is empty."""
+
+
 class RunStopped(UserError):
     """A run that had to stop (disk full, taken over by another run). Completed work is kept; rerun to resume."""
 

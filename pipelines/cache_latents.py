@@ -11,7 +11,7 @@ from typing import Any
 
 from clipmill import pipeline, storage
 from clipmill.addresses import without_credentials
-from clipmill.errors import UserError
+from clipmill.errors import EmptyResult, UserError
 from clipmill.formats import LATENTS, SHARDS
 from clipmill.resume import check_same, deciding, shortened
 from clipmill.shard_folder import (
@@ -249,7 +249,7 @@ def _result(content: dict[str, Any], out: str) -> LatentCache:
     }
     if not totals["samples"]:
         reason = next((f"{key}: {reason}" for key, reason in failed.items()), "the shards contain no samples")
-        raise UserError(f"no sample could be cached: {reason}")
+        raise EmptyResult(f"no sample could be cached: {reason}")
     return LatentCache(
         folder=out, shards=totals["shards"], samples=totals["samples"], bytes=totals["bytes"], failed=failed
     )

@@ -114,14 +114,10 @@ def fetch(
     Writes CLIP_ID.mp4 (or .jpg), .txt and .json, and clips.parquet with their captions, scores and metadata. Rerun to
     resume.
     """
-    from pipelines.fetch import NothingMatches
     from pipelines.fetch import fetch as run
     from pipelines.grid import size
 
-    try:
-        result = run(shards, out, where=where, clip_ids=clip or (), limit=limit)
-    except NothingMatches as error:
-        nothing_came_out(str(error))
+    result = run(shards, out, where=where, clip_ids=clip or (), limit=limit)
     say(
         f"{result.out}: {result.wanted:,} samples, {result.fetched:,} fetched ({size(result.bytes)}), "
         f"{result.there_before:,} already there"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from clipmill.errors import INTERRUPTED, RunStopped, UserError
+from clipmill.errors import INTERRUPTED, EmptyResult, RunStopped, UserError
 from pipelines.printable import log_to_stderr, printable
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def run_command(command: Callable[[], object]) -> None:
         command()
     except UserError as error:
         complain(str(error))
-        sys.exit(FAILED if isinstance(error, RunStopped) else BAD_REQUEST)
+        codes = {RunStopped: FAILED, EmptyResult: NOTHING_CAME_OUT}
+        sys.exit(next((code for kind, code in codes.items() if isinstance(error, kind)), BAD_REQUEST))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

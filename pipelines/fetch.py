@@ -17,7 +17,7 @@ from fsspec import AbstractFileSystem
 from clipmill import storage
 from clipmill.addresses import without_credentials
 from clipmill.atomic import atomic_path
-from clipmill.errors import RunStopped, UserError
+from clipmill.errors import EmptyResult, RunStopped, UserError
 from clipmill.range_reader import Pieces, RangeReader
 from clipmill.ranges import StoredObject, find_object
 from curation.dataset.metadata import add_metadata_columns
@@ -37,10 +37,6 @@ _ROWS_AT_ONCE = 10_000
 _SAMPLES = "samples"
 _RETRY_S = 60.0
 """How long to repeat a request that a store does not answer, before its samples fail."""
-
-
-class NothingMatches(UserError):
-    """The result of a valid request is empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +119,7 @@ def fetch(
     both must hold. At most `limit` samples: a random choice, the same on every run. Writes KEY.mp4 (or .jpg), .txt,
     .json, and clips.parquet with their rows. Files that are there with their size are not read again.
 
-    Raises UserError if the folder has no clips.parquet, or if `where` is not a condition on its columns; NothingMatches
+    Raises UserError if the folder has no clips.parquet, or if `where` is not a condition on its columns; EmptyResult
     if no sample does; RunStopped if the store does not answer.
     """
     check_catalog(shards)
@@ -132,7 +128,7 @@ def fetch(
         fs, folder = storage.filesystem(shards)
         samples = _matching(fs, f"{folder}/{CATALOG}", where, clip_ids, limit)
         if not samples.num_rows:
-            raise NothingMatches(
+            raise EmptyResult(
                 f"no sample of {without_credentials(shards)} matches: see its columns and values in {CATALOG}"
             )
         target = _made_folder(out)

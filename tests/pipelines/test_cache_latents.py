@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from clipmill.errors import RunStopped, UserError
-from pipelines.cache_latents import _Job, cache_latents, cache_planned
+from clipmill.errors import EmptyResult, RunStopped, UserError
+from pipelines.cache_latents import _Job, _result, cache_latents, cache_planned
 from pipelines.fence import Fence, owned
 from pipelines.train import resolve_stage, train
 from tests.pipelines.test_train import SETTINGS, model_at
@@ -101,3 +101,10 @@ def test_latents_of_shards_that_are_gone_are_named(data: Path, tmp_path: Path) -
     (out / "clips-7.tar").touch()
     with pytest.raises(UserError, match=r"latents of shards that are not in .* \(clips-7\.tar\)"):
         cache_latents(resolve_stage("tiny-image-to-video", None, SETTINGS), str(data), out, init=init, quiet=True)
+
+
+def test_latents_of_no_sample_are_an_empty_result():
+    failed = [{"shard": "a.tar", "clip_id": "x", "error_kind": "decode_error", "error": "no frame"}]
+    content = {"totals": {"shards": 1, "samples": 0, "bytes": 0}, "failed": failed}
+    with pytest.raises(EmptyResult, match="no sample could be cached: a/x: decode_error: no frame"):
+        _result(content, "out")

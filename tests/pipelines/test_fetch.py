@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 from fsspec.implementations.memory import MemoryFileSystem
-from typer.testing import CliRunner
 
 from clipmill.errors import UserError
 from curation.dataset.schemas import CLIPS, SOURCES
@@ -19,7 +19,7 @@ from curation.shards.catalog import catalog
 from curation.shards.clip_row import ExtractedClip
 from curation.shards.places import CATALOG, write_catalog
 from curation.shards.write import ShardConfig, plan_shards, write_shard
-from pipelines.cli import app
+from pipelines.cli import main
 from pipelines.cli_shared import NOTHING_CAME_OUT, PARTIAL
 from pipelines.fetch import fetch
 from tests.curation.shards.rows import SHAPE, clip_row
@@ -234,10 +234,12 @@ def test_more_rows_than_fit_are_refused(shards: str, tmp_path: Path, monkeypatch
         fetch(shards, str(tmp_path / "out"), quiet=True)
 
 
-def test_exit_codes(shards: str, tmp_path: Path):
+def test_exit_codes(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def code(*arguments: str) -> int:
-        out = str(tmp_path / "out")
-        return CliRunner().invoke(app, ["fetch", shards, "--out", out, *arguments]).exit_code
+        monkeypatch.setattr(sys, "argv", ["clipmill", "fetch", shards, "--out", str(tmp_path / "out"), *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
 
     assert code("--where", "motion > 1000") == NOTHING_CAME_OUT
     assert code("--where", "motion < 3") == 0

@@ -1,10 +1,11 @@
-"""Listings of web servers, which are untrusted: read within a deadline and a limit on their size."""
+"""Web servers, which are untrusted: what they have, and listings, read within a deadline and a limit on their size."""
 
 import asyncio
 import re
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+import aiohttp
 from fsspec.implementations.http import HTTPFileSystem
 
 from clipmill.addresses import without_credentials
@@ -13,6 +14,7 @@ from clipmill.store_requests import body_of, http_range
 
 _MAX_BYTES = 16 << 20
 _DEADLINE_S = 60.0
+_UNSATISFIABLE = 416
 _LINK = re.compile(r"""<a\s(?:[^>]*?\s)?href=["']([^"']+)["']""", re.IGNORECASE)
 
 
@@ -32,6 +34,24 @@ class WebFileSystem(HTTPFileSystem):
             return names
         kinds = (("directory" if name.endswith("/") else "file", name) for name in names)
         return [{"name": name, "size": None, "type": kind} for kind, name in kinds]
+
+    async def _exists(self, path: str, strict: bool = False, **_: Any) -> bool:
+        """Whether the server has it. fsspec takes a server that does not answer for one that says no."""
+        try:
+            return await asyncio.wait_for(self._has(path), _DEADLINE_S)
+        except TimeoutError as error:
+            raise TimeoutError(f"no answer within {_DEADLINE_S:g} s") from error
+
+    async def _has(self, url: str) -> bool:
+        try:
+            async with http_range(self, url, 0, 1):
+                return True
+        except FileNotFoundError:
+            return False
+        except aiohttp.ClientResponseError as error:
+            if error.status == _UNSATISFIABLE:  # an empty file
+                return True
+            raise
 
     async def _page(self, url: str) -> str:
         """The page at an address; empty if it is not HTML."""

@@ -284,12 +284,27 @@ def test_a_web_server_neither_fills_the_memory_nor_holds_us_up(monkeypatch: pyte
                 listed(fs, f"{base}/endless")
         with pytest.raises(UserError, match=r"hang: no answer within 0\.2 s"):
             storage.list_files(fs, f"{base}/hang")
+        with pytest.raises(UserError, match=r"hang: no answer within 0\.2 s"):
+            storage.exists(fs, f"{base}/hang")
         stored = find_object(f"{base}/range")
         assert (stored.size_bytes, read_range(stored, 10, 30)) == (1000, b"x" * 20)
     finally:
         server.stopped.set()  # type: ignore[attr-defined]
         server.shutdown()
         server.server_close()
+
+
+def test_a_server_that_is_not_there_is_no_missing_file() -> None:
+    with web_server() as server:
+        server.files |= {"/a": b"x", "/empty": b""}
+        fs, _ = storage.filesystem(server.url)
+        found = [storage.exists(fs, f"{server.url}/{name}") for name in ("a", "empty", "b")]
+        assert found == [True, True, False]
+        server.errors.append(403)
+        with pytest.raises(UserError, match=r"cannot read .*: 403"):
+            storage.exists(fs, f"{server.url}/a")
+    with pytest.raises(UserError, match=r"cannot read http://127\.0\.0\.1:1/x: Connect call failed"):
+        storage.exists(fs, "http://127.0.0.1:1/x")
 
 
 APACHE = """<a href="?C=N;O=D">Name</a> <a href="/">Parent Directory</a> <A class="x" HREF='a.tar'>a.tar</A>

@@ -25,8 +25,8 @@ pytest_plugins = ["tests.gcs", "tests.s3"]
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
-_RAY_TRAINING = ("test_kill", "test_train_restart")
-"""Files with a Ray of their own, beside the one that all others share."""
+_SECOND_RAY = ("test_kill", "test_train_restart", "test_cli")
+"""Files with a Ray of their own, beside the one that all others share: together they take as long as those."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -43,8 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item, file in files.items():
         if file not in with_ray:
             group = file
-        elif PurePath(file).stem in _RAY_TRAINING:
-            group = "ray-training"
+        elif PurePath(file).stem in _SECOND_RAY:
+            group = "second-ray"
         else:
             group = "ray"
         item.add_marker(pytest.mark.xdist_group(group))

@@ -51,9 +51,10 @@ from curation.shots.spans import (
     plan_spans,
 )
 from curation.video.bars import BarMeter
-from curation.video.decode import Limits, PacketIndex, Video
+from curation.video.decode import Limits, Video
 from curation.video.fields import PROGRESSIVE, FieldMeter, Fields, deinterlaced_one
 from curation.video.info import VideoInfo
+from curation.video.packets import PacketIndex
 from curation.video.resize import FrameResizer
 from curation.video.timed import Frame
 

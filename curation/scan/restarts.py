@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from curation.shots.spans import Span, Timeline
-from curation.video.decode import PacketIndex
+from curation.video.packets import PacketIndex
 
 NO_PTS = -(1 << 63)
 """FFmpeg's value for a missing timestamp."""

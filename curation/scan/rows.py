@@ -14,9 +14,9 @@ from curation.shots.refused import RefusedCut
 from curation.shots.repeats import new_pictures
 from curation.shots.spans import Span, SpanConfig, SpanPlan, Timeline
 from curation.video.bars import JITTER_PX
-from curation.video.decode import PacketIndex, Timestamps
 from curation.video.fields import PROGRESSIVE, Fields
 from curation.video.info import VideoInfo
+from curation.video.packets import PacketIndex, Timestamps
 
 
 def identity(source: Source) -> dict[str, Any]:

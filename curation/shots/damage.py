@@ -9,7 +9,7 @@ from itertools import accumulate
 
 from curation.shots.cuts import Transition
 from curation.shots.spans import Timeline
-from curation.video.decode import PacketIndex
+from curation.video.packets import PacketIndex
 
 _MOST_DELAYED = 16
 """Frames that a decoder holds back to output them in order."""

@@ -5,10 +5,10 @@ Time is always pts times time base, never a frame index divided by a frame rate.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
 from itertools import chain, islice
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -30,10 +30,11 @@ from curation.video.color import settle_matrix
 from curation.video.container import OPTIONS, demuxed, open_container
 from curation.video.geometry import Geometry, GeometryWatch, container_margins
 from curation.video.info import VideoInfo, describe, too_long
+from curation.video.packets import PacketIndex, Timestamps
 from curation.video.scrambling import is_scrambled
 from curation.video.stall import Watched
 from curation.video.timed import Frame, between, matched, timed
-from curation.video.unread import why_unread
+from curation.video.unread import CodecWatch, why_unread
 
 _WITHOUT_PTS = ("avi", "asf")
 """Containers with one timestamp per packet, which FFmpeg takes for a decoding time."""
@@ -68,35 +69,6 @@ class Limits(Config):
     shard."""
     stall_bytes: int = Field(512 << 20, ge=1 << 20)
     """Maximum number of bytes read without reaching a video frame; the rest of the file is skipped."""
-
-
-Timestamps = Literal["container", "rebuilt"]
-"""Whether all times of a source are the container's, or some had to be rebuilt."""
-
-
-@dataclass(slots=True)
-class PacketIndex:
-    """The video packets read so far, in decode order. `pts` is None if the container gives none."""
-
-    pts: list[int | None] = field(default_factory=list)
-    first_dts: int | None = None
-    is_key: list[bool] = field(default_factory=list)
-    damaged_pts: list[int] = field(default_factory=list)
-    """Timestamps of packets that the decoder rejected, and of frames it marked as corrupt."""
-    damaged_frames: list[int] = field(default_factory=list)
-    """For the same, in the same order: how many frames the decoder had output before."""
-    decoded: int = 0
-    """Number of frames that the decoder has output."""
-    rebuilt: int = 0
-    """Number of frames whose time is not the container's timestamp."""
-    encrypted: bool = False
-    ended_early: str | None = None
-    """Why reading stopped before the end of the stream, if it did."""
-
-    def add_damage(self, pts: int | None) -> None:
-        self.damaged_frames.append(self.decoded)
-        if pts is not None:
-            self.damaged_pts.append(pts)
 
 
 class Video:
@@ -370,6 +342,7 @@ class Video:
     def _packets(self, seen: PacketIndex) -> Iterator[av.Packet]:
         """Every packet, recorded in `seen` together with the reason if they end before the stream does."""
         packets, last_bytes = demuxed(self._container, self.stream), None
+        watch = CodecWatch(self._container, self.stream)
         while True:
             try:
                 packet = next(packets, None)
@@ -386,6 +359,10 @@ class Video:
                 seen.ended_early = early or why_unread(self._file, self._container.format.name, last_bytes)
                 return
             if packet.size:
+                if seen.pts and watch.changed_at(packet):
+                    seen.ended_early = watch.sentence
+                    yield av.Packet()  # the decoder outputs the frames that it holds back
+                    return
                 if packet.is_keyframe and packet.has_sidedata("encryption_info"):
                     seen.encrypted, seen.ended_early = True, "the stream is encrypted from there on"
                     return

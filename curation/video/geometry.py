@@ -56,15 +56,20 @@ def container_margins(container: Any, stream: Any) -> Margins:
 
     FFmpeg's libraries read it without applying it, and PyAV gives it only in the description that it logs.
     """
-    with _logging():
-        description = container.dumps_format()
-    of_stream = re.split(r"^ *Stream #0:(\d+)", description, flags=re.MULTILINE)
-    texts = [text for index, text in zip(of_stream[1::2], of_stream[2::2], strict=True) if int(index) == stream.index]
-    found = _CROPPING.search(texts[0]) if texts else None
+    found = _CROPPING.search(described(container, stream))
     if found is None:
         return NO_MARGINS
     left, right, top, bottom = (int(px) for px in found.groups())
     return Margins(left=left, top=top, right=right, bottom=bottom)
+
+
+def described(container: Any, stream: Any) -> str:
+    """What FFmpeg says of a stream now, in its own words: PyAV keeps what it read when the container was opened."""
+    with _logging():
+        description = container.dumps_format()
+    of_stream = re.split(r"^ *Stream #0:(\d+)", description, flags=re.MULTILINE)
+    texts = (text for index, text in zip(of_stream[1::2], of_stream[2::2], strict=True) if int(index) == stream.index)
+    return next(texts, "")
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from curation.inputs.sources import Source, list_sources
 from curation.scan.one_pass import OnePass, Scan, ScanConfig, fits_mp4, scan
 from curation.scan.thumbnail_spool import ThumbnailSpool
 from curation.scan.validate import check_scan
-from curation.video.decode import Limits, PacketIndex, Video
+from curation.video.decode import Limits, Video
 from curation.video.info import VideoInfo
+from curation.video.packets import PacketIndex
 from curation.video.resize import FrameResizer
 from curation.video.timed import Frame
 from tests.media import panning, write_video

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from curation.shots.cuts import Transition
 from curation.shots.damage import damage, merge
 from curation.shots.spans import Timeline
-from curation.video.decode import PacketIndex
+from curation.video.packets import PacketIndex
 
 
 def timeline(frame_pts: list[int], key_pts: list[int]) -> Timeline:

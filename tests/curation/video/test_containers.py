@@ -136,6 +136,24 @@ def test_a_file_joined_to_the_end_that_is_not_read_is_noted(folder: Path, tmp_pa
     assert "another file is joined to its end" in notes[1]
 
 
+@pytest.mark.parametrize("codec", ["libx265", "mpeg2video"])
+def test_a_transport_stream_that_goes_on_in_another_codec_is_whole_up_to_there(
+    folder: Path, tmp_path: Path, codec: str
+):
+    ffmpeg("-i", folder / "whole.mp4", "-c:v", "libx264", "-pix_fmt", "yuv420p", tmp_path / "a.ts")
+    ffmpeg("-i", folder / "whole.mp4", "-c:v", codec, "-pix_fmt", "yuv420p", tmp_path / "b.ts")
+    (tmp_path / "joined.ts").write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    (source,) = list_sources([str(tmp_path / "joined.ts")])
+    scanned = scan(source, CONFIG)
+    assert FRAMES - 2 <= scanned.source["frames"] <= FRAMES  # the demuxer cannot part the last one from what follows
+    assert scanned.source["lost_damage_s"] == 0
+    assert f"another codec, {'hevc' if codec == 'libx265' else codec}" in scanned.source["note"]
+    (extracted,) = extract_clips(source.uri, scanned.clips, "clips", ExtractionConfig())
+    assert not isinstance(extracted, SourceError), extracted
+    (alone,) = list_sources([str(tmp_path / "a.ts")])
+    assert scan(alone, CONFIG).source["note"] is None
+
+
 @pytest.mark.parametrize("first_box", [b"styp", b"sidx", b"moof"])
 def test_a_media_segment_without_its_header_is_named(folder: Path, tmp_path: Path, first_box: bytes):
     flags = ("-movflags", "cmaf+dash+frag_keyframe+empty_moov+global_sidx")

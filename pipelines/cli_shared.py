@@ -2,14 +2,15 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
-from clipmill.errors import INTERRUPTED, EmptyResult, RunStopped, UserError
+from clipmill.errors import INTERRUPTED, EmptyResult, RunStopped, UserError, raise_if_stopped
 from pipelines.printable import log_to_stderr, printable
 
 if TYPE_CHECKING:
@@ -99,13 +100,24 @@ def run_command(command: Callable[[], object]) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     log_to_stderr()
     try:
-        command()
+        with _stopped_by_the_machine():
+            command()
     except UserError as error:
         complain(str(error))
         codes = {RunStopped: FAILED, EmptyResult: NOTHING_CAME_OUT}
         sys.exit(next((code for kind, code in codes.items() if isinstance(error, kind)), BAD_REQUEST))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def _stopped_by_the_machine() -> Iterator[None]:
+    """Translate what this machine lacks, such as room for a temporary file, into RunStopped."""
+    try:
+        yield
+    except OSError as error:
+        raise_if_stopped(error)
+        raise
 
 
 def curate_config(address: str | None, without: str | None) -> "CurateConfig":

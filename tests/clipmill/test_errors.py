@@ -22,6 +22,7 @@ from curation.scan.isolation import Isolated
 from curation.scores.base import ClipView
 from curation.scores.rows import score_rows
 from curation.video.decode import Limits
+from pipelines.cli_shared import FAILED, run_command
 
 
 @contextmanager
@@ -134,3 +135,15 @@ def test_a_scorer_on_a_broken_machine_stops_the_run(error: Exception, reason: st
         score_rows(Raises(error), [ClipView(), ClipView()])
     rows = score_rows(Raises(ValueError("no face")), [ClipView(), ClipView()])
     assert [row["raises_error"] for row in rows] == ["ValueError: no face"] * 2
+
+
+def test_a_command_on_a_full_disk_is_a_sentence(capsys: pytest.CaptureFixture[str]):
+    def command() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/clipmill-embeddings")
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(command)
+    assert ended.value.code == FAILED
+    assert "No space left on device (/tmp/clipmill-embeddings). Free some space" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 / 0)

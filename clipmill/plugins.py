@@ -26,6 +26,7 @@ from typing import Any
 
 from clipmill.config import unknown_name
 from clipmill.errors import UserError
+from clipmill.local_files import open_regular
 
 _ATTRIBUTE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _MAX_SOURCE_BYTES = 4 << 20
@@ -138,7 +139,8 @@ def _source(path: Path) -> bytes:
     try:
         if path.stat().st_size > _MAX_SOURCE_BYTES:
             raise UserError(f"{path} is larger than {_MAX_SOURCE_BYTES >> 20} MiB: expected a Python module")
-        return path.read_bytes()
+        with open_regular(str(path)) as file:
+            return file.read()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 

@@ -110,7 +110,7 @@ def open_embeddings(dataset: "Dataset") -> Iterator[ClipEmbeddings]:
         with _temporary(dataset, inputs) as temporary, _mapped(temporary) as embeddings:
             yield embeddings
         return
-    if not _is_current(path, inputs):
+    if not _is_current(path, inputs, dataset.parts("clips")):
         try:
             with storage.atomic_write(dataset.fs, str(path)) as file:
                 _write(dataset, inputs, file)
@@ -158,12 +158,40 @@ def _inputs(dataset: "Dataset") -> str:
     return fingerprint({"method": _METHOD, "column": [view, name], "files": files})
 
 
-def _is_current(path: Path, inputs: str) -> bool:
+def _is_current(path: Path, inputs: str, parts: Sequence[str]) -> bool:
+    """Whether the file was made from these inputs. A missing or damaged one is made anew."""
     try:
         with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
-            return bool((reader.schema.metadata or {}).get(_INPUTS) == inputs.encode())
-    except (OSError, pa.ArrowException):  # missing or damaged: it is made anew
+            if (reader.schema.metadata or {}).get(_INPUTS) != inputs.encode():
+                return False
+            _check(reader, parts)
+            return True
+    except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException):
         return False
+
+
+def _check(reader: pa.RecordBatchFileReader, parts: Sequence[str]) -> None:
+    """Raise ValueError, KeyError or ArrowException for anything that `_write` does not write: a dataset may be of
+    others. Does not read the embeddings."""
+    embedding = reader.schema.field("embedding").type
+    columns = [("clip_id", pa.string()), ("part", pa.int32()), ("row", pa.int32()), ("embedding", embedding)]
+    of_numbers = pa.types.is_fixed_size_list(embedding) and embedding.value_type == pa.float16()
+    if list(zip(reader.schema.names, reader.schema.types, strict=True)) != columns or not of_numbers:
+        raise ValueError("other columns")
+    if json.loads(reader.schema.metadata[_PARTS]) != list(parts):
+        raise ValueError("other parts")
+    sizes = []
+    for i in range(reader.num_record_batches):
+        batch = reader.get_batch(i)
+        batch.validate(full=True)
+        if any(column.null_count for column in batch.columns):
+            raise ValueError("nulls")
+        least, most = (pc.min_max(batch["part"])[name].as_py() for name in ("min", "max"))
+        if least < 0 or most >= len(parts) or pc.min(batch["row"]).as_py() < 0:
+            raise ValueError("places that do not exist")
+        sizes.append(batch.num_rows)
+    if not sizes or any(size != BLOCK_ROWS for size in sizes[:-1]) or not 0 < sizes[-1] <= BLOCK_ROWS:
+        raise ValueError("other blocks")
 
 
 @contextmanager

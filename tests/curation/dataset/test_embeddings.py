@@ -1,6 +1,7 @@
 """The matrix of a dataset's embeddings: its content, when it is made anew, and cosines to a query."""
 
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from clipmill.errors import UserError
 from curation.dataset import embeddings as module
 from curation.dataset.embeddings import open_embeddings
 from curation.dataset.nearest import cosines, nearest
+from curation.dataset.rows import rows_of_clips
 from curation.dataset.tables import Dataset
 from tests.curation.selection.datasets import make
 
@@ -91,6 +93,52 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path):
         file.write_bytes(content)
         found = by_clip(dataset)
         assert found.keys() == expected.keys()
+
+
+def changed(name: str, values: list[object], kind: pa.DataType | None = None) -> Callable[[pa.Table], pa.Table]:
+    """Another column of that name; `values` are repeated."""
+
+    def change(table: pa.Table) -> pa.Table:
+        column = pa.array((values * len(table))[: len(table)], kind or table.schema.field(name).type)
+        return table.set_column(table.schema.get_field_index(name), name, column)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.drop_columns(["row"]),
+        lambda table: table.slice(0, 0),
+        lambda table: table.replace_schema_metadata(table.schema.metadata | {b"clipmill.parts": b"{"}),
+        lambda table: table.replace_schema_metadata(table.schema.metadata | {b"clipmill.parts": b'["../../x"]'}),
+        lambda table: table.replace_schema_metadata({b"clipmill.inputs": table.schema.metadata[b"clipmill.inputs"]}),
+        changed("part", [0, 99]),
+        changed("part", [-1]),
+        changed("row", [None, 1]),
+        changed("row", [-5]),
+        changed("clip_id", [None, "x"]),
+        changed("embedding", [[1.0, 2.0]], pa.list_(pa.float16())),
+    ],
+)
+def test_a_file_of_others_with_the_right_digest_is_made_anew(tmp_path: Path, change: Callable[[pa.Table], pa.Table]):
+    dataset = with_embeddings(str(tmp_path / "d"), vectors(20))
+    expected = by_clip(dataset)
+    file = tmp_path / "d" / "search" / "embeddings.arrow"
+    with pa.ipc.open_file(file.read_bytes()) as reader:
+        table = change(reader.read_all())
+    for rows_per_batch in (7, 3):
+        with pa.ipc.new_file(str(file), table.schema) as writer:
+            writer.write_table(table, max_chunksize=rows_per_batch)
+        assert by_clip(dataset).keys() == expected.keys()
+        with open_embeddings(dataset) as embeddings:
+            assert {part for part, _ in embeddings.places(np.arange(20))} == set(dataset.parts("clips"))
+
+
+def test_a_clip_that_is_not_in_the_tables_is_an_error(tmp_path: Path):
+    dataset = with_embeddings(str(tmp_path / "d"), vectors(3))
+    with pytest.raises(UserError, match=r"has no clip 'nobody': its search/embeddings\.arrow is of other clips"):
+        rows_of_clips(dataset, [clip_id(0), "nobody"], ["clip_id"])
 
 
 def test_a_folder_that_cannot_be_written_is_searched_all_the_same(tmp_path: Path):

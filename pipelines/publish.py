@@ -26,7 +26,7 @@ from curation.publish.describe import describe_publication
 from curation.publish.files import check_files, write_files
 from curation.publish.layouts import DATA, Target
 from curation.publish.plan import PublishConfig, PublishPlan, plan_publication
-from curation.shards.existing import ExistingShards, existing_shards
+from curation.shards.existing import with_existing
 from curation.shards.folder import index_of, start_shards
 from curation.shards.write import write_shard
 from pipelines.cluster import connected
@@ -81,12 +81,12 @@ def publish(
         report.waiting("reading the selection")
         data = Dataset(dataset).open()
         plan = plan_publication(*selected_rows(data, selection), to=to, config=config)
-        shards = existing_shards(f"{data.url}/shards/{selection}", config.shards.extraction)
-        job = _Job(plan=plan, folder=folder, selection=selection, config=config, existing=shards)
+        job = _Job(plan=plan, folder=folder, selection=selection, config=config)
         job.check_folder()
         report.waiting("checking existing files")
         records = job.in_place()
         todo = [each for each in plan.plans if each.name not in records]
+        todo = with_existing(todo, f"{data.url}/shards/{selection}", config.shards.extraction)
         if not take_over:
             refuse_if_running(job.state)
         with ExitStack() as stack:
@@ -133,8 +133,6 @@ class _Job:
     folder: str
     selection: str
     config: PublishConfig
-    existing: ExistingShards | None
-    """The shards of the selection, from which files are copied."""
 
     @property
     def state(self) -> str:
@@ -181,20 +179,13 @@ class _Job:
     def writer(self) -> Writer:
         """The function that workers call for each plan."""
         if self.plan.to == "hf":
-            return partial(
-                write_shard,
-                folder_url=self.data,
-                selection=self.selection,
-                config=self.config.shards,
-                existing=self.existing,
-            )
+            return partial(write_shard, folder_url=self.data, selection=self.selection, config=self.config.shards)
         return partial(
             write_files,
             data_url=self.data,
             records_url=self.state,
             fps=self.config.rate(self.plan.to),
             config=self.config.shards.extraction,
-            existing=self.existing,
         )
 
     def finish(self, records: Mapping[str, ShardRecord]) -> None:

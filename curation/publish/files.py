@@ -6,6 +6,7 @@ frame rate. A clip whose source packets differ is transcoded.
 
 import operator
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -16,7 +17,6 @@ from clipmill.errors import SourceError
 from clipmill.shard_folder import Members, ShardRecord, read_record, write_record
 from curation.inputs.signed import signed_address
 from curation.publish.layouts import path_of
-from curation.shards.existing import ExistingShards
 from curation.shards.extract import ClipRow, ExtractedClip, ExtractionConfig, extract_clips
 from curation.shards.resample import needs_resampling
 from curation.shards.sample import caption_of
@@ -39,7 +39,6 @@ def write_files(
     *,
     fps: Fraction | None,
     config: ExtractionConfig,
-    existing: ExistingShards | None = None,
     run: Run = operator.call,
 ) -> ShardRecord:
     """Write the files of a plan's clips, each whole or not at all, then the record of the plan. Otherwise as
@@ -48,7 +47,7 @@ def write_files(
     failed, keys = [], []
     ranges: dict[str, list[tuple[int, int] | None]] = {"mp4": [], "txt": []}
     duration_s = 0.0
-    for row, extracted in _plain_clips(plan, fps, config, existing, run):
+    for row, extracted in _plain_clips(plan, fps, config, run):
         if isinstance(extracted, SourceError):
             failed.append(failed_clip(row["clip_id"], extracted))
             continue
@@ -89,9 +88,9 @@ def check_files(plan: ShardPlan, records_url: str, sizes: Mapping[str, int]) -> 
 
 
 def _plain_clips(
-    plan: ShardPlan, fps: Fraction | None, config: ExtractionConfig, existing: ExistingShards | None, run: Run
+    plan: ShardPlan, fps: Fraction | None, config: ExtractionConfig, run: Run
 ) -> Iterator[tuple[ClipRow, ExtractedClip | SourceError]]:
-    for row, first in extracted_in_order(_for_files(plan, fps), config, run, fps, existing):
+    for row, first in extracted_in_order(_for_files(plan, fps), config, run, fps):
         extracted = first
         if isinstance(first, ExtractedClip) and not _is_plain(first):
             clip = {**row, "extraction": "transcode"}
@@ -107,9 +106,7 @@ def _for_files(plan: ShardPlan, fps: Fraction | None) -> ShardPlan:
     rows = plan.clips.to_pylist()
     how = ["transcode" if needs_resampling(row, fps) else row["extraction"] for row in rows]
     at = plan.clips.column_names.index("extraction")
-    return ShardPlan(
-        name=plan.name, kind=plan.kind, clips=plan.clips.set_column(at, "extraction", pa.array(how, pa.string()))
-    )
+    return replace(plan, clips=plan.clips.set_column(at, "extraction", pa.array(how, pa.string())))
 
 
 def _is_plain(extracted: ExtractedClip) -> bool:

@@ -1,12 +1,13 @@
 """Clips that the shards of their selection hold already: their files are copied by range, not extracted again."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipmill import storage
@@ -35,31 +36,19 @@ _RETRY_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExistingShards:
-    """A complete folder of clip shards that were extracted with the settings of this run."""
+class ExistingClips:
+    """Clips in a complete folder of shards whose files are those that extraction would give."""
 
     folder_url: str
+    places: Mapping[str, Mapping[str, Any]]
+    """Clip id -> `shard`, `shard_bytes` and `files`, as in `curation.shards.places.PLACE`."""
 
-    def find(self, plan: "ShardPlan") -> dict[str, Mapping[str, Any]]:
-        """Clip id -> place of each clip of a plan whose rows say that its file would be the same."""
-        fs, folder = storage.filesystem(self.folder_url)
-        with fs.open(f"{folder}/{CATALOG}", "rb") as file:
-            if not {*DECIDING, *_PLACE} <= {*pq.read_schema(file).names}:
-                return {}
-            wanted = [("clip_id", "in", plan.clips["clip_id"].to_pylist())]
-            found = pq.read_table(file, columns=[*DECIDING, *_PLACE], filters=wanted)
-        planned = {row["clip_id"]: row for row in plan.clips.select(DECIDING).to_pylist()}
-        return {
-            row["clip_id"]: {name: row[name] for name in _PLACE}
-            for row in found.to_pylist()
-            if all(row[name] == planned[row["clip_id"]][name] for name in DECIDING)
-        }
-
-    def read(self, clip_id: str, place: Mapping[str, Any]) -> ExtractedClip | None:
+    def read(self, clip_id: str) -> ExtractedClip | None:
         """The clip as it was extracted; None if its tar is missing, was replaced or is of another version of clipmill.
 
         Raises RunStopped if a store does not answer.
         """
+        place = self.places[clip_id]
         ranges = {file["extension"]: (file["offset"], file["size"]) for file in place["files"]}
         try:
             stored = _shard(self.folder_url, place["shard"])
@@ -74,18 +63,39 @@ class ExistingShards:
             return None
 
 
-def existing_shards(folder_url: str, config: Config) -> ExistingShards | None:
-    """The clip shards in a folder; None if there are none, if they are not complete, or if they were extracted with
-    other settings than `config` (`ExtractionConfig`)."""
+def with_existing(plans: "Sequence[ShardPlan]", folder_url: str, config: Config) -> "list[ShardPlan]":
+    """The plans with those of their clips that are in the shards of a folder, if these are complete and were extracted
+    with the settings `config` (`ExtractionConfig`)."""
+    fs, folder = storage.filesystem(folder_url)
+    if not plans or not _has_settings(folder_url, config):
+        return [*plans]
+    with fs.open(f"{folder}/{CATALOG}", "rb") as file:
+        if not {*DECIDING, *_PLACE} <= {*pq.read_schema(file).names}:
+            return [*plans]
+        table = pq.read_table(file, columns=[*DECIDING, *_PLACE])
+    row_of = {clip_id: row for row, clip_id in enumerate(table["clip_id"].to_pylist())}
+    found = []
+    for plan in plans:
+        planned = [row for row in plan.clips.select(DECIDING).to_pylist() if row["clip_id"] in row_of]
+        there = table.take(pa.array([row_of[row["clip_id"]] for row in planned], pa.int64())).to_pylist()
+        places = {
+            row["clip_id"]: {name: other[name] for name in _PLACE}
+            for row, other in zip(planned, there, strict=True)
+            if all(row[name] == other[name] for name in DECIDING)
+        }
+        found.append(replace(plan, existing=ExistingClips(folder_url=folder_url, places=places)))
+    return found
+
+
+def _has_settings(folder_url: str, config: Config) -> bool:
     try:
         index = read_index(folder_url, SHARDS)
     except UserError:  # damaged, or of an older format
-        return None
+        return False
     if index is None or index.get("kind") != "clips" or not has_catalog(folder_url):
-        return None
+        return False
     settings = deciding({"extraction": config.model_dump(mode="json")})
-    same = index.get("config", {}).get("extraction") == settings["extraction"]
-    return ExistingShards(folder_url=folder_url) if same else None
+    return bool(index.get("config", {}).get("extraction") == settings["extraction"])
 
 
 def _extracted(clip_id: str, content: bytes, metadata: Mapping[str, Any]) -> ExtractedClip | None:

@@ -26,7 +26,7 @@ from clipmill.shard_folder import FailedClip, Members, ShardRecord, read_record,
 from clipmill.spool import Spool
 from curation.inputs.signed import signed_address
 from curation.shards.clip_row import ClipRow, ExtractedClip
-from curation.shards.existing import ExistingShards
+from curation.shards.existing import ExistingClips
 from curation.shards.extract import ExtractionConfig, Kind, extract_clips
 from curation.shards.resample import needs_resampling
 from curation.shards.sample import PICTURE_MARK, caption_of, sample_json
@@ -57,6 +57,8 @@ class ShardPlan:
     name: str
     kind: Kind
     clips: pa.Table
+    existing: ExistingClips | None = None
+    """Those of its clips that are in other shards already."""
 
     @property
     def fingerprint(self) -> str:
@@ -114,15 +116,13 @@ def write_shard(
     *,
     selection: str,
     config: ShardConfig | None = None,
-    existing: ExistingShards | None = None,
     run: Run = operator.call,
 ) -> ShardRecord:
     """Write one tar atomically, then its record. Deterministic: the same plan gives the same bytes.
 
-    Clips that cannot be extracted are in the record's `failed` with their reason; the others are written. Clips of
-    `existing` shards are copied. `run` calls the code that reads videos: pass `Isolated(config.extraction.limits).run`,
-    so that a video that hangs or crashes the decoder only loses its own clips. Raises UserError if the folder cannot be
-    written or is full.
+    Clips that cannot be extracted are in the record's `failed` with their reason; the others are written. `run` calls
+    the code that reads videos: pass `Isolated(config.extraction.limits).run`, so that a video that hangs or crashes the
+    decoder only loses its own clips. Raises UserError if the folder cannot be written or is full.
     """
     from webdataset.writer import TarWriter  # imports torch where there is one: not in children that only read videos
 
@@ -134,7 +134,7 @@ def write_shard(
     with storage.atomic_write(fs, f"{folder}/{plan.name}") as file:
         summed = Summed(file)
         with TarWriter(summed, encoder=False, mtime=0, user="clipmill", group="clipmill") as tar:
-            for row, extracted in extracted_in_order(plan, config.extraction, run, existing=existing):
+            for row, extracted in extracted_in_order(plan, config.extraction, run):
                 if isinstance(extracted, SourceError):
                     failed.append(failed_clip(row["clip_id"], extracted))
                     continue
@@ -209,30 +209,24 @@ def extracted_in_order(
     config: ExtractionConfig,
     run: Run,
     fps: Fraction | None = None,
-    existing: ExistingShards | None = None,
 ) -> Iterator[tuple[ClipRow, ExtractedClip | SourceError]]:
-    """Every row with its file, at the rate `fps` if one is given and it is transcoded; copied if it is in `existing`
-    shards at that rate.
+    """Every row with its file, at the rate `fps` if one is given and it is transcoded. Clips that are in shards at that
+    rate already (`ShardPlan.existing`) are copied.
 
     Clips of one source are extracted together, and wait on disk until it is their turn.
     """
-    rows = plan.clips.to_pylist()
-    places = existing.find(plan) if existing else {}
-    places = {
-        row["clip_id"]: places[row["clip_id"]]
-        for row in rows
-        if row["clip_id"] in places and not needs_resampling(row, fps)
-    }
-    calls = _calls([row for row in rows if row["clip_id"] not in places])
+    rows, existing = plan.clips.to_pylist(), plan.existing
+    known = existing.places if existing else {}
+    copied = {row["clip_id"] for row in rows if row["clip_id"] in known and not needs_resampling(row, fps)}
+    calls = _calls([row for row in rows if row["clip_id"] not in copied])
     waiting: dict[str, Any] = {}
     with Spool(_SPOOL_IN_MEMORY_BYTES) as spool:
         for row in rows:
             clip_id = row["clip_id"]
-            if existing and clip_id in places:
-                copied = existing.read(clip_id, places[clip_id])
-                if copied is not None:
-                    yield row, copied
-                    continue
+            there = existing.read(clip_id) if existing and clip_id in copied else None
+            if there is not None:
+                yield row, there
+                continue
             if clip_id not in waiting:
                 together = calls.get(clip_id, [row])
                 results = _extract_together(row["uri"], together, plan.kind, config, run, fps)

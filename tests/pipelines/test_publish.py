@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -211,6 +212,20 @@ def test_clips_in_shards_are_copied_without_their_sources(dataset: str, tmp_path
     assert sum(other.left_out.values()) == 2, "clips with wide pixels and in another codec are transcoded"
     of_shards = videos(tmp_path / "out")
     assert all(of_shards[name] == content for name, content in videos(tmp_path / "files").items())
+
+
+@pytest.mark.parametrize("to", ["hf", "musubi"])
+def test_a_publication_in_a_bucket_is_that_of_the_disk(
+    dataset: str, to: Target, s3_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    _, here, _ = _published(to, dataset, tmp_path_factory)
+    config = PublishConfig(lengths=(9, 17, 33), resolution_px=128, captions=("human", "sidecar"))
+    for written in (5, 0):
+        assert publish(dataset, "best", f"{s3_url}/out", to=to, config=config, quiet=True).written == written
+    fs, folder = fsspec.url_to_fs(f"{s3_url}/out")
+    fs.invalidate_cache()
+    there = {path.removeprefix(f"{folder}/"): fs.cat_file(path) for path in fs.find(folder)}
+    assert there == {path.relative_to(here).as_posix(): path.read_bytes() for path in here.rglob("*") if path.is_file()}
 
 
 def test_a_foreign_folder_is_left_alone(dataset: str, tmp_path: Path) -> None:

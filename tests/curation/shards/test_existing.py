@@ -9,7 +9,7 @@ from clipmill.resume import deciding
 from clipmill.shard_folder import remove_index, write_index
 from curation.shards import existing
 from curation.shards.catalog import catalog
-from curation.shards.existing import existing_shards
+from curation.shards.existing import with_existing
 from curation.shards.extract import ExtractionConfig, extract_clips
 from curation.shards.folder import index_of, start_shards
 from curation.shards.places import write_catalog
@@ -43,9 +43,8 @@ def write_again(out: Path, rows: list[dict[str, Any]], shards: Path, config: Sha
         extracted.extend(clip["clip_id"] for clip in together)
         return function(uri, together, *args)
 
-    found = existing_shards(str(shards), config.extraction)
-    for plan in plan_shards(rows, kind="clips", config=config):
-        write_shard(plan, str(out), selection="s", config=config, existing=found, run=run)
+    for plan in with_existing(plan_shards(rows, kind="clips", config=config), str(shards), config.extraction):
+        write_shard(plan, str(out), selection="s", config=config, run=run)
     return sorted(extracted)
 
 
@@ -109,9 +108,14 @@ def test_shards_of_another_version_are_not_taken(
     assert len(write_again(tmp_path / "out", rows, shards)) == len(rows)
 
 
-def test_shards_with_other_settings_or_without_end_are_not_taken(shards: Path) -> None:
-    assert existing_shards(str(shards), ExtractionConfig()) is not None
-    assert existing_shards(str(shards), ExtractionConfig(audio="keep")) is None
-    assert existing_shards(str(shards / "nothing"), ExtractionConfig()) is None
+def test_shards_with_other_settings_or_without_end_are_not_taken(shards: Path, rows: list[dict[str, Any]]) -> None:
+    plans = plan_shards(rows, kind="clips", config=CONFIG)
+
+    def found(folder: Path, config: ExtractionConfig) -> int:
+        return sum(len(plan.existing.places) for plan in with_existing(plans, str(folder), config) if plan.existing)
+
+    assert found(shards, ExtractionConfig()) == len(rows)
+    assert found(shards, ExtractionConfig(audio="keep")) == 0
+    assert found(shards / "nothing", ExtractionConfig()) == 0
     remove_index(str(shards))
-    assert existing_shards(str(shards), ExtractionConfig()) is None
+    assert found(shards, ExtractionConfig()) == 0

@@ -14,7 +14,7 @@ from clipmill.errors import UserError
 from clipmill.formats import SHARDS
 from clipmill.pipeline import Stage
 from clipmill.resume import deciding
-from clipmill.shard_folder import ShardRecord, read_index, remove_index, write_index
+from clipmill.shard_folder import FailedClip, ShardRecord, read_index, remove_index, write_index
 from curation.dataset.commits import current_version
 from curation.dataset.tables import Dataset
 from curation.scan.isolation import Isolated
@@ -74,49 +74,94 @@ def shard(
     not writable; RunStopped if the disk is full or another run takes over.
     """
     config, started_s = config or ShardConfig(), time.monotonic()
-    of_images = "-frames" if config.extraction.frames_per_clip > 1 else "-images"
-    folder = f"{dataset.rstrip('/')}/shards/{selection}{of_images if images else ''}"
     with Reporter("shard", unit="clips", quiet=quiet) as report:
-        report.waiting("reading the selection")
-        opened = Dataset(dataset).open()
-        version = current_version(opened).version
-        rows, gone = selected_rows(opened, selection)
-        plans = plan_shards(rows, kind="images" if images else "clips", config=config)
-        settings = deciding(config.model_dump(mode="json"))
-        check_plan(folder, plans, selection=selection, settings=settings)
-        report.waiting("checking existing shards")
-        records = shards_in_place(plans, folder)
-        todo = [plan for plan in plans if plan.name not in records]
-
-        def index() -> dict[str, Any]:
-            return index_of(
-                plans, records.values(), selection=selection, settings=settings, gone=gone, dataset_version=version
-            )
-
-        complete = not todo and has_catalog(folder) and read_index(folder, SHARDS) == index()
+        planned = _planned(Dataset(dataset).open(), selection, images, config, report)
+        todo, complete = planned.todo, planned.complete
         if not complete and not take_over:
-            refuse_if_running(folder)
+            refuse_if_running(planned.folder)
         with ExitStack() as stack:
             if todo:
                 report.connecting(address)
                 stack.enter_context(connected(address, num_cpus=num_cpus))
             if not complete:
-                fence = stack.enter_context(owned(folder, take_over=take_over))
+                fence = stack.enter_context(owned(planned.folder, take_over=take_over))
                 stack.enter_context(recorded_costs(Dataset(dataset), "shard"))
-                start_shards(folder, plans, selection=selection, settings=settings)
-                remove_index(folder)
-                writer = partial(write_shard, folder_url=fence.url, selection=selection, config=config)
-                for record in write_plans("shard", todo, fence, writer, config.extraction, report):
-                    records[record.name] = record
-                write_catalog(folder, catalog(plans, records))
-                write_index(folder, index())
+                _write(planned, fence, config, report)
     return ShardRun(
-        folder=folder,
+        folder=planned.folder,
         written=len(todo),
-        kept=len(plans) - len(todo),
+        kept=len(planned.plans) - len(todo),
         wall_s=time.monotonic() - started_s,
-        index=index(),
+        index=planned.index(),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """The shards of a selection, and those that are in their folder already."""
+
+    folder: str
+    selection: str
+    settings: dict[str, Any]
+    plans: list[ShardPlan]
+    gone: list[FailedClip]
+    dataset_version: int
+    records: dict[str, ShardRecord]
+    """Name -> record of each complete shard; `_write` adds those that it writes."""
+
+    @property
+    def todo(self) -> list[ShardPlan]:
+        return [plan for plan in self.plans if plan.name not in self.records]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to write, the index included."""
+        return not self.todo and has_catalog(self.folder) and read_index(self.folder, SHARDS) == self.index()
+
+    def index(self) -> dict[str, Any]:
+        """Content of index.json, once every shard has a record."""
+        return index_of(
+            self.plans,
+            self.records.values(),
+            selection=self.selection,
+            settings=self.settings,
+            gone=self.gone,
+            dataset_version=self.dataset_version,
+        )
+
+
+def _planned(dataset: Dataset, selection: str, images: bool, config: ShardConfig, report: Reporter) -> _Planned:
+    """Plan the shards, and check which of them are complete. Raises UserError if the folder contains others."""
+    report.waiting("reading the selection")
+    version = current_version(dataset).version
+    rows, gone = selected_rows(dataset, selection)
+    plans = plan_shards(rows, kind="images" if images else "clips", config=config)
+    settings = deciding(config.model_dump(mode="json"))
+    of_images = "-frames" if config.extraction.frames_per_clip > 1 else "-images"
+    folder = f"{dataset.url.rstrip('/')}/shards/{selection}{of_images if images else ''}"
+    check_plan(folder, plans, selection=selection, settings=settings)
+    report.waiting("checking existing shards")
+    return _Planned(
+        folder=folder,
+        selection=selection,
+        settings=settings,
+        plans=plans,
+        gone=gone,
+        dataset_version=version,
+        records=shards_in_place(plans, folder),
+    )
+
+
+def _write(planned: _Planned, fence: Fence, config: ShardConfig, report: Reporter) -> None:
+    """Write the missing shards, then the catalog and the index."""
+    folder, selection, plans = planned.folder, planned.selection, planned.plans
+    start_shards(folder, plans, selection=selection, settings=planned.settings)
+    remove_index(folder)
+    writer = partial(write_shard, folder_url=fence.url, selection=selection, config=config)
+    for record in write_plans("shard", planned.todo, fence, writer, config.extraction, report):
+        planned.records[record.name] = record
+    write_catalog(folder, catalog(plans, planned.records))
+    write_index(folder, planned.index())
 
 
 def shards_in_place(plans: Sequence[ShardPlan], folder: str) -> dict[str, ShardRecord]:

@@ -124,8 +124,9 @@ def _shard_of(record: ShardRecord, folder: str) -> Shard:
     ranges_NE2 = np.full((len(members.keys), len(members.ranges), 2), -1, np.int64)
     for e, (extension, ranges) in enumerate(members.ranges.items()):
         ranges_NE2[:, e] = [(-1, -1) if place is None else place for place in ranges]
-        sizes = ranges_NE2[:, e, 1]
-        if (sizes > MAX_FILE_BYTES[extension]).any() or (ranges_NE2[:, e].sum(-1) > record.bytes).any():
+        offsets, sizes = ranges_NE2[:, e].T
+        # Not their sum, which overflows.
+        if (sizes > MAX_FILE_BYTES[extension]).any() or (offsets > record.bytes - sizes).any():
             raise ValueError("expected ranges within the tar")
     return Shard(
         path=os.path.join(folder, name),

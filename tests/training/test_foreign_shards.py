@@ -269,6 +269,7 @@ def test_the_index_goes_to_the_run_where_the_folder_cannot_be_written(
     ("old", "new"),
     [
         ('"mp4":[[512,', '"mp4":[[99999999,'),
+        ('"mp4":[[512,', f'"mp4":[[{2**63 - 1},'),  # plus its size, it is negative in 64 bits
         ('"mp4":', '"passwd":'),
         ('"name":"a.tar"', '"name":"../a.tar"'),
         ('"keys":["a"]', f'"keys":["{"a" * 300}"]'),

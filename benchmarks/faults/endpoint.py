@@ -14,11 +14,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.proxy import FaultyProxy
 from tests.caption_server import CaptionServer, Reply, refuses, says
 
+_ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 2.0
 """That of requests."""
 _USAGE = {"prompt_tokens": 1000, "completion_tokens": 20}
@@ -83,7 +85,7 @@ class FaultyEndpoint:
 
     def _start(self, share: float) -> None:
         command = [sys.executable, "-m", "benchmarks.faults.endpoint", str(share), str(self._rng.randrange(1 << 30))]
-        self._server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=_ROOT)
         assert self._server.stdout is not None
         host, _, port = self._server.stdout.readline().strip().rpartition("/v1")[0].rpartition("/")[2].partition(":")
         self.proxy.behind = (host, int(port))

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clipmill import storage
-from clipmill.errors import UserError
+from clipmill.errors import RunStopped, UserError
 from clipmill.formats import DATASET
 from curation.dataset.description import check_config, checked_description, describe
 from curation.dataset.joined import VERSIONS, joined_query, view_of
@@ -273,6 +273,12 @@ class Dataset:
                 connection.execute(f"CREATE VIEW joined AS {joined_query(connection)}")
                 yield connection
         except duckdb.Error as error:
+            files = (path for paths in tables.values() if not isinstance(paths, pa.Table) for path in paths)
+            gone = next((path for path in files if not storage.exists(self.fs, path)), None)
+            if gone is not None:  # DuckDB calls that a lack of permission
+                raise RunStopped(
+                    f"another run removed {storage.shown(self.fs, gone)} while it was read: rerun the same command"
+                ) from error
             raise UserError(f"the query over {self.url} failed: {sentence(error)}") from error
 
     def views(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipmill import storage
-from clipmill.errors import UserError
+from clipmill.errors import RunStopped, UserError
 from clipmill.formats import DATASET
 from curation.dataset.joined import joined_columns, joined_query
 from curation.dataset.schemas import CLIPS, SCHEMAS, SOURCES, with_column_tables
@@ -255,3 +255,21 @@ def test_the_totals_of_a_dataset_without_sources_are_numbers(tmp_path: Path):
     with Dataset(str(tmp_path / "d")).create_or_open({}).connect() as connection:
         totals = source_totals(connection)
     assert (totals.sources, totals.sources_ok, totals.rejected, totals.duration_s) == (0, 0, {}, 0.0)
+
+
+def test_a_part_that_goes_while_it_is_read_is_named(tmp_path: Path):
+    dataset = Dataset(str(tmp_path / "d")).create_or_open({})
+    for name in ("previews", "clips", "sources"):
+        dataset.write_part(name, "p0", SCHEMAS[name].empty_table())
+    part = tmp_path / "d" / "sources" / "p0.parquet"
+
+    def read() -> None:
+        with dataset.connect() as connection:
+            part.unlink()
+            connection.execute("SELECT count(*) FROM sources").fetchall()
+
+    with pytest.raises(RunStopped, match=r"another run removed .*p0\.parquet while it was read: rerun"):
+        read()
+    with pytest.raises(UserError, match="the query over") as other, dataset.connect() as connection:
+        connection.execute("SELECT nothing FROM sources")
+    assert not isinstance(other.value, RunStopped)

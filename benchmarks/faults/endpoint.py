@@ -7,6 +7,7 @@ A caption is a digest of the pictures of its request: the same for a clip in eve
 
 import hashlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -85,7 +86,9 @@ class FaultyEndpoint:
 
     def _start(self, share: float) -> None:
         command = [sys.executable, "-m", "benchmarks.faults.endpoint", str(share), str(self._rng.randrange(1 << 30))]
-        self._server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=_ROOT)
+        # A local Ray sets PYTHONSAFEPATH: what the working directory is makes no difference then.
+        environment = os.environ | {"PYTHONPATH": str(_ROOT)}
+        self._server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         assert self._server.stdout is not None
         host, _, port = self._server.stdout.readline().strip().rpartition("/v1")[0].rpartition("/")[2].partition(":")
         self.proxy.behind = (host, int(port))

@@ -2,7 +2,8 @@
 
     python -m docs.report_pictures DEMO_DATASET FOOTAGE_DATASET
 
-DEMO_DATASET is that of `make demo`; FOOTAGE_DATASET is any with a fade. Needs Chromium (CLIPMILL_CHROMIUM, or on PATH).
+DEMO_DATASET is that of `make demo`; FOOTAGE_DATASET is any with a fade, whose sources have addresses fit to be shown.
+Needs Chromium (CLIPMILL_CHROMIUM, or on PATH).
 """
 
 import argparse
@@ -27,7 +28,7 @@ scrollTo(0, document.querySelector('.groups').offsetTop - 90)"""
 
 
 def main() -> None:
-    """Write docs/report.jpg, report-cuts.jpg and a picture per score."""
+    """Write docs/report.jpg, a picture per score, report-film.jpg and report-cuts.jpg."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("demo")
     parser.add_argument("footage")
@@ -46,6 +47,11 @@ def main() -> None:
             page.evaluate(_FIRST_ROWS)
             _save(page, f"report-{score.replace('_', '-')}.jpg", page.locator(".groups").bounding_box())
         _open(page, report(options.footage).file)
+        page.click("#tab-Choose")
+        page.get_by_label("motion: percentage with the lowest that is dropped").fill("25%")
+        page.keyboard.press("Enter")
+        page.select_option(".gallery select >> nth=0", "borderline")
+        _save(page, "report-film.jpg")
         page.click("#tab-Cuts")
         page.locator("#panel-Cuts tr", has_text="black").get_by_role("button", name="Look").first.click()
         _save(page, "report-cuts.jpg", {"x": 0, "y": 0, "width": WIDTH_PX, "height": 700})

@@ -29,11 +29,11 @@ export class Bins {
     const scores = state.judge.scores(column.name);
     const extremes = state.header.quantiles[column.name]?.quantiles ?? scores;
     const [low, high] = extremes.length ? [extremes[0], extremes[extremes.length - 1]] : [0, 1];
-    const spread = high > low ? high - low : Math.max(Math.abs(low) * 0.02, 1e-6);
+    const spread = high > low ? high - low : Math.abs(low) * 0.02 || 1;
     this.low = high > low ? low : low - spread / 2;
     this.high = this.low + spread;
     const median = extremes[extremes.length >> 1] ?? low;
-    this.root = low >= 0 && median - low < 0.1 * spread; // a long tail would leave everything in the first bins
+    this.root = low >= 0 && high > low && median - low < 0.1 * spread; // a long tail would leave everything in the first bins
     this.edges = Float64Array.from({ length: BINS + 1 }, (_, i) => this.unwarped((i / BINS) * this.warped(this.high)));
     this.centres = Array.from({ length: BINS }, (_, i) => this.unwarped(((i + 0.5) / BINS) * this.warped(this.high)));
     this.of = Int16Array.from(column.numbers!, (value) => {

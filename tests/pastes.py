@@ -309,6 +309,7 @@ ABSENT = {
     "RUN/lora.safetensors": "only a LoRA stage leaves it",
     "latents.json": "`clipmill cache-latents` leaves it, on these shards",
     "removal.json": "it is there while `clipmill remove` runs",
+    "published.json": "`clipmill publish` leaves it, which the demo does not run",
     "removed/*.parquet": "`clipmill remove` leaves it",
     "scores/NAME/versions.json": "`clipmill score` leaves it, which the demo does not run",
     "scores/NAME/vN/PART.parquet": "the same",

@@ -130,7 +130,9 @@ PAGES_AS_PASTED: Mapping[str, list[tuple[str, Paste]]] = {
     "docs/duplicates.md": [
         ("clipmill duplicates DATASET", usage),
         ("duplicate_rank: {max: 0}", rule),
-        ("clipmill duplicates DATASET --against", shell(Instead("OTHER", "DATASET", "there is one dataset"))),
+        ("clipmill duplicates DATASET --against", in_turn(
+            lambda r, _: shutil.copytree(r.folder / "DATASET", r.folder / "OTHER") and None, shell()
+        )),
         ("SELECT round(duplicate_cosine", sql),
     ],
     "docs/search.md": [

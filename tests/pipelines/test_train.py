@@ -218,8 +218,8 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_a_sentence(
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file of a run, but for the heartbeat of its owner."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != HEARTBEAT_FILE)
+    """Every file of a run, but for the heartbeat of its owner and the temporary file that becomes it."""
+    files = (path for path in folder.rglob("*") if path.is_file() and HEARTBEAT_FILE not in path.name)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

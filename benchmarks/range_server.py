@@ -5,6 +5,7 @@ python -m benchmarks.range_server FOLDER --delay-ms 20      prints its address
 
 import argparse
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from aiohttp import web
 def serving(folder: Path, *, delay_ms: float) -> Iterator[str]:
     """The address of a server of `folder` for as long as the block lasts."""
     command = [sys.executable, "-m", "benchmarks.range_server", str(folder), "--delay-ms", str(delay_ms)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    # A local Ray of this process sets PYTHONSAFEPATH: the working directory is no place to import from then.
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stdout is not None
         try:
             yield server.stdout.readline().strip()

@@ -127,8 +127,9 @@ def _sampled(source: Source, scanned: Scan, costs: Costs, in_flight: Mapping[str
     row = scanned.source
     parts = {part: float((row.get("scan_parts_cpu_s") or {}).get(part, 0.0)) for part in SCAN_PARTS}
     stage_cpu_s = {stage: cost.cpu_s for stage, cost in costs.items()}
-    stage_cpu_s["scan"] = max(0.0, stage_cpu_s.get("scan", 0.0) - sum(parts.values()))
-    total = Cost()
+    rest_cpu_s = stage_cpu_s.get("scan", 0.0) - sum(parts.values())  # below 0 at times: both are measured
+    stage_cpu_s["scan"] = max(0.0, rest_cpu_s)
+    total = Cost(cpu_s=max(0.0, -rest_cpu_s))
     for cost in costs.values():
         total.add(cost)
     return SampledInput(

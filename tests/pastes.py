@@ -210,8 +210,9 @@ def rules_file(name: str) -> Paste:
 
 
 def write_takedown(reader: Reader, _: Block) -> None:
-    """The list of one source of the dataset."""
-    uri = next(iter(Dataset(str(reader.folder / "DATASET")).uris().values()))
+    """The list of one source of the dataset, other than the one that the block's last command removes."""
+    uris = Dataset(str(reader.folder / "DATASET")).uris().values()
+    uri = next(uri for uri in uris if "/003-" not in uri)
     reader.write("takedown.txt", f"{uri}\n")
 
 

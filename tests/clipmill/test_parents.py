@@ -33,7 +33,7 @@ def main(method: str) -> None:
 def test_children_of_a_killed_process_end(method: str) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", f"from {__name__} import main; main({method!r})"],
-        cwd=_ROOT,
+        env=os.environ | {"PYTHONPATH": str(_ROOT)},  # a local Ray sets PYTHONSAFEPATH
         stdout=subprocess.PIPE,
         text=True,
     ) as parent:

@@ -52,7 +52,7 @@ def test_inspect_says_that_it_loads_models_and_stdout_stays_for_results(
     video = write_video(tmp_path / "a.mp4", panning(height=90, pixels_per_frame=2, frames=30))
     list(inspect([str(video)], WITHOUT_CLIP))
     printed = capsys.readouterr()
-    assert printed.err == "inspect: loading the models\n"
+    assert printed.err == "inspect: listing the inputs\ninspect: loading the models\n"
     assert printed.out == ""
 
 

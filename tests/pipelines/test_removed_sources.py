@@ -116,9 +116,8 @@ def test_each_command_leaves_one_version_and_a_rerun_none(made: Path, dataset: D
     printed = runner.invoke(app, ["log", dataset.url, "--json"])
     assert printed.exit_code == 0
     assert [commit["version"] for commit in json.loads(printed.stdout)] == [2, 1]
-    table = runner.invoke(app, ["log", dataset.url]).stdout
-    assert "score luma, version 1" in table
-    assert "scores/luma/v1" in table
+    table = runner.invoke(app, ["log", dataset.url]).stdout  # its cells are wrapped
+    assert all(part in table for part in ("score luma,", "version 1", "luma@1 +4"))
     removed = runner.invoke(app, ["remove", dataset.url, "--where", "true", "--reason", "all of it", "--dry-run"])
     assert removed.exit_code == 0
     assert "would be removed from" in removed.stdout

@@ -31,8 +31,9 @@ setup: .venv/ready
 demo: setup
 	$(BIN)/python -m demo $(if $(VIDEOS),--videos '$(VIDEOS)') --out '$(DEMO)'
 
+# One thread each: the processes of pytest already keep all cores busy.
 test: setup
-	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
 check: setup check-page
 	$(BIN)/ruff check .

@@ -48,7 +48,7 @@ def version_of_run(
     )
     if not known:
         return version, ()
-    return version, tuple(known[-1].made_with.differences(made_with)) or ("captions: some came later",)
+    return version, tuple(known[-1].made_with.differences(made_with)) or ("captions: added since then",)
 
 
 def source_digest(spec: ScorerSpec) -> str | None:

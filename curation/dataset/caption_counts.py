@@ -94,7 +94,7 @@ def caption_savings(connection: duckdb.DuckDBPyConnection, left_out: int) -> Cap
 
 
 def count_failed_captions(dataset: Dataset) -> dict[str, int]:
-    """Source of captions that came with the videos -> those that could not be read, by name."""
+    """Number of unreadable supplied captions, by the source of the captions."""
     counts: Counter[str] = Counter()
     for part in dataset.parts("sources"):
         captions = dataset.read_part("sources", part, _LEAVES)["captions"].combine_chunks()

@@ -63,13 +63,13 @@ SOURCES = pa.schema(
         column(
             "metadata",
             pa.map_(pa.string(), pa.string()),
-            "what came with the video beside its captions: license, author, id, tags, ... from a list or a sidecar. In "
+            "metadata supplied with the video: license, author, id, tags, ... from a list or a sidecar. In "
             "the joined view, each name is a column",
         ),
         column(
             "captions",
             pa.list_(_CAPTION),
-            "captions that came with the video, each once, whichever clips it describes; one that could not be read "
+            "captions supplied with the video, each once, whichever clips it describes; one that could not be read "
             "has no text, but error_kind and error. In the joined view, `captions` are those of the clip",
         ),
         column("container", pa.string(), "FFmpeg's name of the container format"),

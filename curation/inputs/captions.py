@@ -77,7 +77,7 @@ _PLACEHOLDERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Supplied:
-    """What came with a video."""
+    """Captions and metadata supplied with a video."""
 
     captions: list[TimedCaption]
     metadata: dict[str, str]

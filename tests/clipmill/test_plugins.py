@@ -1,4 +1,4 @@
-"""Addresses of plug-ins: what is no file of source text is an error at once."""
+"""Addresses of plug-ins: anything but a file of source text is an error at once."""
 
 import os
 from pathlib import Path

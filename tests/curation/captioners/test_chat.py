@@ -1,4 +1,4 @@
-"""Answers of endpoints: tidied captions, and what is no answer."""
+"""Responses of endpoints: cleaned captions, and responses that are refused."""
 
 import pytest
 

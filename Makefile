@@ -25,6 +25,11 @@ setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[gcs,s3,dev]'
+	touch $@
+
+# Apart from the rest: MkDocs' packages need a newer Python 3.11 than some distributions have.
+.venv/docs: .venv/ready
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[gcs,s3,dev,docs]'
 	touch $@
 
@@ -55,7 +60,7 @@ page: $(PAGE)/node_modules/.package-lock.json
 	cd $(PAGE) && $(NODE) node build.mjs
 
 # Without --quiet, which would hide warnings from --strict as well.
-docs: setup
+docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: setup

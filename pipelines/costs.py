@@ -93,10 +93,9 @@ def recorded_costs(dataset: Dataset, command: str) -> Iterator["Record"]:
     take()  # of an earlier run in this process
     _recording.append(record)
     try:
-        with repeated(record.write, every_s=_FLUSH_S, name="clipmill-costs"):
+        with repeated(record.write, every_s=_FLUSH_S, name="clipmill-costs", once_more=True):
             yield record
     finally:
-        record.write()
         _recording.remove(record)
 
 

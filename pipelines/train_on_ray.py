@@ -14,6 +14,7 @@ from clipmill.errors import RunStopped, Superseded, UserError
 from pipelines.cluster import connected, usual_device
 from pipelines.fence import refuse_unless_silent
 from pipelines.progress import Reporter, note
+from pipelines.repeated import repeated
 from pipelines.train import Progress, announce, owned_run, user_error
 from training.loop import NonFinite, gradient_accumulation_steps
 from training.metrics import METRICS
@@ -205,22 +206,14 @@ def _check_room(workers: int, kind: str, *, local: bool) -> None:
 @contextmanager
 def _followed(metrics: Path | str, on_log: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
     """Call `on_log` from a thread with the newest line of a log written by another process."""
-    over, every_s = threading.Event(), _FOLLOWED_EVERY_S if isinstance(metrics, Path) else _STORE_FOLLOWED_EVERY_S
+    every_s = _FOLLOWED_EVERY_S if isinstance(metrics, Path) else _STORE_FOLLOWED_EVERY_S
 
     def follow() -> None:
-        last = False
-        while not last:
-            last = over.wait(every_s)
-            with suppress(OSError, ValueError, IndexError):  # missing or truncated
-                on_log(json.loads(_tail(metrics).splitlines()[-1]))
+        with suppress(OSError, ValueError, IndexError):  # missing or truncated
+            on_log(json.loads(_tail(metrics).splitlines()[-1]))
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
+    with repeated(follow, every_s=every_s, name="clipmill-log", once_more=True):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _tail(file: Path | str) -> bytes:

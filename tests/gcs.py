@@ -2,13 +2,13 @@
 
 import importlib
 import threading
-import uuid
 from collections.abc import Iterator
 from functools import partial
 from http.server import ThreadingHTTPServer
 
-import fsspec
 import pytest
+
+from tests.stores import forget_clients, new_bucket
 
 
 @pytest.fixture(scope="session")
@@ -26,9 +26,9 @@ def gcs_endpoint() -> Iterator[str]:
         environment.setenv("STORAGE_EMULATOR_HOST", endpoint)
         environment.setenv("NO_GCE_CHECK", "true")  # no search for a machine's own credentials
         environment.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # as clipmill.storage sets it
-        _forget_clients()
+        forget_clients("gs")
         yield endpoint
-    _forget_clients()
+    forget_clients("gs")
     server.shutdown()
     server.server_close()
 
@@ -36,10 +36,4 @@ def gcs_endpoint() -> Iterator[str]:
 @pytest.fixture
 def gcs_url(gcs_endpoint: str) -> str:
     """An empty bucket of its own, as `gs://bucket`."""
-    url = f"gs://clipmill-{uuid.uuid4().hex[:12]}"
-    fsspec.filesystem("gs").mkdir(url.removeprefix("gs://"))
-    return url
-
-
-def _forget_clients() -> None:
-    fsspec.get_filesystem_class("gs").clear_instance_cache()
+    return new_bucket("gs")

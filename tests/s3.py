@@ -1,11 +1,11 @@
 """A local S3 server for tests; conftest imports the fixture."""
 
-import uuid
 from collections.abc import Iterator
 
-import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
+
+from tests.stores import forget_clients, new_bucket
 
 
 @pytest.fixture(scope="session")
@@ -23,20 +23,13 @@ def s3_endpoint() -> Iterator[str]:
         environment.setenv("AWS_ACCESS_KEY_ID", "test")
         environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
         environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        _forget_clients()
+        forget_clients("s3")
         yield endpoint
-    _forget_clients()
+    forget_clients("s3")
     server.stop()
 
 
 @pytest.fixture
 def s3_url(s3_endpoint: str) -> str:
     """An empty bucket of its own, as `s3://bucket`."""
-    url = f"s3://clipmill-{uuid.uuid4().hex[:12]}"
-    fsspec.filesystem("s3").mkdir(url.removeprefix("s3://"))
-    return url
-
-
-def _forget_clients() -> None:
-    """fsspec keeps clients for reuse; one made for another address must not be met again."""
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    return new_bucket("s3")

@@ -36,21 +36,27 @@ _KEPT = ("captions", "conditioning", "shape")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileShard(Shard):
+class ShardOfFiles(Shard):
     """Up to a thousand samples stored as plain files. `path` is not that of a file; it names the shard."""
+
+    texts: Keys
+    """JSON of each sample: captions and conditioning."""
+    version: str
+    """Digest of names, sizes, versions or modification times, and texts."""
+
+    @property
+    def fingerprint(self) -> str:
+        return self.version
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileShard(ShardOfFiles):
+    """Files of a disk."""
 
     folder: str
     """Folder of the paths."""
     paths: Keys
     """Of the videos and pictures, relative to the folder or absolute."""
-    texts: Keys
-    """JSON of each sample: captions and conditioning."""
-    version: str
-    """Digest of names, sizes, modification times and texts."""
-
-    @property
-    def fingerprint(self) -> str:
-        return self.version
 
     def read(self, row: int) -> dict[str, bytes]:
         """As `Shard.read`; EOFError also for a file that is missing or has changed size since it was indexed."""

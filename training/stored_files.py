@@ -24,6 +24,7 @@ from training.file_samples import (
     PER_SHARD,
     SIDECARS,
     Sample,
+    ShardOfFiles,
     columns_of,
     described,
     extension_of,
@@ -34,26 +35,18 @@ from training.list_rows import LIST_SUFFIXES, MAX_LIST_BYTES
 from training.note_names import lacking
 from training.remote_shards import STARTUP_RETRY_S, has_tars, startup_reader
 from training.sample_error import SampleError
-from training.shards import MAX_FILE_BYTES, Keys, Shard
+from training.shards import MAX_FILE_BYTES, Keys
 
 _THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredFileShard(Shard):
-    """Up to a thousand samples stored as files of a store. `path` is not that of a file; it names the shard."""
+class StoredFileShard(ShardOfFiles):
+    """Files of a store."""
 
     urls: Keys
     """Of the videos and pictures; may contain credentials."""
     versions: Keys
-    texts: Keys
-    """JSON of each sample: captions and conditioning."""
-    version: str
-    """Digest of names, sizes, versions and texts."""
-
-    @property
-    def fingerprint(self) -> str:
-        return self.version
 
     def pieces(self, row: int) -> Pieces:
         ((_, size_bytes),) = self.ranges(row).values()

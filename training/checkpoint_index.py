@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import re
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,16 @@ class _Unpickler(pickle.Unpickler):
             return dtype
         if module.partition(".")[0] == "pathlib" and name == "PosixPath":  # path at the time of writing; unused
             return pathlib.PurePosixPath
+        if (module, name) == ("builtins", "getattr"):
+            return _enum_member
         raise pickle.UnpicklingError(f"unexpected class {module}.{name}")
+
+
+def _enum_member(kind: Any, name: str) -> Any:
+    """In place of `getattr`, as which early releases of Python 3.11 pickle the member of an enumeration."""
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind[name]
+    raise pickle.UnpicklingError(f"unexpected attribute {name!r} of {kind!r}")
 
 
 def _complaint(index: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,32 @@ def test_code_in_an_index_does_not_run(folder: Path, tmp_path: Path, where: str)
     with pytest.raises(ValueError, match=r"unexpected class .*"):
         IndexReader(folder).read_metadata()
     assert not (tmp_path / "ran").exists()
+
+
+class _EarlyPython311(pickle.Pickler):
+    """Pickles members of enumerations as 3.11.2 does."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (getattr, (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
+
+
+def test_an_index_of_early_releases_of_python_3_11_is_read(folder: Path) -> None:
+    written, raw = read_index(folder), pickle.loads((folder / ".metadata").read_bytes())
+    with (folder / ".metadata").open("wb") as file:
+        _EarlyPython311(file).dump(raw)
+    assert b"getattr" in (folder / ".metadata").read_bytes()
+    assert read_index(folder).state_dict_metadata == written.state_dict_metadata
+
+
+@pytest.mark.parametrize("kind", [torch.Size, Metadata])
+def test_attributes_of_other_things_are_refused(folder: Path, kind: type) -> None:
+    class Attribute:
+        def __reduce__(self) -> Any:
+            return getattr, (kind, "__init__")
+
+    (folder / ".metadata").write_bytes(pickle.dumps(Attribute()))
+    with pytest.raises(ValueError, match="unexpected attribute '__init__' of"):
+        read_index(folder)
 
 
 def test_an_entry_that_would_be_unpickled_is_refused(folder: Path) -> None:

@@ -2,24 +2,19 @@
 
 import signal
 import sys
-from typing import Any
 
-from clipmill.errors import INTERRUPTED
+from clipmill.errors import INTERRUPTED, interrupt
 
 
 def main() -> None:
     """Run the command line. Ctrl-C and SIGTERM end it without a traceback, also while its modules are imported."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         from pipelines.cli import main as run  # takes most of a second
 
         run()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

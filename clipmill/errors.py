@@ -29,6 +29,11 @@ INTERRUPTED = 130
 """Exit code of a command that Ctrl-C or SIGTERM ended."""
 
 
+def interrupt(*_: object) -> None:
+    """Handler of SIGTERM: what Python's own does on Ctrl-C."""
+    raise KeyboardInterrupt
+
+
 class SourceError(Exception):
     """A source that cannot be curated. Becomes a rejected row in `sources` and never ends a run."""
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
@@ -12,20 +13,26 @@ from clipmill.addresses import without_credentials
 from clipmill.errors import UserError
 from clipmill.store_requests import body_of, http_range
 
+T = TypeVar("T")
+
 _MAX_BYTES = 16 << 20
 _DEADLINE_S = 60.0
 _UNSATISFIABLE = 416
 _LINK = re.compile(r"""<a\s(?:[^>]*?\s)?href=["']([^"']+)["']""", re.IGNORECASE)
 
 
+async def _answered(question: Awaitable[T]) -> T:
+    try:
+        return await asyncio.wait_for(question, _DEADLINE_S)
+    except TimeoutError as error:
+        raise TimeoutError(f"no answer within {_DEADLINE_S:g} s") from error
+
+
 class WebFileSystem(HTTPFileSystem):
     """Files of a web server. fsspec reads the page of a folder whole, however long it is and takes."""
 
     async def _ls_real(self, url: str, detail: bool = True, **_: Any) -> list[Any]:
-        try:
-            page = await asyncio.wait_for(self._page(url), _DEADLINE_S)
-        except TimeoutError as error:
-            raise TimeoutError(f"no answer within {_DEADLINE_S:g} s") from error
+        page = await _answered(self._page(url))
         folder = f"{url.partition('?')[0].rstrip('/')}/"
         found = {urljoin(folder, link) for link in _LINK.findall(page)}
         # Links to what is below the folder; those without a path order the listing, or lead to the page itself.
@@ -37,10 +44,7 @@ class WebFileSystem(HTTPFileSystem):
 
     async def _exists(self, path: str, strict: bool = False, **_: Any) -> bool:
         """Whether the server has it. fsspec takes a server that does not answer for one that says no."""
-        try:
-            return await asyncio.wait_for(self._has(path), _DEADLINE_S)
-        except TimeoutError as error:
-            raise TimeoutError(f"no answer within {_DEADLINE_S:g} s") from error
+        return await _answered(self._has(path))
 
     async def _has(self, url: str) -> bool:
         try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from clipmill.errors import INTERRUPTED, EmptyResult, RunStopped, UserError, raise_if_stopped
+from clipmill.errors import INTERRUPTED, EmptyResult, RunStopped, UserError, interrupt, raise_if_stopped
 from pipelines.printable import log_to_stderr, printable
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def run_command(command: Callable[[], object]) -> None:
 
     SIGTERM ends it like Ctrl-C, and logs of libraries go to stderr.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     log_to_stderr()
     try:
         with _stopped_by_the_machine():
@@ -139,10 +139,6 @@ def given(**options: Any) -> dict[str, Any]:
 def comma_separated(text: str | None) -> list[str]:
     """The names in an option."""
     return [name.strip() for name in (text or "").split(",") if name.strip()]
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def console() -> Console:

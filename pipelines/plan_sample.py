@@ -33,7 +33,7 @@ from curation.shards.extract import extract_clips
 from curation.shards.write import ShardConfig, plan_shards, write_shard
 from pipelines.config import CurateConfig
 from pipelines.fence import Fence, owned
-from pipelines.model_specs import asked_models
+from pipelines.model_specs import AskedModels, asked_models
 from pipelines.parts import ScoreTable, scan_safely, write_part
 from pipelines.progress import Reporter
 from pipelines.scoring import clip_stages
@@ -100,7 +100,8 @@ def _curated(
 ) -> tuple[dict[str, SampledInput], int]:
     """Source id -> its costs so far, and the peak of memory of the child that scans."""
     score = loaded(clip_stages(config), device, gpus=float(device == "cuda"))
-    tables, in_flight = _score_tables(dataset, config), _requests_in_flight(config)
+    asked = asked_models(config)
+    tables, in_flight = _score_tables(dataset, asked), _requests_in_flight(asked)
     sampled: dict[str, SampledInput] = {}
     peak_bytes = 0
     with Isolated(config.scan.limits) as child:
@@ -155,16 +156,15 @@ def _requests_s(cost: Cost, clips: int, in_flight: int) -> float:
     return cost.cpu_s + waiting_s * min(clips, in_flight) / in_flight
 
 
-def _requests_in_flight(config: CurateConfig) -> dict[str, int]:
+def _requests_in_flight(asked: AskedModels) -> dict[str, int]:
     """Captioner behind an endpoint -> requests that it sends at a time."""
-    made = (spec() for spec in asked_models(config).captioners)
+    made = (spec() for spec in asked.captioners)
     return {each.name: each.config.max_in_flight for each in made if isinstance(each, EndpointCaptioner)}
 
 
-def _score_tables(dataset: Dataset, config: CurateConfig) -> list[ScoreTable]:
+def _score_tables(dataset: Dataset, asked: AskedModels) -> list[ScoreTable]:
     """Tables of captioners and plug-ins' scores, recorded as their first versions."""
     tables = []
-    asked = asked_models(config)
     for made in (spec() for spec in (*asked.captioners, *asked.scorers)):
         if made.name in SCORE_COLUMNS:
             continue

@@ -55,7 +55,7 @@ def joined_columns(connection: duckdb.DuckDBPyConnection) -> dict[str, JoinedCol
     its scorer's name in front for scores. A score that counts in another version than that of the clips table
     replaces its columns there.
     """
-    views, versions = _views(connection), _versions(connection)
+    views, versions = view_names(connection), _versions(connection)
     versioned = {version[2] for version in versions}
     added = sorted(view for view in views - versioned if view.startswith(f"{SCORES}_"))
     columns: dict[str, JoinedColumn] = {}
@@ -149,13 +149,13 @@ def _value(view: str, name: str) -> str:
 
 
 def _versions(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, int, str, bool, str]]:
-    if VERSIONS not in _views(connection):
+    if VERSIONS not in view_names(connection):
         return []
     query = f"SELECT scorer, version, view, counted, created FROM {VERSIONS} ORDER BY 1, 2"
     return connection.execute(query).fetchall()
 
 
-def _views(connection: duckdb.DuckDBPyConnection) -> set[str]:
+def view_names(connection: duckdb.DuckDBPyConnection) -> set[str]:
     return {row[0] for row in connection.execute("SELECT view_name FROM duckdb_views()").fetchall()}
 
 

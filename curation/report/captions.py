@@ -5,7 +5,7 @@ from typing import Any
 import duckdb
 
 from clipmill import storage
-from curation.dataset.joined import VERSIONS
+from curation.dataset.joined import VERSIONS, view_names
 from curation.dataset.tables import Dataset
 from curation.scores.columns import SCORES
 
@@ -22,14 +22,9 @@ def caption_versions(dataset: Dataset, connection: duckdb.DuckDBPyConnection) ->
 
 def _scored(dataset: Dataset, connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
     query = f"SELECT version FROM {VERSIONS} WHERE scorer = 'similarity' AND counted AND view <> 'clips'"
-    counted = connection.execute(query).fetchone() if _has_versions(connection) else None
+    counted = connection.execute(query).fetchone() if VERSIONS in view_names(connection) else None
     if counted is None:  # the clips table has it
         models: dict[str, Any] = storage.read_json_if_exists(dataset.fs, dataset.file(_MODELS), dict) or {}
         return dict(models.get("captions") or {})
     [version] = [v for v in dataset.recorded_versions(f"{SCORES}/similarity") if v.version == counted[0]]
     return dict(version.made_with.captions)
-
-
-def _has_versions(connection: duckdb.DuckDBPyConnection) -> bool:
-    query = "SELECT count(*) FROM duckdb_views() WHERE view_name = ?"
-    return bool((connection.execute(query, [VERSIONS]).fetchone() or (0,))[0])

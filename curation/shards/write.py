@@ -111,12 +111,7 @@ def plan_shards(
 
 
 def write_shard(
-    plan: ShardPlan,
-    folder_url: str,
-    *,
-    selection: str,
-    config: ShardConfig | None = None,
-    run: Run = operator.call,
+    plan: ShardPlan, folder_url: str, *, selection: str, config: ShardConfig | None = None, run: Run = operator.call
 ) -> ShardRecord:
     """Write one tar atomically, then its record. Deterministic: the same plan gives the same bytes.
 
@@ -205,10 +200,7 @@ def _hash(seed: int, text: str) -> int:
 
 
 def extracted_in_order(
-    plan: ShardPlan,
-    config: ExtractionConfig,
-    run: Run,
-    fps: Fraction | None = None,
+    plan: ShardPlan, config: ExtractionConfig, run: Run, fps: Fraction | None = None
 ) -> Iterator[tuple[ClipRow, ExtractedClip | SourceError]]:
     """Every row with its file, at the rate `fps` if one is given and it is transcoded. Clips that are in shards at that
     rate already (`ShardPlan.existing`) are copied.

@@ -31,7 +31,6 @@ T = TypeVar("T")
 
 _WHOLE_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2"}
 """Stores in which an object appears only when its upload completes."""
-
 _TYPE_ARGUMENT = {"s3": "ContentType", "s3a": "ContentType", "gs": "content_type", "gcs": "content_type"}
 """Argument for the media type of an object: without it, a browser downloads a page instead of showing it."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

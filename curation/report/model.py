@@ -70,11 +70,7 @@ def build_report(
         per_source = [column for column in columns if column.table == "sources" and column.kind == "other"]
         per_clip = [column for column in columns if column not in per_source]
         rows = _rows(connection, [column.name for column in per_clip])
-        if rows.num_rows != len(clip_ids):
-            raise UserError(
-                f"a table of {dataset.url} has several rows for one clip or source: {rows.num_rows:,} rows for "
-                f"{len(clip_ids):,} clips. A table under scores/ must have at most one row per clip_id."
-            )
+        _check_one_each(dataset, rows, clip_ids)
         per_clip, left_out = _fitting(per_clip, rows)
         encoded = [column.described() | _encoded(payload, column, rows[column.name]) for column in per_clip]
         header: dict[str, Any] = {
@@ -112,6 +108,14 @@ def build_report(
         shown=len(clip_ids),
         with_pictures=strips.clips,
     )
+
+
+def _check_one_each(dataset: Dataset, rows: pa.Table, clip_ids: Sequence[str]) -> None:
+    if rows.num_rows != len(clip_ids):
+        raise UserError(
+            f"a table of {dataset.url} has several rows for one clip or source: {rows.num_rows:,} rows for "
+            f"{len(clip_ids):,} clips. A table under scores/ must have at most one row per clip_id."
+        )
 
 
 def _rules_of(selection: Selection) -> Rules:

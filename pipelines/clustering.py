@@ -260,7 +260,8 @@ def _summaries(
         rows = np.flatnonzero(clusters.cluster_N == k)
         central.append(int(rows[np.argmin(clusters.distance_N[rows])]))
     clip_ids = embeddings.clip_ids.take(pa.array(central, pa.int64())).to_pylist()
-    found = rows_of_clips(dataset, clip_ids, ["clip_id", "caption"])
+    with dataset.connect() as connection:
+        found = rows_of_clips(dataset, connection, clip_ids, ["clip_id", "caption"])
     return tuple(
         ClusterSummary(cluster=k, clips=int(sizes_K[k]), clip_id=clip_id, caption=found[clip_id]["caption"])
         for k, clip_id in zip(largest, clip_ids, strict=True)

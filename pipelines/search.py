@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -84,7 +85,7 @@ def search(
     opened = Dataset(dataset).open()
     if selection is not None:
         load_selection(opened, selection)
-    with open_embeddings(opened) as embeddings:
+    with opened.connect() as connection, open_embeddings(opened, connection) as embeddings:
         query, query_D, itself = _query(opened, embeddings, text, like, config)
         started_s = time.monotonic()
         cosine_N = cosines(embeddings, query_D)
@@ -98,12 +99,12 @@ def search(
         rows = nearest(cosine_N, limit)
         search_s = time.monotonic() - started_s
         clip_ids, places = embeddings.clip_ids.take(pa.array(rows)).to_pylist(), embeddings.places(rows)
-    hits = _hits(opened, clip_ids, cosine_N[rows])
+        found = rows_of_clips(opened, connection, clip_ids, _COLUMNS)
     result = SearchResult(
         dataset=dataset,
         query=query,
         searched=int(np.count_nonzero(~np.isnan(cosine_N))),
-        hits=hits,
+        hits=_hits(clip_ids, cosine_N[rows], found),
         search_s=search_s,
         places={clip_id: part for clip_id, (part, _) in zip(clip_ids, places, strict=True)},
     )
@@ -139,10 +140,11 @@ def _query(
     return f"like {storage.shown(fs, path)}", picture_query(dataset, like, config), None
 
 
-def _hits(dataset: Dataset, clip_ids: Sequence[str], cosine_N: NDArray[np.float32]) -> tuple[Hit, ...]:
-    found = rows_of_clips(dataset, clip_ids, _COLUMNS)
+def _hits(
+    clip_ids: Sequence[str], cosine_N: NDArray[np.float32], row_of: Mapping[str, Mapping[str, Any]]
+) -> tuple[Hit, ...]:
     return tuple(
-        Hit(rank=i + 1, cosine=round(float(cosine), 6), **found[clip_id])
+        Hit(rank=i + 1, cosine=round(float(cosine), 6), **row_of[clip_id])
         for i, (clip_id, cosine) in enumerate(zip(clip_ids, cosine_N, strict=True))
     )
 

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -99,12 +100,18 @@ class ClipEmbeddings:
 
 
 @contextmanager
-def open_embeddings(dataset: "Dataset") -> Iterator[ClipEmbeddings]:
-    """The embeddings of all committed clips, for a `with` block.
+def open_embeddings(
+    dataset: "Dataset", connection: duckdb.DuckDBPyConnection | None = None
+) -> Iterator[ClipEmbeddings]:
+    """The embeddings of all committed clips, for a `with` block. A connection that is open anyway saves opening one.
 
     Memory holds one block at a time. Raises UserError if the dataset has no embedding, or embeddings of two widths.
     """
-    inputs = _inputs(dataset)
+    if connection is None:
+        with dataset.connect() as own:
+            inputs = _inputs(dataset, own)
+    else:
+        inputs = _inputs(dataset, connection)
     path = Path(dataset.file(_FOLDER, _FILE))
     if not storage.is_local(dataset.fs):
         with _temporary(dataset, inputs) as temporary, _mapped(temporary) as embeddings:
@@ -149,10 +156,9 @@ def embedding_column(dataset: "Dataset", known: dict[str, JoinedColumn]) -> Join
     return known["embedding"]
 
 
-def _inputs(dataset: "Dataset") -> str:
+def _inputs(dataset: "Dataset", connection: duckdb.DuckDBPyConnection) -> str:
     """Digest of the files that the embeddings are in, taken before they are read."""
-    with dataset.connect() as connection:
-        view, name, _ = embedding_column(dataset, joined_columns(connection))
+    view, name, _ = embedding_column(dataset, joined_columns(connection))
     tables = sorted({"clips", dataset.views()[view]})
     files = {table: dataset.part_versions(table) for table in tables}
     return fingerprint({"method": _METHOD, "column": [view, name], "files": files})

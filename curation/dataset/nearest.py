@@ -13,6 +13,9 @@ from clipmill.errors import UserError
 if TYPE_CHECKING:
     from curation.dataset.embeddings import ClipEmbeddings
 
+_AT_ONCE = 1024
+"""Rows that faiss copies at once: they stay in the processor's cache, and the copy's memory is reused."""
+
 
 def unit_query(query: NDArray[np.floating], width: int) -> NDArray[np.float32]:
     """A query, (D,), at length 1. Raises UserError if it has another width than the embeddings, or no length."""
@@ -50,9 +53,13 @@ def nearest(cosine_N: NDArray[np.float32], most: int) -> NDArray[np.int64]:
 def _products(block_BD: NDArray[np.float16], query_D: NDArray[np.float32]) -> NDArray[np.float32]:
     quantizer = faiss.ScalarQuantizer.QT_fp16
     index = faiss.IndexScalarQuantizer(block_BD.shape[1], quantizer, faiss.METRIC_INNER_PRODUCT)
-    index.add_sa_codes(block_BD.view(np.uint8).reshape(len(block_BD), -1))
-    products, rows = index.search(query_D[None], len(block_BD))  # of all rows, which is faster than a range search
+    codes_BD = block_BD.view(np.uint8).reshape(len(block_BD), -1)
     found_B = np.full(len(block_BD), np.nan, np.float32)
-    known = rows[0] >= 0
-    found_B[rows[0][known]] = products[0][known]
+    for start in range(0, len(block_BD), _AT_ONCE):
+        codes = codes_BD[start : start + _AT_ONCE]
+        index.reset()
+        index.add_sa_codes(codes)  # a copy
+        products, rows = index.search(query_D[None], len(codes))  # of all rows, which is faster than a range search
+        known = rows[0] >= 0
+        found_B[start + rows[0][known]] = products[0][known]
     return found_B

@@ -137,8 +137,11 @@ def test_a_file_of_others_with_the_right_digest_is_made_anew(tmp_path: Path, cha
 
 def test_a_clip_that_is_not_in_the_tables_is_an_error(tmp_path: Path):
     dataset = with_embeddings(str(tmp_path / "d"), vectors(3))
-    with pytest.raises(UserError, match=r"has no clip 'nobody': its search/embeddings\.arrow is of other clips"):
-        rows_of_clips(dataset, [clip_id(0), "nobody"], ["clip_id"])
+    with (
+        dataset.connect() as connection,
+        pytest.raises(UserError, match=r"has no clip 'nobody': its search/embeddings\.arrow is of other clips"),
+    ):
+        rows_of_clips(dataset, connection, [clip_id(0), "nobody"], ["clip_id"])
 
 
 def test_a_folder_that_cannot_be_written_is_searched_all_the_same(tmp_path: Path):

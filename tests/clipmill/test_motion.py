@@ -104,6 +104,23 @@ def test_the_short_baseline_of_a_short_clip_does_not_cross_a_cut_either():
     assert across > 5
 
 
+@pytest.mark.parametrize("end", [48, 3])
+@pytest.mark.parametrize("region_px", [(300, 64), (120, 200)])
+def test_a_speed_over_a_larger_region_is_spread_over_its_area(end: int, region_px: tuple[int, int]):
+    """The same moved pixels over the area of the larger region, in percent of its shorter side; on both baselines."""
+    meter, luma_HW = MotionMeter(), texture(64, 120, seed=3).astype(np.uint8)
+    for i in range(48):
+        if meter.wants(i / 24):
+            meter.push(i, i / 24, np.roll(luma_HW, i // 2, axis=1), (100, 50))
+    measured, _ = meter.between(0, end)
+    assert measured is not None
+    assert measured > 0
+    width, height = region_px
+    expected = measured * (100 * 50 * 50) / (width * height * min(region_px))
+    assert meter.between(0, end, region_px) == (pytest.approx(expected), None)
+    assert meter.between(0, end, (100, 50)) == (measured, None)
+
+
 RAMP = np.tile(np.arange(0, 128, 2, dtype=np.uint8), (64, 1))
 """64 x 64, rising by 2 from left to right: its gradient is 63 * 64 * 2, and n more is a shift by n / 2 pixels."""
 

@@ -42,6 +42,8 @@ Costs = dict[str, Cost]
 
 _lock = threading.Lock()
 _spent: Costs = {}
+_until = Cost()
+"""CPU and wall time up to which costs are charged: those of concurrent blocks are charged once."""
 _children: set[int] = set()
 
 
@@ -67,13 +69,18 @@ def take() -> Costs:
 
 @contextmanager
 def measured(stage: str, *, items: int = 0, gpus: float = 0.0) -> Iterator[None]:
-    """Charge a stage for the time of the block, which holds `gpus`."""
-    cpu_before_s, started_s = cpu_s(), time.monotonic()
+    """Charge a stage for the time of the block, which holds `gpus`. Time in which several blocks run is charged to the
+    first that ends."""
+    start = Cost(cpu_s=cpu_s(), wall_s=time.monotonic())
     try:
         yield
     finally:
-        wall_s = time.monotonic() - started_s
-        charge(stage, Cost(cpu_s=cpu_s() - cpu_before_s, wall_s=wall_s, gpu_s=gpus * wall_s, items=items))
+        with _lock:
+            end = Cost(cpu_s=cpu_s(), wall_s=time.monotonic())
+            wall_s = end.wall_s - max(start.wall_s, _until.wall_s)
+            cpu = end.cpu_s - max(start.cpu_s, _until.cpu_s)
+            _until.wall_s, _until.cpu_s = end.wall_s, end.cpu_s
+        charge(stage, Cost(cpu_s=cpu, wall_s=wall_s, gpu_s=gpus * wall_s, items=items))
 
 
 def watch(pid: int) -> None:

@@ -33,6 +33,9 @@ class Resources:
     """Size of the weights that a worker loads and keeps."""
     workers: int | None = None
     """Maximum number of workers on the whole cluster; None: as many as fit."""
+    calls: int = 1
+    """Concurrent calls of one worker, each in a thread, for a stage that waits for others, such as an endpoint: it
+    waits for the slowest request of one batch while those of the next are under way. Above 1 it needs no CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

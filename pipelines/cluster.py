@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -140,6 +141,7 @@ def _settle() -> None:
     )  # the default fails the job after half an hour without a finished block
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "The maximum number of concurrent tasks", UserWarning)  # of little work
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Read footage of clips in a child process with limits: frames, thumbnails, or the clips as files."""
 
+import threading
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -25,6 +25,7 @@ _FILE_BYTES = 4 << 20
 _CLIPS_AT_MOST = 256
 _EVERY_FRAME = 256
 """Frames of a clip of usual length."""
+_of_thread = threading.local()
 
 
 def is_footage(need: Need) -> bool:
@@ -87,6 +88,9 @@ def _ask(uri: str, clips: Sequence[ClipRow], limits: Limits, function: Callable[
         return [answer for clip in clips for answer in _ask(uri, [clip], limits, function, *args)]
 
 
-@lru_cache(maxsize=1)
 def _child(limits: Limits) -> Isolated:
-    return Isolated(limits)
+    """The child of this thread: an `Isolated` belongs to one."""
+    if getattr(_of_thread, "limits", None) != limits:
+        _of_thread.limits, _of_thread.child = limits, Isolated(limits)
+    child: Isolated = _of_thread.child
+    return child

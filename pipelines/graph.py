@@ -45,6 +45,8 @@ class Operator:
     memory_bytes: int = 0
     pool: bool = False
     """Whether to use actors, which keep loaded models; otherwise tasks."""
+    calls: int = 1
+    """Above 1, the stages wait for others: this many calls run concurrently in one actor, which holds no CPU."""
     workers: int | None = None
     batch_size: int = 1
 
@@ -131,12 +133,15 @@ def _operator(stages: Sequence[Stage], gpus: float) -> Operator:
     takes = [stage.resources for stage in stages]
     num_gpus = max(resources.num_gpus for resources in takes) if gpus else 0
     memory_bytes = sum(resources.memory_bytes for resources in takes)
+    pool = bool(num_gpus) or is_large(memory_bytes)
+    calls = 1 if pool else takes[0].calls
     return Operator(
         stages=tuple(stages),
-        num_cpus=max(resources.num_cpus for resources in takes) or 1,
+        num_cpus=0 if calls > 1 else max(resources.num_cpus for resources in takes) or 1,
         num_gpus=num_gpus,
         memory_bytes=memory_bytes,
-        pool=bool(num_gpus) or is_large(memory_bytes),
+        pool=pool,
+        calls=calls,
         workers=takes[0].workers,
         batch_size=stages[0].batch_size,
     )
@@ -179,8 +184,9 @@ def _sized(operator: Operator, nodes: Sequence[Node], cpus: int, on_gpus: int) -
 
 def _alike(operator: Operator) -> Hashable:
     """Equal for tasks that can share a worker. Pools stay separate, since each actor would load the weights of both."""
-    stage = operator.stages[0]
-    return id(operator) if operator.pool else (operator.num_cpus, operator.workers, operator.batch_size, stage.divide)
+    if operator.pool:
+        return id(operator)
+    return operator.num_cpus, operator.calls, operator.workers, operator.batch_size, operator.stages[0].divide
 
 
 def _joined(operators: Sequence[Operator]) -> Operator:
@@ -226,11 +232,15 @@ def _through(data: Any, operator: Operator) -> Any:
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     takes = {"num_cpus": operator.num_cpus, "num_gpus": operator.num_gpus, "memory": operator.memory_bytes}
-    arguments: dict[str, Any] = {name: value for name, value in takes.items() if value}
+    arguments: dict[str, Any] = {name: value for name, value in takes.items() if value or name == "num_cpus"}
     if operator.pool:
         arguments["compute"] = ActorPoolStrategy(min_size=1, max_size=operator.workers)
         arguments["fn_constructor_args"] = (operator.stages, operator.num_gpus)
         return data.map_batches(_Actor, batch_size=operator.batch_size, **arguments)
+    if operator.calls > 1:
+        arguments["compute"] = TaskPoolStrategy(size=operator.calls)
+        ask = partial(_ask, actor=_waiting_actor(operator))
+        return data.map_batches(ask, batch_size=operator.batch_size, **arguments)
     arguments["compute"] = TaskPoolStrategy(size=operator.workers)
     if operator.batch_size == 1:
         return data.flat_map(partial(_run_row, stages=operator.stages), **arguments)
@@ -245,10 +255,25 @@ class _Actor:
         return _answer(self._work, batch)
 
 
+def _waiting_actor(operator: Operator) -> Any:
+    """An actor with a thread per call. About Ray Data's own pools, Ray prints an error (ray-project/ray#53727)."""
+    import ray
+
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": operator.calls}
+    return ray.remote(_Actor).options(**options).remote(operator.stages, 0)
+
+
+def _ask(batch: dict[str, Any], actor: Any) -> Any:
+    import ray
+
+    return ray.get(actor.__call__.remote(batch))
+
+
 def _run_batch(batch: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
     def work(items: list[Any]) -> list[Any]:
         return loaded(stages, "cpu")(items)
 
+    take()  # of a task that this process did not finish
     return _answer(work, batch)
 
 
@@ -261,7 +286,6 @@ def _answer(work: Callable[[list[Any]], list[Any]], batch: dict[str, Any]) -> di
     """Run an operator on a batch. A message that stops the run is passed on in the column `error`; what the batch cost
     so far, in the first row of the column `costs`."""
     error, items = next(filter(None, batch["error"]), None), [b""]
-    take()  # of a task that this process did not finish
     if error is None:
         try:
             items = [pickle.dumps(item) for item in work([pickle.loads(item) for item in batch["item"]])]

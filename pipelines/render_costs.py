@@ -32,7 +32,9 @@ def print_costs(
     columns = ["stage", "CPU time", "busy", *(["GPU time"] if gpus else []), *(["tokens in", "out"] if tokens else [])]
     columns += ["bytes", *(["price"] if prices.stated else [])]
     wall_s = sum(run.wall_s for run in runs)
-    console.print(table(f"costs of {len(runs)} runs, {duration(wall_s)} in all", columns, rows))
+    console.print(
+        table(f"costs of {len(runs):,} run{'s' * (len(runs) != 1)}, {duration(wall_s)} in all", columns, rows)
+    )
     held_cpu_s = sum(run.wall_s * run.cpus for run in runs)
     held = f"CPUs held for {duration(held_cpu_s)}, busy {100 * total.cpu_s / held_cpu_s:.0f} %" if held_cpu_s else ""
     if prices.stated and held_cpu_s:

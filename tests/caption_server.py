@@ -102,6 +102,7 @@ class CaptionServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            counted = False
 
             def setup(self) -> None:
                 super().setup()
@@ -116,12 +117,13 @@ class CaptionServer:
                 reply = server._next(
                     json.loads(body) | {"path": self.path}, {k.lower(): v for k, v in self.headers.items()}
                 )
+                self.counted = True
                 try:
                     self._send(reply)
                 except OSError:  # the client did not wait
                     self.close_connection = True
                 finally:
-                    server._done()
+                    self._uncount()
 
             def _send(self, reply: Reply) -> None:
                 time.sleep(reply.delay_s)
@@ -131,6 +133,7 @@ class CaptionServer:
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.end_headers()
+                self._uncount()  # a client that has the whole answer may already send its next request
                 if not reply.trickle_s:
                     sent = reply.body[: int(len(reply.body) * reply.sent_share)]
                     self.wfile.write(sent + (_raw(reply.followed_by) if reply.followed_by else b""))
@@ -139,6 +142,11 @@ class CaptionServer:
                 for byte in reply.body:
                     time.sleep(reply.trickle_s)
                     self.wfile.write(bytes([byte]))
+
+            def _uncount(self) -> None:
+                if self.counted:
+                    self.counted = False
+                    server._done()
 
             def _send_endless(self, reply: Reply) -> None:
                 """Until the client goes away, which is an OSError."""

@@ -50,11 +50,15 @@ class Chat:
             ),
         )
         self._breaker = Breaker(config.give_up_after, config.pause_s)
+        self._pool = ThreadPoolExecutor(config.max_in_flight)
 
     def captions(
         self, batch: Sequence[ClipView], question: Callable[[ClipView], list[dict[str, Any]]]
     ) -> list[GeneratedCaption]:
-        """One caption per clip, in order. `question` builds the message content, or raises NoCaption."""
+        """One caption per clip, in order. `question` builds the message content, or raises NoCaption.
+
+        Concurrent calls share the requests in flight.
+        """
 
         def caption(clip: ClipView) -> GeneratedCaption:
             try:
@@ -64,8 +68,7 @@ class Chat:
             except Exception as error:  # one bad image or answer must not fail the other clips
                 return GeneratedCaption.failed(self._presentable(f"{type(error).__name__}: {error}"))
 
-        with ThreadPoolExecutor(self._config.max_in_flight) as pool:
-            return list(pool.map(caption, batch))
+        return list(self._pool.map(caption, batch))
 
     def unavailable(self) -> str | None:
         """Why the endpoint does not serve the model, or None. Asks once for the list of models; servers without one

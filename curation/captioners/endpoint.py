@@ -73,8 +73,8 @@ class MergedConfig(EndpointConfig):
 class EndpointCaptioner(Captioner):
     """A captioner that sends one request per clip to an endpoint."""
 
-    resources = Resources(workers=1)
-    """One worker on the whole cluster: `max_in_flight` then bounds the requests of the run."""
+    resources = Resources(workers=1, calls=3)
+    """One worker on the whole cluster: `max_in_flight` then bounds the requests of the run, of all its calls."""
     counts_tokens = True
     may_change = (
         *("base_url", "api_key_env", "timeout_s", "retries", "max_in_flight", "give_up_after", "pause_s"),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -41,6 +42,28 @@ def test_a_block_counts_its_time_and_what_was_charged_is_taken_once() -> None:
     charge_all(taken)
     charge_all(taken)
     assert take()["busy"].items == 4
+
+
+def test_blocks_that_overlap_count_their_common_time_once() -> None:
+    begun, done = threading.Event(), threading.Event()
+
+    def waits() -> None:
+        with measured("other"):
+            begun.set()
+            done.wait(60)
+
+    other = threading.Thread(target=waits)
+    started_s = time.monotonic()
+    other.start()
+    begun.wait(60)
+    with measured("busy"):
+        busy()
+    done.set()
+    other.join()
+    elapsed_s, taken = time.monotonic() - started_s, take()
+    assert taken["busy"].cpu_s >= BUSY_S
+    assert taken["other"].cpu_s < BUSY_S / 2
+    assert taken["busy"].wall_s + taken["other"].wall_s <= elapsed_s
 
 
 def test_a_failing_block_has_cost_its_time() -> None:

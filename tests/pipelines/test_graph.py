@@ -62,7 +62,7 @@ def test_models_share_the_gpus_and_endpoints_have_one_worker():
     assert shapes(operators) == [
         ("scan", "task (1 CPU)"),
         ("coca", "2 x (1 CPU, 0.5 GPU)"),
-        ("video, merged", "1 task (1 CPU)"),
+        ("video, merged", "1 task (0 CPU)"),
         ("clip_embedder, similarity, aesthetic", "2 x (1 CPU, 0.5 GPU)"),
         ("text_area, previews", "task (1 CPU)"),
         ("write", "task (0.1 CPU)"),
@@ -159,3 +159,29 @@ def test_a_pool_and_a_single_worker_stay_apart_from_the_tasks_around_them(
     scans, asks, actors = ({answer[stage] for answer in answers} for stage in (1, 2, 3))
     assert (len(scans), len(asks)) == (4, 2)
     assert not actors & asks
+
+
+@pytest.mark.slow
+def test_calls_of_a_stage_that_waits_overlap_and_leave_the_cpus_to_tasks(local_ray: None):
+    """Three calls meet; with fewer at a time each would wait for the others in vain."""
+
+    def load(device: str) -> Any:
+        import threading
+
+        together = threading.Barrier(3)
+
+        def meet(items: list[Any]) -> list[Any]:
+            try:
+                together.wait(60)
+            except threading.BrokenBarrierError:
+                return [(*item, "alone") for item in items]
+            return [(*item, "met") for item in items]
+
+        return meet
+
+    waiting = Stage(name="ask", needs=(), gives=(), load=load, resources=Resources(workers=1, calls=3))
+    stages = [noting_its_task("scan"), waiting, noting_its_task("write", resources=Resources(num_cpus=0.1))]
+    (_, ask, _) = place(stages, [Node(cpus=1)])
+    assert (ask.num_cpus, ask.workers, ask.calls) == (0, 1, 3)
+    answers = sorted(run(stages, [(number,) for number in range(6)], given=()))
+    assert [(number, met) for number, _, met, _ in answers] == [(number, "met") for number in range(6)]

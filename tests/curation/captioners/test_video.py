@@ -1,6 +1,8 @@
 """What the video captioner sends: frames with their times, thumbnails or the file; and what comes of tokens."""
 
 import base64
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from curation.captioners.base import GeneratedCaption
 from curation.captioners.endpoint import VideoCaptioner, VideoConfig
 from curation.scores.base import ClipView
 from curation.scores.rows import score_rows
-from tests.caption_server import CaptionServer, refuses, says
+from tests.caption_server import CaptionServer, Reply, refuses, says
 from tests.curation.captioners.endpoints import clips, one, video, view
 
 
@@ -69,6 +71,23 @@ def test_a_response_that_is_sent_twice_is_no_answer_to_the_next_request():
     with CaptionServer(answers) as server:
         captions = video(server.url, max_in_flight=1).caption(clips(4))
     assert [caption.text for caption in captions] == ["0", "1", "2", "3"]
+
+
+def test_concurrent_calls_share_the_requests_in_flight():
+    """Two calls of two clips each: three requests at once, never four."""
+    together, first = threading.Barrier(3), iter(range(3))
+
+    def answer(_: dict[str, Any]) -> Reply:
+        if next(first, None) is not None:
+            together.wait(60)
+        return says("A cat.", delay_s=0.2)
+
+    with CaptionServer(answer) as server:
+        captioner = video(server.url, max_in_flight=3)
+        with ThreadPoolExecutor(2) as calls:
+            texts = [[caption.text for caption in answer] for answer in calls.map(captioner.caption, [clips(2)] * 2)]
+        assert texts == [["A cat."] * 2] * 2
+        assert server.most_at_once == 3
 
 
 def test_as_many_clips_come_at_a_time_as_requests_are_in_flight():

@@ -218,8 +218,8 @@ def _margins(metadata: Mapping[str, Any]) -> Margins:
     return Margins(left=left, top=top, right=right, bottom=bottom)
 
 
-def _field(values: Any, name: str, kind: type[_T]) -> _T:
-    value = values.get(name) if isinstance(values, dict) else None
+def _field(values: Mapping[str, Any], name: str, kind: type[_T]) -> _T:
+    value = values.get(name)
     if not isinstance(value, kind):
         raise SampleError("missing_field", f"expected {name!r} of type {kind.__name__} in its JSON, got {value!r:.200}")
     return value

@@ -121,6 +121,31 @@ def test_a_speed_over_a_larger_region_is_spread_over_its_area(end: int, region_p
     assert meter.between(0, end, (100, 50)) == (measured, None)
 
 
+def test_the_region_is_the_frame_unless_another_is_given():
+    meter, luma_HW = MotionMeter(), texture(64, 120, seed=3).astype(np.uint8)
+    for i in range(24):
+        if meter.wants(i / 24):
+            meter.push(i, i / 24, np.roll(luma_HW, i, axis=1))
+    measured, _ = meter.between(0, 24)
+    assert measured is not None
+    assert meter.between(0, 24, (120, 64)) == (measured, None)
+    assert meter.between(0, 24, (240, 64)) == (pytest.approx(measured / 2), None)
+
+
+def test_speeds_between_frames_or_regions_of_other_sizes_do_not_count():
+    luma_HW = texture(64, 120, seed=3).astype(np.uint8)
+    moved_HW, cut_HW = np.roll(luma_HW, 2, axis=1), luma_HW[:, :100].copy()
+    for later_HW, region_px, counts in (
+        (moved_HW, (90, 50), True),
+        (moved_HW, (90, 48), False),
+        (cut_HW, (90, 50), False),
+    ):
+        meter = MotionMeter()
+        meter.push(0, 0.0, luma_HW, (90, 50))
+        meter.push(2, 0.1, later_HW, region_px)
+        assert (meter.between(0, 3)[0] is not None) == counts
+
+
 RAMP = np.tile(np.arange(0, 128, 2, dtype=np.uint8), (64, 1))
 """64 x 64, rising by 2 from left to right: its gradient is 63 * 64 * 2, and n more is a shift by n / 2 pixels."""
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from svd.clip import ImageEncoder, ImageEncoderConfig
 from svd.conditioning import Ids
+from svd.sampler import SeededNoise
 from tests.svd.networks import randomise
 from tests.training.world import Stream, tiny_model, tiny_stage
 from training.objective import Objective, _ids, draw
@@ -53,6 +54,8 @@ def test_a_sample_s_draws_are_its_own() -> None:
     assert torch.equal(together.noise(like)[1], alone.noise(like[:1])[0])
     assert len(set(together.sigma_B.tolist())) == 3
     assert together.noise(like.double()).dtype == torch.float64
+    # A resumed run draws the same, also with a later release.
+    assert torch.equal(draw(schedule, [6]).noise(like[:1]), SeededNoise([seed_of(6, 1)])(like[:1]))
 
 
 def test_noise_is_independent_of_the_draws_and_of_other_samples() -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from tests.training.shards import about, numbered, video
 from training.data_config import DataConfig
 from training.latents import LatentShape, latent_members
+from training.motion import measure_motion_bucket
 from training.sample_error import SampleError
 from training.samples import Sample, choose_caption, collate, read_sample
 
@@ -248,6 +249,8 @@ NO_CAPTION = [{"source": "coca", "text": None}]
     ("config", "changes", "reason"),
     [
         ({"caption_required": True}, {"captions": NO_CAPTION}, "no_caption: all 1 captions are empty"),
+        ({"caption_required": True}, {"captions": []}, "no_caption: no caption"),
+        ({}, {"latent": None}, "missing_field: expected 'latent' of type dict in its JSON, got None"),
         ({}, {"conditioning": {}},
          "missing_field: no motion bucket: cache the latents again, or set data.motion_default"),
         ({"elevation": True}, {"conditioning": {}},
@@ -305,7 +308,9 @@ def test_latents_of_a_picture_are_one_frame() -> None:
         latent = torch.zeros(frames, 4, 4, 6)
         files = latent_members(about(), mean_TCHW=latent, logvar_TCHW=latent, ends_ECHW=ends, fps=1.0, picture=True)
         if frames == 1:
-            assert read_sample("a", files, CLIPS, seed=0, latent_shape=SHAPE).picture
+            unmeasured = files | {"json": json.dumps(json.loads(files["json"]) | {"conditioning": {}}).encode()}
+            picture = read_sample("a", unmeasured, CLIPS, seed=0, latent_shape=SHAPE)
+            assert (picture.picture, picture.motion_bucket) == (True, 0.0)
         else:
             with pytest.raises(SampleError, match=r"^bad_latent: has 2 frames of 32 x 48; expected 1 of 32 x 48$"):
                 read_sample("a", files, CLIPS, seed=0, latent_shape=SHAPE)
@@ -364,10 +369,13 @@ def test_repeated_pictures_of_a_clip_are_left_out() -> None:
         assert sample.frames_TCHW is not None
         bright = [bool(frame.float().mean() > 120) for frame in sample.frames_TCHW]
         assert all(a != b for a, b in itertools.pairwise(bright))
-    without_repeats = {"frames": 24, "distinct_fps": 24.0, "distinct_frames": list(range(24))}
+    without_repeats = {"frames": 24, "distinct_fps": None, "distinct_frames": list(range(24))}
     for changes in ({}, {"shape": without_repeats}):
         plain = read_sample("a", files | {"json": json.dumps(about(**changes)).encode()}, config, seed=0)
         assert plain.fps == pytest.approx(24)
+    slow = {"frames": 24, "distinct_fps": 0.5, "distinct_frames": [0]}
+    one = read_sample("a", files | {"json": json.dumps(about(shape=slow)).encode()}, config.replace(frames=1), seed=0)
+    assert one.shape == (False, (1, 3, 32, 32))
 
 
 @pytest.mark.parametrize(
@@ -377,14 +385,66 @@ def test_repeated_pictures_of_a_clip_are_left_out() -> None:
         {"distinct_fps": 12.0, "distinct_frames": [0, 0]},
         {"distinct_fps": 12.0, "distinct_frames": [-1, 0]},
         {"distinct_fps": 12.0, "distinct_frames": [0, 24]},
+        {"distinct_fps": 12.0, "distinct_frames": [0.0, 2.0]},
+        {"distinct_fps": 12.0, "distinct_frames": [False, True]},
         {"distinct_fps": 12.0, "distinct_frames": "all"},
-        {"distinct_fps": None, "distinct_frames": [0, 2]},
+        {"distinct_fps": 1000000.5, "distinct_frames": [0, 2]},
     ],
 )
 def test_repeats_that_cannot_be_are_a_reason(shape: dict[str, Any]) -> None:
     files = {"json": json.dumps(about(shape=shape)).encode(), "mp4": video(24)}
     with pytest.raises(SampleError, match=r"^(bad|missing)_field: .*distinct"):
         read_sample("a", files, DataConfig(frames=3, height_px=32, width_px=32, fps=(12.0,)), seed=0)
+
+
+def test_repeats_without_a_rate_are_told() -> None:
+    shape = {"distinct_fps": None, "distinct_frames": [0, 2]}
+    files = {"json": json.dumps(about(shape=shape)).encode(), "mp4": video(24)}
+    with pytest.raises(SampleError) as caught:
+        read_sample("a", files, DataConfig(frames=3, height_px=32, width_px=32, fps=(12.0,)), seed=0)
+    assert str(caught.value) == "missing_field: expected shape.distinct_fps above 0 in its JSON"
+
+
+def test_the_bars_of_a_clip_are_cropped() -> None:
+    """A bright rectangle in black; with one pixel more on any side, something dark would be left in a corner."""
+    frame = np.zeros((96, 128, 3), np.uint8)
+    left, top, right, bottom = 24, 0, 40, 32
+    frame[top : 96 - bottom, left : 128 - right] = 200
+    mp4 = video([frame] * 12, options={"qp": "0"})
+
+    def darkest(shape: dict[str, Any]) -> float:
+        config = DataConfig(frames=2, height_px=64, width_px=64, fps=(12.0,))
+        sample = read_sample("a", {"json": json.dumps(about(shape=shape)).encode(), "mp4": mp4}, config, seed=0)
+        assert sample.frames_TCHW is not None
+        return float(sample.frames_TCHW.float().min())
+
+    assert darkest({"crop": [left, top, right, bottom]}) > 180
+    for side in range(4):
+        sides = [left, top, right, bottom]
+        sides[side] = max(0, sides[side] - 8)
+        assert (darkest({"crop": sides}) > 180) == (side == 1)
+    assert darkest({"crop": None}) == darkest({}) < 40
+
+
+@pytest.mark.parametrize("crop", ["all", {}, [8, 8, 8], [8] * 5, [8, 8, 8, -1], [8, 8.0, 8, 8], [True, 8, 8, 8]])
+def test_bars_that_cannot_be_are_a_reason(crop: Any) -> None:
+    files = {"json": json.dumps(about(shape={"crop": crop})).encode(), "mp4": video(24)}
+    with pytest.raises(SampleError) as caught:
+        read_sample("a", files, DataConfig(frames=3, height_px=32, width_px=32, fps=(12.0,)), seed=0)
+    expected = f"expected shape.crop as left, top, right, bottom in pixels, got {crop!r}"
+    assert (caught.value.kind, caught.value.message) == ("bad_field", expected)
+
+
+def test_motion_that_is_not_known_is_measured_at_the_rate_of_the_sample() -> None:
+    ramp = np.random.default_rng(0).integers(0, 255, (8, 24, 3)).repeat(16, 0).repeat(16, 1).astype(np.uint8)
+    moving = [np.roll(ramp, 4 * i, axis=1)[:, :96] for i in range(24)]
+    files = {"json": json.dumps(about(conditioning={})).encode(), "mp4": video(moving)}
+    config = DataConfig(frames=6, height_px=64, width_px=64, fps=(12.0,))
+    sample = read_sample("a", files, config, seed=0)
+    assert sample.frames_TCHW is not None
+    assert sample.motion_bucket == measure_motion_bucket(sample.frames_TCHW.numpy(), 12.0)
+    assert sample.motion_bucket != measure_motion_bucket(sample.frames_TCHW.numpy(), 24.0)
+    assert read_sample("a", files, config.replace(frames=1), seed=0).motion_bucket == 0.0
 
 
 def test_a_picture_is_read_as_its_configuration_says() -> None:

@@ -160,6 +160,7 @@ class _StrictLoader(yaml.SafeLoader):
             if alias:
                 raise yaml.composer.ComposerError(None, None, "an alias refers to a node that contains it", mark)
             self._sizes[id(node)] = self._size(node, mark)
+            _check_text(node, mark)
         return node
 
     def _size(self, node: yaml.Node, mark: yaml.Mark) -> tuple[int, int]:
@@ -207,3 +208,14 @@ _StrictLoader.add_implicit_resolver(
     re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+\Z"),
     list("-+.0123456789"),
 )
+
+
+def _check_text(node: yaml.Node, mark: yaml.Mark) -> None:
+    """`"\\ud800"` is half of a character, for which UTF-8 has no bytes."""
+    if isinstance(node, yaml.ScalarNode):
+        try:
+            node.value.encode()
+        except UnicodeEncodeError:
+            raise yaml.composer.ComposerError(
+                None, None, "expected valid Unicode, got half a character", mark
+            ) from None

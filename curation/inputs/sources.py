@@ -90,7 +90,8 @@ def list_sources(inputs: Sequence[str], config: InputsConfig | None = None) -> L
     missing = []
     for candidate, source in _stat_all(_expand(_without_sidecars(inputs, walked), walked)):
         if candidate.explicit and source.error is not None and source.error.kind == "missing":
-            missing.append(_not_there(source.uri, source.error, local=is_local(candidate.fs)))
+            path = candidate.path if is_local(candidate.fs) else None
+            missing.append(_not_there(source.uri, source.error, path))
         sources_by_uri.setdefault(source.uri, source)
         texts = captions.setdefault(source.uri, {})
         for text in source.captions:
@@ -284,13 +285,13 @@ def _stat_all(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Sour
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _not_there(uri: str, error: SourceError, *, local: bool) -> str:
-    """Error message for an input that does not exist, with the nearest existing name."""
-    if not local:
+def _not_there(uri: str, error: SourceError, path: str | None) -> str:
+    """Error message for an input that does not exist, with the nearest existing name if it is a path of this machine."""
+    if path is None:
         return f"{uri} does not exist: {error.message}"
-    if os.path.lexists(uri):
+    if os.path.lexists(path):
         return f"{uri}: {error.message}"
-    folder, wanted = posixpath.split(uri)
+    folder, wanted = posixpath.split(os.path.abspath(path))
     while not os.path.isdir(folder):
         folder, wanted = posixpath.split(folder)
     try:

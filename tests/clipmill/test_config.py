@@ -46,6 +46,8 @@ def test_what_only_looks_like_a_number_stays_text(text: str):
         ("big: &a " + "x" * 100_000 + "\nall: [" + ", ".join(["*a"] * 1000) + "]", "with its aliases expanded"),
         ("a: &a [1, *a]", "an alias refers to a node that contains it"),
         ("a: &a {b: *a}", "an alias refers to a node that contains it"),
+        ('a: "x\\uD800"', "expected valid Unicode, got half a character"),
+        ('"\\udfff": 1', "expected valid Unicode, got half a character"),
         ("n: 1" + "0" * 5000, "not valid YAML"),
         ("when: 2024-99-99", "not valid YAML"),
         ("a: !!timestamp abc", "not a value of type timestamp"),

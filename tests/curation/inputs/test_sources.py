@@ -79,6 +79,14 @@ def test_a_folder_named_like_a_video_is_a_row(tmp_path: Path):
     assert folder.error.kind == "unreadable"
 
 
+def test_a_name_that_is_not_utf8_and_does_not_exist_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    touch(tmp_path / "videos" / "a.mp4")
+    monkeypatch.chdir(tmp_path)
+    for given in ("videos/a\udcff.mp4", str(tmp_path / "videos" / "a\udcff.mp4")):
+        with pytest.raises(UserError, match=r"videos/a%FF\.mp4 does not exist\. Did you mean '.*/videos/a\.mp4'\?"):
+            list_sources([given])
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -286,7 +286,7 @@ def _stat_all(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Sour
 
 
 def _not_there(uri: str, error: SourceError, path: str | None) -> str:
-    """Error message for an input that does not exist, with the nearest existing name if it is a path of this machine."""
+    """Error message for an input that does not exist; for a `path` of this machine with the nearest existing name."""
     if path is None:
         return f"{uri} does not exist: {error.message}"
     if os.path.lexists(path):

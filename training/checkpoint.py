@@ -233,7 +233,7 @@ class Checkpoints:
             shutil.rmtree(self._temporary(step), ignore_errors=True)
         return CheckpointError(
             f"failed to write the checkpoint after step {step} ({free_mib:,} MiB free): "
-            f"{_reason(error)}; {self.describe_latest()}"
+            f"{_sentence(error)}; {self.describe_latest()}"
         )
 
 
@@ -259,8 +259,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path, error: BaseException) -> CheckpointError:
-    reason = " ".join(str(_reason(error)).split()) or type(error).__name__
-    return CheckpointError(f"checkpoint {path} is damaged: {reason}. Remove it to resume from the previous one")
+    return CheckpointError(
+        f"checkpoint {path} is damaged: {_sentence(error)}. Remove it to resume from the previous one"
+    )
 
 
 def describe_latest(folder: Path) -> str:
@@ -272,6 +273,11 @@ def describe_latest(folder: Path) -> str:
 def _reason(error: BaseException) -> BaseException:
     """Unwrap the cause: DCP wraps the errors of ranks."""
     return next(iter(error.failures.values()))[0] if isinstance(error, dcp.api.CheckpointException) else error
+
+
+def _sentence(error: BaseException) -> str:
+    reason = _reason(error)
+    return " ".join(str(reason).split()) or type(reason).__name__
 
 
 def _compare(path: Path, stored: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:

@@ -1,16 +1,20 @@
 """Checkpoints: when they get their names, and what an end before its time leaves."""
 
 import json
+import os
 import re
 import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from traceback import StackSummary
 
 import pytest
 import torch
+from torch.distributed import checkpoint as dcp
 
+from clipmill.errors import UserError
 from tests.limits import largest_file
 from tests.training.world import Stream, tiny_model, tiny_stage
 from training.checkpoint import (
@@ -153,6 +157,17 @@ def test_the_moments_of_a_new_optimizer_are_zeros(tmp_path: Path) -> None:
     }  # fmt: skip
     assert tensors["optimizer"]["weight"]["step"].shape == ()
     assert tensors["optimizer"]["weight"]["exp_avg"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_fused_optimizer_counts_its_steps_on_the_device_of_the_parameters(fused: bool) -> None:
+    """The meta device stands for a GPU."""
+    network = torch.nn.Linear(3, 2, device="meta")
+    optimizer = torch.optim.AdamW(network.parameters())
+    optimizer.defaults["fused"] = fused
+    state = State(network=network, trained=dict(network.named_parameters()), optimizer=optimizer, ema=None)
+    steps = {each["step"].device.type for each in state.tensors()["optimizer"].values()}
+    assert steps == {"meta" if fused else "cpu"}
 
 
 def test_what_is_a_rank_s_own_is_read_where_there_are_as_many_ranks(tmp_path: Path, process: Process) -> None:
@@ -303,6 +318,26 @@ def test_the_first_error_beneath_dcp_s_is_the_reason(tmp_path: Path, process: Pr
         checkpoints.load(tmp_path / "step-00000001", stepped(1))
 
 
+@pytest.mark.parametrize("beneath", [UserError("s3://bucket does not answer"), EOFError()])
+def test_a_store_that_fails_while_a_checkpoint_is_read_is_no_damage(
+    beneath: Exception, tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path, process)
+    checkpoints.save(1, stepped(0), {}, {})
+    checkpoints.wait()
+
+    def fails(*_: object, **__: object) -> None:
+        raise dcp.api.CheckpointException("", {0: (beneath, StackSummary())})
+
+    monkeypatch.setattr(dcp, "load", fails)
+    with pytest.raises(UserError) as caught:
+        checkpoints.load(tmp_path / "step-00000001", stepped(1))
+    if isinstance(beneath, UserError):
+        assert caught.value is beneath
+    else:
+        assert str(caught.value).endswith("damaged: EOFError. Remove it to resume from the previous one")
+
+
 def test_one_that_is_being_written_gets_its_name_once_it_is_whole(tmp_path: Path, process: Process) -> None:
     """Until then nothing waits for it; on one rank, an error in the background is raised as soon as it is there."""
     checkpoints, written = Checkpoints(tmp_path, process), Future[None]()
@@ -354,3 +389,21 @@ def test_checkpoints_are_thinned_out_but_for_the_last_and_multiples(tmp_path: Pa
     checkpoints.wait()
     assert sorted(int(path.name.removeprefix("step-")) for path in tmp_path.iterdir()) == [4, 7, 8, 10]
     assert Checkpoints(tmp_path, process).keep_every is None
+
+
+def test_old_checkpoints_that_cannot_be_removed_stay(
+    tmp_path: Path, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a network file system, for example, with a file of theirs open elsewhere."""
+    (tmp_path / "step-00000001").mkdir()
+    (tmp_path / "step-00000001" / ".metadata").touch()
+    (tmp_path / "step-00000099.tmp").mkdir()
+    checkpoints = Checkpoints(tmp_path, process, keep_last=1)
+    checkpoints.save(2, stepped(0), {}, {})
+
+    def refuses(*_: object, **__: object) -> None:
+        raise PermissionError("in use")
+
+    monkeypatch.setattr(os, "rmdir", refuses)
+    checkpoints.wait()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002", "step-00000099.tmp"]

@@ -28,6 +28,10 @@ _SCALARS: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+_MANY_NODES = 200
+"""Trees of more nodes do not grow much further: a list repeated within itself would fill the memory."""
+
+
 def mutated(rng: Rng, name: str, content: bytes) -> bytes:
     """Damaged content of a file called `name`: usually specific to its format, otherwise as plain bytes."""
     from benchmarks.hostile import archives, containers, tables
@@ -104,7 +108,8 @@ def mutate_tree(rng: Rng, tree: Any) -> Any:
         elif isinstance(owner, dict):
             owner[odd_name(rng)] = owner[key] if action < 0.9 else owner.pop(key)
         else:
-            owner.extend([owner[key]] * rng.choice((1, 2, 500)))
+            times = rng.choice((1, 2, 500))
+            owner.extend([owner[key]] * (times if len(nodes) < _MANY_NODES else min(times, 2)))
     return tree
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _LONGEST_SIDE_PX = 4096
 _SCANNED = CLIPS.append(SOURCES.field("captions"))
 """A clip comes with its captions; its source stores them."""
-_EXACT_BITS = 53
-"""Largest integer that a floating-point column accepts."""
+_EXACT_BITS = {16: 11, 32: 24, 64: 53}
+"""Width of a floating-point column -> bits of the integers that it accepts, sign included."""
 
 
 def check_scan(scanned: "Scan", source: Source) -> None:
@@ -65,9 +65,10 @@ def fits(value: Any, kind: pa.DataType) -> bool:
     if isinstance(value, bool):
         return bool(pa.types.is_boolean(kind))
     if isinstance(value, int):
-        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-        bits = kind.bit_width if pa.types.is_integer(kind) else _EXACT_BITS
-        return is_number and -(1 << bits) <= 2 * value < 1 << bits
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            return False
+        bits = kind.bit_width if pa.types.is_integer(kind) else _EXACT_BITS[kind.bit_width]
+        return -(1 << bits) <= 2 * value < 1 << bits
     return (isinstance(value, float) and pa.types.is_floating(kind)) or (
         isinstance(value, str) and pa.types.is_string(kind)
     )

@@ -98,6 +98,8 @@ TYPES = (
 @given(value=VALUES, kind=st.sampled_from(TYPES))
 @example(value=0, kind=pa.bool_())
 @example(value=0, kind=pa.string())
+@example(value=2**24 + 1, kind=pa.float32())
+@example(value=2**53 + 1, kind=pa.float64())
 def test_what_fits_can_be_written(value: object, kind: pa.DataType):
     if fits(value, kind):
         pa.array([value], kind)

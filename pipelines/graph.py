@@ -11,6 +11,7 @@ worker, and Ray does not fuse the rest:
 
 import pickle
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, pairwise
@@ -67,14 +68,15 @@ def run(stages: Sequence[Stage], items: Sequence[Any], given: Collection[Need]) 
     operators = check(stages, given)
     rows = [{"item": pickle.dumps(item), "error": "", "costs": b""} for item in items]
     data = ray.data.from_items(rows, override_num_blocks=min(len(rows), TASKS_AT_MOST))
-    for operator in operators:
-        data = _through(data, operator)
-    for row in data.iter_rows():
-        if row["costs"]:
-            charge_all(pickle.loads(row["costs"]))
-        if row["error"]:
-            raise RunStopped(row["error"])
-        yield pickle.loads(row["item"])
+    with ExitStack() as actors:
+        for operator in operators:
+            data = _through(data, operator, actors)
+        for row in data.iter_rows():
+            if row["costs"]:
+                charge_all(pickle.loads(row["costs"]))
+            if row["error"]:
+                raise RunStopped(row["error"])
+            yield pickle.loads(row["item"])
 
 
 def check(stages: Sequence[Stage], given: Collection[Need]) -> list[Operator]:
@@ -227,8 +229,8 @@ def _check_memory(operators: Sequence[Operator], offered: float, where: str) -> 
         )
 
 
-def _through(data: Any, operator: Operator) -> Any:
-    """A Ray Dataset with one more operator."""
+def _through(data: Any, operator: Operator, actors: ExitStack) -> Any:
+    """A Ray Dataset with one more operator, whose actor, if it waits for others, ends with the stack."""
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     takes = {"num_cpus": operator.num_cpus, "num_gpus": operator.num_gpus, "memory": operator.memory_bytes}
@@ -239,7 +241,7 @@ def _through(data: Any, operator: Operator) -> Any:
         return data.map_batches(_Actor, batch_size=operator.batch_size, **arguments)
     if operator.calls > 1:
         arguments["compute"] = TaskPoolStrategy(size=operator.calls)
-        ask = partial(_ask, actor=_waiting_actor(operator))
+        ask = partial(_ask, actor=actors.enter_context(_waiting_actor(operator)))
         return data.map_batches(ask, batch_size=operator.batch_size, **arguments)
     arguments["compute"] = TaskPoolStrategy(size=operator.workers)
     if operator.batch_size == 1:
@@ -255,12 +257,20 @@ class _Actor:
         return _answer(self._work, batch)
 
 
-def _waiting_actor(operator: Operator) -> Any:
-    """An actor with a thread per call. About Ray Data's own pools, Ray prints an error (ray-project/ray#53727)."""
+@contextmanager
+def _waiting_actor(operator: Operator) -> Iterator[Any]:
+    """An actor with a thread per call, for a `with` block: Ray Data keeps a handle, so that it would live on.
+
+    About Ray Data's own pools, Ray prints an error (ray-project/ray#53727).
+    """
     import ray
 
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": operator.calls}
-    return ray.remote(_Actor).options(**options).remote(operator.stages, 0)
+    actor: Any = ray.remote(_Actor).options(**options).remote(operator.stages, 0)
+    try:
+        yield actor
+    finally:
+        ray.kill(actor)
 
 
 def _ask(batch: dict[str, Any], actor: Any) -> Any:

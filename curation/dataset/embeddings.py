@@ -9,7 +9,7 @@ written, is read into a temporary file. Sizes: N clips with an embedding, D = wi
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,11 +107,8 @@ def open_embeddings(
 
     Memory holds one block at a time. Raises UserError if the dataset has no embedding, or embeddings of two widths.
     """
-    if connection is None:
-        with dataset.connect() as own:
-            inputs = _inputs(dataset, own)
-    else:
-        inputs = _inputs(dataset, connection)
+    with nullcontext(connection) if connection else dataset.connect() as opened:
+        inputs = _inputs(dataset, opened)
     path = Path(dataset.file(_FOLDER, _FILE))
     if not storage.is_local(dataset.fs):
         with _temporary(dataset, inputs) as temporary, _mapped(temporary) as embeddings:

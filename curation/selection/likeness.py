@@ -42,14 +42,14 @@ def add_likes(
         raise UserError(f"{taken[0]!r} is the score of `like`, but a column or a rule has that name: rename the column")
     removed = [name for name, like in likes.items() if like.clip is not None and like.embedding is None]
     if scored := {name: like for name, like in likes.items() if not (allow_missing and name in removed)}:
-        connection.register(_VIEW, _scores(dataset, scored))
+        connection.register(_VIEW, _scores(dataset, connection, scored))
     return rules.model_copy(update={"rules": {**rules.rules, **likes}})
 
 
-def _scores(dataset: Dataset, likes: dict[str, Like]) -> pa.Table:
+def _scores(dataset: Dataset, connection: duckdb.DuckDBPyConnection, likes: dict[str, Like]) -> pa.Table:
     """clip_id and a column per query, of the clips that have an embedding."""
     fields = [column("clip_id", pa.string(), "clip")]
-    with open_embeddings(dataset) as embeddings:
+    with open_embeddings(dataset, connection) as embeddings:
         ids = embeddings.clip_ids.cast(pa.string()).combine_chunks()
         scores = []
         for name, like in likes.items():

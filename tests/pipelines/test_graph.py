@@ -15,6 +15,7 @@ from pipelines.fence import Fence
 from pipelines.graph import Node, Operator, place, run
 from pipelines.parts import scan_stage, write_stage
 from pipelines.scoring import clip_stages
+from tests.processes import gone_within
 
 LARGE = {"clip_embedder": 1_710_000_000, "coca": 2_550_000_000}
 CAPTIONED = CurateConfig(captioners=CaptionersConfig(coca=CocaConfig(), video=VideoConfig(), merged=MergedConfig()))
@@ -163,9 +164,10 @@ def test_a_pool_and_a_single_worker_stay_apart_from_the_tasks_around_them(
 
 @pytest.mark.slow
 def test_calls_of_a_stage_that_waits_overlap_and_leave_the_cpus_to_tasks(local_ray: None):
-    """Three calls meet; with fewer at a time each would wait for the others in vain."""
+    """Three calls meet; with fewer at a time each would wait for the others in vain. Their process ends too."""
 
     def load(device: str) -> Any:
+        import os
         import threading
 
         together = threading.Barrier(3)
@@ -175,7 +177,7 @@ def test_calls_of_a_stage_that_waits_overlap_and_leave_the_cpus_to_tasks(local_r
                 together.wait(60)
             except threading.BrokenBarrierError:
                 return [(*item, "alone") for item in items]
-            return [(*item, "met") for item in items]
+            return [(*item, os.getpid()) for item in items]
 
         return meet
 
@@ -184,4 +186,6 @@ def test_calls_of_a_stage_that_waits_overlap_and_leave_the_cpus_to_tasks(local_r
     (_, ask, _) = place(stages, [Node(cpus=1)])
     assert (ask.num_cpus, ask.workers, ask.calls) == (0, 1, 3)
     answers = sorted(run(stages, [(number,) for number in range(6)], given=()))
-    assert [(number, met) for number, _, met, _ in answers] == [(number, "met") for number in range(6)]
+    assert [number for number, *_ in answers] == list(range(6))
+    (pid,) = {pid for _, _, pid, _ in answers}
+    assert gone_within(60, [pid])

@@ -369,8 +369,8 @@ def test_repeated_pictures_of_a_clip_are_left_out() -> None:
         assert sample.frames_TCHW is not None
         bright = [bool(frame.float().mean() > 120) for frame in sample.frames_TCHW]
         assert all(a != b for a, b in itertools.pairwise(bright))
-    without_repeats = {"frames": 24, "distinct_fps": None, "distinct_frames": list(range(24))}
-    for changes in ({}, {"shape": without_repeats}):
+    without_repeats = {"frames": 24, "distinct_fps": 24.0, "distinct_frames": list(range(24))}
+    for changes in ({}, {"shape": without_repeats}, {"shape": without_repeats | {"distinct_fps": None}}):
         plain = read_sample("a", files | {"json": json.dumps(about(**changes)).encode()}, config, seed=0)
         assert plain.fps == pytest.approx(24)
     slow = {"frames": 24, "distinct_fps": 0.5, "distinct_frames": [0]}
@@ -388,6 +388,7 @@ def test_repeated_pictures_of_a_clip_are_left_out() -> None:
         {"distinct_fps": 12.0, "distinct_frames": [0.0, 2.0]},
         {"distinct_fps": 12.0, "distinct_frames": [False, True]},
         {"distinct_fps": 12.0, "distinct_frames": "all"},
+        {"distinct_fps": None, "distinct_frames": [0, 2]},
         {"distinct_fps": 1000000.5, "distinct_frames": [0, 2]},
     ],
 )

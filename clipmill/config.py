@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from clipmill.addresses import redacted
 from clipmill.errors import UserError
+from clipmill.text import is_unicode
 
 _MAX_YAML_BYTES = 1 << 20
 _MAX_NODES = 100_000
@@ -212,10 +213,5 @@ _StrictLoader.add_implicit_resolver(
 
 def _check_text(node: yaml.Node, mark: yaml.Mark) -> None:
     """`"\\ud800"` is half of a character, for which UTF-8 has no bytes."""
-    if isinstance(node, yaml.ScalarNode):
-        try:
-            node.value.encode()
-        except UnicodeEncodeError:
-            raise yaml.composer.ComposerError(
-                None, None, "expected valid Unicode, got half a character", mark
-            ) from None
+    if isinstance(node, yaml.ScalarNode) and not is_unicode(node.value):
+        raise yaml.composer.ComposerError(None, None, "expected valid Unicode, got half a character", mark)

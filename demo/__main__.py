@@ -15,7 +15,7 @@ from curation.scores.clip_embedder import ClipEmbedderConfig
 from curation.shards.write import ShardConfig
 from demo.collection import Flaws, collection
 from demo.model import demo_config
-from demo.train import RECIPE, RUNS, WRITTEN, sample_held_back, train_stages
+from demo.train import RECIPE, RUNS, WRITTEN, prepare_stages, sample_held_back, train_stages
 from pipelines.cli import complain, console
 from pipelines.cluster import connected
 from pipelines.grid import table
@@ -68,7 +68,8 @@ def run(out: Path, videos: list[str], count: int, *, steps_share: float = 0.0) -
         print_selection(screen, selection)
         shards = [shard(dataset, "svd-paper"), shard(dataset, "svd-paper", images=True)] if selection.clips else []
         print_summary(screen, curated, selection, shards, time.monotonic() - started_s)
-        model = _train(Path(dataset), out, steps_share) if rendered and steps_share else None
+        recipe = _prepare(Path(dataset), out, steps_share) if rendered and steps_share else None
+    model = train_stages(recipe, out) if recipe is not None else None  # without Ray, whose processes slow it down
     page = report_at_end(dataset, selection.name)
     screen.print(
         f"Look around: clipmill status {dataset}; tar tf {dataset}/shards/svd-paper/clips-000000.tar", markup=False
@@ -97,15 +98,15 @@ def _claim(out: Path) -> None:
         (out / _MARKER).write_text("The clipmill demo made this folder. Its next run deletes what this one wrote.\n")
 
 
-def _train(dataset: Path, out: Path, steps_share: float) -> Path:
-    """Select by the demo's two sets of rules, write shards, train all stages."""
+def _prepare(dataset: Path, out: Path, steps_share: float) -> Path:
+    """Select by the demo's two sets of rules, write shards and latents; returns the recipe of the training."""
     screen = console()
     for rules, images in (("pretraining", True), ("pretraining", False), ("finetuning", False)):
         selection = select(str(dataset), str(RULES / f"{rules}.yaml"), replace=True)
         run = shard(str(dataset), selection.name, images=images, config=ShardConfig(clips_per_shard=16), quiet=True)
         kind = "pictures" if images else "clips"
         screen.print(f"training data selected by {rules}.yaml: {run.index['totals']['samples']} {kind}", markup=False)
-    return train_stages(dataset, out, steps_share=steps_share)
+    return prepare_stages(dataset, out, steps_share=steps_share)
 
 
 def _own_config() -> CurateConfig:

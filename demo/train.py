@@ -51,9 +51,9 @@ STAGES = (
 """Stage I on images, II on many clips, III on the best clips with image conditioning; about four minutes in all."""
 
 
-def train_stages(dataset: Path, out: Path, *, steps_share: float = 1.0) -> Path:
-    """Cache latents, then train all stages; returns the model of the last one. `steps_share` scales the steps of all
-    stages.
+def prepare_stages(dataset: Path, out: Path, *, steps_share: float = 1.0) -> Path:
+    """Write the initial model, the latents of all stages and their recipe; returns the recipe. `steps_share` scales
+    the steps of all stages.
     """
     initial = write_initial(out / INITIAL)
     entries, changes = [], {part.stage: _changes(part, initial, steps_share) for part in STAGES}
@@ -70,6 +70,11 @@ def train_stages(dataset: Path, out: Path, *, steps_share: float = 1.0) -> Path:
         entries.append({"stage": part.stage, "data": str(latents.relative_to(out)), "set": changes[part.stage]})
     recipe = out / RECIPE
     recipe.write_text(yaml.safe_dump({"init": initial.name, "stages": entries}, sort_keys=False), encoding="utf-8")
+    return recipe
+
+
+def train_stages(recipe: Path, out: Path) -> Path:
+    """Train all stages of the recipe; returns the model of the last one."""
     return list(train_recipe(recipe, out / RUNS))[-1]
 
 

@@ -12,6 +12,7 @@ safetensors.
 import json
 import logging
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -20,14 +21,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from clipmill.errors import RunStopped, Superseded, UserError
 from training.checkpoint_index import INDEX, IndexReader, read_index
-from training.distributed import Process
+from training.distributed import Process, barrier, leave_group, new_group
 from training.ema import Ema
 
 CHECKPOINTS = "checkpoints"
@@ -78,8 +78,9 @@ class Checkpoints:
     _pending: tuple[int, Future[Any]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        # Separate group: background messages must not interleave with the collectives of a training step.
-        self._group = dist.new_group(backend="gloo")
+        self._group = new_group()
+        if self._group is None:
+            warnings.filterwarnings("ignore", "torch.distributed is .*uninitialized", UserWarning)
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint."""
@@ -106,7 +107,7 @@ class Checkpoints:
         temporary = self._temporary(step)
         try:
             self._prepare(step, metadata)
-            dist.barrier(group=self._group)
+            barrier(self._group)
             torch.save(dict(rank_state), temporary / rank_file(self.process.rank))
             future = dcp.async_save(state.tensors(), checkpoint_id=temporary, process_group=self._group)
         except (OSError, RuntimeError, UserError) as error:  # torch.save raises RuntimeError on a full disk
@@ -135,7 +136,7 @@ class Checkpoints:
         step = self._pending[0]
         try:
             self._finish_pending()
-            dist.barrier(group=self._group)
+            barrier(self._group)
         except (OSError, dcp.api.CheckpointException, RuntimeError, UserError) as error:
             raise self._failed(step, error) from error
 
@@ -154,7 +155,7 @@ class Checkpoints:
     def settled(self) -> Iterator[None]:
         """Wait for the pending checkpoint on exit. After an exception it is still renamed if possible, but its errors
         are only logged, and no collectives are used, since other ranks may not get here. After Superseded it is left
-        to the other run, which removes it.
+        to the other run, which removes it. No checkpoint is saved or loaded afterwards.
         """
         try:
             yield
@@ -169,6 +170,7 @@ class Checkpoints:
                 _LOG.warning("failed to write the last checkpoint: %s", _reason(error))
             raise
         self.wait()
+        leave_group(self._group)
 
     def _finish_pending(self) -> None:
         """Wait for this rank's part of the pending checkpoint; rename it on the first rank."""

@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from clipmill import storage
 from clipmill.addresses import without_credentials
 from clipmill.errors import UserError
@@ -23,6 +21,7 @@ from clipmill.retries import RETRY_S, retried
 from clipmill.transfers import download_once, upload
 from training.checkpoint import CHECKPOINTS, METADATA, CheckpointError, Checkpoints, rank_file, read_metadata
 from training.checkpoint_index import INDEX, IndexReader
+from training.distributed import barrier
 
 _ID = "id"
 """Key in checkpoint.json that distinguishes attempts at the same step."""
@@ -101,7 +100,7 @@ class StoredCheckpoints(Checkpoints):
         """As in `Checkpoints`; downloads the files that this rank needs, and removes them afterwards."""
         with self._addressed(path):
             loaded = super().load(path, state)
-        dist.barrier(group=self._group)
+        barrier(self._group)
         shutil.rmtree(self._restored, ignore_errors=True)
         shutil.rmtree(path, ignore_errors=True)
         return loaded

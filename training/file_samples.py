@@ -18,6 +18,7 @@ import numpy as np
 
 from clipmill.errors import UserError
 from clipmill.local_files import open_regular, path_of
+from clipmill.text import is_unicode, with_bytes_escaped
 from training.list_rows import LIST_SUFFIXES, Row, read_list
 from training.metadata import normalized, sample_metadata
 from training.note_names import OUTSIDE, REPEATED, SEVERAL, lacking
@@ -173,11 +174,8 @@ def samples_of(media: Iterable[str]) -> Iterator[Sample]:
     for stem, paths in by_stem.items():
         first, *others = sorted(paths, key=lambda path: (extension_of(path) != "mp4", not path.endswith(".mp4"), path))
         same_medium = any(extension_of(path) == extension_of(first) for path in others)
-        try:
-            first.encode()
-        except UnicodeEncodeError:
-            shown = stem.encode(errors="surrogateescape").decode(errors="backslashreplace")
-            yield Sample(key=shown, path="", problem="name is not UTF-8")
+        if not is_unicode(first):
+            yield Sample(key=with_bytes_escaped(stem), path="", problem="name is not UTF-8")
             continue
         yield Sample(key=_key(first), path=first, notes=[SEVERAL] if same_medium else [])
 

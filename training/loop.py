@@ -16,7 +16,7 @@ from svd.model import Model
 from training.batch import Batch, without_waiting
 from training.checkpoint import State, read_metadata
 from training.contents import Contents, check_contents, digest, write_contents
-from training.distributed import Process, accumulating, distribute, full_tensor, gather, reshard, resolve
+from training.distributed import Process, accumulating, all_reduce, distribute, full_tensor, gather, reshard, resolve
 from training.ema import Ema
 from training.metrics import Log, Meter, by_noise_level, memory_bytes, peak_flops
 from training.objective import Losses, Objective
@@ -276,7 +276,7 @@ def _stop_unless_finite(step: int, norm: Tensor, seen: list[tuple[Batch, Losses]
     finite = torch.stack([losses.loss_B.detach().isfinite().all() for _, losses in seen]).all() & norm.isfinite()
     goes_on = without_waiting(torch.tensor(not asked), finite.device)
     every = torch.stack([finite, goes_on]).to(torch.int32)
-    dist.all_reduce(every, dist.ReduceOp.MIN)
+    all_reduce(every, dist.ReduceOp.MIN)
     all_finite, all_go_on = every.tolist()
     if all_finite:
         return not all_go_on
@@ -297,7 +297,7 @@ def _record(
 ) -> dict[str, Any]:
     """Log line with metrics of all ranks since the last one."""
     sums = meter.sums().clone()
-    dist.all_reduce(sums)
+    all_reduce(sums)
     seconds = meter.seconds()
     record: dict[str, Any] = {
         "step": done,

@@ -9,8 +9,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import torch.distributed as dist
-
 from clipmill import storage
 from clipmill.addresses import without_credentials
 from clipmill.errors import Superseded, UserError
@@ -22,7 +20,7 @@ from clipmill.transfers import download, download_once, upload
 from training import checkpoint, checkpoint_store
 from training.checkpoint import CHECKPOINTS, Checkpoints, complete_checkpoints
 from training.checkpoint_store import CheckpointStore, StoredCheckpoints
-from training.distributed import Process
+from training.distributed import Process, barrier
 from training.init_model import MODEL
 from training.metrics import METRICS
 from training.remote_shards import STARTUP_RETRY_S
@@ -205,7 +203,7 @@ def local_model(init: Path | str | None) -> Iterator[Path | None]:
     for name, stored in objects.items():
         download_once(stored.url, folder / name)
     yield folder
-    dist.barrier()
+    barrier()
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from clipmill import storage
@@ -36,7 +35,7 @@ from svd.model import Model
 from svd.unet import UNet
 from training.cache_latents import weight_digests
 from training.data import Batches, Joint, Shards, loader
-from training.distributed import Process, join, once, resolve
+from training.distributed import Process, barrier, join, once, resolve
 from training.estimate import estimate
 from training.init_model import MODEL, init_model, with_unet
 from training.loop import Hooks, Loader, run_loop
@@ -118,7 +117,7 @@ def run_stage(
             check()
             exported = run.publish_model(_export(stage, model, run.path, process), CONFIG)
             run.publish()
-            dist.barrier()  # other ranks may read the model next
+            barrier()  # other ranks may read the model next
     return StageResult(model=exported, steps=result.steps, resumed_at=result.resumed_at)
 
 

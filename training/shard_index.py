@@ -22,6 +22,7 @@ from clipmill.archives import compression_of
 from clipmill.errors import UserError
 from clipmill.ranges import Range, StoredObject
 from clipmill.shard_folder import ShardRecord, check_shard_format
+from clipmill.text import is_unicode, with_bytes_escaped
 from training.file_samples import index_files, is_files
 from training.folder_layouts import COMPRESSED_TARS, check_not_compressed, tars_in
 from training.index_cache import Stamp, read_index, write_index
@@ -266,22 +267,20 @@ class _Samples:
 
 def _unusable(key: str) -> str | None:
     """The reason why a name is not usable as a key; None if it is."""
-    try:
-        size_bytes = len(key.encode())
-    except UnicodeEncodeError:
+    if not is_unicode(key):
         return "name is not UTF-8"
-    if size_bytes > MAX_NAME_BYTES:
+    if (size_bytes := len(key.encode())) > MAX_NAME_BYTES:
         return f"name has {size_bytes:,} bytes, more than {MAX_NAME_BYTES}"
     return None
 
 
 def _shown(text: str) -> str:
     """Printable form of a name from a tar; long names are truncated and get a digest to stay distinct."""
-    printable = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
-    if len(printable) <= MAX_NAME_BYTES:
-        return printable
+    name = with_bytes_escaped(text)
+    if len(name) <= MAX_NAME_BYTES:
+        return name
     digest = blake2b(text.encode(errors="surrogateescape"), digest_size=4).hexdigest()
-    return f"{printable[:_SHOWN_CHARACTERS]}...{digest}"
+    return f"{name[:_SHOWN_CHARACTERS]}...{digest}"
 
 
 def _end_problem(file: BinaryIO | RemoteHeaders, end: int, size_bytes: int) -> str | None:

@@ -16,6 +16,7 @@ from fsspec import AbstractFileSystem
 
 from clipmill import storage
 from clipmill.errors import UserError
+from clipmill.text import is_unicode
 
 
 def open_connection(
@@ -102,10 +103,8 @@ def sentence(error: duckdb.Error) -> str:
 
 
 def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"expected valid UTF-8, got {text!r}: it cannot be part of a query") from error
+    if not is_unicode(text):
+        raise UserError(f"expected valid UTF-8, got {text!r}: it cannot be part of a query")
     return text
 
 

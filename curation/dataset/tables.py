@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from clipmill import storage
 from clipmill.errors import RunStopped, UserError
 from clipmill.formats import DATASET
+from clipmill.text import is_unicode
 from curation.dataset.description import check_config, checked_description, describe
 from curation.dataset.joined import VERSIONS, joined_query, view_of
 from curation.dataset.joined_captions import run_order
@@ -69,10 +70,8 @@ class Dataset:
         self.url = url
         self._while_removing = while_removing
         self.fs, self.path = storage.filesystem(url)
-        try:
-            self.path.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"the name of a dataset folder must be valid UTF-8, got {url!r}") from error
+        if not is_unicode(self.path):
+            raise UserError(f"the name of a dataset folder must be valid UTF-8, got {url!r}")
 
     def __repr__(self) -> str:
         return f"Dataset({self.url!r})"

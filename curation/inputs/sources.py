@@ -21,6 +21,7 @@ from clipmill.archives import WITHOUT_RANDOM_ACCESS, archive_kind
 from clipmill.config import Config
 from clipmill.errors import SourceError, UserError
 from clipmill.storage import address, archive_filesystem, call, explained, is_local, shown, within
+from clipmill.text import is_unicode
 from curation.inputs.folders import (
     FOLDER_NOT_FILE,
     SIDECAR_SUFFIXES,
@@ -259,19 +260,11 @@ def _list_folder(fs: fsspec.AbstractFileSystem, folder: str, passed_over: Counte
         count_passed_over(passed_over, files)
     for path in videos:
         error = (
-            None if _is_unicode(path) else SourceError("unreadable", "its name in the archive is not UTF-8; rename it")
+            None if is_unicode(path) else SourceError("unreadable", "its name in the archive is not UTF-8; rename it")
         )
         yield Candidate(fs, path, info=entries[path], error=error)
     for path in without_videos(dict.fromkeys(filter(is_video_name, named_like_videos)), videos):
         yield Candidate(fs, path, error=SourceError("unreadable", FOLDER_NOT_FILE))
-
-
-def _is_unicode(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _stat_all(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Source]]:

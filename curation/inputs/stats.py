@@ -21,6 +21,7 @@ from clipmill.errors import SourceError, UserError, raise_if_stopped
 from clipmill.local_files import open_regular
 from clipmill.storage import address, filesystem, is_local, reason_of
 from clipmill.store_requests import call, within
+from clipmill.text import is_unicode
 from clipmill.web_files import open_web_file
 from curation.inputs.folders import FOLDER_NOT_FILE
 
@@ -219,9 +220,5 @@ def stored_uri(candidate: Candidate) -> str:
     if candidate.error is not None and not posixpath.isabs(path):
         return without_credentials(path).encode("utf-8", "backslashreplace").decode()
     if is_local(fs):
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            return f"file://{quote_from_bytes(os.fsencode(path))}"
-        return path
+        return path if is_unicode(path) else f"file://{quote_from_bytes(os.fsencode(path))}"
     return without_credentials(address(fs, path))

@@ -48,7 +48,7 @@ STAGES = (
     _Part(stage="tiny-video", shards="pretraining", steps=100, batch_size=8, lr=1e-3, augmentations_per_clip=3),
     _Part(stage="tiny-image-to-video", shards="finetuning", steps=300, batch_size=8, lr=2e-3, augmentations_per_clip=6),
 )
-"""Stage I on images, II on many clips, III on the best clips with image conditioning; about four minutes in all."""
+"""Stage I on images, II on many clips, III on the best clips with image conditioning; about three minutes in all."""
 
 
 def prepare_stages(dataset: Path, out: Path, *, steps_share: float = 1.0) -> Path:

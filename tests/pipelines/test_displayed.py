@@ -2,7 +2,6 @@
 
 import io
 import random
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from curation.shards.clip_row import ExtractedClip
 from curation.shards.extract import ExtractionConfig, extract_clips
 from curation.shots.spans import SpanConfig
 from curation.video.decode import Video
+from tests.clean_aperture import with_clean_aperture
 from tests.ffmpeg import ffmpeg, first_picture
 from training.frames import Reader, sample_video
 
@@ -161,30 +161,6 @@ def test_bars_are_cut_off_whatever_the_orientation(tmp_path: Path, name: str) ->
     from_decord = training_frame(extracted(path, "remux"), "decord")
     assert from_decord.shape == remuxed.shape
     assert np.abs(from_decord.astype(float) - remuxed).mean() < LEVELS
-
-
-CLEAN_APERTURE = (56, 40, -4, 6)
-"""Width and height shown, of 96 x 64, and how far to the right and down from the middle."""
-
-
-def with_clean_aperture(mp4: bytes) -> bytes:
-    """The file, whose index comes last, with a `clap` box in its only sample entry."""
-    content, start, end, parents = bytearray(mp4), 0, len(mp4), []
-    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd"):
-        while content[start + 4 : start + 8] != name:
-            start += int.from_bytes(content[start : start + 4], "big")
-            assert start < end, name
-        parents.append(start)
-        start, end = start + 8, start + int.from_bytes(content[start : start + 4], "big")
-    entry = start + 8
-    width, height, right, down = CLEAN_APERTURE
-    box = struct.pack(">I4s8i", 40, b"clap", width, 1, height, 1, right, 1, down, 1)
-    position = entry + int.from_bytes(content[entry : entry + 4], "big")
-    content[position:position] = box
-    for parent in (*parents, entry):
-        size = int.from_bytes(content[parent : parent + 4], "big") + len(box)
-        content[parent : parent + 4] = size.to_bytes(4, "big")
-    return bytes(content)
 
 
 @pytest.mark.parametrize("container", ["mp4", "mkv"])

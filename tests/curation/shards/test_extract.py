@@ -18,11 +18,14 @@ from clipmill.errors import SourceError
 from clipmill.video import UPRIGHT
 from curation.inputs.sources import list_sources
 from curation.scan.one_pass import ScanConfig, scan
+from curation.shards.audio import audio_columns
 from curation.shards.clip_row import ExtractedClip
-from curation.shards.extract import ExtractionConfig, decode_passes, extract_clips
+from curation.shards.extract import ExtractionConfig, _packets_between, decode_passes, extract_clips
 from curation.shots.spans import SpanConfig
 from curation.video.decode import Video
 from curation.video.display import DisplayTransform
+from tests.clean_aperture import with_clean_aperture
+from tests.ffmpeg import ffmpeg
 from tests.media import panning, write_video
 
 Timed = list[tuple[Fraction, av.VideoFrame]]
@@ -161,6 +164,66 @@ def test_a_copy_keeps_rotation_and_pixel_aspect_as_metadata(real_videos: Path) -
             assert (video.info.width, video.info.height) == (source.info.width, source.info.height)
             assert video.info.orientation.rotation == clip_file.shape["rotation"] == rotation
             assert clip_file.shape["sample_aspect_ratio"] == aspect
+
+
+def test_a_copy_is_described_with_its_orientation_aspect_and_margins(tmp_path: Path) -> None:
+    whole, path = tmp_path / "whole.mp4", tmp_path / "a.mp4"
+    with av.open(str(whole), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options=X264, width=96, height=64)
+        stream.thread_count, stream.codec_context.sample_aspect_ratio = 1, Fraction(4, 3)
+        stream.set_display_rotation(-90)
+        for image in panning(height=64, pixels_per_frame=1, frames=24):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:, :96]), "bgr24")))
+        container.mux(stream.encode(None))
+    path.write_bytes(with_clean_aperture(whole.read_bytes()))
+    (clip,) = clips_of(path, "remux")
+    (clip_file,) = extracted(path, [clip | {"extraction": "remux"}])
+    assert (clip_file.suffix, clip_file.audio) == ("mp4", audio_columns(None))
+    assert clip_file.shape == {
+        "codec": "h264",
+        "pixel_format": "yuv420p",
+        "width": 96,
+        "height": 64,
+        "rotation": 90,
+        "mirrored": False,
+        "sample_aspect_ratio": "4:3",
+        "crop": [16, 18, 24, 6],
+    }
+
+
+def test_a_copy_keeps_the_sample_entry_of_its_source(tmp_path: Path) -> None:
+    """`hvc1` has its parameter sets in the index alone, `hev1` may have them between its packets."""
+    hev1 = make(tmp_path, "hevc_open_gop")
+    hvc1 = tmp_path / "hvc1.mp4"
+    ffmpeg("-i", hev1, "-c", "copy", "-tag:v", "hvc1", hvc1)
+    for path, tag in ((hev1, b"hev1"), (hvc1, b"hvc1")):
+        clip_file = extracted(path, clips_of(path, "remux"))[0]
+        assert [name for name in (b"hev1", b"hvc1") if name in clip_file.content] == [tag]
+
+
+def test_a_packet_without_timestamp_is_not_copied() -> None:
+    stamps = iter([-1, 0, None])
+    video = SimpleNamespace(demux=lambda _: (SimpleNamespace(pts=pts) for pts in stamps))
+    reason = r"\Adecode_error: a packet has no timestamp: the file differs from the scan\Z"
+    with pytest.raises(SourceError, match=reason):
+        _packets_between(video, 0, 10)  # type: ignore[arg-type]
+
+
+def test_another_frame_rate_is_given_to_clips_that_have_another(tmp_path: Path) -> None:
+    path = make(tmp_path, "b_frames")
+    clips = clips_of(path, "transcode")
+    as_they_are, the_same, resampled = (
+        extract_clips(str(path), clips, "clips", ExtractionConfig(), fps) for fps in (None, Fraction(24), Fraction(8))
+    )
+    assert the_same == as_they_are
+    for clip, clip_file in zip(clips, resampled, strict=True):
+        assert isinstance(clip_file, ExtractedClip), clip_file
+        frames = held(clip_file)
+        assert [time for time, _ in frames] == [Fraction(i, 8) for i in range(len(frames))]
+        nearest = [picture for _, picture in wanted(path, clip)[::3]]
+        assert len(frames) == len(nearest)
+        for (_, ours), theirs in zip(frames, nearest, strict=True):
+            assert psnr_db(luma(theirs), luma(ours)) >= 38
 
 
 @pytest.mark.slow

@@ -256,7 +256,7 @@ def list_files(fs: fsspec.AbstractFileSystem, folder: str, suffix: str = "") -> 
 
     Excludes unfinished files of `atomic_write`.
     """
-    return [path for path in _entries(fs, folder, kind="file") if path.endswith(suffix) and not _is_temporary(path)]
+    return [path for path in list_folder(fs, folder)[0] if path.endswith(suffix)]
 
 
 def file_versions(fs: fsspec.AbstractFileSystem, folder: str, suffix: str = "") -> dict[str, str]:
@@ -274,7 +274,14 @@ def file_versions(fs: fsspec.AbstractFileSystem, folder: str, suffix: str = "") 
 
 def list_folders(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
     """Sorted paths of the folders directly in `folder`; [] if it does not exist."""
-    return _entries(fs, folder, kind="directory")
+    return list_folder(fs, folder)[1]
+
+
+def list_folder(fs: fsspec.AbstractFileSystem, folder: str) -> tuple[list[str], list[str]]:
+    """The files of `list_files` and the folders of `list_folders`, in one request."""
+    entries = sorted((entry["name"].rstrip("/"), entry["type"]) for entry in _listed(fs, folder))
+    files = [path for path, kind in entries if kind == "file" and not _is_temporary(path)]
+    return files, [path for path, kind in entries if kind == "directory"]
 
 
 def remove_leftovers(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
@@ -282,7 +289,8 @@ def remove_leftovers(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
 
     Call it only when no other process writes there: a live writer would lose its file.
     """
-    leftovers = [path for path in _entries(fs, folder, kind="file") if _is_temporary(path)]
+    names = sorted(entry["name"] for entry in _listed(fs, folder) if entry["type"] == "file")
+    leftovers = [path for path in names if _is_temporary(path)]
     for path in leftovers:
         remove(fs, path)
     return leftovers
@@ -297,10 +305,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _damaged(fs: fsspec.AbstractFileSystem, path: str, reason: str) -> UserError:
     return UserError(f"{shown(fs, path)} is damaged: {reason[:300]}")
-
-
-def _entries(fs: fsspec.AbstractFileSystem, folder: str, *, kind: str) -> list[str]:
-    return sorted(entry["name"].rstrip("/") for entry in _listed(fs, folder) if entry["type"] == kind)
 
 
 def _listed(fs: fsspec.AbstractFileSystem, folder: str) -> list[dict[str, Any]]:

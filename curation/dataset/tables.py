@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import duckdb
@@ -23,6 +24,7 @@ from clipmill.text import is_unicode
 from curation.dataset.description import check_config, checked_description, describe
 from curation.dataset.joined import VERSIONS, joined_query, view_of
 from curation.dataset.joined_captions import run_order
+from curation.dataset.listings import ListedOnce, Listings
 from curation.dataset.metadata import add_metadata_columns
 from curation.dataset.schemas import SCHEMAS
 from curation.dataset.score_versions import (
@@ -70,6 +72,7 @@ class Dataset:
         self.url = url
         self._while_removing = while_removing
         self.fs, self.path = storage.filesystem(url)
+        self._listings = Listings(self.fs)
         if not is_unicode(self.path):
             raise UserError(f"the name of a dataset folder must be valid UTF-8, got {url!r}")
 
@@ -228,7 +231,7 @@ class Dataset:
     def versioned(self) -> list[str]:
         """The scores and captioners with versions, as scores/NAME and captions/NAME."""
         roots = (f"{folder}/{name}" for folder in (SCORES, CAPTIONS) for name in self._folders(folder, _NAME))
-        return [root for root in roots if storage.exists(self.fs, self.file(root, VERSIONS_FILE))]
+        return [root for root in roots if self.file(root, VERSIONS_FILE) in self._listings.files(self.file(root))]
 
     def recorded_versions(self, root: str) -> list[RecordedVersion]:
         """The versions of `root`, such as scores/NAME, oldest first. Raises UserError if their record is damaged."""
@@ -248,7 +251,8 @@ class Dataset:
 
     def counted_captions(self) -> dict[str, int]:
         """Captioner -> version that counts, of those with captions, in the order in which they run."""
-        versions = self._versions(self.views()).to_pylist()
+        now = self._at_one_moment()
+        versions = now._versions(now.views()).to_pylist()
         counted = {v["scorer"]: v["version"] for v in versions if v["counted"] and v["view"].startswith(CAPTIONS)}
         return dict(sorted(counted.items(), key=lambda each: run_order(each[0])))
 
@@ -262,10 +266,11 @@ class Dataset:
         (see `curation.dataset.sql`); larger queries than `memory` spill to disk. Errors of DuckDB's in the block leave
         it as UserError.
         """
+        now = self._at_one_moment()
         tables: dict[str, list[str] | pa.Table] = {
-            view: self._part_files(name) or _empty(name) for view, name in self.views().items()
+            view: now._part_files(name) or _empty(name) for view, name in now.views().items()
         }
-        tables[VERSIONS] = self._versions(tables)
+        tables[VERSIONS] = now._versions(tables)
         try:
             with open_connection(self.fs, tables, memory=memory) as connection:
                 add_metadata_columns(connection)
@@ -282,11 +287,11 @@ class Dataset:
 
     def views(self) -> dict[str, str]:
         """View of a connection -> its table, such as "clips" or "scores/NAME/vN"; versions without rows have none."""
-        views = {name: name for name in ("sources", "clips")}
-        views |= {f"{SCORES}_{name}": f"{SCORES}/{name}" for name in self.score_names()}
-        for table in self.version_tables():
+        now, views = self._at_one_moment(), {name: name for name in ("sources", "clips")}
+        views |= {f"{SCORES}_{name}": f"{SCORES}/{name}" for name in now.score_names()}
+        for table in now.version_tables():
             root, _, version = table.rpartition("/")
-            if self.parts(table):
+            if now.parts(table):
                 views[view_of(root, int(version[1:]))] = table
         return views
 
@@ -294,8 +299,10 @@ class Dataset:
         """The view `score_versions`, of the versions that have rows."""
         rows = []
         in_clips = [f"{SCORES}/{name}" for name in scores_of_clips(self._read_description() or {})]
-        for root in sorted({*in_clips, *self.versioned()}):
-            recorded = {v.version: v for v in self.recorded_versions(root) if view_of(root, v.version) in views}
+        versioned = self.versioned()
+        for root in sorted({*in_clips, *versioned}):
+            listed = self.recorded_versions(root) if root in versioned else []
+            recorded = {v.version: v for v in listed if view_of(root, v.version) in views}
             counted = counted_version(recorded.values(), in_clips=root in in_clips)
             for version in sorted({*recorded, *([1] if root in in_clips else [])}):
                 view = view_of(root, version) if version in recorded else "clips"
@@ -306,7 +313,7 @@ class Dataset:
 
     def _folders(self, folder: str, names: re.Pattern[str]) -> list[str]:
         """Names of the folders in a folder that have the form of a name."""
-        paths = storage.list_folders(self.fs, self.file(folder))
+        paths = self._listings.folders(self.file(folder))
         return [name for path in paths if names.fullmatch(name := path.rpartition("/")[2])]
 
     def _read_description(self) -> dict[str, Any] | None:
@@ -335,8 +342,16 @@ class Dataset:
         storage.remove(self.fs, probe)
 
     def _present(self, table_name: str) -> set[str]:
-        files = storage.list_files(self.fs, self.file(table_name), ".parquet")
+        files = self._listings.files(self.file(table_name), ".parquet")
         return {file.rpartition("/")[2].removesuffix(".parquet") for file in files}
+
+    def _at_one_moment(self) -> "Dataset":
+        """This dataset, with every folder listed once, for several questions in a row."""
+        if isinstance(self._listings, ListedOnce):
+            return self
+        now = copy(self)
+        now._listings = ListedOnce(self.fs)
+        return now
 
     def _part_files(self, table_name: str) -> list[str]:
         return [self.file(table_name, f"{part}.parquet") for part in self.parts(table_name)]

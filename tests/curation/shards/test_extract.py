@@ -2,7 +2,6 @@
 
 import io
 import os
-from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +19,7 @@ from curation.inputs.sources import list_sources
 from curation.scan.one_pass import ScanConfig, scan
 from curation.shards.audio import audio_columns
 from curation.shards.clip_row import ExtractedClip
-from curation.shards.extract import ExtractionConfig, _packets_between, decode_passes, extract_clips
+from curation.shards.extract import ExtractionConfig, _packets_between, extract_clips
 from curation.shots.spans import SpanConfig
 from curation.video.decode import Video
 from curation.video.display import DisplayTransform
@@ -454,25 +453,3 @@ def test_a_span_that_is_not_in_the_source_fails_alone(tmp_path: Path, extraction
         found = reasons(path, [bad, good])
         assert "differs from the scan" in found[0]
         assert found[1] == ""
-
-
-class SeekingVideo:
-    """A video whose keyframes lie every 100 ticks; seeking behind `broken_pts` fails."""
-
-    def __init__(self, broken_pts: float = float("inf")) -> None:
-        self.broken_pts = broken_pts
-
-    def demux(self, start_pts: int) -> Iterator[SimpleNamespace]:
-        if start_pts > self.broken_pts:
-            raise av.FFmpegError(5, "Input/output error")
-        yield SimpleNamespace(pts=start_pts - start_pts % 100)
-
-
-@pytest.mark.parametrize(
-    ("video", "starts_per_pass"),
-    [(SeekingVideo(), [[10, 60], [310]]), (SeekingVideo(broken_pts=50), [[10], [60], [310]])],
-)
-def test_clips_share_a_decode_where_no_keyframe_lies_between_them(video: Any, starts_per_pass: list[list[int]]):
-    row = {"timestamps": "container", "resume": None, "interlaced": "progressive"}
-    clips = [{"start_pts": start, "end_pts": start + 40, **row} for start in (310, 10, 60)]
-    assert [[clip["start_pts"] for clip in group] for group in decode_passes(video, clips)] == starts_per_pass

@@ -63,9 +63,10 @@ def test_processes_share_the_limit_and_never_see_half_an_entry(tmp_path: Path) -
     processes = [context.Process(target=put_many, args=(tmp_path, name)) for name in range(4)]
     for process in processes:
         process.start()
-    largest = 0
-    while any(process.is_alive() for process in processes):
-        largest = max(largest, size_of(tmp_path))
+    largest, running = 0, True
+    while running:
+        running = any(process.is_alive() for process in processes)
+        largest = max(largest, size_of(tmp_path))  # once more after the last has ended
         time.sleep(0.002)
     for process in processes:
         process.join()

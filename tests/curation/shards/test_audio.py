@@ -137,6 +137,19 @@ def test_sound_and_pictures_are_interleaved_behind_the_index(tmp_path: Path) -> 
         assert all(later - earlier > -0.5 for (_, earlier), (_, later) in pairwise(sorted(packets)))
 
 
+@pytest.mark.parametrize("extraction", ["transcode", "remux"])
+def test_the_index_of_much_sound_beside_few_pictures_fits_before_them(tmp_path: Path, extraction: str) -> None:
+    path, tone = tmp_path / "a.mp4", "sine=f=440:r=48000:d=90"
+    inputs = ("-f", "lavfi", "-i", "testsrc2=s=64x48:r=1:d=90", "-f", "lavfi", "-i", tone)
+    ffmpeg(*inputs, "-c:v", "libx264", "-preset", "ultrafast", "-g", "90", "-pix_fmt", "yuv420p", "-c:a", "aac", path)
+    (listed,) = list_sources([str(path)])
+    (row,) = scan(listed, ScanConfig(spans=SpanConfig(min_s=1.0, max_s=100.0, extraction=extraction))).clips
+    (clip,) = extract_clips(str(path), [row], "clips", KEEP)
+    assert isinstance(clip, ExtractedClip), clip
+    assert clip.content.index(b"moov") < clip.content.index(b"mdat")
+    assert lasting(clip.content) == pytest.approx((90, 90), abs=0.1)
+
+
 def test_sound_that_starts_late_is_silent_before(tmp_path: Path) -> None:
     silent, tone = tmp_path / "silent.mp4", tmp_path / "tone.m4a"
     ffmpeg("-f", "lavfi", "-i", PICTURE, *X264, silent)

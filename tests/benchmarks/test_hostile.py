@@ -108,7 +108,8 @@ def test_the_verdict_on_a_case(read: Callable[[], Any], outcome: str, tmp_path: 
 @pytest.mark.slow
 def test_a_small_run_is_clean(tmp_path: Path):
     command = [sys.executable, "-m", "benchmarks.hostile", "--kind", "list", "--count", "12", "--work", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}  # a local Ray sets PYTHONSAFEPATH
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures.pop("ok") + figures.pop("rejected") == 12

@@ -160,15 +160,16 @@ def test_bars_of_the_clip_are_cut_off(info: Any) -> None:
     assert np.abs(first.astype(int) - content[8:32]).max() <= 2
 
 
-def test_another_frame_rate_is_that_of_the_resampler(info: Any) -> None:
-    source = row(24, variable_fps=True)
-    resampler = Resampler(source, Fraction(8))
+@pytest.mark.parametrize("fps", [8, 72])
+def test_another_frame_rate_is_that_of_the_resampler(fps: int, info: Any) -> None:
+    """A higher one repeats frames, the last one at the end."""
+    resampler = Resampler(row(24, variable_fps=True), Fraction(fps))
     clip = encoded(frames([planes(y=20 + 8 * i) for i in range(24)], info), resampler.row, resampler=resampler)
     with av.open(io.BytesIO(clip.content)) as container:
         decoded = list(container.decode(video=0))
-    assert [frame.pts * frame.time_base for frame in decoded] == [Fraction(i, 8) for i in range(8)]
+    assert [frame.pts * frame.time_base for frame in decoded] == [Fraction(i, fps) for i in range(fps)]
     brightness = [frame.to_ndarray()[:HEIGHT].mean() for frame in decoded]
-    assert brightness == pytest.approx([20 + 8 * 3 * i for i in range(8)], abs=9)
+    assert brightness == pytest.approx([20 + 8 * 24 * i / fps for i in range(fps)], abs=9)
 
 
 def test_frames_that_the_scan_did_not_see_are_an_error(info: Any) -> None:

@@ -4,7 +4,7 @@ import errno
 import json
 import mimetypes
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, TypeVar
 
@@ -279,9 +279,8 @@ def list_folders(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
 
 def list_folder(fs: fsspec.AbstractFileSystem, folder: str) -> tuple[list[str], list[str]]:
     """The files of `list_files` and the folders of `list_folders`, in one request."""
-    entries = sorted((entry["name"].rstrip("/"), entry["type"]) for entry in _listed(fs, folder))
-    files = [path for path, kind in entries if kind == "file" and not _is_temporary(path)]
-    return files, [path for path, kind in entries if kind == "directory"]
+    entries = _listed(fs, folder)
+    return [path for path in _paths(entries, "file") if not _is_temporary(path)], _paths(entries, "directory")
 
 
 def remove_leftovers(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
@@ -289,8 +288,7 @@ def remove_leftovers(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
 
     Call it only when no other process writes there: a live writer would lose its file.
     """
-    names = sorted(entry["name"] for entry in _listed(fs, folder) if entry["type"] == "file")
-    leftovers = [path for path in names if _is_temporary(path)]
+    leftovers = [path for path in _paths(_listed(fs, folder), "file") if _is_temporary(path)]
     for path in leftovers:
         remove(fs, path)
     return leftovers
@@ -305,6 +303,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _damaged(fs: fsspec.AbstractFileSystem, path: str, reason: str) -> UserError:
     return UserError(f"{shown(fs, path)} is damaged: {reason[:300]}")
+
+
+def _paths(entries: Iterable[Mapping[str, Any]], kind: str) -> list[str]:
+    return sorted(entry["name"].rstrip("/") for entry in entries if entry["type"] == kind)
 
 
 def _listed(fs: fsspec.AbstractFileSystem, folder: str) -> list[dict[str, Any]]:

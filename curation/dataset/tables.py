@@ -5,9 +5,10 @@ A part is committed by its file in `sources/`, which is written last; clips and 
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from functools import cache, partial
 from typing import Any
 
 import duckdb
@@ -24,7 +25,6 @@ from clipmill.text import is_unicode
 from curation.dataset.description import check_config, checked_description, describe
 from curation.dataset.joined import VERSIONS, joined_query, view_of
 from curation.dataset.joined_captions import run_order
-from curation.dataset.listings import ListedOnce, Listings
 from curation.dataset.metadata import add_metadata_columns
 from curation.dataset.schemas import SCHEMAS
 from curation.dataset.score_versions import (
@@ -72,7 +72,8 @@ class Dataset:
         self.url = url
         self._while_removing = while_removing
         self.fs, self.path = storage.filesystem(url)
-        self._listings = Listings(self.fs)
+        self._listed: Callable[[str], tuple[list[str], list[str]]] = partial(storage.list_folder, self.fs)
+        """Files and folders directly in a folder: in an object store each question is a request."""
         if not is_unicode(self.path):
             raise UserError(f"the name of a dataset folder must be valid UTF-8, got {url!r}")
 
@@ -231,7 +232,7 @@ class Dataset:
     def versioned(self) -> list[str]:
         """The scores and captioners with versions, as scores/NAME and captions/NAME."""
         roots = (f"{folder}/{name}" for folder in (SCORES, CAPTIONS) for name in self._folders(folder, _NAME))
-        return [root for root in roots if self.file(root, VERSIONS_FILE) in self._listings.files(self.file(root))]
+        return [root for root in roots if self.file(root, VERSIONS_FILE) in self._listed(self.file(root))[0]]
 
     def recorded_versions(self, root: str) -> list[RecordedVersion]:
         """The versions of `root`, such as scores/NAME, oldest first. Raises UserError if their record is damaged."""
@@ -313,7 +314,7 @@ class Dataset:
 
     def _folders(self, folder: str, names: re.Pattern[str]) -> list[str]:
         """Names of the folders in a folder that have the form of a name."""
-        paths = self._listings.folders(self.file(folder))
+        _, paths = self._listed(self.file(folder))
         return [name for path in paths if names.fullmatch(name := path.rpartition("/")[2])]
 
     def _read_description(self) -> dict[str, Any] | None:
@@ -342,15 +343,13 @@ class Dataset:
         storage.remove(self.fs, probe)
 
     def _present(self, table_name: str) -> set[str]:
-        files = self._listings.files(self.file(table_name), ".parquet")
-        return {file.rpartition("/")[2].removesuffix(".parquet") for file in files}
+        files, _ = self._listed(self.file(table_name))
+        return {file.rpartition("/")[2].removesuffix(".parquet") for file in files if file.endswith(".parquet")}
 
     def _at_one_moment(self) -> "Dataset":
         """This dataset, with every folder listed once, for several questions in a row."""
-        if isinstance(self._listings, ListedOnce):
-            return self
         now = copy(self)
-        now._listings = ListedOnce(self.fs)
+        now._listed = cache(self._listed)
         return now
 
     def _part_files(self, table_name: str) -> list[str]:

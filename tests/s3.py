@@ -1,8 +1,10 @@
-"""A local S3 server for tests; conftest imports the fixture."""
+"""A local S3 server for tests, and what is asked of it; conftest imports the fixtures."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import s3fs
 from moto.server import ThreadedMotoServer
 
 from tests.stores import forget_clients, new_bucket
@@ -33,3 +35,17 @@ def s3_endpoint() -> Iterator[str]:
 def s3_url(s3_endpoint: str) -> str:
     """An empty bucket of its own, as `s3://bucket`."""
     return new_bucket("s3")
+
+
+@pytest.fixture
+def s3_requests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The S3 operations of this process from now on, with their keys or prefixes."""
+    called: list[tuple[str, str]] = []
+    call = s3fs.S3FileSystem._call_s3
+
+    async def noted(self: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+        called.append((method, kwargs.get("Key") or kwargs.get("Prefix", "")))
+        return await call(self, method, *args, **kwargs)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", noted)
+    return called
